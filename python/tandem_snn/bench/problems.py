@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import tandem_snn.nn as tnn
 from tandem_ext import ConstantInput, SpikeTrain
+from tandem_ext.functional import if_scan
 
 _SAMPLE = 1 << 16  # enough neurons to find the drive for a rate
 
@@ -50,18 +51,20 @@ def rate_coded(T: int, shape: Sequence[int], rate: float, generator: torch.Gener
     if not 0 < rate <= 0.45:
         raise ValueError(f"rate: expected 0 < rate <= 0.45, since half of the neurons are silent, got {rate}")
     drive = torch.relu(torch.randn(*shape, generator=generator))
-    v = torch.rand(*shape, generator=generator)
-    noise = [1 + 0.5 * torch.randn(*shape, generator=generator) for _ in range(T)]
-    sample = slice(0, _SAMPLE)
-    few = [x.flatten()[sample] for x in (drive, v, *noise)]
+    v = torch.rand(*shape, generator=generator) * (drive > 0)
+    noise = torch.stack([1 + 0.5 * torch.randn(*shape, generator=generator) for _ in range(T)]).clamp_min(0)
 
-    def fires(factor: float) -> float:
-        return _fire(factor * few[0], few[1], few[2:]).double().mean().item()
+    def fire(factor: float, neurons: slice = slice(None)) -> Tensor:
+        currents = factor * drive.flatten()[neurons] * noise.flatten(1)[:, neurons]
+        return if_scan(currents, v_init=v.flatten()[neurons]).to_dense(torch.bool)  # type: ignore[union-attr]
+
+    def rate_at(factor: float) -> float:
+        return fire(factor, slice(_SAMPLE)).double().mean().item()
 
     most = 1.0
-    while fires(most) < rate and most < 1e3:
+    while rate_at(most) < rate and most < 1e3:
         most *= 2
-    return _fire(_bisected(fires, rate, 0.0, most, 20)[1] * drive, v, noise)
+    return fire(_bisected(rate_at, rate, 0.0, most, 20)[1]).view(T, *shape)
 
 
 def _bisected(f: Callable[[float], float], wanted: float, low: float, high: float, rounds: int) -> tuple[float, float]:
@@ -70,16 +73,6 @@ def _bisected(f: Callable[[float], float], wanted: float, low: float, high: floa
         middle = (low + high) / 2
         low, high = (middle, high) if f(middle) < wanted else (low, middle)
     return low, high
-
-
-def _fire(current: Tensor, v: Tensor, noise: Sequence[Tensor]) -> Tensor:
-    v = v * (current > 0)
-    spikes = []
-    for factor in noise:
-        v = v + current * factor.clamp_min(0)
-        spikes.append(v >= 1)
-        v = v - spikes[-1].float()
-    return torch.stack(spikes)
 
 
 KINDS = {"rate": rate_coded, "iid": iid}
