@@ -88,7 +88,8 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(
-        "| checkpoint | T | waits | takes back | accuracy after each step | SynOps |\n| --- | --- | --- | --- | --- | --- |"
+        "| checkpoint | T | waits | takes back | accuracy after each step | SynOps |\n"
+        "| --- | --- | --- | --- | --- | --- |"
     )
     for path in arguments.checkpoints:
         recipe = read_recipe(path)
