@@ -14,6 +14,19 @@ from tandem_snn.data import load
 from tandem_snn.nn.general import Neurons
 
 
+class Net(nn.Module):
+    """Layers by name, and a forward that is a function of them."""
+
+    def __init__(self, forward: Callable[[Any, Any], Any], **layers: nn.Module) -> None:
+        super().__init__()
+        self.run = forward
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, x: Any) -> Any:
+        return self.run(self, x)
+
+
 def trained(net: nn.Module, x: Tensor) -> nn.Module:
     """A network whose batch norms have seen data, in evaluation mode."""
     net.train()

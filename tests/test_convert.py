@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import Net
 from torch import Tensor, nn
 
 import tandem_ext as te
@@ -268,16 +269,8 @@ def test_a_learned_threshold_gets_both_gradients() -> None:
 
 def test_a_module_used_twice() -> None:
     """It becomes two layers with one weight."""
-
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.b(torch.relu(self.a(torch.relu(self.a(x)))))
-
-    net, x = Twice(), torch.rand(3, 4)
+    layers, x = {"a": nn.Linear(4, 4), "b": nn.Linear(4, 2)}, torch.rand(3, 4)
+    net = Net(lambda m, x: m.b(torch.relu(m.a(torch.relu(m.a(x))))), **layers)
     snn = convert(net, T=8)
     assert torch.equal(to_ann(snn)(x), net(x))
     assert len(list(snn.parameters())) == 4

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import networks
 import pytest
 import torch
 import torch.nn.functional as F
@@ -189,22 +190,13 @@ def test_with_windows_a_count_is_the_activation_rounded(name: str) -> None:
 def test_fused_layers_read_trains_side_by_side() -> None:
     """Channels of two layers, in another order, with a ceiling on some: each is worth what it is worth."""
 
-    class Mixed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.c, self.d = (
-                conv(2, 4),
-                conv(2, 4),
-                conv(4, 4, padding=1, groups=2),
-                conv(8, 6, groups=2),
-            )
+    def mixed(m: Any, x: Tensor) -> Tensor:
+        kept, passed = torch.cat([F.relu(m.a(x)), F.relu6(20 * m.b(x))], 1).chunk(2, 1)
+        y = torch.cat([F.pad(kept, (1, 1, 1, 1)), F.relu(m.c(F.pad(passed, (1, 1, 1, 1))))], 1)
+        return F.relu(m.d(F.channel_shuffle(y, 2)))
 
-        def forward(self, x: Tensor) -> Tensor:
-            kept, passed = torch.cat([F.relu(self.a(x)), F.relu6(20 * self.b(x))], 1).chunk(2, 1)
-            y = torch.cat([F.pad(kept, (1, 1, 1, 1)), F.relu(self.c(F.pad(passed, (1, 1, 1, 1))))], 1)
-            return F.relu(self.d(F.channel_shuffle(y, 2)))
-
-    net, x = Mixed().eval(), torch.rand(6, 2, 8, 8)
+    convs = {"a": conv(2, 4), "b": conv(2, 4), "c": conv(4, 4, padding=1, groups=2), "d": conv(8, 6, groups=2)}
+    net, x = networks.Net(mixed, **convs).eval(), torch.rand(6, 2, 8, 8)
     snn = calibrate(convert(net, T=200, example=x[:1]), [x], percentile=100)
     assert snn.meta["ways"]["c"] == snn.meta["ways"]["d"] == "fused: conv2d"
     with torch.no_grad():

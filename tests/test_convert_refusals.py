@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from networks import Net
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -238,15 +239,8 @@ def test_a_flattened_image_streams(flatten: nn.Module) -> None:
 
 
 def test_rows_as_samples_are_no_flattened_image() -> None:
-    class Rows(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.b(torch.relu(self.a(x.view(-1, 4))))
-
-    net, x = Rows(), torch.rand(5, 3, 4)
+    layers, x = {"a": nn.Linear(4, 6), "b": nn.Linear(6, 3)}, torch.rand(5, 3, 4)
+    net = Net(lambda m, x: m.b(torch.relu(m.a(x.view(-1, 4)))), **layers)
     snn = convert(net, T=4, example=x)
     assert snn(x).shape == (15, 3)
     assert torch.equal(to_ann(snn)(x), net(x))
@@ -267,16 +261,11 @@ def test_where_no_size_is_given_none_is_taken_for_granted() -> None:
 
 
 def test_auxiliary_heads_are_left_out_and_said() -> None:
-    class Aux(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.body, self.aux, self.head = nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(4, 3)
+    def forward(m: Any, x: Tensor) -> Any:
+        a = torch.relu(m.body(x))
+        return (m.head(a), m.aux(a)) if m.training else m.head(a)
 
-        def forward(self, x: Tensor) -> Any:
-            a = torch.relu(self.body(x))
-            return (self.head(a), self.aux(a)) if self.training else self.head(a)
-
-    net = Aux().train()
+    net = Net(forward, body=nn.Linear(4, 4), aux=nn.Linear(4, 2), head=nn.Linear(4, 3)).train()
     with pytest.warns(UserWarning, match="aux takes no part in evaluation"):
         snn = convert(net, T=8, example=torch.rand(1, 4))
     assert snn(torch.rand(3, 4)).shape == (3, 3)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import dyadic
-from networks import Shortcut, conv, image_paths, impulse_paths, lif, line, mlp, projection, residual, trained
+from networks import Net, Shortcut, conv, image_paths, impulse_paths, lif, line, mlp, projection, residual, trained
 from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.optim.swa_utils import AveragedModel
@@ -167,16 +167,8 @@ def test_hooks_run_and_have_no_program(tmp_path: Path) -> None:
 
 
 def test_a_network_without_a_program_runs_layer_by_layer() -> None:
-    class Doubled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = tnn.Linear(4, 4)
-            self.readout = tnn.Readout(4, 2)
-
-        def forward(self, x: te.SpikeTrain) -> Tensor:
-            return self.readout(te.cat([self.layer(x), self.layer(x)]))
-
-    net = Doubled()
+    layers = {"layer": tnn.Linear(4, 4), "readout": tnn.Readout(4, 2)}
+    net = Net(lambda m, x: m.readout(te.cat([m.layer(x), m.layer(x)])), **layers)
     x = te.SpikeTrain.from_dense(torch.ones(3, 2, 4))
     frozen = freeze(net)
     assert torch.equal(frozen(x), net(x))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import lif, trained
+from networks import Net, lif, trained
 from test_frozen_window import NETWORKS, of_timing
 from torch import Tensor, nn
 
@@ -107,25 +107,13 @@ def test_what_a_file_cannot_hold_is_named(tmp_path: Path) -> None:
     class Own(tnn.Linear):
         pass
 
-    class Doubled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer, self.readout = tnn.Linear(4, 4), tnn.Readout(4, 2)
-
-        def forward(self, x: Any) -> Tensor:
-            return 2 * self.readout(self.layer(x))
-
-    class Joined(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.readout = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(8, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.readout(torch.cat([self.a(x).relu(), self.b(x).relu()], 1))
-
+    layers = {"layer": tnn.Linear(4, 4), "readout": tnn.Readout(4, 2)}
+    doubled = Net(lambda m, x: 2 * m.readout(m.layer(x)), **layers)
+    layers = {"a": nn.Linear(4, 4), "b": nn.Linear(4, 4), "readout": nn.Linear(8, 2)}
+    joined = Net(lambda m, x: m.readout(torch.cat([m.a(x).relu(), m.b(x).relu()], 1)), **layers)
     for net, message in (
-        (ts.convert(Joined(), T=4, example=torch.rand(1, 4)), r"\(call_function cat\) is not a layer of tandem_snn.nn"),
-        (Doubled(), "mul.* is not a layer of tandem_snn.nn"),
+        (ts.convert(joined, T=4, example=torch.rand(1, 4)), r"\(call_function cat\) is not a layer of tandem_snn.nn"),
+        (doubled, "mul.* is not a layer of tandem_snn.nn"),
         (nn.Sequential(Own(4, 3), tnn.Readout(3, 2)), "layer '0' cannot be saved: Own is not a layer"),
         (nn.Sequential(tnn.Linear(4, 3), nn.Linear(3, 2)), "layer '1' cannot be saved"),
         (nn.Sequential(tnn.Conv2d(1, 1, 3, padding=1000), tnn.Readout(3, 2)), "padding: .*0 to 255"),

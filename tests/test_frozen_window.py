@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import average, conv, image_paths, impulse_paths, line, mlp, projection, residual, trained
+from networks import Net, average, conv, image_paths, impulse_paths, line, mlp, projection, residual, trained
 from torch import Tensor, nn
 
 import tandem_ext as te
@@ -157,18 +157,12 @@ def test_another_t_begins_another_stream() -> None:
 
 
 def test_an_image_that_is_read_a_window_later_is_named() -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.encoder = tnn.Encoder(4)
-            self.first, self.second = tnn.Linear(5, 5, timing="window"), tnn.Linear(5, 5, timing="window")
-            self.readout = tnn.Readout(5, 2)
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.encoder(x)
+        return m.readout(m.second(x, residual=m.first(x)))
 
-        def forward(self, x: Tensor) -> Tensor:
-            x = self.encoder(x)
-            return self.readout(self.second(x, residual=self.first(x)))
-
-    net, x = Net().eval(), torch.rand(2, 5)
+    layers = {name: tnn.Linear(5, 5, timing="window") for name in ("first", "second")}
+    net, x = Net(forward, encoder=tnn.Encoder(4), **layers, readout=tnn.Readout(5, 2)).eval(), torch.rand(2, 5)
     frozen = ts.freeze(net)
     assert torch.equal(frozen(x), net(x))
     with pytest.raises(ValueError, match="instruction 1: a stream does not keep a real-valued input for a later"):

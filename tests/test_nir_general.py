@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import assert_same, dyadic, own_counts
+from networks import Net, assert_same, dyadic, own_counts
 from torch import Tensor, nn
 
 import tandem_ext as te
@@ -21,19 +21,6 @@ from tandem_snn.nn.general import Neurons
 
 nir = pytest.importorskip("nir", reason="the package nir is not installed")
 T = 8
-
-
-class Net(nn.Module):
-    """Layers by name, and a forward that is a function of them."""
-
-    def __init__(self, forward: Callable[[Any, Tensor], Tensor], **layers: nn.Module) -> None:
-        super().__init__()
-        self.run = forward
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(self, x)
 
 
 def separable() -> nn.Module:
