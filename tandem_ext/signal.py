@@ -163,10 +163,7 @@ def _refuse_dispatch() -> None:
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
-    """Return whether a gradient may flow to any of the tensors.
-
-    Under torch.func transforms and in forward mode, where requires_grad does not tell, it returns True.
-    """
+    """Return whether a gradient may flow to any of the tensors; always True under transforms and in forward mode."""
     transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
     for tensor in tensors:
         if tensor is not None and (tensor.requires_grad or (transformed and tensor.is_floating_point())):

@@ -24,12 +24,7 @@ def atomically(path: Path, write: Callable[[Path], object], *, keep: Path | None
     """Write a file atomically: ``write`` is given a temporary path in the same folder, which then replaces ``path``.
 
     File and folder are flushed to the disk, so that even after a power failure ``path`` is the old file or the new one.
-
-    Args:
-        keep: a path to which an old file is moved once the new one is complete.
-
-    Raises:
-        OSError: the file cannot be written; the message names ``path``.
+    ``keep`` is a path to which an old file is moved once the new one is complete. An OSError names ``path``.
     """
     try:
         _atomically(path, write, keep)
@@ -62,13 +57,7 @@ def _flush(path: Path) -> None:
 
 
 def pack(tensors: Mapping[str, Tensor], facts: Facts, format: str) -> bytes:
-    """Return the bytes of a file.
-
-    Args:
-        tensors: tensors by name, which are copied to the CPU; they may share memory.
-        facts: metadata by name, as values that JSON can represent.
-        format: the name and version of the file format.
-    """
+    """Return the bytes of a file of tensors, which may share memory, and of facts, values that JSON can represent."""
     save = extra("safetensors.torch", "writing a file").save
     copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     text = {name: json.dumps(value) for name, value in facts.items()}

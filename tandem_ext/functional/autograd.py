@@ -122,10 +122,7 @@ class Saved(NamedTuple):
 
 
 def run(inputs: tuple[Any, ...], train: bool) -> tuple[Tensor, ...]:
-    """Call the op of a layer with the given :class:`Inputs`; return (planes, counts, mask, v, bad).
-
-    With batch norm, ([product,] mean, var) come before bad.
-    """
+    """Call the op of a layer with :class:`Inputs`; return (planes, counts, mask, v, [[product,] mean, var,] bad)."""
     edge, weight, scale, shift, beta, planes, residual, _, residual_scale, _, v_init, bad, static = inputs
     source, T, return_v, eps, few_bits, *neuron, timing = static
     if isinstance(source, Product):
@@ -157,10 +154,7 @@ def _times(static: Static) -> int:
 
 
 class Fire(Function):
-    """A layer of neurons; see :class:`Inputs` and :func:`run`. Only its counts have a gradient.
-
-    Each field of Inputs is a separate parameter, because Dynamo counts parameters.
-    """
+    """A layer of neurons; see :func:`run`. Only its counts have a gradient. Dynamo needs a parameter for each field."""
 
     generate_vmap_rule = True
 

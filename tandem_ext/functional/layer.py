@@ -89,12 +89,9 @@ def layer(
 
 
 def window_product(x: SpikeTrain, weight: Tensor, product: Product) -> Tensor:
-    """Compute u = W c at the counts c with the layers' kernel, without gain and bias, with the ANN's gradients.
+    """Compute u = W c with the layers' kernel, [B, N, *space] in the compute dtype, with the ANN's gradients.
 
-    Use it for batch norm with statistics that the fused layer cannot compute, such as those of several processes.
-
-    Returns:
-        [B, N, *space] in the compute dtype.
+    It is for batch norm with statistics that the fused layer cannot compute, such as statistics of several processes.
     """
     x, weight, _ = fitted(x, weight, product)
     edge: Tensor | None = x.edge

@@ -223,10 +223,7 @@ def with_gain(
 
 
 def in_units(theta: Tensor | None, factor: Tensor | None, term: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Divide a factor, None for 1, and a term, None for 0, by a tensor threshold.
-
-    The threshold is detached: the layer's Function computes its gradient, -gate·c/ϑ at the real counts c.
-    """
+    """Divide a factor, None for 1, and a term, None for 0, by a tensor threshold, detached: Fire has its gradient."""
     if theta is None:
         return factor, term
     unit = theta.detach()

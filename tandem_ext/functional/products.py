@@ -105,8 +105,8 @@ _window_product = _ops.window_product.default
 def channels_last(x: Tensor) -> Tensor:
     """Lay out the input or weight [B, C, H, W] of a convolution so that torch's result is channels-last.
 
-    ``contiguous(memory_format=torch.channels_last)`` does not change a tensor with one channel. The result then does
-    not have the layout of the neurons, which is several times slower on the CPU.
+    ``contiguous(memory_format=torch.channels_last)`` does not change a tensor with one channel, and then the result has
+    another layout than the neurons, which is several times slower on the CPU.
     """
     if x.dim() != 4:
         return x

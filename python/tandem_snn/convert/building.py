@@ -48,11 +48,7 @@ ONE = torch.ones(())
 
 
 class Builder:
-    """The new graph, its modules, and the Value of each Op.
-
-    Attributes:
-        largest: the function for maximum pooling of currents.
-    """
+    """The new graph, its modules, and the Value of each Op. ``largest`` is the maximum pooling of currents."""
 
     largest: Callable[..., Any] = staticmethod(maximum.largest)
 

@@ -125,9 +125,7 @@ class DatasetSplit(Split):
 
 @dataclass(frozen=True)
 class _Batches(data.Dataset[Any]):
-    """A worker's data set: batches by their draws. Errors are returned, since DataLoader replaces the text of raised
-    ones.
-    """
+    """A worker's data set: batches by their draws. Errors are returned, since DataLoader replaces their text."""
 
     split: DatasetSplit
 

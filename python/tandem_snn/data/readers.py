@@ -135,9 +135,7 @@ VISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10
 
 
 def read_vision(name: str, root: Path) -> Read:
-    """A data set of ``VISION``, which are torchvision's classes, from the folders that they make. CIFAR-10's checksums
-    are verified before anything is unpickled.
-    """
+    """A data set of torchvision, from the folders that it makes; CIFAR-10 is verified before anything is unpickled."""
     cls = VISION[name]
     make = getattr(extra("torchvision.datasets", f"the data set {name}"), cls)
     how = explained(f"torchvision.datasets.{cls}(DIR, download=True) fetches it")
