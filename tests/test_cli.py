@@ -51,7 +51,9 @@ def test_eval_measures_a_run_again(run, capsys):
     assert shown[:2] == [f"{first['test_accuracy']:.2f}", f"{first['ann_test_accuracy']:.2f}"]
 
 
-def test_help_and_info():
+def test_help_and_info(capsys):
+    assert main([]) == 2
+    assert capsys.readouterr().err == ""
     result = CliRunner().invoke(app, ["train", "--help"])
     assert result.exit_code == 0
     assert "--seeds" in result.output

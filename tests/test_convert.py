@@ -189,7 +189,7 @@ def test_calibration() -> None:
     one = nn.Sequential(tnn.Encoder(8, gain=1 / 8), tnn.Linear(4, 3, gain="threshold"), tnn.Readout(3, 2))
     calibrate(one, [torch.rand(9, 4)])
     assert isinstance(one[1].threshold, float)
-    for keywords, message in (({"percentile": 0}, "percentile"), ({"loader": []}, "at least one batch")):
+    for keywords, message in (({"percentile": 0}, "percentile"), *(({"loader": e}, "got none") for e in ([], [x[:0]]))):
         with pytest.raises(ValueError, match=message):
             calibrate(snn, **{"loader": [x], **keywords})
     with pytest.raises(TypeError, match=r"loader: expected tensors or SpikeTrains.*got dict"):

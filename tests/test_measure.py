@@ -72,6 +72,8 @@ def test_synops_after_pooling_to_counts():
     result = measure.synops(net, torch.rand(3, 1, 4, 4))
     assert list(result.layers) == ["1", "4"]
     assert result.layers["4"] == measure.LayerOps(ann_macs=8, macs=8, acs=0)  # mean counts are real numbers
+    with pytest.raises(ValueError, match="x: expected at least one sample, got an empty batch"):
+        measure.synops(net, torch.rand(0, 1, 4, 4))
 
 
 @pytest.mark.parametrize("function", [measure.synops, measure.firing_rates, measure.mismatch])

@@ -37,5 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _fail(message: str, status: int) -> int:
-    print("tandem-snn: " + " ".join(message.split()), file=sys.stderr)
+    if message:  # there is none where the help was printed
+        print("tandem-snn: " + " ".join(message.split()), file=sys.stderr)
     return status

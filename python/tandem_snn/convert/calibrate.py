@@ -86,8 +86,8 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float | None = 
                 windows.add(x.T)
                 x = effective_counts(x)
             twin(x)
-    if not any(seen.values()):
-        raise ValueError("loader: expected at least one batch, got none")
+    if not any(values.numel() for kept in seen.values() for values in kept):
+        raise ValueError("loader: expected at least one sample, got none")
     if len(windows) != 1:
         raise ValueError(f"T: expected one, the network and its inputs have {sorted(windows)}")
     (T,) = windows

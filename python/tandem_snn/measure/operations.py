@@ -74,8 +74,8 @@ def synops(net: nn.Module, x: Any) -> SynOps:
         x: a batch of inputs of ``net``.
 
     Raises:
-        ValueError: the network has no such layers, or layers whose synapses cannot be counted (``general.Neurons`` of a
-            converted network).
+        ValueError: the batch is empty; the network has no such layers, or layers whose synapses cannot be counted
+            (``general.Neurons`` of a converted network).
 
     >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
     >>> synops(net, torch.rand(5, 4)).layers["1"]
@@ -86,6 +86,8 @@ def synops(net: nn.Module, x: Any) -> SynOps:
     def record(name: str, layer: nn.Module, x: Any, kwargs: dict[str, Any], output: Any) -> None:
         if isinstance(layer, Neurons):
             raise ValueError(f"net: layer {name!r} receives a sum of linear maps, whose synapses cannot be counted")
+        if not len(output):
+            raise ValueError("x: expected at least one sample, got an empty batch")
         if (spent := _spent(layer, x, kwargs.get("residual"), output)) is not None:
             before = astuple(layers[name]) if name in layers else (0.0, 0.0, 0.0)  # a layer can be used more than once
             layers[name] = LayerOps(*map(operator.add, before, (*spent[:2], spent[2].item())))
