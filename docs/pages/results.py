@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, median, stdev
 from typing import Any
 
 from curves import draw_all, front
@@ -43,6 +43,8 @@ _REMARKS = {
         "results."
     ),
 }
+FOLDS = Path(__file__).parents[1] / "results" / "folds.json"
+_STUDENT = 2.776  # 95 % of Student's t with four degrees of freedom lie within
 CLOSE = 0.3  # points: what counts as the twin's accuracy
 
 
@@ -92,6 +94,8 @@ def _section(results: Sequence[Result], pictures: Sequence[str]) -> Iterator[str
         yield ""
     if not regression:
         yield from _by_steps(results)
+        for result in results:
+            yield from _folds(result.name)
     for result in results if regression else ():
         if result.get("pictures"):
             error = result.value * math.prod(result["pictures"]["shape"][1:])
@@ -107,6 +111,23 @@ def _section(results: Sequence[Result], pictures: Sequence[str]) -> Iterator[str
         confidences = [one["confidence"] for one in exits[0]["early_exit"]]
         rows = ([f"`{r.name}`", *(_exit(one) for one in r["early_exit"])] for r in exits)
         yield from _table(["run", *(f"{c:g}" for c in confidences)], rows)
+
+
+def _folds(name: str) -> Iterator[str]:
+    """The cross-validation of a recipe, if there is one."""
+    accuracies = json.loads(FOLDS.read_text()).get(name)
+    if accuracies is None:
+        return
+    ours, rows = accuracies["SNN"], []
+    for kind, theirs in accuracies.items():
+        gaps = [one - other for one, other in zip(ours, theirs, strict=True)]
+        half = _STUDENT * stdev(gaps) / len(gaps) ** 0.5
+        gap = "" if kind == "SNN" else f"{fmean(gaps):+.2f} [{fmean(gaps) - half:+.2f}, {fmean(gaps) + half:+.2f}]"
+        rows.append([kind, f"{fmean(theirs):.2f} ± {stdev(theirs):.2f}", ", ".join(map(str, theirs)), gap])
+    yield f"`{name}`, cross-validated: each sample is tested once in {len(ours)} folds (`python"
+    yield f"tests/benchmarks/folds.py {name}`). Mean ± s.d.; 95 % interval of the paired difference (Student's t)."
+    yield ""
+    yield from _table(["network", "accuracy", "of each fold", "SNN's difference"], rows)
 
 
 def _by_steps(results: Sequence[Result]) -> Iterator[str]:

@@ -2,7 +2,8 @@
 
     python tests/benchmarks/folds.py n-mnist --data-dir DIR
 
-adds each fold's accuracies to docs/results/folds.json; folds that are there already are skipped.
+adds each fold's accuracies to docs/results/folds.json; folds that are there already are skipped. `make results` writes
+their table.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import cast
 
 import torch
@@ -27,7 +27,6 @@ from tandem_snn.training import compare, load_recipe
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results" / "folds.json"
 FOLDS = 5
-STUDENT = 2.776  # 95 % of Student's t with four degrees of freedom lie within
 
 
 def fold(data: Dataset, number: int) -> Dataset:
@@ -49,17 +48,6 @@ def fold(data: Dataset, number: int) -> Dataset:
     )
 
 
-def table(results: dict[str, list[float]]) -> str:
-    """Mean and standard deviation over the folds, and the mean difference of the spiking network to the others."""
-    lines = ["| network | accuracy | SNN's difference, paired |", "| --- | --- | --- |"]
-    for kind, accuracies in results.items():
-        gaps = [ours - theirs for ours, theirs in zip(results["SNN"], accuracies, strict=True)]
-        half = STUDENT * stdev(gaps) / len(gaps) ** 0.5
-        gap = "" if kind == "SNN" else f"{fmean(gaps):+.2f} [{fmean(gaps) - half:+.2f}, {fmean(gaps) + half:+.2f}]"
-        lines.append(f"| {kind} | {fmean(accuracies):.2f} ± {stdev(accuracies):.2f} | {gap} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe")
@@ -77,7 +65,6 @@ def main() -> None:
         for kind in comparison.kinds:
             results.setdefault(kind, []).append(round(100 * comparison.test(kind), 2))
         RESULTS.write_text(json.dumps(known, indent=1) + "\n")
-    print(table(results))
 
 
 if __name__ == "__main__":
