@@ -28,8 +28,8 @@ class NeuronOptions(TypedDict, total=False):
         leak: λ in (0, 1]; 1 is the IF neuron, less is a leaky (LIF) neuron.
         v_init: the membrane potential before the first step, a float or tensor, 0-dim, one per channel or [*features].
             It is not learned.
-        gain: the value of a spike for the next layer. "threshold": ϑ, so that gain times count approximates ρ(z), an
-            activation in the ANN's units, for any ϑ.
+        gain: the value of a spike for the next layer, a float or a tensor, 0-dim or one per channel. "threshold": ϑ, so
+            that gain times count approximates ρ(z), an activation in the ANN's units, for any ϑ.
         gate: which neurons pass a gradient. "relu": z > 0; "clip": 0 < z < ϑT; "resu": z > 0, and neurons with z ≤ 0
             are silenced.
         eps, momentum: of the batch norm. momentum None: 0.1, or 0.9 with ``bn_stats="running"``.
@@ -53,7 +53,7 @@ class NeuronOptions(TypedDict, total=False):
     threshold: float | Tensor
     leak: float
     v_init: float | Tensor
-    gain: float | str
+    gain: float | Tensor | str
     gate: str
     eps: float
     momentum: float | None
@@ -76,7 +76,7 @@ class HasNeurons(nn.Module):
     threshold: float | Tensor
     leak: float = 1.0
     v_init: float | Tensor
-    gain: float | str
+    gain: float | Tensor | str
     gate: str = "relu"
     timing: str = "step"
     _channels: int | None = None
