@@ -66,9 +66,8 @@ class FrozenNetwork(nn.Module):
 
     @property
     def latency(self) -> int | None:
-        """The number of stream steps from the first step of a window to its complete answer; None while T is not known.
-
-        It is T, plus T for each consecutive layer with timing "window".
+        """The number of stream steps from the first step of a window to its complete answer: T, plus T for each
+        consecutive layer with window timing. None while T is not known.
 
         >>> layers = tnn.Linear(3, 5, timing="window"), tnn.Linear(5, 4, timing="window")
         >>> freeze(nn.Sequential(tnn.Encoder(T=8), *layers, tnn.Readout(4, 2))).latency
