@@ -355,9 +355,6 @@ def load_frozen(path: str | PathLike[str]) -> FrozenNetwork:
     Args:
         path: the file.
 
-    Returns:
-        A FrozenNetwork.
-
     Raises:
         UserError: the file does not exist, is not a frozen network, is damaged, has another version of the format, or
             its network is not valid. It is a ValueError.
