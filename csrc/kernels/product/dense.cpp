@@ -221,7 +221,10 @@ TANDEM_INLINE void combine(const int32_t* sums, int64_t rows, double unit, bool 
 // Adds the sums of some steps, [steps, 16], times 1 << shift.
 TANDEM_INLINE void add_shifted(const int32_t* sums, int steps, int shift, bool first, int32_t* out, int64_t stride) {
   for (int t = 0; t < steps; ++t, out += stride) {
-    for (int i = 0; i < 16; ++i) out[i] = (first ? 0 : out[i]) + (sums[16 * t + i] << shift);
+    for (int i = 0; i < 16; ++i) {
+      const auto bits = static_cast<uint32_t>(sums[16 * t + i]) << shift;  // of a negative int it is undefined
+      out[i] = (first ? 0 : out[i]) + static_cast<int32_t>(bits);
+    }
   }
 }
 
