@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 Batches = Iterable[tuple[Any, Tensor]]
+Readouts = Iterable[tuple[Tensor, Tensor]]
 
 
 def right_answers(output: Tensor, targets: Tensor) -> Tensor:
@@ -45,9 +46,14 @@ def metric_over_time(
     >>> len(metric_over_time(freeze(net), [(torch.rand(6, 3), torch.ones(6).long())]))
     4
     """
+    return total_over_time(readouts_of(frozen, batches), total)
+
+
+def total_over_time(readouts: Readouts, total: Callable[[Tensor, Tensor], Tensor]) -> list[float]:
+    """As :func:`metric_over_time`, from results of :func:`readouts_of`."""
     sums: list[float] = []
     samples = 0
-    for answers, targets in _readouts(frozen, batches):
+    for answers, targets in readouts:
         parts = [float(total(answer * len(answers) / t, targets)) for t, answer in enumerate(answers, 1)]
         sums = [a + b for a, b in zip(sums or [0.0] * len(parts), parts, strict=True)]
         samples += len(targets)
@@ -80,12 +86,17 @@ def early_exit(frozen: FrozenNetwork, batches: Batches, confidences: Sequence[fl
     >>> early_exit(freeze(net), [(torch.rand(6, 3), torch.ones(6).long())], [1.0])[0].steps
     4.0
     """
+    return exits(readouts_of(frozen, batches), confidences)
+
+
+def exits(readouts: Readouts, confidences: Sequence[float] = CONFIDENCES) -> list[Exit]:
+    """As :func:`early_exit`, from results of :func:`readouts_of`."""
     for confidence in confidences:
         if not 0 < confidence <= 1:
             raise ValueError(f"confidences: expected numbers in (0, 1], got {confidence}")
     sums = torch.zeros(len(confidences), 2, dtype=torch.float64)
     samples = 0
-    for answers, targets in _readouts(frozen, batches):
+    for answers, targets in readouts:
         highest = answers.softmax(2).amax(2)
         if not isinstance(targets, Tensor) or targets.shape != answers.shape[1:2]:
             raise ValueError(f"batches: expected classes [{answers.shape[1]}] with the inputs, got {describe(targets)}")
@@ -100,7 +111,7 @@ def early_exit(frozen: FrozenNetwork, batches: Batches, confidences: Sequence[fl
     return [Exit(c, *means) for c, means in zip(confidences, (sums / samples).tolist(), strict=True)]
 
 
-def _readouts(frozen: FrozenNetwork, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+def readouts_of(frozen: FrozenNetwork, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
     """The readouts of all steps, [T, B, outputs], and the targets of each batch."""
     if not hasattr(frozen, "readouts"):
         raise TypeError(f"frozen: expected the result of tandem_snn.freeze(net), got {type(frozen).__name__}")

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from ..data import Dataset
 from ..frozen import freeze
-from ..measure import early_exit, energy, firing_rates, metric_over_time, mismatch, synops
+from ..measure import energy, firing_rates, mismatch, synops
+from ..measure.quality import Readouts, exits, readouts_of, total_over_time
 from ..nn.hooks import evaluating
 from .recipe import PREFIXES, Recipe
 from .task import make_task
@@ -50,12 +51,15 @@ def measure(recipe: Recipe, data: Dataset, runs: Sequence[dict[str, nn.Module]])
     if len(times) == 2:
         found["step_time_ratio"] = median(map(operator.truediv, *times))
     try:
-        test, streams = data.test.to("cpu"), [freeze(net).cpu() for net in spiking]  # where streams run
-        curves = [metric_over_time(stream, test.batches(500), task.total) for stream in streams]
+        test = data.test.to("cpu")  # where streams run
+        readouts: list[Readouts] = [readouts_of(freeze(net).cpu(), test.batches(500)) for net in spiking]
+        if data.task == "classification":
+            readouts[0] = list(readouts[0])  # used twice
+        curves = [total_over_time(each, task.total) for each in readouts]
         means = map(fmean, zip(*curves, strict=True))
         found[f"test_{task.metric}_over_time"] = [rounded(task.metric, value) for value in means]
         if data.task == "classification":
-            found["early_exit"] = [asdict(one) for one in early_exit(streams[0], test.batches(500))]
+            found["early_exit"] = [asdict(one) for one in exits(readouts[0])]
     except ValueError as reason:
         found["does_not_stream"] = str(reason)
     if data.task == "regression" and (pictures := _pictures(first, data)) is not None:
