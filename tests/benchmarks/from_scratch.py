@@ -20,15 +20,14 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from take_back import simulate
 from torch import Tensor, nn
 
 import tandem_snn.nn as tnn
-from tandem_ext.functional.neuron import over_space
 from tandem_snn.data import Dataset
 from tandem_snn.machine import freed_is_kept
 from tandem_snn.measure import activations, synops
-from tandem_snn.nn.batch_norm import fold_norm
-from tandem_snn.training import Recipe, Trainer, start_from
+from tandem_snn.training import Recipe, Trainer, evaluate, make_task, start_from
 
 BASE = Recipe(
     data="fashion-mnist", model="16C3s2-32C3s2-FC64", T=8, epochs=6, batch_size=64, augment=("flip", "shift:2"),
@@ -155,9 +154,7 @@ IDEAS: dict[str, tuple[dict[str, Any], Change]] = {
     "3 epochs as ANN, then 3; gate clip": (AFTER_ANN | {"gate": "clip"}, nothing),
     "does not stream: gate resu": ({"gate": "resu"}, nothing),
     "does not stream: timing window": (WINDOW, nothing),
-    "does not stream: 3 epochs as ANN, then timing window": (
-        AFTER_ANN | WINDOW, nothing,
-    ),
+    "does not stream: 3 epochs as ANN, then timing window": (AFTER_ANN | WINDOW, nothing),
 }  # fmt: skip
 
 
@@ -179,17 +176,20 @@ def train(recipe: Recipe, data: Dataset, kind: str, change: Change = nothing, st
     return net
 
 
+def accuracy(net: nn.Module, data: Dataset) -> float:
+    """In per cent, on the samples that are held out."""
+    return 100 * evaluate(net, data.test, make_task(data.task))["accuracy"]
+
+
 def measure(net: nn.Module, data: Dataset) -> dict[str, float]:
     """What a row of the table has, in per cent and, for SynOps, relative to the twin."""
+    x, _ = next(data.test.batches(500))
     with torch.no_grad():
-        net.eval()
-        right = sum((net(x).argmax(1) == y).sum().item() for x, y in data.test.batches(500))
-        x, _ = next(data.test.batches(500))
         found = activations(net, x)
     last = [layer for layer in found if layer.counts.dim() == 4][-1]
     shares = (last.counts > 0) & (last.a <= 0), last.counts.amax((0, 2, 3)) == 0, last.counts == last.T
     spurious, dead, always = (100 * share.double().mean().item() for share in shares)
-    return {"accuracy": 100 * right / len(data.test), "SynOps": synops(net, x).ratio, "z <= 0": spurious,
+    return {"accuracy": accuracy(net, data), "SynOps": synops(net, x).ratio, "z <= 0": spurious,
             "dead channels": dead, "every step": always}  # fmt: skip
 
 
@@ -197,35 +197,13 @@ class Spike(torch.autograd.Function):
     """1 where v >= ϑ; a triangle around ϑ as its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, v: Tensor, threshold: float) -> Tensor:
+    def forward(ctx: Any, v: Tensor, threshold: float, net_spikes: Tensor) -> Tensor:
         ctx.save_for_backward((1 - (v / threshold - 1).abs()).clamp_min(0) / threshold)
         return (v >= threshold).float()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0] * ctx.saved_tensors[0], None
-
-
-def through_time(net: nn.Module, x: Tensor) -> Tensor:
-    """The network's answer, as a function that autograd follows from step to step."""
-    potentials: dict[Any, Tensor] = {}
-    answer = torch.zeros(())
-    T = next(module.T for module in net.modules() if isinstance(module, tnn.Encoder))
-    for _ in range(T):
-        train = x
-        for layer in net.modules():
-            if isinstance(layer, tnn.Flatten):
-                train = train.flatten(1)
-            elif isinstance(layer, tnn.Readout):
-                answer = answer + nn.functional.linear(train, layer.weight, layer.bias / T)
-            elif isinstance(layer, tnn.SpikingLayer):
-                scale, shift = fold_norm(layer.norm)
-                u = layer.synapses().direct(train, layer.weight)
-                u = over_space(scale, u.shape) * u + over_space(shift / T, u.shape)
-                v = potentials.get(layer, layer.v_init) + u
-                train = Spike.apply(v, float(layer.threshold))
-                potentials[layer] = v - layer.threshold * train
-    return answer
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return grads[0] * ctx.saved_tensors[0], None, None
 
 
 def compare_gradients(data: Dataset, when: str, net: nn.Module) -> None:
@@ -233,7 +211,7 @@ def compare_gradients(data: Dataset, when: str, net: nn.Module) -> None:
     net.eval()
     inputs, targets = next(data.train.batches(500))
     weights = [layer.weight for layer in layers(net)]
-    answer = through_time(net, inputs)
+    answer = simulate(net, inputs, BASE.T, Spike.apply)[0][-1]
     theirs = torch.autograd.grad(nn.functional.cross_entropy(answer, targets), weights)
     for gate in ("relu", "clip"):
         for layer in layers(net):
@@ -269,12 +247,7 @@ def main() -> None:
         compare_gradients(data, "after", train(BASE, data, "SNN"))
         return
     with freed_is_kept():
-        twins = {seed: train(BASE.with_seed(seed), data, "ANN") for seed in seeds}
-        theirs = []
-        for seed in seeds:
-            net = twins[seed].eval()
-            right = sum((net(x).argmax(1) == y).sum().item() for x, y in data.test.batches(500))
-            theirs.append(100 * right / len(data.test))
+        theirs = [accuracy(train(BASE.with_seed(seed), data, "ANN"), data) for seed in seeds]
         print(f"twin: {fmean(theirs):.2f}", [round(value, 2) for value in theirs], flush=True)
         for name, (changes, change) in IDEAS.items():
             if not any(part in name for part in arguments.only):

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,24 @@ from tandem_ext.functional.products import LINEAR, Product
 from tandem_snn.nn.batch_norm import fold_norm
 from tandem_snn.training.checkpoint import load_checkpoint, read_recipe
 
+Fire = Callable[[Tensor, float, Tensor], Tensor]
+
 
 def synapses(product: Product, weight: Tensor, x: Tensor) -> float:
     """How many synapses the spikes x reach; x may be negative."""
     return product.direct(x.abs(), torch.ones_like(weight)).sum().item()
 
 
-@torch.no_grad()
-def simulate(net: nn.Module, x: Tensor, T: int, take_back: bool, wait: int) -> tuple[Tensor, float, float]:
+def plain(v: Tensor, threshold: float, net_spikes: Tensor) -> Tensor:
+    """Spikes of neurons with these potentials; ``net_spikes`` were fired before."""
+    return (v >= threshold).float()
+
+
+def taking_back(v: Tensor, threshold: float, net_spikes: Tensor) -> Tensor:
+    return plain(v, threshold, net_spikes) - ((v < 0) & (net_spikes > 0)).float()
+
+
+def simulate(net: nn.Module, x: Tensor, T: int, fire: Fire = plain, wait: int = 0) -> tuple[Tensor, float, float]:
     """(answers after each step, synaptic operations, the twin's multiply-accumulates) of a batch of images."""
     layers = [module for module in net.modules() if isinstance(module, tnn.SpikingLayer | tnn.Flatten | tnn.Readout)]
     operations = macs = 0.0
@@ -52,27 +62,26 @@ def simulate(net: nn.Module, x: Tensor, T: int, take_back: bool, wait: int) -> t
         operations += own if len(train) == 1 else sum(synapses(product, layer.weight, spikes) for spikes in train)
         currents = currents if len(train) == T else currents * T
         if isinstance(layer, tnn.Readout):
-            return torch.stack(currents).cumsum(0) + layer.bias, operations, macs
+            return (torch.stack(currents) + layer.bias / T).cumsum(0), operations, macs
         scale, shift = (over_space(value, currents[0].shape) for value in fold_norm(layer.norm))
         currents = [scale * u + shift / T for u in currents]
         train, net_spikes = [], torch.zeros_like(currents[0])
         v = layer.v_init + sum(currents[:wait])
         for t in range(T):
             v = v + currents[t + wait] if t + wait < T else v
-            spikes = (v >= layer.threshold).float()
-            if take_back:
-                spikes -= ((v < 0) & (net_spikes > 0)).float()
+            spikes = fire(v, layer.threshold, net_spikes)
             v = v - layer.threshold * spikes
-            net_spikes += spikes
+            net_spikes = net_spikes + spikes
             train.append(spikes)
     raise ValueError("the network has no readout")
 
 
-def measure(net: nn.Module, batches: Iterable[Any], T: int, take_back: bool, wait: int) -> tuple[Tensor, float]:
+@torch.no_grad()
+def measure(net: nn.Module, batches: Iterable[Any], T: int, fire: Fire, wait: int) -> tuple[Tensor, float]:
     """(accuracy after each step in per cent, SynOps relative to the twin)."""
     right, samples, operations, macs = torch.zeros(T), 0, 0.0, 0.0
     for images, labels in batches:
-        answers, own, twin = simulate(net, images, T, take_back, wait)
+        answers, own, twin = simulate(net, images, T, fire, wait)
         right += (answers.argmax(-1) == labels).sum(1)
         samples, operations, macs = samples + len(labels), operations + own, macs + twin
     return 100 * right / samples, operations / macs
@@ -97,10 +106,10 @@ def main() -> None:
         split = data.validation.subset(range(arguments.samples)) if arguments.samples else data.test
         net = recipe.build(data, "SNN")
         load_checkpoint(path, net)
-        for take_back, wait in itertools.product((False, True), arguments.waits):
-            accuracy, operations = measure(net.eval(), split.batches(250), recipe.T, take_back, wait)
+        for fire, wait in itertools.product((plain, taking_back), arguments.waits):
+            accuracy, operations = measure(net.eval(), split.batches(250), recipe.T, fire, wait)
             by_step = " ".join(f"{value:.2f}" for value in accuracy.tolist())
-            answer = "yes" if take_back else "no"
+            answer = "no" if fire is plain else "yes"
             print(f"| {path} | {recipe.T} | {wait} | {answer} | {by_step} | {operations:.2f} |", flush=True)
 
 
