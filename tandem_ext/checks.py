@@ -286,7 +286,9 @@ def steps(value: object, name: str = "steps", what: str = ", the length of the w
 
 
 def v_init(value: Any, shape: tuple[int, ...] = (), expected: torch.device = _CPU) -> None:
-    """A number, or a tensor that is 0-dim, [C], [*features] or [B, *features]; ``shape`` is [B, *features]."""
+    """None, a number, or a tensor: 0-dim, [C], [*features] or [B, *features]; ``shape`` is [B, *features]."""
+    if value is None:
+        return
     if _is_number(value):
         if not -_MOST <= value <= _MOST:
             raise ValueError(f"v_init: expected a finite number within float32's range, got {value}")

@@ -192,7 +192,7 @@ def _neurons(
     before: Tensor | None,
     *,
     leak: float = 1.0,
-    v_init: float | Tensor = 0.0,
+    v_init: float | Tensor | None = None,
     residual: SpikeTrain | Tensor | None = None,
     gate: str = "relu",
     steps: int | None = None,
@@ -214,6 +214,8 @@ def _neurons(
         r, r_sum, value = _residual(residual, y)
         currents = currents + value.detach() / unit.detach() * (r_sum.detach() if window else r)
         ann = ann + value * r_sum
+    if v_init is None:
+        v_init = threshold / 2 if window else 0.0
     with torch.no_grad():
         v = torch.as_tensor(v_init, dtype=y.dtype, device=y.device)
         v = ((_per_channel(v, 0.0, y) if v.dim() == 1 else v) / unit).expand(y.shape[1:])

@@ -175,7 +175,7 @@ def test_thresholds_whose_multiples_are_rounded(threshold: float, tmp_path: Path
 
     They are the same for powers of two: it divides.
     """
-    layer = tnn.Linear(1, 4000, bias=False, threshold=threshold, timing="window")
+    layer = tnn.Linear(1, 4000, bias=False, threshold=threshold, v_init=0.0, timing="window")
     layer.weight.data = (torch.arange(4000).view(-1, 1) * threshold / 13).float()
     net = nn.Sequential(tnn.Encoder(T=200, mode="zero_expand"), layer, tnn.Readout(4000, 2))
     x = torch.ones(1, 1)

@@ -57,6 +57,29 @@ def test_properties(T, seed, threshold):
     te.SpikeTrain(y.planes, T, timing="window")  # which are planes without a high bit
 
 
+@pytest.mark.parametrize("threshold", [0.3, torch.tensor(0.3), torch.rand(9) + 0.5], ids=["number", "0-dim", "[C]"])
+@pytest.mark.parametrize("timing", ["window", "step"])
+def test_by_default_counts_are_rounded_to_nearest_and_steps_start_at_zero(timing, threshold):
+    x, y = te.ImpulseInput(dyadic(5, 9, high=64), 8), train(8, 5, 9)
+    options = {"threshold": threshold, "timing": timing}
+    start = threshold / 2 if timing == "window" else 0.0
+    for function in (f.if_scan, ref.if_scan):
+        explicit = function(x, v_init=start, return_v=True, **options)
+        assert_same(function(x, return_v=True, **options), explicit)
+        assert_same(function(x, v_init=None, return_v=True, **options), explicit)
+    layer, same = (tnn.Linear(9, 9, **options, **given) for given in ({}, {"v_init": start}))
+    same.load_state_dict(layer.state_dict(), strict=False)
+    assert torch.equal(layer(y).stored, same(y).stored)
+    assert torch.equal(layer.potentials(y), same.potentials(y))
+    general_, same_ = general.Neurons(threshold, timing=timing), general.Neurons(threshold, start, timing=timing)
+    assert torch.equal(general_(y).stored, same_(y).stored)
+    nets = [nn.Sequential(tnn.Encoder(8, "events"), each, tnn.Readout(9, 2)).eval() for each in (layer, same)]
+    nets[1].load_state_dict(nets[0].state_dict(), strict=False)
+    assert torch.equal(ts.freeze(nets[0])(y), nets[1](y))
+    assert layer.v_init is None
+    assert "v_init" not in repr(layer)
+
+
 def test_the_sum_over_a_window_is_that_of_both_forms():
     x, weight = bursts(20, 3, 6, 8, 8), torch.randn(5, 6, 3, 3)
     as_steps, product = te.SpikeTrain(x.planes, 20), convolution((3, 3), 1, 1, 1, 1)
@@ -91,7 +114,7 @@ def test_counts_are_those_of_the_ann_rounded(name, options):
             twin = copy.deepcopy(layer)
             y, z = layer(x), twin.preactivation(x).double()
             z = twin.eval().preactivation(x).double() if layer.bn_stats == "running" else z
-        theta, v_init = float(layer.threshold), float(layer.v_init)
+        theta, v_init = float(layer.threshold), float(layer.initial_potential)
         exact = (z + v_init) / theta
         near = (exact - exact.round()).abs() < 1e-4  # where rounding decides
         counts = exact.floor().clamp(0, 8)
@@ -113,7 +136,7 @@ def test_residual(name, x):
     hidden = body[0](x)
     direct = 0.5 * x.counts if shortcut is None else shortcut.preactivation(x)
     z = body[1].preactivation(hidden) + direct
-    assert torch.equal(block(x).counts, z.floor().clamp(0, 8))
+    assert torch.equal(block(x).counts, (z + 0.5).floor().clamp(0, 8))
     block(x).counts.sum().backward()
     grad = [p.grad.clone() for p in block.parameters()]
     block.zero_grad()
@@ -198,7 +221,8 @@ def test_potentials(input_):
 
 
 def test_measures():
-    net = nn.Sequential(tnn.Encoder(8), tnn.Linear(12, 20, timing="window"), tnn.Linear(20, 9, timing="window"),
+    windows = {"timing": "window", "v_init": 0.0}
+    net = nn.Sequential(tnn.Encoder(8), tnn.Linear(12, 20, **windows), tnn.Linear(20, 9, **windows),
                         tnn.Linear(9, 8), tnn.Readout(8, 3)).eval()  # fmt: skip
     x = torch.rand(7, 12)
     with Monitor(net, potentials=True) as monitor:

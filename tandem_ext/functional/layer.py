@@ -29,7 +29,7 @@ def layer(
     step: Tensor | None,
     residual: SpikeTrain | Tensor | None,
     threshold: float | Tensor,
-    v_init: float | Tensor,
+    v_init: float | Tensor | None,
     static: Static,
 ) -> tuple[Result, Tensor | None, Tensor | None]:
     """Run a layer of neurons.

@@ -28,7 +28,7 @@ class Neuron(TypedDict, total=False):
         threshold: ϑ > 0, a float, or a 0-dim or [N] tensor, which may be learned.
         leak: λ in (0, 1]; 1 is the IF neuron, less is a leaky one.
         v_init: the membrane potential before the first step: a float, or a tensor that is 0-dim, [N], [*features] or
-            [B, *features]. It is not learned.
+            [B, *features]. It is not learned. None: 0, or with timing "window" ϑ/2, which rounds to the nearest count.
         gate: where gradients pass. "relu": z > 0; "clip": 0 < z < ϑT; "resu": z > 0, and neurons with z ≤ 0 are
             silenced.
         steps: the length of the window over which bias and shift are spread, if x is only a part of it (default: T).
@@ -44,7 +44,7 @@ class Neuron(TypedDict, total=False):
 
     threshold: float | Tensor
     leak: float
-    v_init: float | Tensor
+    v_init: float | Tensor | None
     gate: str
     steps: int | None
     timing: str
@@ -88,13 +88,13 @@ def checked(
     *,
     threshold: float | Tensor = 1.0,
     leak: float = 1.0,
-    v_init: float | Tensor = 0.0,
+    v_init: float | Tensor | None = None,
     gate: str = "relu",
     steps: int | None = None,
     timing: str = "step",
     return_v: bool = False,
     **unknown: Any,
-) -> tuple[float | Tensor, float | Tensor, Static]:
+) -> tuple[float | Tensor, float | Tensor | None, Static]:
     """Check the keyword arguments :class:`Neuron` that are not tensors; return (threshold, v_init, static)."""
     if unknown:
         raise TypeError(f"{min(unknown)}: no such argument; neurons have {', '.join(Neuron.__annotations__)}")
@@ -144,13 +144,15 @@ def tensors_of(
     shape: tuple[int, ...],
     residual: SpikeTrain | Tensor | None = None,
     threshold: float | Tensor = 1.0,
-    v_init: float | Tensor = 0.0,
+    v_init: float | Tensor | None = None,
     timing: str = "step",
     bad: Tensor | None = None,
 ) -> Tensors:
     """Check and fold the tensors of neurons [B, C, *space]; ``like`` has the device and dtype of the layer."""
     if timing == "window":
         checks.T("T", T, timing)
+    if v_init is None:
+        v_init = default_v_init(threshold, timing)
     theta = edge = scale = start = None
     numbers = not isinstance(threshold, Tensor) and not isinstance(v_init, Tensor)
     if residual is None and numbers and v_init == 0:
@@ -188,6 +190,13 @@ def tensors_of(
 
 
 _NEUTRAL = Tensors()
+
+
+def default_v_init(threshold: float | Tensor, timing: str) -> float | Tensor:
+    """Return the initial potential of neurons whose ``v_init`` is None."""
+    if timing == "step":
+        return 0.0
+    return (threshold.detach() if isinstance(threshold, Tensor) else threshold) / 2
 
 
 def fold(

@@ -102,7 +102,7 @@ def _set(layer: tnn.SpikingLayer | general.Neurons, values: Tensor, T: int, perc
     threshold = torch.as_tensor(layer.threshold)
     values = values if threshold.dim() else values.reshape(1, -1)
     if percentile is None:
-        start = torch.as_tensor(layer.v_init).mean() / threshold.mean()
+        start = torch.as_tensor(layer.initial_potential).mean() / threshold.mean()
         a = covering(values, T, float(start))
     else:
         a = percentiles_of(values, percentile)
@@ -167,5 +167,5 @@ def set_threshold(layer: tnn.SpikingLayer | general.Neurons, value: float | Tens
         if isinstance(ratio, Tensor) and ratio.dim() and v_init.dim() != 1:
             ratio = over_space(ratio, (1, *v_init.shape)) if v_init.dim() else ratio.mean()
         v_init.data.mul_(ratio)
-    else:
+    elif v_init is not None:
         layer.v_init = v_init * float(torch.as_tensor(ratio).mean())

@@ -162,7 +162,8 @@ class _Walk:
             self._refuse(self.op.kind)
         if getattr(layer, "moved", False):
             raise CannotLower(self.name, "NIR's neurons have no current of their own at every step, an offset")
-        fields = layer.dynamics() | {"v_init": torch.as_tensor(layer.v_init).detach(), "timing": layer.timing}
+        start = torch.as_tensor(layer.initial_potential).detach()
+        fields = layer.dynamics() | {"v_init": start, "timing": layer.timing}
         stage = self._map("layer", [], self.base, weight=torch.empty(0), **fields)
         stage.fires = True
         names = [self.writer.neurons(stage, self._names(self._x))]

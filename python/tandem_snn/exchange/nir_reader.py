@@ -304,7 +304,7 @@ class Reader:
         elif shortcuts:
             keywords["residual"] = shortcuts[0].node
         options: dict[str, Any] = {"threshold": threshold, "leak": neurons.leak, "timing": neurons.timing}
-        if torch.as_tensor(neurons.v_init).any():
+        if neurons.timing == "window" or torch.as_tensor(neurons.v_init).any():
             options["v_init"] = neurons.v_init / over
         path = paths[0].times(neurons.factor / unit)  # type: ignore[operator]
         return self._call(name, self._layer(path, *_SPIKING, **options), path.x.node, **keywords)

@@ -190,7 +190,7 @@ class Lowering:
         if fire:
             given = layer.v_init.shape if isinstance(layer.v_init, Tensor) and layer.v_init.dim() > 1 else ()
             shape = (1, *(given or (channels, *[1] * (weight.dim() - 2))))
-            tensors = tensors_of(weight, 1, shape, None, layer.threshold, layer.v_init)
+            tensors = tensors_of(weight, 1, shape, None, layer.threshold, layer.v_init, layer.timing)
         scale, shift = fold(tensors.theta, layer.bias, *fold_norm(layer.norm), stage.step, gain, channels, weight)
         stage.scale, stage.shift, stage.v_init = _constant(scale), _constant(shift), _constant(tensors.v_init)
         if residual is not None:

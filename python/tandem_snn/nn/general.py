@@ -263,7 +263,7 @@ class Neurons(HasNeurons):
 
     Args:
         threshold, v_init: threshold and initial membrane potential in units of z: floats, or tensors, 0-dim or one per
-            channel. They become float32 buffers.
+            channel. They become float32 buffers. ``v_init`` None: 0, or with timing "window" ϑ/2.
         leak: λ in (0, 1].
         offset: a constant current at every step, a float or tensor like threshold.
         gate: "relu", or "resu", which silences neurons with z ≤ 0, as in the fused layers.
@@ -283,13 +283,13 @@ class Neurons(HasNeurons):
     """
 
     threshold: Tensor
-    v_init: Tensor
+    v_init: Tensor | None
     offset: Tensor
 
     def __init__(
         self,
         threshold: float | Tensor = 1.0,
-        v_init: float | Tensor = 0.0,
+        v_init: float | Tensor | None = None,
         *,
         leak: float = 1.0,
         offset: float | Tensor = 0.0,
@@ -301,7 +301,8 @@ class Neurons(HasNeurons):
     ) -> None:
         super().__init__()
         for name, value in (("threshold", threshold), ("v_init", v_init), ("offset", offset)):
-            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32).detach().clone())
+            made = None if value is None else torch.as_tensor(value, dtype=torch.float32).detach().clone()
+            self.register_buffer(name, made)
         checks.threshold(self.threshold, self.threshold.numel(), self.threshold.device)
         checks.one_of("gate", gate, ("relu", "resu"))
         self.leak, self.gate, self.gain, self.ceiling, self.sums = leak, gate, gain, ceiling, sums
@@ -327,8 +328,7 @@ class Neurons(HasNeurons):
         return self.worth(train)
 
     def _fire(self, u: Currents) -> SpikeTrain:
-        v = over_space(self.v_init, u.shape)
-        v = v.expand(u.shape) if v.dim() else v
+        v = self._before(u)
         offset = over_space(self.offset, u.shape) if self.moved else 0.0
         neuron = self.dynamics()
         if self.timing == "window":
@@ -339,6 +339,10 @@ class Neurons(HasNeurons):
             return te.functional.if_scan(current, v_init=v, **neuron)  # type: ignore[return-value]
         return fire_steps(lambda start, stop: u.steps(start, stop) + offset, u.T, v, u.total.dtype, **neuron)
 
+    def _before(self, u: Currents) -> Any:
+        v = over_space(self.initial_potential, u.shape)
+        return v.expand(u.shape) if isinstance(v, Tensor) and v.dim() else v
+
     @torch.no_grad()
     def potentials(self, x: Signal | Currents) -> Tensor:
         """Return membrane potentials, like ``potentials`` of :class:`tandem_snn.nn.SpikingLayer`."""
@@ -347,8 +351,7 @@ class Neurons(HasNeurons):
         chunks = [u.steps(start, min(start + AT_ONCE, u.T)) for start in starts]
         currents = torch.cat(chunks) + over_space(self.offset, u.shape)
         currents = currents.expand(u.T, *u.shape) if u.constant else currents
-        v_init = over_space(self.v_init, u.shape)
-        v_init = v_init.expand(u.shape) if v_init.dim() else v_init
+        v_init = self._before(u)
         if self.timing == "window":
             return window_trace(u.T, lambda t: v_init + currents[:t].sum(0), self.threshold)
         return scan_trace(currents, v_init, **self.dynamics())

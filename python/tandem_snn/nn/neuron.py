@@ -143,7 +143,7 @@ class SpikingLayer(HasNeurons):
         scale: Tensor | None,
         shift: Tensor | None,
         residual: SpikeTrain | Tensor | None,
-        v_init: float | Tensor,
+        v_init: float | Tensor | None,
         static: Static,
     ) -> tuple[Any, Any, Any]:
         """Call :func:`tandem_ext.functional.layer.layer` with the result of :meth:`_weights`."""
@@ -211,10 +211,11 @@ class SpikingLayer(HasNeurons):
             given = part_of(x, start, stop), weight, step
             return self._fire(given, scale, shift, more, v, static._replace(T=stop - start))[0][1]
 
+        start = self.initial_potential
         if self.timing == "window":
             quiet = static._replace(**INTEGRATE_ONLY)
-            return window_trace(x.T, lambda t: after(0, t, self.v_init, quiet._replace(steps=t)), self.threshold)
-        trace: list[Any] = [self.v_init]
+            return window_trace(x.T, lambda t: after(0, t, start, quiet._replace(steps=t)), self.threshold)
+        trace: list[Any] = [start]
         for t in range(x.T):
             trace.append(after(t, t + 1, trace[t], static))
         return torch.stack(trace[1:])

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain, checks
-from tandem_ext.functional.neuron import shows
+from tandem_ext.functional.neuron import default_v_init, shows
 
 from .currents import NEVER
 from .quantise import check_bits
@@ -27,7 +27,7 @@ class NeuronOptions(TypedDict, total=False):
             which is learned.
         leak: λ in (0, 1]; 1 is the IF neuron, less is a leaky (LIF) neuron.
         v_init: the membrane potential before the first step, a float or tensor, 0-dim, one per channel or [*features].
-            It is not learned.
+            It is not learned. None: 0, or with timing "window" ϑ/2, which rounds to the nearest count.
         gain: the value of a spike for the next layer, a float or a tensor, 0-dim or one per channel. "threshold": ϑ, so
             that gain times count approximates ρ(z), an activation in the ANN's units, for any ϑ.
         gate: which neurons pass a gradient. "relu": z > 0; "clip": 0 < z < ϑT; "resu": z > 0, and neurons with z ≤ 0
@@ -42,7 +42,7 @@ class NeuronOptions(TypedDict, total=False):
             weights. A gain per input channel is multiplied into the weights before rounding.
         timing: "step": a neuron fires as soon as it reaches the threshold. "window": it integrates a whole window, then
             fires, so that the layer is one product for any T, and the order of input spikes does not matter. leak must
-            be 1, and gate cannot be "resu". v_init = ϑ/2 rounds to the nearest count.
+            be 1, and gate cannot be "resu".
 
     >>> options: tnn.NeuronOptions = {"threshold": 0.5, "norm": True}
     >>> tnn.Linear(3, 2, **options).threshold
@@ -52,7 +52,7 @@ class NeuronOptions(TypedDict, total=False):
     norm: bool
     threshold: float | Tensor
     leak: float
-    v_init: float | Tensor
+    v_init: float | Tensor | None
     gain: float | Tensor | str
     gate: str
     eps: float
@@ -64,7 +64,7 @@ class NeuronOptions(TypedDict, total=False):
 
 
 DEFAULTS: dict[str, Any] = {
-    "norm": False, "threshold": 1.0, "leak": 1.0, "v_init": 0.0, "gain": 1.0, "gate": "relu", "eps": 1e-5,
+    "norm": False, "threshold": 1.0, "leak": 1.0, "v_init": None, "gain": 1.0, "gate": "relu", "eps": 1e-5,
     "momentum": None, "bn_stats": "batch", "gamma": None, "weight_bits": None, "timing": "step",
 }  # fmt: skip
 shows_neuron_options = shows(NeuronOptions, DEFAULTS)
@@ -75,7 +75,7 @@ class HasNeurons(nn.Module):
 
     threshold: float | Tensor
     leak: float = 1.0
-    v_init: float | Tensor
+    v_init: float | Tensor | None
     gain: float | Tensor | str
     gate: str = "relu"
     timing: str = "step"
@@ -97,6 +97,11 @@ class HasNeurons(nn.Module):
             if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
                 return self.register_buffer(name, value)
         super().__setattr__(name, value)
+
+    @property
+    def initial_potential(self) -> float | Tensor:
+        """The membrane potential before the first step: ``v_init``, or its default."""
+        return default_v_init(self.threshold, self.timing) if self.v_init is None else self.v_init
 
     def dynamics(self) -> dict[str, Any]:
         """Return the settings that determine each time step, as arguments of :func:`tandem_ext.functional.if_scan`."""
