@@ -9,9 +9,9 @@ from __future__ import annotations
 import copy
 
 import torch
-from train import accuracy, arguments, ordinary, train
 
 import tandem_snn as ts
+from train import accuracy, arguments, ordinary, train
 
 
 def main() -> None:

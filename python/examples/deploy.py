@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from train import accuracy, arguments, spiking
 
 import tandem_snn as ts
+from train import accuracy, arguments, spiking
 
 
 def export(path: Path, package: str, write: Callable[[Path], None]) -> None:

@@ -1,0 +1,206 @@
+"""What a finished run is measured by: costs, firing rates, mismatch, accuracy over time; and its tables."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import math
+import operator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+import tandem_snn as ts
+from data import Data
+from recipe import Recipe
+from training import Task
+
+SAMPLES = 1000  # of the test split, on which spikes are counted
+CONFIDENCES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+CAPTION = (
+    "Accuracies: difference in points, [95 % interval by the number of test samples]. Time: on this machine. Memory: "
+    "growth in training. Operations: one per spike and synapse it reaches / the twin's multiply-accumulates. Energy of "
+    "their arithmetic: an estimate for event-driven hardware."
+)
+
+
+def measure(recipe: Recipe, data: Data, runs: Sequence[dict[str, nn.Module]]) -> dict[str, Any]:
+    """Measures the networks of each seed, by kind: "SNN" and, if it was trained, "ANN".
+
+    Returns:
+        Entries of summary.json, means over the seeds. Rates, operations, energy (picojoules per sample) and mismatch
+        are of the first 1000 test samples. Mismatch, times of a training step and early exit are of the first seed.
+    """
+    nets = [run["SNN"] for run in runs]
+    samples = next(data.test.batches(SAMPLES))[0]
+    rates = [ts.measure.firing_rates(net, samples) for net in nets]
+    operations = [ts.measure.synops(net, samples) for net in nets]
+    energies = [ts.measure.energy(ops) for ops in operations]
+    found: dict[str, Any] = {
+        "synops_ratio": fmean(ops.ratio for ops in operations),
+        "energy_pj": {"snn": fmean(e.snn for e in energies), "ann": fmean(e.ann for e in energies)},
+        "firing_rates": {name: fmean(rate[name] for rate in rates) for name in rates[0]},
+        "mismatch": {
+            name: {key: None if math.isnan(value) else value for key, value in asdict(match).items()}
+            for name, match in ts.measure.mismatch(nets[0], samples).items()
+        },
+    }
+    batch = next(data.train.epoch(0, min(recipe.batch_size, len(data.train))))
+    kinds = [kind for kind in ("SNN", "ANN") if kind in runs[0]]
+    times = step_times([runs[0][kind] for kind in kinds], *batch, Task(recipe).loss)
+    for prefix, seconds in zip(("", "ann_"), times, strict=False):
+        found[prefix + "step_time_ms"] = 1e3 * median(seconds)
+    if len(times) == 2:
+        found["step_time_ratio"] = median(map(operator.truediv, *times))
+    return found | over_time(recipe, data, nets)
+
+
+def over_time(recipe: Recipe, data: Data, nets: Sequence[nn.Module]) -> dict[str, Any]:
+    """The test metric after each step, mean over the networks, and the early exit of the first one."""
+    task, test = Task(recipe), data.test.to("cpu")
+    curves: list[list[float]] = []
+    exits: list[dict[str, float]] = []
+    for net in nets:
+        frozen = ts.freeze(net).cpu()
+        found = [(frozen.readouts(x), y) for x, y in test.batches(500)]
+        readouts, targets = torch.cat([r for r, _ in found], 1), torch.cat([y for _, y in found])
+        T = len(readouts)  # the readout after t steps is about t/T of a whole window's
+        curves.append([task.values(one * T / t, targets).mean().item() for t, one in enumerate(readouts, 1)])
+        exits = exits or (early_exit(readouts, targets) if task.classifies else [])
+    shown = [rounded(task.metric, fmean(values)) for values in zip(*curves, strict=True)]
+    return {f"test_{task.metric}_over_time": shown} | ({"early_exit": exits} if exits else {})
+
+
+def early_exit(readouts: Tensor, targets: Tensor) -> list[dict[str, float]]:
+    """Accuracy and mean number of steps if each sample stops when the softmax of its readout reaches a confidence.
+
+    >>> early_exit(torch.tensor([[[0.0, 0.0]], [[0.0, 9.0]]]), torch.tensor([1]))[-1]
+    {'confidence': 1.0, 'accuracy': 1.0, 'steps': 2.0}
+    """
+    highest, right = readouts.softmax(2).amax(2), readouts.argmax(2) == targets
+    found = []
+    for confidence in CONFIDENCES:
+        sure = highest >= confidence
+        sure[-1] = True
+        last = sure.int().argmax(0, keepdim=True)  # the first such step
+        accuracy, steps = right.gather(0, last).double().mean().item(), (last + 1).double().mean().item()
+        found.append({"confidence": confidence, "accuracy": accuracy, "steps": steps})
+    return found
+
+
+def step_times(
+    nets: Sequence[nn.Module], inputs: Any, targets: Tensor, loss: Callable[[Tensor, Tensor], Tensor], rounds: int = 30
+) -> list[list[float]]:
+    """Seconds of a training step of a copy of each network, with a step of each in every round, so that other load
+    slows all of them: compare networks by the median of the ratios in a round.
+    """
+    copies = [copy.deepcopy(net).train() for net in nets]
+    optimizers = [torch.optim.Adam(net.parameters(), lr=1e-4, fused=True) for net in copies]
+    times: list[list[float]] = [[] for _ in nets]
+    for _ in range(5 + rounds):
+        for net, optimizer, seconds in zip(copies, optimizers, times, strict=True):
+            start = time.perf_counter()
+            optimizer.zero_grad()
+            loss(net(inputs), targets).backward()
+            optimizer.step()
+            if targets.is_cuda:
+                torch.cuda.synchronize(targets.device)
+            seconds.append(time.perf_counter() - start)
+    return [seconds[5:] for seconds in times]
+
+
+def rounded(metric: str, value: float) -> float:
+    """A metric as in a summary: an accuracy in per cent."""
+    return round(100 * value, 4) if metric == "accuracy" else round(value, 7)
+
+
+def packed(right: Tensor) -> str:
+    """Which test samples are right, as bits in base64: ``numpy.unpackbits(numpy.frombuffer(base64.b64decode(text),
+    numpy.uint8), count=samples)``.
+
+    >>> packed(torch.tensor([1.0, 0.0, 1.0]))
+    'oA=='
+    """
+    return base64.b64encode(np.packbits(right.bool().cpu().numpy()).tobytes()).decode()
+
+
+def interval(first: float, second: float, samples: int) -> tuple[float, float]:
+    """The 95 % interval of first - second, two accuracies 0..1 on ``samples`` test samples each.
+
+    By Newcombe's method 10 (Statistics in Medicine 17, 1998), as if errors were independent. Networks err on the same
+    samples, so it is rather too wide. It does not include the variation over seeds or training data.
+    """
+
+    def wilson(p: float) -> tuple[float, float]:
+        z, n = 1.959964, samples
+        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+        width = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        return centre - width, centre + width
+
+    (low1, high1), (low2, high2) = wilson(first), wilson(second)
+    difference = first - second
+    return difference - math.hypot(first - low1, high2 - second), difference + math.hypot(high1 - first, second - low2)
+
+
+def tables(summary: dict[str, Any]) -> Iterator[Table]:
+    """The tables of a run, from its summary.json."""
+    recipe, seeds = summary["recipe"], len(summary["seeds"])
+    title = f"{recipe['data']}, {recipe['model']}, T={recipe['T']}, mean of {seeds} seed{'s' * (seeds > 1)}"
+    yield _table(title, ("", "SNN", "ANN twin", "SNN / ANN"), _networks(summary), CAPTION)
+    rows: list[tuple[str, ...]] = []
+    for name, rate in summary["firing_rates"].items():
+        match = summary["mismatch"].get(name)  # average pooling has none
+        cells = (f"{match['cosine']:.3f}", f"{100 * match['exact']:.1f} %") if match else ("", "")
+        rows.append((name, f"{100 * rate:.1f} %", *cells))
+    caption = "c: spike counts; a: the activations of the ANN branch; expected: ⌊a⌋ within 0 to T."
+    yield _table("layers", ("layer", "firing rate", "cosine of c and a", "c as expected"), rows, caption)
+    if exits := summary.get("early_exit"):
+        rows = [(f"{one['confidence']}", f"{100 * one['accuracy']:.2f} %", f"{one['steps']:.2f}") for one in exits]
+        yield _table("early exit, first seed", ("confidence", "test accuracy", "mean steps"), rows)
+
+
+def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]], caption: str | None = None) -> Table:
+    table = Table(title=title, caption=caption, caption_justify="left")
+    for i, column in enumerate(head):
+        table.add_column(column, justify="right" if i else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _networks(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    metric = "accuracy" if "test_accuracy" in summary else "mse"
+    value = summary[f"test_{metric}"]
+    form = "{:.2f} %" if metric == "accuracy" else "{:.5f}"
+    rows = []
+    for label, prefix in ((f"test {metric}", "ann_"), ("the twin, trained as long", "ann_continued_")):
+        own = form.format(value) if prefix == "ann_" else ""
+        if (twin := summary.get(f"{prefix}test_{metric}")) is None:
+            rows += [(label, own, "", "")] * bool(own)
+            continue
+        beside = f"{value / twin:.3f}"
+        if metric == "accuracy":
+            low, high = interval(value / 100, twin / 100, summary["samples"]["test"])
+            beside = f"{value - twin:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+        rows.append((label, own, form.format(twin), beside))
+    for label, key, unit, form in (
+        ("time per training step", "step_time_ms", 1.0, "{:.2f} ms"),
+        ("time per epoch", "seconds_per_epoch", 1.0, "{:.2f} s"),
+        ("peak memory", "peak_memory", 2**-20, "{:.0f} MiB"),
+    ):
+        snn, ann = summary.get(key), summary.get("ann_" + key)
+        ratio = summary.get("step_time_ratio") if key == "step_time_ms" else snn / ann if snn and ann else None
+        if snn or ann:
+            cells = [form.format(one * unit) if one else "" for one in (snn, ann)]
+            rows.append((label, cells[0], cells[1], f"{ratio:.2f}" if ratio else ""))
+    snn, ann = summary["energy_pj"]["snn"], summary["energy_pj"]["ann"]
+    rows.append(("operations at inference", "", "", f"{summary['synops_ratio']:.2f}"))
+    rows.append(("energy", f"{1e-6 * snn:.3g} µJ", f"{1e-6 * ann:.3g} µJ", f"{snn / ann:.2f}"))
+    return rows

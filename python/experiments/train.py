@@ -1,0 +1,256 @@
+"""Trains a spiking network and its ANN twin by a recipe, compares them, and writes the results.
+
+    python python/experiments/train.py                                              # handwritten digits, a minute
+    python python/experiments/train.py fashion-mnist-window-t4 --data-dir DIR       # a recipe of recipes.yaml
+    python python/experiments/train.py my.yaml --T 4 --seeds 1 --out runs/x         # your own; each key is an option
+    torchrun --nproc-per-node 2 python/experiments/train.py n-mnist                 # processes share each batch
+
+The same command resumes an interrupted run from its last whole epoch, and with the same number of threads ends with
+bit-identical weights. A finished run is only printed again. The folder of a run holds
+
+    summary.json           every measure, recipe, commit, machine, and which test samples are right in each seed
+    picture.png            curves of the training, accuracy over time, spikes, firing rates
+    seed-0/snn.tandem      the network for inference: tandem_snn.load_frozen(path), or C++ without torch
+    seed-0/snn.pt, ann.pt  the last checkpoints: "weights" is the state_dict of the kept epoch
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+from torch import nn
+
+import recipe as recipes
+import tandem_snn as ts
+import tandem_snn.nn as tnn
+from architectures import create, start_from_twin
+from data import Data, load
+from measures import measure, packed, rounded, tables
+from pictures import draw
+from recipe import Recipe
+from tandem_snn import ann
+from tandem_snn.machine import origin
+from training import Task, World, evaluate, train, with_shared_statistics
+
+CONTINUED = "ANN continued"  # the control for a network that started from its twin: the twin, trained for as long
+PREFIXES = {"SNN": "", "ANN": "ann_", CONTINUED: "ann_continued_"}  # of the entries in a summary
+Report = Callable[[str, int, int, int], None]  # kind, seed, steps done, steps in all
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status; an error is one line on stderr."""
+    parser = argparse.ArgumentParser(
+        prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", nargs="?", default="digits", help="a recipe's name, or a .yaml file")
+    parser.add_argument("--list", action="store_true", help="print the recipes")
+    parser.add_argument("--data-dir", type=Path, default=os.environ.get("TANDEM_DATA"), help="default: $TANDEM_DATA")
+    parser.add_argument("--out", type=Path, help="folder of the run (default: runs/RECIPE)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--tensorboard", action="store_true", help="log for TensorBoard too")
+    recipes.add_options(parser)
+    options = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    try:
+        if options.list:
+            print("\n".join(f"{name}: {about}" for name, about in recipes.describe().items()))
+            return 0
+        keys = {name: value for name, value in recipes.load(options.recipe).items() if name != "about"}
+        recipe = Recipe(**keys | recipes.given(options))
+        folder = options.out or Path("runs") / Path(options.recipe).stem
+        with processes(options.device) as (world, device):
+            data_dir = None if options.data_dir is None else Path(options.data_dir)
+            command = shlex.join(["python", "python/experiments/train.py", *given])
+            run(recipe, folder, data_dir, device, world, command, options.tensorboard)
+    except (ValueError, OSError) as error:
+        print("train.py: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("train.py: interrupted; the same command resumes from the last whole epoch", file=sys.stderr)
+        return 130
+    return 0
+
+
+@contextmanager
+def processes(device: str) -> Iterator[tuple[World, str]]:
+    """The processes that torchrun started, and the device of this one; a single process otherwise."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device: {device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield World(), device
+        return
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("gloo" if device == "cpu" else "nccl")
+    try:
+        yield World(dist.get_rank(), dist.get_world_size()), device
+    finally:
+        dist.destroy_process_group()
+
+
+def run(
+    recipe: Recipe, folder: Path, data_dir: Path | None, device: str, world: World, command: str, tensorboard: bool
+) -> None:
+    """Trains the networks of all seeds, measures them, and writes the folder of the run."""
+    console, path = Console(quiet=world.rank > 0), folder / "summary.json"
+    if path.exists():
+        summary = json.loads(path.read_text())
+        if summary["recipe"] != json.loads(json.dumps(asdict(recipe))):
+            raise ValueError(f"{folder} holds a finished run of another recipe: choose another folder with --out")
+        console.print(*tables(summary), f"{folder}: finished before", sep="\n", highlight=False)
+        return
+    started, start = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
+    data = load(recipe, data_dir).to(device)
+    with progress(recipe, console) as report:
+        runs = [train_seed(seed, recipe, data, folder, device, world, report, tensorboard) for seed in seeds(recipe)]
+    if world.rank > 0:
+        return
+    summary = summarise(recipe, data, runs) | origin(command)
+    summary |= {"started": started, "seconds": round(time.monotonic() - start, 1)}
+    summary["threads"] = torch.get_num_threads()
+    for seed, (nets, _) in zip(seeds(recipe), runs, strict=True):
+        frozen = ts.freeze(nets["SNN"]).cpu()
+        frozen(next(data.test.to("cpu").batches(1))[0])  # a file has the shapes of a run
+        frozen.save(folder / f"seed-{seed}" / "snn.tandem")
+    draw(folder / "picture.png", recipe, data, summary, runs)
+    temporary = path.with_suffix(".part")
+    temporary.write_text(json.dumps(summary, indent=2) + "\n")
+    temporary.replace(path)
+    console.print(*tables(summary), f"{folder}: {', '.join(sorted(f.name for f in folder.iterdir()))}", sep="\n")
+
+
+def seeds(recipe: Recipe) -> range:
+    return range(recipe.seed, recipe.seed + recipe.seeds)
+
+
+def kinds(recipe: Recipe) -> tuple[str, ...]:
+    """In the order of training: a network that starts from its twin comes after it, and after it the control."""
+    if recipe.init_from == "twin":
+        return ("ANN", "SNN", CONTINUED) if recipe.twin else ("ANN", "SNN")
+    return ("SNN", "ANN") if recipe.twin else ("SNN",)
+
+
+def build(recipe: Recipe, data: Data, kind: str) -> nn.Module:
+    """The network, or its twin, initialised by torch's global generator."""
+    names = ("threshold", "v_init", "gamma", "timing", "ann_units", "learn_threshold", "norm", "weight_bits", "leak",
+             "gate", "width")  # fmt: skip
+    options = {name: getattr(recipe, name) for name in names}
+    events = not isinstance(data.test.inputs, torch.Tensor)
+    layers = tnn if kind == "SNN" else ann
+    return create(layers, recipe.model, data.shape, data.outputs, recipe.T, events=events, **options)
+
+
+Trained = tuple[dict[str, nn.Module], dict[str, dict[str, Any]]]  # networks, and results of train(), by kind
+
+
+def train_seed(
+    seed: int, recipe: Recipe, data: Data, folder: Path, device: str, world: World, report: Report, tensorboard: bool
+) -> Trained:
+    """Trains the network and its twins. They see the same samples in the same order, and start from the same weights
+    unless one starts from the other.
+    """
+    nets: dict[str, nn.Module] = {}
+    trained: dict[str, dict[str, Any]] = {}
+    for kind in kinds(recipe):
+        torch.manual_seed(seed)
+        net = nets[kind] = build(recipe, data, kind).to(device)
+        if kind == "SNN" and recipe.init_from == "twin":
+            start_from_twin(net, nets["ANN"], recipe.init_gain)
+        elif kind == CONTINUED:
+            net.load_state_dict(nets["ANN"].state_dict())
+        shared = with_shared_statistics(copy.deepcopy(net)) if world.size > 1 else net
+        name = kind.lower().replace(" ", "-")
+        log = logger(folder / f"seed-{seed}" / "tensorboard" / name if tensorboard and world.rank == 0 else None)
+        path = folder / f"seed-{seed}" / f"{name}.pt"
+        trained[kind] = train(shared, data, recipe, seed, path, world, partial(report, kind, seed), log)
+        net.load_state_dict(trained[kind]["weights"])
+    return nets, trained
+
+
+def logger(folder: Path | None) -> Callable[[dict[str, Any]], None]:
+    """What writes the record of an epoch for TensorBoard, if there is a folder."""
+    if folder is None:
+        return lambda record: None
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(folder)
+
+    def log(record: dict[str, Any]) -> None:
+        for name, value in record.items():
+            writer.add_scalar(name, value, record["epoch"])
+        writer.flush()
+
+    return log
+
+
+@contextmanager
+def progress(recipe: Recipe, console: Console) -> Iterator[Report]:
+    """A progress bar over all training steps."""
+    order, columns = kinds(recipe), (BarColumn(24), MofNCompleteColumn(), "steps", TimeElapsedColumn(), "left")
+    with Progress("{task.description}", *columns, TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task("training", total=None)
+
+        def report(kind: str, seed: int, step: int, steps: int) -> None:
+            before = len(order) * (seed - recipe.seed) + order.index(kind)
+            bar.update(
+                task,
+                total=len(order) * recipe.seeds * steps,
+                completed=before * steps + step,
+                description=f"{kind}, seed {seed}, epoch {-(-step * recipe.epochs // steps)}",
+            )
+
+        yield report
+
+
+def summarise(recipe: Recipe, data: Data, runs: Sequence[Trained]) -> dict[str, Any]:
+    """The content of summary.json. Accuracies are in per cent, times in milliseconds unless named otherwise."""
+    metric = Task(recipe).metric
+    summary: dict[str, Any] = {}
+    per_seed: list[dict[str, Any]] = [{"seed": seed} for seed in seeds(recipe)]
+    for kind in (kind for kind in PREFIXES if kind in kinds(recipe)):
+        prefix, name = PREFIXES[kind], f"{PREFIXES[kind]}test_{metric}"
+        values = [evaluate(nets[kind], data.test, recipe) for nets, _ in runs]
+        means = [value.mean().item() for value in values]
+        summary[name] = rounded(metric, fmean(means))
+        if len(runs) > 1:
+            summary[f"{name}_std"] = rounded(metric, stdev(means))
+        for key, join in ("seconds_per_epoch", fmean), ("peak_memory", max):
+            summary[prefix + key] = join([trained[kind][key] for _, trained in runs]) or None
+        for entry, value, mean, (_, trained) in zip(per_seed, values, means, runs, strict=True):
+            entry |= {name: rounded(metric, mean), f"{prefix}epoch": trained[kind]["epoch"]}
+            entry |= {f"{prefix}right": packed(value)} if metric == "accuracy" else {}
+    measures = measure(recipe, data, [nets for nets, _ in runs])
+    parts = {"train": data.train, "validation": data.validation, "test": data.test}
+    return summary | measures | {
+        "T": recipe.T,
+        "parameters": sum(p.numel() for p in runs[0][0]["SNN"].parameters()),
+        "samples": {name: 0 if split is None else len(split) for name, split in parts.items()},
+        "seeds": list(seeds(recipe)),
+        "per_seed": per_seed,
+        "recipe": asdict(recipe),
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""Networks of the experiments: every name learns, is frozen and counted, has a twin, and can start from it."""
+
+import pytest
+import torch
+from torch import nn
+
+import tandem_ext as te
+import tandem_snn.nn as tnn
+from architectures import MODELS, create, start_from_twin
+from tandem_snn import ann, freeze, measure, to_ann
+
+SHAPES = {
+    "dvs-gesture-net": (2, 32, 32), "mlp": (20,), "n-mnist-net": (2, 12, 12), "dvs-cifar10-net": (2, 16, 16),
+    "vgg11": (3, 16, 16), "vgg16": (3, 32, 32),
+}  # fmt: skip
+EVENTS = ("n-mnist-net", "dvs-cifar10-net", "dvs-gesture-net")
+COLOUR = (3, 8, 8)
+
+
+def small(layers, name, **options):
+    return create(layers, name, SHAPES.get(name, COLOUR), 10, 4, **{"width": 0.05, "events": name in EVENTS, **options})
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_learns_is_frozen_and_counted(name):
+    net, twin, shape = small(tnn, name), small(ann, name), SHAPES.get(name, COLOUR)
+    x = torch.randn(3, *shape)
+    if name in EVENTS:
+        x = te.SpikeTrain.from_dense(torch.rand(4, 3, *shape).lt(0.3).float())
+    twin.load_state_dict(net.state_dict())
+    net.load_state_dict(twin.state_dict())
+    for each in net, twin:
+        answer = each(x)
+        assert answer.shape == (3, 10)
+        answer.square().sum().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in each.parameters())
+    net(x)
+    frozen, expected = freeze(net.eval()), net(x)
+    assert torch.equal(frozen(x), expected)
+    assert all(program.refusal is None for program in frozen._programs.values())
+    for step in x.to_dense() if isinstance(x, te.SpikeTrain) else [x] * 4:
+        so_far = frozen.step(step)
+    assert torch.equal(so_far, expected)
+    ops = measure.synops(net, x)
+    layers = [m for m in net.modules() if isinstance(m, tnn.SpikingLayer | tnn.Readout | tnn.AvgPool2d)]
+    assert len(ops.layers) == len(layers)
+    assert ops.ann > 0
+    assert ops.snn > 0
+    assert list(measure.mismatch(net, x)) == list(measure.firing_rates(net, x))
+
+
+NEURONS = [
+    {"leak": 0.9}, {"gate": "clip", "v_init": 0.5, "threshold": 2.0}, {"norm": False}, {"gamma": 1.0, "momentum": 0.2},
+    {"bn_stats": "running"}, {"learn_threshold": "layer"}, {"learn_threshold": "channel", "threshold": 1.5},
+    {"weight_bits": 4}, {"weight_bits": 8}, {"timing": "window", "gate": "clip"}, {"ann_units": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("neurons", NEURONS, ids=str)
+@pytest.mark.parametrize("name", ["cnn", "resnet18", "8C3-MP2-8C3-AP2-FC16"])
+def test_neurons_of_every_kind_learn_and_freeze(name, neurons):
+    torch.manual_seed(1)
+    net = small(tnn, name, width=0.2, **neurons)
+    x, y = torch.randn(16, 3, 8, 8), torch.arange(16) % 10
+    optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
+    losses = []
+    for _ in range(25):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert min(losses[-5:]) < losses[0]
+    net.eval()
+    assert torch.equal(freeze(net)(x), net(x))
+
+
+def test_settings_reach_their_neurons():
+    net = small(tnn, "cnn", learn_threshold="channel", threshold=1.5, timing="window")
+    assert net.conv1.threshold.shape == (net.conv1.out_channels,)
+    assert (net.conv1.v_init, net.conv1.timing) == (0.75, "window")
+    net(torch.rand(2, 3, 8, 8)).sum().backward()
+    assert net.conv1.threshold.grad.abs().sum() > 0
+    net = small(tnn, "cnn", learn_threshold="layer")
+    assert net.conv1.threshold.shape == ()
+    assert net.conv1.threshold is not net.conv2.threshold
+    assert net.conv1.norm.weight[0].item() == tnn.initial_gamma(4)
+    net = create(tnn, "FC8", (4,), 2, 16, ann_units=True)
+    assert (net.fc1.threshold, net.fc1.gain, net.encoder.gain) == (0.25, "threshold", 1 / 16)
+
+
+def test_the_published_sizes():
+    """Parameters as counted in the released code, less the biases that its batch norms cancel."""
+    net = create(ann, "cifarnet", (3, 32, 32), 10)
+    biases = 128 + 256 + 512 + 1024 + 512 + 1024
+    assert sum(p.numel() for p in net.parameters()) + biases == pytest.approx(44.49e6, rel=1e-3)
+    macs = measure.synops(create(tnn, "cifarnet", (3, 32, 32), 10, 1), torch.rand(1, 3, 32, 32)).ann
+    assert macs == pytest.approx(792.1e6, rel=1e-3)
+
+
+def test_an_architecture_may_be_written_out():
+    net = create(tnn, "4C3s2-AP2-8C5-D0.1-FC7", (1, 28, 28), 3)
+    assert [name for name, _ in net.named_children()] == [
+        "encoder", "conv1", "pool1", "conv2", "dropout1", "flatten", "fc1", "readout",
+    ]  # fmt: skip
+    assert net(torch.rand(2, 1, 28, 28)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(("name", "shape", "message"), [
+    ("cmn", COLOUR, "unknown model 'cmn': 'cmn' is no layer .* none of alexnet-cifar, "),
+    ("32C3-FC", COLOUR, "unknown model '32C3-FC': 'FC' is no layer"), ("FC0", COLOUR, "'FC0' is no layer"),
+    ("8C3-MP2-MP2-MP2-MP2", COLOUR, r"nothing of \[8, 1, 1\] is left after MP2"),
+    ("8C3", (64,), r"8C3 works on images .* meet \[64\]"), ("FC8-8C3", (64,), r"8C3 works on images .* meet \[8\]"),
+])  # fmt: skip
+def test_what_cannot_be_built(name, shape, message):
+    with pytest.raises(ValueError, match=message):
+        create(tnn, name, shape, 10)
+
+
+OPTIONS = {"T": 16, "width": 0.2}
+
+
+def trained(name, **options):
+    """An ANN whose batch norms have seen data and have parameters of their own."""
+    torch.manual_seed(2)
+    twin = create(ann, name, COLOUR, 10, **OPTIONS, **options)
+    with torch.no_grad():
+        for module in twin.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.uniform_(-0.5, 0.5)
+    for _ in range(40):
+        twin(torch.randn(32, 3, 8, 8))
+    return twin.eval()
+
+
+@pytest.mark.parametrize("gain", [1.0, 3.0])
+@pytest.mark.parametrize(("name", "options"), [
+    ("cnn", {}), ("resnet18", {}), ("8C3-MP2-8C3-AP2-FC16", {}), ("cnn", {"norm": False}), ("cnn", {"threshold": 2.0}),
+    ("cnn", {"learn_threshold": "channel", "threshold": 0.5}), ("cnn", {"ann_units": True}),
+])  # fmt: skip
+def test_without_spikes_it_is_the_trained_network(name, options, gain):
+    """With real numbers in the place of counts, every activation is g times the twin's, and the answer is the same."""
+    twin, net = trained(name, norm=options.get("norm", True)), create(tnn, name, COLOUR, 10, **OPTIONS, **options)
+    before = {key: value.clone() for key, value in net.state_dict().items() if "threshold" in key}
+    if "ann_units" in options and gain != 1:
+        with pytest.raises(ValueError, match="expected 1 for a network in the units of its ANN, got 3"):
+            start_from_twin(net, twin, gain)
+        return
+    start_from_twin(net, twin, gain)
+    assert all(torch.equal(net.state_dict()[key], value) for key, value in before.items())
+    x = torch.randn(5, 3, 8, 8)
+    torch.testing.assert_close(to_ann(net.eval())(x), twin(x), rtol=1e-3, atol=1e-3)
+
+
+def test_gain_1_leaves_the_weights_alone():
+    twin, net = trained("cnn"), create(tnn, "cnn", COLOUR, 10, **OPTIONS)
+    start_from_twin(net, twin)
+    theirs, ours = twin.state_dict(), net.state_dict()
+    for key in theirs:
+        k = OPTIONS["T"] if key.startswith("conv1") else 1
+        factor = {"running_mean": k, "running_var": k * k}.get(key.rpartition(".")[2], 1)
+        assert torch.equal(ours[key], theirs[key] * factor), key
+    with pytest.raises(ValueError, match="init_gain: expected a positive number, got 0"):
+        start_from_twin(net, twin, 0.0)
+
+
+@pytest.mark.parametrize(("options", "gain"), [({}, 40.0), ({"ann_units": True}, 1.0)])
+def test_many_steps_answer_as_the_trained_network(options, gain):
+    twin, net = trained("cnn"), create(tnn, "cnn", COLOUR, 10, T=255, width=0.2, v_init=0.5, **options)
+    start_from_twin(net, twin, gain)
+    x = torch.randn(32, 3, 8, 8)
+    assert nn.functional.cosine_similarity(net.eval()(x), twin(x)).min() > 0.98

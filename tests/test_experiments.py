@@ -1,0 +1,401 @@
+"""Experiments: recipes and their options, runs that end whatever happens to them, what a run writes."""
+
+import base64
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+import recipe as recipes
+import tandem_snn.nn as tnn
+import train as script
+from architectures import create
+from data import load
+from measures import early_exit, interval, over_time, packed, step_times, tables
+from recipe import Recipe
+from tandem_snn import freeze
+from training import Task, World, evaluate, train
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "python/experiments/train.py"
+RESULTS = ROOT / "docs/results/training"
+# Dropout and augmentation, so that the random numbers of the steps matter.
+RECIPE = Recipe(model="FC32-D0.2-FC32", augment=("shift:1",), epochs=3, seed=5)
+
+
+def main(*arguments):
+    return script.main([*map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load(Recipe(validation=False), None)
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs the script, which must refuse in one line that has the given words."""
+
+    def run(arguments, words):
+        capsys.readouterr()
+        assert main(*arguments) == 2
+        error = capsys.readouterr().err
+        assert re.fullmatch(r"train\.py: [^\n]*\n", error)
+        assert words in error
+
+    return run
+
+
+@pytest.mark.parametrize("name", recipes.describe())
+def test_every_recipe_is_one(name):
+    keys = recipes.load(name)
+    assert keys.pop("about")
+    recipe = Recipe(**keys)
+    data = load(Recipe(task=recipe.task), None)
+    shape = (2, 34, 34) if recipe.data == "n-mnist" else (3, 32, 32) if "cifar" in recipe.data else (1, 28, 28)
+    with torch.device("meta"):
+        net = script.build(recipe, replace(data, shape=shape), "SNN")
+    assert {layer.timing for layer in net.modules() if isinstance(layer, tnn.SpikingLayer)} == {recipe.timing}
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_results_are_of_recipes(path):
+    """What a recipe says is what made the result of its name; results of gate "resu" name the commit that has it."""
+    result = json.loads(path.read_text())
+    there = result["recipe"]
+    if there["gate"] == "resu":
+        assert path.stem.endswith("resu")
+        assert len(result["commit"].rstrip("+")) == 40
+        return
+    here = asdict(Recipe(**{key: value for key, value in recipes.load(path.stem).items() if key != "about"}))
+    remade = {"digits": {"timing", "gate"}, "fashion-mnist-from-scratch": {"gate"}}  # with another neuron since
+    for name in here.keys() & there.keys() - {"seeds"} - remade.get(path.stem, set()):
+        ours, theirs = here[name], there[name]
+        ours = list(ours) if isinstance(ours, tuple) else ours
+        default = next(one.default for one in fields(Recipe) if one.name == name)
+        if name == "v_init" and here["timing"] == "window":
+            default = 0.5
+        assert ours == theirs or (theirs is None and ours == default) or (ours is None and theirs == default), name
+
+
+def test_keys_are_options(monkeypatch, tmp_path):
+    """Of every type; they replace the recipe's own, which come after those of its base."""
+    made = []
+    monkeypatch.setattr(script, "run", lambda recipe, *_: made.append(recipe))
+    path = tmp_path / "own.yaml"
+    path.write_text("base: fashion-mnist-window\nT: 2\nlr: 2e-4\n")
+    assert main(path) == 0
+    assert (made[-1].timing, made[-1].T, made[-1].lr, made[-1].augment) == ("window", 2, 2e-4, ("flip", "shift:2"))
+    options = "--T 4 --no-validation --augment flip shift:1 --leak 0.5 --timing step --init-from none --weight-bits 3"
+    assert main(path, *options.split()) == 0
+    keys = {"T": 4, "validation": False, "augment": ("flip", "shift:1"), "leak": 0.5, "timing": "step"}
+    assert made[-1] == replace(made[-2], **keys, init_from=None, weight_bits=3)
+    assert main(path, "--augment") == 0
+    assert made[-1].augment == ()
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["digit"], "unknown recipe 'digit': expected a .yaml file or one of digits, mnist, "),
+    (["nowhere.yaml"], "recipe nowhere.yaml cannot be read"), (["--T", "0"], "T: expected 1 or more, got 0"),
+    (["--T", "4.5"], "T: expected int, got '4.5'"), (["--gate", "resu"], "gate: expected one of relu, clip"),
+    (["--lr", "fast"], "lr: expected float, got 'fast'"), (["--init-gain", "2"], "init_gain: needs init_from"),
+    (["--model", "FC"], "unknown model 'FC'"), (["--weight-bits", "9"], "weight_bits"), (["--leak", "2"], "leak"),
+    (["--device", "abacus"], "--device: 'abacus' cannot be used"), (["mnist"], "data set 'mnist' cannot be read"),
+    (["--augment", "turn"], "augment: expected flip or shift:PIXELS, got 'turn'"),
+])  # fmt: skip
+def test_what_is_wrong_is_one_line(arguments, words, refused, tmp_path):
+    refused([*arguments, "--data-dir", tmp_path, "--out", tmp_path / "run"], words)
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("- 1", "expected lines `key: value`"), ("T: [", "cannot be read"), ("t: 4", "unknown key 't'"),
+    ("validation: 1", "validation: expected bool, got 1"), ("augment: flip", "augment: expected tuple"),
+    ("base: digit", "unknown recipe 'digit'"), ("T: null", "T: expected int, got None"),
+])  # fmt: skip
+def test_a_wrong_file_is_one_line(text, words, refused, tmp_path):
+    (tmp_path / "own.yaml").write_text(text)
+    refused([tmp_path / "own.yaml"], words)
+
+
+def ended(recipe, path, stop=None, on_step=None, kind="SNN"):
+    """The weights after training with a checkpoint at ``path``; None if it was stopped at a step."""
+
+    def check(step, _):
+        if step == stop:
+            raise KeyboardInterrupt
+
+    data = load(recipe, None)
+    torch.manual_seed(recipe.seed)
+    net = script.build(recipe, data, kind)
+    try:
+        result = train(net, data, recipe, recipe.seed, path, World(), on_step or check, lambda record: None)
+    except KeyboardInterrupt:
+        return None
+    assert all(torch.equal(value, result["weights"][name]) for name, value in net.state_dict().items())
+    return result["weights"]
+
+
+def assert_same(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+VARIANTS = {
+    "adam": {},
+    "sgd": {"optimizer": "sgd", "lr": 0.05, "schedule": "cosine", "timing": "window", "gate": "clip"},
+    "bf16": {"precision": "bf16", "clip_grad_norm": 1.0, "synops_penalty": 0.1, "schedule": "constant"},
+    "adamw": {"optimizer": "adamw", "weight_decay": 0.01, "validation": False, "learn_threshold": "channel"},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_run_goes_on_bit_for_bit(name, tmp_path):
+    """It was stopped in its first epoch, right after the second, and twice within one."""
+    recipe = replace(RECIPE, **VARIANTS[name])
+    whole = ended(recipe, tmp_path / "whole.pt")
+    steps = (1347 if name == "adamw" else 1234) // 64
+    for stop in 3, 2 * steps, 2 * steps + 1, 3 * steps - 1:
+        assert ended(recipe, tmp_path / "snn.pt", stop) is None
+    assert_same(ended(recipe, tmp_path / "snn.pt"), whole)
+    assert_same(ended(recipe, tmp_path / "snn.pt"), whole)  # of a finished network
+
+
+def test_another_end_of_writing_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "snn.pt"
+    assert ended(RECIPE, path, 25) is None
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "fsync", lambda _: exec("raise OSError(28, 'No space left on device')"))
+    with pytest.raises(OSError, match="No space left"):
+        ended(RECIPE, path)
+    assert path.read_bytes() == before
+    monkeypatch.undo()
+    assert_same(ended(RECIPE, path), ended(RECIPE, tmp_path / "whole.pt"))
+
+
+def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
+    path = tmp_path / "snn.pt"
+    assert ended(RECIPE, path, 25) is None
+    with pytest.raises(ValueError, match=r"another recipe: T is 8 there and 4 here; choose another folder with --out"):
+        ended(replace(RECIPE, T=4), path)
+    content = path.read_bytes()
+    for damaged in content[:-200], b"", bytes(len(content)):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"snn\.pt is damaged: delete it"):
+            ended(RECIPE, path)
+
+
+def test_an_infinite_loss_is_said():
+    with pytest.raises(ValueError, match=r"the loss became .* in epoch 1: try a smaller learning rate"):
+        ended(replace(RECIPE, lr=1e30, optimizer="sgd", schedule="constant", norm=False), Path("nowhere.pt"))
+    assert not Path("nowhere.pt").exists()
+
+
+def test_the_kept_weights_are_the_best_on_the_validation_split(tmp_path):
+    """Of equals the later; without a validation split they are the last."""
+    data = load(RECIPE, None)
+    for validation in True, False:
+        recipe = replace(RECIPE, validation=validation, epochs=8, lr=0.02)
+        path = tmp_path / f"{validation}.pt"
+        weights = ended(recipe, path)
+        found = torch.load(path, weights_only=True)
+        if not validation:
+            assert found["epoch"] == 8
+            continue
+        values = [record["validation_accuracy"] for record in found["history"]]
+        assert found["epoch"] == max(range(8), key=lambda i: (values[i], i)) + 1
+        net = script.build(recipe, data, "SNN")
+        net.load_state_dict(weights)
+        assert evaluate(net, data.validation, recipe).mean().item() == max(values)
+
+
+SMALL = ("--model", "FC16", "--epochs", "2", "--init-from", "twin", "--init-gain", "2", "--seeds", "2")
+NAMES = (
+    "summary.json",
+    "picture.png",
+    "seed-0/snn.pt",
+    "seed-0/ann.pt",
+    "seed-1/ann-continued.pt",
+    "seed-1/snn.tandem",
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    assert main(*SMALL, "--tensorboard", "--out", folder) == 0
+    return folder
+
+
+def test_a_run_writes_what_it_found(run, digits):
+    assert all((run / name).stat().st_size for name in NAMES)
+    assert list((run / "seed-1/tensorboard/snn").iterdir())
+    summary = json.loads((run / "summary.json").read_text())
+    before = json.loads((RESULTS / "fashion-mnist.json").read_text())
+    assert before.keys() - summary.keys() <= {"results"}  # names are those of the results that are there
+    assert summary["seeds"] == [0, 1]
+    assert summary["recipe"]["init_from"] == "twin"
+    assert summary["commit"]
+    assert summary["machine"]["cores"]
+    targets = digits.test.targets
+    for prefix, name in ("", "snn"), ("ann_", "ann"), ("ann_continued_", "ann-continued"):
+        seeds = [one[f"{prefix}test_accuracy"] for one in summary["per_seed"]]
+        assert summary[f"{prefix}test_accuracy"] == pytest.approx(sum(seeds) / 2, abs=1e-3)
+        for one in summary["per_seed"]:
+            bits = np.frombuffer(base64.b64decode(one[f"{prefix}right"]), np.uint8)
+            right = np.unpackbits(bits, count=len(targets))
+            assert 100 * right.mean() == pytest.approx(one[f"{prefix}test_accuracy"], abs=1e-4)
+            assert (run / f"seed-{one['seed']}/{name}.pt").exists()
+    for name in "step_time_ratio", "synops_ratio", "peak_memory", "ann_peak_memory":
+        assert summary[name] > 0
+
+
+def test_the_control_starts_from_the_twin(run):
+    """With its schedule from the beginning; what it was trained on are the same samples."""
+    twin, control, net = (torch.load(run / f"seed-0/{name}.pt", weights_only=True)
+                          for name in ("ann", "ann-continued", "snn"))  # fmt: skip
+    assert [one["lr"] for one in twin["history"]] == [one["lr"] for one in control["history"]]
+    assert control["history"][0]["loss"] < twin["history"][-1]["loss"]
+    assert net["history"][0]["loss"] < twin["history"][0]["loss"]
+
+
+def test_the_file_for_inference_answers_as_the_network(run, digits):
+    from tandem_snn import load_frozen
+
+    weights = torch.load(run / "seed-1/snn.pt", weights_only=True)["weights"]
+    net = create(tnn, "FC16", (1, 8, 8), 10, 8, timing="window", gate="clip").eval()
+    net.load_state_dict(weights)
+    x, y = next(digits.test.batches(450))
+    right = json.loads((run / "summary.json").read_text())["per_seed"][1]["right"]
+    with torch.no_grad():
+        assert torch.equal(load_frozen(run / "seed-1/snn.tandem")(x), net(x))
+        assert packed(net(x).argmax(1) == y) == right
+
+
+def test_a_finished_run_is_never_overwritten(run, refused, capsys):
+    before = {name: ((run / name).read_bytes(), (run / name).stat().st_mtime_ns) for name in NAMES}
+    assert main(*SMALL, "--out", run) == 0
+    assert "finished before" in capsys.readouterr().out
+    refused([*SMALL, "--T", "4", "--out", run], "holds a finished run of another recipe: choose another folder")
+    assert before == {name: ((run / name).read_bytes(), (run / name).stat().st_mtime_ns) for name in NAMES}
+
+
+def test_the_tables_of_a_run(run):
+    console = Console(record=True, width=120, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(*tables(json.loads((run / "summary.json").read_text())))
+    text = console.export_text()
+    for words in ("digits, FC16, T=8, mean of 2 seeds", "test accuracy", "the twin, trained as long", "peak memory",
+                  "operations at inference", "fc1", "early exit, first seed"):  # fmt: skip
+        assert words in text
+
+
+def test_images_are_reconstructed(tmp_path):
+    assert main("--task", "regression", "--model", "FC16", "--epochs", 1, "--ann-units", "--out", tmp_path) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert 0 < summary["test_mse"] < 0.3
+    assert len(summary["test_mse_over_time"]) == 8
+    assert "right" not in summary["per_seed"][0]
+
+
+def test_killed_at_any_moment_it_goes_on_bit_for_bit(tmp_path):
+    """Processes, each killed after so many changes of files, or so long after its first step."""
+    program = f"""
+import os, signal, sys, threading
+sys.path[:0] = [{str(SCRIPT.parent)!r}]
+import train, training
+kind, number = os.environ["DIES"].split()
+folder, calls = sys.argv[sys.argv.index("--out") + 1], 0
+die = lambda: os.kill(os.getpid(), signal.SIGKILL)
+def watch(event, arguments):
+    global calls
+    if event in ("open", "os.rename", "os.mkdir") and str(arguments[0]).startswith(folder):
+        calls += 1
+        if calls > int(number):
+            die()
+if kind == "call":
+    sys.addaudithook(watch)
+make = training.make_optimizer
+def first(*arguments):
+    if kind == "second":
+        threading.Timer(float(number), die).start()
+    return make(*arguments)
+training.make_optimizer = first
+sys.exit(train.main(sys.argv[1:]))
+"""
+    options = ["--model", "FC32-D0.1", "--epochs", "6", "--no-twin", "--seeds", "1", "--out"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def start(folder, dies):
+        command = [sys.executable, "-c", program, *options, str(folder)]
+        return subprocess.run(command, env=environment | {"DIES": dies}, capture_output=True, text=True)
+
+    assert start(tmp_path / "whole", "never 0").returncode == 0
+    for dies in "call 4", "call 7", "second 0.05", "call 12":
+        done = start(tmp_path / "killed", dies)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert not (tmp_path / "killed/summary.json").exists()
+    assert start(tmp_path / "killed", "never 0").returncode == 0
+    weights = [
+        torch.load(tmp_path / name / "seed-0/snn.pt", weights_only=True)["weights"] for name in ("killed", "whole")
+    ]
+    assert_same(*weights)
+    ours, theirs = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("killed", "whole"))
+    assert ours["per_seed"] == theirs["per_seed"]
+
+
+def test_an_interruption_is_one_line(tmp_path):
+    command = [sys.executable, SCRIPT, "--model", "FC32", "--epochs", "5000", "--no-twin", "--out", tmp_path]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "seed-0/snn.pt").exists():
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 130
+    assert error == "train.py: interrupted; the same command resumes from the last whole epoch\n"
+
+
+def test_intervals_hold_what_they_should():
+    """Of 2,000 pairs of test splits about 95 % give an interval that holds the true difference."""
+    generator = torch.Generator().manual_seed(0)
+    for p, q, n in (0.99, 0.97, 100), (0.934, 0.93, 10_000), (0.5, 0.8, 50):
+        right = [torch.binomial(torch.full((2000,), float(n)), torch.full((2000,), r), generator) / n for r in (p, q)]
+        intervals = (interval(a, b, n) for a, b in zip(*(r.tolist() for r in right), strict=True))
+        assert 0.93 < sum(low <= p - q <= high for low, high in intervals) / 2000 < 0.99
+    assert interval(1.0, 1.0, 100) == pytest.approx((-0.037, 0.037), abs=1e-3)
+
+
+def test_over_time_and_early_exit_are_those_of_single_steps(digits):
+    net = create(tnn, "FC32", (1, 8, 8), 10, 6)
+    x, y = next(digits.test.batches(450))
+    net(x)
+    frozen = freeze(net.eval())
+    found = over_time(RECIPE, digits, [net])
+    readouts = torch.stack([frozen.step(x) for _ in range(6)])
+    expected = [100 * (r.argmax(1) == y).double().mean().item() for r in readouts]
+    assert found["test_accuracy_over_time"] == pytest.approx(expected, abs=1e-4)
+    for one in found["early_exit"]:
+        logits, steps = frozen.anytime(x, one["confidence"])
+        assert one["steps"] == pytest.approx(steps.double().mean().item())
+        assert one["accuracy"] == pytest.approx((logits.argmax(1) == y).double().mean().item())
+    assert early_exit(readouts, y)[-1]["steps"] == 6
+    assert Task(RECIPE).values(readouts[-1], y).mean().item() == pytest.approx(expected[-1] / 100)
+
+
+def test_step_times_leave_the_networks_alone():
+    nets = [nn.Linear(64, 10) for _ in range(2)]
+    before = [net.weight.clone() for net in nets]
+    times = step_times(nets, torch.rand(8, 64), torch.zeros(8, dtype=torch.int64), nn.functional.cross_entropy, 3)
+    assert [len(seconds) for seconds in times] == [3, 3]
+    assert all(torch.equal(net.weight, weight) for net, weight in zip(nets, before, strict=True))
