@@ -6,7 +6,8 @@ Environment:
     TANDEM_CUDA           ``auto`` (default): CUDA kernels if a toolkit is found; ``1``: CUDA kernels or an error;
                           ``0``: CPU kernels only
     CUDA_HOME, CUDA_PATH  root of the toolkit; without them, the toolkit of the ``nvcc`` on PATH
-    TORCH_CUDA_ARCH_LIST  as for any torch extension, e.g. ``8.0;9.0+PTX``, which is the default
+    TORCH_CUDA_ARCH_LIST  as for any torch extension, e.g. ``8.0;9.0+PTX``, which is the default; what is older than 8.0
+                          is left out, since the kernels use instructions of 8.0
     MAX_JOBS              files compiled at the same time; default min(cores, free GB / 2)
 """
 
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DEFAULT_ARCHS = "8.0;9.0+PTX"
+OLDEST_ARCH = (8, 0)  # the first with mma.m16n8k16 and cp.async
 INCLUDE_DIRS = ("include", "targets/x86_64-linux/include", "targets/sbsa-linux/include")
 LIBRARY_DIRS = ("lib64", "lib", "lib/x86_64-linux-gnu", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib")
 
@@ -77,7 +79,7 @@ def decide(
 
     Raises:
         ValueError: TANDEM_CUDA or TORCH_CUDA_ARCH_LIST has no meaning.
-        RuntimeError: TANDEM_CUDA=1 and there is no complete toolkit.
+        RuntimeError: TANDEM_CUDA=1, and there is no complete toolkit or no listed architecture can run the kernels.
     """
     wish = env.get("TANDEM_CUDA") or "auto"
     if wish not in ("0", "1", "auto"):
@@ -85,20 +87,33 @@ def decide(
     if wish == "0":
         return Plan(note="TANDEM_CUDA=0")
 
-    rejected: list[str] = []
+    notes: list[str] = []
     for origin, root in _candidates(env, which, run):
         toolkit, missing = _inspect(root, run, is_file)
         if toolkit is not None:
-            return Plan(toolkit, parse_archs(env.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHS), "; ".join(rejected))
-        rejected.append(f"{origin} has no {missing}")
+            return _with_cuda(toolkit, env.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHS, notes, wish)
+        notes.append(f"{origin} has no {missing}")
 
-    note = "; ".join(rejected) or "no nvcc on PATH, CUDA_HOME not set"
+    note = "; ".join(notes) or "no nvcc on PATH, CUDA_HOME not set"
     if wish == "1":
         raise RuntimeError(
             f"TANDEM_CUDA=1, but there is no complete CUDA toolkit: {note}. Install one, put its nvcc on PATH or set "
             "CUDA_HOME to its root; or set TANDEM_CUDA=0 to build the CPU kernels only."
         )
     return Plan(note=note)
+
+
+def _with_cuda(toolkit: Toolkit, listed: str, notes: list[str], wish: str) -> Plan:
+    """The kernels for those of the listed compute capabilities that can run them."""
+    archs = parse_archs(listed)
+    served = tuple(arch for arch in archs if tuple(map(int, re.findall(r"\d+", arch))) >= OLDEST_ARCH)
+    if left_out := [arch for arch in archs if arch not in served]:
+        notes = [*notes, f"no kernels for {', '.join(left_out)}: they need compute capability 8.0 or newer"]
+    if served:
+        return Plan(toolkit, served, "; ".join(notes))
+    if wish == "1":
+        raise RuntimeError(f"TANDEM_CUDA=1, but TORCH_CUDA_ARCH_LIST={listed}: {notes[-1]}")
+    return Plan(note="; ".join(notes))
 
 
 def parse_archs(text: str) -> tuple[str, ...]:

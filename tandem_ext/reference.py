@@ -258,16 +258,20 @@ def _currents(
         weight, gain = (weight * rows.view(*rows.shape, *[1] * (weight.dim() - 2))).to(weight.dtype), 1.0
 
     def product(a: Tensor) -> Tensor:
-        if weight is None or weight.dim() == 2:
-            return a if weight is None else F.linear(a, weight.to(a.dtype))
+        """The sum, rounded once: float32 may be multiplied by algorithms that round more often, such as Winograd's."""
+        if weight is None:
+            return a
+        wide = a.double(), weight.double(), None
+        if weight.dim() == 2:
+            return F.linear(*wide).to(a.dtype)
         convolution: Any = F.conv1d if weight.dim() == 3 else F.conv2d
-        return convolution(a, weight.to(a.dtype), None, *geometry)
+        return convolution(*wide, *geometry).to(a.dtype)
 
     if isinstance(x, SpikeTrain):
         counts = _counts(x, dtype)
         with torch.no_grad():
             if window:
-                y = product(counts.double()).to(dtype).unsqueeze(0)
+                y = product(counts).unsqueeze(0)
             else:
                 spikes = unpack(x, dtype)
                 y = torch.unflatten(product(spikes.flatten(0, 1)), 0, spikes.shape[:2])

@@ -8,6 +8,7 @@ import torch
 from cases import dyadic, train
 
 import tandem_ext as te
+import tandem_snn.nn as tnn
 from tandem_ext import checks
 
 f, nan = te.functional, math.nan
@@ -208,6 +209,13 @@ def test_bad_arguments(call, error, message):
     with pytest.raises(error, match=re.escape(message)) as caught:
         call()
     assert ("NoneType" in str(caught.value)) == ("NoneType" in message)  # it says what the value was
+
+
+def test_a_tensor_of_a_layer_is_checked_when_it_is_used():
+    layer = tnn.Linear(7, 2)
+    layer.threshold = torch.tensor([1.5, -1.0])
+    with pytest.raises(ValueError, match="threshold: expected positive values"):
+        layer(X)
 
 
 class OnCuda:

@@ -1,14 +1,17 @@
 """`make gpu-check`, as far as it goes without a GPU: its cases on the CPU, timings and table on small shapes."""
 
+import ast
+import inspect
 import json
 import subprocess
 import sys
 
 import pytest
 import torch
-from gpu import check, correctness, on_device, report, timing
+from gpu import check, correctness, on_device, report, stages, timing
 
 import tandem_snn
+from tandem_ext import checks
 
 CPU = torch.device("cpu")
 CASES = {case.name: case for case in correctness.cases(small=True)}
@@ -83,6 +86,49 @@ def test_the_tests_use_the_device():
         [*command, *(f"tests/test_{test}" for test in USES)], cwd=check.ROOT, capture_output=True, text=True
     )
     assert f"{len(USES)} failed" in done.stdout
+
+
+def strings(*trees):
+    """The string constants of a program."""
+    nodes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    return [node for node in nodes if isinstance(node.value, str)]
+
+
+def tests_type(node):
+    """Whether a condition compares the type of a device with "cpu"."""
+    attributes = [part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)]
+    return "type" in attributes and any(string.value == "cpu" for string in strings(node))
+
+
+def only_on_the_cpu(source):
+    """Strings of a test that cannot hold on a GPU: the name of the device, unless its type is asked for, and messages
+    about values that are checked in CPU memory alone."""
+    nodes = list(ast.walk(ast.parse(inspect.getsource(checks))))
+    branches = [node.body for node in nodes if isinstance(node, ast.If) and tests_type(node.test)]
+    messages = [string.value for body in branches for string in strings(*body)]
+    assert len(messages) >= 2
+    tree = ast.parse(source)
+    asked = strings(*(node for node in ast.walk(tree) if isinstance(node, ast.Compare) and tests_type(node)))
+    named = [string.value for string in strings(tree) if "cpu" in string.value and string not in asked]
+    read = [s.value for s in strings(tree) if " expected " in s.value and any(s.value in text for text in messages)]
+    return named + read
+
+
+@pytest.mark.parametrize("name", [*(f"test_{name}" for name in stages.TESTS), "any_layer", "cases", "networks"])
+def test_nothing_compares_with_the_cpu(name):
+    """In what a GPU runs."""
+    assert only_on_the_cpu((check.ROOT / "tests" / f"{name}.py").read_text()) == []
+
+
+def test_comparisons_with_the_cpu_are_found():
+    source = """
+for same in (copy.copy(x), x.to("cpu")):
+    assert repr(x) == "SpikeTrain(T=9, device=cpu)"
+if device.type == "cpu":
+    with pytest.raises(ValueError, match="threshold: expected positive values"):
+        layer(x)
+"""
+    assert len(only_on_the_cpu(source)) == 3
 
 
 @pytest.fixture(scope="module")

@@ -80,6 +80,15 @@ def test_currents():
         assert torch.equal(ref.linear_if(*arguments, **options, threshold=1e9, return_v=True)[1], total)
 
 
+@pytest.mark.parametrize("size", [(), (1, 1)])
+def test_a_product_is_rounded_once(size):
+    """An order of float32 sums loses the three ones; a GPU's fast convolutions round still more."""
+    weight = torch.tensor([2.0**24, 1.0, 1.0, 1.0]).view(1, 4, *size)
+    for x in te.SpikeTrain.from_dense(torch.ones(2, 1, 4, *size)), te.ConstantInput(torch.ones(1, 4, *size), 2):
+        _, v = ref.linear_if(x, weight, threshold=2.0**30, return_v=True)
+        assert v.item() == 2 * (2.0**24 + 4)
+
+
 def test_tensor_threshold_equals_float_threshold():
     x, weight, bias = train(8, 3, 7), dyadic(5, 7), dyadic(5)
     arguments = {"residual": dyadic(8, 3, 5), "v_init": 0.5, "return_v": True}
