@@ -1,6 +1,7 @@
 """convert, calibrate and to_ann: an ANN and its spiking twin share Parameters, units and gradients."""
 
 import copy
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -189,19 +190,45 @@ def test_calibration() -> None:
     one = nn.Sequential(tnn.Encoder(8, gain=1 / 8), tnn.Linear(4, 3, gain="threshold"), tnn.Readout(3, 2))
     calibrate(one, [torch.rand(9, 4)])
     assert isinstance(one[1].threshold, float)
-    for keywords, message in (({"percentile": 0}, "percentile"), *(({"loader": e}, "got none") for e in ([], [x[:0]]))):
+    for keywords, message in (({"percentile": 0}, "percentile"), *(({"data": e}, "got none") for e in ([], [x[:0]]))):
         with pytest.raises(ValueError, match=message):
-            calibrate(snn, **{"loader": [x], **keywords})
-    with pytest.raises(TypeError, match=r"loader: expected tensors or SpikeTrains.*got dict"):
+            calibrate(snn, **{"data": [x], **keywords})
+    with pytest.raises(TypeError, match=r"data: expected tensors or SpikeTrains.*got dict"):
         calibrate(snn, [{"images": x}])
-    with pytest.raises(TypeError, match=r"loader: expected an iterable of batches, such as \[x\], got a tensor"):
+    with pytest.raises(TypeError, match=r"data: expected an iterable of batches, such as \[x\], got a tensor"):
         calibrate(snn, x)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="net: a frozen network cannot be calibrated"):
         calibrate(freeze(snn), [x])
-    with pytest.raises(ValueError, match=r"loader: in a batch the activations of '0\.0' are infinite or NaN"):
+    with pytest.raises(ValueError, match=r"data: in a batch the activations of '0\.0' are infinite or NaN"):
         calibrate(snn, [x, x / 0])
     with pytest.raises(ValueError, match="gain"):
         calibrate(create_model("mlp", shape=(4,), classes=2, T=4), [torch.rand(2, 4)])
+
+
+def test_convert_calibrates_on_data() -> None:
+    """All batches count, also of what can be read once; the first one is the example."""
+    net, x = sequential()
+    settled(net, x)
+    with pytest.warns(UserWarning, match=r"thresholds are not calibrated.*convert\(ann, T, data=batches\)"):
+        plain = convert(net, T=8)
+    batches = [(x, 0), (2 * x, 1)]
+    calibrate(plain, batches)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        convert(net, T=8, threshold=0.5)
+        told = convert(net, T=8, data=iter(batches))
+    assert torch.equal(plain(x), told(x))
+    rows = Net(
+        lambda m, x: m.b(torch.relu(m.a(x.flatten(2)).view(x.shape[0], 12))), a=nn.Linear(6, 4), b=nn.Linear(12, 2)
+    )
+    images = torch.rand(5, 3, 2, 3)
+    assert convert(rows, T=8, data=[images])(images).shape == (5, 2)
+    with pytest.raises(ValueError, match="data: expected at least one sample, got none"):
+        convert(net, T=8, data=[])
+    with pytest.raises(TypeError, match=r"data: expected an iterable of batches, such as \[x\], got a tensor"):
+        convert(net, T=8, data=x)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"data: expected tensors or SpikeTrains.*got dict"):
+        convert(net, T=8, data=[{"images": x}])
 
 
 def test_spikes_in() -> None:

@@ -52,7 +52,7 @@ class Shuffled(Pooled):
 
     def forward(self, x: Tensor) -> Tensor:
         a = torch.relu(self.a(x))
-        return torch.relu(self.b(a.view(len(a), 2, 2, *a.shape[2:]).transpose(1, 2).reshape(a.shape)))
+        return torch.relu(self.b(a.view(a.shape[0], 2, 2, *a.shape[2:]).transpose(1, 2).reshape(a.shape)))
 
 
 class Last(nn.LSTM):
@@ -269,3 +269,15 @@ def test_auxiliary_heads_are_left_out_and_said() -> None:
     with pytest.warns(UserWarning, match="aux takes no part in evaluation"):
         snn = convert(net, T=8, example=torch.rand(1, 4))
     assert snn(torch.rand(3, 4)).shape == (3, 3)
+
+
+def test_torchscript_is_named() -> None:
+    net, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), torch.rand(2, 4)
+    for module in torch.jit.trace(net, x), torch.jit.script(net):
+        with pytest.raises(TypeError, match=r"ann: TorchScript .*: give the module that was traced or scripted"):
+            convert(module, T=8, example=x)
+
+
+def test_windows_of_more_than_255_steps_are_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="T: expected an int from 1 to 255 with timing='window', got 256"):
+        convert(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), T=256, timing="window")

@@ -28,8 +28,8 @@ def main() -> None:
     print(f"test accuracy of the ANN: {accuracy(ann, data):.2f} %")
 
     for T in options.T:
-        snn = ts.convert(copy.deepcopy(ann), T)  # without the copy the two would share their parameters
-        ts.calibrate(snn, [next(data.train.batches(1000))])  # thresholds from the activations of real images
+        images = next(data.train.batches(1000))  # thresholds come from the activations of real images
+        snn = ts.convert(copy.deepcopy(ann), T, data=[images])  # without the copy the two would share their parameters
         print(f"T = {T}: converted {accuracy(snn, data):.2f} %")
         train(snn, data, epochs=1, lr=5e-4)
         print(f"T = {T}: after one tandem epoch {accuracy(snn, data):.2f} %")

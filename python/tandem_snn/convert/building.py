@@ -83,6 +83,8 @@ class Builder:
             return self.encode(self.node(value))
         if value.kind == "size":
             raise refuse(op, "a size of the batch, which spikes do not have")
+        if value.kind == "constant" and op.batch is not None:
+            return self.function(general.PerSample, (self.tensor(op),))
         if value.node is None:
             value.node = self._constant(op) if value.kind == "constant" else self._currents(op)
         return value.node
@@ -105,8 +107,9 @@ class Builder:
         return self.encoded[x]
 
     def signals(self, op: Op) -> list[Op]:
-        """Return the inputs of an Op that depend on the input of the network."""
-        return [value for value in op.inputs if self.env[value].kind not in ("constant", "size")]
+        """Return the inputs of an Op on whose values its own depends, and which depend on the input of the network."""
+        shape = op.args.get(kinds.SHAPE_OF.get(op.kind, ""))
+        return [value for value in op.inputs if self.env[value].kind not in ("constant", "size") and value is not shape]
 
     def _constant(self, op: Op) -> fx.Node:
         return self.get(op.target, self.attributes[op.target]) if op.kind == "attribute" else self.copy(op)
@@ -140,7 +143,7 @@ class Builder:
 
     def _moved(self, op: Op) -> Any:
         """Return the labels of the spikes' values after an Op that rearranges spikes."""
-        given = {value: self.env[value].worth for value in self.signals(op)}
+        given = {value: self.env[value].worth for value in op.inputs if self.env[value].kind == "spikes"}
         if all(worth is ONE for worth in given.values()):
             return ONE
         labels = {value: worth.expand(1, *value.features) for value, worth in given.items()}
@@ -182,7 +185,7 @@ class Builder:
             return self.call(op, nn.Dropout(op.args["p"]), self.tensor(op.x))
         if op.alone:
             return self.graph.call_module(self._name(op.path, op.module), (self.tensor(op.x),))
-        return self.graph.create_node(op.source.op, op.source.target, *_map(_any_batch(op), self.tensor))
+        return self.graph.call_function(op.function, *_map(_any_batch(op), self.tensor))
 
     def call(self, op: Op, module: nn.Module, x: fx.Node) -> fx.Node:
         """Call a module that replaces an Op, in the Op's training or evaluation mode."""
@@ -226,11 +229,11 @@ def _map(call: Any, f: Callable[[Op], Any]) -> Any:
 
 def _reshaping(op: Op) -> str:
     """Return the operator to use for spikes: their memory layout differs, so a view of the ANN may need a copy."""
-    return "reshape" if op.kind in VIEWS else op.kind
+    return "reshape" if op.kind in VIEWS else op.kind.replace("view_as", "reshape_as")
 
 
 def _any_batch(op: Op) -> tuple[Any, Any]:
-    """Return the arguments of an operator, without sizes that depend on the batch."""
-    if op.kind in (*VIEWS, "expand") and op.shape and op.shape[0] is None:
+    """Return the arguments of an operator; if it keeps the batch, without sizes that depend on the batch."""
+    if op.kind in (*VIEWS, "expand") and op.shape and op.batch is not None and op.batch == op.x.batch:
         return (op.x, [-1, *op.shape[1:]]), {}
     return op.call

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from numbers import Real
 from typing import Any
 
@@ -25,11 +25,11 @@ _PRIOR, _FEW = 16, 256  # the weights of the layer's mean square and threshold, 
 
 
 @torch.no_grad()
-def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float | None = None) -> nn.Module:
+def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = None) -> nn.Module:
     """Set the threshold of each layer from data, so that spike counts cover the ANN's activations.
 
     The threshold is ϑ = a/T. A count cannot exceed T, so activations above a saturate. a is chosen from the layer's
-    activations in the ANN twin, in evaluation mode, over all inputs of the loader: per channel if the layer has one
+    activations in the ANN twin, in evaluation mode, over all inputs: per channel if the layer has one
     threshold per channel, as layers of :func:`convert` have, else for the whole layer. By default, a minimises the
     squared error from saturation and from rounding to multiples of ϑ; channels with few samples also use the
     statistics of the layer. a is at most the ceiling of a ReLU6 or hardtanh(0, c). Initial potentials are scaled with
@@ -38,16 +38,16 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float | None = 
     Args:
         net: a network with layers of ``gain="threshold"``, such as :func:`convert` returns. Their thresholds are
             changed in place; layers with another gain are not changed.
-        loader: batches of inputs of ``net``, or tuples or lists whose first item is such a batch.
+        data: batches of inputs of ``net``, or tuples or lists whose first item is such a batch.
         percentile: in (0, 100]; if given, a is this percentile of the activations that are not zero.
 
     Returns:
         net.
 
     Raises:
-        TypeError: a batch is neither a tensor nor a SpikeTrain, or loader is a single batch.
-        ValueError: net is frozen, has no layer to calibrate or no T, percentile is out of range, the loader is empty,
-            or activations are not finite.
+        TypeError: a batch is neither a tensor nor a SpikeTrain, or data is a single batch.
+        ValueError: net is frozen, has no layer to calibrate or no T, percentile is out of range, data has no
+            sample, or activations are not finite.
 
     >>> from tandem_snn import convert
     >>> snn = convert(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3)), T=8)
@@ -57,8 +57,6 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float | None = 
     """
     if isinstance(net, FrozenNetwork):
         raise ValueError("net: a frozen network cannot be calibrated: calibrate the network, then freeze it")
-    if isinstance(loader, Tensor | SpikeTrain):
-        raise TypeError(f"loader: expected an iterable of batches, such as [x], got {describe(loader)}")
     if percentile is not None and not (isinstance(percentile, Real) and 0 < percentile <= 100):
         raise ValueError(f"percentile: expected a number in (0, 100], got {percentile!r:.80}")
     firing = (tnn.SpikingLayer, general.Neurons)
@@ -72,22 +70,17 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float | None = 
         if name in seen and keywords.get("fire", True):
             seen[name].append(sample_by_channel(activation))
             if not bool(seen[name][-1].isfinite().all()):
-                raise ValueError(f"loader: in a batch the activations of {name!r} are infinite or NaN")
+                raise ValueError(f"data: in a batch the activations of {name!r} are infinite or NaN")
 
     twin, kinds = to_ann(net), (ann.Linear, ann.Conv1d, ann.Conv2d, nn.ReLU, nn.Hardtanh)
     with evaluating(net), evaluating(twin), watching(twin, kinds, keep):
-        for batch in loader:
-            x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-            if not isinstance(x, Tensor | SpikeTrain):
-                raise TypeError(
-                    f"loader: expected tensors or SpikeTrains, or tuples that begin with one, got {describe(x)}"
-                )
+        for x in batches_of(data):
             if isinstance(x, SpikeTrain):
                 windows.add(x.T)
                 x = effective_counts(x)
             twin(x)
     if not any(values.numel() for kept in seen.values() for values in kept):
-        raise ValueError("loader: expected at least one sample, got none")
+        raise ValueError("data: expected at least one sample, got none")
     if len(windows) != 1:
         raise ValueError(f"T: expected one, the network and its inputs have {sorted(windows)}")
     (T,) = windows
@@ -95,6 +88,17 @@ def calibrate(net: nn.Module, loader: Iterable[Any], percentile: float | None = 
         if seen[name]:  # nothing was recorded for a projection, whose own neurons never fire
             _set(layer, torch.cat(seen[name], 1), T, percentile)
     return net
+
+
+def batches_of(data: Iterable[Any]) -> Iterator[Tensor | SpikeTrain]:
+    """Yield the inputs in ``data``, an argument of :func:`calibrate` and :func:`convert`."""
+    if isinstance(data, Tensor | SpikeTrain):
+        raise TypeError(f"data: expected an iterable of batches, such as [x], got {describe(data)}")
+    for batch in data:
+        x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+        if not isinstance(x, Tensor | SpikeTrain):
+            raise TypeError(f"data: expected tensors or SpikeTrains, or tuples that begin with one, got {describe(x)}")
+        yield x
 
 
 def _set(layer: tnn.SpikingLayer | general.Neurons, values: Tensor, T: int, percentile: float | None) -> None:

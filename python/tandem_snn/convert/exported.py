@@ -24,7 +24,7 @@ from tandem_ext import SpikeTrain
 
 from ..nn.hooks import evaluating
 from ..nn.signals import describe, effective_counts, inputs_of
-from .graph import CannotConvert, Graph, Op, batch_of, bind, does_only, refuse
+from .graph import CannotConvert, Graph, Op, batch_of, bind, does_only, refuse, shape_of
 
 Example = Tensor | SpikeTrain
 Call = Callable[[Tensor], Any]
@@ -132,36 +132,42 @@ class _Reader:
                 self.ops[node] = self._placeholder(node, program)
             elif node.op == "output":
                 answers: Any = node.args[0]
-                self.ops[node] = Op("output", "output", node, call=(tuple(self.ops[a] for a in answers), {}))
+                self.ops[node] = Op("output", "output", call=(tuple(self.ops[a] for a in answers), {}))
             elif node.op == "call_function":
                 self.ops[node] = self._call(node)
             else:
-                self.ops[node] = Op(node.name, "attribute", node, target=str(node.target))
+                self.ops[node] = Op(node.name, "attribute", target=str(node.target))
                 self.attributes[str(node.target)] = operator.attrgetter(str(node.target))(program.graph_module)
         self.graph = Graph(list(self.ops.values()), ann, self.attributes).link()
         for op in self.graph.ops:
             op.alone = op.alone and sum(o.path == op.path and o.module is op.module for o in op.users) == 0
         self._check_writes()
+        self._unite_maxima()
 
     def _placeholder(self, node: fx.Node, program: Any) -> Op:
         if node.name in self.paths:
             path = self.paths[node.name]
             self.attributes[path] = operator.attrgetter(path)(self.ann)
-            return Op(node.name, "attribute", node, target=path)
+            return Op(node.name, "attribute", target=path)
         if node.name in self.constants:
             path = f"_{self.constants[node.name].replace('.', '_')}"
             self.attributes[path] = program.constants[self.constants[node.name]]
-            return Op(node.name, "attribute", node, target=path)
-        shape = batch_of(node.meta["val"])
-        if shape and shape[0] is not None:
-            raise CannotConvert("its forward fixes the size of the batch, but a spiking network needs any size")
-        return Op(node.name, "input", node, shape=shape)
+            return Op(node.name, "attribute", target=path)
+        value = node.meta["val"]
+        shape, batch = shape_of(value), batch_of(value)
+        if shape and batch is None:
+            raise CannotConvert(
+                "its forward fixes the size of the batch, as len(x) does, but a spiking network needs any size: use "
+                "x.shape[0]"
+            )
+        return Op(node.name, "input", shape=shape, batch=batch)
 
     def _call(self, node: fx.Node) -> Op:
         args, kwargs = fx.map_arg((node.args, node.kwargs), self.ops.__getitem__)  # type: ignore[arg-type]
         target: Any = node.target
         value = node.meta.get("val")
-        op = Op(node.name, "unknown", node, call=(args, kwargs), shape=batch_of(value), target=str(target))
+        op = Op(node.name, "unknown", target, call=(args, kwargs), target=str(target))
+        op.shape, op.batch = shape_of(value), batch_of(value)
         op.line = _line_of(node)
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         if stack and stack[-1][0] in self.modules:
@@ -183,7 +189,7 @@ class _Reader:
         place = {op: i for i, op in enumerate(self.graph.ops)}
         same: dict[Op, list[Op]] = {}  # the Ops that share an Op's memory
         for op in self.graph.ops:
-            schema = getattr(op.source.target, "_schema", None)
+            schema = getattr(op.function, "_schema", None)
             arguments = schema.arguments if schema is not None and op.args else ()
             shared = [(op.args[a.name], a.alias_info.is_write) for a in arguments if a.alias_info is not None]
             shared += [(given, False) for given in op.inputs if op.kind == "getitem"]
@@ -196,6 +202,25 @@ class _Reader:
                     raise refuse(op, "it writes into a view of what is read afterwards: compute a new tensor instead")
                 known.append(op)
                 same[op] = known
+
+    def _unite_maxima(self) -> None:
+        """Write max(dim) and adaptive maximum pooling to one value as amax."""
+        values: dict[Op, Op] = {}  # item 0 of what they return -> amax
+        for op in self.graph.ops:
+            if op.kind == "max" and "dim" in op.args:
+                dims, keepdim = [op.args["dim"]], op.args["keepdim"]
+            elif op.kind.startswith("adaptive_max_pool") and set(op.args["output_size"]) == {1}:
+                dims, keepdim = [*range(-len(op.args["output_size"]), 0)], True
+            else:
+                continue
+            for item in op.users:
+                if item.call[0][1] and item.users:
+                    raise refuse(item, "the indices of a maximum: spikes have none")
+                op.shape = item.shape
+                values[item] = op
+            op.kind, op.function, op.call = "amax", torch.ops.aten.amax.default, ((op.x, dims, keepdim), {})
+            op.args = bind(op.function, *op.call)
+        self.graph.replace(values)
 
 
 def _line_of(node: fx.Node) -> str:

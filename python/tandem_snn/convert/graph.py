@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 
@@ -23,12 +23,14 @@ class Op:
         kind: "input", "attribute" (a Parameter, buffer or constant), "output", "size" (arithmetic on sizes), "getitem",
             "unknown" (an operator from outside of aten), or the operator's name in ``torch.ops.aten`` without the
             underscore of its in-place version.
-        source: the node of the exported graph, which is copied into parts that stay an ANN.
+        function: the function of torch that it calls, for parts that stay an ANN; None for other nodes.
         args: the arguments by their names in the operator's schema, with defaults; inputs are Ops.
         call: the arguments as (args, kwargs).
         path, module: the innermost module whose forward calls it, and the path of that module in the ANN.
         alone: whether it is the only operation of the module, so that the module can be called instead.
         shape: the shape of its value, with None for the batch; None if the value is not a tensor.
+        batch: the first size of its value, or of the first of several, as a function of the size of the batch; None if
+            it is a number.
         line: the line of Python that made it.
         target: the path of an attribute, or the name of an "unknown" operator.
         users: the Ops that read its value.
@@ -36,13 +38,14 @@ class Op:
 
     name: str
     kind: str
-    source: fx.Node
+    function: Any = None
     args: dict[str, Any] = field(default_factory=dict)
     call: tuple[Any, Any] = ((), {})
     path: str = ""
     module: nn.Module | None = None
     alone: bool = False
     shape: tuple[int | None, ...] | None = None
+    batch: Any = None
     line: str = ""
     target: str = ""
     users: list[Op] = field(default_factory=list)
@@ -87,6 +90,13 @@ class Graph:
             for given in dict.fromkeys(op.inputs):
                 given.users.append(op)
         return self
+
+    def replace(self, old: dict[Op, Op]) -> None:
+        """Use the value of another Op where the keys of ``old`` are used, and remove them."""
+        self.ops = [op for op in self.ops if op not in old]
+        for op in self.ops:
+            op.call, op.args = pytree.tree_map_only(Op, lambda given: old.get(given, given), (op.call, op.args))
+        self.link()
 
 
 def refuse(op: Op, why: str) -> CannotConvert:
@@ -139,8 +149,19 @@ def does_only(module: nn.Module | None, kind: str) -> bool:
     return False
 
 
-def batch_of(value: Any) -> tuple[int | None, ...] | None:
+def shape_of(value: Any) -> tuple[int | None, ...] | None:
     """Return the shape of a value in an exported graph, with None for sizes that depend on the batch."""
     if not isinstance(value, Tensor):
         return None
-    return tuple(None if isinstance(size, torch.SymInt) else int(size) for size in value.shape)
+    return tuple(None if _symbol(size) is not None else int(size) for size in value.shape)
+
+
+def batch_of(value: Any) -> Any:
+    """Return the ``batch`` of an Op with this value."""
+    first = value[0] if isinstance(value, (tuple, list)) and value else value
+    return _symbol(first.shape[0]) if isinstance(first, Tensor) and first.dim() else None
+
+
+def _symbol(size: Any) -> Any:
+    """Return a size as an expression; None if it is a number."""
+    return size.node.expr if isinstance(size, torch.SymInt) and not size.node.expr.is_number else None

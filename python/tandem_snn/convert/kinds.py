@@ -13,11 +13,23 @@ SYNAPSES = (
 )
 SAME = ("alias", "contiguous", "clone", "detach", "lift_fresh_copy", "_to_copy", "to", "type_as")
 DROPOUT = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
-MAX_POOLS = ("max_pool1d", "max_pool2d", "max_pool3d")
+MAX_POOLS = ("max_pool1d", "max_pool2d", "max_pool3d", "amax")
 AVERAGES = (*(f"{adaptive}avg_pool{d}d" for adaptive in ("", "adaptive_") for d in (1, 2, 3)), "mean")
 # These move, repeat or drop single features, so their results on spikes are spikes.
 REARRANGE = (
-    *("flatten", "view", "reshape", "_unsafe_view", "unflatten", "squeeze", "unsqueeze", "expand", "expand_as"),
+    *(
+        "flatten",
+        "view",
+        "reshape",
+        "_unsafe_view",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+        "expand",
+        "expand_as",
+        "view_as",
+        "reshape_as",
+    ),
     *("permute", "transpose", "t", "movedim", "swapaxes", "mT", "flip", "roll", "rot90"),
     *("slice", "narrow", "select", "index_select", "split", "split_with_sizes", "chunk", "unbind", "tensor_split"),
     *("cat", "concat", "concatenate", "stack", "repeat", "tile", "repeat_interleave"),
@@ -34,6 +46,14 @@ LINEAR = (
     *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "im2col", "col2im", "unfold", "fold"),
 )
 
+# Operators that use only the shape or type of one argument, by its name.
+SHAPE_OF = {
+    **dict.fromkeys(("expand_as", "view_as", "reshape_as", "type_as"), "other"),
+    **dict.fromkeys(("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full"), "self"),
+}
+# Operators that may move values along a dimension whose size they keep.
+ALONG = ("flip", "roll", "rot90", "cumsum", "cat", "concat", "concatenate", "stack", "index_select")
+MIXES = "it mixes the samples of the batch: keep the first dimension as it is"
 
 _INSTEAD = {
     "put nn.ReLU there, and train on": "gelu silu swish leakyrelu elu selu celu mish prelu rrelu softplus hardswish "
@@ -78,6 +98,24 @@ def ceiling_of(op: Op) -> float | bool | None:
 
 def is_relu(op: Op) -> bool:
     return ceiling_of(op) is not False
+
+
+def is_max_pool(op: Op) -> bool:
+    """Return whether it is a maximum over space, and not over channels, whose spikes differ in value."""
+    if op.kind != "amax":
+        return op.kind in MAX_POOLS
+    return min((dim % op.x.dims for dim in op.args["dim"]), default=0) > 1
+
+
+def mixes_samples(op: Op, signals: list[Op]) -> bool:
+    """Return whether a sample of its value may depend on other samples of the batch, given these inputs."""
+    if any(value.batch != op.batch for value in signals):
+        return True
+    if op.kind in ("mm", "matmul", "addmm") and op.dims == 2:
+        return op.args.get("mat2", op.args.get("other")) in signals  # the rows of a right factor are samples
+    dims = op.args.get("dims", op.args.get("dim"))
+    dims = dims if isinstance(dims, (list, tuple)) else [dims]
+    return op.kind in ALONG and (not dims or any(dim % op.dims == 0 for dim in dims))
 
 
 def is_affine(op: Op, signals: list[Op]) -> bool:

@@ -85,14 +85,20 @@ def flatten_of(op: Op) -> tnn.Flatten | None:
 
 
 def max_pool_geometry(op: Op) -> list[Any]:
-    return [op.args[name] for name in (*_POOL, "dilation", "ceil_mode")]
+    """Return the arguments after the first of an operator of ``kinds.MAX_POOLS``."""
+    names = ("dim", "keepdim") if op.kind == "amax" else (*_POOL, "dilation", "ceil_mode")
+    return [op.args[name] for name in names]
 
 
-def max_pool_of(op: Op, way: str) -> nn.Module:
-    *geometry, ceil_mode = max_pool_geometry(op)
-    if way == "exact" or op.kind != "max_pool2d":
-        return maximum.MaxPool(op.kind, *geometry, ceil_mode)
-    return tnn.MaxPool2d(*map(pair, geometry), ceil_mode=ceil_mode)
+def max_pool_of(op: Op, way: str, sized: bool) -> nn.Module:
+    """Return maximum pooling of spikes; ``sized``: whether the shapes in the graph are those of all inputs."""
+    geometry = max_pool_geometry(op)
+    if way == "or" and op.kind == "max_pool2d":
+        return tnn.MaxPool2d(*map(pair, geometry[:-1]), ceil_mode=geometry[-1])
+    if way == "or" and sized and is_over_space(op):
+        pool = tnn.MaxPool2d(op.x.features[1:])  # type: ignore[arg-type]
+        return pool if op.args["keepdim"] else nn.Sequential(pool, tnn.Flatten())
+    return maximum.MaxPool(op.kind, *geometry)
 
 
 def average_of(op: Op) -> tnn.AvgPool2d | None:
@@ -103,7 +109,7 @@ def average_of(op: Op) -> tnn.AvgPool2d | None:
         if args["ceil_mode"] or args["divisor_override"] is not None or border:
             return None
         return tnn.AvgPool2d(*(pair(args[name]) for name in _POOL))
-    if op.x.dims != 4 or not (op.kind == "adaptive_avg_pool2d" or is_mean_over_space(op)):
+    if op.x.dims != 4 or not (op.kind == "adaptive_avg_pool2d" or (op.kind == "mean" and is_over_space(op))):
         return None
     sizes = op.x.features[1:]
     outputs = (1, 1) if op.kind == "mean" else pair(op.args["output_size"])
@@ -118,7 +124,7 @@ def means_of(op: Op) -> nn.Module | None:
     """Return average pooling whose result is a tensor of mean counts."""
     if op.kind == "adaptive_avg_pool2d":
         return tnn.AdaptiveAvgPool2d(pair(op.args["output_size"]))
-    if is_mean_over_space(op):
+    if op.kind == "mean" and is_over_space(op):
         pool = tnn.AdaptiveAvgPool2d(1)
         return pool if op.args["keepdim"] else nn.Sequential(pool, tnn.Flatten())
     layer = average_of(op) if op.kind == "avg_pool2d" else None
@@ -127,10 +133,10 @@ def means_of(op: Op) -> nn.Module | None:
     return layer
 
 
-def is_mean_over_space(op: Op) -> bool:
+def is_over_space(op: Op) -> bool:
+    """Return whether it reduces both spatial dimensions of an image."""
     dims = op.args.get("dim")
-    is_pair = isinstance(dims, (list, tuple)) and sorted(d % 4 for d in dims) == [2, 3]
-    return op.kind == "mean" and is_pair and op.x.dims == 4
+    return op.x.dims == 4 and isinstance(dims, (list, tuple)) and sorted(d % 4 for d in dims) == [2, 3]
 
 
 def pair(value: Any) -> Any:

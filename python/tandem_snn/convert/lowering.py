@@ -117,7 +117,7 @@ class Lowering(Builder):
 
     def _lower(self, op: Op) -> Value:
         if op.kind == "input":
-            x = self.graph.node_copy(op.source)
+            x = self.graph.placeholder(op.name)
             return Value("spikes", self.encode(x), ONE) if self.encoder.mode == "events" else Value("image", x)
         if op.kind in ("attribute", "size"):
             return Value("constant" if op.kind == "attribute" else "size")
@@ -125,8 +125,8 @@ class Lowering(Builder):
             return self._output(op)
         given = {self.env[value].kind for value in op.inputs}
         found = given - {"constant", "size"}
-        if not found:
-            return Value("constant" if "constant" in given or not given else "size")
+        if not found or not self.signals(op):
+            return Value("constant")
         if op in self.front or (found == {"image"} and not self._begins(op)):
             flat = None if op in self.front else flatten_of(op)  # as a module, because freeze supports it
             return Value("image", self.copy(op) if flat is None else self.call(op, flat, self.tensor(op.x)))
@@ -168,11 +168,11 @@ class Lowering(Builder):
             return Value("spikes", self.graph.call_function(operator.getitem, (x.node, which)), worth)
         if op.kind == "dropout":
             return self._layer(op, tnn.Dropout(op.args["p"]), x)
-        if op.kind in kinds.MAX_POOLS and x.by_channel:
-            return self._layer(op, max_pool_of(op, self.max_pool), x)
+        if kinds.is_max_pool(op) and x.by_channel:
+            return self._max_pool(op, x)
         if op.kind in kinds.AVERAGES:
             return self._average(op, x)
-        only_spikes = len(signals) == len([value for value in op.inputs if self.env[value].kind != "size"])
+        only_spikes = all(self.env[value].kind in ("spikes", "size") for value in op.inputs)
         if op.kind not in kinds.REARRANGE or not only_spikes or kinds.is_affine(op, self.signals(op)):
             return None
         flat = flatten_of(op)
@@ -194,11 +194,12 @@ class Lowering(Builder):
     def _check(self, op: Op) -> None:
         if op.kind.endswith("_with_indices"):
             raise refuse(op, "maximum pooling that returns indices: spikes have none")
-        if op.kind in ("cat", "stack") and op.args["dim"] == 0:
-            raise refuse(op, "it puts samples together: concatenate features, dimension 1")
-        if op.shape is not None and (not op.shape or op.shape[0] is not None):
-            mixes = "it mixes the samples of the batch: keep the first dimension as it is"
-            raise refuse(op, kinds.instead_of(op) or mixes)
+        signals = self.signals(op)
+        for value in signals:
+            if value.batch is None:
+                raise refuse(value, kinds.MIXES)
+        if kinds.mixes_samples(op, signals):
+            raise refuse(op, kinds.instead_of(op) or kinds.MIXES)
 
     def _no_counterpart(self, op: Op) -> str:  # overridden by the import from simulators
         return f"it has no spiking counterpart: {kinds.instead_of(op) or kinds.EVERYTHING}"
@@ -215,14 +216,17 @@ class Lowering(Builder):
                 path, weight, bias = parameters(op, self.attributes)
                 return Value("answer", self.call_as(path, layer_of([tnn.Readout], weight, bias), self.node(x)))
             layer: nn.Module | None = tnn.Dropout(op.args["p"]) if op.kind == "dropout" else flatten_of(op)
-            if op.kind in kinds.MAX_POOLS and x.by_channel:
-                layer = max_pool_of(op, self.max_pool)
+            if kinds.is_max_pool(op) and x.by_channel:
+                return self._max_pool(op, x)
             if layer is not None:
                 return self._layer(op, layer, x)
             pool = means_of(op)
             if pool is not None:
                 return Value("counts", self.call(op, pool, self.node(x)))
         return Value("answer", self.copy(op))
+
+    def _max_pool(self, op: Op, x: Value) -> Value:
+        return self._layer(op, max_pool_of(op, self.max_pool, self.source.sized), x)
 
     def _layer(self, op: Op, layer: nn.Module, x: Value) -> Value:
         """Call a layer whose output spikes have the values of its input spikes, per channel or, if flattened, each."""
@@ -242,23 +246,25 @@ class Lowering(Builder):
         if self.env[op.x].kind == "spikes" and kinds.ceiling_of(op) is None:
             return self.env[op.x]  # a ReLU does not change spikes
         source, after = op.x, []
-        while source.kind in ("dropout", "flatten", *kinds.MAX_POOLS, *kinds.SAME) and len(source.users) == 1:
-            if self.env[source].kind != "currents":
-                break
+        while self._commutes(source) and len(source.users) == 1 and self.env[source].kind == "currents":
             after.append(source)  # this comes before the ReLU, but commutes with it
             source = source.x
         silenced = self.gate == "resu" and kinds.ceiling_of(op)  # a fused layer cannot have both gates
         fused = None if silenced else self._fused(source)
-        if fused is None and not any(layer.kind in kinds.MAX_POOLS for layer in after):
+        if fused is None and not any(kinds.is_max_pool(layer) for layer in after):
             source, after = op.x, []
         node = self._general(op, source) if fused is None else self._fuse(op, *fused)
         value = self.fired(source, node)
         for passed in reversed(after):
-            if passed.kind in kinds.MAX_POOLS:
-                value = self._layer(passed, max_pool_of(passed, self.max_pool), value)
+            if kinds.is_max_pool(passed):
+                value = self._max_pool(passed, value)
             elif passed.kind not in kinds.SAME:
                 value = self._layer(passed, flatten_of(passed) or tnn.Dropout(passed.args["p"]), value)
         return value
+
+    def _commutes(self, op: Op) -> bool:
+        """Return whether it may also come after the neurons instead of before them."""
+        return kinds.is_max_pool(op) or op.kind in ("dropout", "flatten", *kinds.SAME)
 
     def _general(self, op: Op, source: Op) -> fx.Node:
         neurons = self._neurons(op, self.sums(source))

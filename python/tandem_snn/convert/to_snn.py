@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Iterable
+from itertools import chain, islice
 from numbers import Real
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from tandem_ext import checks
@@ -13,6 +17,7 @@ from tandem_ext import checks
 from .. import nn as tnn
 from ..nn import general, maximum
 from ..nn.signals import check_network
+from .calibrate import batches_of, calibrate
 from .exported import Example, exported
 from .graph import CannotConvert
 from .lowering import Lowering
@@ -23,11 +28,12 @@ SPIKING = (tnn.Encoder, tnn.SpikingLayer, tnn.AvgPool2d, tnn.MaxPool2d, tnn.Read
 def convert(
     ann: nn.Module,
     T: int,
+    example: Example | None = None,
+    data: Iterable[Any] | None = None,
     *,
     mode: str = "direct",
     threshold: float | None = None,
     v_init: float = 0.5,
-    example: Example | None = None,
     gate: str | None = None,
     timing: str = "step",
     max_pool: str | None = None,
@@ -51,17 +57,21 @@ def convert(
 
     The value of a spike is the threshold of its layer, and that of the input 1/T per step. So z is the ANN's
     pre-activation in the ANN's units, and biases and batch-norm statistics remain valid. A count represents activations
-    up to ϑT; :func:`calibrate` sets ϑ from data.
+    up to ϑT; give ``data`` from which :func:`calibrate` sets ϑ, or call it later.
 
     Args:
         ann: a network for images or vectors, in any mode; it is not changed. Its layers' modes carry over.
         T: the number of time steps, 1..65535; with timing "window" 1..255.
+        example: a batch of inputs of the ANN, of which only the size matters; one sample is enough. Where the ANN's
+            forward depends on the size, the spiking network is for inputs of this size. None: the first batch of
+            ``data``, if given.
+        data: batches of inputs of the spiking network, or tuples that begin with one, such as a DataLoader gives:
+            thresholds are calibrated on all of them. None: thresholds are not calibrated, with a warning if they are
+            not given either.
         mode: the encoding of the input, as in ``tnn.Encoder``. "events": the spiking network takes a SpikeTrain; its
             ``gain * counts`` are the input of the ANN.
         threshold: ϑ of every layer without a ceiling, until it is calibrated. None: 4/T, for activations up to 4.
         v_init: the initial membrane potential, in units of ϑ. 0.5 rounds ρ(z)/ϑ to the nearest count, 0 rounds down.
-        example: a batch of inputs of the ANN, of which only the size matters; one sample is enough. Where the ANN's
-            forward depends on the size, the spiking network is for inputs of this size.
         gate: "relu" or "resu". An IF neuron cannot take back a spike, so neurons whose final z is not positive may
             have fired a few times; "resu" silences them at the end of the window. None: "resu" with an example, but
             "relu" without one or with timing "window". With "resu", neurons with a ceiling use the general way; with
@@ -71,7 +81,7 @@ def convert(
         max_pool: "exact": the count of a pooling window is the largest count of its neurons
             (:class:`tandem_snn.nn.maximum.MaxPool`). "or": a pooling window spikes whenever any of its neurons does
             (``tnn.MaxPool2d``); this can be frozen, streamed and exported, but its counts may exceed the maximum. None:
-            "exact" with an example, "or" without.
+            "exact" with an example and timing "step", else "or": with timing "window" the counts are the same.
         after: the path of a module. It and all operations before it stay an ANN; its output is encoded.
         until: the path of a module. All operations after it stay an ANN, on its spike counts. With ``after`` and
             ``until``, an ANN of which only a part has a spiking counterpart can spike in that part.
@@ -85,21 +95,24 @@ def convert(
         CannotConvert: ``torch.export`` cannot trace the ANN, an example is needed, a node has no spiking counterpart,
             or nothing would spike. It is a ValueError; its message names the node, its module and its line, and says
             what to use instead.
-        TypeError: ann is not a module, T is not an int, or example is not a batch.
-        ValueError: T, mode, threshold or v_init is out of range, the ANN does not accept the example, or it does not
-            call the module of ``after`` or ``until``.
+        TypeError: ann is not a module or is a TorchScript module, T is not an int, example is not a batch, or data are
+            not batches.
+        ValueError: T, mode, threshold or v_init is out of range, the ANN does not accept the example, it does not call
+            the module of ``after`` or ``until``, or ``data`` has no sample.
 
     >>> ann = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
-    >>> snn = convert(ann, T=8)
+    >>> snn = convert(ann, T=8, data=[torch.rand(100, 6)])
     >>> snn(torch.rand(2, 6)).shape, snn.get_submodule("0").weight is ann[0].weight
     (torch.Size([2, 3]), True)
     """
     check_network("ann", ann)
+    if isinstance(ann, torch.jit.ScriptModule):
+        raise TypeError("ann: TorchScript has no Python to export: give the module that was traced or scripted")
     encoder = tnn.Encoder(T, mode)
     if mode == "direct":
         encoder.gain = 1 / T
-    threshold = 4 / T if threshold is None else threshold
-    for name, value in (("threshold", threshold), ("v_init", v_init)):
+    first = 4 / T if threshold is None else threshold
+    for name, value in (("threshold", first), ("v_init", v_init)):
         if not isinstance(value, Real) or not math.isfinite(value) or (name == "threshold" and value <= 0):
             raise ValueError(f"{name}: expected a {'positive ' * (name == 'threshold')}number, got {value!r:.80}")
     if max_pool not in (None, "exact", "or"):
@@ -107,17 +120,28 @@ def convert(
     if gate not in (None, "relu", "resu"):
         raise ValueError(f"gate: expected 'relu', 'resu' or None, got {gate!r:.80}")
     checks.one_of("timing", timing, checks.TIMINGS)
+    checks.T("T", T, timing)
     checks.timing_fits(timing, 1.0, gate or "relu")
     gate = gate or ("relu" if example is None or timing == "window" else "resu")
-    max_pool = max_pool or ("or" if example is None else "exact")
+    max_pool = max_pool or ("or" if example is None or timing == "window" else "exact")
     ann = getattr(ann, "_orig_mod", ann)  # torch.compile wraps the module
     for name, module in ann.named_modules():
         if isinstance(module, SPIKING):
             raise CannotConvert(f"module {name!r}: it is spiking already; to_ann gives the ANN of a spiking network")
-    graph = exported(ann, example)
+    batches = iter(()) if data is None else batches_of(data)
+    begin = [*islice(batches, 1)]
+    graph = exported(ann, begin[0] if example is None and begin else example)
     ways: dict[str, Any] = {"gate": gate, "timing": timing, "max_pool": max_pool, "after": after, "until": until}
-    lowering = Lowering(graph, encoder, threshold, v_init, **ways)
+    lowering = Lowering(graph, encoder, first, v_init, **ways)
     snn = lowering.run(type(ann).__name__)
+    if data is not None:
+        calibrate(snn, chain(begin, batches))
+    elif threshold is None:
+        warnings.warn(
+            "convert: thresholds are not calibrated: each is 4/T, for activations up to 4. Give batches of inputs, "
+            "convert(ann, T, data=batches), or call calibrate",
+            stacklevel=2,
+        )
     if verbose:
         width = max(len(name) for name in lowering.ways)
         print(*(f"{name:{width}}  {way}" for name, way in lowering.ways.items()), sep="\n")

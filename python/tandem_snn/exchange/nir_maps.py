@@ -17,7 +17,7 @@ from .. import nn as tnn
 from ..convert import kinds
 from ..convert.exported import exported
 from ..convert.graph import CannotConvert, Op
-from ..convert.layers import average_of, is_mean_over_space, norm_of, sizes_of
+from ..convert.layers import average_of, is_over_space, norm_of, sizes_of
 from ..convert.to_ann import Scale, Units, to_ann
 from ..frozen import stages as frozen
 from ..frozen.lowering import geometry_of, trace
@@ -98,7 +98,7 @@ class _Walk:
                 self._follow(op)
             elif all(given in self.constants for given in op.inputs):
                 args, kwargs = pytree.tree_map_only(Op, self.constants.__getitem__, op.call)
-                self.constants[op] = op.source.target(*args, **kwargs)  # type: ignore[operator]
+                self.constants[op] = op.function(*args, **kwargs)
         raise CannotLower("net", "it has no answer")
 
     def _follow(self, op: Op) -> None:
@@ -276,7 +276,7 @@ class _Walk:
 
     def _on_mean(self) -> None:
         shape = self.values[self._x].shape
-        if not is_mean_over_space(self.op):
+        if not is_over_space(self.op):
             raise CannotLower(self.name, "NIR has no node for means other than those over the space of images")
         stage = self._map("mean", self._names(self._x), kernel=shape[1:], stride=shape[1:])
         stage.shape = (shape[0], 1, 1)

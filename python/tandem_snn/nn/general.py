@@ -118,11 +118,23 @@ def affine_map(f: str | nn.Module, *args: Any, **kwargs: Any) -> Any:
     return _mapped(f, args, kwargs, affine=True)
 
 
+class PerSample:
+    """A constant argument of an operator with a value for each sample, [B, ...], which is the same at every step.
+
+    >>> train = te.SpikeTrain.from_dense(torch.ones(4, 2, 1))
+    >>> linear_map("mul", train, PerSample(torch.tensor([[0.5], [3.0]]))).steps(0, 1).flatten()
+    tensor([0.5000, 3.0000])
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+
 def _mapped(f: str | nn.Module, args: Any, kwargs: Any, affine: bool) -> Any:
     function: Any = getattr(torch.ops.aten, f) if isinstance(f, str) else f
     signals, call = _signals_of(args, kwargs)
     if not signals:
-        return function(*args, **kwargs)
+        return call(function, [])
     inputs = [currents_of(x) for x in signals]
     windows = {x.T for x in inputs}
     if len(windows) != 1:
@@ -131,7 +143,8 @@ def _mapped(f: str | nn.Module, args: Any, kwargs: Any, affine: bool) -> Any:
     whole = call(function, [x.total for x in inputs])
     quiet: Any = function.forward if isinstance(function, nn.Module) else function  # hooks run for the ANN branch only
     constant = all(x.constant for x in inputs)
-    made: list[Any] = []  # f(0), computed on first use
+    each = any(isinstance(value, PerSample) for value in pytree.tree_leaves((args, kwargs)))
+    made: list[Any] = []  # f(0), computed on first use; of one sample if it is the same for each
 
     def part(index: int | None) -> Steps:
         def pick(value: Any) -> Tensor:
@@ -141,27 +154,30 @@ def _mapped(f: str | nn.Module, args: Any, kwargs: Any, affine: bool) -> Any:
             given = [x.steps(start, stop) for x in inputs]
             n = max(len(value) for value in given)
             given = [value.expand(n, *value.shape[1:]) if len(value) < n else value for value in given]
-            result = pick(call(quiet, [value.flatten(0, 1) for value in given])).unflatten(0, (n, -1))
+            result = pick(call(quiet, [value.flatten(0, 1) for value in given], n)).unflatten(0, (n, -1))
             if not affine:
                 return result
             if not made:
-                made.append(call(quiet, [torch.zeros_like(x.total[:1]) for x in inputs]))
+                made.append(call(quiet, [torch.zeros_like(x.total if each else x.total[:1]) for x in inputs]))
             return result - pick(made[0]) * (1 - 1 / T)
 
         return steps
 
     if isinstance(whole, Tensor):
         return Currents(whole, part(None), T, constant)
-    return tuple(Currents(each, part(i), T, constant) for i, each in enumerate(whole))
+    return tuple(Currents(value, part(i), T, constant) for i, value in enumerate(whole))
 
 
-def _signals_of(args: Any, kwargs: Any) -> tuple[list[Any], Callable[[Any, list[Tensor]], Any]]:
-    """Return the signals among these arguments, and a function that calls another one with tensors in their places."""
+def _signals_of(args: Any, kwargs: Any) -> tuple[list[Any], Callable[..., Any]]:
+    """Return the signals among these arguments, and a function that calls another one with tensors in their places.
+
+    If these tensors hold several steps, one after the other, the function needs the number of steps.
+    """
     leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=_is_signal)
     places = [i for i, leaf in enumerate(leaves) if _is_signal(leaf)]
 
-    def call(function: Any, values: list[Tensor]) -> Any:
-        given = list(leaves)
+    def call(function: Any, values: list[Tensor], steps: int = 1) -> Any:
+        given = [torch.cat([x.value] * steps) if isinstance(x, PerSample) else x for x in leaves]
         for i, value in zip(places, values, strict=True):
             given[i] = value
         a, k = pytree.tree_unflatten(given, spec)
