@@ -176,8 +176,8 @@ def test_other_files_are_refused(small: tuple[Path, bytes]) -> None:
     tensors, facts = container.unpack(path, FORMAT, "", "")
     refused(path, pickle.dumps({"a": 1}), "damaged|not written")
     refused(path, container.pack(tensors, facts, "tandem_snn 1"), "not a frozen network, or")
-    refused(path, container.pack(tensors, facts, "tandem_snn frozen 4"), "another version")
-    refused(path, container.pack(tensors, facts, "tandem_snn frozen 2"), "its format is 'tandem_snn frozen 2'")
+    refused(path, container.pack(tensors, facts, "tandem_snn frozen 5"), "another version")
+    refused(path, container.pack(tensors, facts, "tandem_snn frozen 3"), "its format is 'tandem_snn frozen 3'")
     with pytest.raises(UserError, match="no frozen network"):
         ts.load_frozen(path.parent)
     with pytest.raises(UserError, match="no frozen network"):
@@ -251,6 +251,14 @@ def test_gains_of_other_channels_are_refused_when_it_runs(tmp_path: Path) -> Non
     path.write_bytes(means_with("outputs", 2, path))
     with pytest.raises((ValueError, RuntimeError)):
         ts.load_frozen(path)(torch.rand(2, 1, 4, 4))
+
+
+def test_the_threshold_of_an_average_is_the_number_of_values(tmp_path: Path) -> None:
+    path = tmp_path / "net.tandem"
+    ts.freeze(nn.Sequential(tnn.AvgPool2d((2, 3)), tnn.Flatten(), tnn.Readout(4, 2))).save(path)
+    tensors, facts = container.unpack(path, FORMAT, "", "")
+    tensors["program"] = changed(tensors["program"], 0, "threshold", bits(1.0))
+    refused(path, container.pack(tensors, facts, FORMAT), "layer '0': threshold: expected the number of values")
 
 
 @pytest.mark.parametrize(("instruction", "field", "message"), [

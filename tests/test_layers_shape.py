@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import pickle
 
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
-from tandem_snn import freeze, to_ann
+from tandem_snn import freeze, load_frozen, to_ann
 
 pytestmark = pytest.mark.usefixtures("on_device")
 F64 = torch.float64
@@ -32,16 +33,46 @@ def test_avg_pool_is_a_layer_of_if_neurons(options):
     x = train_with_edge(8, 2, 3, 8, 8, gain=0.5)
     pooled = tnn.AvgPool2d(**options)(x)
     pool = nn.AvgPool2d(**options)
-    currents = torch.stack([pool(s) for s in x.to_dense()])
-    expected = te.reference.if_scan(currents)
+    values = values_of(options["kernel_size"])
+    currents = torch.stack([(values * pool(s)).round() for s in x.to_dense()])
+    expected = te.reference.if_scan(currents, threshold=float(values))
     assert pooled.gain == 0.5
-    assert (pooled.counts == expected.counts).double().mean() > 0.99  # 1/9 is not a dyadic number
-    assert pooled.shape == expected.shape
+    assert torch.equal(pooled.planes, expected.planes)
     w = torch.randn(pooled.shape)
     (got,) = torch.autograd.grad((pooled.counts * w).sum(), x.counts)
     counts = x.counts.detach().clone().requires_grad_()
     (expected,) = torch.autograd.grad((F.relu(pool(counts)) * w).sum(), counts)
     torch.testing.assert_close(got, expected)
+
+
+def values_of(kernel):
+    return kernel * kernel if isinstance(kernel, int) else math.prod(kernel)
+
+
+@pytest.mark.parametrize("v_init", [None, 0.0, 0.5])
+@pytest.mark.parametrize("timing", ["step", "window"])
+@pytest.mark.parametrize("kernel", [2, 3, (2, 3), 5, 6, 7])
+def test_average_pooling_is_integer_arithmetic(kernel, timing, v_init, tmp_path):
+    """Nothing is rounded, for any kernel: layers in all types, frozen networks, files."""
+    T, k2, spikes = 32, values_of(kernel), []
+    given = torch.rand(T, 2, 3, 14, 14) < 0.4
+    sums = (k2 * F.avg_pool2d(given.double().flatten(0, 1), kernel)).round().long().unflatten(0, (T, 2))
+    half = k2 * (v_init == 0.5 or (v_init is None and timing == "window"))
+    v = half + (2 * sums.sum(0) if timing == "window" else 0)  # in units of half a spike
+    for sum_ in sums:
+        v = v + (2 * sum_ if timing == "step" else 0)
+        spikes.append(v >= 2 * k2)
+        v = v - 2 * k2 * spikes[-1]
+    expected, pool = torch.stack(spikes), tnn.AvgPool2d(kernel, v_init=v_init, timing=timing)
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        x = te.SpikeTrain.from_dense(given.to(dtype))
+        assert torch.equal(pool(x).to_dense(torch.bool), expected), dtype
+    assert torch.equal(pool.potentials(x)[-1], v / 2)
+    net = nn.Sequential(pool, tnn.Flatten(), tnn.Readout(expected[0, 0].numel(), 5))
+    freeze(net).save(tmp_path / "net.tandem")
+    x = te.SpikeTrain.from_dense(given)
+    for network in (net, freeze(net), load_frozen(tmp_path / "net.tandem")):
+        assert torch.equal(network(x), net[2](expected.sum(0).flatten(1).float()))
 
 
 def test_avg_pool_from_half_a_threshold_rounds_the_mean():
@@ -50,7 +81,7 @@ def test_avg_pool_from_half_a_threshold_rounds_the_mean():
     currents = torch.stack([F.avg_pool2d(s, 2) for s in x.to_dense()])
     expected, v = te.reference.if_scan(currents, v_init=0.5, return_v=True)
     assert torch.equal(pool(x).planes, expected.planes)
-    assert torch.equal(pool.potentials(x)[-1], v)
+    assert torch.equal(pool.potentials(x)[-1], 4 * v)
     assert torch.equal(pool(x).counts, (F.avg_pool2d(x.counts, 2) + 0.5).floor())
     assert repr(pool).endswith("v_init=0.5)")
     with pytest.raises(ValueError, match="v_init: expected a finite number"):

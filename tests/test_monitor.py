@@ -34,7 +34,7 @@ def test_trains_counts_and_potentials(neuron):
         assert v.shape == spikes.shape
         if name == "6":  # the gate silences trains at the window's end, not the potentials
             continue
-        threshold, leak = (1.0, 1.0) if name == "4" else (neuron.get("threshold", 1.0), neuron.get("leak", 1.0))
+        threshold, leak = (4.0, 1.0) if name == "4" else (neuron.get("threshold", 1.0), neuron.get("leak", 1.0))
         charged = (v + threshold * spikes) / leak  # the potential that met the threshold, up to rounding
         sure = (charged - threshold).abs() > 1e-5
         assert torch.equal((charged >= threshold)[sure], spikes.bool()[sure])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from networks import assert_same, differing, dyadic, images, network, own_counts
-from nir_simulators import T, by_nirtorch, counts_of, file_of
+from nir_simulators import T, by_nirtorch, by_sinabs, counts_of, file_of
 from test_convert import Block
 from torch import Tensor, nn
 
@@ -35,6 +35,16 @@ def pooled() -> tuple[nn.Module, Any]:
         tnn.Readout(6, 3),
     )
     return dyadic(net), torch.randint(0, 16, (4, 1, 8, 8)) / 4
+
+
+def thirds() -> tuple[nn.Module, Any]:
+    pools = tnn.AvgPool2d(3, 2, 1), tnn.AvgPool2d((1, 3))
+    return dyadic(
+        nn.Sequential(
+            tnn.Encoder(T), tnn.Conv2d(1, 8, 3, padding=1), pools[0], tnn.Conv2d(8, 4, 1), pools[1], tnn.Flatten(),
+            tnn.Readout(16, 3),
+        )
+    ), torch.randint(0, 16, (4, 1, 8, 8)) / 4  # fmt: skip
 
 
 def line() -> tuple[nn.Module, Any]:
@@ -139,7 +149,8 @@ class Named(nn.Module):
 
 
 TO_AND_FRO: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
-    "digits": lambda: (network(), images()), "pooled": pooled, "line": line, "wide": wide, "vector": vector,
+    "digits": lambda: (network(), images()), "pooled": pooled, "thirds": thirds, "line": line, "wide": wide,
+    "vector": vector,
     "zero_expand": lambda: vector("zero_expand"), "a long window": lambda: vector(steps=256),
     "named": lambda: (dyadic(Named()), torch.randint(0, 16, (4, 8)) / 4),
     "converted, mean pooling": lambda: converted(nn.AvgPool2d(2)),
@@ -178,6 +189,28 @@ def test_an_initial_potential_and_batch_norm_by_primitives(tmp_path: Path) -> No
     for model in (own_counts(from_nir(path), x), counts_of(*by_nirtorch(path), x)):
         assert differing(ours[0], model[0])[0] < 1e-4
         torch.testing.assert_close(model[1], ours[1], atol=0.2, rtol=1e-3)
+
+
+def test_averages_of_thirds_are_sums(tmp_path: Path) -> None:
+    """1/9 would be rounded; sums are exact in every simulator that knows them."""
+    net, x = thirds()
+    graph = to_nir(net, x)
+    assert type(graph.nodes["n2"]).__name__ == type(graph.nodes["n4"]).__name__ == "SumPool2d"
+    assert np.unique(graph.nodes["n2_neurons"].v_threshold) == 9
+    assert [type(m).__name__ for m in from_nir(graph).children()].count("AvgPool2d") == 2
+    net = dyadic(
+        nn.Sequential(
+            tnn.Encoder(T),
+            tnn.Conv2d(1, 8, 3),
+            tnn.AvgPool2d(3),
+            tnn.Conv2d(8, 4, 1),
+            tnn.Flatten(),
+            tnn.Readout(16, 3),
+        )
+    )
+    ours = own_counts(net, x)
+    assert_same(ours, counts_of(*by_nirtorch(file_of(net, x, tmp_path, neurons="primitives")), x))
+    assert_same(ours, counts_of(*by_sinabs(file_of(net, x, tmp_path), len(x)), x))
 
 
 @pytest.mark.parametrize("dt", [2**-10, 0.3])  # the inverse of the second is rounded
@@ -249,7 +282,7 @@ def test_what_has_no_counterpart_is_named(tmp_path: Path) -> None:
     graph = to_nir(net, x)
     with pytest.raises(ValueError, match="reset"):
         from_nir(graph, reset="zero")
-    graph.nodes["n3"] = nir.SumPool2d(np.array([2, 2]), np.array([2, 2]), np.array([0, 0]))
+    graph.nodes["n3"] = nir.Delay(np.array([1.0]))
     with pytest.raises(ValueError, match="'n3'"):
         from_nir(graph)
     graph = to_nir(net, x)

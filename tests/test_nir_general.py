@@ -150,8 +150,9 @@ def mapped(node: Any, x: Tensor) -> Tensor:
         return x * torch.from_numpy(node.scale)
     if isinstance(node, nir.Flatten):
         return x.flatten(int(node.start_dim), int(node.end_dim))
-    if isinstance(node, nir.AvgPool2d):
-        return F.avg_pool2d(x, *(tuple(map(int, v)) for v in (node.kernel_size, node.stride, node.padding)))
+    if isinstance(node, nir.AvgPool2d | nir.SumPool2d):
+        window = (tuple(map(int, v)) for v in (node.kernel_size, node.stride, node.padding))
+        return F.avg_pool2d(x, *window, divisor_override=1 if isinstance(node, nir.SumPool2d) else None)
     weight, bias = torch.from_numpy(node.weight), torch.from_numpy(node.bias)
     if isinstance(node, nir.Affine):
         return F.linear(x, weight, bias)
@@ -192,7 +193,10 @@ def graphs() -> dict[str, Any]:
     three = chain(conv(), neurons())
     three.nodes |= {"b": conv(kernel=3), "c": conv()}
     three.edges += [("input", "b"), ("input", "c"), ("b", "n1"), ("c", "n1"), ("input", "n1")]
+    sums = nir.SumPool2d(*(np.array([n, n]) for n in (3, 1, 1)))
     return {
+        "sums, a convolution": chain(sums, conv(), neurons()),
+        "neurons, sums, other neurons": chain(neurons(), sums, neurons()),
         "a scale, pooling": chain(nir.Scale(powers(2, 4, 4)), pool, neurons(2, 2, 2)),
         "a scale, pooling, a convolution": chain(nir.Scale(powers(2, 4, 4)), pool, conv(), neurons(2, 2, 2)),
         "a scale of each neuron, a convolution": chain(nir.Scale(powers(2, 4, 4)), conv(kernel=3), neurons()),

@@ -222,14 +222,11 @@ class Run {
     if (!program_.reads_train(i)) return scan(static_cast<const float*>(source), neuron);
     Layer of = layer(i, static_cast<const uint8_t*>(source), neuron);
     if (program_.kind(i) != Kind::average) return cpu::run(of, call_.parallel);
-    // An average is a depthwise convolution with weights of 1 and the scale 1 / taps. The number of channels is known
-    // only here.
+    // An average is a depthwise convolution with weights of 1. The number of channels is known only here.
     Geometry& g = of.geometry;
     g.outputs = g.channels = g.groups = neuron.channels;
     const std::vector<int8_t> ones(g.outputs * g.taps(), 1);
-    const std::vector<float> shares(g.outputs, network_.rounded(static_cast<float>(1.0 / g.taps())));
     of.weights = {ones.data(), DType::kInt8, false};
-    of.neuron.scale = shares.data();
     of.prepared = nullptr;
     cpu::run(of, call_.parallel);
   }

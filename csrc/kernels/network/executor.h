@@ -125,7 +125,6 @@ class Network {
   Weights weights_of(int64_t i) const;
   const float* floats(int64_t offset) const;
   void widen(int64_t i, float* to) const;
-  float rounded(float x) const;
 
   Program program_;
   const uint8_t* numbers_;

@@ -67,12 +67,6 @@ void Network::widen(int64_t number, float* to) const {
   for (int64_t k = 0; k < n; ++k) to[k] *= step[k / (n / i.outputs)];
 }
 
-// Rounds to the type of the weights.
-float Network::rounded(float x) const {
-  if (program_.dtype() == DType::kBFloat16) return cpu::to_float(cpu::from_float<cpu::BFloat16>(x));
-  return program_.dtype() == DType::kFloat16 ? cpu::to_float(cpu::from_float<cpu::Float16>(x)) : x;
-}
-
 void Network::prepare(uint8_t* prepared, ParallelFor parallel) const {
   for (int64_t i = 0; i < program_.size(); ++i) {
     uint8_t* part = prepared + parts_[i];

@@ -71,6 +71,9 @@ class Checker {
       case Kind::average:
         if (x != Value::kSpikes && x != Value::kCounts) return x;
         check_form(x);
+        if (real(i_.threshold) != static_cast<double>(i_.kernel_h * i_.kernel_w)) {
+          refuse("threshold: expected the number of values in a pooling window");
+        }
         return x;
       case Kind::flatten:
         return x;

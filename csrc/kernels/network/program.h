@@ -11,7 +11,7 @@
 
 namespace tandem::network {
 
-constexpr int64_t kFormat = 3;         // the first word of a program
+constexpr int64_t kFormat = 4;         // the first word of a program
 constexpr int64_t kAbsent = -1;        // no value, or no offset
 constexpr int64_t kNetworkInput = -2;  // the network's input as a value
 constexpr int64_t kMostInstructions = 65535;
@@ -81,15 +81,15 @@ struct Instruction {
 
 enum class Source : int64_t { kDirect, kImpulse, kSpikes };
 
-#define TANDEM_KINDS(X)                                                                    \
-  X(layer)         /* weights, then neurons */                                             \
-  X(average)       /* neurons driven by the mean of a window; of real numbers, the mean */ \
-  X(max_pool)      /* the OR of planes, the maximum of counts or real numbers */           \
-  X(mean)          /* the mean of counts */                                                \
-  X(adaptive_mean) /* the same; the output has kernel_h x kernel_w pixels */               \
-  X(flatten)       /* in C, H, W order */                                                  \
-  X(popcount)      /* planes to counts */                                                  \
-  X(burst)         /* counts to planes */                                                  \
+#define TANDEM_KINDS(X)                                                          \
+  X(layer)         /* weights, then neurons */                                   \
+  X(average)       /* neurons with weights of 1; of real numbers, the mean */    \
+  X(max_pool)      /* the OR of planes, the maximum of counts or real numbers */ \
+  X(mean)          /* the mean of counts */                                      \
+  X(adaptive_mean) /* the same; the output has kernel_h x kernel_w pixels */     \
+  X(flatten)       /* in C, H, W order */                                        \
+  X(popcount)      /* planes to counts */                                        \
+  X(burst)         /* counts to planes */                                        \
   X(readout)       /* counts times weights plus shift */
 enum class Kind : int64_t {
 #define TANDEM_KIND(name) name,

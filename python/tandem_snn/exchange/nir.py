@@ -74,10 +74,10 @@ def from_nir(
 ) -> fx.GraphModule:
     """Import a NIR graph as a spiking network.
 
-    Supported nodes are Conv1d, Conv2d, Affine, Linear, AvgPool2d, Flatten, Scale, IF and LIF, and the loops of
-    primitives that :func:`to_nir` writes for IF and LIF. The network runs T steps and returns the sum of the graph's
-    outputs, or the spike train if the graph ends in neurons. Synapses that are followed by neurons, optionally with a
-    shortcut or a projection, become a layer of ``tandem_snn.nn``; Scale nodes are folded into its weights and
+    Supported nodes are Conv1d, Conv2d, Affine, Linear, AvgPool2d, SumPool2d, Flatten, Scale, IF and LIF, and the
+    loops of primitives that :func:`to_nir` writes for IF and LIF. The network runs T steps and returns the sum of the
+    graph's outputs, or the spike train if the graph ends in neurons. Synapses that are followed by neurons, optionally
+    with a shortcut or a projection, become a layer of ``tandem_snn.nn``; Scale nodes are folded into its weights and
     threshold. Other sums of operators use the general way (:class:`tandem_snn.nn.general.Neurons`). The bias of a layer
     is T times the bias of a step. A graph of :func:`to_nir` gives the same spikes, except for rounding by factors that
     are not powers of two.

@@ -265,7 +265,8 @@ class _Walk:
         layer, x = self.op.path and self.net.get_submodule(self.op.path), self.values[self._x]
         if not isinstance(layer, tnn.AvgPool2d) or not layer.spiking or not x.spikes:
             return self._pool("mean", **windows)
-        stage = self._map("average", x.names, v_init=torch.tensor(layer.v_init), timing=layer.timing, **windows)
+        neurons: dict[str, Any] = {"threshold": layer.threshold, "timing": layer.timing}
+        stage = self._map("average", x.names, v_init=torch.tensor(layer.initial_potential), **neurons, **windows)
         stage.fires = True
         self.writer.write(stage)
         names, depth = self.writer.result[stage.name], stage.depth + stage.waits

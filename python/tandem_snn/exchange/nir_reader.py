@@ -55,12 +55,13 @@ class _Synapses:
 
 
 @dataclass
-class _Average:
-    """Average pooling, which neurons may follow."""
+class _Pool:
+    """Average or sum pooling, which neurons may follow. ``times``: how many means the pooled values are, 1 or k²."""
 
     name: str
     nir: Any
     x: _Signal
+    times: int
 
 
 class Reader:
@@ -165,8 +166,9 @@ class Reader:
             self.values[self._sources(name)[0]] = x
         if isinstance(node, (nir.Conv1d, nir.Conv2d, nir.Affine, nir.Linear)):
             self.values[name] = self._synapses(name, node, x)
-        elif isinstance(node, nir.AvgPool2d):
-            self.values[name] = _Average(name, node, x)
+        elif isinstance(node, (nir.AvgPool2d, nir.SumPool2d)):
+            times = 1 if isinstance(node, nir.AvgPool2d) else math.prod(_pool(node).kernel_size)
+            self.values[name] = _Pool(name, node, x, times)
         elif isinstance(node, nir.Flatten):
             self.values[name] = self._flatten(name, node, x)
         elif isinstance(node, nir.Scale):
@@ -198,11 +200,12 @@ class Reader:
             return x
         image = x.x.kind == "image"  # a pooled image is an image
         way = name in self.before_neurons or x.x.kind == "currents"
-        if isinstance(x, _Average):
-            one = x.x.scale is None or not x.x.scale.dim()
-            if one and (image or not way):
+        if isinstance(x, _Pool):
+            if (x.x.scale is None or not x.x.scale.dim()) and (image or not way):
                 node = self._call(x.name, _pool(x.nir, spiking=image), x.x.node)
-                return _Signal(node, "image" if image else "counts", x.x.scale)
+                one = torch.ones(()) if x.x.scale is None else x.x.scale
+                scale = x.x.scale if x.times == 1 else x.times * one
+                return _Signal(node, "image" if image else "counts", scale)
         elif x.weight.dim() == 2 and not way:
             return _Signal(self._call(x.name, self._layer(x, tnn.Readout), x.x.node), "counts")
         return _Signal(self._currents(x), "currents")
@@ -217,10 +220,11 @@ class Reader:
     def _currents(self, x: Any) -> fx.Node:
         if isinstance(x, _Signal):
             return x.node if x.scale is None else self._function(general.linear_map, "mul", x.node, self._get(x.scale))
-        if isinstance(x, _Average):
+        if isinstance(x, _Pool):
             pool = _pool(x.nir)
             windows = map(list, (pool.kernel_size, pool.stride, pool.padding))
-            return self._function(general.linear_map, "avg_pool2d", self._currents(x.x), *windows)
+            as_sum = () if x.times == 1 else (False, True, 1)  # ceil_mode, count_include_pad, divisor_override
+            return self._function(general.linear_map, "avg_pool2d", self._currents(x.x), *windows, *as_sum)
         layer = self._layer(x, nn.Linear, nn.Conv1d, nn.Conv2d)
         return self._function(general.affine_map, self._get(layer, x.name), x.x.node)
 
@@ -312,10 +316,11 @@ class Reader:
     def _pooled(self, name: str, neurons: Neuron, values: list[Any]) -> fx.Node | None:
         """Make spiking average pooling, if the spikes have the value 1."""
         pool, *others = values or [None]
-        plain = torch.as_tensor(neurons.threshold).eq(1).all() and neurons.factor == 1 and neurons.leak == 1
-        if others or not plain or not isinstance(pool, _Average) or pool.x.kind != "spikes" or pool.x.scale is not None:
+        if others or not isinstance(pool, _Pool) or pool.x.kind != "spikes" or pool.x.scale is not None:
             return None
-        v_init = uniform(name, "the initial potential", neurons.v_init)
+        if neurons.factor != 1 or neurons.leak != 1 or not torch.as_tensor(neurons.threshold).eq(pool.times).all():
+            return None
+        v_init = uniform(name, "the initial potential", neurons.v_init) / pool.times
         pooling = _pool(pool.nir, spiking=True, v_init=v_init, timing=neurons.timing)
         return self._call(name, pooling, pool.x.node)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,14 @@ class Writer:
         return self.nir.Conv2d(stage.in_shape[1:], weight, layer.stride, padding, layer.dilation, 1, bias)
 
     def _average(self, stage: Stage) -> Any:
-        node = self.nir.AvgPool2d(*map(np.array, stage.windows()))
+        """Return a mean, or a sum for neurons if 1/k² is no power of two: then readers would round each current."""
+        layer, cls = stage.layer, self.nir.AvgPool2d
+        if stage.fires and math.frexp(layer.threshold)[0] != 0.5:
+            cls = self.nir.SumPool2d
+        elif stage.fires:
+            assert layer.v_init is not None
+            layer.v_init, layer.threshold = layer.v_init / layer.threshold, 1.0
+        node = cls(*map(np.array, stage.windows()))
         node.input_type, node.output_type = {"input": np.array(stage.in_shape)}, {"output": np.array(stage.shape)}
         return node
 

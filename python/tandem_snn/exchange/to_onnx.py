@@ -333,11 +333,10 @@ class Graph:
         return self.op("Reshape", x, self.constant(f"{stage.name}.shape", torch.tensor([-1, *stage.shape])))
 
     def spiking_average(self, stage: Stage, spikes: str) -> str:
-        """Count the spikes of each pooling window, which is exact, then multiply once."""
+        """Count the spikes of each pooling window, which is exact."""
         layer, channels = stage.layer, stage.in_shape[0]
         ones = self.constant(f"{stage.name}.weight", torch.ones(channels, 1, *layer.kernel))
-        inside = self.op("Conv", spikes, ones, group=channels, **window_of(layer))
-        return self.op("Mul", inside, self.number(1 / (layer.kernel[0] * layer.kernel[1])))
+        return self.op("Conv", spikes, ones, group=channels, **window_of(layer))
 
     def average(self, stage: Stage, x: str) -> str:
         kernel, strides, padding = stage.windows()

@@ -278,8 +278,8 @@ def _move(name: str, x: int, layer: Any) -> Stage:
         return Stage(name, "max_pool", x, dilation=layer.dilation, ceil=layer.ceil_mode, **window)
     if not layer.spiking:
         return Stage(name, "mean", x, **window)
-    start = torch.full_like(layer.weight, layer.v_init)  # its dtype is that in which 1/k² is rounded
-    return Stage(name, "average", x, v_init=start, timing=layer.timing, **window)
+    start = torch.tensor(layer.initial_potential)
+    return Stage(name, "average", x, v_init=start, threshold=layer.threshold, timing=layer.timing, **window)
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,7 @@ from .stages import ABSENT, CONSTANTS, FIELDS, HEADER, KINDS, SIGNALS, CannotLow
 _ops = torch.ops.tandem
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in the order of the kernels' enum
 _ALIGNMENT = 64
-FORMAT = "tandem_snn frozen 3"
+FORMAT = "tandem_snn frozen 4"
 _MODES = list(SIGNALS)
 _NAMES = {"kind": KINDS, "gate": checks.GATES, "timing": checks.TIMINGS}  # these fields are stored as indices of names
 _TYPES = {each.name: str(each.type) for each in fields(Stage) if each.name != "name"}
@@ -259,7 +259,7 @@ def _stage(name: str, row: Row, numbers: Tensor, dtype: torch.dtype) -> Stage:
         tensor = numbers[row[key] : end].clone().view(stored).view(shape)
         if key == "v_init" and tensor.dim() > 1:
             tensor = tensor.movedim(-1, 0).contiguous()
-        of_weights = key == "step" or (key, values["kind"]) in (("shift", "readout"), ("v_init", "average"))
+        of_weights = key == "step" or (key, values["kind"]) == ("shift", "readout")
         of_weights |= key == "weight" and dtype == torch.float64  # int8 kernels do not support a float64 scale
         values[key] = tensor.to(dtype) if of_weights else tensor
     return Stage(name, **values)

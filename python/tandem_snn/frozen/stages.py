@@ -154,10 +154,9 @@ class Stage(nn.Module):
             return tnn.AdaptiveAvgPool2d(self.kernel)
         if self.kind == "max_pool":
             return tnn.MaxPool2d(self.kernel, self.stride, self.padding, self.dilation, ceil_mode=self.ceil)
-        start = torch.zeros(()) if self.v_init is None else self.v_init
-        neuron: dict[str, Any] = {"v_init": float(start), "timing": self.timing, "spiking": self.kind == "average"}
-        window = (self.kernel, self.stride, self.padding)
-        return tnn.AvgPool2d(*window, device=start.device, dtype=start.dtype, **neuron)
+        v_init = 0.0 if self.v_init is None else float(self.v_init) / self.threshold
+        neuron: dict[str, Any] = {"v_init": v_init, "timing": self.timing, "spiking": self.kind == "average"}
+        return tnn.AvgPool2d(self.kernel, self.stride, self.padding, **neuron)
 
     def _spikes(self, x: Any, residual: Any) -> SpikeTrain:
         shape = self._output_shape(tuple(x.shape))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import tandem_ext as te
 from tandem_ext import ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.autograd import apply
+from tandem_ext.functional.neuron import default_v_init
 
 from .currents import fire_steps, part_of, scan_trace, spikes_of, window_trace
 from .options import HasNeurons
@@ -22,18 +23,16 @@ Size = int | tuple[int, int]
 
 
 class AvgPool2d(HasNeurons):
-    """Average pooling by IF neurons with fixed depthwise weights 1/k² and threshold 1. The gain is that of the input.
+    """Average pooling by IF neurons with fixed weights of 1 and the threshold k², which is exact for any kernel.
 
-    If k² is not a power of two, float32 rounds 1/k² and the membrane potential. After k² spikes the potential may miss
-    the threshold, so that a spike is later, or the count one less, than in exact arithmetic. Other simulators round
-    too, but differently.
+    The gain is that of the input.
 
     Args:
         kernel_size, stride, padding: as in ``torch.nn.AvgPool2d`` (padding counts as silent neurons in the average).
         spiking: False returns the mean counts as a tensor, without neurons, for use directly before the readout.
-        v_init: the membrane potential before the first step. 0.5 rounds mean counts to nearest, 0 rounds them down.
+        v_init: the membrane potential before the first step, in units of the threshold. 0.5 rounds mean counts to
+            nearest, 0 rounds them down. None: 0, or 0.5 with timing "window".
         timing: as in :class:`NeuronOptions`; the attribute may be changed.
-        device, dtype: of the fixed weight.
 
     Shape: SpikeTrain [B, C, H, W] -> SpikeTrain [B, C, H', W']. Direct inputs and tensors of counts are averaged
     without neurons, and keep their type.
@@ -45,8 +44,8 @@ class AvgPool2d(HasNeurons):
     tensor([8.])
     """
 
-    weight: Tensor
-    v_init: float
+    threshold: float
+    v_init: float | None
     dilation = (1, 1)
 
     def __init__(
@@ -56,26 +55,22 @@ class AvgPool2d(HasNeurons):
         padding: Size = 0,
         *,
         spiking: bool = True,
-        v_init: float = 0.0,
+        v_init: float | None = None,
         timing: str = "step",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.kernel_size = _pair("kernel_size", kernel_size, 1)
         self.stride = self.kernel_size if stride is None else _pair("stride", stride, 1)
         self.padding = _pair("padding", padding, 0)
         self.spiking = spiking
-        checks.v_init(v_init, (), torch.device("cpu"))
-        self.v_init = float(v_init)
+        self.threshold = float(self.kernel_size[0] * self.kernel_size[1])
+        self.v_init = v_init
         self.timing = timing
-        self.register_buffer("weight", torch.empty((), device=device, dtype=dtype), persistent=False)
-        self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Set the fixed weight, 1/k², for modules that were moved by ``to_empty``."""
-        height, width = self.kernel_size
-        nn.init.constant_(self.weight, 1 / (height * width))
+    @property
+    def initial_potential(self) -> float:
+        v_init = default_v_init(1.0, self.timing) if self.v_init is None else self.v_init
+        return float(v_init) * self.threshold
 
     def forward(self, x: Signal | Tensor) -> Signal | Tensor:
         check_input(x, "AvgPool2d")
@@ -88,28 +83,28 @@ class AvgPool2d(HasNeurons):
 
     @torch.no_grad()
     def potentials(self, x: SpikeTrain) -> Tensor:
-        """Return membrane potentials, like ``potentials`` of :class:`SpikingLayer`."""
+        """Return membrane potentials, like ``potentials`` of :class:`SpikingLayer`; the threshold is k²."""
+        start, threshold = self.initial_potential, self.threshold
         if self.timing == "window":
-            return window_trace(x.T, lambda t: self.v_init + self._currents(part_of(x, 0, t).count_bytes)[0], 1.0)  # type: ignore[union-attr]
-        return scan_trace(self._currents(x.to_dense(torch.uint8)), self.v_init)
+            return window_trace(x.T, lambda t: start + self._sums(part_of(x, 0, t).count_bytes)[0], threshold)  # type: ignore[union-attr]
+        return scan_trace(self._sums(x.to_dense(torch.uint8)), start, threshold=threshold)
 
-    def _currents(self, spikes: Tensor) -> Tensor:
-        """Return the means of spikes or counts [T, B, C, H, W], uint8: exact sums, then one multiplication by 1/k²."""
-        if self.timing == "window" or self.kernel_size[0] * self.kernel_size[1] > 255:
+    def _sums(self, spikes: Tensor) -> Tensor:
+        """Return the sums of spikes or counts [T, B, C, H, W], uint8, in each pooling window: float32, exact."""
+        if self.timing == "window" or self.threshold > 255:
             spikes = spikes.int()
         size = self._average(spikes.new_empty(spikes.shape[1:], dtype=torch.float32, device="meta")).shape[-2:]
-        inside = reduce(torch.add, _windows(self, spikes, size))
-        weight = self.weight if self.weight.dtype == torch.float64 else self.weight.float()
-        return inside.to(weight.dtype) * weight
+        return reduce(torch.add, _windows(self, spikes, size)).float()
 
     def _fire(self, x: SpikeTrain) -> SpikeTrain:
         train: SpikeTrain
+        start, neuron = self.initial_potential, {"threshold": self.threshold}
         if self.timing == "window":
-            given = ImpulseInput.unchecked(self._currents(x.count_bytes)[0], x.T)
-            train = te.functional.if_scan(given, v_init=self.v_init, timing="window").to(x._dtype)  # type: ignore[union-attr]
+            given = ImpulseInput.unchecked(self._sums(x.count_bytes)[0], x.T)
+            train = te.functional.if_scan(given, v_init=start, timing="window", **neuron).to(x._dtype)  # type: ignore[union-attr, arg-type]
         else:
             planes = x.planes
-            train = fire_steps(lambda *steps: self._currents(spikes_of(planes, *steps)), x.T, self.v_init, x._dtype)
+            train = fire_steps(lambda *steps: self._sums(spikes_of(planes, *steps)), x.T, start, x._dtype, **neuron)
         train.bad = x.bad
         if x.edge is not None:
             train = te.functional.couple(train, self._average(x.edge))
@@ -117,7 +112,7 @@ class AvgPool2d(HasNeurons):
 
     def extra_repr(self) -> str:
         shown = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, spiking={self.spiking}"
-        return ", ".join([shown, *self.settings({"v_init": 0.0, "timing": "step"})])
+        return ", ".join([shown, *self.settings({"v_init": None, "timing": "step"})])
 
 
 class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):

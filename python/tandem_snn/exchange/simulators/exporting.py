@@ -53,6 +53,8 @@ def export_network(net: nn.Module, x: Any, write: WriteNeuron, windows: Any = No
     _add_as_they_are(network.stages)
     for stage in network.stages:
         layer, dims = stage.layer, len(stage.shape)
+        if layer.kind == "average" and layer.v_init is not None:  # the module is a mean, not a sum
+            layer.v_init, layer.threshold = layer.v_init / layer.threshold, 1.0
         try:
             neurons, offset = write(neuron_of(layer)) if stage.fires else (None, 0.0)
         except ValueError as error:
