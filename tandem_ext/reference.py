@@ -1,7 +1,7 @@
 """The tandem learning rule in plain PyTorch, on any device: the definition against which all kernels are tested.
 
-Each function returns the same as the function of that name in :mod:`tandem_ext.functional`, bit for bit where the sums
-of the product are exact. It uses no kernel, does not check arguments, and is slow.
+Each function returns the same as the function of that name in :mod:`tandem_ext.functional`, bit for bit, except for
+float64 products that are not exact. It uses no kernel, does not check arguments, and is slow.
 """
 
 from __future__ import annotations
@@ -126,6 +126,18 @@ class _Tandem(torch.autograd.Function):
         theta, counts, gate = ctx.saved_tensors
         grad_z = torch.where(gate, grad / theta, 0)
         return grad_z, (-grad_z * counts).sum_to_size(theta.shape), None, None
+
+
+class _Valued(torch.autograd.Function):
+    """The value of one tensor with the gradient of another."""
+
+    @staticmethod
+    def forward(ctx: Any, of: Tensor, value: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
 
 
 def _layer(
@@ -257,7 +269,7 @@ def _currents(
         rows = gain.view(geometry[-1], 1, -1).expand(-1, len(weight) // geometry[-1], -1).flatten(0, 1)
         weight, gain = (weight * rows.view(*rows.shape, *[1] * (weight.dim() - 2))).to(weight.dtype), 1.0
 
-    def product(a: Tensor) -> Tensor:
+    def product(a: Tensor, weight: Tensor | None = weight) -> Tensor:
         """The sum, rounded once: float32 may be multiplied by algorithms that round more often, such as Winograd's."""
         if weight is None:
             return a
@@ -270,13 +282,15 @@ def _currents(
     if isinstance(x, SpikeTrain):
         counts = _counts(x, dtype)
         with torch.no_grad():
+            exact = in_units(weight)  # type: ignore[arg-type]
+            total = product(counts, exact)
             if window:
-                y = product(counts).unsqueeze(0)
+                y = total.unsqueeze(0)
             else:
                 spikes = unpack(x, dtype)
-                y = torch.unflatten(product(spikes.flatten(0, 1)), 0, spikes.shape[:2])
+                y = torch.unflatten(product(spikes.flatten(0, 1), exact), 0, spikes.shape[:2])
             lost = _per_channel(_not_finite(weight.movedim(0, -1)).to(dtype), 0.0, y)  # type: ignore[union-attr]
-        return y + lost, x.T, product(counts) + lost, gain
+        return y + lost, x.T, _Valued.apply(product(counts), total) + lost, gain  # type: ignore[no-untyped-call]
     current = product(x.x).to(dtype)
     total = x.T * current if isinstance(x, ConstantInput) else current
     if window:
@@ -328,6 +342,38 @@ def square_root(x: Tensor) -> Tensor:
 def _not_finite(values: Tensor) -> Tensor:
     """Return float32 [n] for values [..., n]: NaN where any value is infinite or NaN, else 0."""
     return (values - values).float().flatten(0, -2).sum(0) if values.dim() > 1 else (values - values).float()
+
+
+# --- the weights ------------------------------------------------------------------------------------------------------
+
+
+def in_units(weight: Tensor) -> Tensor:
+    """Return the numbers that products of spikes use in place of weights [N, ...]: float64, int8 and float64 unchanged.
+
+    They are integers times the unit of their output, a power of two and at least 2^-60, rounded to nearest, halves away
+    from zero. A sum of the integers' magnitudes fits int32. For float32 weights the unit is the smallest with a sum
+    below 2^30, or up to four times that if the integers then are at most 0x7f7f7f, three signed digits to the base 256.
+    For float16 and bfloat16 it is the smallest in which they are also at most 0x7f7f, two digits. Rows with a weight
+    that is not finite are unchanged.
+    """
+    wide = weight.detach().double()
+    if weight.dtype in (torch.int8, torch.float64) or weight.numel() == 0:
+        return wide
+    half = weight.dtype != torch.float32
+    rows = wide.flatten(1)
+    size = rows.where(rows.isfinite().all(1, True), 0).abs()
+    largest = size.amax(1)
+    scale = torch.frexp(largest).exponent.clamp_min(-30)  # the sum is measured in units of 2^(scale - 20), truncated
+    measured = torch.ldexp(size, 20 - scale.unsqueeze(1)).trunc().sum(1) + size.shape[1]
+    bits = torch.frexp(measured).exponent - 20 + scale
+    exponent = bits.clamp_min(-30) - 30
+    fits = torch.stack([torch.ldexp(largest, -exponent - n) <= (0x7F7F if half else 0x7F7F7F) for n in range(17)])
+    spare = fits.int().argmax(0)
+    exponent = exponent + spare.where(fits.any(0) & (spare <= (16 if half else 2)), 0)
+    unit = torch.ldexp(torch.ones_like(largest), exponent).unsqueeze(1)
+    integers = rows / unit
+    integers = integers.sign() * (integers.abs() + 0.5).floor()
+    return (integers * unit).where(rows.isfinite().all(1, True), rows).view_as(wide)
 
 
 # --- the format -------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import os
 import any_layer
 import pytest
 import torch
-from cases import DTYPES, assert_same, compute_dtype, dyadic, train, train_with_edge
+from cases import DTYPES, assert_reference, assert_same, compute_dtype, dyadic, train, train_with_edge
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -121,6 +121,40 @@ def test_empty(shape, weight_shape, device):
     y.counts.sum().backward()
     assert weight.grad.shape == weight_shape
     assert x.counts.grad.shape == shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("timing", ["step", "window"])
+def test_any_weights_are_the_reference(timing, dtype, device):
+    """Sums are exact, whatever the weights: in the reference they are the same integers."""
+    K = 203
+    size = 2.0 ** torch.linspace(-40, 12, 38).unsqueeze(1)
+    weight = torch.randn(38, K) * size
+    weight[::5] *= 2.0 ** -torch.randint(0, 30, (K,))  # of several magnitudes in one row
+    weight[1] = 0
+    x = train(9, 8, K, device=device) if timing == "step" else te.SpikeTrain.from_counts(
+        torch.randint(10, (8, K), device=device), 9
+    )  # fmt: skip
+    weight = weight.to(device, dtype)
+    assert_reference("linear_if", x, weight, timing=timing, threshold=0.3, return_v=True)
+    assert_reference("linear_bn_if", x, weight, timing=timing, return_v=True)
+    image, kernel = train(9, 2, 13, 6, 5, device=device), torch.randn(21, 13, 3, 3, device=device).to(dtype)
+    if timing == "step":
+        assert_reference("conv2d_if", image, kernel, padding=1, return_v=True)
+
+
+def test_two_digits(device):
+    """Next to 1 the unit of a half-precision row is 2^-14, since 2^15 is more than two digits: half of it is rounded
+    up, less is lost. float32 loses nothing."""
+    x = te.SpikeTrain.from_dense(torch.ones(1, 1, 2, device=device))
+    weight = torch.tensor([[1.0, 2.0**-15], [1.0, 0.99 * 2.0**-15]], device=device)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        given = weight.to(dtype)
+        _, v = f.linear_if(x, given, threshold=100.0, return_v=True)
+        if dtype == torch.float32:
+            assert v[0].tolist() == given.sum(1).tolist()
+        else:
+            assert v[0, :2].tolist() == [1 + 2.0**-14, 1.0]
 
 
 @pytest.mark.parametrize("timing", ["step", "window"])

@@ -77,8 +77,9 @@ namespace cpu {
 
 // Each output has a unit, a power of two, and its weights are integers in that unit, so that no sum of them exceeds
 // int32. This defines the value of the weights: sums are exact and depend on no order, layout, way, thread or
-// processor. The unit leaves 29 to 31 bits for the absolute sum of the weights; for int8 weights it is 1. If a weight
-// of an output is not finite, the unit is NaN, and so are the output's currents at every step.
+// processor. The unit leaves 29 to 31 bits for the absolute sum of float32 weights, and gives weights of 16 bits two
+// digits; for int8 weights it is 1. If a weight of an output is not finite, the unit is NaN, and so are the output's
+// currents at every step.
 //
 // prepare() writes the weights as this processor multiplies them: prepared_size() bytes, 64-byte aligned. They depend
 // on the weights and on the geometry except batch, height, width, stride and padding.

@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kThreads) digits_kernel(const __grid_constant_
   unsigned long long sum = 0;
   each([&](float w) { sum += __float2uint_rz(rounded_mul(fabsf(w), measure)); });
   sum = over_block(sum, [](unsigned long long a, unsigned long long b) { return a + b; });
-  const int exponent = unit_exponent(__uint_as_float(largest), scale, static_cast<int64_t>(sum), rows.inputs);
+  const int exponent = unit_exponent(__uint_as_float(largest), scale, static_cast<int64_t>(sum), rows.inputs, false);
   const float factor = power_of_two(-exponent);
 
   uint32_t any = 0;

@@ -27,8 +27,9 @@ TANDEM_HOST_DEVICE int32_t to_fixed(float x) {
 // Masks for the bits of a float: magnitudes are in the order of their bits, infinity and NaN above all others.
 constexpr uint32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000;
 
-// The largest number of three signed digits to the base 256, as tensor cores and the matrix unit multiply them.
-constexpr int kThreeDigits = 0x7f7f7f;
+// The largest numbers of two and of three signed digits to the base 256, the bytes that tensor cores and the matrix
+// unit multiply.
+constexpr int kTwoDigits = 0x7f7f, kThreeDigits = 0x7f7f7f;
 
 // Magnitudes are added as integers, so that their order does not matter: times measure_of(scale) and truncated, they
 // are below 2^20.
@@ -47,13 +48,15 @@ TANDEM_HOST_DEVICE int bit_length(uint64_t x) {  // of x > 0
 }
 
 // The exponent of the unit of `size` finite weights with this sum of truncated magnitudes. No sum of the weights in
-// this unit exceeds int32. The unit is up to four times larger than that requires, if the weights then have three
-// digits instead of four.
-TANDEM_HOST_DEVICE int unit_exponent(float largest, int scale, int64_t sum, int64_t size) {
+// this unit exceeds int32. float32 weights: the unit is up to four times larger than that requires, if the weights then
+// have three digits instead of four. `half`, weights of 16 bits: so large that they have two. No unit is below 2^-60.
+TANDEM_HOST_DEVICE int unit_exponent(float largest, int scale, int64_t sum, int64_t size, bool half) {
   const int bits = bit_length(static_cast<uint64_t>(sum + size) | 1) - 20 + scale;  // their sum is below 2^bits
   const int exponent = (bits < -30 ? -30 : bits) - 30;
-  for (int spare = 0; spare <= 2; ++spare) {
-    if (rounded_mul(largest, power_of_two(-exponent - spare)) <= kThreeDigits) return exponent + spare;
+  const int most = half ? 16 : 2;  // the largest weight is below 2^30 in the unit 2^exponent
+  for (int spare = 0; spare <= most; ++spare) {
+    const float digits = rounded_mul(largest, power_of_two(-exponent - spare));
+    if (digits <= static_cast<float>(half ? kTwoDigits : kThreeDigits)) return exponent + spare;
   }
   return exponent;
 }

@@ -100,7 +100,7 @@ TANDEM_INLINE bool unit_exponent(const E* weights, int64_t size, int& exponent, 
   const int guess = scale;
   scale = scale_of(largest);
   if (scale != guess) seen = measure();
-  exponent = tandem::unit_exponent(seen.largest, scale, seen.sum, size);
+  exponent = tandem::unit_exponent(seen.largest, scale, seen.sum, size, sizeof(E) == 2);
   return true;
 }
 

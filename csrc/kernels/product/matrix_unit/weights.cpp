@@ -31,6 +31,11 @@ std::vector<int64_t> input_positions(const Geometry& geometry, const Tiling& til
   return position;
 }
 
+int64_t most_digits(DType dtype) {
+  if (dtype == DType::kInt8) return 1;
+  return dtype == DType::kFloat32 ? kMostDigits : 2;
+}
+
 struct ColumnMemory {
   int64_t columns, header;  // header: int32 of counts and shifts, padded to a cache line
   int64_t column_bytes;
@@ -38,7 +43,7 @@ struct ColumnMemory {
   ColumnMemory(const Geometry& geometry, const Tiling& tiling, DType dtype)
       : columns(geometry.groups * tiling.tiles_per_group * tiling.registers),
         header((2 * columns + 15) / 16 * 16),
-        column_bytes(ChunkShape(geometry).chunks() * (dtype == DType::kInt8 ? 1 : kMostDigits) * kTileBytes) {}
+        column_bytes(ChunkShape(geometry).chunks() * most_digits(dtype) * kTileBytes) {}
 };
 
 }  // namespace
