@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import grad, vmap
 
 import tandem_ext as te
+import tandem_snn.nn as tnn
 from tandem_ext.functional.layer import window_product
 from tandem_ext.functional.products import convolution
 
@@ -49,6 +50,19 @@ def test_compile_forward_and_backward(backend):
         counts, *others = function(*inputs)
         grads = torch.autograd.grad((counts * torch.arange(5)).sum(), inputs)
         results.append([counts.detach(), *others, *grads])
+    for expected, actual in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("timing", ["step", "window"])
+def test_layers_that_share_a_tensor_of_thresholds_compile(timing):
+    options = {"threshold": torch.nn.Parameter(torch.tensor([0.25, 0.5, 1.0, 2.0])), "gain": "threshold"}
+    layers = [tnn.Linear(4, 4, timing=timing, **options) for _ in range(3)]
+    net = torch.nn.Sequential(tnn.Encoder(8), *layers[:2], tnn.Residual(layers[2]), tnn.Readout(4, 2))
+    x, results = torch.rand(5, 4), []
+    for function in (net, torch.compile(net, fullgraph=True, backend="aot_eager")):
+        answer = function(x)
+        results.append([answer.detach(), *torch.autograd.grad(answer.square().sum(), net.parameters())])
     for expected, actual in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected)
 

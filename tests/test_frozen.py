@@ -209,6 +209,11 @@ def test_errors() -> None:
     frozen, streamed, fresh = freeze(net), freeze(net), freeze(net)
     streamed.step(x)
     events, spikes = freeze(spiking_net(), T=8), te.SpikeTrain.from_dense(torch.ones(1, 1, 30))
+    video, frame = (
+        freeze(nn.Sequential(tnn.Encoder(4), tnn.Conv2d(1, 2, 3), tnn.AdaptiveAvgPool2d(1))),
+        torch.rand(1, 1, 8, 8),
+    )
+    video.step(frame)
     resu = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(20, 5, gate="resu"), tnn.Readout(5, 2))
     assert torch.equal(freeze(resu)(x), resu(x))
     of_arrays = r"x: expected a tensor \[B, \*features\] or a SpikeTrain, got ndarray"
@@ -222,11 +227,13 @@ def test_errors() -> None:
         (lambda: frozen(torch.tensor(1.0)), ValueError, "x: expected a batch"),
         (lambda: frozen.anytime(torch.tensor(1.0)), ValueError, "x: expected a batch"),
         (lambda: events(torch.rand(1, 30)), TypeError, "x: expected a SpikeTrain, since the network has no Encoder"),
-        (lambda: events.step(spikes), TypeError, r"x_t: expected a tensor \[B, \*features\], got SpikeTrain"),
+        (lambda: events.step(spikes[[0, 0]].replace(T=2)), ValueError, "x_t: expected one step, got SpikeTrain"),
+        (lambda: streamed.step(spikes), ValueError, "x_t: expected an image, got SpikeTrain"),
         (lambda: events.step(torch.full((1, 30), 0.3)), ValueError, "x_t: expected only 0 and 1"),
         (lambda: frozen.anytime(x, "0.9"), TypeError, "confidence: expected a number"),
         (lambda: frozen.anytime(x, 1.5), ValueError, "confidence"),
-        (lambda: streamed.step(x[:2]), ValueError, "batch differs"),
+        (lambda: streamed.step(x[:2]), ValueError, "the shape differs from that of the steps before"),
+        (lambda: video.step(torch.rand(1, 1, 9, 9)), ValueError, "the shape differs from that of the steps before"),
         *((lambda use=use: use(x[:2, 1:]), ValueError, "x has 19 features") for use in (fresh.step, fresh.readouts)),
         *((lambda use=use: use(x.double()), TypeError, "x is torch.float64") for use in (fresh.step, fresh.anytime)),
         (lambda: freeze(spiking_net()).step(torch.ones(1, 30)), ValueError, "T: not known"),
@@ -344,3 +351,27 @@ def test_a_readout_that_reads_another() -> None:
     frozen, x = freeze(net), torch.rand(4, 3)
     assert torch.equal(frozen(x), net(x))
     assert torch.equal([frozen.step(x) for _ in range(8)][-1], net(x))
+
+
+def test_a_stream_has_the_gain_of_its_trains() -> None:
+    net, dense = spiking_net(), torch.rand(8, 5, 30).lt(0.4).float()
+    frozen = freeze(net, T=8)
+    for gain in (0.25, torch.linspace(0.25, 4, 30)):
+        whole = te.SpikeTrain.from_dense(dense, gain)
+        for t in range(8):
+            so_far = frozen.step(te.SpikeTrain.from_dense(dense[t : t + 1], gain))
+        assert torch.equal(so_far, frozen(whole))
+        assert not torch.equal(so_far, frozen(te.SpikeTrain.from_dense(dense)))
+        frozen.reset()
+
+
+def test_weights_change_by_load_state_dict_alone() -> None:
+    net, x = mlp()
+    frozen = freeze(net)
+    before = frozen(x)
+    with torch.no_grad():
+        for parameter in frozen.parameters():
+            parameter.mul_(2)
+    assert torch.equal(frozen(x), before)
+    frozen.load_state_dict(frozen.state_dict())
+    assert not torch.equal(frozen(x), before)

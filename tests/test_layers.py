@@ -218,6 +218,8 @@ def test_encoder_modes():
     assert torch.equal(tnn.Encoder(8)(x).counts, 8 * x)
     assert torch.equal(tnn.Encoder(8, mode="zero_expand", gain=0.5)(x).counts, x)
     assert tnn.Encoder(8, gain=0.5)(x).gain == 0.5
+    assert repr(tnn.Readout(4, 3)) == "Readout(in_features=4, out_features=3, bias=True)"
+    assert repr(tnn.Readout(4, 3, weight_bits=5)) == "Readout(in_features=4, out_features=3, bias=True, weight_bits=5)"
     assert repr(tnn.Encoder(4)) == "Encoder(T=4, mode='direct')"
 
 

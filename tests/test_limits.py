@@ -18,6 +18,8 @@ from torch import nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
+from tandem_ext.functional.layer import window_product
+from tandem_ext.functional.products import LINEAR
 from tandem_snn import freeze
 
 f, ref = te.functional, te.reference
@@ -165,6 +167,19 @@ LENGTHS = (256, 300, 1000)
 
 
 @pytest.mark.usefixtures("on_device")
+@pytest.mark.parametrize("outlier", [1.0, 1e4, 1e8])
+@pytest.mark.parametrize("scale", [1e-21, 1e-17, 1e-9, 1.0, 1e20])
+def test_weights_are_rounded_to_a_share_of_their_sum(scale, outlier):
+    """The bounds of docs/reliability.md: a unit of at most 2^-27 of the sum, and at least 2^-60."""
+    x, weight = train(8, 40, 50), scale * torch.randn(30, 50)
+    weight[:, 0] *= outlier
+    u = window_product(x, weight, LINEAR).double()
+    unit = (weight.double().abs().sum(1) * 2**-27).clamp_min(2**-60)
+    assert bool(((u - x.counts.double() @ weight.double().T).abs() <= x.counts.double().sum(1, True) * unit / 2).all())
+    if scale * outlier * 5 < 2**-61:
+        assert not u.any()
+
+
 def test_the_longest_window():
     T = 65535
     x = te.SpikeTrain.from_dense(torch.ones(T, 1, 2, dtype=torch.uint8))

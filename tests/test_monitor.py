@@ -8,7 +8,7 @@ from torch import nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
-from tandem_snn.measure import Monitor
+from tandem_snn.measure import Monitor, firing_rates
 from tandem_snn.models import create_model
 
 
@@ -101,6 +101,28 @@ def test_memory_is_bounded_and_rates_are_of_all():
     assert recording.train.planes.untyped_storage().nbytes() == 2 * 10 * 8
     assert recording.potentials.untyped_storage().nbytes() == 4 * 9 * 10 * 8
     torch.testing.assert_close(recording.rates, whole.to_dense(torch.float64).mean((0, 1)))
+
+
+def test_calls_of_one_pass_are_recorded_apart():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.layer, self.readout = tnn.Encoder(8), tnn.Linear(4, 4), tnn.Readout(4, 2)
+
+        def forward(self, x):
+            return self.readout(self.layer(self.layer(self.encoder(x))))
+
+    net, x = Twice().eval(), torch.rand(5, 4)
+    with torch.no_grad(), Monitor(net, potentials=True) as monitor:
+        net(x)
+        net(x)
+        alone = net.layer(te.ConstantInput(x, 8))
+    second = net.layer(alone)
+    assert list(monitor) == ["layer", "layer:2"]
+    assert (monitor["layer"].samples, monitor["layer:2"].samples) == (15, 10)
+    assert torch.equal(monitor["layer"].train.planes, torch.cat([alone.planes] * 3, 1))
+    assert torch.equal(monitor["layer:2"].train.planes, torch.cat([second.planes] * 2, 1))
+    assert list(firing_rates(net, x)) == ["layer", "layer:2"]
 
 
 def test_another_window_begins_anew():

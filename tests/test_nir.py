@@ -233,12 +233,74 @@ def test_the_reset_is_not_guessed(tmp_path: Path) -> None:
         from_nir(graph)
     assert_same(own_counts(net, x), own_counts(from_nir(graph, reset="subtract"), x))
     nir.write(tmp_path / "old.nir", graph)
+    of_version(tmp_path / "old.nir", "1.0.4")
+    assert_same(own_counts(net, x), own_counts(from_nir(tmp_path / "old.nir"), x))
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 4), (6,)])
+def test_lif_of_other_tools_leaks_its_reset(shape: tuple[int, ...], tmp_path: Path) -> None:
+    """NIR's formula: v ← v + dt/τ·(r·I - v), a spike if v ≥ ϑ, then v ← v - ϑ."""
+    torch.manual_seed(0)
+    weight = (
+        torch.randint(-8, 17, (6, 6)) / 16 if len(shape) == 1 else torch.randint(-8, 17, (3, 2, 3, 3)) / 16
+    ).numpy()
+    bias = np.full(shape[0], 0.25, np.float32)
+    first = nir.Affine(weight, bias) if len(shape) == 1 else nir.Conv2d((4, 4), weight, 1, 1, 1, 1, bias)
+    half, one = np.full(shape, 0.5, np.float32), np.ones(shape, np.float32)
+    lif = nir.LIF(tau=2 * one, r=2 * one, v_leak=0 * one, v_threshold=half, v_reset=0 * one)
+    size = {"input": np.array(shape if len(shape) == 1 else (2, 4, 4))}
+    nodes = {"input": nir.Input(size), "first": first, "lif": lif, "output": nir.Output({"output": np.array(shape)})}
+    edges = [("input", "first"), ("first", "lif"), ("lif", "output")]
+    graph = nir.NIRGraph(nodes, edges, metadata={"T": T, "input": "events"})
+    x = te.SpikeTrain.from_dense((torch.rand(T, 5, *size["input"]) < 0.5).float())
+    with pytest.raises(ValueError, match=r"'lif': LIF resets to v_reset.*reset=\"subtract\""):
+        from_nir(graph)
+    nir.write(tmp_path / "old.nir", graph)
+    of_version(tmp_path / "old.nir", "1.0.4")
+    v, spikes, given = torch.zeros(5, *shape), [], (torch.from_numpy(weight), torch.from_numpy(bias))
+    for step in x.to_dense():
+        current = (
+            nn.functional.linear(step, *given) if len(shape) == 1 else nn.functional.conv2d(step, *given, padding=1)
+        )
+        v = v / 2 + current
+        spikes.append((v >= 0.5).float())
+        v = v - 0.5 * spikes[-1]
+    for net in (from_nir(graph, reset="subtract"), from_nir(tmp_path / "old.nir")):
+        assert torch.equal(net(x).to_dense(), torch.stack(spikes))
+
+
+def of_version(path: Path, version: str) -> None:
     import h5py
 
-    with h5py.File(tmp_path / "old.nir", "r+") as file:
+    with h5py.File(path, "r+") as file:
         del file["version"]
-        file["version"] = "1.0.4"
-    assert_same(own_counts(net, x), own_counts(from_nir(tmp_path / "old.nir"), x))
+        file["version"] = version
+
+
+def narrowed(values: Tensor) -> Tensor:
+    half = values.bfloat16()  # which NumPy does not have
+    return half if torch.equal(half.float(), values) else values.double()
+
+
+@pytest.mark.parametrize("kind", [Tensor.clone, nn.Parameter, narrowed])
+def test_graphs_in_memory_may_have_tensors(kind: Callable[[Tensor], Tensor]) -> None:
+    net, x = pooled()
+    graph = to_nir(net, x)
+    for node in graph.nodes.values():
+        for name, value in vars(node).items():
+            if isinstance(value, np.ndarray) and value.dtype == np.float32:
+                setattr(node, name, kind(torch.from_numpy(value)))
+    assert_same(own_counts(net, x), own_counts(from_nir(graph), x))
+
+
+def test_the_gain_of_the_example_is_not_part_of_the_graph() -> None:
+    torch.manual_seed(1)
+    net, x = line()
+    halves = x.replace(gain=0.5)
+    for given in (x, halves):
+        back = from_nir(to_nir(net, given))
+        assert_same(own_counts(net, x), own_counts(back, x))
+        assert_same(own_counts(net, halves), own_counts(back, halves))
 
 
 def test_means_of_the_input_alone_are_named() -> None:

@@ -47,8 +47,8 @@ def layer(
     if isinstance(x, SpikeTrain):
         edge, like, gain, bad = x.edge, weight, x.gain, x.bad
         planes = x.count_bytes if static.timing == "window" else x.planes
-        if residual is x:  # Dynamo requires the tensor arguments of a Function to be distinct
-            residual = x.map(lambda t: t.view_as(t))
+        if isinstance(residual, SpikeTrain) and residual.stored is x.stored:
+            residual = residual.map(lambda t: t.view_as(t))  # Dynamo requires distinct arguments of a Function
     else:
         edge, gain = (x, 1.0) if isinstance(x, Tensor) else (x.x, x.gain)
         if weight is not None:

@@ -86,7 +86,7 @@ def listing_of(net: nn.Module, x: Any, readout: bool = True) -> Listing:
     """List the stages of ``net`` for inputs like x; ``readout``: it must end in numbers rather than in neurons."""
     net = net.net if isinstance(net, FrozenNetwork) else snapshot(net)
     x = x[:1]
-    network = copy.deepcopy(lower(net, x.gain if isinstance(x, SpikeTrain) else 1.0))
+    network = copy.deepcopy(lower(net))
     names = {INPUT: "input"}
     stages: list[Stage] = []
 

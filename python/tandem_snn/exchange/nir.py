@@ -35,7 +35,7 @@ def to_nir(net: nn.Module, x: Any, *, neurons: str = "IF", dt: float = 1.0) -> A
 
     Args:
         net: a network of layers of ``tandem_snn.nn``, or a frozen network.
-        x: a batch of inputs, for the shapes.
+        x: a batch of inputs, for the shapes. The graph reads spikes of value 1: the gain of a train is no part of it.
         neurons: "IF": IF and LIF nodes with the metadata ``reset = "subtract"``, for tools that reset by subtraction
             (since nir 1.0.8 the nodes alone mean a reset to ``v_reset``). "primitives": a loop of an integrator (I; LI
             for LIF), a Threshold, and a Scale that returns -ϑ one step later; it has the same meaning in every tool
@@ -87,8 +87,9 @@ def from_nir(
         T: the number of time steps; None: from the metadata, if :func:`to_nir` wrote the graph.
         mode: the mode of the encoder; None: from the metadata, else "direct".
         dt: the length of a time step in the unit of the graph's time constants; None: from the metadata, else 1.
-        reset: "subtract": IF and LIF nodes subtract their threshold, LIF nodes after the decay, v = (1 - dt/τ)v - ϑ.
-            None: follow the metadata of the nodes; files of nir before 1.0.8 meant subtraction.
+        reset: "subtract": IF and LIF nodes subtract their threshold at once, so that the next decay of a LIF node acts
+            on the rest: v ← (1 - dt/τ)v + I, v ← v - ϑ. None: follow the metadata of the nodes; files of nir before
+            1.0.8 meant subtraction. LIF nodes of :func:`to_nir` decay before they subtract, as their metadata say.
 
     Returns:
         A ``torch.fx.GraphModule``.

@@ -72,7 +72,7 @@ class _Walk:
             self.graph = exported(to_ann(net), x)
         except CannotConvert as error:
             raise CannotLower("net", str(error)) from error
-        gain = x.gain if isinstance(x, SpikeTrain) else encoder.gain if encoder is not None else 1.0
+        gain = 1.0 if isinstance(x, SpikeTrain) or encoder is None else encoder.gain
         shape = tuple(x.shape[1:])
         self.writer = Writer(shape, T, form, dt, waits)
         self.input = _Value(["input"], shape, 0, gain, isinstance(x, SpikeTrain))

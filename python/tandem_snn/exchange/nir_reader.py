@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import keyword
 import math
 import re
@@ -67,7 +68,8 @@ class _Pool:
 class Reader:
     def __init__(self, nir: Any, graph: Any, encoder: tnn.Encoder, dt: float, reset: str | None) -> None:
         self.nir, self.dt, self.reset, self.encoder = nir, dt, reset, encoder
-        self.nodes, self.edges = dict(graph.nodes), list(dict.fromkeys(graph.edges))
+        self.nodes = {name: _with_arrays(node) for name, node in graph.nodes.items()}
+        self.edges = list(dict.fromkeys(graph.edges))
         self.graph = fx.Graph()
         self.root: dict[str, Any] = {"encoder": encoder}
         self.values: dict[str, Any] = {}
@@ -146,7 +148,9 @@ class Reader:
                 )
             timing, v_init = self._timing(name, node)
             factor, leak = self._dynamics(name, node)
+            leaks_first = plain(node.metadata.get("leak", "")).startswith("before the reset")
             node = Neuron(tensor(node.v_threshold), leak, v_init, factor, timing=timing)
+            node = node if leak == 1 or leaks_first else node.leaks_its_reset()
         if isinstance(node, Neuron):
             self.values[name] = _Signal(self._neurons(name, node, values), "spikes")
             return
@@ -283,7 +287,8 @@ class Reader:
             currents = self._function(general.linear_map, "mul", currents, neurons.factor)
         v_init = per_channel(name, "the initial potential", neurons.v_init)
         threshold = per_channel(name, "v_threshold", neurons.threshold)
-        options: dict[str, Any] = {"leak": neurons.leak, "timing": neurons.timing, "gain": 1.0}
+        offset = per_channel(name, "the current of the reset", neurons.offset)
+        options: dict[str, Any] = {"leak": neurons.leak, "timing": neurons.timing, "gain": 1.0, "offset": offset}
         return self._call(name, general.Neurons(threshold, v_init, **options), currents)
 
     def _fused(self, name: str, neurons: Neuron, values: list[Any]) -> fx.Node | None:
@@ -311,6 +316,7 @@ class Reader:
         if neurons.timing == "window" or torch.as_tensor(neurons.v_init).any():
             options["v_init"] = neurons.v_init / over
         path = paths[0].times(neurons.factor / unit)  # type: ignore[operator]
+        path.bias = path.bias + per_channel(name, "the current of the reset", neurons.offset / over)
         return self._call(name, self._layer(path, *_SPIKING, **options), path.x.node, **keywords)
 
     def _pooled(self, name: str, neurons: Neuron, values: list[Any]) -> fx.Node | None:
@@ -338,6 +344,16 @@ def _identifier(name: str, taken: Mapping[str, Any]) -> str:
     while name in taken or hasattr(fx.GraphModule, name):
         name += "_"
     return name
+
+
+def _with_arrays(node: Any) -> Any:
+    """Return the node with arrays instead of torch's tensors, which a graph in memory may have."""
+    node = copy.copy(node)
+    for name, value in vars(node).items():
+        if isinstance(value, Tensor):
+            value = value.detach().cpu()
+            setattr(node, name, (value.float() if value.is_floating_point() else value).numpy())
+    return node
 
 
 def _pool(node: Any, **options: Any) -> tnn.AvgPool2d:

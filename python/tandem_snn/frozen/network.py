@@ -31,7 +31,8 @@ class FrozenNetwork(nn.Module):
 
     Attributes:
         net: the snapshot: the network in evaluation mode, with its own copy of every weight; for a network from a file,
-            its list of stages.
+            its list of stages. Weights are packed when the network first runs, so a later change of its parameters in
+            place has no effect: use ``load_state_dict``, or freeze the changed network.
         weight_bits: bits per weight, or None if weights were not rounded by :func:`freeze`.
         T: the number of time steps; None until it is known (see :func:`freeze`).
         shape: the shape [*features] of its input; None until it has run.
@@ -151,11 +152,12 @@ class FrozenNetwork(nn.Module):
     def reset(self) -> None:
         """End the stream: the next :meth:`step` is step 0 of a new one."""
         self._state: Tensor | None = None
-        self._steps = self._batch = 0
+        self._steps = 0
+        self._shape: torch.Size | None = None  # the shape [B, *features] of the stream
         self._window: int | None = None  # the T of the stream
 
     @inference
-    def step(self, x_t: Tensor) -> Tensor:
+    def step(self, x_t: Tensor | SpikeTrain) -> Tensor:
         """Run one time step of a stream.
 
         The state carries over from step to step, also beyond T; call :meth:`reset` before the next recording. With
@@ -163,18 +165,19 @@ class FrozenNetwork(nn.Module):
         image of a window is taken at its first step.
 
         Args:
-            x_t: the spikes of the step, 0 and 1, [B, *features], or the image if the network has a direct encoder; on
-                the CPU.
+            x_t: the spikes of the step, 0 and 1, [B, *features], or a train of one step, which may have a gain; or the
+                image if the network has a direct encoder. On the CPU.
 
         Returns:
             The readout so far, [B, outputs], with t/T of the bias. After T steps it equals the readout of the window.
             In a pipeline it is NaN until the first window has passed.
 
         Raises:
-            TypeError: x_t is not a tensor.
+            TypeError: x_t is not a tensor or train.
             ValueError: the network cannot stream: T is not known, the gate is "resu", which needs the end of the
                 window, there is no program, or a later layer of a pipeline reads the image; or x_t is not on the CPU,
-                is not 0 and 1, or has another batch or T than before without :meth:`reset`.
+                is not 0 and 1, is a train of several steps, or has another shape or T than before without
+                :meth:`reset`.
 
         >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
         >>> frozen = freeze(net)
@@ -184,18 +187,21 @@ class FrozenNetwork(nn.Module):
         >>> torch.equal(so_far, frozen(x))
         True
         """
-        _check_batch("x_t", x_t, trains=False)
-        signal: Tensor | SpikeTrain = x_t
+        _check_batch("x_t", x_t)
+        signal = x_t
+        if isinstance(x_t, SpikeTrain) and (self._takes_images or x_t.T != 1):
+            raise ValueError(f"x_t: expected {'an image' if self._takes_images else 'one step'}, got {describe(x_t)}")
         if not self._takes_images:
-            checks.binary("x_t", x_t)
             if self.T is None:
                 raise ValueError("T: not known yet: freeze(net, T=...), or call the frozen network on a train first")
-            signal = SpikeTrain.unchecked((x_t != 0).to(torch.uint8).unsqueeze(0), 1)
+            if isinstance(x_t, Tensor):
+                checks.binary("x_t", x_t)
+                signal = SpikeTrain.unchecked((x_t != 0).to(torch.uint8).unsqueeze(0), 1)
         program = self._program(signal).streaming(x_t.device)
         if not self._steps:
-            self._state, self._batch, self._window = torch.empty(0), len(x_t), self.T
-        if len(x_t) != self._batch:
-            raise ValueError("x_t: the batch differs from that of the steps before; reset() begins a new stream")
+            self._state, self._shape, self._window = torch.empty(0), x_t.shape, self.T
+        if x_t.shape != self._shape:
+            raise ValueError("x_t: the shape differs from that of the steps before; reset() begins a new stream")
         if self._window != self.T:
             raise ValueError(f"T: {self._window} in the steps before, now {self.T}; reset() begins a new stream")
         answer, self._state = _run(program, signal, self.T, self._state, self._steps)
@@ -389,10 +395,9 @@ def _kept(values: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
     return values[key]
 
 
-def _check_batch(name: str, x: object, trains: bool = True) -> None:
+def _check_batch(name: str, x: object) -> None:
     if isinstance(x, Tensor):
         if not x.dim():
             raise ValueError(f"{name}: expected a batch [B, *features], got {describe(x)}")
-    elif not trains or not isinstance(x, SpikeTrain):
-        expected = "a tensor [B, *features]" + " or a SpikeTrain" * trains
-        raise TypeError(f"{name}: expected {expected}, got {describe(x)}")
+    elif not isinstance(x, SpikeTrain):
+        raise TypeError(f"{name}: expected a tensor [B, *features] or a SpikeTrain, got {describe(x)}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -59,7 +61,8 @@ class Monitor(dict[str, Recording]):
     The network itself runs unchanged, in training or evaluation; recordings carry no gradients. They stay after the
     context, and grow when the monitor is entered again. Memory is bounded: a layer keeps the latest ``samples``
     samples, with ⌈T/8⌉ bytes per neuron and 4·T more with potentials, or with timing "window" 1 and 8·T. A pass with
-    another T or image size restarts the recording of a layer.
+    another T or image size restarts the recording of a layer. A layer that the network calls several times in one pass
+    has a recording for each call, "name", "name:2" and so on.
 
     Args:
         net: a network of layers of ``tandem_snn.nn``.
@@ -98,16 +101,22 @@ class Monitor(dict[str, Recording]):
         self._potentials = potentials
         self._samples = samples
         self._watching: Any = None
+        self._calls: list[Counter[str]] = []  # of each layer, within a pass of the network
 
     def __enter__(self) -> Monitor:
         if self._watching is not None:
             raise RuntimeError("Monitor: already entered")
-        self._watching = watching(self._net, FIRING, self._record)
-        self._watching.__enter__()
+        self._watching = ExitStack()
+        self._watching.enter_context(watching(self._net, FIRING, self._record))
+        for handle in (
+            self._net.register_forward_pre_hook(lambda *_: self._calls.append(Counter())),
+            self._net.register_forward_hook(lambda *_: self._calls.clear(), always_call=True),
+        ):
+            self._watching.callback(handle.remove)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._watching.__exit__(None, None, None)
+        self._watching.close()
         self._watching = None
 
     def __repr__(self) -> str:
@@ -119,6 +128,10 @@ class Monitor(dict[str, Recording]):
     def _record(self, name: str, layer: Any, x: Any, keywords: dict[str, Any], y: Any) -> None:
         if name not in self._names or not isinstance(y, SpikeTrain):
             return
+        if self._calls:  # within a pass of the network
+            calls = self._calls[-1]
+            calls[name] += 1
+            name = name if calls[name] == 1 else f"{name}:{calls[name]}"
         latest = slice(max(0, len(y) - self._samples), None)
         train = SpikeTrain.unchecked(y.stored.detach(), y.T, None, y.gain, y._dtype, y.timing, y.bad)[latest].detach()
         train = train.to("cpu").map(torch.clone)

@@ -191,6 +191,10 @@ class Readout(nn.Linear):
             bias = None if self.bias is None else self.bias.float()
             return F.linear(counts.float(), weight.float(), bias).to(dtype)
 
+    def extra_repr(self) -> str:
+        bits = "" if self.weight_bits is None else f", weight_bits={self.weight_bits}"
+        return super().extra_repr() + bits
+
     def used_weight(self, weight: Tensor | None = None) -> Tensor:
         """Return the weights that the layer computes with: ``weight`` or its own, rounded if it has ``weight_bits``."""
         return rounded(self.weight if weight is None else weight, self.weight_bits)
