@@ -52,6 +52,9 @@ class Parameters(nn.Module):
 
 BODIES: dict[str, Callable[[], Net]] = {
     "transposed": lambda: Net(lambda m, a: m.up(a), 6, up=nn.ConvTranspose2d(8, 6, 3, 2, 1, groups=2)),
+    "transposed to a size": lambda: Net(
+        lambda m, a: m.up(a, output_size=[16, 16]), 6, up=nn.ConvTranspose2d(8, 6, 3, 2, 1)
+    ),
     "transposed alone": lambda: Net(lambda m, a: m.up(a), 6, up=nn.ConvTranspose2d(8, 6, 2, bias=False)),
     "volume": lambda: Net(lambda m, a: m.c(a.unsqueeze(1)).mean(2), 3, c=nn.Conv3d(1, 3, 3)),
     "lines": lambda: Net(lambda m, a: m.c(a.flatten(2)).unflatten(2, (4, -1)), 4, c=nn.Conv1d(8, 4, 3, dilation=2)),

@@ -271,6 +271,7 @@ def test_auxiliary_heads_are_left_out_and_said() -> None:
     assert snn(torch.rand(3, 4)).shape == (3, 3)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_torchscript_is_named() -> None:
     net, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), torch.rand(2, 4)
     for module in torch.jit.trace(net, x), torch.jit.script(net):

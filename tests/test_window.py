@@ -190,17 +190,17 @@ def test_dropout_flatten_and_index_keep_the_form():
 def test_the_general_way(T):
     """As the fused layer, and as many products as the ANN: the steps' currents are never asked for."""
     x, linear = bursts(T, 5, 12), dyadic_(nn.Linear(12, 9))
-    u = general.affine_map(linear, x)
+    u = general.linear_map(linear, x)
     u.steps = None
     neurons = general.Neurons(0.5, 0.25, timing="window")
     fused = tnn.Linear(12, 9, threshold=torch.tensor(0.5), v_init=0.25, gain="threshold", timing="window")
     fused.load_state_dict(linear.state_dict() | {"threshold": torch.tensor(0.5)})
     assert_same(neurons(u), fused(x))
-    trace = neurons.potentials(general.affine_map(linear, x))
+    trace = neurons.potentials(general.linear_map(linear, x))
     torch.testing.assert_close(trace[-1], fused.potentials(x)[-1])
     neurons.threshold, neurons.gain = 0.25, 2.0
     fused.threshold, fused.gain = 0.25, 2.0
-    assert_same(neurons(general.affine_map(linear, x)), fused(x))
+    assert_same(neurons(general.linear_map(linear, x)), fused(x))
 
 
 @pytest.mark.parametrize("input_", ["train", "bursts", "constant", "impulse"])

@@ -27,20 +27,20 @@ class Value:
             graph on first use), "counts" (a tensor pooled from spikes), "answer" (a tensor after the spiking part),
             "constant" (depends on Parameters only), or "size".
         node: the node in the new graph, once it exists.
-        worth: for spikes, labels [1, *features] that are equal where the values of a spike are; 0 where there are no
-            spikes. A tuple for several trains; ONE if all spikes have the same value.
+        labels: for spikes, [1, *features], equal where the values of a spike are; 0 where there are no spikes. A tuple
+            for several trains; ONE if all spikes have the same value.
     """
 
     kind: str
-    node: fx.Node | None = None
-    worth: Any = None
+    node: Any = None
+    labels: Any = None
 
     @property
     def by_channel(self) -> bool:
         """Whether these are spikes with one value per channel, which layers of ``tandem_snn.nn`` require."""
-        if self.kind != "spikes" or not isinstance(self.worth, Tensor):
+        if self.kind != "spikes" or not isinstance(self.labels, Tensor):
             return False
-        labels = self.worth.flatten(2) if self.worth.dim() > 2 else self.worth.unsqueeze(-1)
+        labels = self.labels.flatten(2) if self.labels.dim() > 2 else self.labels.unsqueeze(-1)
         return bool(((labels == 0) | (labels == labels.amax(-1, keepdim=True))).all())
 
 
@@ -72,15 +72,11 @@ class Builder:
 
     # --- an Op's node in the new graph --------------------------------------------------------------------------------
 
-    def node(self, value: Value) -> fx.Node:
-        assert value.node is not None
-        return value.node
-
     def signal(self, op: Op) -> fx.Node:
         """Return the node of an Op's train, encoded image or currents; currents are added to the graph on first use."""
         value = self.env[op]
         if value.kind == "image":
-            return self.encode(self.node(value))
+            return self.encode(value.node)
         if value.kind == "size":
             raise refuse(op, "a size of the batch, which spikes do not have")
         if value.kind == "constant" and op.batch is not None:
@@ -126,30 +122,24 @@ class Builder:
             return self.function(general.dropped, (self.signal(op.x), self.get(self.path(op), module)))
         if op.kind in kinds.MAX_POOLS:
             return self.function(self.largest, (op.kind, self.signal(op.x), *max_pool_geometry(op)))
-        affine = kinds.is_affine(op, self.signals(op))
-        function: Callable[..., Any] = general.affine_map if affine else general.linear_map
         if op.alone and op.kind in kinds.SYNAPSES:
-            return self.function(function, (self.get(op.path, op.module), self.signal(op.x)))
+            return self.function(general.linear_map, (self.get(op.path, op.module), self.signal(op.x)))
         args, kwargs = _map(_any_batch(op), self.signal)
-        return self.function(function, (_reshaping(op), *args), kwargs)
+        return self.function(general.linear_map, (_reshaping(op), *args), kwargs)
 
     def rearrange(self, op: Op) -> Value:
-        value = Value("spikes", worth=self._moved(op))
+        """Add an Op that rearranges spikes, and return its spikes."""
+        given = {value: self.env[value].labels for value in op.inputs if self.env[value].kind == "spikes"}
+        labels: Any = ONE
+        if any(each is not ONE for each in given.values()):
+            before = {value: each.expand(1, *value.features) for value, each in given.items()}
+            args, kwargs = _map(_any_batch(op), lambda value: before.get(value, 1))  # sizes are those of a batch of one
+            labels = getattr(torch.ops.aten, _reshaping(op))(*args, **kwargs)
+        several = not isinstance(labels, Tensor)
+        by_channel = all(Value("spikes", labels=each).by_channel for each in (labels if several else [labels]))
         args, kwargs = _map(_any_batch(op), self.signal)
-        each = value.worth if isinstance(value.worth, tuple) else (value.worth,)
-        by_channel = all(Value("spikes", worth=one).by_channel for one in each)
-        value.node = self.function(general.rearranged, (_reshaping(op), by_channel, *args), kwargs)
-        return value
-
-    def _moved(self, op: Op) -> Any:
-        """Return the labels of the spikes' values after an Op that rearranges spikes."""
-        given = {value: self.env[value].worth for value in op.inputs if self.env[value].kind == "spikes"}
-        if all(worth is ONE for worth in given.values()):
-            return ONE
-        labels = {value: worth.expand(1, *value.features) for value, worth in given.items()}
-        args, kwargs = _map(_any_batch(op), lambda value: labels.get(value, 1))  # sizes are those of a batch of one
-        moved = getattr(torch.ops.aten, _reshaping(op))(*args, **kwargs)
-        return moved if isinstance(moved, Tensor) else tuple(moved)
+        node = self.function(general.rearranged, (_reshaping(op), by_channel, *args), kwargs)
+        return Value("spikes", node, tuple(labels) if several else labels)
 
     def fired(self, op: Op, node: fx.Node) -> Value:
         """Return the Value of the spikes of neurons that have one threshold per channel."""

@@ -9,27 +9,23 @@ from __future__ import annotations
 import itertools
 import operator
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections import Counter
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from tandem_ext import SpikeTrain
 
 from ..nn.hooks import evaluating
 from ..nn.signals import describe, effective_counts, inputs_of
-from .graph import CannotConvert, Graph, Op, batch_of, bind, does_only, refuse, shape_of
+from .graph import CannotConvert, Graph, Op, batch_of, bind, refuse, shape_of
+from .inputs import GIVE, examples_for
 
 Example = Tensor | SpikeTrain
-Call = Callable[[Tensor], Any]
-GIVE = "give `example`, a batch of its inputs: convert(ann, T, example=images)"
-LARGEST = (1, 1 << 15, 512, 64)  # the largest side of an input to try, by number of spatial dimensions
 
 
 def exported(ann: nn.Module, example: Example | None = None, stateful: bool = False) -> Graph:
@@ -50,7 +46,7 @@ def exported(ann: nn.Module, example: Example | None = None, stateful: bool = Fa
         raise CannotConvert(f"its forward has a second input, {needed[1]!r}: a spiking network has one")
     state = [torch.zeros(())] * (len(needed) - 1)
     with evaluating(ann):
-        examples = _examples_for(ann, lambda x: ann(x, *state)) if example is None else [_doubled(example)]
+        examples = examples_for(ann, lambda x: ann(x, *state)) if example is None else [_doubled(example)]
         answer = _answer(ann, (examples[0], *state))
         if not isinstance(answer, Tensor) and not stateful:
             several = isinstance(answer, (tuple, list, dict))
@@ -119,69 +115,64 @@ def _say_unused(graph: Graph) -> None:
 
 
 class _Reader:
+    """Reads the graph of an exported program; ``graph`` is the result."""
+
     def __init__(self, ann: nn.Module, program: torch.export.ExportedProgram) -> None:
-        self.ann = ann
-        self.modules = dict(ann.named_modules(remove_duplicate=False))
-        signature = program.graph_signature
-        self.paths = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-        self.constants = signature.inputs_to_lifted_tensor_constants
-        self.attributes: dict[str, Any] = {}
+        self.program, self.modules = program, dict(ann.named_modules(remove_duplicate=False))
+        self.graph = Graph([], ann, {})
         self.ops: dict[fx.Node, Op] = {}
+        calls: Counter[str] = Counter()  # the operations of each call of a module
         for node in program.graph.nodes:
-            if node.op == "placeholder":
-                self.ops[node] = self._placeholder(node, program)
-            elif node.op == "output":
-                answers: Any = node.args[0]
-                self.ops[node] = Op("output", "output", call=(tuple(self.ops[a] for a in answers), {}))
-            elif node.op == "call_function":
-                self.ops[node] = self._call(node)
-            else:
-                self.ops[node] = Op(node.name, "attribute", target=str(node.target))
-                self.attributes[str(node.target)] = operator.attrgetter(str(node.target))(program.graph_module)
-        self.graph = Graph(list(self.ops.values()), ann, self.attributes).link()
-        for op in self.graph.ops:
-            op.alone = op.alone and sum(o.path == op.path and o.module is op.module for o in op.users) == 0
+            read = {"placeholder": self._placeholder, "call_function": self._call, "output": self._output}
+            self.ops[node] = read.get(node.op, self._attribute)(node)
+            calls[_module_stack(node)[-1][0]] += self.ops[node].kind != "size"
+        self.graph.ops = list(self.ops.values())
+        self.graph.link()
+        for node, op in self.ops.items():
+            op.alone = op.alone and calls[_module_stack(node)[-1][0]] == 1
         self._check_writes()
         self._unite_maxima()
 
-    def _placeholder(self, node: fx.Node, program: Any) -> Op:
-        if node.name in self.paths:
-            path = self.paths[node.name]
-            self.attributes[path] = operator.attrgetter(path)(self.ann)
-            return Op(node.name, "attribute", target=path)
-        if node.name in self.constants:
-            path = f"_{self.constants[node.name].replace('.', '_')}"
-            self.attributes[path] = program.constants[self.constants[node.name]]
-            return Op(node.name, "attribute", target=path)
+    def _placeholder(self, node: fx.Node) -> Op:
+        signature = self.program.graph_signature
+        path = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}.get(node.name)
+        if path is not None:
+            return self._attribute(node, path, operator.attrgetter(path)(self.graph.ann))
+        if node.name in signature.inputs_to_lifted_tensor_constants:
+            name = signature.inputs_to_lifted_tensor_constants[node.name]
+            return self._attribute(node, f"_{name.replace('.', '_')}", self.program.constants[name])
         value = node.meta["val"]
         shape, batch = shape_of(value), batch_of(value)
         if shape and batch is None:
-            raise CannotConvert(
-                "its forward fixes the size of the batch, as len(x) does, but a spiking network needs any size: use "
-                "x.shape[0]"
-            )
+            why = "its forward fixes the size of the batch, as len(x) does, but a spiking network needs any size"
+            raise CannotConvert(f"{why}: use x.shape[0]")
         return Op(node.name, "input", shape=shape, batch=batch)
 
+    def _attribute(self, node: fx.Node, path: str = "", value: Any = None) -> Op:
+        path = path or str(node.target)
+        self.graph.attributes[path] = operator.attrgetter(path)(self.program.graph_module) if value is None else value
+        return Op(node.name, "attribute", target=path)
+
+    def _output(self, node: fx.Node) -> Op:
+        return Op("output", "output", call=fx.map_arg((node.args[0], {}), self.ops.__getitem__))  # type: ignore[arg-type]
+
     def _call(self, node: fx.Node) -> Op:
-        args, kwargs = fx.map_arg((node.args, node.kwargs), self.ops.__getitem__)  # type: ignore[arg-type]
-        target: Any = node.target
-        value = node.meta.get("val")
-        op = Op(node.name, "unknown", target, call=(args, kwargs), target=str(target))
+        args, kwargs = call = fx.map_arg((node.args, node.kwargs), self.ops.__getitem__)  # type: ignore[arg-type]
+        target, value = node.target, node.meta.get("val")
+        op = Op(node.name, "unknown", target, call=call, target=str(target), line=_line_of(node))
         op.shape, op.batch = shape_of(value), batch_of(value)
-        op.line = _line_of(node)
-        stack = list((node.meta.get("nn_module_stack") or {}).values())
-        if stack and stack[-1][0] in self.modules:
-            op.path = stack[-1][0]
-            op.module = self.modules[op.path]
+        path = _module_stack(node)[-1][1][0]
+        if path in self.modules:
+            op.path, op.module = path, self.modules[path]
         if target is operator.getitem:
             op.kind = "getitem"
-        elif isinstance(value, (int, float, bool, torch.SymInt, torch.SymFloat, torch.SymBool)) or value is None:
+        elif not isinstance(value, (Tensor, list, tuple)):
             op.kind = "size"
-        if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten" and op.kind != "size":
+        elif isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
             name = target.overloadpacket.__name__
             op.kind = name if name.startswith("_") else name.removesuffix("_")
             op.args = bind(target, args, kwargs)
-            op.alone = does_only(op.module, op.kind)
+            op.alone = _is_module_call(op)
         return op
 
     def _check_writes(self) -> None:
@@ -223,6 +214,25 @@ class _Reader:
         self.graph.replace(values)
 
 
+def _module_stack(node: fx.Node) -> list[tuple[str, Any]]:
+    """Return the calls of modules that a node is in, (name of the call, (path of the module, ...)), innermost last."""
+    return [("", ("", None)), *(node.meta.get("nn_module_stack") or {}).items()]
+
+
+def _is_module_call(op: Op) -> bool:
+    """Return whether calling its module does an operation, if it is the only one of that call."""
+    kind: Any = type(op.module)
+    if (
+        op.module is None
+        or not str(kind.forward.__module__).startswith("torch.nn.modules.")
+        or kind.__call__ is not nn.Module.__call__
+    ):
+        return False  # a forward of the user's may do more than its operations show
+    if "output_padding" in op.args and tuple(op.args["output_padding"]) != op.module.output_padding:
+        return False  # it depends on output_size, a further argument of the call
+    return sum(given.batch is not None for given in op.inputs) == 1  # a call of the module has one argument
+
+
 def _line_of(node: fx.Node) -> str:
     """Return the line of the user's code that made a node, rather than a line of torch."""
     lines = str(node.meta.get("stack_trace") or "").splitlines()
@@ -233,81 +243,3 @@ def _line_of(node: fx.Node) -> str:
     file, code = own[-1]
     name, _, rest = file.removeprefix('File "').partition('", line ')
     return f"{name.rpartition('/')[2]}:{rest.partition(',')[0]}: {code}"
-
-
-# --- without an example: find a batch that the ANN accepts, from its layers -------------------------------------------
-
-
-class _Input(NamedTuple):
-    """The input of a layer: its number of channels and of spatial dimensions, dtype and device."""
-
-    channels: int
-    space: int
-    dtype: torch.dtype
-    device: torch.device
-
-    def batch(self, side: int) -> Tensor:
-        return torch.zeros(2, self.channels, *[side] * self.space, dtype=self.dtype, device=self.device)
-
-
-def _examples_for(ann: nn.Module, call: Call) -> list[Tensor]:
-    """Return a batch that the ANN accepts, and if possible one of another size. Images are square."""
-    errors = []
-    for given in dict.fromkeys(_inputs(ann)):
-        side, error = _side(call, given)
-        if error is None:
-            others = (2 * side, side + 1, side - 1) if given.space else ()
-            sides = [side, *(other for other in others if not _error(call, given.batch(other)))]
-            return [given.batch(s) for s in sides[:2]]
-        errors.append(error)
-    if not errors:
-        raise CannotConvert("it has no nn.Linear and no convolution, so nothing would spike")
-    line = next(iter(str(errors[0]).splitlines()), type(errors[0]).__name__)
-    raise CannotConvert(f"found no input that the ANN accepts ({line}): {GIVE}") from errors[0]
-
-
-def _inputs(ann: nn.Module) -> Iterator[_Input]:
-    """Yield the inputs of layers, and of other Parameters that look like weights, in order of ``ann.modules()``."""
-    for module in ann.modules():
-        own = [p for p in module.parameters(recurse=isinstance(module, (nn.Linear, _ConvNd))) if p.dim() > 1]
-        if isinstance(module, nn.Linear):
-            yield _Input(module.in_features, 0, own[0].dtype, own[0].device)
-        elif isinstance(module, _ConvNd):
-            yield _Input(module.in_channels, len(module.kernel_size), own[0].dtype, own[0].device)
-        else:
-            yield from (_Input(p.shape[1], p.dim() - 2, p.dtype, p.device) for p in own if p.dim() <= 5)
-
-
-def _side(call: Call, given: _Input) -> tuple[int, Exception | None]:
-    """Return (side, None) if the ANN accepts inputs with that side, else (side, the first error)."""
-    low, high, side = 0, 0, 28  # 28 first, because some networks for MNIST accept no other size
-    first = error = _error(call, given.batch(side))
-    while error is not None:
-        low, high = (low, side) if isinstance(error, _TooLarge) else (side, high)
-        side = (low + high) // 2 if high else 2 * low
-        if side == low or side > LARGEST[given.space]:
-            return side, first
-        error = _error(call, given.batch(side))
-    return side, None
-
-
-def _error(call: Call, x: Tensor) -> Exception | None:
-    try:
-        with _Sizes():
-            call(x)
-    except Exception as error:  # a user's forward may raise anything
-        return error
-    return None
-
-
-class _TooLarge(Exception):
-    pass
-
-
-class _Sizes(TorchFunctionMode):
-    """Raises _TooLarge if a linear layer gets more features than its weight takes."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.linear and args[0].shape[-1] > args[1].shape[-1]:
-            raise _TooLarge(f"{args[0].shape[-1]} features, where a weight of shape {list(args[1].shape)} follows")
-        return func(*args, **(kwargs or {}))

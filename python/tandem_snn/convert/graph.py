@@ -110,43 +110,9 @@ def refuse(op: Op, why: str) -> CannotConvert:
 
 def bind(overload: Any, args: Any, kwargs: Any) -> dict[str, Any]:
     """Return the arguments of an operator by their names in its schema."""
-    bound = {}
-    for i, argument in enumerate(overload._schema.arguments):
-        if i < len(args):
-            bound[argument.name] = args[i]
-        elif argument.name in kwargs:
-            bound[argument.name] = kwargs[argument.name]
-        else:
-            bound[argument.name] = argument.default_value
-    return bound
-
-
-# Modules of torch whose forward is a single operation: kind -> classes.
-_CONVOLUTIONS = {
-    f"conv{transposed}{d}d": getattr(nn, f"Conv{'Transpose' * bool(transposed)}{d}d")
-    for d in (1, 2, 3)
-    for transposed in ("", "_transpose")
-}
-ONE_OPERATION: dict[str, tuple[type[nn.Module], ...]] = {
-    "linear": (nn.Linear,),
-    **{kind: (cls,) for kind, cls in _CONVOLUTIONS.items()},
-    "batch_norm": (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
-    "dropout": (nn.Dropout,),
-    "feature_dropout": (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
-    "alpha_dropout": (nn.AlphaDropout,),
-}
-
-
-def does_only(module: nn.Module | None, kind: str) -> bool:
-    """Return whether calling ``module`` is only this operation; False if a subclass has changed torch's forward."""
-    if module is None or getattr(module, "padding_mode", "zeros") != "zeros":
-        return False
-    for cls in ONE_OPERATION.get(kind, ()):
-        if isinstance(module, cls) and type(module).forward is cls.forward:
-            return all(
-                getattr(type(module), name, None) is getattr(cls, name, None) for name in ("_conv_forward", "__call__")
-            )
-    return False
+    arguments = overload._schema.arguments
+    given = dict(zip((argument.name for argument in arguments), args, strict=False)) | kwargs
+    return {argument.name: given.get(argument.name, argument.default_value) for argument in arguments}
 
 
 def shape_of(value: Any) -> tuple[int | None, ...] | None:

@@ -118,27 +118,16 @@ def mixes_samples(op: Op, signals: list[Op]) -> bool:
     return op.kind in ALONG and (not dims or any(dim % op.dims == 0 for dim in dims))
 
 
-def is_affine(op: Op, signals: list[Op]) -> bool:
-    """Return whether the operator has a constant part: a bias, a constant summand, or padding with a nonzero value."""
+def check_linear(op: Op, signals: list[Op]) -> None:
+    """Raise an error unless an operator is linear in these inputs, but for a constant."""
     if op.kind in SYNAPSES:
         for name in ("weight", "bias"):
             if op.args.get(name) in signals:
                 raise refuse(op, f"its {name} depends on the input: use Parameters")
-        return True
-    if op.kind in ("mul", "matmul", "mm", "bmm", "einsum", "addmm", "baddbmm") and len(op.inputs) > 1:
-        if sum(factor in signals for factor in op.inputs) > 1:
-            raise refuse(op, "a product of two activations, such as a gate, has no spiking counterpart: leave it out")
-        return op.kind in ("addmm", "baddbmm")
-    if op.kind == "div":
-        if op.args.get("other") in signals or op.args.get("rounding_mode"):
-            raise refuse(op, "a quotient has no spiking counterpart: divide by numbers or Parameters")
-        return False
-    if op.kind in ("add", "sub", "rsub", "cat", "stack"):
-        terms = op.args["tensors"] if op.kind in ("cat", "stack") else (op.args["self"], op.args["other"])
-        return not all(value in signals for value in terms)
-    if op.kind in ("pad", "constant_pad_nd"):
-        return bool(op.args.get("value"))
-    return False
+    elif op.kind in ("mul", "matmul", "mm", "bmm", "einsum", "addmm", "baddbmm") and len(signals) > 1:
+        raise refuse(op, "a product of two activations, such as a gate, has no spiking counterpart: leave it out")
+    elif op.kind == "div" and (op.args.get("other") in signals or op.args.get("rounding_mode")):
+        raise refuse(op, "a quotient has no spiking counterpart: divide by numbers or Parameters")
 
 
 def _number(value: Any) -> bool:

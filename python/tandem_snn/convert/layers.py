@@ -15,7 +15,6 @@ from ..nn import maximum
 from .graph import Op, refuse
 
 VIEWS = ("view", "reshape", "_unsafe_view")
-_POOL = ("kernel_size", "stride", "padding")
 
 
 def is_plain(op: Op) -> bool:
@@ -33,13 +32,12 @@ def parameters(op: Op, attributes: Mapping[str, Any]) -> tuple[str, Any, Any]:
     return path, attributes[weight], None if bias is None else attributes[bias.target]
 
 
-def sizes_of(op: Op, weight: Tensor) -> list[Any]:
+def sizes_of(op: Op) -> list[Any]:
     """Return stride, padding, dilation and groups of a convolution; [] for a linear operator."""
     if op.kind == "linear":
         return []
     sizes = [op.args[name] for name in ("stride", "padding", "dilation")]
-    sizes = [value if isinstance(value, str) else _tuple(value, len(weight.shape) - 2) for value in sizes]
-    return [*sizes, op.args["groups"]]
+    return [*(value if isinstance(value, str) else tuple(value) for value in sizes), op.args["groups"]]
 
 
 def layer_of(classes: Sequence[Any], weight: Tensor, bias: Tensor | None, geometry: Sequence[Any] = ()) -> Any:
@@ -86,7 +84,8 @@ def flatten_of(op: Op) -> tnn.Flatten | None:
 
 def max_pool_geometry(op: Op) -> list[Any]:
     """Return the arguments after the first of an operator of ``kinds.MAX_POOLS``."""
-    names = ("dim", "keepdim") if op.kind == "amax" else (*_POOL, "dilation", "ceil_mode")
+    windows = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    names = ("dim", "keepdim") if op.kind == "amax" else windows
     return [op.args[name] for name in names]
 
 
@@ -94,7 +93,8 @@ def max_pool_of(op: Op, way: str, sized: bool) -> nn.Module:
     """Return maximum pooling of spikes; ``sized``: whether the shapes in the graph are those of all inputs."""
     geometry = max_pool_geometry(op)
     if way == "or" and op.kind == "max_pool2d":
-        return tnn.MaxPool2d(*map(pair, geometry[:-1]), ceil_mode=geometry[-1])
+        size, stride, padding, dilation, ceil_mode = geometry
+        return tnn.MaxPool2d(size, stride or None, padding, dilation, ceil_mode=ceil_mode)
     if way == "or" and sized and is_over_space(op):
         pool = tnn.MaxPool2d(op.x.features[1:])  # type: ignore[arg-type]
         return pool if op.args["keepdim"] else nn.Sequential(pool, tnn.Flatten())
@@ -105,25 +105,24 @@ def average_of(op: Op) -> tnn.AvgPool2d | None:
     """Return spiking average pooling if all pooling windows have one size (adaptive pooling needs known shapes)."""
     if op.kind == "avg_pool2d":
         args = op.args
-        border = any(pair(args["padding"])) and not args["count_include_pad"]
+        border = any(args["padding"]) and not args["count_include_pad"]
         if args["ceil_mode"] or args["divisor_override"] is not None or border:
             return None
-        return tnn.AvgPool2d(*(pair(args[name]) for name in _POOL))
+        return tnn.AvgPool2d(args["kernel_size"], args["stride"] or None, args["padding"])
     if op.x.dims != 4 or not (op.kind == "adaptive_avg_pool2d" or (op.kind == "mean" and is_over_space(op))):
         return None
     sizes = op.x.features[1:]
-    outputs = (1, 1) if op.kind == "mean" else pair(op.args["output_size"])
-    windows = [(size, size if out is None else out) for size, out in zip(sizes, outputs, strict=True)]
-    if any(size % out for size, out in windows):
+    outputs = (1, 1) if op.kind == "mean" else op.args["output_size"]
+    if any(size % out for size, out in zip(sizes, outputs, strict=True)):
         return None
-    height, width = (size // out for size, out in windows)
+    height, width = (size // out for size, out in zip(sizes, outputs, strict=True))
     return tnn.AvgPool2d((height, width))
 
 
 def means_of(op: Op) -> nn.Module | None:
     """Return average pooling whose result is a tensor of mean counts."""
     if op.kind == "adaptive_avg_pool2d":
-        return tnn.AdaptiveAvgPool2d(pair(op.args["output_size"]))
+        return tnn.AdaptiveAvgPool2d(tuple(op.args["output_size"]))
     if op.kind == "mean" and is_over_space(op):
         pool = tnn.AdaptiveAvgPool2d(1)
         return pool if op.args["keepdim"] else nn.Sequential(pool, tnn.Flatten())
@@ -137,15 +136,3 @@ def is_over_space(op: Op) -> bool:
     """Return whether it reduces both spatial dimensions of an image."""
     dims = op.args.get("dim")
     return op.x.dims == 4 and isinstance(dims, (list, tuple)) and sorted(d % 4 for d in dims) == [2, 3]
-
-
-def pair(value: Any) -> Any:
-    """Return (vertical, horizontal), or None for the default stride [] of a pooling."""
-    if isinstance(value, (list, tuple)) and not value:
-        return None
-    return None if value is None else _tuple(value, 2)
-
-
-def _tuple(value: Any, dims: int) -> tuple[int, ...]:
-    values = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    return values * dims if len(values) == 1 else values

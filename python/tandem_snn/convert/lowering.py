@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,12 +19,7 @@ from .layers import average_of, flatten_of, is_plain, layer_of, max_pool_of, mea
 FUSED = {"linear": tnn.Linear, "conv1d": tnn.Conv1d, "conv2d": tnn.Conv2d}
 
 
-@dataclass
-class Term:
-    """Synapses, optionally with batch norm, that a fused layer can compute."""
-
-    op: Op
-    norm: Op | None
+Term = tuple[Op, Op | None]  # synapses and perhaps batch norm, which a fused layer can compute
 
 
 class Lowering(Builder):
@@ -81,14 +75,12 @@ class Lowering(Builder):
             return CannotConvert("between the modules of `after` and `until` there is no ReLU: nothing would spike")
         why = "no nn.Linear or convolution has a ReLU behind it, so nothing would spike"
         passed = (*kinds.SYNAPSES, *kinds.REARRANGE, *kinds.SAME, *kinds.DROPOUT, *kinds.MAX_POOLS, "batch_norm")
-        begin = next((i for i, op in enumerate(self.source.ops) if op.kind in kinds.SYNAPSES), 0)
-        behind = [op for op in self.source.ops[begin:] if op.kind not in (*passed, "attribute", "size", "output")]
-        known = next((op for op in self.source.ops if kinds.instead_of(op) and not kinds.is_relu(op)), None)
-        if known is not None:
-            return refuse(known, f"{why}: {kinds.instead_of(known)}")
-        if behind:
-            return refuse(behind[0], f"{why}: put nn.ReLU here")
-        return CannotConvert(f"{why}: put nn.ReLU between the layers")
+        others = [op for op in self.source.ops if op.kind not in (*passed, "input", "attribute", "size", "output")]
+        others = [op for op in others if not kinds.is_relu(op)]
+        if not others:
+            return CannotConvert(f"{why}: put nn.ReLU between the layers")
+        op = min(others, key=lambda op: kinds.instead_of(op) is None)  # the first that is known, else the first
+        return refuse(op, f"{why}: {kinds.instead_of(op) or 'put nn.ReLU here'}")
 
     def _cut(self, after: str | None, until: str | None) -> tuple[set[Op], set[Op]]:
         """Return the Ops before ``after`` and those behind ``until``, which stay an ANN."""
@@ -141,7 +133,7 @@ class Lowering(Builder):
     def _output(self, op: Op) -> Value:
         value = self.env[op.x]
         counts = value.kind == "currents" or (value.kind == "spikes" and self.counts_answer)
-        self.graph.output(self.tensor(op.x) if counts else self.node(value))
+        self.graph.output(self.tensor(op.x) if counts else value.node)
         return Value("answer")
 
     def _towards_neurons(self, op: Op) -> Value:
@@ -156,7 +148,7 @@ class Lowering(Builder):
             if made is not None:
                 return made
         if op.kind in (*kinds.REARRANGE, *kinds.LINEAR, *kinds.SYNAPSES):
-            kinds.is_affine(op, self.signals(op))
+            kinds.check_linear(op, self.signals(op))
         elif op.kind not in ("getitem", "batch_norm", *kinds.DROPOUT, *kinds.MAX_POOLS):
             raise refuse(op, self._no_counterpart(op))
         return Value("currents")
@@ -164,8 +156,8 @@ class Lowering(Builder):
     def _of_spikes(self, op: Op, x: Value, signals: list[Value]) -> Value | None:
         if op.kind == "getitem":
             which = op.call[0][1]
-            worth = x.worth[which] if isinstance(x.worth, tuple) else x.worth
-            return Value("spikes", self.graph.call_function(operator.getitem, (x.node, which)), worth)
+            labels = x.labels[which] if isinstance(x.labels, tuple) else x.labels
+            return Value("spikes", self.graph.call_function(operator.getitem, (x.node, which)), labels)
         if op.kind == "dropout":
             return self._layer(op, tnn.Dropout(op.args["p"]), x)
         if kinds.is_max_pool(op) and x.by_channel:
@@ -173,7 +165,7 @@ class Lowering(Builder):
         if op.kind in kinds.AVERAGES:
             return self._average(op, x)
         only_spikes = all(self.env[value].kind in ("spikes", "size") for value in op.inputs)
-        if op.kind not in kinds.REARRANGE or not only_spikes or kinds.is_affine(op, self.signals(op)):
+        if op.kind not in kinds.REARRANGE or not only_spikes or op.args.get("value"):  # a pad of other values
             return None
         flat = flatten_of(op)
         return self.rearrange(op) if flat is None else self._layer(op, flat, x)
@@ -186,7 +178,7 @@ class Lowering(Builder):
             return None
         if op.kind != "avg_pool2d" and layer.kernel_size == (1, 1):
             return x
-        layer.v_init, layer.timing = self.v_init, self.timing  # not times the threshold, which is 1 here
+        layer.v_init, layer.timing = self.v_init, self.timing  # in units of the threshold
         pooled = self._layer(op, layer, x)
         flat = op.kind == "mean" and not op.args["keepdim"]
         return self._layer(op, tnn.Flatten(), pooled) if flat else pooled
@@ -214,7 +206,7 @@ class Lowering(Builder):
                 return x
             if op.kind == "linear" and op.dims == 2 and is_plain(op):
                 path, weight, bias = parameters(op, self.attributes)
-                return Value("answer", self.call_as(path, layer_of([tnn.Readout], weight, bias), self.node(x)))
+                return Value("answer", self.call_as(path, layer_of([tnn.Readout], weight, bias), x.node))
             layer: nn.Module | None = tnn.Dropout(op.args["p"]) if op.kind == "dropout" else flatten_of(op)
             if kinds.is_max_pool(op) and x.by_channel:
                 return self._max_pool(op, x)
@@ -222,7 +214,7 @@ class Lowering(Builder):
                 return self._layer(op, layer, x)
             pool = means_of(op)
             if pool is not None:
-                return Value("counts", self.call(op, pool, self.node(x)))
+                return Value("counts", self.call(op, pool, x.node))
         return Value("answer", self.copy(op))
 
     def _max_pool(self, op: Op, x: Value) -> Value:
@@ -230,15 +222,12 @@ class Lowering(Builder):
 
     def _layer(self, op: Op, layer: nn.Module, x: Value) -> Value:
         """Call a layer whose output spikes have the values of its input spikes, per channel or, if flattened, each."""
-        worth = x.worth
-        if isinstance(worth, Tensor) and worth.dim() > 1:
-            shape = (1, *op.features)
-            if worth.numel() == math.prod(shape):
-                worth = worth.reshape(shape)
-            else:
-                each = worth.flatten(2).amax(2)
-                worth = each.view(*each.shape, *[1] * (len(shape) - 2)).expand(shape)
-        return Value(x.kind, self.call(op, layer, self.node(x)), worth)
+        labels, shape = x.labels, (1, *op.features)
+        if isinstance(labels, Tensor) and labels.dim() > 1 and labels.numel() != math.prod(shape):  # pooling
+            labels = labels.flatten(2).amax(2).view(1, -1, *[1] * (len(shape) - 2)).expand(shape)
+        elif isinstance(labels, Tensor) and labels.dim() > 1:
+            labels = labels.reshape(shape)
+        return Value(x.kind, self.call(op, layer, x.node), labels)
 
     # --- neurons ------------------------------------------------------------------------------------------------------
 
@@ -311,24 +300,25 @@ class Lowering(Builder):
             return None
         if (op.kind == "linear" and op.dims != 2) or (norm is not None and norm.args["weight"] is None):
             return None
-        return Term(op, norm)
+        return op, norm
 
     def _fuse(self, op: Op, body: Term, projection: Term | None, spikes: fx.Node | None) -> fx.Node:
         keywords: dict[str, Any] = {} if spikes is None else {"residual": spikes}
         if projection is not None:
             keywords = {"residual": self._call_term(op, projection, fire=False)}
         node = self._call_term(op, body, **keywords)
-        parts = [body.op.kind, *["batch norm"] * (body.norm is not None)]
+        parts = [body[0].kind, *["batch norm"] * (body[1] is not None)]
         parts += ["projection"] * (projection is not None) + ["shortcut"] * (spikes is not None)
         self.ways[str(node.target)] = f"fused: {', '.join(parts)}"
         return node
 
     def _call_term(self, op: Op, term: Term, **keywords: Any) -> fx.Node:
-        path, weight, bias = parameters(term.op, self.attributes)
-        layer = layer_of([*FUSED.values()], weight, bias, sizes_of(term.op, weight))
-        norm = None if term.norm is None else self.norm(term.norm)
+        synapses, batch_norm = term
+        path, weight, bias = parameters(synapses, self.attributes)
+        layer = layer_of([*FUSED.values()], weight, bias, sizes_of(synapses))
+        norm = None if batch_norm is None else self.norm(batch_norm)
         self._set_neurons(op, layer, norm, keywords)
-        node = self.call_as(path, layer, self.signal(term.op.x), **keywords)
+        node = self.call_as(path, layer, self.signal(synapses.x), **keywords)
         layer.norm = norm  # after the call, which sets the mode of the layer but not of the norm
         return node
 

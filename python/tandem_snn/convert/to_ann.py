@@ -18,13 +18,12 @@ from ..nn.signals import check_network
 from .layers import layer_of
 
 
-class Units(nn.Module):
-    """Scale the activation ρ(z) of a spiking layer for the next layer: gain·ρ(z)/ϑ."""
+class Scale(nn.Module):
+    """Multiply by gain/ϑ: an activation ρ(z) as the next layer reads it, or an input as its encoder presents it."""
 
-    def __init__(self, layer: tnn.SpikingLayer) -> None:
+    def __init__(self, gain: float | Tensor, threshold: float | Tensor = 1.0) -> None:
         super().__init__()
-        for name in ("gain", "threshold"):
-            value = getattr(layer, name)
+        for name, value in (("gain", gain), ("threshold", threshold)):
             if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
                 self.register_buffer(name, value)
             else:
@@ -43,17 +42,6 @@ class Rounded(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         return rounded(weight, self.bits)
-
-
-class Scale(nn.Module):
-    """Scale the input as the encoder does over the whole window: T·gain times for direct encoding."""
-
-    def __init__(self, scale: float) -> None:
-        super().__init__()
-        self.scale = scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale
 
 
 def to_ann(net: nn.Module) -> nn.Module:
@@ -133,5 +121,7 @@ def _activated(layer: Any) -> nn.Module:
     numbers = not isinstance(layer.gain, Tensor) and not isinstance(layer.threshold, Tensor)
     follows = layer.gain == "threshold" or (numbers and layer.gain == layer.threshold)
     ceiling = getattr(layer, "ceiling", None)
-    twin.units = (None if ceiling is None else nn.Hardtanh(0.0, ceiling)) if follows else Units(layer)
+    twin.units = (
+        (None if ceiling is None else nn.Hardtanh(0.0, ceiling)) if follows else Scale(layer.gain, layer.threshold)
+    )
     return _rounded(twin, layer)

@@ -18,7 +18,7 @@ from ..convert import kinds
 from ..convert.exported import exported
 from ..convert.graph import CannotConvert, Op
 from ..convert.layers import average_of, is_over_space, norm_of, sizes_of
-from ..convert.to_ann import Scale, Units, to_ann
+from ..convert.to_ann import Scale, to_ann
 from ..frozen import stages as frozen
 from ..frozen.lowering import geometry_of, trace
 from ..frozen.network import FrozenNetwork
@@ -103,7 +103,7 @@ class _Walk:
 
     def _follow(self, op: Op) -> None:
         self.op, self.base = op, identifier(op.path or op.name, set())
-        if isinstance(op.module, (Scale, Units)) or op.path.endswith(".units") or op.kind in _ALIASES:
+        if isinstance(op.module, Scale) or op.path.endswith(".units") or op.kind in _ALIASES:
             self.values[op] = self.values[self._x]
             return
         self.name = self.writer.free(self.base)
@@ -179,7 +179,7 @@ class _Walk:
 
     def _on_conv2d(self) -> None:
         weight = self._given("weight")
-        product = convolution(weight.shape[2:], *sizes_of(self.op, weight))
+        product = convolution(weight.shape[2:], *sizes_of(self.op))
         self._synapses(**geometry_of(product, weight.shape[2:]))
 
     _on_conv1d = _on_conv2d

@@ -230,7 +230,7 @@ class Reader:
             as_sum = () if x.times == 1 else (False, True, 1)  # ceil_mode, count_include_pad, divisor_override
             return self._function(general.linear_map, "avg_pool2d", self._currents(x.x), *windows, *as_sum)
         layer = self._layer(x, nn.Linear, nn.Conv1d, nn.Conv2d)
-        return self._function(general.affine_map, self._get(layer, x.name), x.x.node)
+        return self._function(general.linear_map, self._get(layer, x.name), x.x.node)
 
     def _sum(self, values: list[Any]) -> fx.Node:
         each = [self._currents(value) for value in values]

@@ -88,11 +88,12 @@ def total(x: Any) -> Tensor:
 
 
 def linear_map(f: str | nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Apply a linear operator f to trains and currents.
+    """Apply a linear operator f to trains and currents; if it adds a constant f(0), each step receives f(0)/T.
 
     Args:
         f: the name of an operator of ``torch.ops.aten``, or a module.
         args, kwargs: the arguments of f, with trains, direct inputs or currents in place of tensors, also in lists.
+            A constant tensor with a value for each sample is wrapped in :class:`PerSample`.
 
     Returns:
         Currents, or a tuple of Currents if f returns several tensors. If all arguments are tensors, the result of f.
@@ -103,34 +104,11 @@ def linear_map(f: str | nn.Module, *args: Any, **kwargs: Any) -> Any:
     >>> pooled = linear_map("avg_pool2d", te.SpikeTrain.from_dense(torch.ones(4, 1, 2, 4, 4)), [2, 2])
     >>> pooled.shape, pooled.total.unique()
     (torch.Size([1, 2, 2, 2]), tensor([4.]))
+    >>> layer, train = torch.nn.Conv1d(2, 3, 2), te.SpikeTrain.from_dense(torch.ones(4, 1, 2, 5))
+    >>> u = linear_map(layer, train)
+    >>> torch.allclose(u.total, layer(train.counts)), torch.allclose(u.steps(0, 4).sum(0), u.total)
+    (True, True)
     """
-    return _mapped(f, args, kwargs, affine=False)
-
-
-def affine_map(f: str | nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """Like :func:`linear_map`, for f with a constant part f(0), such as a bias; each step receives f(0)/T.
-
-    >>> layer = torch.nn.Conv1d(2, 3, 2)
-    >>> train = te.SpikeTrain.from_dense(torch.ones(4, 1, 2, 5))
-    >>> torch.allclose(affine_map(layer, train).total, layer(train.counts))
-    True
-    """
-    return _mapped(f, args, kwargs, affine=True)
-
-
-class PerSample:
-    """A constant argument of an operator with a value for each sample, [B, ...], which is the same at every step.
-
-    >>> train = te.SpikeTrain.from_dense(torch.ones(4, 2, 1))
-    >>> linear_map("mul", train, PerSample(torch.tensor([[0.5], [3.0]]))).steps(0, 1).flatten()
-    tensor([0.5000, 3.0000])
-    """
-
-    def __init__(self, value: Tensor) -> None:
-        self.value = value
-
-
-def _mapped(f: str | nn.Module, args: Any, kwargs: Any, affine: bool) -> Any:
     function: Any = getattr(torch.ops.aten, f) if isinstance(f, str) else f
     signals, call = _signals_of(args, kwargs)
     if not signals:
@@ -155,8 +133,6 @@ def _mapped(f: str | nn.Module, args: Any, kwargs: Any, affine: bool) -> Any:
             n = max(len(value) for value in given)
             given = [value.expand(n, *value.shape[1:]) if len(value) < n else value for value in given]
             result = pick(call(quiet, [value.flatten(0, 1) for value in given], n)).unflatten(0, (n, -1))
-            if not affine:
-                return result
             if not made:
                 made.append(call(quiet, [torch.zeros_like(x.total if each else x.total[:1]) for x in inputs]))
             return result - pick(made[0]) * (1 - 1 / T)
@@ -166,6 +142,18 @@ def _mapped(f: str | nn.Module, args: Any, kwargs: Any, affine: bool) -> Any:
     if isinstance(whole, Tensor):
         return Currents(whole, part(None), T, constant)
     return tuple(Currents(value, part(i), T, constant) for i, value in enumerate(whole))
+
+
+class PerSample:
+    """A constant argument of an operator with a value for each sample, [B, ...], which is the same at every step.
+
+    >>> train = te.SpikeTrain.from_dense(torch.ones(4, 2, 1))
+    >>> linear_map("mul", train, PerSample(torch.tensor([[0.5], [3.0]]))).steps(0, 1).flatten()
+    tensor([0.5000, 3.0000])
+    """
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
 
 
 def _signals_of(args: Any, kwargs: Any) -> tuple[list[Any], Callable[..., Any]]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tandem_ext import SpikeTrain
+from tandem_ext import SpikeTrain, pack
 
-from .currents import AT_ONCE, spikes_of
+from .currents import AT_ONCE
 from .general import Currents, currents_of
 
 
@@ -38,24 +37,16 @@ class MaxPool(nn.Module):
 
     def forward(self, x: SpikeTrain | Tensor) -> SpikeTrain | Tensor:
         if isinstance(x, Tensor):
-            return self._maximum(x)
-        pooled = None if x.edge is None else self._maximum(x.edge)
-        if x.timing == "window":
-            most = self._maximum(x.stored[0].float()).to(torch.uint8).unsqueeze(0)
-            return x.replace(stored=most, counts=pooled)
+            return largest(self.f, x, *self.geometry)
+        counts = None if x.edge is None else largest(self.f, x.edge, *self.geometry)
         with torch.no_grad():
-            before, planes = torch.zeros(1, *x.shape, device=x.device), []
-            for start in range(0, x.T, AT_ONCE):
-                stop = min(start + AT_ONCE, x.T)
-                counts = torch.cat([before, spikes_of(x.planes, start, stop, torch.float32)]).cumsum(0)
-                before = counts[-1:]
-                most = self._maximum(counts.flatten(0, 1)).unflatten(0, (len(counts), -1))
-                planes.append(torch.ops.tandem.pack.default(most.diff(dim=0)))
-        return x.replace(stored=torch.cat(planes), counts=pooled)
-
-    def _maximum(self, x: Tensor) -> Tensor:
-        function: Callable[..., Tensor] = getattr(torch.ops.aten, self.f)
-        return function(x, *self.geometry)
+            if x.timing == "window":
+                stored = largest(self.f, x.stored[0].float(), *self.geometry).to(torch.uint8).unsqueeze(0)
+            else:
+                u = largest(self.f, x.replace(gain=1.0), *self.geometry)
+                starts = range(0, x.T, AT_ONCE)
+                stored = torch.cat([pack(u.steps(start, min(start + AT_ONCE, x.T))) for start in starts])
+        return x.replace(stored=stored, counts=counts)
 
     def extra_repr(self) -> str:
         return ", ".join(map(str, (self.f, *self.geometry)))

@@ -186,7 +186,11 @@ class _Importing(Lowering):
         return super()._behind(op)
 
     def _adds_constant(self, op: Op) -> bool:
-        return op.kind not in PRODUCTS and kinds.is_affine(op, self.signals(op))
+        terms = {"cat": "tensors", "stack": "tensors"}.get(op.kind)
+        if op.kind in ("add", "sub", "rsub") or terms:
+            each = op.args[terms] if terms else (op.args["self"], op.args["other"])
+            return not all(value in self.signals(op) for value in each)
+        return op.kind in ("addmm", "baddbmm") or bool(op.kind in ("pad", "constant_pad_nd") and op.args.get("value"))
 
     def _fire(self, op: Op) -> Value:
         pooled = self._averaging_neurons(op)
