@@ -12,8 +12,8 @@ help:
 	@echo "make test-clients  tests of notebooks, third-party tools and long lists of models"
 	@echo "make test-all  also the slow tests, the sanitizers and the CUDA kernels with warnings as errors"
 	@echo "make ext       compile the extension into tandem_ext/, only what changed"
-	@echo "make bench     time the cases of tandem-snn bench, and ops without products, by pytest-benchmark"
-	@echo "make performance  measure the performance contract, half an hour on an idle machine, and write docs/performance.md"
+	@echo "make bench     time ops by pytest-benchmark and a few samples of every case, in minutes"
+	@echo "make performance  measure all cases, two hours on an idle machine, and write docs/performance.md"
 	@echo "make torture   the stress tests, two hours, and write docs/reliability.md"
 	@echo "make fuzz      hostile calls of every op, then of the kernels by libFuzzer, each for MINUTES (60)"
 	@echo "make coverage  coverage of lines and branches, Python and C++, in build/coverage; needs clang and LLVM"
@@ -60,16 +60,18 @@ ext:
 bench: $(READY) ext
 	$(quiet) python -m pytest -o addopts= --benchmark-only --benchmark-timer=time.process_time \
 	    --benchmark-group-by=func --benchmark-columns=min,median,iqr,rounds --benchmark-disable-gc tests/benchmarks/bench_ops.py
+	$(BENCH) --quick
 
-TIMED = 'mlp-*-rate' 'conv-*-rate-10' '*-norm-train-rate' conv-net-train-9
+BENCH = python tests/benchmarks/bench.py
 
 performance: $(READY) ext
-	tandem-snn bench --threads 1 --out docs/results/bench-1.json
-	tandem-snn bench --threads 2 --out docs/results/bench-2.json
-	python tests/benchmarks/capabilities.py v4 $(TIMED) --out docs/results/timings-v4.json
-	python tests/benchmarks/capabilities.py v3 --out docs/results/timings-v3.json
-	python tests/benchmarks/capabilities.py default --out docs/results/timings-default.json
+	$(BENCH) --threads 1 --out docs/results/bench-1.json
+	$(BENCH) --threads 2 --out docs/results/bench-2.json
+	$(BENCH) --capability v3 --cases $(PORTABLE) --out docs/results/bench-v3.json
+	$(BENCH) --capability default --cases $(PORTABLE) --out docs/results/bench-v1.json
 	$(MAKE) results
+
+PORTABLE = mlp-infer-128-rate mlp-infer-1-rate mlp-train-T8-rate 'linear-1*' 'conv-*-rate-10'
 
 fuzz: $(READY) ext
 	python tests/fuzz.py --minutes $(or $(MINUTES),60)
@@ -82,9 +84,8 @@ coverage: $(READY)
 	python tests/measure_coverage.py
 
 results: $(READY) ext
-	python docs/pages/results.py docs/results/training/*.json --cost docs/results/cost.json --out docs/results.md
-	python docs/pages/performance.py docs/results/bench-*.json --timings docs/results/timings-*.json \
-	    --out docs/performance.md
+	python docs/pages/results.py
+	python docs/pages/performance.py
 
 gpu-check: $(READY) ext
 	python tests/gpu/check.py
@@ -100,7 +101,6 @@ lint: $(READY)
 	clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
 docs: $(READY) results
-	python docs/figures/rule.py
 	python -m mkdocs build --strict
 
 ifeq ($(shell uname),Darwin)

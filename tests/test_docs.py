@@ -100,24 +100,6 @@ def test_what_the_text_names_is_there(page):
         assert (page.parent / link).exists(), link
 
 
-def test_the_figures_of_the_rule(tmp_path):
-    done = subprocess.run([sys.executable, ROOT / "docs/figures/rule.py", tmp_path], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    drawn = sorted(path.name for path in tmp_path.iterdir())
-    assert drawn == sorted(path.name for path in (ROOT / "docs/figures").glob("*.png"))
-
-
-@pytest.mark.slow
-def test_the_pictures_of_the_pages(tmp_path):
-    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
-    done = subprocess.run([sys.executable, ROOT / "docs/figures/pages.py", tmp_path], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    notebook = {"events-raster.png", "events-delay.png"}  # of examples/notebooks/events.ipynb
-    assert {path.name for path in tmp_path.iterdir()} | notebook == {
-        path.name for path in (ROOT / "docs/figures/pages").iterdir()
-    }
-
-
 def test_every_page_is_in_the_navigation():
     text = (ROOT / "mkdocs.yml").read_text()
     named = set(re.findall(r"([\w/-]+\.md)$", text, re.MULTILINE))

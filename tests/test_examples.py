@@ -18,7 +18,7 @@ import tandem_snn as ts
 import tandem_snn.nn as tnn
 
 OWN = (
-    *("ann", "bench", "container", "convert", "data", "errors", "exchange", "frozen", "machine", "measure", "memory"),
+    *("ann", "container", "convert", "data", "errors", "exchange", "frozen", "machine", "measure", "memory"),
     *("models", "nn", "plots", "training"),
 )
 MODULES = [

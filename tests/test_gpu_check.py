@@ -94,7 +94,7 @@ def strings(*trees):
     return [node for node in nodes if isinstance(node.value, str)]
 
 
-def tests_type(node):
+def asks_type(node):
     """Whether a condition compares the type of a device with "cpu"."""
     attributes = [part.attr for part in ast.walk(node) if isinstance(part, ast.Attribute)]
     return "type" in attributes and any(string.value == "cpu" for string in strings(node))
@@ -104,11 +104,11 @@ def only_on_the_cpu(source):
     """Strings of a test that cannot hold on a GPU: the name of the device, unless its type is asked for, and messages
     about values that are checked in CPU memory alone."""
     nodes = list(ast.walk(ast.parse(inspect.getsource(checks))))
-    branches = [node.body for node in nodes if isinstance(node, ast.If) and tests_type(node.test)]
+    branches = [node.body for node in nodes if isinstance(node, ast.If) and asks_type(node.test)]
     messages = [string.value for body in branches for string in strings(*body)]
     assert len(messages) >= 2
     tree = ast.parse(source)
-    asked = strings(*(node for node in ast.walk(tree) if isinstance(node, ast.Compare) and tests_type(node)))
+    asked = strings(*(node for node in ast.walk(tree) if isinstance(node, ast.Compare) and asks_type(node)))
     named = [string.value for string in strings(tree) if "cpu" in string.value and string not in asked]
     read = [s.value for s in strings(tree) if " expected " in s.value and any(s.value in text for text in messages)]
     return named + read

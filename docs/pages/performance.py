@@ -1,343 +1,147 @@
-"""Writes the tables of docs/performance.md from what ``tandem-snn bench`` measured, with the verdict on every limit,
-and a picture.
-
-python docs/pages/performance.py docs/results/bench-*.json --timings docs/results/timings-*.json --out PAGE
-"""
+"""Writes the tables of docs/performance.md and a picture, from what tests/benchmarks/bench.py measured."""
 
 from __future__ import annotations
 
-import argparse
+import io
 import json
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import matplotlib
+from tables import machine_of, markdown, with_table
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
+from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "figures"))
-from small import save
-from tables import with_table
+DOCS = Path(__file__).parents[1]
+sys.path.append(str(DOCS.parent / "tests" / "benchmarks"))
+from competitors import OURS  # noqa: E402
+from interleaved import amount, fastest, ratio  # noqa: E402
 
-from tandem_snn.bench.cases import FROZEN
-from tandem_snn.bench.command import amount, answers, rates
-from tandem_snn.bench.measure import ratio, spread
-
-OURS = ("frozen", "tandem")  # whichever a case has first is the one that limits judge
-ALL_OURS = {*OURS, *FROZEN, "windows"}
-DIFFERENT = 0.01  # of the counts: float32 statistics move a spike in a million, and that one others, layer by layer
-PORTABLE = 1.5  # limits hold on a machine with AVX-512; the portable path may take this much longer
-
-
-@dataclass(frozen=True)
-class Limit:
-    """What must be reached: our value at most ``at_most`` times that of ``of``, or at most ``at_most`` by itself."""
-
-    at_most: float
-    of: str | None = None
-    text: str = ""
-
-
-def at_most(ratio: float, of: str = "ANN") -> Limit:
-    return Limit(ratio, of, f"≤ {ratio:g}× {of}")
-
-
-def faster(factor: float, than: str) -> Limit:
-    return Limit(1 / factor, than, f"≥ {factor:g}× faster than {than}")
-
-
-PEERS = faster(8, "SpikingJelly, compiled")
-LIMITS: dict[str, tuple[Limit, ...]] = {
-    "mlp-infer-128-rate": (at_most(0.75), faster(10, "naive")),
-    "mlp-infer-1-rate": (at_most(0.30),),
-    "mlp-infer-128-direct": (at_most(1.1),),
-    "mlp-train-T8-direct": (at_most(1.15),),
-    "mlp-train-T8-rate": (at_most(1.05), faster(7, "BPTT")),
-    "mlp-train-T16-rate": (at_most(1.3), faster(12, "BPTT")),
-    "conv-128-256-rate-10": (at_most(1.1),),
-    "conv-128-256-rate-25": (at_most(1.45),),
-    "conv-64-64-rate-10": (at_most(1.2),),
-    "conv-64-64-rate-25": (at_most(1.9),),
-    "conv-norm-train-rate": (at_most(1.3),),
-    "linear-norm-train-rate": (at_most(1.2),),
-    "conv-net-train-9": (at_most(1.0), PEERS),
-    "conv-net-train-20": (at_most(1.2), PEERS),
-    "conv-net-peak": (at_most(2),),
-    "scan": (at_most(1.0, "copy"),),
-    "call": (Limit(12e-6, None, "≤ 12 µs"),),
-    "call-train": (at_most(3.0),),
-    "kept": (Limit(1.25, None, "≤ 1.25 bytes per neuron"), at_most(1.0)),
-    "kept-norm": (Limit(5.25, None, "≤ 5.25 bytes per neuron"), at_most(1.0)),
-    "events-time-T128": (faster(5, "SpikingJelly"), faster(5, "snnTorch")),
-    "events-time-T1000": (faster(5, "SpikingJelly"), faster(5, "snnTorch")),
-}
-
-
-# What a row of both timings must reach, relative to the ANN; (of AVX-512, without).
-STEPS = {
-    "mlp-infer-128-rate, frozen": (0.9, 1.3),
-    "mlp-infer-128-rate, frozen, 8-bit weights": (0.6, None),
-    "mlp-infer-1-rate, frozen": (0.6, None),
-    "mlp-infer-1-rate, frozen, 8-bit weights": (0.3, None),
-    "mlp-train-T8-rate": (1.1, None),
-    "mlp-train-T16-rate": (1.4, None),
-    "conv-128-256-rate-10": (None, 1.3),
-    "conv-64-64-rate-10": (None, 1.3),
-    "linear-norm-train-rate": (1.2, None),
-    "conv-net-train-9": (1.0, None),
-}
-WINDOWS = {
-    "mlp-infer-128-rate, frozen": (0.7, 1.2),
-    "mlp-infer-1-rate, frozen": (0.7, None),
-    "mlp-train-T8-rate": (1.0, None),
-    "mlp-train-T16-rate": (1.0, None),
-    "mlp-train-T32-rate": (1.0, None),
-    "conv-128-256-rate-10": (0.6, 1.2),
-    "conv-64-64-rate-10": (0.6, 1.2),
-    "conv-norm-train-rate": (1.05, None),
-    "conv-net-train-9": (1.0, None),
-}
-
-
-def judged(result: dict[str, Any]) -> dict[str, Any]:
-    """The result with the verdict on every limit of its rows."""
-    portable = result["versions"]["tandem_ext"]["cpu_capability"] != "v4"
-    rows = [
-        row | {"limits": [judge(limit, row, portable) for limit in LIMITS.get(row["case"], ())]}
-        for row in result["rows"]
-    ]
-    return result | {"rows": rows}
-
-
-def judge(limit: Limit, row: dict[str, Any], portable: bool = False) -> dict[str, Any]:
-    """What was reached, and whether that meets the limit: None where a rival was not measured.
-
-    Whoever gives another answer meets no limit.
-    """
-    values, quantity = row["values"], row["quantity"]
-    portable = portable and quantity == "time"
-    most = limit.at_most * (PORTABLE if portable else 1)
-    ours = next((name for name in OURS if name in values), None)
-    verdict = {**asdict(limit), "ours": ours, "at_most": most, "quantity": quantity, "portable": portable}
-    if ours is None or (limit.of is not None and limit.of not in values):
-        return verdict | {"reached": None, "met": None}
-    reached = spread(values[ours], values[limit.of] if limit.of else [1.0] * len(values[ours]))["median"]
-    alike = all(difference["spikes"] <= DIFFERENT for difference in row.get("answers", {}).values())
-    return verdict | {"reached": reached, "met": reached <= most and alike}
-
-
-_COLORS = {
-    "frozen": "tab:blue",
-    "frozen, 8 bits": "navy",
-    "tandem": "tab:cyan",
-    "frozen, windows": "tab:pink",
-    "frozen, 8 bits, windows": "crimson",
-    "windows": "violet",
-    "copy": "black",
-    "ANN": "black",
-    "naive": "tab:orange",
-    "naive, windows": "wheat",
-    "naive, loop compiled": "tab:red",
-    "BPTT": "tab:purple",
-    "SpikingJelly": "tab:green",
-    "SpikingJelly, compiled": "limegreen",
-    "snnTorch": "tab:brown",
-}  # and the order in which they are listed
-
-_HEADLINES = {
+HEADLINES = {
     "conv-net-train-9": "a training step of a convolutional network, firing rate 9 %",
     "conv-net-peak": "the extra memory of that step",
     "mlp-train-T8-rate": "a training step of an MLP, 784-800-800-10",
     "mlp-infer-128-rate": "inference of that MLP, 128 samples",
     "conv-128-256-rate-10": "inference of a convolution, 128→256 channels",
 }
+STYLES = {"tandem": ("tandem_ext, step timing", "tab:blue", "o-"),
+          "windows": ("tandem_ext, window timing", "tab:cyan", "o-"), "ANN": ("the ANN", "black", "--"),
+          "BPTT": ("backpropagation through time", "tab:purple", "s-"),
+          "SpikingJelly": ("SpikingJelly", "tab:green", "^-"), "snnTorch": ("snnTorch", "tab:brown", "v-")}  # fmt: skip
+EPOCH = 60_000  # images
 
 
-def document(results: dict[str, dict[str, Any]], timings: list[dict[str, Any]], page: str) -> str:
-    """The page with these results, one per number of threads; their keys are the addresses of the pictures.
-
-    timings: what tests/benchmarks/capabilities.py measured, one per instruction set.
-    """
-    ordered = sorted(((name, judged(one)) for name, one in results.items()), key=lambda item: item[1]["threads"])
-    found = [result for _, result in ordered]
-    page = with_table(page, "headlines", "\n".join([_headlines(found[0]), _misses(found)]))
-    page = with_table(page, "timings", "\n".join(_both_timings(result) for result in timings))
-    return with_table(page, "cases", "\n".join(_section(result, picture) for picture, result in ordered))
+def read(name: str) -> dict[str, Any]:
+    result: dict[str, Any] = json.loads((DOCS / "results" / f"{name}.json").read_text())
+    return result
 
 
-def rivals(row: dict[str, Any], but_base: bool = False) -> list[str]:
-    return [name for name in _COLORS if name in row["values"] and not (but_base and name == row["base"])]
+def about(result: dict[str, Any]) -> str:
+    versions = result["versions"]
+    build = versions["tandem_ext"]
+    others = [f"{name} {versions[name]}" for name in ("torch", "spikingjelly", "snntorch") if name in versions]
+    return (
+        f"`{result['command']}` on {result['date'][:10]}, commit {result['commit'][:10]}; {machine_of(result)}; "
+        f"tandem_ext {build['version']} ({build['cpu_capability']}), {', '.join(others)}."
+    )
 
 
-def verdict(limit: dict[str, Any]) -> str:
-    """What must be reached, what was, and whether that is enough."""
-    text: str = limit["text"] + (" (×1.5, portable)" if limit["portable"] else "")
-    if limit["met"] is None:
-        return f"{text}: not measured"
-    reached = limit["reached"]
-    if limit["of"] is None and limit["quantity"] == "time":
-        shown = amount(reached, "time")
-    else:
-        shown = f"{1 / reached:.1f}×" if "faster" in text else f"{reached:.2f}" + "×" * (limit["of"] is not None)
-    return f"{text}: {shown} {'met' if limit['met'] else 'MISSED'}"
-
-
-def _headlines(result: dict[str, Any]) -> str:
-    """What most people come for, relative to the ANN; nothing where it was not measured."""
-    rows = {row["case"]: row for row in result["rows"]}
-    threads = f"{result['threads']} thread{'s' * (result['threads'] > 1)}"
-    lines = [
-        f"At T = 8 and {threads}, relative to the ANN with the same layers:",
-        "",
-        "| | this | the fastest alternative | SpikingJelly | snnTorch |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for case, what in _HEADLINES.items():
-        if case in rows:
-            medians = {name: ratio(rows[case], name)["median"] for name in rivals(rows[case], but_base=True)}
-            ours = min((name for name in medians if name in OURS), key=medians.__getitem__)
-            others = {name: value for name, value in medians.items() if name not in ALL_OURS}
-            best = min(others, key=others.__getitem__)
-            cells = [f"{others[name]:.1f}" if name in others else "" for name in ("SpikingJelly", "snnTorch")]
-            lines.append(f"| {what} | **{medians[ours]:.2f}** | {others[best]:.1f} ({best}) | {' | '.join(cells)} |")
-    return "\n".join([*lines, ""]) if len(lines) > 4 else ""
-
-
-def _misses(results: list[dict[str, Any]]) -> str:
-    verdicts = [(r["threads"], row, limit) for r in results for row in r["rows"] for limit in row["limits"]]
-    met = sum(limit["met"] is True for _, _, limit in verdicts)
-    lines = ["## Status", "", f"Of {len(verdicts)} limits {met} are met."]
-    for heading, outcome in ("Missed", False), ("Not measured", None):
-        found = [(n, row, limit) for n, row, limit in verdicts if limit["met"] is outcome]
-        if found:
-            lines += ["", f"{heading}:", ""]
-            lines += [f"- {row['case']}, {n} thread{'s' * (n > 1)}: {verdict(limit)}" for n, row, limit in found]
-    return "\n".join([*lines, ""])
-
-
-def _section(result: dict[str, Any], picture: str) -> str:
-    clock = "process CPU time" if result["threads"] == 1 else "wall time"
-    build, versions = result["versions"]["tandem_ext"], result["versions"]
-    others = [f"{name} {versions[name]}" for name in ("spikingjelly", "snntorch") if versions.get(name)]
-    lines = [
-        f"## {result['threads']} thread{'s' * (result['threads'] > 1)}, {clock}",
-        "",
-        f"`{result['command']}` on {result['date'][:10]}, commit {result['commit']}"
-        + (", quick: few samples" if result["quick"] else ""),
-        "",
-        "; ".join(f"{name} {value}" for name, value in result["machine"].items()) + ".",
-        f"tandem_ext {build['version']} ({build['cpu_capability']}), torch {versions['torch']}, "
-        + ", ".join([f"Python {versions['python']}", *others])
-        + ".",
-        "",
-        *([result["remark"], ""] if "remark" in result else []),
-        f"<!-- picture: {picture} | Every case, relative to the ANN -->",
-        "",
-        "| case | what | ours | limit | others, relative to the base |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    lines += [_line(row) for row in result["rows"]]
-    lines += ["", "### Spikes", "", "| case | spikes per step / nonzero nibbles per byte | agreement |"]
-    lines += ["| --- | --- | --- |"]
-    lines += [f"| {row['case']} | {rates(row)} | {answers(row)} |" for row in result["rows"]]
-    disturbed = [row["case"] for row in result["rows"] if row.get("disturbed", 0) > 0.1]
-    if disturbed:
-        lines += ["", f"More than a tenth of the samples were taken beside other work: {', '.join(disturbed)}."]
-    return "\n".join([*lines, ""])
-
-
-def _line(row: dict[str, Any]) -> str:
-    cells = {
-        name: f"{name} {amount(median(row['values'][name]), row['quantity'])}, {_ratio(row, name)}"
-        for name in rivals(row)
-    }
-    ours = "<br>".join(cell for name, cell in cells.items() if name in ALL_OURS)
-    others = "<br>".join(cell for name, cell in cells.items() if name not in ALL_OURS)
-    limits = "<br>".join(verdict(limit).replace("MISSED", "**missed**") for limit in row["limits"])
-    return f"| {row['case']} | {row['title']} | {ours} | {limits} | {others} |"
-
-
-def _ratio(row: dict[str, Any], name: str) -> str:
-    if name == row["base"]:
-        return "1"
-    found = ratio(row, name)
-    return f"{found['median']:.2f}× [{found['low']:.2f}, {found['high']:.2f}]"
-
-
-def _both_timings(result: dict[str, Any]) -> str:
-    """Both timings relative to the ANN at one instruction set, median / fastest tenth."""
-    lines = [
-        f"`{result['command']}` on {result['date'][:10]}, commit {result['commit'][:10]}, {result['machine']['cpu']}:",
-        "",
-        "| case | ANN, ms | step timing | limit | window timing | limit | plain PyTorch, window timing |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+def headlines(result: dict[str, Any]) -> Iterator[str]:
+    """What most people come for, relative to the ANN."""
+    rows = []
     for row in result["rows"]:
-        case, values = row["case"], row["values"]
-        assert row["different"] <= DIFFERENT, case
-        pairs = {"": ("tandem", "windows"), ", frozen": FROZEN[:2], ", frozen, 8-bit weights": FROZEN[2:]}
-        for what, names in pairs.items():
-            if names[0] not in values:
-                continue
-            shown = [f"{values[name][2]:.2f} / {values[name][3]:.2f}" for name in (*names, "naive, windows")]
-            limits = [both.get(case + what, (None, None))[result["capability"] != "v4"] for both in (STEPS, WINDOWS)]
-            step, window = (
-                "" if limit is None else f"≤ {limit:g}: {'met' if values[name][3] <= limit else '**missed**'}"
-                for name, limit in zip(names, limits, strict=True)
-            )
-            median, fast, *_ = values["ANN"]
-            times = f"{1e3 * median:.3g} / {1e3 * fast:.3g}"
-            lines.append(f"| {case}{what} | {times} | {shown[0]} | {step} | {shown[1]} | {window} | {shown[2]} |")
-    return "\n".join([*lines, ""])
+        if row["case"] in HEADLINES:
+            found = {way: ratio(values, row["values"]["ANN"]).fast for way, values in row["values"].items()}
+            ours = min(value for way, value in found.items() if way in OURS)
+            value, best = min((value, way) for way, value in found.items() if way not in OURS and way != "ANN")
+            peers = [f"{found[name]:.1f}" if name in found else "" for name in ("SpikingJelly", "snnTorch")]
+            rows.append([HEADLINES[row["case"]], f"**{ours:.2f}**", f"{value:.1f} ({best})", *peers])
+    yield from ("At T = 8 and 1 thread, relative to the ANN with the same layers:", "")
+    yield from markdown(("", "this", "the fastest alternative", "SpikingJelly", "snnTorch"), rows)
+
+
+def section(result: dict[str, Any]) -> Iterator[str]:
+    """Every case: the fastest tenth of the samples, and relative to the base with its 95 % interval."""
+    threads, capability = result["threads"], result.get("capability")
+    clock = "1 thread, process CPU time" if threads == 1 else f"{threads} threads, wall time"
+    yield from (f"## {clock}{f', {capability}' if capability else ''}", "", about(result), "")
+
+    def cell(row: dict[str, Any], way: str) -> str:
+        found = ratio(row["values"][way], row["values"][row["base"]])
+        interval = "" if way == row["base"] else f" [{found.low:.2f}, {found.high:.2f}]"
+        return f"{way} {amount(fastest(row['values'][way]), row['quantity'])}, {found.fast:.2f}×{interval}"
+
+    rows = []
+    for row in result["rows"]:
+        rates = ", ".join(
+            f"{name} {100 * spikes:.0f}%/{nibbles:.2f}" for name, (spikes, nibbles) in row["rates"].items()
+        )
+        ours, others = ([cell(row, way) for way in row["values"] if (way in OURS) is own] for own in (True, False))
+        differ = max((answer["spikes"] for answer in row.get("answers", {}).values()), default=0.0)
+        rows.append([row["case"], row["title"], rates, f"{differ:.0e}" if differ else "0", "<br>".join(ours),
+                     "<br>".join(others)])  # fmt: skip
+    head = ("case", "what", "spikes per step / nonzero nibbles per byte", "counts that differ", "ours", "others")
+    yield from markdown(head, rows)
+
+
+def by_T(result: dict[str, Any], quantity: str) -> dict[int, dict[str, float]]:
+    """Seconds or bytes of a training step, by T and way."""
+    rows = [row for row in result["rows"] if row["case"].startswith(f"cost-{quantity}-T")]
+    return {
+        int(row["case"].rpartition("T")[2]): {way: median(values) for way, values in row["values"].items()}
+        for row in rows
+    }
+
+
+def cost(result: dict[str, Any]) -> Iterator[str]:
+    times, peaks = by_T(result, "time"), by_T(result, "peak")
+    ways = list(times[4])
+    yield from (about(result), "")
+    rows = []
+    for T in times:
+        seconds = [f"{times[T][way] * EPOCH / 128:.1f}" for way in ways]
+        rows.append([str(T), *seconds, *(f"{peaks[T][way] / 2**20:.1f}" for way in ways)])
+    yield from markdown(("T", *(f"{way}, s per epoch" for way in ways), *(f"{way}, peak MiB" for way in ways)), rows)
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """A picture: every rival's value relative to the base, one line per case."""
-    rows = result["rows"]
-    figure, axes = plt.subplots(figsize=(9, 1.8 + 0.3 * len(rows)), layout="constrained")
-    for name, color in _COLORS.items():
-        points = [(ratio(row, name)["median"], i) for i, row in enumerate(rows) if name in rivals(row, but_base=True)]
-        if points:
-            ours = name in ALL_OURS
-            axes.scatter(*zip(*points, strict=True), color=color, label=name, s=50 if ours else 20, zorder=2 + ours)
-    bars = False
-    for i, row in enumerate(rows):
-        for limit in row["limits"]:
-            if limit["of"] == row["base"]:
-                bars = True
-                axes.plot([limit["at_most"]] * 2, [i - 0.4, i + 0.4], color="tab:blue", linewidth=1.5)
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(rows)), [row["case"] for row in rows], fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter("{x:g}")
-    quantities = {row["quantity"] for row in rows}
-    what = " or ".join(["time"] * ("time" in quantities) + ["bytes"] * bool(quantities - {"time"}))
-    copied = ", of the scan to a copy" * any(row["base"] == "copy" for row in rows)
-    axes.set_xlabel(f"{what} relative to the ANN{copied}, log scale{'; bars: limits' * bars}")
-    axes.grid(alpha=0.3, axis="x")
-    figure.suptitle(f"{result['machine'].get('cpu', '')}, {result['threads']} thread{'s' * (result['threads'] > 1)}")
-    figure.legend(fontsize=8, loc="outside lower center", ncols=4)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save(figure, path)
-    plt.close(figure)
+    """Time and extra memory of a training step against T, in 24 colours; the same figures give the same bytes."""
+    with plt.rc_context({"font.size": 9}):
+        figure, panels = plt.subplots(1, 2, figsize=(8.6, 3.2), layout="constrained")
+        for axes, quantity, label, unit in zip(
+            panels, ("time", "peak"), ("training step, ms", "extra memory, MiB"), (1e3, 2**-20), strict=True
+        ):
+            found = by_T(result, quantity)
+            for way, (name, color, style) in STYLES.items():
+                if all(way in values for values in found.values()):
+                    axes.plot(list(found), [unit * v[way] for v in found.values()], style, color=color, label=name)
+            axes.set(xscale="log", yscale="log", xlabel="time steps T", ylabel=f"{label} (log scale)")
+            axes.set_xticks(list(found), list(map(str, found)))
+            axes.minorticks_off()
+            axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.grid(alpha=0.3)
+        panels[0].legend(frameon=False)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="png", dpi=96)
+        plt.close(figure)
+    Image.open(drawn).convert("RGB").quantize(24).save(path, optimize=True)
+
+
+def document(page: str) -> str:
+    """The page with the tables of what is in docs/results."""
+    measured = [read(path.stem) for path in sorted((DOCS / "results").glob("bench-*.json"))]
+    page = with_table(page, "headlines", headlines(measured[0]))
+    page = with_table(page, "cost", cost(measured[0]))
+    return with_table(page, "cases", [line for result in measured for line in section(result)])
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("results", nargs="+", type=Path)
-    parser.add_argument("--timings", nargs="+", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    arguments = parser.parse_args()
-    figures = arguments.out.parent / "results" / "figures"
-    pictures = [f"results/figures/{path.stem}.png" for path in arguments.results]
-    results = [json.loads(path.read_text()) for path in arguments.results]
-    for path, result in zip(arguments.results, results, strict=True):
-        draw(judged(result), figures / f"{path.stem}.png")
-    timings = [json.loads(path.read_text()) for path in arguments.timings]
-    page = document(dict(zip(pictures, results, strict=True)), timings, arguments.out.read_text())
-    arguments.out.write_text(page)
+    page = DOCS / "performance.md"
+    page.write_text(document(page.read_text()))
+    draw(read("bench-1"), DOCS / "figures" / "pages" / "home.png")

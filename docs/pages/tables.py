@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 
-def with_table(page: str, name: str, table: str) -> str:
-    """The page with another text between the comments that begin and end the table ``name``.
 
-    >>> with_table("<!-- begin a -->\\nold\\n<!-- end a -->", "a", "new")
+def with_table(page: str, name: str, lines: Iterable[str]) -> str:
+    """The page with other text between the comments that begin and end the table ``name``.
+
+    >>> with_table("<!-- begin a -->\\nold\\n<!-- end a -->", "a", ["new"])
     '<!-- begin a -->\\nnew\\n<!-- end a -->'
     """
     begin, end = f"<!-- begin {name} -->\n", f"<!-- end {name} -->"
     before, rest = page.split(begin)
     _, after = rest.split(end)
-    return f"{before}{begin}{table.strip()}\n{end}{after}"
+    text = "\n".join(lines).strip()
+    return f"{before}{begin}{text}\n{end}{after}"
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table, and an empty one."""
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)] + [""]
+
+
+def machine_of(result: dict[str, object]) -> str:
+    """Where it was measured, in words."""
+    machine = result["machine"]
+    assert isinstance(machine, dict)
+    return ", ".join(f"{key} {value}" for key, value in machine.items())

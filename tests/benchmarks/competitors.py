@@ -40,9 +40,9 @@ class Competitor:
     library: str = "torch"
     compiles: bool = False
 
-    @property
-    def installed(self) -> bool:
-        return find_spec(self.library) is not None
+    def can_run(self, quick: bool = False) -> bool:
+        """Whether its library is installed; in a quick run nothing is compiled first."""
+        return find_spec(self.library) is not None and not (quick and self.compiles)
 
 
 def values(output: Output) -> Tensor:
@@ -68,16 +68,12 @@ def product(x: Tensor, layer: Any, bias: Tensor | None) -> Tensor:
     return F.conv2d(x, layer.weight, bias, layer.stride, layer.padding)
 
 
-def product_over_time(spikes: Tensor, layer: Any, bias: Tensor | None) -> Tensor:
-    """[T, B, *] -> [T, B, *]: one product with T·B samples."""
-    return product(spikes.flatten(0, 1), layer, bias).unflatten(0, spikes.shape[:2])
-
-
 def currents(spikes: Tensor | None, batch: Batch, layer: Any, T: int) -> Tensor:
-    """[T, B, *], of spikes or, without, of the batch's real values: their product is computed once."""
+    """[T, B, *] by one product: of the spikes of all steps, or, without, of the batch's real values."""
+    bias = None if layer.bias is None else layer.bias / T
     if spikes is None:
-        return product(batch.x, layer, layer.bias / T).expand(T, *[-1] * batch.x.dim())
-    return product_over_time(spikes, layer, layer.bias / T)
+        return product(batch.x, layer, bias).expand(T, *[-1] * batch.x.dim())
+    return product(spikes.flatten(0, 1), layer, bias).unflatten(0, spikes.shape[:2])
 
 
 def normalise(u: Tensor, layer: Any) -> Tensor:
@@ -130,21 +126,20 @@ def naive(problem: Problem, compiled: bool = False) -> Model:
     own, T = Parts(problem), problem.T
     loop = torch.compile(if_loop, dynamic=False) if compiled else if_loop
 
-    def normalised(layer: Any, spikes: Tensor, u: Tensor) -> Tensor:
+    def normalised(y: Tensor, u: Tensor, norm: Any) -> Tensor:
         var, mean = torch.var_mean(u, [0, *range(2, u.dim())], correction=0)
-        scale = layer.norm.weight / (var + layer.norm.eps).sqrt()
-        shift = layer.norm.bias - mean * scale
-        over_space = (-1, *[1] * (spikes.dim() - 3))
-        return product_over_time(spikes, layer, None) * scale.view(over_space) + (shift / T).view(over_space)
+        scale = norm.weight / (var + norm.eps).sqrt()
+        shift = (norm.bias - mean * scale) / T
+        over_space = (-1, *[1] * (u.dim() - 2))
+        return y * scale.view(over_space) + shift.view(over_space)
 
     def forward(batch: Batch) -> Tensor:
         spikes, counts = batch.spikes, T * batch.x if batch.spikes is None else batch.counts
         for layer in own.layers:
             u = product(counts, layer, layer.bias) if torch.is_grad_enabled() else None
             with torch.no_grad():
-                norm = layer.norm is not None
-                y = normalised(layer, spikes, u) if norm else currents(spikes, batch, layer, T)
-                spikes, counts = loop(y)
+                y = currents(spikes, batch, layer, T)
+                spikes, counts = loop(y if layer.norm is None else normalised(y, u, layer.norm))
             counts = counts if u is None else Couple.apply(torch.relu(normalise(u, layer)), counts)
         return own.read(counts)
 
@@ -152,14 +147,14 @@ def naive(problem: Problem, compiled: bool = False) -> Model:
 
 
 def naive_windows(problem: Problem) -> Model:
-    """The tandem rule with timing "window" in plain PyTorch: one product of the counts, rounded down."""
+    """The tandem rule with timing "window", v_init = ϑ/2, in plain PyTorch: one product of the counts, rounded."""
     own, T = Parts(problem), problem.T
 
     def forward(batch: Batch) -> Tensor:
         counts = T * batch.x if batch.spikes is None else batch.counts
         for layer in own.layers:
             z = normalise(product(counts, layer, layer.bias), layer)
-            fired = z.detach().floor().clamp(0, T)
+            fired = (z.detach() + 0.5).floor().clamp(0, T)
             counts = Couple.apply(torch.relu(z), fired) if z.requires_grad else fired
         return own.read(counts)
 
@@ -205,20 +200,21 @@ def bptt(problem: Problem) -> Model:
 
 def ours(problem: Problem, timing: Timing = "step") -> Model:
     """This package's layers, called one by one."""
-    net = copy.deepcopy(problem.network)
-    for layer in net:
-        if isinstance(layer, tnn.SpikingLayer):
-            layer.timing = timing
+    net = timed(problem, timing)
     return Model(of_trains(net, timing), list(net.parameters()))
 
 
 def frozen(problem: Problem, timing: Timing = "step", bits: int | None = None) -> Model:
     """The same frozen, which may round the weights."""
-    net = copy.deepcopy(problem.network).eval()
+    return Model(of_trains(tandem_snn.freeze(timed(problem, timing).eval(), weight_bits=bits), timing), [])
+
+
+def timed(problem: Problem, timing: Timing) -> nn.Sequential:
+    net = copy.deepcopy(problem.network)
     for layer in net:
         if isinstance(layer, tnn.SpikingLayer):
-            layer.timing = timing
-    return Model(of_trains(tandem_snn.freeze(net, weight_bits=bits), timing), [])
+            layer.timing, layer.v_init = timing, 0.5 if timing == "window" else 0.0
+    return net
 
 
 def of_trains(net: Any, timing: Timing) -> Callable[[Batch], Output]:
@@ -274,40 +270,35 @@ def snntorch(problem: Problem) -> Model:
     neurons = [snn.Leaky(beta=1.0, threshold=1.0, reset_mechanism="subtract") for _ in own.layers]
 
     def forward(batch: Batch) -> Tensor:
-        v: list[Tensor | None] = [None for _ in neurons]
+        v: list[Any] = [None] * len(neurons)
         total: Any = 0
         for t in range(problem.T):
             spikes = batch.x if batch.spikes is None else batch.spikes[t]
             for i, (layer, neuron) in enumerate(zip(own.layers, neurons, strict=True)):
                 current = product(spikes, layer, layer.bias / problem.T)
-                before = torch.full_like(current, 2.0**-20) if v[i] is None else v[i]
-                spikes, v[i] = neuron(current, before)
+                spikes, v[i] = neuron(current, torch.full_like(current, 2.0**-20) if t == 0 else v[i])
             total = total + spikes
         return own.read(total)
 
     return Model(forward, own.parameters)
 
 
-WINDOW: Timing = "window"
 LOOP = "naive, loop compiled"
+WINDOW: Any = {"timing": "window"}
+FROZEN: dict[str, int | None] = {"frozen": None, "frozen, 8 bits": 8, "frozen, 4 bits": 4}
 COMPETITORS: dict[str, Competitor] = {
     "tandem": Competitor(ours),
-    "windows": Competitor(partial(ours, timing=WINDOW), timing=WINDOW),
-    "frozen": Competitor(frozen),
-    "frozen, windows": Competitor(partial(frozen, timing=WINDOW), timing=WINDOW),
-    **{
-        f"frozen, {bits} bits{name}": Competitor(partial(frozen, timing=timing, bits=bits), "no", timing)
-        for bits in (8, 4) for name, timing in (("", "step"), (", windows", WINDOW))
-    },
+    "windows": Competitor(partial(ours, **WINDOW), **WINDOW),
+    **{name: Competitor(partial(frozen, bits=bits), "no" if bits else "spikes") for name, bits in FROZEN.items()},
+    **{f"{name}, windows": Competitor(partial(frozen, bits=bits, **WINDOW), "no" if bits else "spikes", **WINDOW)
+       for name, bits in FROZEN.items()},
     "ANN": Competitor(ann, "no"),
     "naive": Competitor(naive),
-    "naive, windows": Competitor(naive_windows, timing=WINDOW),
+    "naive, windows": Competitor(naive_windows, **WINDOW),
     LOOP: Competitor(partial(naive, compiled=True), compiles=True),
     "BPTT": Competitor(bptt, "spikes"),
     "SpikingJelly": Competitor(spikingjelly, "spikes", library="spikingjelly"),
-    "SpikingJelly, compiled": Competitor(
-        partial(spikingjelly, compiled=True), "spikes", library="spikingjelly", compiles=True
-    ),
+    "SpikingJelly, compiled": Competitor(partial(spikingjelly, compiled=True), "spikes", "step", "spikingjelly", True),
     "snnTorch": Competitor(snntorch, "spikes", library="snntorch"),
 }  # fmt: skip
-OURS = tuple(name for name in COMPETITORS if name.startswith(("tandem", "windows", "frozen")))
+OURS = ("tandem", "windows", *(name for name in COMPETITORS if name.startswith("frozen")))

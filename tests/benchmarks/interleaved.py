@@ -11,6 +11,7 @@ spin while they wait occupy another core, and their waiting counts as process ti
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import gc
 import hashlib
@@ -33,12 +34,13 @@ from table import CASES, Call, Case, Quantity
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
-# What torch's libraries use at most, by the instruction set that ours are told to use.
-CAPABILITIES = {
-    "default": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
-    "v3": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
-    "v4": {},
-}
+# What our library and torch's may use at most.
+CAPABILITIES: dict[str | None, dict[str, str]] = {
+    "default": {"TANDEM_CPU_CAPABILITY": "default", "ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41",
+                "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
+    "v3": {"TANDEM_CPU_CAPABILITY": "v3", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2",
+           "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+}  # fmt: skip
 
 
 class Settings(NamedTuple):
@@ -72,12 +74,22 @@ def ratio(new: Sequence[float], old: Sequence[float]) -> Ratio:
     drawn = np.random.default_rng(0).integers(0, pair.shape[1], (1000, pair.shape[1]))
 
     def fastest(samples: Any) -> Any:
-        top, bottom = np.quantile(samples, 0.1, axis=-1)
-        return top / bottom
+        return np.divide(*np.quantile(samples, 0.1, axis=-1))
 
     low, high = np.quantile(fastest(pair[:, drawn]), [0.025, 0.975])
-    top, bottom = np.median(pair, axis=-1)
-    return Ratio(float(fastest(pair)), float(low), float(high), float(top / bottom))
+    return Ratio(*map(float, (fastest(pair), low, high, np.divide(*np.median(pair, axis=-1)))))
+
+
+def fastest(values: list[float]) -> float:
+    return float(np.quantile(values, 0.1))
+
+
+def amount(value: float, quantity: str) -> str:
+    if quantity == "kept":
+        return f"{value:.3g} B"
+    if quantity == "peak":
+        return f"{value / 2**20:.2f} MiB"
+    return f"{value * 1e3:.3g} ms" if value >= 1e-3 else f"{value * 1e6:.3g} µs"
 
 
 def interleave(takes: Mapping[Any, Callable[[], float]], settings: Settings) -> dict[Any, list[float]]:
@@ -94,75 +106,78 @@ def interleave(takes: Mapping[Any, Callable[[], float]], settings: Settings) -> 
     return samples
 
 
-class Process:
+class Process(subprocess.Popen):  # type: ignore[type-arg]
     """A process that has built ways through a case, and samples one of them when it is told to; else it waits.
 
     tree: a checkout with the extension built, whose packages it imports. facts: what it says before the first sample.
     """
 
     def __init__(self, case: Case, ways: Sequence[str], settings: Settings, tree: Path = ROOT) -> None:
+        if not any(tree.glob("tandem_ext/*.so")):
+            raise ValueError(f"{tree}: expected a checkout in which the extension is built")
         request = {"case": case.name, "ways": ways, "sample": settings.sample, "threads": settings.threads}
-        environment = {**os.environ, **environment_of(case.quantity, settings)}
-        environment["PYTHONPATH"] = f"{tree}{os.pathsep}{tree / 'python'}"
-        command = [sys.executable, __file__, json.dumps(request)]
-        self._process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.case = case
-        self.facts: dict[str, Any] = self._answer()
-        if not Path(self.facts["extension"]).resolve().is_relative_to(tree.resolve()):
-            raise ValueError(f"{tree}: expected a checkout with the extension built, got {self.facts['extension']}")
+        super().__init__(
+            [sys.executable, __file__, json.dumps(request)],
+            env={**os.environ, **environment(case.quantity, settings, tree)},
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        self.facts = self._answer()
 
     def take(self, way: str) -> float:
         """Seconds, bytes per neuron or bytes of a call, by the case's quantity."""
-        assert self._process.stdin is not None
-        print(way, file=self._process.stdin, flush=True)
+        print(way, file=self.stdin, flush=True)
         return float(self._answer())
 
     def _answer(self) -> Any:
-        assert self._process.stdout is not None
-        if line := self._process.stdout.readline():
+        if line := self.stdout.readline():  # type: ignore[union-attr]
             return json.loads(line)
-        raise RuntimeError(f"measuring {self.case.name} failed with status {self._process.wait()}, see above")
-
-    def __enter__(self) -> Process:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        raise RuntimeError(f"measuring {self.args[-1]} failed with status {self.wait()}, see above")
 
 
-def environment_of(quantity: Quantity, settings: Settings) -> dict[str, str]:
+def environment(quantity: Quantity, settings: Settings, tree: Path) -> dict[str, str]:
     keep_memory = {"MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_MMAP_MAX_": "0", "MALLOC_TOP_PAD_": str(1 << 26)}
     return_memory = {"MALLOC_TRIM_THRESHOLD_": str(1 << 16), "MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
-    capability = settings.capability
     return {
-        "OMP_NUM_THREADS": str(settings.threads),
-        "MKL_NUM_THREADS": str(settings.threads),
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "MALLOC_ARENA_MAX": "1",
-        **(return_memory if quantity == "peak" else keep_memory),
-        **({"TANDEM_CPU_CAPABILITY": capability, **CAPABILITIES[capability]} if capability else {}),
-    }
+        "PYTHONPATH": f"{tree}{os.pathsep}{tree / 'python'}", "OMP_WAIT_POLICY": "PASSIVE", "MALLOC_ARENA_MAX": "1",
+        "OMP_NUM_THREADS": str(settings.threads), "MKL_NUM_THREADS": str(settings.threads),
+        **(return_memory if quantity == "peak" else keep_memory), **CAPABILITIES.get(settings.capability, {}),
+    }  # fmt: skip
 
 
-def measure(case: Case, ways: Sequence[str], settings: Settings) -> dict[str, Any]:
-    """The row of a case: its name, title, quantity and base, rates, answers, and by way one value per round."""
-    row = {"case": case.name, "title": case.title, "quantity": case.quantity, "base": case.base, "answers": {}}
+def measure(
+    case: Case, ways: Sequence[str], settings: Settings, trees: Sequence[Path] = (ROOT,), starts: int = 1
+) -> list[dict[str, Any]]:
+    """A row for each tree: case, title, quantity, base, the facts of its process, and by way one value per round.
+
+    The trees take turns. ``starts``: the processes are started anew so many times, and share the rounds.
+    """
+    timed, ways = case.quantity == "time", list(ways)
+    about = {"case": case.name, "title": case.title, "quantity": case.quantity, "base": case.base}
+    rows = [about | {"answers": {}, "digests": {}, "values": {way: [] for way in ways}} for _ in trees]
     # A way's peak hides in memory that another has left, so that each has a process of its own.
-    groups = [[way] for way in ways] if case.quantity == "peak" else [list(ways)]
-    with ExitStack() as processes:
-        takes = {}
-        for group in groups:
-            process = processes.enter_context(Process(case, group, settings))
-            row["rates"] = process.facts["rates"]
-            row["answers"] |= process.facts["answers"]
-            takes |= {way: partial(process.take, way) for way in group}
-        rounds = settings.rounds if case.quantity == "time" else 1
-        samples = interleave(takes, settings._replace(rounds=rounds))
-    return row | {"values": {way: [float(f"{value:.5g}") for value in samples[way]] for way in ways}}
+    groups = [[way] for way in ways] if case.quantity == "peak" else [ways]
+    for group in groups * (starts if timed else 1):
+        with ExitStack() as stack:
+            processes = [stack.enter_context(Process(case, group, settings, tree)) for tree in trees]
+            takes = {(i, way): partial(p.take, way) for i, p in enumerate(processes) for way in group}
+            samples = interleave(takes, settings._replace(rounds=settings.rounds // starts if timed else 1))
+        for i, process in enumerate(processes):
+            rows[i]["rates"] = process.facts["rates"]
+            for key in "answers", "digests":
+                rows[i][key] |= process.facts[key]
+        for (i, way), taken in samples.items():
+            rows[i]["values"][way] += [float(f"{value:.5g}") for value in taken]
+    return rows
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """What every command of the harness takes."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", default=[], help=f"names, wildcards are allowed: {', '.join(CASES)}")
+    parser.add_argument("--threads", type=int, default=1, help="1: process CPU time; 2 or more: wall time")
+    parser.add_argument("--capability", choices=CAPABILITIES, help="the highest instruction set")
+    parser.add_argument("--out", type=Path, help="the samples as JSON")
+    return parser
 
 
 # --- in the measuring process -----------------------------------------------------------------------------------------
@@ -210,13 +225,18 @@ def kept(call: Call) -> int:
 
 
 def peak(call: Call) -> int:
-    """The peak growth of the process during a call, in bytes, on Linux, with an allocator that returns freed memory."""
+    """The peak growth of the process during a call, in bytes, on Linux, with an allocator that returns freed memory.
+
+    It includes the gradients: nothing hides in the memory of those from the call before.
+    """
 
     def resident(key: str) -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
 
     call.run(0)
+    for parameter in call.parameters:
+        parameter.grad = None
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # growth into freed memory would not be visible
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
@@ -229,33 +249,28 @@ REFERENCES = {"step": ("naive", "tandem"), "window": ("naive, windows", "windows
 
 
 def compare(calls: Mapping[str, Call]) -> dict[str, dict[str, float]]:
-    """Differences between each answer and the reference's: the first of these that is there, by timing.
-
-    spikes: the fraction of counts, or logits, that differ. gradient: the largest difference of a gradient, relative to
-    its largest entry.
-    """
+    """Differences between each answer and the reference's: the first of these that is there, by timing."""
     found: dict[str, dict[str, float]] = {}
     for timing, references in REFERENCES.items():
         alike = {n: c.answer for n, c in calls.items() if c.answer is not None and COMPETITORS[n].timing == timing}
-        reference = next((name for name in references if name in alike), None)
-        if reference is not None:
+        for reference in [name for name in references if name in alike][:1]:
             expected = alike.pop(reference)(0)
             found |= {name: difference(answer(0), expected) for name, answer in alike.items()}
     return found
 
 
 def difference(answer: list[Tensor], expected: list[Tensor]) -> dict[str, float]:
+    """spikes: the fraction of counts, or logits, that differ. gradient: the largest difference of a gradient, relative
+    to its largest entry.
+    """
     result = {"spikes": (answer[0] != expected[0]).double().mean().item()}
-    if len(answer) > 1:
-        pairs = list(zip(answer[1:], expected[1:], strict=True))
-        result["gradient"] = max(((a - b).abs().max() / b.abs().max().clamp_min(1e-30)).item() for a, b in pairs)
-    return result
+    pairs = zip(answer[1:], expected[1:], strict=True) if len(answer) > 1 else ()
+    gradients = [((a - b).abs().max() / b.abs().max().clamp_min(1e-30)).item() for a, b in pairs]
+    return result | ({"gradient": max(gradients)} if gradients else {})
 
 
 def serve(case: str, ways: Sequence[str], sample: float, threads: int) -> None:
     """Builds the case, says what it is, and answers each line, the name of a way, with a sample of it."""
-    import tandem_ext
-
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print
     torch.set_num_threads(threads)
@@ -264,7 +279,7 @@ def serve(case: str, ways: Sequence[str], sample: float, threads: int) -> None:
     digests = {way: hashlib.sha256(values(calls[way].run(0)).detach().numpy().tobytes()).hexdigest()
                for way in ways if way in OURS}  # fmt: skip
     facts = {
-        "extension": tandem_ext.__file__, "rates": {name: list(rate) for name, rate in workload.rates.items()},
+        "rates": {name: list(rate) for name, rate in workload.rates.items()},
         "answers": compare(calls), "digests": digests,
     }  # fmt: skip
     print(json.dumps(facts), file=answers, flush=True)

@@ -81,13 +81,16 @@ KINDS = {"rate": rate_coded, "iid": iid}
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape of a layer: its outputs and, for a convolution, kernel, stride and padding."""
+    """The shape of a layer: its outputs and, for a convolution, which pads by half its kernel, kernel and stride."""
 
     outputs: int
     kernel: int = 0
     stride: int = 1
-    padding: int = 0
     norm: bool = False
+
+    def __str__(self) -> str:
+        convolution = f"C{self.kernel}" * bool(self.kernel) + f"s{self.stride}" * (self.stride > 1)
+        return f"{self.outputs}{convolution}{'+norm' * self.norm}"
 
 
 @dataclass(frozen=True)
@@ -110,10 +113,6 @@ class Batch:
         assert self.train is not None
         x, counts = (t.clone(memory_format=torch.preserve_format).requires_grad_() for t in (self.x, self.counts))
         return replace(self, x=x, counts=counts, train=SpikeTrain(self.train.planes, self.train.T, counts))
-
-    @property
-    def leaves(self) -> list[Tensor]:
-        return [t for t in (self.x, self.counts) if t.requires_grad]
 
 
 @dataclass
@@ -170,12 +169,11 @@ def make_problem(
         readout.bias.zero_()
         network.extend([tnn.Flatten(), readout])
 
-    def target(B: int) -> Tensor:
-        if classes:
-            return torch.randint(0, classes, (B,), generator=generator)
-        return channels_last(torch.randn(B, *features, generator=generator), lead=1)
-
-    return Problem(T, network, [replace(batch, target=target(len(batch.x))) for batch in batches], rates, neurons)
+    for i, batch in enumerate(batches):
+        gradient = channels_last(torch.randn(len(first.x), *features, generator=generator), lead=1)
+        labels = torch.randint(0, max(1, classes), (len(first.x),), generator=generator)
+        batches[i] = replace(batch, target=labels if classes else gradient)
+    return Problem(T, network, batches, rates, neurons)
 
 
 def draw_layer(shape: Shape, signal: Any, rate: float, generator: torch.Generator) -> Any:
@@ -185,7 +183,9 @@ def draw_layer(shape: Shape, signal: Any, rate: float, generator: torch.Generato
     inputs, norm = signal.shape[1], shape.norm
     layer: Any
     if shape.kernel:
-        layer = tnn.Conv2d(inputs, shape.outputs, shape.kernel, shape.stride, shape.padding, bias=not norm, norm=norm)
+        layer = tnn.Conv2d(
+            inputs, shape.outputs, shape.kernel, shape.stride, shape.kernel // 2, bias=not norm, norm=norm
+        )
         layer.to(memory_format=torch.channels_last)
     else:
         layer = tnn.Linear(inputs, shape.outputs, bias=not norm, norm=norm)

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from competitors import if_loop
 from torch import Tensor
 
 import tandem_ext as te
-from tandem_snn.bench.rivals import if_loop
 
 from .clock import Bench, Row, T, failed, peaks, precision
 from .training import inference, training

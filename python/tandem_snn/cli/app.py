@@ -17,7 +17,6 @@ from typer.core import TyperCommand, TyperGroup
 
 import tandem_ext
 
-from ..bench.command import bench
 from ..container import atomically
 from ..errors import UserError, extra
 from ..exchange import to_nir, to_onnx
@@ -186,6 +185,6 @@ def _options(
 
 for name, command in (
     ("train", train), ("sweep", sweep), ("eval", evaluate_run), ("report", report), ("export", export),
-    ("bench", bench), ("info", info),
+    ("info", info),
 ):  # fmt: skip
     app.command(name, cls=Command)(command)
