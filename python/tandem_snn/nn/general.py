@@ -207,12 +207,10 @@ def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
     counts = apply(lambda x: x.counts) if edges else [None] * len(stored)
     bad = reduce(add_flags, [x.bad for x in trains])
     gains: list[Any] = [first.gain] * len(stored)
-    if any(x.gain is not first.gain for x in trains) or (isinstance(first.gain, Tensor) and first.gain.dim()):
-        numbers = {x.gain for x in trains if isinstance(x.gain, float)}
-        if len(numbers) != 1 or not all(isinstance(x.gain, float) for x in trains):
-            dtype = next((x.gain.dtype for x in trains if isinstance(x.gain, Tensor)), torch.get_default_dtype())
-            gains = [g.squeeze(0) for g in apply(lambda x: _gains(x, dtype))]
-            gains = [g.flatten(1).amax(1) if by_channel and g.dim() > 1 else g for g in gains]  # padding has gain 0
+    if len({x.gain for x in trains}) > 1 or (isinstance(first.gain, Tensor) and first.gain.dim()):
+        dtype = next((x.gain.dtype for x in trains if isinstance(x.gain, Tensor)), torch.get_default_dtype())
+        gains = [g.squeeze(0) for g in apply(lambda x: _gains(x, dtype))]
+        gains = [g.flatten(1).amax(1) if by_channel and g.dim() > 1 else g for g in gains]  # padding has gain 0
     made = tuple(
         SpikeTrain.unchecked(s, first.T, c, g, first._dtype, timing, bad)
         for s, c, g in zip(stored, counts, gains, strict=True)
@@ -256,10 +254,7 @@ def dropped(x: Any, dropout: nn.Module) -> Any:
     if isinstance(x, Tensor):
         return dropout(x)
     u = currents_of(x)
-    if not dropout.training:
-        return u
-    mask = dropout(torch.ones_like(u.total))
-    return Currents(u.total * mask, lambda start, stop: u.steps(start, stop) * mask, u.T, u.constant)
+    return linear_map("mul", u, PerSample(dropout(torch.ones_like(u.total)))) if dropout.training else u
 
 
 class Neurons(HasNeurons):
@@ -327,7 +322,7 @@ class Neurons(HasNeurons):
         if self.gate == "resu":
             train = SpikeTrain.unchecked(train.stored * (z > 0), u.T, None, 1.0, u.total.dtype, bad=train.bad)
         sums = u.total.detach().flatten(1).sum(1)  # not finite if any current is not; spikes would not show it
-        train.bad = add_flags(train.bad, (sums - sums).float())
+        train = train.replace(bad=add_flags(train.bad, (sums - sums).float()))
         train = te.functional.couple(train, z, threshold=self.threshold, gate=self.gate)
         return self.worth(train)
 

@@ -73,20 +73,16 @@ def largest(f: str, x: Any, *args: Any) -> Any:
     z = function(u.total, *args)
     if u.constant:
         return Currents(z, lambda start, stop: (z.detach() / u.T).unsqueeze(0), u.T, constant=True)
-    at: dict[int, Tensor] = {}  # the sums of the currents before the latest step that was requested
-
-    def before(start: int) -> Tensor:
-        if start not in at:
-            sums = torch.zeros_like(u.total)
-            for earlier in range(0, start, AT_ONCE):
-                sums = sums + u.steps(earlier, earlier + AT_ONCE).sum(0)
-            return sums
-        return at[start]
+    before: dict[int, Tensor] = {}  # the sums of the currents before the steps that were requested last and come next
 
     def steps(start: int, stop: int) -> Tensor:
-        sums = torch.cat([before(start).unsqueeze(0), u.steps(start, stop)]).cumsum(0)
-        at.clear()
-        at[stop] = sums[-1]
+        if start not in before:
+            earlier = (u.steps(t, t + AT_ONCE).sum(0) for t in range(0, start, AT_ONCE))
+            before[start] = sum(earlier, torch.zeros_like(u.total))
+        sums = torch.cat([before[start].unsqueeze(0), u.steps(start, stop)]).cumsum(0)
+        for other in before.keys() - {start}:
+            del before[other]
+        before[stop] = sums[-1]
         most = function(sums.flatten(0, 1), *args).unflatten(0, (len(sums), -1))
         return most.diff(dim=0)
 
