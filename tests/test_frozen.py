@@ -157,7 +157,6 @@ def test_hooks_run_and_have_no_program(tmp_path: Path) -> None:
             (frozen.save, tmp_path / "net.tandem"),
             (ts.to_nir, net, x),
             (ts.to_onnx, net, tmp_path / "net.onnx", x),
-            (ts.to_spikingjelly, net, x),
         ):
             with pytest.raises(ValueError, match=rf"{name}'?:? .*forward hook"):
                 use(*arguments)

@@ -1,4 +1,4 @@
-"""Layers that integrate a window, in NIR and in SpikingJelly: what comes back, and the same counts there."""
+"""Layers that integrate a window, in NIR: what comes back, and the same counts in SpikingJelly."""
 
 from pathlib import Path
 from typing import Any
@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from networks import assert_same, dyadic, images, network, own_counts, stepped
+from networks import assert_same, dyadic, images, network, own_counts
 from nir_simulators import by_spikingjelly, file_of
-from torch import Tensor, nn
+from torch import nn
 
 import tandem_ext as te
 import tandem_snn as ts
@@ -107,23 +107,3 @@ def test_spikingjelly_runs_the_file_layer_by_layer(tmp_path: Path) -> None:
         elif name not in ("input", "output"):
             train = [module(value) for value in train]
     assert_same(own_counts(net, x), (counts, torch.stack(train).sum(0)))
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_pipeline_of_spikingjelly(name: str) -> None:
-    base = pytest.importorskip("spikingjelly.activation_based.functional", reason="SpikingJelly is not installed")
-    net, x = NETWORKS[name]()
-    theirs, frozen = ts.to_spikingjelly(net, x), ts.freeze(net, T=T)
-    steps: Any = [x] * T if isinstance(x, Tensor) else list(x.to_dense(torch.float32))
-    windows = frozen.latency // T
-    for _ in range(2):
-        stepped(theirs, steps * (windows - 1), lambda *_: False)
-        assert torch.equal(stepped(theirs, steps, lambda *_: False)[1], own_counts(net, x)[1])
-        base.reset_net(theirs)
-
-
-def test_snntorch_has_no_such_neurons() -> None:
-    pytest.importorskip("snntorch", reason="snnTorch is not installed")
-    net, x = NETWORKS["chain"]()
-    with pytest.raises(CannotLower, match='n1: timing "window" is not supported: use to_spikingjelly'):
-        ts.to_snntorch(net, x)

@@ -4,9 +4,10 @@ from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, __version__, bui
 
 from . import ann, data, measure, models, nn, plots
 from .convert import calibrate, convert, to_ann
-from .exchange import from_nir, from_snntorch, from_spikingjelly, to_nir, to_onnx, to_snntorch, to_spikingjelly
 from .frozen import FrozenNetwork, freeze, load_frozen
 from .models import create_model, create_twin, list_models
+from .nir import from_nir, to_nir
+from .onnx import to_onnx
 
 __all__ = [
     "ConstantInput",
@@ -23,8 +24,6 @@ __all__ = [
     "data",
     "freeze",
     "from_nir",
-    "from_snntorch",
-    "from_spikingjelly",
     "list_models",
     "load_frozen",
     "measure",
@@ -34,9 +33,15 @@ __all__ = [
     "to_ann",
     "to_nir",
     "to_onnx",
-    "to_snntorch",
-    "to_spikingjelly",
 ]
+
+
+_EXAMPLE = "removed: python/examples/spikingjelly.py copies networks layer by layer, from_nir and to_nir by files"
+_GONE = dict.fromkeys(("from_snntorch", "from_spikingjelly", "to_snntorch", "to_spikingjelly"), _EXAMPLE)
+
+
+def __getattr__(name: str) -> object:
+    raise AttributeError(f"tandem_snn.{name}: {_GONE.get(name, 'there is no such name')}")
 
 
 def __dir__() -> list[str]:

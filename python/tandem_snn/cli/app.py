@@ -19,9 +19,10 @@ import tandem_ext
 
 from ..container import atomically
 from ..errors import UserError, extra
-from ..exchange import to_nir, to_onnx
 from ..frozen import freeze
 from ..machine import commit, machine
+from ..nir import to_nir
+from ..onnx import to_onnx
 from ..report import tables, write_report
 from ..training.checkpoint import load_checkpoint, read_recipe
 from ..training.measures import measure_spikes, rounded

@@ -48,9 +48,7 @@ ONE = torch.ones(())
 
 
 class Builder:
-    """The new graph, its modules, and the Value of each Op. ``largest`` is the maximum pooling of currents."""
-
-    largest: Callable[..., Any] = staticmethod(maximum.largest)
+    """The new graph, its modules, and the Value of each Op."""
 
     def __init__(self, graph: Graph, encoder: tnn.Encoder) -> None:
         self.source, self.ann, self.attributes = graph, graph.ann, graph.attributes
@@ -121,7 +119,7 @@ class Builder:
             module = op.module if op.alone else nn.Dropout(op.args["p"]).train(self.mode(op))
             return self.function(general.dropped, (self.signal(op.x), self.get(self.path(op), module)))
         if op.kind in kinds.MAX_POOLS:
-            return self.function(self.largest, (op.kind, self.signal(op.x), *max_pool_geometry(op)))
+            return self.function(maximum.largest, (op.kind, self.signal(op.x), *max_pool_geometry(op)))
         if op.alone and op.kind in kinds.SYNAPSES:
             return self.function(general.linear_map, (self.get(op.path, op.module), self.signal(op.x)))
         args, kwargs = _map(_any_batch(op), self.signal)

@@ -30,10 +30,7 @@ class Lowering(Builder):
 
     Attributes:
         ways: for each layer of neurons, by name, whether it is fused or general, and its operations.
-        counts_answer: whether an output of spikes is returned as counts, like the output of the ANN.
     """
-
-    counts_answer = True
 
     def __init__(
         self,
@@ -132,8 +129,8 @@ class Lowering(Builder):
 
     def _output(self, op: Op) -> Value:
         value = self.env[op.x]
-        counts = value.kind == "currents" or (value.kind == "spikes" and self.counts_answer)
-        self.graph.output(self.tensor(op.x) if counts else value.node)
+        numbers = value.kind in ("currents", "spikes")  # spikes become counts, like the output of the ANN
+        self.graph.output(self.tensor(op.x) if numbers else value.node)
         return Value("answer")
 
     def _towards_neurons(self, op: Op) -> Value:
@@ -150,7 +147,7 @@ class Lowering(Builder):
         if op.kind in (*kinds.REARRANGE, *kinds.LINEAR, *kinds.SYNAPSES):
             kinds.check_linear(op, self.signals(op))
         elif op.kind not in ("getitem", "batch_norm", *kinds.DROPOUT, *kinds.MAX_POOLS):
-            raise refuse(op, self._no_counterpart(op))
+            raise refuse(op, f"it has no spiking counterpart: {kinds.instead_of(op) or kinds.EVERYTHING}")
         return Value("currents")
 
     def _of_spikes(self, op: Op, x: Value, signals: list[Value]) -> Value | None:
@@ -192,9 +189,6 @@ class Lowering(Builder):
                 raise refuse(value, kinds.MIXES)
         if kinds.mixes_samples(op, signals):
             raise refuse(op, kinds.instead_of(op) or kinds.MIXES)
-
-    def _no_counterpart(self, op: Op) -> str:  # overridden by the import from simulators
-        return f"it has no spiking counterpart: {kinds.instead_of(op) or kinds.EVERYTHING}"
 
     def _behind(self, op: Op) -> Value:
         """Lower an Op after the last neurons: its result is a tensor, and spikes are counted."""

@@ -20,7 +20,7 @@ from .. import nn as tnn
 from ..nn.batch_norm import fold_norm
 from ..nn.general import Neurons, rearranged, total
 from ..nn.hooks import given
-from ..nn.maximum import MaxPool, largest, largest_now
+from ..nn.maximum import MaxPool, largest
 from ..nn.options import INTEGRATE_ONLY
 from ..nn.quantise import quantise
 from .stages import ABSENT, FORMS, INPUT, CannotLower, Stage, Stages
@@ -205,7 +205,7 @@ def _operator(node: fx.Node) -> str:
     """Name the operator of the user's network, for which :func:`tandem_snn.convert` may have put other functions."""
     if node.target is total and node.users:
         return _operator(next(iter(node.users)))
-    target: Any = node.args[0] if node.target in (rearranged, largest, largest_now) else node.target
+    target: Any = node.args[0] if node.target in (rearranged, largest) else node.target
     target = getattr(target, "overloadpacket", target)
     return f"{node.name!r} ({node.op} {target if isinstance(target, str) else getattr(target, '__name__', target)})"
 

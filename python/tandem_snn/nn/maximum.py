@@ -87,29 +87,3 @@ def largest(f: str, x: Any, *args: Any) -> Any:
         return most.diff(dim=0)
 
     return Currents(z, steps, u.T)
-
-
-def largest_now(f: str, x: Any, *args: Any) -> Any:
-    """Maximum pooling of the currents of each single step: J[t] = max I[t]. Their sum is at least max z.
-
-    The gradient is that of max z. Arguments as in :func:`largest`.
-
-    >>> spikes = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).view(2, 1, 1, 2)  # two neurons that take turns
-    >>> largest_now("max_pool1d", te.SpikeTrain.from_dense(spikes), 2).steps(0, 2).flatten()
-    tensor([1., 1.])
-    """
-    function = getattr(torch.ops.aten, f)
-    if isinstance(x, Tensor):
-        return function(x, *args)
-    u = currents_of(x)
-
-    def steps(start: int, stop: int) -> Tensor:
-        currents = u.steps(start, stop)
-        pooled: Tensor = function(currents.flatten(0, 1), *args)
-        return pooled.unflatten(0, (len(currents), -1))
-
-    z = function(u.total, *args)
-    with torch.no_grad():
-        parts = (steps(start, min(start + AT_ONCE, u.T)).sum(0) for start in range(0, u.T, AT_ONCE))
-        more = 0 if u.constant else sum(parts) - z
-    return Currents(z + more, steps, u.T, u.constant)

@@ -13,11 +13,11 @@ from tandem_ext import checks
 from .. import machine
 from .. import nn as tnn
 from ..errors import UserError, extra
+from ..frozen.listing import listing_of
 from ..nn.general import Neurons
-from .listing import listing_of
-from .nir_maps import graph_of_maps
-from .nir_reader import Reader, plain
-from .nir_writer import Writer
+from .maps import graph_of_maps
+from .reader import Reader, plain
+from .writer import Writer
 
 FORMS = ("IF", "primitives")
 HARD_RESET_SINCE = (1, 0, 8)

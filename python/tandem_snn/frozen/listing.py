@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from tandem_ext import SpikeTrain
 from tandem_ext.functional.neuron import over_inputs
 
-from ..frozen import stages as frozen
-from ..frozen.lowering import lower, snapshot
-from ..frozen.network import FrozenNetwork
-from ..frozen.stages import ABSENT, FORMS, INPUT, CannotLower
+from . import stages as frozen
+from .lowering import lower, snapshot
+from .network import FrozenNetwork
+from .stages import ABSENT, FORMS, INPUT, CannotLower
 
 NO_STEP = 'its gate "resu" needs the end of the window, so it cannot run step by step'
 

@@ -20,14 +20,14 @@ from ..convert.graph import CannotConvert, Op
 from ..convert.layers import average_of, is_over_space, norm_of, sizes_of
 from ..convert.to_ann import Scale, to_ann
 from ..frozen import stages as frozen
+from ..frozen.listing import NO_STEP, Stage, identifier
 from ..frozen.lowering import geometry_of, trace
 from ..frozen.network import FrozenNetwork
 from ..frozen.stages import INPUT, CannotLower
 from ..nn.batch_norm import fold_norm, uses_batch
 from ..nn.general import Neurons
 from ..nn.hooks import evaluating
-from .listing import NO_STEP, Stage, identifier
-from .nir_writer import Writer, full
+from .writer import Writer, full
 
 
 @dataclass

@@ -22,9 +22,38 @@ from tandem_ext.functional.neuron import over_inputs
 from .. import nn as tnn
 from ..convert.layers import layer_of
 from ..nn import general
-from .simulators.neurons import Neuron
 
 _SPIKING = (tnn.Linear, tnn.Conv1d, tnn.Conv2d)
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """A neuron with the step v ← v + factor·I + offset;  spike = v ≥ ϑ;  v ← λ·v − ϑ·spike.
+
+    ``threshold``, ``v_init`` and ``offset`` have a value for each neuron, or are numbers.
+    """
+
+    threshold: Tensor
+    leak: float
+    v_init: float | Tensor
+    factor: float
+    offset: float | Tensor = 0.0
+    timing: str = "step"
+
+    def leaks_its_reset(self) -> Neuron:
+        """Return the equivalent of a neuron whose step is v ← λ·v + I;  spike = v ≥ ϑ;  v ← v − ϑ·spike.
+
+        In that neuron the next leak also reduces the reset, so that only λϑ is subtracted. With a = (1 − λ)ϑ and
+        u = v − a, it is our neuron with threshold λϑ, an additional current (λ − 1)a at each step, and the initial
+        potential λ(v_init − a).
+
+        >>> neuron = Neuron(torch.ones(()), leak=0.5, v_init=0.0, factor=1.0).leaks_its_reset()
+        >>> neuron.threshold, neuron.v_init, neuron.offset
+        (tensor(0.5000), tensor(-0.2500), tensor(-0.2500))
+        """
+        a = (1 - self.leak) * self.threshold
+        v_init, offset = self.leak * (self.v_init - a), self.offset - (1 - self.leak) * a
+        return replace(self, threshold=self.leak * self.threshold, v_init=v_init, offset=offset)
 
 
 @dataclass
