@@ -1,7 +1,7 @@
 # `make train` and `make test` set up what they need in .venv, once, and then run. Everything else is for developers.
 VENV ?= .venv
 PYTHON ?= python3
-EXTRAS ?= all,test,lint,docs,torture
+EXTRAS ?= all,test,lint,docs,coverage
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export PATH := $(abspath $(BIN)):$(PATH)
@@ -14,9 +14,9 @@ help:
 	@echo "make ext       compile the extension into tandem_ext/, only what changed"
 	@echo "make bench     time ops by pytest-benchmark and a few samples of every case, in minutes"
 	@echo "make performance  measure all cases, two hours on an idle machine, and write docs/performance.md"
-	@echo "make torture   the stress tests, two hours, and write docs/reliability.md"
+	@echo "make mutants   200 changes of the Python, C++ and CUDA code, and which of them no test notices; hours"
 	@echo "make fuzz      hostile calls of every op, then of the kernels by libFuzzer, each for MINUTES (60)"
-	@echo "make coverage  coverage of lines and branches, Python and C++, in build/coverage; needs clang and LLVM"
+	@echo "make coverage  coverage of lines and branches, Python and C++, in build/coverage"
 	@echo "make results   docs/results.md, docs/performance.md and their pictures, from the measurements in docs/results"
 	@echo "make gpu-check check and time the CUDA kernels on this machine's GPU, in eight minutes; docs/results/gpu-*.json"
 	@echo "make gpu-libraries  the libraries for gpu-check on a GPU machine without compilers"
@@ -76,12 +76,14 @@ PORTABLE = mlp-infer-128-rate mlp-infer-1-rate mlp-train-T8-rate 'linear-1*' 'co
 fuzz: $(READY) ext
 	python tests/fuzz.py --minutes $(or $(MINUTES),60)
 
-torture: $(READY) ext
-	python tests/torture.py
-	python tests/torture.py --page docs/reliability.md
+# Python's by coverage.py, that of the kernels' C++ tests by gcov.
+coverage: $(READY) ext
+	python -m pytest -q --cov --cov-report=html:build/coverage
+	$(call ctest,coverage)
+	gcovr --root . --filter csrc --html-details build/coverage/cpp.html build/cmake-coverage
 
-coverage: $(READY)
-	python tests/measure_coverage.py
+mutants: $(READY) ext
+	python tests/mutate.py
 
 results: $(READY) ext
 	python docs/pages/results.py
@@ -131,4 +133,4 @@ quiet = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_MAX_=0 MALLOC_TRIM
 
 ctest = cmake --preset $(1) && cmake --build --preset $(1) && ctest --preset $(1)
 
-.PHONY: help train test test-clients test-all test-arm test-arm-python ext bench performance fuzz torture coverage results gpu-check gpu-libraries lint docs wheel clean
+.PHONY: help train test test-clients test-all test-arm test-arm-python ext bench performance fuzz coverage mutants results gpu-check gpu-libraries lint docs wheel clean
