@@ -1,6 +1,7 @@
 """convert, calibrate and to_ann: an ANN and its spiking twin share Parameters, units and gradients."""
 
 import copy
+import importlib
 import warnings
 from collections.abc import Callable
 
@@ -17,6 +18,8 @@ from tandem_snn import calibrate, convert, create_model, create_twin, freeze, to
 from tandem_snn.nn.general import Neurons
 from tandem_snn.nn.maximum import MaxPool
 from tandem_snn.nn.signals import effective_counts
+
+calibration = importlib.import_module("tandem_snn.convert.calibrate")  # the name in the package is the function
 
 
 def settled(net: nn.Module, x: Tensor) -> nn.Module:
@@ -229,6 +232,27 @@ def test_convert_calibrates_on_data() -> None:
         convert(net, T=8, data=x)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"data: expected tensors or SpikeTrains.*got dict"):
         convert(net, T=8, data=[{"images": x}])
+
+
+def test_calibration_keeps_a_limited_number_of_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole training set fits: of what is too much, evenly spaced activations."""
+    net, x = sequential()
+    settled(net, x)
+    batches, kept = [torch.rand(64, 1, 18, 18) for _ in range(12)], list[int]()
+    wanted = convert(net, T=8, data=batches)
+    least_error = calibration.least_error
+
+    def counting(values: Tensor, T: int, start: float) -> Tensor:
+        kept.append(values.numel())
+        return least_error(values, T, start)
+
+    monkeypatch.setattr(calibration, "_KEPT", 40_000)
+    monkeypatch.setattr(calibration, "least_error", counting)
+    given = convert(net, T=8, data=batches)
+    assert max(kept) <= 40_000
+    for name in wanted.meta["ways"]:
+        ours, expected = (each.get_submodule(name).threshold for each in (given, wanted))
+        assert (ours / expected - 1).abs().median() < 0.05
 
 
 def test_spikes_in() -> None:

@@ -20,7 +20,7 @@ from ..nn.hooks import evaluating, watching
 from ..nn.signals import describe, effective_counts
 from .to_ann import to_ann
 
-_SAMPLE = 2**20  # the number of activations kept of one batch
+_SAMPLE, _KEPT = 2**20, 2**22  # the most activations of a layer that are kept: of one batch, and of all
 _PRIOR, _FEW = 16, 256  # the weights of the layer's mean square and threshold, in samples of a channel
 
 
@@ -29,16 +29,17 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
     """Set the threshold of each layer from data, so that spike counts cover the ANN's activations.
 
     The threshold is ϑ = a/T. A count cannot exceed T, so activations above a saturate. a is chosen from the layer's
-    activations in the ANN twin, in evaluation mode, over all inputs: per channel if the layer has one
-    threshold per channel, as layers of :func:`convert` have, else for the whole layer. By default, a minimises the
-    squared error from saturation and from rounding to multiples of ϑ; channels with few samples also use the
-    statistics of the layer. a is at most the ceiling of a ReLU6 or hardtanh(0, c). Initial potentials are scaled with
-    the thresholds.
+    activations in the ANN twin, in evaluation mode, over all inputs (of many millions, a part): per channel if the
+    layer has one threshold per channel, as layers of :func:`convert` have, else for the whole layer. By default, a
+    minimises the squared error from saturation and from rounding to multiples of ϑ; channels with few samples also use
+    the statistics of the layer. a is at most the ceiling of a ReLU6 or hardtanh(0, c). Initial potentials are scaled
+    with the thresholds.
 
     Args:
         net: a network with layers of ``gain="threshold"``, such as :func:`convert` returns. Their thresholds are
             changed in place; layers with another gain are not changed.
-        data: batches of inputs of ``net``, or tuples or lists whose first item is such a batch.
+        data: batches of inputs of ``net``, or tuples or lists whose first item is such a batch. A few hundred samples
+            suffice; the ANN runs on each.
         percentile: in (0, 100]; if given, a is this percentile of the activations that are not zero.
 
     Returns:
@@ -65,12 +66,17 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
         raise ValueError('net: no layer has gain="threshold"; layers of convert() have it')
     windows = {m.T for m in net.modules() if isinstance(m, tnn.Encoder)}
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}
+    every = dict.fromkeys(layers, 1)  # one of so many activations is kept
 
     def keep(name: str, layer: nn.Module, x: Any, keywords: dict[str, Any], activation: Tensor) -> None:
         if name in seen and keywords.get("fire", True):
-            seen[name].append(sample_by_channel(activation))
-            if not bool(seen[name][-1].isfinite().all()):
+            values = sample_by_channel(activation)
+            if not bool(values.isfinite().all()):
                 raise ValueError(f"data: in a batch the activations of {name!r} are infinite or NaN")
+            seen[name].append(one_of(values, every[name]))
+            if sum(kept.numel() for kept in seen[name]) > _KEPT:
+                seen[name] = [one_of(torch.cat(seen[name], 1), 2)]
+                every[name] *= 2
 
     twin, kinds = to_ann(net), (ann.Linear, ann.Conv1d, ann.Conv2d, nn.ReLU, nn.Hardtanh)
     with evaluating(net), evaluating(twin), watching(twin, kinds, keep):
@@ -120,6 +126,12 @@ def sample_by_channel(activations: Tensor) -> Tensor:
     """Return at most a million evenly spaced activations of [B, C, *space] by channel: float32 [C, N] on the CPU."""
     values = activations.transpose(0, 1).flatten(1) if activations.dim() > 1 else activations.unsqueeze(0)
     return values[:, :: 1 + values.numel() // _SAMPLE].float().cpu()
+
+
+def one_of(values: Tensor, n: int) -> Tensor:
+    """Return one in n columns of [C, N]: any, since evenly spaced ones could all be from the border of images."""
+    chosen = torch.randperm(values.shape[1], generator=torch.Generator().manual_seed(0))[: values.shape[1] // n]
+    return values if n == 1 else values[:, chosen]
 
 
 def percentiles_of(values: Tensor, percentile: float) -> Tensor:
