@@ -71,6 +71,19 @@ def test_with_windows_maximum_pooling_is_a_layer() -> None:
     assert (snn(x) - net(x)).norm() < 0.05 * net(x).norm()
 
 
+@pytest.mark.parametrize("timing", ["step", "window"])
+def test_neurons_before_pooling_and_flattening_have_channels(timing: str) -> None:
+    """Of currents that no layer computes: the neurons come first, then what stood before their ReLU."""
+    net = Net(
+        lambda m, x: m.c(torch.relu(F.max_pool2d(m.p(m.d(torch.relu(m.a(x)))), 2).flatten(1))),
+        a=nn.Conv2d(2, 8, 3), d=nn.Conv2d(8, 8, 1, groups=8), p=nn.Conv2d(8, 6, 1), c=nn.Linear(54, 3),
+    ).eval()  # fmt: skip
+    x = torch.rand(6, 2, 8, 8)
+    snn = convert(net, T=128, example=x[:1], timing=timing, data=[x])
+    assert torch.equal(to_ann(snn)(x), net(x))
+    assert (snn(x) - net(x)).norm() < 0.05 * net(x).norm()
+
+
 def test_a_maximum_over_channels_is_of_currents() -> None:
     """Channels have thresholds of their own, so a spike of one is not worth one of another."""
     net = Net(

@@ -28,13 +28,12 @@ from .inputs import GIVE, examples_for
 Example = Tensor | SpikeTrain
 
 
-def exported(ann: nn.Module, example: Example | None = None, stateful: bool = False) -> Graph:
+def exported(ann: nn.Module, example: Example | None = None) -> Graph:
     """Return the graph of an ANN in evaluation mode, for batches of any size.
 
     Args:
         example: a batch, which fixes the size of inputs. None: find an input that the ANN accepts; if it accepts
             several sizes, the graph is for inputs of any size.
-        stateful: whether further inputs and outputs of the ANN are states, which are ignored.
     """
     for name, parameter in ann.named_parameters():
         if is_lazy(parameter):
@@ -42,17 +41,16 @@ def exported(ann: nn.Module, example: Example | None = None, stateful: bool = Fa
             lazy = f"module {path!r}, {type(ann.get_submodule(path)).__name__}"
             raise CannotConvert(f"{lazy}: give it a batch first, after which it is a layer of torch's")
     needed = inputs_of(ann)
-    if len(needed) > 1 and not stateful:
+    if len(needed) > 1:
         raise CannotConvert(f"its forward has a second input, {needed[1]!r}: a spiking network has one")
-    state = [torch.zeros(())] * (len(needed) - 1)
     with evaluating(ann):
-        examples = examples_for(ann, lambda x: ann(x, *state)) if example is None else [_doubled(example)]
-        answer = _answer(ann, (examples[0], *state))
-        if not isinstance(answer, Tensor) and not stateful:
+        examples = examples_for(ann) if example is None else [_doubled(example)]
+        answer = _answer(ann, examples[0])
+        if not isinstance(answer, Tensor):
             several = isinstance(answer, (tuple, list, dict))
             what = f"{len(answer)} values, {type(answer).__name__}" if several else describe(answer)
             raise CannotConvert(f"the network returns {what}: a spiking network has one answer, a tensor")
-        graph, *others = (_graph(ann, (x, *state)) for x in examples)
+        graph, *others = (_graph(ann, x) for x in examples)
     if any(_numbers(graph) != _numbers(other) for other in others):
         raise CannotConvert(f"the operations of the ANN depend on the size of its input: {GIVE}")
     graph.sized = not others
@@ -70,17 +68,17 @@ def _doubled(example: Example) -> Tensor:
     return torch.cat([x[:1], x[:1]]).detach()
 
 
-def _answer(ann: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+def _answer(ann: nn.Module, x: Tensor) -> Any:
     try:
-        return ann(*inputs)
+        return ann(x)
     except Exception as error:  # a user's forward may raise anything
         raise ValueError(f"example: the ANN does not accept it: {str(error).splitlines()[0]}") from error
 
 
-def _graph(ann: nn.Module, inputs: tuple[Tensor, ...]) -> Graph:
-    free = ({0: torch.export.Dim.AUTO}, *({} for _ in inputs[1:]))
+def _graph(ann: nn.Module, x: Tensor) -> Graph:
+    free = ({0: torch.export.Dim.AUTO},)
     try:
-        return _Reader(ann, torch.export.export(ann, inputs, dynamic_shapes=free, strict=False)).graph
+        return _Reader(ann, torch.export.export(ann, (x,), dynamic_shapes=free, strict=False)).graph
     except CannotConvert:
         raise
     except Exception as error:  # torch.export raises many classes of errors

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,6 @@ from torch.overrides import TorchFunctionMode
 
 from .graph import CannotConvert
 
-Call = Callable[[Tensor], Any]
 GIVE = "give `example`, a batch of its inputs: convert(ann, T, example=images)"
 LARGEST = (1, 1 << 15, 512, 64)  # the largest side of an input to try, by number of spatial dimensions
 
@@ -30,14 +29,14 @@ class _Input(NamedTuple):
         return torch.zeros(2, self.channels, *[side] * self.space, dtype=self.dtype, device=self.device)
 
 
-def examples_for(ann: nn.Module, call: Call) -> list[Tensor]:
+def examples_for(ann: nn.Module) -> list[Tensor]:
     """Return a batch that the ANN accepts, and if possible one of another size. Images are square."""
     errors = []
     for given in dict.fromkeys(_inputs(ann)):
-        side, error = _side(call, given)
+        side, error = _side(ann, given)
         if error is None:
             others = (2 * side, side + 1, side - 1) if given.space else ()
-            sides = [side, *(other for other in others if not _error(call, given.batch(other)))]
+            sides = [side, *(other for other in others if not _error(ann, given.batch(other)))]
             return [given.batch(s) for s in sides[:2]]
         errors.append(error)
     if not errors:
@@ -58,23 +57,23 @@ def _inputs(ann: nn.Module) -> Iterator[_Input]:
             yield from (_Input(p.shape[1], p.dim() - 2, p.dtype, p.device) for p in own if p.dim() <= 5)
 
 
-def _side(call: Call, given: _Input) -> tuple[int, Exception | None]:
+def _side(ann: nn.Module, given: _Input) -> tuple[int, Exception | None]:
     """Return (side, None) if the ANN accepts inputs with that side, else (side, the first error)."""
     low, high, side = 0, 0, 28  # 28 first, because some networks for MNIST accept no other size
-    first = error = _error(call, given.batch(side))
+    first = error = _error(ann, given.batch(side))
     while error is not None:
         low, high = (low, side) if isinstance(error, _TooLarge) else (side, high)
         side = (low + high) // 2 if high else 2 * low
         if side == low or side > LARGEST[given.space]:
             return side, first
-        error = _error(call, given.batch(side))
+        error = _error(ann, given.batch(side))
     return side, None
 
 
-def _error(call: Call, x: Tensor) -> Exception | None:
+def _error(ann: nn.Module, x: Tensor) -> Exception | None:
     try:
         with _Sizes():
-            call(x)
+            ann(x)
     except Exception as error:  # a user's forward may raise anything
         return error
     return None

@@ -26,7 +26,7 @@ class Lowering(Builder):
     """Builds the spiking network, Op by Op.
 
     Args:
-        gate, timing, max_pool, after, until: see :func:`convert`.
+        threshold, v_init, gate, timing, max_pool, after, until: see :func:`convert`.
 
     Attributes:
         ways: for each layer of neurons, by name, whether it is fused or general, and its operations.
@@ -36,18 +36,18 @@ class Lowering(Builder):
         self,
         graph: Graph,
         encoder: tnn.Encoder,
+        *,
         threshold: float,
         v_init: float,
-        *,
-        gate: str = "relu",
-        timing: str = "step",
-        max_pool: str = "or",
-        after: str | None = None,
-        until: str | None = None,
+        gate: str,
+        timing: str,
+        max_pool: str,
+        after: str | None,
+        until: str | None,
     ) -> None:
         super().__init__(graph, encoder)
-        self.threshold, self.v_init, self.gate, self.max_pool = threshold, v_init, gate, max_pool
-        self.timing = timing
+        self.threshold, self.v_init, self.gate = threshold, v_init, gate
+        self.timing, self.max_pool = timing, max_pool
         self.ways: dict[str, str] = {}
         self.front, self.back = self._cut(after, until)
         self.before_neurons = self._before_neurons()
@@ -61,10 +61,6 @@ class Lowering(Builder):
         snn.training = self.ann.training
         snn.meta["ways"] = self.ways
         return snn
-
-    def fires(self, op: Op) -> bool:
-        """Return whether an Op becomes a layer of neurons."""
-        return kinds.is_relu(op)
 
     def _silent(self) -> CannotConvert:
         """Return the error for a network in which nothing would spike; it says where a ReLU is missing."""
@@ -98,7 +94,7 @@ class Lowering(Builder):
         """Return the Ops whose values reach some neurons."""
         found: set[Op] = set()
         for op in reversed(self.source.ops):
-            if any(user in found or (self.fires(user) and user not in self.back | self.front) for user in op.users):
+            if any(user in found or (kinds.is_relu(user) and user not in self.back | self.front) for user in op.users):
                 found.add(op)
         return found - self.back
 
@@ -116,16 +112,13 @@ class Lowering(Builder):
         found = given - {"constant", "size"}
         if not found or not self.signals(op):
             return Value("constant")
-        if op in self.front or (found == {"image"} and not self._begins(op)):
+        begins = op.kind in kinds.SYNAPSES and op in self.before_neurons  # the image is encoded for this Op
+        if op in self.front or (found == {"image"} and not begins):
             flat = None if op in self.front else flatten_of(op)  # as a module, because freeze supports it
             return Value("image", self.copy(op) if flat is None else self.call(op, flat, self.tensor(op.x)))
-        if self.fires(op) and op not in self.back:
+        if kinds.is_relu(op) and op not in self.back:
             return self._fire(op)
         return self._towards_neurons(op) if op in self.before_neurons else self._behind(op)
-
-    def _begins(self, op: Op) -> bool:
-        """Return whether the image is encoded at this Op."""
-        return op.kind in kinds.SYNAPSES and op in self.before_neurons
 
     def _output(self, op: Op) -> Value:
         value = self.env[op.x]
@@ -228,21 +221,21 @@ class Lowering(Builder):
     def _fire(self, op: Op) -> Value:
         if self.env[op.x].kind == "spikes" and kinds.ceiling_of(op) is None:
             return self.env[op.x]  # a ReLU does not change spikes
-        source, after = op.x, []
+        source, passed = op.x, list[Op]()
         while self._commutes(source) and len(source.users) == 1 and self.env[source].kind == "currents":
-            after.append(source)  # this comes before the ReLU, but commutes with it
+            passed.append(source)  # this comes before the ReLU, but commutes with it
             source = source.x
         silenced = self.gate == "resu" and kinds.ceiling_of(op)  # a fused layer cannot have both gates
         fused = None if silenced else self._fused(source)
-        if fused is None and not any(kinds.is_max_pool(layer) for layer in after):
-            source, after = op.x, []
+        if fused is None and not any(kinds.is_max_pool(each) for each in passed):
+            source, passed = op.x, []
         node = self._general(op, source) if fused is None else self._fuse(op, *fused)
         value = self.fired(source, node)
-        for passed in reversed(after):
-            if kinds.is_max_pool(passed):
-                value = self._max_pool(passed, value)
-            elif passed.kind not in kinds.SAME:
-                value = self._layer(passed, flatten_of(passed) or tnn.Dropout(passed.args["p"]), value)
+        for each in reversed(passed):
+            if kinds.is_max_pool(each):
+                value = self._max_pool(each, value)
+            elif each.kind not in kinds.SAME:
+                value = self._layer(each, flatten_of(each) or tnn.Dropout(each.args["p"]), value)
         return value
 
     def _commutes(self, op: Op) -> bool:
@@ -250,21 +243,18 @@ class Lowering(Builder):
         return kinds.is_max_pool(op) or op.kind in ("dropout", "flatten", *kinds.SAME)
 
     def _general(self, op: Op, source: Op) -> fx.Node:
-        neurons = self._neurons(op, self.sums(source))
+        device = next(self.ann.parameters(), torch.empty(0)).device
+        neurons = general.Neurons(**self._neurons(op, source, device), gate=self.gate, sums=self.sums(source))
         node = self.call(op, neurons, self.signal(source))
         self.ways[str(node.target)] = f"general: {neurons.sums or 'spikes'}"
         return node
 
-    def _neurons(self, op: Op, sums: str) -> general.Neurons:
-        ceiling = kinds.ceiling_of(op)
-        threshold = torch.full(op.features[:1], self._threshold(op))
-        v_init = self.v_init * threshold
-        given: dict[str, Any] = {"gate": self.gate, "timing": self.timing, "ceiling": ceiling or None, "sums": sums}
-        return general.Neurons(threshold, v_init, **given)
-
-    def _threshold(self, op: Op) -> float:
-        ceiling = kinds.ceiling_of(op)
-        return ceiling / self.encoder.T if ceiling else self.threshold
+    def _neurons(self, op: Op, source: Op, device: torch.device) -> dict[str, Any]:
+        """Return settings of the neurons that stand for the ReLU ``op``, on the currents ``source``."""
+        ceiling = kinds.ceiling_of(op) or None
+        threshold = torch.full(source.features[:1], ceiling / self.encoder.T if ceiling else self.threshold)
+        each = {"threshold": threshold.to(device), "v_init": (self.v_init * threshold).to(device)}
+        return each | {"timing": self.timing, "ceiling": ceiling}
 
     def _fused(self, op: Op) -> tuple[Term, Term | None, fx.Node | None] | None:
         """Return (body, projection, spikes) of a fused layer, or None. Only the body fires."""
@@ -311,18 +301,9 @@ class Lowering(Builder):
         path, weight, bias = parameters(synapses, self.attributes)
         layer = layer_of([*FUSED.values()], weight, bias, sizes_of(synapses))
         norm = None if batch_norm is None else self.norm(batch_norm)
-        self._set_neurons(op, layer, norm, keywords)
+        layer.gain, layer.gate = "threshold", "clip" if kinds.ceiling_of(op) else self.gate
+        for name, value in self._neurons(op, synapses, weight.device).items():
+            setattr(layer, name, value)
         node = self.call_as(path, layer, self.signal(synapses.x), **keywords)
         layer.norm = norm  # after the call, which sets the mode of the layer but not of the norm
         return node
-
-    def _set_neurons(self, op: Op, layer: Any, norm: nn.Module | None, keywords: dict[str, Any]) -> None:
-        """Set the neurons of a layer: threshold, initial potential, gain, gate and timing."""
-        layer.gain, layer.gate, layer.timing = "threshold", self.gate, self.timing
-        ceiling = kinds.ceiling_of(op)
-        if ceiling:
-            layer.gate, layer.ceiling = "clip", ceiling
-        threshold = self._threshold(op)
-        like = layer.weight.detach()
-        for name, value in (("threshold", threshold), ("v_init", self.v_init * threshold)):
-            setattr(layer, name, like.new_full((layer._channels,), value, dtype=torch.float32))

@@ -131,8 +131,8 @@ def convert(
     batches = iter(()) if data is None else batches_of(data)
     begin = [*islice(batches, 1)]
     graph = exported(ann, begin[0] if example is None and begin else example)
-    ways: dict[str, Any] = {"gate": gate, "timing": timing, "max_pool": max_pool, "after": after, "until": until}
-    lowering = Lowering(graph, encoder, first, v_init, **ways)
+    neurons: dict[str, Any] = {"threshold": first, "v_init": v_init, "gate": gate, "timing": timing}
+    lowering = Lowering(graph, encoder, **neurons, max_pool=max_pool, after=after, until=until)
     snn = lowering.run(type(ann).__name__)
     if data is not None:
         calibrate(snn, chain(begin, batches))
