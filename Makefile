@@ -28,7 +28,7 @@ help:
 	@echo "make clean     remove everything that was built, but not $(VENV)"
 
 train: $(READY) ext
-	tandem-snn train
+	python python/experiments/train.py
 
 # As many workers as cores, up to four, each with one thread. A file's tests share fixtures, so they stay together.
 test: $(READY) ext

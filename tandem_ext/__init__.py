@@ -12,7 +12,7 @@ from . import flops, functional, ops, reference
 from ._load import build_info
 from .inputs import ConstantInput, ImpulseInput
 from .planes import counts, pack, unpack
-from .signal import cat
+from .signal import cat, collate
 from .train import SpikeTrain
 
 __version__: str = build_info().get("version", "unknown")
@@ -23,6 +23,7 @@ __all__ = [
     "SpikeTrain",
     "build_info",
     "cat",
+    "collate",
     "counts",
     "flops",
     "functional",

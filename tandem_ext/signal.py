@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
-from torch.utils.data._utils.collate import default_collate_fn_map
+from torch.utils.data._utils.collate import default_collate, default_collate_fn_map
 
 S = TypeVar("S", bound="Signal")
 C = TypeVar("C", bound=type)
@@ -298,6 +298,18 @@ def cat(signals: Sequence[S], dim: int = 0) -> S:
         if not same and not (dim == 1 and all(tensors) and all(gain.dim() for gain in gains)):
             raise ValueError(f"signals: expected the same gain in all signals, got gain {first.gain} and {other.gain}")
     return first.concatenate(signals, dim)
+
+
+def collate(samples: Sequence[Any]) -> Any:
+    """Stack samples to a batch as torch's ``default_collate`` does, and join spike trains by :func:`cat`.
+
+    A DataLoader does the same without it; it serves where a ``collate_fn`` is called by name, or is part of another.
+
+    >>> train = te.SpikeTrain.from_dense(torch.ones(8, 1, 3))
+    >>> te.collate([(train, 3), (train, 5)])
+    [SpikeTrain(T=8, shape=[2, 3], gain=1.0, device=cpu), tensor([3, 5])]
+    """
+    return default_collate(samples)
 
 
 default_collate_fn_map[Signal] = lambda batch, **_: cat(batch)  # torch's registry of types for DataLoaders

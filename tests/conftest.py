@@ -40,23 +40,7 @@ def _seed():
 @pytest.fixture(scope="session")
 def digits():
     """Handwritten digits, all of whose training samples are trained on."""
-    from tandem_snn.data import load
+    from data import load
+    from recipe import Recipe
 
-    return load("digits", validation=False)
-
-
-@pytest.fixture
-def refused(capsys):
-    """Runs the command line, which must refuse in one line that has the given words; returns its further output."""
-    from tandem_snn.cli import main
-
-    def run(arguments, words, status=2):
-        capsys.readouterr()
-        assert main([*map(str, arguments)]) == status
-        output, error = capsys.readouterr()
-        assert error.startswith("tandem-snn: ")
-        assert error.count("\n") == 1
-        assert words in error
-        return output
-
-    return run
+    return load(Recipe(validation=False), None)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
-from tandem_snn.data import load
 from tandem_snn.nn.general import Neurons
 
 
@@ -172,7 +171,10 @@ class Shortcut(nn.Module):
 
 def trained_on_fashion_mnist(folder: Any, T: int, samples: int) -> tuple[nn.Module, Tensor, Tensor]:
     """16C3s2-32C3s2-FC128 with batch norm after one epoch of 20,000 images, 85 % right; test images and labels."""
-    data = load("fashion-mnist", folder, validation=False)
+    from data import load  # python/experiments
+    from recipe import Recipe
+
+    data = load(Recipe(data="fashion-mnist", validation=False), folder)
     torch.manual_seed(0)
     net = nn.Sequential(
         tnn.Encoder(T),
@@ -183,7 +185,7 @@ def trained_on_fashion_mnist(folder: Any, T: int, samples: int) -> tuple[nn.Modu
         tnn.Readout(128, 10),
     )
     optimizer = torch.optim.Adam(net.parameters(), 2e-3)
-    for images, labels in data.train.subset(range(20_000)).batches(128, seed=0):
+    for images, labels in data.train[torch.arange(20_000)].epoch(0, 128):
         optimizer.zero_grad()
         F.cross_entropy(net(images), labels).backward()
         optimizer.step()

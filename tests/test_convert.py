@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
+from architectures import create
+from tandem_snn import ann, calibrate, convert, freeze, to_ann
 from tandem_snn import ann as twins
-from tandem_snn import calibrate, convert, create_model, create_twin, freeze, to_ann
 from tandem_snn.nn.general import Neurons
 from tandem_snn.nn.maximum import MaxPool
 from tandem_snn.nn.signals import effective_counts
@@ -132,7 +133,7 @@ def products() -> tuple[nn.Module, Tensor]:
 
 def twin() -> tuple[nn.Module, Tensor]:
     """A network of this package's own ANN layers."""
-    return create_twin("8C3-16C3s2-FC24", shape=(2, 8, 8), classes=5), torch.rand(6, 2, 8, 8)
+    return create(ann, "8C3-16C3s2-FC24", (2, 8, 8), 5), torch.rand(6, 2, 8, 8)
 
 
 NETWORKS = {make.__name__: make for make in (sequential, functional, line, products, twin, resnet)}
@@ -205,7 +206,7 @@ def test_calibration() -> None:
     with pytest.raises(ValueError, match=r"data: in a batch the activations of '0\.0' are infinite or NaN"):
         calibrate(snn, [x, x / 0])
     with pytest.raises(ValueError, match="gain"):
-        calibrate(create_model("mlp", shape=(4,), classes=2, T=4), [torch.rand(2, 4)])
+        calibrate(create(tnn, "mlp", (4,), 2, 4), [torch.rand(2, 4)])
 
 
 def test_convert_calibrates_on_data() -> None:

@@ -4,28 +4,32 @@ import copy
 import itertools
 import os
 import pickle
-import re
 import socket
 import subprocess
 import sys
-import time
+import tempfile
 from dataclasses import replace
-from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
-from cases import dyadic, train
+from cases import dyadic
+from cases import train as spikes
 from torch import nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
+from architectures import create
+from data import load
+from recipe import Recipe
 from tandem_snn import ann, freeze, to_ann
 from tandem_snn.nn import batch_norm, general
 from tandem_snn.nn.batch_norm import SyncBatchNorm
-from tandem_snn.training import Interruption, Recipe, World, fit, join, synchronised
-from tandem_snn.training.trainer import Trainer
+from train import build, processes
+from training import World, train, with_shared_statistics
 
 WORLD = 2
+SCRIPT = Path(__file__).parents[1] / "python/experiments/train.py"
 
 
 def free_port():
@@ -42,7 +46,7 @@ def environment(rank, port):
 def _work(rank, port, folder):
     os.environ |= environment(rank, port)
     torch.set_num_threads(1)
-    with join("cpu") as (world, _):
+    with processes("cpu") as (world, _):
         found = {run.__name__: run(world) for run in (all_layers, exact_step, whole_training)}
         torch.save(found, folder / f"{rank}.pt")
 
@@ -53,21 +57,6 @@ def parts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parts")
     torch.multiprocessing.spawn(_work, (free_port(), folder), nprocs=WORLD)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
-
-
-def _join_twice(rank, port):
-    os.environ |= environment(rank, port) | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
-    for attempt in range(2):
-        os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)
-        time.sleep(attempt * (1 - rank))  # so that the other one looks for its address before it is there
-        with join("cpu", timedelta(seconds=60)) as (world, _):
-            assert world.sum(torch.ones(1)).item() == WORLD
-
-
-def test_processes_that_are_started_again_do_not_find_the_addresses_of_those_before():
-    """torchrun keeps its store, and what is in it, where it does not negotiate who takes part."""
-    store = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    torch.multiprocessing.spawn(_join_twice, (store.port,), nprocs=WORLD)
 
 
 LAYERS = {
@@ -90,7 +79,7 @@ def layer_and_input(name, layers):
     with torch.no_grad():
         for weight in (p for p in layer.parameters() if p.dim() > 1):
             weight.copy_(dyadic(*weight.shape))
-    x = train(8, 16, 12, *([5, 4] if name != "linear" else []))
+    x = spikes(8, 16, 12, *([5, 4] if name != "linear" else []))
     return layer, x
 
 
@@ -101,13 +90,13 @@ def pass_through(name, layers, world):
     # By torch's own way to say it, which is Lightning's too.
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(layer)) if layers is tnn else layer
     converted_counts = converted(x).counts.detach() if layers is tnn else None
-    with synchronised(layer, world):
-        y = layer(x.counts if layers is ann else x)
-        counts = y if layers is ann else y.counts
-        torch.manual_seed(2)
-        weights = torch.randn(16, *counts.shape[1:])[share]
-        (counts * weights).sum().backward()
-    assert not any(isinstance(module, SyncBatchNorm) for module in layer.modules())
+    if world.size > 1:
+        with_shared_statistics(layer)
+    y = layer(x.counts if layers is ann else x)
+    counts = y if layers is ann else y.counts
+    torch.manual_seed(2)
+    weights = torch.randn(16, *counts.shape[1:])[share]
+    (counts * weights).sum().backward()
     return {
         "out": counts.detach(),
         "state": layer.state_dict(),
@@ -185,7 +174,7 @@ def test_the_general_way_has_the_statistics_of_all_processes(monkeypatch):
     """Those of its currents, too, so that their sum is z."""
     other = torch.tensor([64.0, 10.0, 20.0, 30.0, 10.0, 90.0, 40.0], dtype=torch.float64)
     monkeypatch.setattr(batch_norm, "_total", lambda sums, group: sums + other)
-    x = train(8, 6, 3)
+    x = spikes(8, 6, 3)
     u = general.normalise(x, SyncBatchNorm(nn.BatchNorm1d(3)))
     torch.testing.assert_close(u.steps(0, 8).sum(0), u.total)
 
@@ -200,7 +189,7 @@ def test_alone_the_layer_is_the_fused_one(name, options, monkeypatch):
     window_product = tnn.neuron.window_product
     monkeypatch.setattr(tnn.neuron, "window_product", lambda *a: calls.append(a) or window_product(*a))
     if options:
-        fused, x = tnn.Linear(12, 8, **{"bias": False, "norm": True, **options}), train(8, 16, 12)
+        fused, x = tnn.Linear(12, 8, **{"bias": False, "norm": True, **options}), spikes(8, 16, 12)
     else:
         fused, x = layer_and_input("linear" if name == "constant" else name, tnn)
         fused = getattr(fused, "body", fused)
@@ -220,122 +209,73 @@ def test_alone_the_layer_is_the_fused_one(name, options, monkeypatch):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-4, msg=key)
 
 
-EXACT = Recipe(
-    model="FC32", T=2, norm=False, optimizer="sgd", momentum=0.0, lr=2.0**-6, schedule="constant", batch_size=16,
-    task="regression", epochs=1, validation=False,
-)  # fmt: skip
-ROUNDED = Recipe(model="FC32-FC32", optimizer="sgd", lr=0.02, batch_size=64, epochs=2, validation=True)
-
-
 def exact_step(world):
     """One step of which every sum is exact: dyadic weights, images and learning rate, squared errors."""
-    data = EXACT.load()
     torch.manual_seed(0)
-    net = EXACT.build(data)
+    net = create(tnn, "FC32", (64,), 64, 2, norm=False)
     with torch.no_grad():
         for p in net.parameters():
             p.copy_(torch.randint(-2, 3, p.shape) / 4)  # few bits, so that sums of their products need few
-    trainer = Trainer(net, data, EXACT, world)
-    next(trainer.epoch())
-    return net.state_dict(), trainer.totals.loss
+    images = torch.randint(17, (16, 64)) / 16
+    share = slice(world.rank * 16 // world.size, (world.rank + 1) * 16 // world.size)
+    model = nn.parallel.DistributedDataParallel(net) if world.size > 1 else net
+    optimizer = torch.optim.SGD(net.parameters(), 2.0**-6)
+    nn.functional.mse_loss(model(images[share]), images[share]).backward()
+    optimizer.step()
+    return net.state_dict()
+
+
+RECIPE = Recipe(model="FC32-FC32", optimizer="sgd", lr=0.02, epochs=2)
 
 
 def whole_training(world):
-    result = {}
-    for kind in ("SNN", "ANN"):
-        data = ROUNDED.load()
+    data, found = load(RECIPE, None), {}
+    for kind in "SNN", "ANN":
         torch.manual_seed(0)
-        net = ROUNDED.build(data, kind)
-        fitted = fit(net, data, ROUNDED, world=world)
-        result[kind] = net.state_dict(), fitted
-    return result
+        net = build(RECIPE, data, kind)
+        net = with_shared_statistics(net) if world.size > 1 else net
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "checkpoint.pt"
+            found[kind] = train(net, data, RECIPE, 0, path, world, lambda *_: None, lambda _: None)
+            assert path.exists() == (world.rank == 0)
+    return found
 
 
 def test_a_step_is_that_of_one_process_bit_for_bit(parts):
-    state, loss = exact_step(World())
-    for other, other_loss in (part["exact_step"] for part in parts):
-        assert other_loss == pytest.approx(loss, rel=1e-6)  # the mean over a batch is not a short number
+    state = exact_step(World())
+    for other in (part["exact_step"] for part in parts):
         assert all(torch.equal(value, other[key]) for key, value in state.items())
 
 
 def test_training_is_that_of_one_process(parts):
-    for kind, (state, fitted) in whole_training(World()).items():
+    for kind, one in whole_training(World()).items():
         for part in parts:
-            other, other_fitted = part["whole_training"][kind]
-            for key, value in state.items():
-                torch.testing.assert_close(other[key], value, rtol=1e-5, atol=1e-5)
-            assert other_fitted.test == pytest.approx(fitted.test, abs=1e-5)
-            assert other_fitted.epoch == fitted.epoch
-            for record, one in zip(other_fitted.history, fitted.history, strict=True):
+            other = part["whole_training"][kind]
+            assert other["epoch"] == one["epoch"]
+            for key, value in one["weights"].items():
+                torch.testing.assert_close(other["weights"][key], value, rtol=1e-5, atol=1e-5)
+            for record, expected in zip(other["history"], one["history"], strict=True):
                 for name in ("loss", "accuracy", "validation_accuracy"):
-                    assert record[name] == pytest.approx(one[name], abs=1e-5)
-
-
-def start(port, rank, code, *arguments):
-    script = (
-        f"import sys, os, torch; torch.set_num_threads(1)\n{code}\nfrom tandem_snn.cli import main; sys.exit(main())"
-    )
-    return subprocess.Popen(
-        [sys.executable, "-c", script, "train", "digits", "--set", "model=FC32", "--seeds", "1", *arguments],
-        env={**os.environ, **environment(rank, port)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def outcomes(processes):
-    found = [process.communicate(timeout=120) for process in processes]
-    return [(process.returncode, *texts) for process, texts in zip(processes, found, strict=True)]
+                    assert record[name] == pytest.approx(expected[name], abs=1e-5)
 
 
 def test_one_process_writes(tmp_path):
-    for further in [], ["--resume"]:  # of a finished run
-        port = free_port()
-        options = ["--epochs", "2", "--out", str(tmp_path), *further]
-        (first, shown, _), (second, silence, _) = outcomes([start(port, rank, "", *options) for rank in range(WORLD)])
-        assert (first, second) == (0, 0)
-        assert "test accuracy" in shown
-        assert silence == ""
-    assert {"model.safetensors", "summary.json", "seed-0"} <= {path.name for path in tmp_path.iterdir()}
+    """The script under torchrun; of a finished run only the tables are printed."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(WORLD), "--master-port"]
+    options = ["--model", "FC32", "--epochs", "2", "--no-twin", "--seeds", "1", "--out", str(tmp_path)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    for last in "snn.pt", "finished before":
+        done = subprocess.run(
+            [*launch, str(free_port()), SCRIPT, *options], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("test accuracy") == 2  # in the first table, and in that of early exit
+        assert last in done.stdout or (tmp_path / "seed-0" / last).exists()
+    assert {"picture.png", "summary.json", "seed-0"} == {path.name for path in tmp_path.iterdir()}
 
 
-def test_batches_that_cannot_be_shared_are_refused():
-    with pytest.raises(ValueError, match="65 samples cannot be divided evenly among 2 processes"):
-        Trainer(nn.Linear(1, 1), replace(EXACT, batch_size=65).load(), replace(EXACT, batch_size=65), _Unwrapped(0, 2))
-
-
-class _Unwrapped(World):
-    def wrap(self, net):
-        return net
-
-
-def test_when_one_dies_the_others_stop_and_say_so(tmp_path):
-    port = free_port()
-    dies = """
-from tandem_snn.training import Trainer
-step = Trainer.train_step
-Trainer.train_step = lambda self, *batch: os._exit(9) if self.step == 5 else step(self, *batch)
-"""
-    processes = [start(port, rank, dies * rank, "--epochs", "50", "--out", str(tmp_path)) for rank in range(WORLD)]
-    (status, _, error), (died, _, _) = outcomes(processes)
-    assert (status, died) == (2, 9)
-    assert re.search(r"^tandem-snn: another process of this run stopped", error, re.MULTILINE)
-    assert "Traceback" not in error
-
-
-def test_asked_to_stop_all_stop_after_the_same_step(tmp_path):
-    port = free_port()
-    asks = """
-import signal
-from tandem_snn.training import Trainer
-step = Trainer.train_step
-def slow(self, *batch):
-    step(self, *batch)
-    if self.step == 5:
-        signal.raise_signal(signal.SIGTERM)
-Trainer.train_step = slow
-"""
-    processes = [start(port, rank, asks * rank, "--epochs", "50", "--out", str(tmp_path)) for rank in range(WORLD)]
-    for status, _, error in outcomes(processes):
-        assert status == 143
-        assert "after 0 of 50 epochs and 5 of 21 steps" in error
-    assert Interruption().signal is None
-    assert (tmp_path / "seed-0" / "snn" / "checkpoint.safetensors").exists()
+def test_batches_that_cannot_be_shared_are_refused(tmp_path):
+    recipe = replace(RECIPE, batch_size=65)
+    data = load(recipe, None)
+    with pytest.raises(ValueError, match="65 samples cannot be divided among 2 processes"):
+        train(build(recipe, data, "SNN"), data, recipe, 0, tmp_path / "x.pt", World(0, 2), print, print)

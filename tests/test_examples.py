@@ -18,12 +18,13 @@ import tandem_snn as ts
 import tandem_snn.nn as tnn
 
 OWN = (
-    *("ann", "container", "convert", "data", "errors", "frozen", "machine", "measure", "memory"),
-    *("models", "nir", "nn", "onnx", "plots", "training"),
+    *("ann", "container", "convert", "errors", "frozen", "info", "machine", "measure", "memory"),
+    *("nir", "nn", "onnx", "plots", "tonic"),
 )
 MODULES = [
     *(m.name for m in pkgutil.walk_packages(te.__path__, "tandem_ext.") if m.name != "tandem_ext._C"),
     *(m.name for m in pkgutil.walk_packages(tandem_snn.__path__, "tandem_snn.") if m.name.split(".")[1] in OWN),
+    *("architectures", "data", "measures", "recipe"),  # python/experiments
 ]
 
 
@@ -34,11 +35,11 @@ def test_examples(name, tmp_path, monkeypatch):
     for package in ("nir", "onnx"):
         if package in name:
             pytest.importorskip(package, reason=f"the package {package} is not installed")
-    names = {"torch": torch, "nn": torch.nn, "te": te, "tnn": tnn, "tandem_snn": tandem_snn}
+    names = {"torch": torch, "nn": torch.nn, "te": te, "tnn": tnn, "ts": ts, "tandem_snn": tandem_snn}
     assert doctest.testmod(module, extraglobs=names).failed == 0
 
 
-PUBLIC = ("ann", "measure", "models", "nn", "training", "")
+PUBLIC = ("ann", "measure", "nn", "tonic", "")
 
 
 @pytest.mark.parametrize("name", PUBLIC)

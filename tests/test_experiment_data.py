@@ -22,22 +22,17 @@ def _offline(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
 
 
-@pytest.fixture(scope="module")
-def whole():
-    return load(Recipe(validation=False), None)
-
-
-def test_splits_are_fixed(whole):
+def test_splits_are_fixed(digits):
     split, again = (load(Recipe(augment=("flip",)), None) for _ in range(2))
     assert (len(split.train), len(split.validation), len(split.test)) == (1234, 113, 450)
     assert torch.equal(split.validation.inputs, again.validation.inputs)
     assert (split.train.augment, split.validation.augment, split.test.augment) == (("flip",), (), ())
     together = torch.cat([split.train.targets, split.validation.targets])
-    assert torch.equal(together.bincount(), whole.train.targets.bincount())
+    assert torch.equal(together.bincount(), digits.train.targets.bincount())
 
 
-def test_images_are_standardised_and_channels_last(whole):
-    x, _ = whole.train.take(torch.arange(len(whole.train)))
+def test_images_are_standardised_and_channels_last(digits):
+    x, _ = digits.train.take(torch.arange(len(digits.train)))
     torch.testing.assert_close(torch.stack([x.mean(), x.std()]), torch.tensor([0.0, 1.0]), atol=1e-3, rtol=0)
     assert x.stride() == (64, 1, 8, 1)  # not those that a tensor with one channel has after contiguous()
 

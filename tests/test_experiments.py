@@ -38,11 +38,6 @@ def main(*arguments):
     return script.main([*map(str, arguments)])
 
 
-@pytest.fixture(scope="module")
-def digits():
-    return load(Recipe(validation=False), None)
-
-
 @pytest.fixture
 def refused(capsys):
     """Runs the script, which must refuse in one line that has the given words."""

@@ -8,11 +8,12 @@ from cases import dyadic, train, train_with_edge
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
-from tandem_snn import create_model, create_twin, freeze
+from architectures import create
+from tandem_snn import ann, freeze
 from tandem_snn.frozen.lowering import lower
 from tandem_snn.nn.quantise import quantise
 
-OPTIONS = {"shape": (3, 8, 8), "classes": 10, "T": 8, "width": 0.2}
+OPTIONS = {"shape": (3, 8, 8), "outputs": 10, "T": 8, "width": 0.2}
 
 
 @pytest.mark.parametrize("bits", [2, 3, 5, 8])
@@ -75,8 +76,8 @@ def test_weights_that_are_no_numbers_make_the_step_none():
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_freezing_rounds_as_training_does(bits):
-    """Networks that were trained so, frozen: test_models.py."""
-    net, plain = create_model("cnn", **OPTIONS, weight_bits=bits), create_model("cnn", **OPTIONS).eval()
+    """Networks that were trained so, frozen: test_architectures.py."""
+    net, plain = create(tnn, "cnn", **OPTIONS, weight_bits=bits), create(tnn, "cnn", **OPTIONS).eval()
     x = torch.randn(16, 3, 8, 8)
     net(x)
     expected, frozen = net.eval()(x), freeze(net)
@@ -180,8 +181,8 @@ def test_in_evaluation_the_step_is_a_part_of_the_scale():
 
 
 def test_the_twin_keeps_its_weights():
-    twin = create_twin("cnn", **OPTIONS, weight_bits=2)
-    net = create_model("cnn", **OPTIONS, weight_bits=2)
+    twin = create(ann, "cnn", **OPTIONS, weight_bits=2)
+    net = create(tnn, "cnn", **OPTIONS, weight_bits=2)
     assert not hasattr(twin.conv1, "weight_bits")
     assert "weight_bits=2" in repr(net.conv1)
     assert net.state_dict().keys() == twin.state_dict().keys()

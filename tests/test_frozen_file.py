@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
+from architectures import create
 from tandem_snn import container
 from tandem_snn.errors import UserError
 from tandem_snn.frozen.lowering import lower
@@ -64,7 +65,7 @@ def converted() -> tuple[nn.Module, Tensor]:
 
 def learned() -> tuple[nn.Module, Tensor]:
     options = {"width": 0.1, "learn_threshold": "channel", "weight_bits": 6, "bn_stats": "running"}
-    return ts.create_model("resnet18-cifar", shape=(3, 8, 8), classes=4, T=5, **options), torch.rand(2, 3, 8, 8)
+    return create(tnn, "resnet18", (3, 8, 8), 4, 5, **options), torch.rand(2, 3, 8, 8)
 
 
 def events() -> tuple[nn.Module, te.SpikeTrain]:

@@ -1,5 +1,5 @@
-"""What people try without reading: help(), --version, a script before its time; trains in NumPy's and torch's hands;
-how the compiled part is loaded: as a module, or by path, as a Python that it was not built for must.
+"""What people try without reading: help(), names that are gone, a script before its time; trains in NumPy's
+and torch's hands; how the compiled part is loaded: as a module, or by path, as a Python that it was not built for must.
 """
 
 import inspect
@@ -16,11 +16,12 @@ import torch
 from cases import dyadic
 
 import tandem_ext as te
+import tandem_snn
 import tandem_snn.nn as tnn
 from build_tools.compile import write_commit
 from tandem_ext._load import _old_driver
 from tandem_snn import machine
-from tandem_snn.cli import main
+from tandem_snn.info import info
 from tandem_snn.nn.options import NeuronOptions
 
 ROOT = Path(__file__).parents[1]
@@ -37,21 +38,34 @@ def test_help_shows_every_argument(name):
         layer(*([3] * sum(p.default is p.empty for p in shown.values())), tresh=1)
 
 
-def test_the_version(capsys):
-    assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"tandem-snn {te.__version__}\n"
+def test_info_has_what_a_bug_report_needs(monkeypatch):
+    monkeypatch.setenv("TANDEM_DATA", "/some/folder")
+    done = subprocess.run([sys.executable, "-m", "tandem_snn"], capture_output=True, text=True, check=True, cwd=ROOT)
+    rows = dict(re.findall(r"^(\S+) +(\S.*)$", done.stdout, re.MULTILINE))
+    assert {*te.build_info()} < {*rows}
+    assert rows["folder"] == str(Path(te.__file__).parent)
+    assert rows["torch"].startswith(torch.__version__)
+    assert rows["TANDEM_DATA"] == "/some/folder"
+    assert {"commit", "cpu", "cores", "memory", "system", "Python", "GPU", "numpy"} <= {*rows}
+    monkeypatch.setitem(sys.modules, "numpy", None)  # neither it nor an extra is needed
+    assert rows["folder"] in info()
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["sweep"], ["eval"], ["report"], ["export"], ["bench"], ["info"]])
-def test_flags_show_no_value(command, capsys):
-    assert main([*command, "--help"]) == 0
-    assert "bool" not in capsys.readouterr().out
+@pytest.mark.parametrize(
+    "name", ["cli", "create_model", "create_twin", "data", "list_models", "models", "report", "training"]
+)
+def test_what_is_gone_says_where_it_went(name):
+    with pytest.raises(ImportError, match=rf"^tandem_snn\.{name} is gone since 0\.2\.0: [^\n]+$"):
+        exec(f"from tandem_snn import {name}")
+    with pytest.raises(AttributeError, match="has no attribute 'freese'"):
+        getattr(tandem_snn, "freese")  # noqa: B009
 
 
 def test_deploy_before_train_is_one_line(tmp_path, monkeypatch):
     script = ROOT / "python/examples/deploy.py"
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(script.parent)
+    monkeypatch.delitem(sys.modules, "train", raising=False)  # that of python/experiments
     monkeypatch.setattr(sys, "argv", [str(script)])
     with pytest.raises(SystemExit, match=r"^no runs/example/snn.pt: python python/examples/train.py writes it$"):
         runpy.run_path(str(script), run_name="__main__")

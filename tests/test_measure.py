@@ -12,7 +12,6 @@ from torch import nn
 import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_snn import freeze, measure
-from tandem_snn.training import make_task
 
 
 def reached_by_each_spike(layer, spikes):
@@ -222,42 +221,3 @@ def test_energy_is_a_weighted_sum_of_operations():
     assert estimate.snn == pytest.approx(4.6 * 24 + 0.9 * (ops.layers["2"].acs + ops.layers["3"].acs))
     assert estimate.ratio == estimate.snn / estimate.ann
     assert measure.energy(ops, mac=1.0, ac=1.0).ratio == pytest.approx(ops.ratio)
-
-
-@pytest.mark.parametrize("events", [False, True])
-def test_metric_over_time_and_early_exit(events):
-    net = nn.Sequential(*([] if events else [tnn.Encoder(8)]), tnn.Linear(6, 20, norm=True), tnn.Readout(20, 3)).eval()
-    x = te.SpikeTrain.from_dense((torch.rand(8, 40, 6) < 0.4).float()) if events else torch.rand(40, 6)
-    y = torch.randint(3, (40,))
-    frozen = freeze(net)
-    batches = [(x[:25], y[:25]), (x[25:], y[25:])]
-    accuracies = measure.metric_over_time(frozen, batches)
-    assert len(accuracies) == 8
-    assert accuracies[-1] == pytest.approx((net(x).argmax(1) == y).double().mean().item())
-    first = freeze(net, T=8).step(x.to_dense()[0] if events else x)
-    assert accuracies[0] == pytest.approx((first.argmax(1) == y).double().mean().item())
-    exits = measure.early_exit(frozen, batches, [0.4, 1.0])
-    assert exits[1] == measure.Exit(1.0, pytest.approx(accuracies[-1]), 8.0)
-    logits, steps = frozen.anytime(x, 0.4)
-    assert exits[0].steps == pytest.approx(steps.double().mean().item())
-    assert exits[0].accuracy == pytest.approx((logits.argmax(1) == y).double().mean().item())
-    with pytest.raises(ValueError, match=r"confidences: expected numbers in \(0, 1\], got 0"):
-        measure.early_exit(frozen, batches, [0])
-    with pytest.raises(ValueError, match=r"batches: expected classes \[\d+\] with the inputs"):
-        measure.early_exit(frozen, [(x, nn.functional.one_hot(y))])
-    for function in measure.metric_over_time, measure.early_exit:
-        with pytest.raises(TypeError, match=r"expected the result of tandem_snn.freeze\(net\), got Sequential"):
-            function(net, batches)
-        read = iter(batches)
-        function(frozen, read)
-        with pytest.raises(ValueError, match="batches: there are no samples"):
-            function(frozen, read)
-
-
-def test_an_error_over_time_is_that_of_the_readout_scaled_to_the_whole_window():
-    net = nn.Sequential(tnn.Encoder(4), tnn.Linear(6, 20, norm=True), tnn.Readout(20, 3)).eval()
-    x, y = torch.rand(10, 6), torch.rand(10, 3)
-    errors = measure.metric_over_time(freeze(net), [(x[:7], y[:7]), (x[7:], y[7:])], make_task("regression").total)
-    assert errors[-1] == pytest.approx(F.mse_loss(net(x), y).item())
-    first = 4 * freeze(net).step(x)
-    assert errors[0] == pytest.approx(F.mse_loss(first, y).item())

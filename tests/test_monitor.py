@@ -8,8 +8,8 @@ from torch import nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
+from architectures import create
 from tandem_snn.measure import Monitor, firing_rates
-from tandem_snn.models import create_model
 
 
 @pytest.mark.parametrize("neuron", [
@@ -62,7 +62,7 @@ def test_potentials_are_those_of_the_rule(threshold, leak):
 
 
 def test_only_the_chosen_layers_and_only_while_entered():
-    net = create_model("8C3-8C3-FC16", shape=(1, 6, 6), classes=3, T=4).eval()
+    net = create(tnn, "8C3-8C3-FC16", (1, 6, 6), 3, 4).eval()
     x = torch.rand(5, 1, 6, 6)
     monitor = Monitor(net, ["conv*", "fc1"])
     net(x)
@@ -82,14 +82,14 @@ def test_only_the_chosen_layers_and_only_while_entered():
 
 
 def test_hooks_go_when_the_network_fails():
-    net = create_model("mlp", shape=(4,), classes=3, T=4)
+    net = create(tnn, "mlp", (4,), 3, 4)
     with pytest.raises(ValueError, match="4"), Monitor(net):
         net(torch.rand(2, 5))
     assert all(not m._forward_hooks for m in net.modules())
 
 
 def test_memory_is_bounded_and_rates_are_of_all():
-    net = create_model("FC8", shape=(4,), classes=3, T=9).eval()
+    net = create(tnn, "FC8", (4,), 3, 9).eval()
     batches = [torch.rand(7, 4) * 3 for _ in range(4)]
     with Monitor(net, samples=10, potentials=True) as monitor:
         for x in batches:
@@ -137,7 +137,7 @@ def test_training_is_not_disturbed():
     results = []
     for watched in False, True:
         torch.manual_seed(0)
-        net = create_model("FC8-D0.5", shape=(4,), classes=3, T=4)
+        net = create(tnn, "FC8-D0.5", (4,), 3, 4)
         x = torch.rand(6, 4)
         with Monitor(net, samples=4) if watched else torch.enable_grad():
             net(x).square().sum().backward()
@@ -146,7 +146,7 @@ def test_training_is_not_disturbed():
 
 
 def test_mistakes():
-    net = create_model("mlp", shape=(4,), classes=3, T=4)
+    net = create(tnn, "mlp", (4,), 3, 4)
     with pytest.raises(ValueError, match=r"layers: 'conv\*' matches none of the layers with neurons: fc1, fc2"):
         Monitor(net, "conv*")
     with pytest.raises(ValueError, match="samples: expected at least 1, got 0"):

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
-from tandem_snn import calibrate, convert, create_model, freeze, from_nir, to_nir
+from architectures import create
+from tandem_snn import calibrate, convert, freeze, from_nir, to_nir
 from tandem_snn.errors import UserError
 from tandem_snn.frozen.stages import CannotLower
 
@@ -125,7 +126,7 @@ def events() -> tuple[nn.Module, Any]:
 
 def few_bits() -> tuple[nn.Module, Any]:
     """Rounded weights, largest 7/64 in every row."""
-    net = create_model("FC12", shape=(1, 4, 4), classes=3, T=T, norm=False, weight_bits=4)
+    net = create(tnn, "FC12", (1, 4, 4), 3, T, norm=False, weight_bits=4)
     for layer in dyadic(net).modules():
         if isinstance(layer, (tnn.Linear, tnn.Readout)):
             layer.weight.data = torch.randint(-12, 13, layer.weight.shape) / 128

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
+from architectures import create
 
 SHAPE = (1, 8, 8)
 
@@ -38,7 +39,7 @@ def everything(dropout=0.0, T=8):
 
 
 def dense():
-    return ts.create_model("FC32-FC16", shape=SHAPE, classes=10, T=8)
+    return create(tnn, "FC32-FC16", SHAPE, 10)
 
 
 def batch(size, shape=SHAPE):

@@ -1,16 +1,13 @@
-"""Files of strangers: recipes, NIR graphs, event recordings, images.
+"""Files of strangers: NIR graphs. Frozen files: test_frozen_file.py.
 
 Whatever is in them, they are read or refused in one line; nothing in them is run, and nothing larger than they are is
-allocated. Frozen files: test_frozen_file.py. Checkpoints: test_checkpoints.py. Names in reports: test_report.py.
+allocated.
 """
 
-import os
 import random
 import resource
-import struct
 import subprocess
 import sys
-import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,15 +17,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_data import write_images
-from test_data_events import aedat4, recording
 from torch import nn
 
 import tandem_snn as ts
 import tandem_snn.nn as tnn
-from tandem_snn import data
 from tandem_snn.errors import UserError
-from tandem_snn.training import Recipe, load_recipe
 
 quiet = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=100)
 
@@ -63,100 +56,6 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
     return bytes(new)
 
 
-RECIPE = b"""# A recipe: what damage to a comment does not change.
-data: fashion-mnist
-model: cnn
-T: 8
-augment: [flip, "shift:2"]
-init_from: twin
-init_gain: 2.5
-synops_penalty: 0.1
-lr: 2e-3
-"""
-scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.dates() | st.binary()
-values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(scalars, inner), max_leaves=10)
-
-
-@quiet
-@given(st.dictionaries(st.sampled_from(list(Recipe().to_dict())), values, max_size=4))
-def test_recipes_of_any_values(given_values: dict[str, Any]) -> None:
-    try:
-        recipe = Recipe.from_dict(given_values)
-    except UserError:
-        return
-    assert Recipe.from_dict(recipe.to_dict()) == recipe
-    assert recipe.digest()
-    assert recipe.override(["T=4"]).T == 4
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_recipes_of_damaged_text(seed: int, tmp_path: Path) -> None:
-    draw, read = random.Random(seed), 0
-    for _ in range(100):
-        path = tmp_path / "recipe.yaml"
-        path.write_bytes(damaged(RECIPE, draw))
-        try:
-            load_recipe(path)
-            read += 1
-        except UserError:
-            pass
-    assert 0 < read < 100
-
-
-BOMB = "options:\n  a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
-    f"  {b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
-)
-TEXTS = {
-    "a bomb": (BOMB, "options: expected a mapping of names to single values, got {'a': "),
-    "a loop": ("options: &a {x: *a}", "options: expected a mapping of names to single values"),
-    "depth": ("model: " + "[" * 20_000, "is not YAML: maximum recursion depth"),
-    "a long number": ("seed: " + "9" * 5000, "is not YAML: Exceeds the limit"),
-    "a long number in hexadecimal": ("T: 0x" + "f" * 10_000, "T: a number of 40000 bits"),
-    "a long option": ("options: {eps: 0x" + "f" * 10_000 + "}", "eps: a number of 40000 bits"),
-    "a day that is none": ("model: 2001-99-99", "is not YAML: month must be"),
-    "code": ("model: !!python/object/apply:os.system ['touch pwned']", "is not YAML: could not determine"),
-    "a device as base": ("base: /dev/zero", "/dev/zero is not a file"),
-    "a pipe as base": ("base: ./pipe.yaml", "pipe.yaml is not a file"),
-    "bytes": ("model: !!binary aGVsbG8=", "model: expected a name"),
-    "nested options": ("options: {eps: {x: 1}}", "options: expected a mapping of names to single values"),
-    "seeds": (f"seed: {2**62}\nseeds: {2**62}", "expected seeds up to"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", TEXTS)
-def test_hostile_recipes(name: str, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.chdir(tmp_path)
-    text, message = TEXTS[name]
-    os.mkfifo(tmp_path / "pipe.yaml")
-    (tmp_path / "recipe.yaml").write_text(text)
-    start = time.process_time()
-    with pytest.raises(UserError, match=message), little_memory():
-        load_recipe("./recipe.yaml")
-    assert time.process_time() - start < 10
-    assert not (tmp_path / "pwned").exists()
-
-
-@pytest.mark.parametrize("keys", [{"model": f"FC{10**12}"}, {"model": f"8C{10**14}"}, {"width": 1e12}, {"width": 1e30}])
-def test_networks_of_absurd_sizes_are_not_built(keys: dict[str, Any]) -> None:
-    digits = data.load("digits")
-    with pytest.raises(UserError, match=r"model \w+: .*(would take|overflow|Overflow)"), little_memory():
-        Recipe(**keys).build(digits)
-
-
-def test_looking_at_the_size_draws_no_random_numbers() -> None:
-    digits = data.load("digits")
-    nets = []
-    for build in Recipe().build, lambda d: ts.create_model("cnn", shape=d.shape, classes=10, T=8):
-        torch.manual_seed(0)
-        nets.append(build(digits).state_dict())
-    assert all(torch.equal(value, nets[1][key]) for key, value in nets[0].items())
-
-
-def test_a_great_number_of_seeds_takes_no_memory() -> None:
-    with little_memory():
-        assert len(Recipe(seeds=10**12).all_seeds) == 10**12
-
-
 def nir_file(path: Path) -> bytes:
     nir = pytest.importorskip("nir", reason="the package nir is not installed")
     net = nn.Sequential(tnn.Encoder(8), tnn.Conv2d(1, 2, 3), tnn.Flatten(), tnn.Linear(8, 3), tnn.Readout(3, 2))
@@ -172,8 +71,6 @@ def outcomes(read: str, error: str, files: dict[str, bytes], folder: Path) -> li
 import sys
 from pathlib import Path
 import tandem_snn as ts
-from tandem_snn.data.readers import RECORDINGS, _frames
-from tandem_snn.errors import UserError
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:
         {read}
@@ -273,82 +170,3 @@ def test_nir_graphs_of_any_arrays(drawn: Any) -> None:
             graph.edges = edges[: drawn.draw(st.integers(0, len(edges)))]
     with suppress(ValueError):
         ts.from_nir(graph)
-
-
-def npy(shape: tuple[int, ...], content: bytes = b"", kind: str = "<i8") -> bytes:
-    header = repr({"descr": kind, "fortran_order": False, "shape": shape}).encode()
-    header += b" " * (-(len(header) + 11) % 64) + b"\n"
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + content
-
-
-def gestures(folder: Path, content: bytes) -> None:
-    for part in "ibmGestureTrain", "ibmGestureTest":
-        path = folder / "DVSGesture" / part / "user01_led" / "0.npy"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-
-
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory: Any, monkeypatch: Any) -> None:
-    monkeypatch.setenv("TANDEM_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
-HOSTILE_NPY = {
-    "absurd": npy((10**12, 4)), "negative": npy((-1, 4), b"\0" * 64), "overflow": npy((2**62, 2**62)),
-    "objects": npy((1, 4), b"cos\nsystem\n(S'touch pwned'\ntR.", "|O"), "text": npy((1, 4), b"\0" * 64, "<U4"),
-    "none": npy((0, 4)), "a time that is none": npy((1, 4), struct.pack("<4d", 1, 1, 1, float("nan")), "<f8"),
-    "code in the header": b"\x93NUMPY\x01\x00\x28\x00" + b"__import__('os').system('touch pwned')\n   ",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", HOSTILE_NPY)
-def test_hostile_recordings_of_gestures(name: str, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.chdir(tmp_path)
-    gestures(tmp_path / "data", HOSTILE_NPY[name])
-    with pytest.raises(UserError, match=r"damaged file .*0\.npy"), little_memory():
-        data.load("dvs128-gesture", tmp_path / "data")
-    assert not (tmp_path / "pwned").exists()
-
-
-def whole_npy() -> bytes:
-    events = recording(40, 128, 128)
-    return npy((40, 4), np.stack([events[key] for key in "xypt"], 1).astype("<i8").tobytes())
-
-
-READERS = {
-    "dvs128-gesture": (".npy", whole_npy),
-    "dvs-cifar10": (".aedat4", lambda: aedat4(recording(40, 128, 128))),
-    "n-mnist": (".bin", lambda: random.Random(0).randbytes(200)),
-}
-
-
-@pytest.mark.parametrize("name", READERS)
-def test_damaged_recordings_are_read_or_refused(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("aedat" if name == "dvs-cifar10" else "tonic")
-    suffix, whole = READERS[name]
-    content, draw = whole(), random.Random(0)
-    files = {f"{i:03}{suffix}": damaged(content, draw) for i in range(200)}
-    read = f"_frames({name!r}, RECORDINGS[{name!r}], path, 20, 'time', (16, 16))"
-    found = outcomes(read, "UserError", files, tmp_path)
-    assert len(found) == 200
-    assert "refused" in found
-
-
-def jpeg(width: int, height: int) -> bytes:
-    """The start of an image, which declares its size, and nothing of its pixels."""
-    frame = b"\xff\xc0" + struct.pack(">HBHHB", 17, 8, height, width, 3) + b"\x01\x11\0\x02\x11\0\x03\x11\0"
-    return b"\xff\xd8" + frame + b"\xff\xd9"
-
-
-def test_images_of_absurd_sizes_are_not_decoded(tmp_path: Path) -> None:
-    for part in "train", "test":
-        write_images(tmp_path / "cifar10-jpeg" / part, ["cat", "dog"], 2, ".jpg")
-    for part in "train", "val":
-        write_images(tmp_path / "imagenet" / part, ["cat", "dog"], 2, ".JPEG")
-    (tmp_path / "cifar10-jpeg/train/dog/0001.jpg").write_bytes(jpeg(60_000, 60_000))
-    for path in (tmp_path / "imagenet/val").rglob("*.JPEG"):
-        path.write_bytes(jpeg(60_000, 60_000))
-    with pytest.raises(UserError, match=r"damaged file .*dog/0001.jpg"), little_memory():
-        data.load("cifar10-jpeg", tmp_path)
-    with pytest.raises(UserError, match=r"damaged file .*imagenet/val"), little_memory():
-        data.load("imagenet", tmp_path, size=16)

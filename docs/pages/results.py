@@ -37,9 +37,9 @@ REMARKS = {
 }
 # Keys of a recipe that describe its network and its start, and the values that are not mentioned.
 SETTINGS = {
-    "width": 1.0, "encoding": None, "dropout": None, "norm": None, "gamma": None, "threshold": None,
-    "learn_threshold": None, "leak": None, "gate": None, "first_gate": None, "v_init": None, "weight_bits": None,
-    "ann_units": None, "timing": None, "options": {}, "init_from": None, "init_gain": 1.0, "synops_penalty": 0.0,
+    "width": 1.0, "encoding": None, "dropout": None, "norm": True, "gamma": None, "threshold": None,
+    "learn_threshold": None, "leak": 1.0, "gate": "relu", "first_gate": None, "v_init": None, "weight_bits": None,
+    "ann_units": False, "timing": "step", "options": {}, "init_from": None, "init_gain": 1.0, "synops_penalty": 0.0,
 }  # fmt: skip
 HEAD = (
     "run", "network", "T", "otherwise", "seeds", "SNN {}", "ANN twin", "{}", "continued twin", "{}", "SynOps", "energy",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import tandem_snn as ts
-from train import accuracy, arguments, spiking
+from train import accuracy, arguments, digits, spiking
 
 
 def export(path: Path, package: str, write: Callable[[Path], None]) -> None:
@@ -39,15 +39,14 @@ def main() -> None:
     if not (options.out / "snn.pt").exists():
         sys.exit(f"no {options.out / 'snn.pt'}: python python/examples/train.py writes it")
     saved = torch.load(options.out / "snn.pt", weights_only=True)
-    data = ts.data.load(saved["data"], options.data_dir)
-    net = spiking(data, saved["T"]).eval()
+    _, images, labels = digits()
+    net = spiking(saved["T"]).eval()
     net.load_state_dict(saved["weights"])
 
-    print(f"test accuracy as trained: {accuracy(net, data):.2f} %")
+    print(f"test accuracy as trained: {accuracy(net, images, labels):.2f} %")
     frozen = ts.freeze(net, weight_bits=8)  # batch norm folded, weights packed, the whole network in one call
-    print(f"test accuracy with 8-bit weights: {accuracy(frozen, data):.2f} %")
+    print(f"test accuracy with 8-bit weights: {accuracy(frozen, images, labels):.2f} %")
 
-    images, labels = next(data.test.batches(500))
     logits, steps = frozen.anytime(images, confidence=0.9)  # each image stops at a confidence of 90 %
     right = 100 * (logits.argmax(1) == labels).float().mean().item()
     print(

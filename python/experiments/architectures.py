@@ -81,7 +81,7 @@ def create(
         T: time steps, to which batch norm's γ is set.
         width: multiplier of the channels.
         events: inputs are spike trains of T steps; else they are images, the current of each of T steps.
-        v_init: in thresholds; None: 0, with timing "window" 0.5.
+        v_init: in thresholds; None: the layers' default.
         ann_units: every z is in the units of an ANN with the same weights; thresholds are 4/T by default, for
             activations up to 4.
         norm, threshold, learn_threshold, gamma, timing: as in :class:`recipe.Recipe`.
@@ -95,7 +95,6 @@ def create(
     """
     notation = MODELS.get(model, model)
     start = (4 / T if ann_units else 1.0) if threshold is None else threshold
-    first = (0.5 if timing == "window" else 0.0) if v_init is None else v_init
     if gamma is None:
         gamma = 1.0 if ann_units else tnn.initial_gamma(T, timing)
     modules: OrderedDict[str, nn.Module] = OrderedDict()
@@ -115,9 +114,9 @@ def create(
         level: float | Tensor = start
         if learn_threshold is not None:
             level = nn.Parameter(torch.full(() if learn_threshold == "layer" else (number,), start))
-        worth = "threshold" if ann_units else 1.0
-        own = {"threshold": level, "v_init": first * start, "gamma": gamma, "timing": timing, "gain": worth}
-        return {"bias": not norm, "norm": norm, **own, **neuron}
+        options: dict[str, Any] = {"norm": norm, "bias": not norm, "threshold": level, "gamma": gamma, "timing": timing}
+        options |= {"v_init": None if v_init is None else v_init * start, "gain": "threshold" if ann_units else 1.0}
+        return options | neuron
 
     def conv(inputs: int, number: int, kernel: int, stride: int = 1) -> nn.Module:
         made: nn.Module = layers.Conv2d(inputs, number, kernel, stride, kernel // 2, **neurons(number))
@@ -156,7 +155,7 @@ def create(
             if found["pool"] == "M":
                 add("pool", layers.MaxPool2d(kernel))
             else:
-                add("pool", layers.AvgPool2d(kernel, v_init=first if timing == "window" else 0.0, timing=timing))
+                add("pool", layers.AvgPool2d(kernel, timing=timing))
         elif found["drop"]:
             add("dropout", layers.Dropout(float(found["drop"])))
         elif found["gap"]:

@@ -261,7 +261,7 @@ class Recordings:
         """Trains of T steps, each step an equal part of the time from a recording's first event to its last."""
         if not self.files:
             raise ValueError("there are no recordings")
-        trains = ts.data.from_tonic(self, recipe.T, sensor_size=EVENTS[recipe.data], size=recipe.size)
+        trains = ts.tonic.from_tonic(self, recipe.T, sensor_size=EVENTS[recipe.data], size=recipe.size)
         samples, targets = zip(*(trains[i] for i in range(len(trains))), strict=True)
         return Split(te.cat(samples), torch.tensor(targets))
 

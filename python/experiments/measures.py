@@ -131,22 +131,36 @@ def packed(right: Tensor) -> str:
     return base64.b64encode(np.packbits(right.bool().cpu().numpy()).tobytes()).decode()
 
 
+Z = 1.959964  # 95 % of a normal distribution lie within ±Z
+
+
 def interval(first: float, second: float, samples: int) -> tuple[float, float]:
     """The 95 % interval of first - second, two accuracies 0..1 on ``samples`` test samples each.
 
     By Newcombe's method 10 (Statistics in Medicine 17, 1998), as if errors were independent. Networks err on the same
     samples, so it is rather too wide. It does not include the variation over seeds or training data.
     """
+    (low1, high1), (low2, high2) = (_wilson(p, samples) for p in (first, second))
+    return (
+        first - second - math.hypot(first - low1, high2 - second),
+        first - second + math.hypot(high1 - first, second - low2),
+    )
 
-    def wilson(p: float) -> tuple[float, float]:
-        z, n = 1.959964, samples
-        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-        width = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return centre - width, centre + width
 
-    (low1, high1), (low2, high2) = wilson(first), wilson(second)
-    difference = first - second
-    return difference - math.hypot(first - low1, high2 - second), difference + math.hypot(high1 - first, second - low2)
+def _wilson(p: float, n: int) -> tuple[float, float]:
+    centre = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    width = Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n)) / (1 + Z * Z / n)
+    return centre - width, centre + width
+
+
+def points(first: float, second: float, samples: int) -> str:
+    """The difference of two accuracies 0..1 in points, with its 95 % interval.
+
+    >>> points(0.98, 0.99, 450)
+    '-1.00 [-2.85, +0.71]'
+    """
+    low, high = interval(first, second, samples)
+    return f"{100 * (first - second):+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
 
 
 def tables(summary: dict[str, Any]) -> Iterator[Table]:
@@ -187,8 +201,7 @@ def _networks(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
             continue
         beside = f"{value / twin:.3f}"
         if metric == "accuracy":
-            low, high = interval(value / 100, twin / 100, summary["samples"]["test"])
-            beside = f"{value - twin:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+            beside = points(value / 100, twin / 100, summary["samples"]["test"])
         rows.append((label, own, form.format(twin), beside))
     for label, key, unit, form in (
         ("time per training step", "step_time_ms", 1.0, "{:.2f} ms"),

@@ -48,15 +48,14 @@ from pictures import draw
 from recipe import Recipe
 from tandem_snn import ann
 from tandem_snn.machine import origin
-from training import Task, World, evaluate, train, with_shared_statistics
+from training import Task, World, evaluate, keep_freed_memory, train, with_shared_statistics
 
 CONTINUED = "ANN continued"  # the control for a network that started from its twin: the twin, trained for as long
 PREFIXES = {"SNN": "", "ANN": "ann_", CONTINUED: "ann_continued_"}  # of the entries in a summary
 Report = Callable[[str, int, int, int], None]  # kind, seed, steps done, steps in all
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit status; an error is one line on stderr."""
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -67,7 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--tensorboard", action="store_true", help="log for TensorBoard too")
     recipes.add_options(parser)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns its exit status; an error is one line on stderr."""
+    options = make_parser().parse_args(arguments)
     given = sys.argv[1:] if arguments is None else arguments
     try:
         if options.list:
@@ -118,9 +122,11 @@ def run(
         summary = json.loads(path.read_text())
         if summary["recipe"] != json.loads(json.dumps(asdict(recipe))):
             raise ValueError(f"{folder} holds a finished run of another recipe: choose another folder with --out")
-        console.print(*tables(summary), f"{folder}: finished before", sep="\n", highlight=False)
+        console.print(*tables(summary), sep="\n")
+        console.print(f"{folder}: finished before", soft_wrap=True)
         return
     started, start = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
+    keep_freed_memory()
     data = load(recipe, data_dir).to(device)
     with progress(recipe, console) as report:
         runs = [train_seed(seed, recipe, data, folder, device, world, report, tensorboard) for seed in seeds(recipe)]
@@ -137,7 +143,8 @@ def run(
     temporary = path.with_suffix(".part")
     temporary.write_text(json.dumps(summary, indent=2) + "\n")
     temporary.replace(path)
-    console.print(*tables(summary), f"{folder}: {', '.join(sorted(f.name for f in folder.iterdir()))}", sep="\n")
+    console.print(*tables(summary), sep="\n")
+    console.print(f"{folder}: {', '.join(sorted(f.name for f in folder.iterdir()))}", soft_wrap=True)
 
 
 def seeds(recipe: Recipe) -> range:

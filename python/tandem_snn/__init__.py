@@ -1,11 +1,12 @@
-"""Layers, models, training and measures for spiking neural networks with the tandem learning rule."""
+"""Layers, conversion, inference and measures for spiking neural networks with the tandem learning rule."""
+
+from typing import Any
 
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, __version__, build_info
 
-from . import ann, data, measure, models, nn, plots
+from . import ann, measure, nn, plots, tonic
 from .convert import calibrate, convert, to_ann
 from .frozen import FrozenNetwork, freeze, load_frozen
-from .models import create_model, create_twin, list_models
 from .nir import from_nir, to_nir
 from .onnx import to_onnx
 
@@ -19,29 +20,37 @@ __all__ = [
     "build_info",
     "calibrate",
     "convert",
-    "create_model",
-    "create_twin",
-    "data",
     "freeze",
     "from_nir",
-    "list_models",
     "load_frozen",
     "measure",
-    "models",
     "nn",
     "plots",
     "to_ann",
     "to_nir",
     "to_onnx",
+    "tonic",
 ]
 
+_EXPERIMENTS = "python/experiments of the repository, which is not installed"
+_EXAMPLE = "python/examples/spikingjelly.py copies networks layer by layer, from_nir and to_nir by files"
+_MOVED = {
+    "cli": f"the command tandem-snn is now {_EXPERIMENTS}: python python/experiments/train.py; python -m tandem_snn",
+    "create_model": f"architectures.create in {_EXPERIMENTS}",
+    "create_twin": f"architectures.create in {_EXPERIMENTS}",
+    "data": f"tandem_snn.tonic.from_tonic for events; data sets by name are in {_EXPERIMENTS}",
+    "list_models": f"architectures.MODELS in {_EXPERIMENTS}",
+    "models": f"architectures.py in {_EXPERIMENTS}",
+    "report": f"a run's picture.png, see {_EXPERIMENTS}",
+    **dict.fromkeys(("from_snntorch", "from_spikingjelly", "to_snntorch", "to_spikingjelly"), _EXAMPLE),
+    "training": f"a loop in plain torch, as in {_EXPERIMENTS}",
+}
 
-_EXAMPLE = "removed: python/examples/spikingjelly.py copies networks layer by layer, from_nir and to_nir by files"
-_GONE = dict.fromkeys(("from_snntorch", "from_spikingjelly", "to_snntorch", "to_spikingjelly"), _EXAMPLE)
 
-
-def __getattr__(name: str) -> object:
-    raise AttributeError(f"tandem_snn.{name}: {_GONE.get(name, 'there is no such name')}")
+def __getattr__(name: str) -> Any:
+    if name in _MOVED:  # an ImportError, since `from tandem_snn import name` replaces an AttributeError's text
+        raise ImportError(f"tandem_snn.{name} is gone since 0.2.0: {_MOVED[name]}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

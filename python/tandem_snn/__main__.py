@@ -1,7 +1,5 @@
-"""``python -m tandem_snn`` is ``tandem-snn``."""
+"""``python -m tandem_snn`` prints :func:`tandem_snn.info.info`."""
 
-import sys
+from .info import info
 
-from .cli import main
-
-sys.exit(main())
+print(info())

@@ -20,19 +20,19 @@ _ZEROS = b"0" * 64  # a placeholder for the SHA-256 in hexadecimal
 _LARGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
 
 
-def atomically(path: Path, write: Callable[[Path], object], *, keep: Path | None = None) -> None:
+def atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file atomically: ``write`` is given a temporary path in the same folder, which then replaces ``path``.
 
     File and folder are flushed to the disk, so that even after a power failure ``path`` is the old file or the new one.
-    ``keep`` is a path to which an old file is moved once the new one is complete. An OSError names ``path``.
+    An OSError names ``path``.
     """
     try:
-        _atomically(path, write, keep)
+        _atomically(path, write)
     except OSError as error:
         raise error if error.errno is None else OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _atomically(path: Path, write: Callable[[Path], object], keep: Path | None) -> None:
+def _atomically(path: Path, write: Callable[[Path], object]) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
@@ -40,8 +40,6 @@ def _atomically(path: Path, write: Callable[[Path], object], keep: Path | None) 
         write(temporary)
         temporary.chmod(0o644)
         _flush(temporary)
-        if keep is not None and path.exists():
-            path.replace(keep)
         temporary.replace(path)
         _flush(path.parent)
     finally:
@@ -110,7 +108,7 @@ def unpack(path: Path, format: str, kind: str, writer: str) -> tuple[dict[str, T
     found = facts.pop("format", "none")
     if found != format:
         which = f"its format is {found!r:.80}, this version reads {format!r}"
-        raise UserError(f"{path} is not a {kind}, or one that another version of tandem-snn wrote: {which}")
+        raise UserError(f"{path} is not a {kind}, or one that another version of tandem_snn wrote: {which}")
     try:
         tensors = extra("safetensors.torch", f"a {kind}").load(b"".join((start, header, body)))
         return tensors, {name: json.loads(text) for name, text in facts.items()}
@@ -131,5 +129,5 @@ def _parse(path: Path, header: bytes, kind: str) -> tuple[dict[str, str], int]:
     except (ValueError, AttributeError, TypeError, LookupError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} is damaged, or not a {kind}: its header cannot be read") from error
     if "checksum" not in facts:
-        raise UserError(f"{path} was not written by tandem-snn: it carries no checksum")
+        raise UserError(f"{path} was not written by tandem_snn: it carries no checksum")
     return facts, end

@@ -8,15 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tandem_snn import freeze
-from tandem_snn.models import create_model, create_twin
+import tandem_snn.nn as tnn
+from architectures import create
+from tandem_snn import ann, freeze
 
 from .clock import Bench, Row, T
 
 
 def cifarnet(bench: Bench) -> dict[str, Any]:
     width = bench.size(1, 0) or 1 / 16
-    return {"shape": (3, 32, 32), "classes": 10, "T": T, "width": width}
+    return {"shape": (3, 32, 32), "outputs": 10, "T": T, "width": width}
 
 
 def batch_of(bench: Bench) -> tuple[Tensor, Tensor]:
@@ -45,8 +46,8 @@ def training(bench: Bench) -> Iterator[Row]:
     B, options, step = bench.size(128, 2), cifarnet(bench), partial(step_of, bench)
     for autocast in (False, True):
         case = f"cifarnet training step, B={B}" + ", bfloat16 autocast" * autocast
-        yield bench.row(case, "tandem", step(create_model("cifarnet", **options), autocast))
-        yield bench.row(case, "ANN twin", step(create_twin("cifarnet", **options), autocast))
+        yield bench.row(case, "tandem", step(create(tnn, "cifarnet", **options), autocast))
+        yield bench.row(case, "ANN twin", step(create(ann, "cifarnet", **options), autocast))
 
 
 @torch.inference_mode()
@@ -54,8 +55,8 @@ def inference(bench: Bench) -> Iterator[Row]:
     """CifarNet's answers, layer by layer and frozen, which on a GPU is one CUDA graph."""
     options = cifarnet(bench)
     net, twin = (
-        create("cifarnet", **options).eval().to(bench.device, memory_format=torch.channels_last)
-        for create in (create_model, create_twin)
+        create(layers, "cifarnet", **options).eval().to(bench.device, memory_format=torch.channels_last)
+        for layers in (tnn, ann)
     )
     frozen = freeze(net)
     for B in (2,) if bench.small else (1, 128):

@@ -1,7 +1,7 @@
 // classify NETWORK INPUT [--answers]: runs a frozen network on samples, and prints the spike count of each layer and
 // the class of each sample.
 //
-// NETWORK is a file of FrozenNetwork.save() or `tandem-snn export --to frozen`. INPUT has raw float32 numbers: samples
+// NETWORK is a file of FrozenNetwork.save(). INPUT has raw float32 numbers: samples
 // in the network's input shape, one after the other. For a network that takes spikes they are 0 or 1, and a sample is T
 // such arrays. With --answers the network's outputs follow the class.
 #include <kernels/cpu/scratch.h>

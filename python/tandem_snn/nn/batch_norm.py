@@ -66,8 +66,8 @@ def track(norm: _BatchNorm, mean: Tensor, var: Tensor, unbiased: float | Tensor)
 class SyncBatchNorm(_BatchNorm):
     """Batch norm that trains with the statistics of the batches of all processes in a group, on any device.
 
-    It replaces a layer's ``norm``: temporarily within :func:`tandem_snn.training.synchronised`, or permanently by
-    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm``. It shares the parameters and buffers of the given batch norm.
+    ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` gives it to spiking layers as their ``norm``. It shares the
+    parameters and buffers of the given batch norm.
 
     With n, S1 = Σu and S2 = Σu² per channel, summed in float64 over all processes, mean = S1/n and
     var = max(S2/n - mean², 0), the same as in the fused layers for one process.

@@ -1,4 +1,10 @@
-"""Event recordings as spike trains. tonic's ToFrame makes counts, of 16 bits for each step."""
+"""tonic's data sets as data sets of spike trains.
+
+>>> recording = {"t": [0, 1, 90], "x": [0, 1, 1], "p": [1, 1, 0]}
+>>> trains = ts.tonic.from_tonic([(recording, 3)], T=2, sensor_size=(2, 1, 2))
+>>> trains[0]
+(SpikeTrain(T=2, shape=[1, 2, 2], gain=1.0, device=cpu), 3)
+"""
 
 from __future__ import annotations
 
@@ -13,9 +19,10 @@ from torch.utils.data import Dataset
 
 from tandem_ext import SpikeTrain
 from tandem_ext.checks import T as check_T
+from tandem_ext.checks import one_of
 from tandem_ext.events import check_window, features_of
 
-from ..errors import check_name
+__all__ = ["TrainDataset", "from_tonic"]
 
 BINS = ("time", "count")
 AXES = {1: ("x",), 2: ("x",), 3: ("y", "x")}  # in space, by the number of feature dimensions
@@ -126,8 +133,7 @@ def from_tonic(
     size: int | None = None,
     window: tuple[float, float] | None = None,
 ) -> TrainDataset:
-    """A tonic data set as a data set of spike trains, for a DataLoader, :func:`tandem_snn.training.fit`, Lightning and
-    others.
+    """A tonic data set as a data set of spike trains, for a DataLoader, Lightning and others.
 
     Any data set with ``len()`` and samples (sample, target) will do. It may be wrapped in tonic's caches and slices,
     and they may wrap it. Samples are:
@@ -149,17 +155,15 @@ def from_tonic(
 
     Raises:
         TypeError: not such a data set; on indexing: samples of another kind.
-        ValueError: sensor_size is unknown; T, size or window is out of range; on indexing: events outside the sensor,
-            frames that do not fit.
-        UserError: unknown bins.
+        ValueError: sensor_size is unknown; T, bins, size or window is out of range; on indexing: events outside the
+            sensor, frames that do not fit.
 
-    >>> recording = {"t": [0, 1, 90], "x": [0, 1, 1], "p": [1, 1, 0]}
-    >>> trains = from_tonic([(recording, 3)], T=2, sensor_size=(2, 1, 2))
-    >>> trains[0]
-    (SpikeTrain(T=2, shape=[1, 2, 2], gain=1.0, device=cpu), 3)
+    >>> frames = np.ones((4, 2, 9, 12), int)  # as tonic's ToFrame makes them
+    >>> from_tonic([(frames, 3)], T=8, sensor_size=(12, 9, 2))
+    TrainDataset(1 trains [2, 9, 12], T=8, of list)
     """
     check_T("T", T)
-    check_name("kind of bins", bins, BINS)
+    one_of("bins", bins, BINS)
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise TypeError(f"dataset: expected one with len() and samples (sample, target), got {type(dataset).__name__}")
     inner = dataset
