@@ -246,7 +246,7 @@ def per_channel(name: str, value: Any, channels: int, expected: torch.device) ->
     same_device(name, value, "the layer", expected)
 
 
-def threshold(value: Any, channels: int, expected: torch.device = _CPU) -> None:
+def threshold(value: Any, channels: Any, expected: torch.device = _CPU) -> None:
     """A number, or a tensor that is 0-dim or [channels]."""
     if _is_number(value):
         if not _LEAST <= value <= _MOST:
@@ -264,21 +264,11 @@ def threshold(value: Any, channels: int, expected: torch.device = _CPU) -> None:
         raise TypeError(f"threshold: expected {allowed}, got {_describe(value)}")
 
 
-def leak(value: Any) -> None:
+def share(name: str, value: Any, what: str = "") -> None:
     if not _is_number(value):
-        raise TypeError(f"leak: expected a float in (0, 1], got {_describe(value)}")
+        raise TypeError(f"{name}: expected a float in (0, 1], got {_describe(value)}")
     if not 0 < value <= 1:
-        raise ValueError(f"leak: expected a float in (0, 1], where 1 means no leak, got {value}")
-
-
-def timing_fits(timing_: str, leak_: float, gate_: str) -> None:
-    """With timing "window" neurons integrate the whole window before they fire: without leak or premature spikes."""
-    if timing_ == "window" and leak_ != 1:
-        raise ValueError(f"leak: with timing='window' neurons do not leak, expected 1, got {leak_}")
-    if timing_ == "window" and gate_ == "resu":
-        raise ValueError(
-            "gate: with timing='window' no neuron fires too early, so 'resu' is not needed: use 'relu' or 'clip'"
-        )
+        raise ValueError(f"{name}: expected a float in (0, 1]{what}, got {value}")
 
 
 def steps(value: object, name: str = "steps", what: str = ", the length of the window") -> None:

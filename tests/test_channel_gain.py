@@ -93,7 +93,7 @@ def test_frozen_means_are_of_what_spikes_are_worth(pool: nn.Module, end: str, ti
     layer = tnn.Conv2d(2, 6, 3, threshold=threshold, v_init=threshold / 2, gain="threshold", timing=timing)
     net = nn.Sequential(tnn.Encoder(8, gain=1 / 8), layer, pool)
     net.extend([tnn.Flatten()] * (end != "means"))
-    net.extend([tnn.LazyReadout(5)] * (end == "readout"))
+    net.extend([tnn.Readout(net(images).shape[1], 5)] * (end == "readout"))
     with torch.no_grad():
         expected = net.eval()(images)
         frozen = ts.freeze(net)

@@ -20,6 +20,7 @@ import tandem_snn
 import tandem_snn.nn as tnn
 from build_tools.compile import write_commit
 from tandem_ext._load import _old_driver
+from tandem_ext.functional.settings import SETTINGS
 from tandem_snn import machine
 from tandem_snn.info import info
 from tandem_snn.nn.options import NeuronOptions
@@ -27,7 +28,7 @@ from tandem_snn.nn.options import NeuronOptions
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("name", ["Linear", "Conv1d", "Conv2d", "LazyLinear", "LazyConv1d", "LazyConv2d"])
+@pytest.mark.parametrize("name", ["Linear", "Conv1d", "Conv2d"])
 def test_help_shows_every_argument(name):
     layer = getattr(tnn, name)
     shown = inspect.signature(layer).parameters
@@ -36,6 +37,20 @@ def test_help_shows_every_argument(name):
     assert shown["threshold"].default == 1.0
     with pytest.raises(TypeError, match=r"tresh: .* its neurons have norm"):
         layer(*([3] * sum(p.default is p.empty for p in shown.values())), tresh=1)
+
+
+def test_a_setting_is_declared_once():
+    """Functions and layers show, accept and check what one declaration says."""
+    shown = inspect.signature(te.functional.if_scan).parameters
+    layer = inspect.signature(tnn.Linear).parameters
+    for name, setting in SETTINGS.items():
+        assert shown[name].default == setting.default
+        assert name in ("steps", "return_v") or layer[name] == shown[name]
+    for call in (lambda **o: te.functional.if_scan(torch.ones(8, 1, 3), **o), lambda **o: tnn.Linear(3, 2, **o)):
+        with pytest.raises(ValueError, match=r"leak: expected a float in \(0, 1\], where 1 means no leak, got 1.5"):
+            call(leak=1.5)
+        with pytest.raises(ValueError, match="leak: with timing='window' neurons do not leak, expected 1"):
+            call(leak=0.5, timing="window")
 
 
 def test_info_has_what_a_bug_report_needs(monkeypatch):
@@ -59,6 +74,8 @@ def test_what_is_gone_says_where_it_went(name):
         exec(f"from tandem_snn import {name}")
     with pytest.raises(AttributeError, match="has no attribute 'freese'"):
         getattr(tandem_snn, "freese")  # noqa: B009
+    with pytest.raises(ImportError, match=r"^tandem_snn\.nn\.LazyLinear is gone since 0\.2\.0: [^\n]+$"):
+        exec("from tandem_snn.nn import LazyLinear")
 
 
 def test_deploy_before_train_is_one_line(tmp_path, monkeypatch):

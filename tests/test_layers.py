@@ -296,7 +296,7 @@ def test_bad_input(name):
     ("weight_bits", 9, ValueError), ("gain", "treshold", ValueError), ("gain", torch.ones(3), ValueError),
     ("gain", torch.ones(2, dtype=torch.int64), TypeError),
 ])  # fmt: skip
-@pytest.mark.parametrize("make", [lambda **o: tnn.Linear(3, 2, **o), lambda **o: tnn.LazyConv2d(2, 3, **o)])
+@pytest.mark.parametrize("make", [lambda **o: tnn.Linear(3, 2, **o), lambda **o: tnn.Conv2d(2, 2, 3, **o)])
 def test_an_attribute_is_checked_when_it_is_given_and_when_it_is_set(make, name, value, error):
     with pytest.raises(error, match=f"{name}: expected"):
         make(**{name: value})

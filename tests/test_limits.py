@@ -108,8 +108,8 @@ FROZEN += [(lambda n=n: (tnn.Conv1d(4, 4, n), tnn.Flatten()), (4, n + 2)) for n 
 @pytest.mark.parametrize(("layers", "features"), FROZEN, ids=[str(features) for _, features in FROZEN])
 def test_frozen(layers, features):
     torch.manual_seed(features[0])
-    net, x = nn.Sequential(*layers(), tnn.LazyReadout(3)), train(8, 2, *features)
-    net(x)  # sizes the readout and gives batch norm its statistics
+    net, x = nn.Sequential(*layers()), train(8, 2, *features)
+    net.append(tnn.Readout(net(x).shape[1], 3))  # the call also gives batch norm its statistics
     frozen = freeze(net.eval())
     assert torch.equal(frozen(x), net(x))
     assert all(program.refusal is None for program in frozen._programs.values())

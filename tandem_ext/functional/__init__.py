@@ -2,10 +2,11 @@
 
 from .couple import couple
 from .layers import conv1d_bn_if, conv1d_if, conv2d_bn_if, conv2d_if, if_scan, linear_bn_if, linear_if
-from .neuron import Neuron
+from .settings import Neuron, NeuronSettings
 
 __all__ = [
     "Neuron",
+    "NeuronSettings",
     "conv1d_bn_if",
     "conv1d_if",
     "conv2d_bn_if",

@@ -18,8 +18,9 @@ from torch.autograd import Function
 
 from ..ops import compute_dtype, counts_dtype
 from ..planes import counts_of
-from .neuron import Static, cast, over_inputs, over_space
+from .neuron import cast, over_inputs, over_space
 from .products import Product, float32_precision
+from .settings import Static
 
 _ops = torch.ops.tandem
 _linear_if, _linear_bn_if = _ops.linear_if.default, _ops.linear_bn_if.default

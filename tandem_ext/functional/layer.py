@@ -13,8 +13,9 @@ from ..inputs import ConstantInput, ImpulseInput
 from ..signal import needs_grad
 from ..train import SpikeTrain, spoiled
 from .autograd import Fire, WindowProduct, apply, run
-from .neuron import Static, cast, channels_of, fold, in_units, over_space, per_channel, tensors_of, with_gain
+from .neuron import cast, channels_of, fold, in_units, over_space, per_channel, tensors_of, with_gain
 from .products import Product
+from .settings import Static
 
 Input = SpikeTrain | ConstantInput | ImpulseInput
 Result = SpikeTrain | tuple[SpikeTrain, Tensor]

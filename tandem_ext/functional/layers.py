@@ -11,14 +11,15 @@ from .. import checks
 from ..inputs import ConstantInput, ImpulseInput
 from ..train import SpikeTrain
 from .layer import Input, Result, layer, source_of
-from .neuron import Neuron, channels_of, checked, shows_neuron
+from .neuron import channels_of
 from .products import LINEAR, convolution
+from .settings import Neuron, checked, shows
 
 Size1 = int | tuple[int]
 Size2 = int | tuple[int, int]
 
 
-@shows_neuron
+@shows(Neuron)
 def linear_if(
     x: Input,
     weight: Tensor,
@@ -74,7 +75,7 @@ def linear_if(
     return layer(x, weight, bias, scale, shift, None, residual, *settings)[0]
 
 
-@shows_neuron
+@shows(Neuron)
 def conv1d_if(
     x: Input,
     weight: Tensor,
@@ -109,7 +110,7 @@ def conv1d_if(
     return layer(x, weight, bias, scale, shift, None, residual, *settings)[0]
 
 
-@shows_neuron
+@shows(Neuron)
 def conv2d_if(
     x: Input,
     weight: Tensor,
@@ -142,7 +143,7 @@ def conv2d_if(
     return layer(x, weight, bias, scale, shift, None, residual, *settings)[0]
 
 
-@shows_neuron
+@shows(Neuron)
 def linear_bn_if(
     x: Input,
     weight: Tensor,
@@ -183,7 +184,7 @@ def linear_bn_if(
     return layer(x, weight, bias, gamma, beta, None, residual, *settings)  # type: ignore[return-value]
 
 
-@shows_neuron
+@shows(Neuron)
 def conv1d_bn_if(
     x: Input,
     weight: Tensor,
@@ -210,7 +211,7 @@ def conv1d_bn_if(
     return layer(x, weight, bias, gamma, beta, None, residual, *settings)  # type: ignore[return-value]
 
 
-@shows_neuron
+@shows(Neuron)
 def conv2d_bn_if(
     x: Input,
     weight: Tensor,
@@ -237,7 +238,7 @@ def conv2d_bn_if(
     return layer(x, weight, bias, gamma, beta, None, residual, *settings)  # type: ignore[return-value]
 
 
-@shows_neuron
+@shows(Neuron)
 def if_scan(
     currents: Tensor | ConstantInput | ImpulseInput,
     *,
@@ -272,7 +273,7 @@ def if_scan(
     else:
         checks.currents("currents", currents)
         source, T, shape = "train", currents.shape[0], currents.shape[1:]
-    settings = checked(source, T, channels_of(shape), **neuron)
+    settings = checked(source, T, channels_of(shape), None, neuron)
     return layer(currents, None, None, scale, shift, None, residual, *settings)[0]
 
 
@@ -287,4 +288,4 @@ def _checked(x: Input, weight: Tensor, geometry: tuple[Any, ...], eps: float | N
     if eps is not None:
         checks.eps(eps)
     product = convolution(weight.shape[2:], *geometry[1:]) if geometry else LINEAR
-    return checked(product, x.T, weight.shape[0], eps, **neuron)
+    return checked(product, x.T, weight.shape[0], eps, neuron)

@@ -1,4 +1,4 @@
-"""The settings of neurons as keyword arguments, and as the arguments of an op.
+"""The tensors of neurons as the arguments of an op.
 
 Gains, biases and thresholds are folded into the scale and shift of the op. The fold is ordinary autograd outside the
 layers' ``autograd.Function``, which then only computes the gradients of the op's arguments.
@@ -6,9 +6,7 @@ layers' ``autograd.Function``, which then only computes the gradients of the op'
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypedDict, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,55 +14,7 @@ from torch import Tensor
 from .. import checks
 from ..ops import compute_dtype
 from ..train import SpikeTrain, add_flags
-from .products import Product
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-class Neuron(TypedDict, total=False):
-    """The settings of integrate-and-fire neurons: keyword arguments of every functional layer.
-
-    Args:
-        threshold: ϑ > 0, a float, or a 0-dim or [N] tensor, which may be learned.
-        leak: λ in (0, 1]; 1 is the IF neuron, less is a leaky one.
-        v_init: the membrane potential before the first step: a float, or a tensor that is 0-dim, [N], [*features] or
-            [B, *features]. It is not learned. None: 0, or with timing "window" ϑ/2, which rounds to the nearest count.
-        gate: where gradients pass. "relu": z > 0; "clip": 0 < z < ϑT; "resu": z > 0, and neurons with z ≤ 0 are
-            silenced.
-        steps: the length of the window over which bias and shift are spread, if x is only a part of it (default: T).
-        timing: "step": a neuron fires as soon as it reaches the threshold. "window": it integrates the whole window,
-            then fires. Then leak must be 1, gate cannot be "resu", and x must be the whole window.
-        return_v: also return the final membrane potential [B, *features], in float32 (float64 for float64 weights),
-            without a gradient.
-
-    >>> neuron: te.functional.Neuron = {"leak": 0.9, "gate": "clip"}
-    >>> te.functional.if_scan(torch.rand(4, 2, 3), **neuron).T
-    4
-    """
-
-    threshold: float | Tensor
-    leak: float
-    v_init: float | Tensor | None
-    gate: str
-    steps: int | None
-    timing: str
-    return_v: bool
-
-
-class Static(NamedTuple):
-    """The checked settings of a layer that are not tensors. A layer's module builds it in each forward pass."""
-
-    source: Product | str  # of the currents: a product with spikes, or "train", "constant" or "impulse" if given
-    T: int
-    return_v: bool
-    eps: float | None  # of batch norm with batch statistics; None: no such batch norm
-    few_bits: bool  # the weights are integers that fit into int8
-    # the arguments of every op, in its order
-    steps: int  # the window over which bias and shift are spread
-    threshold: float
-    leak: float
-    gate: str
-    timing: str
+from .settings import default_v_init
 
 
 class Tensors(NamedTuple):
@@ -78,64 +28,6 @@ class Tensors(NamedTuple):
     theta: Tensor | None = None  # [C], a tensor threshold: potentials are measured in units of it, so neurons fire at 1
     v_init: Tensor | None = None
     bad: Tensor | None = None  # [B], or [1] for all samples: NaN for samples that are not finite, else 0
-
-
-def checked(
-    source: Product | str,
-    T: int,
-    channels: int,
-    eps: float | None = None,
-    *,
-    threshold: float | Tensor = 1.0,
-    leak: float = 1.0,
-    v_init: float | Tensor | None = None,
-    gate: str = "relu",
-    steps: int | None = None,
-    timing: str = "step",
-    return_v: bool = False,
-    **unknown: Any,
-) -> tuple[float | Tensor, float | Tensor | None, Static]:
-    """Check the keyword arguments :class:`Neuron` that are not tensors; return (threshold, v_init, static)."""
-    if unknown:
-        raise TypeError(f"{min(unknown)}: no such argument; neurons have {', '.join(Neuron.__annotations__)}")
-    if not isinstance(threshold, Tensor):
-        checks.threshold(threshold, channels)
-    if not isinstance(v_init, Tensor):
-        checks.v_init(v_init)
-    checks.leak(leak)
-    checks.one_of("gate", gate, checks.GATES)
-    checks.one_of("timing", timing, checks.TIMINGS)
-    if timing != "step":
-        checks.timing_fits(timing, leak, gate)
-    if steps is None:
-        steps = T
-    else:
-        checks.steps(steps)
-        if timing == "window" and steps != T:
-            raise ValueError(f"steps: with timing='window' x is the whole window, expected {T}, got {steps}")
-    fire_at = 1.0 if isinstance(threshold, Tensor) else float(threshold)
-    return threshold, v_init, Static(source, T, return_v, eps, False, steps, fire_at, float(leak), gate, timing)
-
-
-def shows(keywords: Any, defaults: Mapping[str, Any]) -> Callable[[F], F]:
-    """A decorator that shows the keywords of a TypedDict in the place of ``**neuron`` in help() and completion."""
-
-    def decorate(of: F) -> F:
-        call: Any = of.__init__ if isinstance(of, type) else of  # type: ignore[misc]  # classes may share it
-        shown = inspect.signature(call)
-        types = {name: getattr(t, "__forward_arg__", t) for name, t in keywords.__annotations__.items()}
-        kept = [p for p in shown.parameters.values() if p.kind is not p.VAR_KEYWORD and p.name not in types]
-        options = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=types[name])
-            for name in types
-        ]
-        call.__signature__ = shown.replace(parameters=[*kept, *options])
-        return of
-
-    return decorate
-
-
-shows_neuron = shows(Neuron, checked.__kwdefaults__ or {})
 
 
 def tensors_of(
@@ -190,13 +82,6 @@ def tensors_of(
 
 
 _NEUTRAL = Tensors()
-
-
-def default_v_init(threshold: float | Tensor, timing: str) -> float | Tensor:
-    """Return the initial potential of neurons whose ``v_init`` is None."""
-    if timing == "step":
-        return 0.0
-    return (threshold.detach() if isinstance(threshold, Tensor) else threshold) / 2
 
 
 def fold(

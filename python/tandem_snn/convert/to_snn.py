@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from tandem_ext import checks
+from tandem_ext.functional.settings import check_together
 
 from .. import nn as tnn
 from ..nn import general, maximum
@@ -121,7 +122,7 @@ def convert(
         raise ValueError(f"gate: expected 'relu', 'resu' or None, got {gate!r:.80}")
     checks.one_of("timing", timing, checks.TIMINGS)
     checks.T("T", T, timing)
-    checks.timing_fits(timing, 1.0, gate or "relu")
+    check_together(timing, 1.0, gate or "relu")
     gate = gate or ("relu" if example is None or timing == "window" else "resu")
     max_pool = max_pool or ("or" if example is None or timing == "window" else "exact")
     ann = getattr(ann, "_orig_mod", ann)  # torch.compile wraps the module

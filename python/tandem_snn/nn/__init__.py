@@ -6,12 +6,14 @@
 torch.Size([2, 10])
 """
 
+from typing import Any
+
 from .batch_norm import initial_gamma
 from .neuron import SpikingLayer, init_gamma_
 from .options import NeuronOptions
 from .passing import Dropout, Encoder, Flatten, Readout, Residual
 from .pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
-from .synapses import Conv1d, Conv2d, LazyConv1d, LazyConv2d, LazyLinear, LazyReadout, Linear
+from .synapses import Conv1d, Conv2d, Linear
 
 __all__ = [
     "AdaptiveAvgPool2d",
@@ -21,10 +23,6 @@ __all__ = [
     "Dropout",
     "Encoder",
     "Flatten",
-    "LazyConv1d",
-    "LazyConv2d",
-    "LazyLinear",
-    "LazyReadout",
     "Linear",
     "MaxPool2d",
     "NeuronOptions",
@@ -34,6 +32,12 @@ __all__ = [
     "init_gamma_",
     "initial_gamma",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("Lazy"):
+        raise ImportError(f"{__name__}.{name} is gone since 0.2.0: give the layer its sizes")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -19,11 +19,12 @@ from torch.utils import _pytree as pytree
 import tandem_ext as te
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.neuron import over_space
+from tandem_ext.functional.settings import NeuronSettings, declared
 from tandem_ext.train import add_flags
 
 from .batch_norm import normalised
 from .currents import AT_ONCE, fire_steps, scan_trace, spikes_of, window_trace
-from .options import DEFAULTS, HasNeurons
+from .options import HasNeurons
 from .signals import Signal, describe, effective_counts
 
 Steps = Callable[[int, int], Tensor]
@@ -257,19 +258,21 @@ def dropped(x: Any, dropout: nn.Module) -> Any:
     return linear_map("mul", u, PerSample(dropout(torch.ones_like(u.total)))) if dropout.training else u
 
 
+_OTHERS = {name: s.default for name, s in declared(NeuronSettings).items() if name not in ("threshold", "v_init")}
+
+
 class Neurons(HasNeurons):
     """A layer of IF or LIF neurons driven by trains or :class:`Currents`: the general way, for any linear operators.
 
     Args:
         threshold, v_init: threshold and initial membrane potential in units of z: floats, or tensors, 0-dim or one per
-            channel. They become float32 buffers. ``v_init`` None: 0, or with timing "window" ϑ/2.
-        leak: λ in (0, 1].
+            channel. They become float32 buffers.
         offset: a constant current at every step, a float or tensor like threshold.
-        gate: "relu", or "resu", which silences neurons with z ≤ 0, as in the fused layers.
         gain: the value of a spike; "threshold": ϑ, so that gain times count approximates ρ(z).
-        timing: as in :class:`tandem_snn.nn.NeuronOptions`. With "window" there are as many products as in the ANN.
         ceiling: c of a ReLU6 or hardtanh(0, c), the largest activation. None: a ReLU.
         sums: names of the operators that feed the neurons, for repr and error messages.
+        neuron: other settings of ``tandem_ext.functional.NeuronSettings``; gate is "relu" or "resu". With timing
+            "window" there are as many products as in the ANN.
 
     Shape: train or currents [B, *features] -> SpikeTrain of the same shape.
 
@@ -290,22 +293,23 @@ class Neurons(HasNeurons):
         threshold: float | Tensor = 1.0,
         v_init: float | Tensor | None = None,
         *,
-        leak: float = 1.0,
         offset: float | Tensor = 0.0,
-        gate: str = "relu",
         gain: float | str = "threshold",
         ceiling: float | None = None,
         sums: str = "",
-        timing: str = "step",
+        **neuron: Any,
     ) -> None:
         super().__init__()
         for name, value in (("threshold", threshold), ("v_init", v_init), ("offset", offset)):
             made = None if value is None else torch.as_tensor(value, dtype=torch.float32).detach().clone()
             self.register_buffer(name, made)
         checks.threshold(self.threshold, self.threshold.numel(), self.threshold.device)
-        checks.one_of("gate", gate, ("relu", "resu"))
-        self.leak, self.gate, self.gain, self.ceiling, self.sums = leak, gate, gain, ceiling, sums
-        self.timing = timing
+        checks.one_of("gate", neuron.get("gate", "relu"), ("relu", "resu"))
+        if neuron.keys() - _OTHERS.keys():
+            raise TypeError(f"{min(neuron.keys() - _OTHERS.keys())}: no such argument; there are {', '.join(_OTHERS)}")
+        self.gain, self.ceiling, self.sums = gain, ceiling, sums
+        for name, setting in neuron.items():
+            setattr(self, name, setting)
         self.moved = bool(self.offset.any())
 
     def forward(self, x: Signal | Currents) -> SpikeTrain:
@@ -324,7 +328,7 @@ class Neurons(HasNeurons):
         sums = u.total.detach().flatten(1).sum(1)  # not finite if any current is not; spikes would not show it
         train = train.replace(bad=add_flags(train.bad, (sums - sums).float()))
         train = te.functional.couple(train, z, threshold=self.threshold, gate=self.gate)
-        return self.worth(train)
+        return self.with_gain(train)
 
     def _fire(self, u: Currents) -> SpikeTrain:
         v = self._before(u)
@@ -358,8 +362,7 @@ class Neurons(HasNeurons):
     def extra_repr(self) -> str:
         shown = [f"the general way: {self.sums}" if self.sums else "the general way"]
         shown += [f"ceiling={self.ceiling}"] * (self.ceiling is not None)
-        numbers = {name: default for name, default in DEFAULTS.items() if name in ("leak", "gate", "timing")}
-        return ", ".join(shown + self.settings(numbers | {"gain": "threshold"}))
+        return ", ".join(shown + self.changed(_OTHERS | {"gain": "threshold"}))
 
 
 def _is_signal(x: Any) -> bool:

@@ -14,16 +14,17 @@ from typing_extensions import Unpack
 from tandem_ext import SpikeTrain, checks
 from tandem_ext.functional.couple import couple
 from tandem_ext.functional.layer import by_channel, layer, window_product
-from tandem_ext.functional.neuron import Static, over_space
+from tandem_ext.functional.neuron import over_space
 from tandem_ext.functional.products import LINEAR, Product
+from tandem_ext.functional.settings import Static
 from tandem_ext.signal import needs_grad
 
 from .batch_norm import SyncBatchNorm, fold_norm, initial_gamma, normalised, own_norm, track, uses_batch
 from .currents import NEVER, part_of, residual_total, step_currents, window_trace
-from .options import CHECKS, DEFAULTS, INTEGRATE_ONLY, HasNeurons, NeuronOptions
+from .options import DEFAULTS, INTEGRATE_ONLY, HasNeurons, NeuronOptions, checked_options
 from .passing import Encoder
 from .quantise import byte_integers, integers, rounded
-from .signals import Signal, check_signal, describe, effective_counts
+from .signals import Signal, check_signal, effective_counts
 
 MOMENTUM = {"batch": 0.1, "running": 0.9}
 Net = TypeVar("Net", bound=nn.Module)
@@ -51,28 +52,16 @@ class SpikingLayer(HasNeurons):
         dtype: torch.dtype | None = None,
         **given: Unpack[NeuronOptions],
     ) -> None:
-        unknown = given.keys() - DEFAULTS.keys()
-        if unknown:
-            known = ", ".join(DEFAULTS)
-            raise TypeError(f"{min(unknown)}: {type(self).__name__} has no such argument; its neurons have {known}")
-        options: Any = DEFAULTS | given
+        options = checked_options(type(self), given, channels)
         checks.threshold(options["threshold"], channels, self.weight.device)
-        checks.eps(options["eps"])
-        if not isinstance(options["norm"], bool):
-            raise TypeError(f"norm: expected True or False, got {describe(options['norm'])}")
-        momentum = options["momentum"]
-        if momentum is not None and not (isinstance(momentum, (int, float)) and 0 <= momentum <= 1):
-            raise ValueError(f"momentum: expected None or a number from 0 to 1, got {momentum!r}")
         self._channels = channels
-        for name in CHECKS:
+        for name in DEFAULTS:
             setattr(self, name, options[name])
         self.norm = None
         if options["norm"]:
-            momentum = MOMENTUM[self.bn_stats] if momentum is None else momentum
+            momentum = MOMENTUM[self.bn_stats] if options["momentum"] is None else options["momentum"]
             self.norm = self._norm_class(channels, options["eps"], momentum, device=device, dtype=dtype)
             gamma = initial_gamma(8, self.timing) if options["gamma"] is None else options["gamma"]
-            if not isinstance(gamma, (int, float)) or not math.isfinite(gamma):
-                raise ValueError(f"gamma: expected None or a finite number, got {gamma!r}")
             nn.init.constant_(self.norm.weight, gamma)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -118,7 +107,7 @@ class SpikingLayer(HasNeurons):
             train = self._coupled(x, norm, residual)
         else:
             train = self._normed(x, norm, residual)
-        return self.worth(train)
+        return self.with_gain(train)
 
     def _static(self, T: int, eps: float | None = None) -> Static:
         """Return the arguments of an op that are not tensors."""
@@ -231,9 +220,9 @@ class SpikingLayer(HasNeurons):
         read: Any
         read, weight, step = self._weights(x)
         u = window_product(read, weight, self.synapses()).to(self.weight.dtype)
-        worth = read.gain if step is None else step * read.gain
-        if isinstance(worth, Tensor) or worth != 1.0:
-            u = u * over_space(worth, u.shape)
+        scale = read.gain if step is None else step * read.gain
+        if isinstance(scale, Tensor) or scale != 1.0:
+            u = u * over_space(scale, u.shape)
         return u if self.bias is None else u + over_space(self.bias, u.shape)
 
     def _currents(self, x: Signal) -> Tensor:
@@ -255,7 +244,7 @@ class SpikingLayer(HasNeurons):
         return step_currents(x, z, potential, self.timing)
 
     def extra_repr(self) -> str:
-        return ", ".join([super().extra_repr(), *self.settings(DEFAULTS)])
+        return ", ".join([super().extra_repr(), *self.changed(DEFAULTS)])
 
 
 def init_gamma_(net: Net, T: int | None = None) -> Net:

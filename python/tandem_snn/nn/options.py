@@ -1,37 +1,78 @@
-"""The settings of a layer's neurons: types, defaults, checks."""
+"""The settings of a layer's neurons: keyword arguments, and attributes that are checked when they are set."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping
-from typing import Any, TypedDict
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, TypedDict
 
 from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain, checks
-from tandem_ext.functional.neuron import default_v_init, shows
+from tandem_ext.functional.settings import (
+    NeuronSettings,
+    Setting,
+    check_together,
+    declared,
+    default_v_init,
+    shows,
+)
 
 from .currents import NEVER
 from .quantise import check_bits
+from .signals import describe
 
 BN_STATS = ("batch", "running")
 
 
-class NeuronOptions(TypedDict, total=False):
-    """The keyword arguments that every layer with neurons takes.
+def _check_norm(value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"norm: expected True or False, got {describe(value)}")
+
+
+def _check_momentum(value: object) -> None:
+    if value is not None and not (isinstance(value, (int, float)) and 0 <= value <= 1):
+        raise ValueError(f"momentum: expected None or a number from 0 to 1, got {value!r}")
+
+
+def _check_gamma(value: object) -> None:
+    if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value)):
+        raise ValueError(f"gamma: expected None or a finite number, got {value!r}")
+
+
+def _check_gain(value: object, channels: int | None) -> None:
+    if not isinstance(value, str):
+        checks.gain("gain", value, channels)
+    elif value != "threshold":
+        raise ValueError(f'gain: expected a number, a tensor or "threshold", got {value!r}')
+
+
+class BatchNormOptions(TypedDict, total=False):
+    """The keyword arguments that make the batch norm of a layer; its submodule ``norm`` then has them."""
+
+    norm: Annotated[bool, Setting(False, lambda value, _: _check_norm(value))]
+    eps: Annotated[float, Setting(1e-5, lambda value, _: checks.eps(value))]
+    momentum: Annotated[float | None, Setting(None, lambda value, _: _check_momentum(value))]
+    gamma: Annotated[float | None, Setting(None, lambda value, _: _check_gamma(value))]
+
+
+class LayerSettings(NeuronSettings, total=False):
+    """The settings of a layer that are attributes, in the order of the repr."""
+
+    gain: Annotated[float | Tensor | str, Setting(1.0, _check_gain)]
+    bn_stats: Annotated[str, Setting("batch", lambda value, _: checks.one_of("bn_stats", value, BN_STATS))]
+    weight_bits: Annotated[int | None, Setting(None, lambda value, _: check_bits(value))]
+
+
+class NeuronOptions(BatchNormOptions, LayerSettings, total=False):
+    """The keyword arguments that every layer with neurons takes: ``tandem_ext.functional.NeuronSettings``, and others.
 
     Args:
+        threshold, leak, v_init, gate, timing: as in ``tandem_ext.functional.NeuronSettings``. Tensors become buffers;
+            a threshold that is a Parameter is learned.
         norm: batch norm between the synapses and the neurons. The currents and the ANN branch use the same statistics:
             batch statistics in training, running statistics in evaluation. The submodule ``norm`` has the parameters
             and buffers of torch's batch norm; ``layer.norm.eval()`` freezes its statistics.
-        threshold: ϑ, a positive float; a tensor, 0-dim or one per channel, which becomes a buffer; or a Parameter,
-            which is learned.
-        leak: λ in (0, 1]; 1 is the IF neuron, less is a leaky (LIF) neuron.
-        v_init: the membrane potential before the first step, a float or tensor, 0-dim, one per channel or [*features].
-            It is not learned. None: 0, or with timing "window" ϑ/2, which rounds to the nearest count.
         gain: the value of a spike for the next layer, a float or a tensor, 0-dim or one per channel. "threshold": ϑ, so
             that gain times count approximates ρ(z), an activation in the ANN's units, for any ϑ.
-        gate: which neurons pass a gradient. "relu": z > 0; "clip": 0 < z < ϑT; "resu": z > 0, and neurons with z ≤ 0
-            are silenced.
         eps, momentum: of the batch norm. momentum None: 0.1, or 0.9 with ``bn_stats="running"``.
         bn_stats: the statistics of the currents in training. "batch": of the batch. "running": the running statistics,
             as in the first release of the rule, while the gradient uses batch statistics; this takes a second product.
@@ -40,34 +81,27 @@ class NeuronOptions(TypedDict, total=False):
         weight_bits: None, or 2 to 8: the layer computes with weights rounded symmetrically to this many bits, with one
             quantisation step per output channel, as ``tandem_snn.freeze`` does. Gradients pass straight through to the
             weights. A gain per input channel is multiplied into the weights before rounding.
-        timing: "step": a neuron fires as soon as it reaches the threshold. "window": it integrates a whole window, then
-            fires, so that the layer is one product for any T, and the order of input spikes does not matter. leak must
-            be 1, and gate cannot be "resu".
 
     >>> options: tnn.NeuronOptions = {"threshold": 0.5, "norm": True}
     >>> tnn.Linear(3, 2, **options).threshold
     0.5
     """
 
-    norm: bool
-    threshold: float | Tensor
-    leak: float
-    v_init: float | Tensor | None
-    gain: float | Tensor | str
-    gate: str
-    eps: float
-    momentum: float | None
-    bn_stats: str
-    gamma: float | None
-    weight_bits: int | None
-    timing: str
+
+OPTIONS = declared(NeuronOptions)
+SETTINGS = declared(LayerSettings)  # those that are attributes
+DEFAULTS = {name: setting.default for name, setting in SETTINGS.items()}
+shows_neuron_options = shows(NeuronOptions)
 
 
-DEFAULTS: dict[str, Any] = {
-    "norm": False, "threshold": 1.0, "leak": 1.0, "v_init": None, "gain": 1.0, "gate": "relu", "eps": 1e-5,
-    "momentum": None, "bn_stats": "batch", "gamma": None, "weight_bits": None, "timing": "step",
-}  # fmt: skip
-shows_neuron_options = shows(NeuronOptions, DEFAULTS)
+def checked_options(of: type, given: Mapping[str, Any], channels: int) -> dict[str, Any]:
+    """Return all options of a layer, after checking those that its construction needs."""
+    for name in given:
+        if name not in OPTIONS:
+            raise TypeError(f"{name}: {of.__name__} has no such argument; its neurons have {', '.join(OPTIONS)}")
+        if name not in SETTINGS:
+            OPTIONS[name].check(given[name], channels)
+    return {name: given.get(name, option.default) for name, option in OPTIONS.items()}
 
 
 class HasNeurons(nn.Module):
@@ -82,20 +116,19 @@ class HasNeurons(nn.Module):
     _channels: int | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Check settings; of tensors, which can change in place, each forward pass checks the values.
-
-        A tensor becomes a buffer, so that it is in the state_dict and moves with the module.
-        """
-        if name in CHECKS and (name == "gain" or not isinstance(value, Tensor)):
-            CHECKS[name](self, value)
-            if name in ("timing", "leak", "gate"):
-                neuron: dict[str, Any] = {"timing": self.timing, "leak": self.leak, "gate": self.gate, name: value}
-                checks.timing_fits(neuron["timing"], neuron["leak"], neuron["gate"])
-        if name in TENSORS:  # a number may replace a tensor or Parameter, and the other way round
-            for held in (self.__dict__, self._buffers, self._parameters):
-                held.pop(name, None)
-            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-                return self.register_buffer(name, value)
+        """Check a setting. A tensor becomes a buffer, so that it is in the state_dict and moves with the module."""
+        setting = SETTINGS.get(name)
+        if setting is None:
+            return super().__setattr__(name, value)
+        if not (setting.each_call and isinstance(value, Tensor)):
+            setting.check(value, self._channels)
+        neuron = {"timing": self.timing, "leak": self.leak, "gate": self.gate}
+        if name in neuron:
+            check_together(**{**neuron, name: value})
+        for held in (self.__dict__, self._buffers, self._parameters):  # a number may replace a tensor, or the reverse
+            held.pop(name, None)
+        if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+            return self.register_buffer(name, value)
         super().__setattr__(name, value)
 
     @property
@@ -112,42 +145,21 @@ class HasNeurons(nn.Module):
         threshold = 1.0 if isinstance(self.threshold, Tensor) else float(self.threshold)
         return {"threshold": threshold, "leak": float(self.leak), "gate": self.gate, "timing": self.timing}
 
-    def worth(self, train: SpikeTrain) -> SpikeTrain:
+    def with_gain(self, train: SpikeTrain) -> SpikeTrain:
         """Return the train with the gain of these neurons."""
         gain = self.threshold if self.gain == "threshold" else self.gain
         return train if isinstance(gain, float) and gain == 1.0 else train.replace(gain=gain)
 
-    def settings(self, defaults: Mapping[str, Any]) -> list[str]:
+    def changed(self, defaults: Mapping[str, Any]) -> list[str]:
         """Return the settings that differ from these defaults, as text for the repr."""
         shown = []
-        for name in (name for name in CHECKS if name in defaults):
+        for name, default in defaults.items():
             value = getattr(self, name)
             if isinstance(value, Tensor):
                 shown.append(f"{name}={type(value).__name__}{list(value.shape)}")
-            elif value != defaults[name]:
+            elif value != default:
                 shown.append(f"{name}={value!r}")
         return shown
 
 
 INTEGRATE_ONLY: dict[str, Any] = {"threshold": NEVER, "leak": 1.0, "gate": "relu"}  # settings; see HasNeurons.numbers
-
-
-def _check_gain(layer: Any, gain: object) -> None:
-    if not isinstance(gain, str):
-        checks.gain("gain", gain, layer._channels)
-    elif gain != "threshold":
-        raise ValueError(f'gain: expected a number, a tensor or "threshold", got {gain!r}')
-
-
-TENSORS = ("threshold", "v_init", "gain")  # settings that may be tensors
-# In the order of the repr.
-CHECKS: dict[str, Callable[[Any, Any], object]] = {
-    "threshold": lambda layer, value: checks.threshold(value, layer._channels),
-    "leak": lambda layer, value: checks.leak(value),
-    "v_init": lambda layer, value: checks.v_init(value),
-    "gain": _check_gain,
-    "gate": lambda layer, value: checks.one_of("gate", value, checks.GATES),
-    "bn_stats": lambda layer, value: checks.one_of("bn_stats", value, BN_STATS),
-    "weight_bits": lambda layer, value: check_bits(value),
-    "timing": lambda layer, value: checks.one_of("timing", value, checks.TIMINGS),
-}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import tandem_ext as te
 from tandem_ext import ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.autograd import apply
-from tandem_ext.functional.neuron import default_v_init
+from tandem_ext.functional.settings import default_v_init
 
 from .currents import fire_steps, part_of, scan_trace, spikes_of, window_trace
 from .options import HasNeurons
@@ -112,7 +112,7 @@ class AvgPool2d(HasNeurons):
 
     def extra_repr(self) -> str:
         shown = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, spiking={self.spiking}"
-        return ", ".join([shown, *self.settings({"v_init": None, "timing": "step"})])
+        return ", ".join([shown, *self.changed({"v_init": None, "timing": "step"})])
 
 
 class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):

@@ -1,0 +1,147 @@
+"""The settings of neurons, declared once with type, default and check: as keyword arguments, and as those of an op."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple, TypedDict, TypeVar, get_args
+
+from torch import Tensor
+
+from .. import checks
+from .products import Product
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Setting(NamedTuple):
+    """What a declaration says beside the type: ``check(value, channels)`` raises an error for a value.
+
+    ``each_call``: it may be a tensor, which can change in place, so that each call checks it.
+    """
+
+    default: Any
+    check: Callable[[Any, Any], object]
+    each_call: bool = False
+
+
+class NeuronSettings(TypedDict, total=False):
+    """The settings of integrate-and-fire neurons.
+
+    Args:
+        threshold: ϑ > 0, a float, or a 0-dim or [N] tensor, which may be learned.
+        leak: λ in (0, 1]; 1 is the IF neuron, less is a leaky (LIF) one.
+        v_init: the membrane potential before the first step: a float, or a tensor that is 0-dim, [N], [*features] or
+            [B, *features]. It is not learned. None: 0, or with timing "window" ϑ/2, which rounds to the nearest count.
+        gate: where gradients pass. "relu": z > 0; "clip": 0 < z < ϑT; "resu": z > 0, and neurons with z ≤ 0 are
+            silenced.
+        timing: "step": a neuron fires as soon as it reaches the threshold. "window": it integrates a whole window, then
+            fires, so that a layer is one product for any T, and the order of input spikes does not matter. Then leak
+            must be 1, and gate cannot be "resu".
+
+    >>> neuron: te.functional.NeuronSettings = {"leak": 0.9, "gate": "clip"}
+    >>> te.functional.if_scan(torch.rand(4, 2, 3), **neuron).T
+    4
+    """
+
+    threshold: Annotated[float | Tensor, Setting(1.0, lambda value, n: checks.threshold(value, n), each_call=True)]
+    leak: Annotated[float, Setting(1.0, lambda value, _: checks.share("leak", value, ", where 1 means no leak"))]
+    v_init: Annotated[float | Tensor | None, Setting(None, lambda value, _: checks.v_init(value), each_call=True)]
+    gate: Annotated[str, Setting("relu", lambda value, _: checks.one_of("gate", value, checks.GATES))]
+    timing: Annotated[str, Setting("step", lambda value, _: checks.one_of("timing", value, checks.TIMINGS))]
+
+
+class Neuron(NeuronSettings, total=False):
+    """The keyword arguments of neurons that every functional layer takes: :class:`NeuronSettings`, and two for a call.
+
+    Args:
+        steps: the length of the window over which bias and shift are spread, if x is only a part of it (default: T).
+            With timing "window" x must be the whole window.
+        return_v: also return the final membrane potential [B, *features], in float32 (float64 for float64 weights),
+            without a gradient.
+
+    >>> neuron: te.functional.Neuron = {"leak": 0.9, "return_v": True}
+    >>> train, v = te.functional.if_scan(torch.rand(4, 2, 3), **neuron)
+    """
+
+    steps: Annotated[int | None, Setting(None, lambda value, _: value is None or checks.steps(value))]
+    return_v: Annotated[bool, Setting(False, lambda value, _: None)]
+
+
+def declared(keywords: Any) -> dict[str, Setting]:
+    """Return the settings that a TypedDict declares, in their order."""
+    return {name: get_args(declaration)[1] for name, declaration in keywords.__annotations__.items()}
+
+
+SETTINGS = declared(Neuron)
+DEFAULTS = {name: setting.default for name, setting in SETTINGS.items()}
+
+
+def check_together(timing: str, leak: float, gate: str) -> None:
+    """With timing "window" neurons integrate the whole window before they fire: without leak or premature spikes."""
+    if timing == "window" and leak != 1:
+        raise ValueError(f"leak: with timing='window' neurons do not leak, expected 1, got {leak}")
+    if timing == "window" and gate == "resu":
+        raise ValueError(
+            "gate: with timing='window' no neuron fires too early, so 'resu' is not needed: use 'relu' or 'clip'"
+        )
+
+
+def default_v_init(threshold: float | Tensor, timing: str) -> float | Tensor:
+    """Return the initial potential of neurons whose ``v_init`` is None."""
+    if timing == "step":
+        return 0.0
+    return (threshold.detach() if isinstance(threshold, Tensor) else threshold) / 2
+
+
+class Static(NamedTuple):
+    """The checked settings of a layer that are not tensors. A layer's module builds it in each forward pass."""
+
+    source: Product | str  # of the currents: a product with spikes, or "train", "constant" or "impulse" if given
+    T: int
+    return_v: bool
+    eps: float | None  # of batch norm with batch statistics; None: no such batch norm
+    few_bits: bool  # the weights are integers that fit into int8
+    # the arguments of every op, in its order
+    steps: int  # the window over which bias and shift are spread
+    threshold: float
+    leak: float
+    gate: str
+    timing: str
+
+
+def checked(
+    source: Product | str, T: int, channels: int, eps: float | None, neuron: Mapping[str, Any]
+) -> tuple[float | Tensor, float | Tensor | None, Static]:
+    """Check the keyword arguments :class:`Neuron` that are not tensors; return (threshold, v_init, static)."""
+    for name, value in neuron.items():
+        if name not in SETTINGS:
+            raise TypeError(f"{name}: no such argument; neurons have {', '.join(SETTINGS)}")
+        setting = SETTINGS[name]
+        if not (setting.each_call and isinstance(value, Tensor)):
+            setting.check(value, channels)
+    given = {**DEFAULTS, **neuron}
+    threshold, leak, timing, steps = given["threshold"], given["leak"], given["timing"], given["steps"]
+    check_together(timing, leak, given["gate"])
+    if steps is not None and timing == "window" and steps != T:
+        raise ValueError(f"steps: with timing='window' x is the whole window, expected {T}, got {steps}")
+    fire_at = 1.0 if isinstance(threshold, Tensor) else float(threshold)
+    neurons = T if steps is None else steps, fire_at, float(leak), given["gate"], timing
+    return threshold, given["v_init"], Static(source, T, given["return_v"], eps, False, *neurons)
+
+
+def shows(keywords: Any) -> Callable[[F], F]:
+    """A decorator that shows the settings of a TypedDict in the place of ``**neuron`` in help() and completion."""
+    settings = declared(keywords)
+    types = {name: get_args(declaration)[0] for name, declaration in keywords.__annotations__.items()}
+
+    def decorate(of: F) -> F:
+        call: Any = of.__init__ if isinstance(of, type) else of  # type: ignore[misc]  # classes may share it
+        shown = inspect.signature(call)
+        kept = [p for p in shown.parameters.values() if p.kind is not p.VAR_KEYWORD and p.name not in types]
+        options = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=setting.default, annotation=types[name])
+            for name, setting in settings.items()
+        ]
+        call.__signature__ = shown.replace(parameters=[*kept, *options])
+        return of
+
+    return decorate
