@@ -84,7 +84,7 @@ class SpikeTrain(Signal):
     bad: Tensor | None = None
     _counts: Tensor | None
     # A cache of ``counts``. It is not a field, so that reading counts does not change the train as a pytree.
-    _made: Tensor | None = None
+    _flagged_counts: Tensor | None = None
     _dtype: torch.dtype  # of counts that have not been made yet
 
     def __init__(
@@ -290,21 +290,21 @@ class SpikeTrain(Signal):
     @property
     def counts(self) -> Tensor:
         """The spike count of each neuron, floating point [B, *features]; counted on first access if not given."""
-        if self._made is None:
+        if self._flagged_counts is None:
             counts = self.clean_counts()
             if self._counts is not None and self.bad is None:
                 return counts
             made = spoiled(counts, self.bad)
             if counts.requires_grad and not torch.is_grad_enabled():
                 return made  # not cached, because later uses may need a gradient
-            self._made = made
+            self._flagged_counts = made
             if self._counts is not None:
                 self._counts = made  # so that later gradients flow through the tensor that was returned here
-        return self._made
+        return self._flagged_counts
 
     @counts.setter
     def counts(self, value: Tensor | None) -> None:
-        self._counts, self._made = value, None
+        self._counts, self._flagged_counts = value, None
 
     def clean_counts(self) -> Tensor:
         """Return the counts without adding the NaN flags."""

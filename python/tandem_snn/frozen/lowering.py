@@ -194,8 +194,8 @@ class Lowering:
         scale, shift = fold(tensors.theta, layer.bias, *fold_norm(layer.norm), stage.step, gain, channels, weight)
         stage.scale, stage.shift, stage.v_init = _constant(scale), _constant(shift), _constant(tensors.v_init)
         if residual is not None:
-            stage.residual, worth = self.values[residual], self.gains[residual]
-            scale, _ = fold(tensors.theta, None, None, None, None, worth, channels, weight)
+            stage.residual, residual_gain = self.values[residual], self.gains[residual]
+            scale, _ = fold(tensors.theta, None, None, None, None, residual_gain, channels, weight)
             stage.residual_scale = _constant(scale)
         result: _Gain = layer.threshold if layer.gain == "threshold" else layer.gain
         self._add(node, stage, result if fire else 1.0)

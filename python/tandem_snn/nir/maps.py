@@ -40,7 +40,7 @@ class _Value:
     gain: float | Tensor = 1.0
     spikes: bool = False
 
-    def worth(self) -> Tensor:
+    def gains(self) -> Tensor:
         """The gain, [] or [*features]."""
         gain = torch.as_tensor(self.gain).detach().float()
         if not gain.dim():
@@ -132,12 +132,12 @@ class _Walk:
     def _names(self, x: Op, factor: float | Tensor = 1.0) -> list[str]:
         """Return the NIR nodes whose sum is x times a factor."""
         value = self.values[x]
-        worth = value.worth() * factor
-        if bool((worth == 1).all()):
+        gains = value.gains() * factor
+        if bool((gains == 1).all()):
             return value.names
         if (x, factor) not in self.scales:
-            scale = self.writer.nir.Scale(full(value.shape, worth))
-            self.scales[x, factor] = self.writer.add(self.writer.free(f"{value.names[0]}_worth"), scale, *value.names)
+            scale = self.writer.nir.Scale(full(value.shape, gains))
+            self.scales[x, factor] = self.writer.add(self.writer.free(f"{value.names[0]}_gain"), scale, *value.names)
         return [self.scales[x, factor]]
 
     def _sum(self, names: list[str]) -> None:

@@ -48,10 +48,10 @@ def describe(x: object) -> str:
 
 def effective_counts(x: Signal | Tensor) -> Tensor:
     """Return the input of the ANN branch, counts times gain, [B, *features]. A tensor is returned unchanged."""
-    return x if isinstance(x, Tensor) else _worth(x.counts, x)
+    return x if isinstance(x, Tensor) else _times_gain(x.counts, x)
 
 
-def _worth(counts: Tensor, x: Signal) -> Tensor:
+def _times_gain(counts: Tensor, x: Signal) -> Tensor:
     return counts if isinstance(x.gain, float) and x.gain == 1.0 else counts * over_space(x.gain, x.shape)
 
 
@@ -59,7 +59,7 @@ def map_counts(x: Signal | Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
     """Apply a reduction ``f`` to the effective counts. NaN flags are added afterwards, to the smaller tensor."""
     if not isinstance(x, SpikeTrain):
         return f(effective_counts(x))
-    return spoiled(f(_worth(x.clean_counts(), x)), x.bad)
+    return spoiled(f(_times_gain(x.clean_counts(), x)), x.bad)
 
 
 def map_features(x: X, f: Callable[[Tensor], Tensor]) -> X:
