@@ -16,7 +16,8 @@ from ..errors import UserError, extra
 from ..frozen.listing import listing_of
 from ..nn.general import Neurons
 from .maps import graph_of_maps
-from .reader import Reader, plain
+from .reader import Reader
+from .values import plain
 from .writer import Writer
 
 FORMS = ("IF", "primitives")
