@@ -59,7 +59,7 @@ class Builder:
         self.env: dict[Op, Value] = {}
         self.encoded: dict[fx.Node, fx.Node] = {}
         self.counted: dict[fx.Node, fx.Node] = {}
-        self.made = 1  # the number of labels so far; ONE is the first
+        self.labels = 1  # the number of labels so far; ONE is the first
 
     def network(self, name: str) -> fx.GraphModule:
         for node in reversed(self.graph.nodes):
@@ -144,8 +144,8 @@ class Builder:
         shape = (1, *op.features)
         if len(shape) == 1:
             return Value("spikes", node, ONE)
-        self.made += shape[1]
-        labels = torch.arange(self.made - shape[1], self.made, dtype=torch.float64) + 1
+        labels = torch.arange(self.labels + 1, self.labels + 1 + shape[1], dtype=torch.float64)
+        self.labels += shape[1]
         return Value("spikes", node, labels.view(1, -1, *[1] * (len(shape) - 2)).expand(shape))
 
     def sums(self, op: Op) -> str:

@@ -119,30 +119,26 @@ def linear_map(f: str | nn.Module, *args: Any, **kwargs: Any) -> Any:
     if len(windows) != 1:
         raise ValueError(f"T: the trains of a sum have different numbers of steps, {sorted(windows)}")
     (T,) = windows
-    whole = call(function, [x.total for x in inputs])
-    quiet: Any = function.forward if isinstance(function, nn.Module) else function  # hooks run for the ANN branch only
-    constant = all(x.constant for x in inputs)
-    each = any(isinstance(value, PerSample) for value in pytree.tree_leaves((args, kwargs)))
-    made: list[Any] = []  # f(0), computed on first use; of one sample if it is the same for each
+    z = call(function, [x.total for x in inputs])
+    unhooked: Any = function.forward if isinstance(function, nn.Module) else function  # hooks see the ANN branch only
+    samples = None if any(isinstance(leaf, PerSample) for leaf in pytree.tree_leaves((args, kwargs))) else 1
+    at_zero: list[Any] = []  # f(0), computed on first use; of one sample if it is the same for each
 
-    def part(index: int | None) -> Steps:
+    def result(index: int | None) -> Currents:
         def pick(value: Any) -> Tensor:
             return value if index is None else value[index]
 
         def steps(start: int, stop: int) -> Tensor:
             given = [x.steps(start, stop) for x in inputs]
             n = max(len(value) for value in given)
-            given = [value.expand(n, *value.shape[1:]) if len(value) < n else value for value in given]
-            result = pick(call(quiet, [value.flatten(0, 1) for value in given], n)).unflatten(0, (n, -1))
-            if not made:
-                made.append(call(quiet, [torch.zeros_like(x.total if each else x.total[:1]) for x in inputs]))
-            return result - pick(made[0]) * (1 - 1 / T)
+            rows = [value.expand(n, *value.shape[1:]).flatten(0, 1) for value in given]
+            if not at_zero:
+                at_zero.append(call(unhooked, [torch.zeros_like(x.total[:samples]) for x in inputs]))
+            return pick(call(unhooked, rows, n)).unflatten(0, (n, -1)) - pick(at_zero[0]) * (1 - 1 / T)
 
-        return steps
+        return Currents(pick(z), steps, T, all(x.constant for x in inputs))
 
-    if isinstance(whole, Tensor):
-        return Currents(whole, part(None), T, constant)
-    return tuple(Currents(value, part(i), T, constant) for i, value in enumerate(whole))
+    return result(None) if isinstance(z, Tensor) else tuple(result(i) for i in range(len(z)))
 
 
 class PerSample:
