@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import tandem_ext as te
@@ -167,29 +166,6 @@ class Shortcut(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         spikes = self.first(x=self.encoder(x))
         return self.readout(self.second(spikes, residual=spikes) if self.named else self.second(spikes, spikes))
-
-
-def trained_on_fashion_mnist(folder: Any, T: int, samples: int) -> tuple[nn.Module, Tensor, Tensor]:
-    """16C3s2-32C3s2-FC128 with batch norm after one epoch of 20,000 images, 85 % right; test images and labels."""
-    from data import load  # python/experiments
-    from recipe import Recipe
-
-    data = load(Recipe(data="fashion-mnist", validation=False), folder)
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        tnn.Encoder(T),
-        tnn.Conv2d(1, 16, 3, stride=2, padding=1, norm=True),
-        tnn.Conv2d(16, 32, 3, stride=2, padding=1, norm=True),
-        tnn.Flatten(),
-        tnn.Linear(32 * 49, 128, norm=True),
-        tnn.Readout(128, 10),
-    )
-    optimizer = torch.optim.Adam(net.parameters(), 2e-3)
-    for images, labels in data.train[torch.arange(20_000)].epoch(0, 128):
-        optimizer.zero_grad()
-        F.cross_entropy(net(images), labels).backward()
-        optimizer.step()
-    return net.eval(), *next(data.test.batches(samples))
 
 
 def own_counts(net: nn.Module, x: Any) -> tuple[list[Tensor], Tensor]:

@@ -139,13 +139,3 @@ def by_sinabs(path: str, batch: int, soft: bool = True) -> tuple[nn.Module, list
         if soft:
             neuron.spike_fn, neuron.min_v_mem = SingleSpike, None  # else several spikes a step, and a floor
     return Stepped(model), neurons
-
-
-def by_norse(path: str) -> tuple[nn.Module, list[nn.Module]]:
-    module = pytest.importorskip("norse.torch.utils.import_nir", reason="Norse with NIR is not installed")
-    from norse.torch.module.iaf import IAFCell
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = module.from_nir(nir.read(path), ignore_warnings=True)
-    return model, [m for m in model.modules() if isinstance(m, IAFCell)]
