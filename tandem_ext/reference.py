@@ -71,6 +71,27 @@ def if_scan(
     return _layer(currents, None, None, None, scale, shift, **options)[0]
 
 
+def follow_if(x: SpikeTrain, weight: Tensor, counts: Tensor, *geometry: Any, **options: Any) -> tuple[Tensor, Tensor]:
+    """One step of neurons that follow their input: the state of a stream of a network with window timing.
+
+    Each count moves by at most one towards its target, the count of a neuron with timing "window" for the present
+    counts of the inputs, with every rounding of that layer; that of a NaN potential is 0. The move is the spike.
+
+    Args:
+        x: a train with the present counts of the inputs; only they matter.
+        weight, geometry, options: as for :func:`linear_if`; a residual is a train with the present counts of its
+            source, or currents [1, B, *features], the present ones of a projection.
+        counts: the neurons' counts before the step, int64 [B, *features].
+
+    Returns:
+        (counts, moves): int64 [B, *features], the counts after the step, and 1, 0 or -1.
+    """
+    train = linear_if(x, weight, None, *geometry, timing="window", **options)
+    assert isinstance(train, SpikeTrain)
+    moves = (train.stored[0].long() - counts).sign()
+    return counts + moves, moves
+
+
 conv_if = conv1d_if = conv2d_if = linear_if
 conv_bn_if = conv1d_bn_if = conv2d_bn_if = linear_bn_if
 

@@ -47,6 +47,17 @@ def text(frozen: ts.FrozenNetwork, x: Any, answers: bool = False) -> str:
     return "\n".join(lines) + "\n"
 
 
+def text_of_stream(frozen: ts.FrozenNetwork, x: Any) -> str:
+    """What it prints with --follow: the samples one after the other, without a reset."""
+    lines = []
+    for i in range(len(x)):
+        answer, steps = frozen.settle(x[i : i + 1])
+        numbers = "".join(f" {value:.9g}" for value in answer[0].tolist())
+        operations = int(frozen._stream.synapses)
+        lines.append(f"sample {i}: class {int(answer.argmax())}{numbers}; {int(steps)} steps, {operations} operations")
+    return "\n".join(lines) + "\n"
+
+
 def digits() -> Tensor:
     return torch.frombuffer(bytearray((EXAMPLE / "digits.f32").read_bytes()), dtype=torch.float32).view(-1, 1, 8, 8)
 
@@ -132,6 +143,9 @@ def test_networks(make: Any, bits: int | None, timing: str, classify: Path, tmp_
     counts = own_counts(frozen.net, x)[0]
     assert all(c.sum() > 0 for c in counts)
     assert done.stdout == text(frozen, x, answers=True)
+    if timing == "window" and make is not convolutional:
+        followed = run(classify, tmp_path / "net.tandem", tmp_path / "x.f32", "--answers", "--follow")
+        assert followed.stdout == text_of_stream(frozen, x)
 
 
 @pytest.mark.slow

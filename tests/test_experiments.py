@@ -298,7 +298,7 @@ def test_images_are_reconstructed(tmp_path):
     assert main("--task", "regression", "--model", "FC16", "--epochs", 1, "--ann-units", "--out", tmp_path) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert 0 < summary["test_mse"] < 0.3
-    assert len(summary["test_mse_over_time"]) == 8
+    assert summary["test_mse_over_time"][-1] == pytest.approx(summary["test_mse"], abs=1e-6)  # at rest
     assert "right" not in summary["per_seed"][0]
 
 

@@ -37,8 +37,10 @@ ScalarType type_of(DType weights) {
 
 class TorchNumbers : public network::Host {
  public:
-  // `input` is float32 for every `type`, the type of the arithmetic.
-  TorchNumbers(const Tensor& input, ScalarType type) : input_(input), type_(type) {}
+  // `input` is float32 for every `type`, the type of the arithmetic. `address`: by which the executor names it, if not
+  // by its own.
+  TorchNumbers(const Tensor& input, ScalarType type, const float* address = nullptr)
+      : input_(input), type_(type), address_(address != nullptr ? address : input.data_ptr()) {}
 
   bool computes_in(DType type) const override { return type != DType::kFloat64; }
 
@@ -90,7 +92,7 @@ class TorchNumbers : public network::Host {
   }
   // The network's input may have any layout; all later values are contiguous.
   Tensor tensor(const float* x, const Shape& shape) const {
-    const bool is_input = input_.scalar_type() == ScalarType::Float && x == input_.data_ptr();
+    const bool is_input = input_.scalar_type() == ScalarType::Float && x == address_;
     return rounded(is_input ? torch::stable::reshape(input_, shape) : view(x, shape));
   }
   Tensor rounded(const Tensor& x) const { return type_ == ScalarType::Float ? x : aten::to_type(x, type_); }
@@ -103,6 +105,7 @@ class TorchNumbers : public network::Host {
 
   const Tensor& input_;
   const ScalarType type_;
+  const void* address_;
   std::vector<Tensor> kept_;
 };
 
@@ -133,11 +136,17 @@ class LastNetwork {
     return network_.emplace(words, program.numel(), bytes, numbers.numel());
   }
 
-  const network::Plan& plan(const network::Shape& sample, int64_t batch, int64_t T, bool stream) {
-    const bool same = plan_.has_value() && plan_->sample == sample && plan_->batch == batch && plan_->T == T;
-    if (!same || plan_->stream != stream) {
+  // shape: [batch, *features].
+  const network::Plan& plan(const Shape& shape, int64_t T, network::Mode mode) {
+    TANDEM_CHECK(shape.size() > 1 && shape.size() <= 4, "input must have 1 to 3 dimensions of features, got ",
+                 shape_text(shape));
+    network::Shape sample{static_cast<int64_t>(shape.size()) - 1, shape[1], 1, 1};
+    if (sample.dims > 1) sample.width = shape.back();
+    if (sample.dims > 2) sample.height = shape[2];
+    const bool same = plan_.has_value() && plan_->sample == sample && plan_->batch == shape[0] && plan_->T == T;
+    if (!same || plan_->mode != mode) {
       plan_.reset();
-      plan_ = network_->plan(sample, batch, T, stream);
+      plan_ = network_->plan(sample, shape[0], T, mode);
     }
     return *plan_;
   }
@@ -168,35 +177,53 @@ Tensor frozen_prepare(Tensor program, Tensor numbers) {
   return prepared;
 }
 
-// input: planes uint8 [P, B, *features], counts uint8 [1, B, *features], or numbers [B, *features] of the program's
-// type. Returns the readout [B, outputs], or [T, B, outputs] with every_step, and the new state. With a state, it runs
-// a single step; at step 0 the state's values are ignored.
-std::tuple<Tensor, Tensor> frozen_run(Tensor input, int64_t T, bool counted, Tensor program, Tensor numbers,
-                                      Tensor prepared, OptionalTensor state, int64_t step, bool every_step) {
-  const Network& net = last_network().of(program, numbers);
+void check_prepared(const Network& net, const Tensor& prepared) {
   TANDEM_CHECK(prepared.scalar_type() == ScalarType::Byte && prepared.is_contiguous() &&
                    prepared.numel() == net.prepared_size() &&
                    reinterpret_cast<uintptr_t>(prepared.data_ptr()) % 64 == 0,
                "prepared must be what frozen_prepare gives");
+}
+
+uint8_t* checked_state(const Tensor& state, const network::Plan& plan) {
+  TANDEM_CHECK(state.scalar_type() == ScalarType::Byte && state.is_contiguous() && state.numel() == plan.state &&
+                   reinterpret_cast<uintptr_t>(state.data_ptr()) % 64 == 0,
+               "state must be what frozen_state gives, ", plan.state, " bytes");
+  return static_cast<uint8_t*>(state.data_ptr());
+}
+
+// The input and the shape [batch, *features] of its values; checked for `planes` planes if it has spikes.
+Shape check_input(const Network& net, const Tensor& input, int64_t planes, int64_t T) {
   const network::Header& header = net.program().header;
   const int64_t least = header.any_T != 0 ? 1 : header.T, most = header.any_T != 0 ? net.program().most_steps() : least;
   TANDEM_CHECK(T >= least && T <= most, "T must be ", least, "..", most, ", got ", T);
+  const bool spikes = net.program().value(network::kNetworkInput) == network::Value::kSpikes;
+  const ScalarType type = type_of(net.program().dtype());
+  TANDEM_CHECK(input.scalar_type() == (spikes ? ScalarType::Byte : type), "input must be ",
+               spikes ? "uint8 planes" : "of the type of the weights");
+  TANDEM_CHECK(type == ScalarType::Float || T <= (type == ScalarType::Half ? 2048 : 256), "T: ", T,
+               " steps are more than the type of the weights counts");
+  Shape shape = shape_of(input);
+  TANDEM_CHECK(shape.size() > 1, "input must have 1 to 3 dimensions of features, got ", shape_text(shape));
+  if (!spikes) return shape;
+  TANDEM_CHECK(shape[0] == planes, "input must have ", planes, " planes, got ", shape[0]);
+  shape.erase(shape.begin());
+  return shape;
+}
+
+// input: planes uint8 [P, B, *features], counts uint8 [1, B, *features], or numbers [B, *features] of the program's
+// type. Returns the readout [B, outputs], or [T, B, outputs] with every_step. With a state, it runs a single step of
+// neurons of step timing and changes the state; at step 0 the state's values are ignored.
+Tensor frozen_run(Tensor input, int64_t T, bool counted, Tensor program, Tensor numbers, Tensor prepared,
+                  OptionalTensor state, int64_t step, bool every_step) {
+  const Network& net = last_network().of(program, numbers);
+  check_prepared(net, prepared);
   TANDEM_CHECK(step >= 0 && (!every_step || !state.has_value()),
                "every_step is for a whole window, a state for one of its steps");
   const bool spikes = net.program().value(network::kNetworkInput) == network::Value::kSpikes;
   const ScalarType type = type_of(net.program().dtype());
   const bool half = type != ScalarType::Float;
-  TANDEM_CHECK(input.scalar_type() == (spikes ? ScalarType::Byte : type), "input must be ",
-               spikes ? "uint8 planes" : "of the type of the weights");
-  TANDEM_CHECK(!half || T <= (type == ScalarType::Half ? 2048 : 256), "T: ", T,
-               " steps are more than the type of the weights counts");
-  const Shape shape = shape_of(input);
-  const size_t first = spikes ? 2 : 1;  // first dimension of the features
-  TANDEM_CHECK(shape.size() > first && shape.size() <= first + 3, "input must have 1 to 3 dimensions of features, got ",
-               shape_text(shape));
   TANDEM_CHECK(!counted || (spikes && !state.has_value()), "counts are of a whole window of spikes");
-  const int64_t planes = state.has_value() || counted ? 1 : (T + 7) / 8;
-  TANDEM_CHECK(!spikes || shape[0] == planes, "input must have ", planes, " planes, got ", shape[0]);
+  const Shape shape = check_input(net, input, state.has_value() || counted ? 1 : (T + 7) / 8, T);
   Tensor dense = spikes ? to_channels_last(input, 2) : half ? aten::to_type(input, ScalarType::Float) : input;
   // A stream compares the input's elements with those of the previous step, so they must be dense. A copy in
   // channels-last would change the bits of torch's products.
@@ -205,26 +232,81 @@ std::tuple<Tensor, Tensor> frozen_run(Tensor input, int64_t T, bool counted, Ten
     dense = to_channels_last(burst_planes(dense, T), 2);
     counted = false;
   }
-
-  network::Shape sample{static_cast<int64_t>(shape.size() - first), shape[first], 1, 1};
-  if (sample.dims > 1) sample.width = shape.back();
-  if (sample.dims > 2) sample.height = shape[first + 1];
-  const network::Plan& plan = last_network().plan(sample, shape[first - 1], T, state.has_value());
-  Tensor after = empty(state.has_value() ? plan.state : 0, ScalarType::Float, input);
-  if (state.has_value() && step > 0) {
-    TANDEM_CHECK(state->numel() == plan.state && state->scalar_type() == ScalarType::Float, "state must hold ",
-                 plan.state, " float32, got ", state->numel());
-    torch::stable::copy_(after, *state);
-  }
+  const auto mode = state.has_value() ? network::Mode::kSteps : network::Mode::kWindow;
+  const network::Plan& plan = last_network().plan(shape, T, mode);
   Shape out = batched(plan.batch, plan.answer());
   if (every_step) out = prepend(T, out);
   Tensor answer = empty_channels_last(out, static_cast<int>(out.size()), ScalarType::Float, input);
   TorchNumbers host(dense, type);
   net.run(plan, {dense.data_ptr(), counted, static_cast<const uint8_t*>(prepared.data_ptr()), every_step,
-                 state.has_value() ? static_cast<float*>(after.data_ptr()) : nullptr, step,
+                 state.has_value() ? checked_state(*state, plan) : nullptr, step,
                  static_cast<float*>(answer.data_ptr()), &host, torch_parallel});
+  return half ? aten::to_type(answer, type) : answer;
+}
+
+// Memory for the state of a stream of inputs [batch, *features], of any values; and whether its neurons follow.
+std::tuple<Tensor, bool> frozen_state(Tensor program, Tensor numbers, Shape shape, int64_t T) {
+  const network::Mode mode = last_network().of(program, numbers).stepwise();
+  const network::Plan& plan = last_network().plan(shape, T, mode);
+  return {empty(plan.state, ScalarType::Byte, numbers), mode == network::Mode::kFollowing};
+}
+
+// Shows an input to neurons that follow it, and takes steps. input: as of frozen_run, or absent: the one before. With
+// `advances` planes [1, B, *features] of one step, by which the last T steps advance. Changes the state; with `begins`
+// the state's values are ignored. Returns the readout [B, outputs], facts int64 [3, B]: the steps that a sample took,
+// the neurons that moved in the last step, and synaptic operations; and with_moves, of a single step, the moves int8
+// [B, *] (frozen_moves has the places of neurons).
+std::tuple<Tensor, Tensor, Tensor> frozen_follow(OptionalTensor input, bool advances, Shape shape, int64_t T,
+                                                 Tensor program, Tensor numbers, Tensor prepared, Tensor state,
+                                                 bool begins, int64_t steps, bool with_moves) {
+  const Network& net = last_network().of(program, numbers);
+  check_prepared(net, prepared);
+  TANDEM_CHECK(steps >= 0 && (!with_moves || steps == 1), "moves are those of a single step");
+  TANDEM_CHECK(input.has_value() || !begins, "a stream begins with an input");
+  const ScalarType type = type_of(net.program().dtype());
+  const bool half = type != ScalarType::Float;
+  Tensor read = input.value_or(state), dense = read;
+  int64_t layout = 0;
+  if (input.has_value()) {
+    TANDEM_CHECK(check_input(net, read, advances ? 1 : (T + 7) / 8, T) == shape, "input must have the shape ",
+                 shape_text(shape));
+    if (read.scalar_type() == ScalarType::Byte) {
+      dense = to_channels_last(read, 2);
+    } else {
+      if (half) read = aten::to_type(read, ScalarType::Float);
+      dense = to_contiguous(read);
+      for (int64_t d = 0; d < read.dim(); ++d) layout = layout * 1000003 + read.stride(d);
+    }
+  }
+  const network::Plan& plan = last_network().plan(shape, T, network::Mode::kFollowing);
+  const Shape out = batched(plan.batch, plan.answer());
+  Tensor answer = empty_channels_last(out, static_cast<int>(out.size()), ScalarType::Float, state);
+  Tensor facts = empty(3 * plan.batch, ScalarType::Long, state);
+  Tensor moves = empty(with_moves ? plan.batch * plan.moves : 0, ScalarType::Char, state);
+  if (with_moves) torch::stable::zero_(moves);
+  auto* each = static_cast<int64_t*>(facts.data_ptr());
+  TorchNumbers host(read, type, static_cast<const float*>(dense.data_ptr()));
+  net.follow(plan, {input.has_value() ? dense.data_ptr() : nullptr, advances, layout,
+                    static_cast<const uint8_t*>(prepared.data_ptr()), checked_state(state, plan), begins, steps,
+                    static_cast<float*>(answer.data_ptr()), each, each + plan.batch, each + 2 * plan.batch,
+                    with_moves ? static_cast<int8_t*>(moves.data_ptr()) : nullptr, &host, torch_parallel});
   if (half) answer = aten::to_type(answer, type);
-  return {answer, after};
+  if (with_moves) moves = torch::stable::view(moves, {plan.batch, plan.moves});
+  return {answer, torch::stable::view(facts, {3, plan.batch}), moves};
+}
+
+// Where the moves of an instruction are: int64 [instructions, 5], (offset, dims, channels, height, width) of a sample;
+// the offset is -1 if it has none.
+Tensor frozen_moves(Tensor program, Tensor numbers, Shape shape, int64_t T) {
+  last_network().of(program, numbers);
+  const network::Plan& plan = last_network().plan(shape, T, network::Mode::kFollowing);
+  Tensor places = empty(5 * static_cast<int64_t>(plan.steps.size()), ScalarType::Long, numbers);
+  auto* row = static_cast<int64_t*>(places.data_ptr());
+  for (const network::Plan::Step& step : plan.steps) {
+    const network::Shape& s = step.out;
+    for (const int64_t number : {step.moves, s.dims, s.channels, s.height, s.width}) *row++ = number;
+  }
+  return torch::stable::view(places, {-1, 5});
 }
 
 // The names of fields and kinds, for the code that writes programs.
@@ -238,6 +320,9 @@ STABLE_TORCH_LIBRARY_IMPL(tandem, CPU, m) {
   m.impl("frozen_check", TORCH_BOX(&frozen_check));
   m.impl("frozen_prepare", TORCH_BOX(&frozen_prepare));
   m.impl("frozen_run", TORCH_BOX(&frozen_run));
+  m.impl("frozen_state", TORCH_BOX(&frozen_state));
+  m.impl("frozen_follow", TORCH_BOX(&frozen_follow));
+  m.impl("frozen_moves", TORCH_BOX(&frozen_moves));
 }
 
 }  // namespace tandem::ops

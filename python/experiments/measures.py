@@ -70,10 +70,16 @@ def over_time(recipe: Recipe, data: Data, nets: Sequence[nn.Module]) -> dict[str
     for net in nets:
         frozen = ts.freeze(net).cpu()
         found = [(frozen.readouts(x), y) for x, y in test.batches(500)]
-        readouts, targets = torch.cat([r for r, _ in found], 1), torch.cat([y for _, y in found])
-        T = len(readouts)  # the readout after t steps is about t/T of a whole window's
-        curves.append([task.values(one * T / t, targets).mean().item() for t, one in enumerate(readouts, 1)])
+        steps = max(len(r) for r, _ in found)  # with window timing a batch ends at rest
+        readouts = torch.cat([torch.cat([r, r[-1:].expand(steps - len(r), -1, -1)]) for r, _ in found], 1)
+        targets = torch.cat([y for _, y in found])
+        # With step timing the readout after t steps is about t/T of a whole window's.
+        scales = [1.0 if recipe.timing == "window" else steps / t for t in range(1, steps + 1)]
+        scaled = (one * scale for one, scale in zip(readouts, scales, strict=True))
+        curves.append([task.values(one, targets).mean().item() for one in scaled])
         exits = exits or (early_exit(readouts, targets) if task.classifies else [])
+    most = max(map(len, curves))
+    curves = [[*curve, *curve[-1:] * (most - len(curve))] for curve in curves]
     shown = [rounded(task.metric, fmean(values)) for values in zip(*curves, strict=True)]
     return {f"test_{task.metric}_over_time": shown} | ({"early_exit": exits} if exits else {})
 

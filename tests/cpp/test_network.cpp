@@ -36,7 +36,43 @@ std::string signed_anew(std::string content) {
   return content.replace(at, 64, Sha256::of(content));
 }
 
-// Runs a network as a whole and as a stream, unless it needs much memory or time.
+// Steps of neurons that follow. At rest, they have the answer of the window.
+void follow(const Network& network, const Plan& plan, const uint8_t* prepared, const void* input, bool spikes,
+            uint8_t* state, int64_t most, Input& in) {
+  std::vector<float> answer(plan.batch * plan.answer().features()), whole(answer.size());
+  std::vector<int64_t> facts(3 * plan.batch);
+  std::vector<int8_t> moves(plan.batch * plan.moves);
+  Frame frame{input,
+              false,
+              0,
+              prepared,
+              state,
+              true,
+              1,
+              answer.data(),
+              facts.data(),
+              facts.data() + plan.batch,
+              facts.data() + 2 * plan.batch,
+              nullptr,
+              nullptr,
+              cut_for};
+  for (int64_t step = 0; step <= most; ++step) {
+    PlainNumbers host;
+    frame.host = &host;
+    frame.advances = spikes && in.flag();
+    frame.input = frame.begins || frame.advances || in.flag() ? input : nullptr;
+    frame.moves = in.flag() ? moves.data() : nullptr;
+    if (step == most) frame.input = input, frame.advances = false, frame.moves = nullptr, frame.steps = 1 << 20;
+    network.follow(plan, frame);
+    frame.begins = false;
+  }
+  PlainNumbers host;
+  const Plan window = network.plan(plan.sample, plan.batch, plan.T, Mode::kWindow);
+  network.run(window, {input, false, prepared, false, nullptr, 0, whole.data(), &host, cut_for});
+  CHECK(std::memcmp(answer.data(), whole.data(), answer.size() * sizeof(float)) == 0, "at rest, another answer");
+}
+
+// Runs a network as a whole and step by step, unless it needs much memory or time.
 void run(const FrozenFile& file, Input& in) {
   const Network network(file.program.data(), static_cast<int64_t>(file.program.size()), file.numbers(), file.bytes);
   if (network.prepared_size() > 1 << 22) return;
@@ -53,8 +89,8 @@ void run(const FrozenFile& file, Input& in) {
     if (shape.dims > 2) shape.height = in.range(1, 9);
   }
   const int64_t T = header.T == 0 ? in.range(1, 17) : header.T, batch = in.range(0, 3);
-  const bool streams = in.flag();
-  const Plan plan = network.plan(shape, batch, T, streams);
+  const Mode mode = in.flag() ? network.stepwise() : Mode::kWindow;
+  const Plan plan = network.plan(shape, batch, T, mode);
   int64_t work = shape.features() * T;
   for (size_t i = 0; i < plan.steps.size(); ++i) {
     const Instruction& one = network.program().instructions[i];
@@ -64,18 +100,22 @@ void run(const FrozenFile& file, Input& in) {
     if (plan.steps[i].out.features() > 1 << 20 || inputs > 1 << 20) return;
     work += plan.steps[i].out.features() * inputs;
   }
-  if (work > 1 << 22 || plan.workspace > 1 << 24 || plan.state > 1 << 22) return;
+  if (work > 1 << 22 || plan.workspace > 1 << 24 || plan.state > 1 << 24) return;
 
   const std::vector<uint8_t> planes(spikes ? plan.planes * batch * shape.features() : 0, 0x55);
   const std::vector<float> image(spikes ? 0 : batch * shape.features(), 0.5f);
   const void* input = spikes ? static_cast<const void*>(planes.data()) : image.data();
-  const bool every_step = !streams && in.flag();
-  std::vector<float> state(plan.state), answer((every_step ? T : 1) * batch * plan.answer().features());
+  const int64_t outputs = batch * plan.answer().features();
+  tandem::cpu::Scratch<uint8_t> state_memory;
+  uint8_t* state = state_memory.reserve(plan.state);
+  const int64_t most = std::min<int64_t>(in.range(2, 40), 2 + (1 << 24) / std::max<int64_t>(work, 1));
+  if (mode == Mode::kFollowing) return follow(network, plan, prepared, input, spikes, state, most, in);
+  const bool streams = mode == Mode::kSteps, every_step = !streams && in.flag();
+  std::vector<float> answer((every_step ? T : 1) * outputs);
   const bool counted = spikes && !streams && network.reads_counts() && in.flag();
-  const int64_t steps = streams ? std::min<int64_t>(in.range(2, 40), 2 + (1 << 24) / std::max<int64_t>(work, 1)) : 1;
-  for (int64_t step = 0; step < steps; ++step) {
+  for (int64_t step = 0; step < (streams ? most : 1); ++step) {
     PlainNumbers host;
-    network.run(plan, {input, counted, prepared, every_step, state.data(), step, answer.data(), &host, cut_for});
+    network.run(plan, {input, counted, prepared, every_step, state, step, answer.data(), &host, cut_for});
   }
 }
 

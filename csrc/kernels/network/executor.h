@@ -5,9 +5,10 @@
 //   plan              for a batch of one size: the shape of every value and its place in the shared workspace
 //   run               a loop over the instructions
 //
-// With window timing a stream is a pipeline (stream.h): an instruction runs `depth` windows late. The kernels multiply
-// spikes. Real-valued products and pools (direct encoding, mean counts, the readout) are computed by the caller's
-// functions and so have the same bits as the caller's own network.
+//   follow            with window timing: steps towards the answer for the present input (follow.h)
+//
+// The kernels multiply spikes. Real-valued products and pools (direct encoding, mean counts, the readout) are computed
+// by the caller's functions and so have the same bits as the caller's own network.
 #pragma once
 
 #include "../layer.h"
@@ -48,31 +49,38 @@ class Host {
   virtual void fired(int64_t /*instruction*/, Timing /*of the bytes*/, const uint8_t* /*train*/, int64_t /*bytes*/) {}
 };
 
-// An instruction of a stream reads a value `windows` windows after it was made.
-struct Delay {
-  int64_t windows;
-  int64_t place, state;  // of the delayed value and of the ring, if windows > 0
+// How a network runs: whole windows, or step by step, with neurons of step timing or with those of window timing, which
+// follow their input (follow.h).
+enum class Mode : int32_t { kWindow = 0, kSteps = 1, kFollowing = 2 };
+
+// What a stream of neurons that follow keeps of an instruction: the offsets of its arrays, in bytes per sample.
+//   layer, average   sums of a train's counts, or product, W x of real numbers; the target of each neuron; by row
+//                    (output pixel) marks (follow.cpp), and NaN if a potential is not finite
+//   popcount         the last T steps of spikes, and their number, the target
+//   any train        its counts; of a layer without neurons, its currents
+//   last             the answer
+struct Kept {
+  int64_t sums, product, target, marks, lost, planes, counts, currents, answer, size;
+  int64_t sums_size;  // of a sample, in doubles
 };
 
-// The floats of state that hold `bytes` bytes.
-inline int64_t bytes_as_floats(int64_t bytes) { return (bytes + 3) / 4; }
-
-// Shapes and memory of a run; all sizes fit int64. Places are in bytes per sample, states in floats per sample.
+// Shapes and memory of a run; all sizes fit int64. Places and states are in bytes per sample.
 struct Plan {
   struct Step {
     Shape in, out;
     int64_t place, padded;  // of the result, and of the padded input
-    int64_t state;          // of a stream, see Planner::state_of
-    int64_t depth;          // of a stream: windows of delay, one for each layer of window timing before it
-    Delay input, residual;
+    int64_t state;          // what the instruction keeps from step to step
+    Kept kept;
+    int64_t moves;  // of neurons that follow: where their moves are in Frame::moves, or kAbsent
   };
   std::vector<Step> steps;
   Shape sample;
   int64_t batch, T;
-  bool stream;        // one step at a time
+  Mode mode;
   int64_t planes;     // planes of a spike train
   int64_t workspace;  // bytes
-  int64_t state;      // floats; the first are `bad` [batch]
+  int64_t state;      // bytes; those of kSteps begin with `bad`, float [batch]
+  int64_t moves;      // per sample
 
   const Shape& answer() const { return steps.back().out; }
 };
@@ -82,9 +90,28 @@ struct Call {
   bool counted;       // the input is counts, P = 1; only where reads_counts() says so
   const uint8_t* prepared;
   bool every_step;  // an answer after every step
-  float* state;     // of a stream, else null: written, and read if step > 0
+  uint8_t* state;   // with kSteps, else null: written, and read if step > 0; aligned to 64 bytes
   int64_t step;
-  float* answer;  // [batch, *plan.answer()], with every_step [T, ...]; in a stream NaN until the first window arrives
+  float* answer;  // [batch, *plan.answer()], with every_step [T, ...]
+  Host* host;
+  ParallelFor parallel;
+};
+
+// Frame::steps without a limit: more than any network takes.
+constexpr int64_t kUntilRest = int64_t{1} << 40;
+
+// An input to follow, and steps towards the answer of the whole window.
+struct Frame {
+  const void* input;  // as in Call, contiguous; null: as before
+  bool advances;   // the input is one step of spikes, by which the last T steps advance; else all T steps, or an image
+  int64_t layout;  // another number for images that Host reads in another memory layout
+  const uint8_t* prepared;
+  uint8_t* state;                     // plan.state bytes, aligned to 64; changed in place
+  bool begins;                        // the state has no values yet: silence
+  int64_t steps;                      // at most; a sample takes none once it is at rest
+  float* answer;                      // [batch, *plan.answer()], of the present counts
+  int64_t *taken, *moved, *synapses;  // [batch]: steps; neurons that moved in the last one; operations
+  int8_t* moves;                      // [batch, plan.moves], zeros: receives 1 and -1; or null
   Host* host;
   ParallelFor parallel;
 };
@@ -106,14 +133,16 @@ class Network {
 
   // Whether every reader of the network's input takes counts.
   bool reads_counts() const;
-  // Whether any neurons have window timing: they integrate a window and fire in the next.
-  bool waits() const;
+  // How the network runs step by step: kFollowing if any neurons have window timing.
+  Mode stepwise() const;
 
-  Plan plan(const Shape& sample, int64_t batch, int64_t T, bool stream) const;
+  Plan plan(const Shape& sample, int64_t batch, int64_t T, Mode mode) const;
   void run(const Plan& plan, const Call& call) const;
+  void follow(const Plan& plan, const Frame& frame) const;
 
  private:
   friend class Run;
+  friend class Follower;
 
   bool is_packed(int64_t i) const { return program_.kind(i) == Kind::layer && program_.reads_train(i); }
   // Whether the host multiplies the instruction's weights and the numbers do not hold them as float32.

@@ -87,11 +87,11 @@ bool Network::reads_counts() const {
   return true;
 }
 
-bool Network::waits() const {
+Mode Network::stepwise() const {
   for (int64_t i = 0; i < program_.size(); ++i) {
-    if (program_.fires(i) && program_.waits(i)) return true;
+    if (program_.fires(i) && program_.waits(i)) return Mode::kFollowing;
   }
-  return false;
+  return Mode::kSteps;
 }
 
 }  // namespace tandem::network

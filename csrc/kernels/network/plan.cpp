@@ -3,7 +3,7 @@
 #include <map>
 #include <stdexcept>
 
-#include "executor.h"
+#include "follow.h"
 
 namespace tandem::network {
 
@@ -119,15 +119,16 @@ class Planner {
     const int64_t features = checked_size(step.out);
     const Value value = program_.values[number];
     check(number, step);
-    if (plan_.stream) align(number, step);
-    if (program_.is_train(number) || value == Value::kCurrents) {
+    if (plan_.mode == Mode::kFollowing) {
+      follow(number, step);
+    } else if (program_.is_train(number) || value == Value::kCurrents) {
       if (program_.reads_train(number) && i.after_h + i.after_w > 0) {
         const Shape padded{3, step.in.channels, step.in.height + i.after_h, step.in.width + i.after_w};
         step.padded = take(kAbsent, bytes_of(i.input, checked_size(padded)), number);
       }
       step.place = take(number, bytes_of(number, features), number);
     }
-    if (plan_.stream) step.state = keep(state_of(number, step));
+    if (plan_.mode == Mode::kSteps) step.state = keep(state_of(number, step));
     plan_.steps.push_back(step);
   }
 
@@ -155,7 +156,7 @@ class Planner {
   int64_t bytes_of(int64_t value, int64_t features) const {
     if (program_.value(value) == Value::kCounts) return features;
     if (program_.value(value) == Value::kSpikes) return checked_product(features, plan_.planes, kMostWorkspace);
-    const int64_t steps = program_.waits(value) || plan_.stream ? 1 : plan_.T;
+    const int64_t steps = program_.waits(value) || plan_.mode != Mode::kWindow ? 1 : plan_.T;
     return checked_product(features, steps * sizeof(float), kMostWorkspace);
   }
   int64_t take(int64_t value, int64_t size, int64_t now) {
@@ -163,58 +164,43 @@ class Planner {
     if (places_.size() > kMostWorkspace) refuse("sizes whose product is too large");
     return start;
   }
-  int64_t keep(int64_t floats) {
+  int64_t keep(int64_t bytes) {
     const int64_t start = plan_.state;
-    plan_.state += floats;
+    plan_.state += bytes;
     if (plan_.state > kMostWorkspace) refuse("sizes whose product is too large");
     return start;
   }
 
-  // An instruction of a stream reads values of the same window: the earlier value is delayed.
-  void align(int64_t number, Plan::Step& step) {
-    const Instruction& i = program_.instructions[number];
-    const auto made = [&](int64_t value) {
-      if (value < 0) return int64_t{0};
-      return at(value)->depth + (program_.fires(value) && program_.waits(value) ? 1 : 0);
-    };
-    step.depth = made(i.input);
-    if (i.residual == kAbsent) return;
-    step.depth = std::max(step.depth, made(i.residual));
-    step.input = delay(i.input, step.depth - made(i.input), number);
-    step.residual = delay(i.residual, step.depth - made(i.residual), number);
-  }
-
-  Delay delay(int64_t value, int64_t windows, int64_t number) {
-    if (windows == 0) return {0, 0, 0};
-    if (program_.value(value) == Value::kReal) refuse("a stream does not keep a real-valued input for a later window");
-    const int64_t features = checked_size(shape_of(value));
-    const bool currents = program_.value(value) == Value::kCurrents;
-    const int64_t turns = windows * (currents && program_.waits(value) ? 1 : plan_.T);
-    const int64_t slots = currents ? turns : ((turns + 7) / 8 + 3) / 4;
-    return {windows, take(kAbsent, bytes_of(value, features), number),
-            keep(checked_product(features, slots, kMostWorkspace))};
-  }
-
-  // The floats per sample that an instruction of a stream keeps:
+  // The bytes per sample that an instruction of a stream keeps:
   //   layer             potentials; if its current is constant, also the product and the input
   //   reader of counts  the counts
-  //   window timing     the input's counters (bytes) or the product of a real-valued input, the residual's counters,
-  //                     and the counts that it fires
   int64_t state_of(int64_t number, const Plan::Step& step) const {
-    const Instruction& i = program_.instructions[number];
     const Value value = program_.values[number];
-    const bool counts = program_.reads_train(number) && value == Value::kMeans;
-    if (counts) return step.in.features();
-    if (!program_.fires(number) && value != Value::kCurrents) return 0;
-    if (!program_.waits(number)) {
-      const int64_t product = program_.keeps_product(number) ? step.out.features() + step.in.features() : 0;
-      return product + (value == Value::kCurrents ? 0 : step.out.features());
+    int64_t floats = 0;
+    if (program_.reads_train(number) && value == Value::kMeans) floats = step.in.features();
+    if (program_.fires(number)) floats = step.out.features();
+    const bool constant = program_.keeps_product(number) && (program_.fires(number) || value == Value::kCurrents);
+    if (constant) floats += step.out.features() + step.in.features();
+    return floats * static_cast<int64_t>(sizeof(float));
+  }
+
+  // Neurons that follow their input: everything is of one window, and its values are kept from step to step.
+  void follow(int64_t number, Plan::Step& step) {
+    const bool has_neurons = program_.fires(number) || program_.values[number] == Value::kCurrents;
+    if (program_.kind(number) == Kind::burst || (has_neurons && !program_.waits(number))) {
+      refuse("timing: a network runs step by step if all of its neurons have timing \"window\", or none");
     }
-    const int64_t inputs = program_.reads_train(number) ? bytes_as_floats(step.in.features()) : step.out.features();
-    if (value == Value::kCurrents) return inputs;
-    const bool adds_spikes = i.residual != kAbsent && program_.is_train(i.residual);
-    const int64_t residual = adds_spikes ? bytes_as_floats(step.out.features()) : 0;
-    return inputs + residual + bytes_as_floats(step.out.features());
+    if (program_.values[number] == Value::kMeans &&
+        program_.value(program_.instructions[number].input) == Value::kSpikes) {
+      refuse("it reads the network's input, which does not spike after the window");
+    }
+    if (program_.values[number] == Value::kSpikes)
+      step.place = take(number, bytes_of(number, checked_size(step.out)), number);
+    const bool moves = program_.values[number] == Value::kCounts && program_.kind(number) != Kind::flatten;
+    step.moves = moves ? plan_.moves : kAbsent;
+    if (moves) plan_.moves += step.out.features();
+    step.kept = kept(program_, plan_, number, step);
+    step.state = keep(step.kept.size);
   }
 
   const Program& program_;
@@ -222,12 +208,15 @@ class Planner {
   Places places_;
 };
 
-Plan Network::plan(const Shape& sample, int64_t batch, int64_t T, bool stream) const {
+Plan Network::plan(const Shape& sample, int64_t batch, int64_t T, Mode mode) const {
   if (T < 1 || T > program_.most_steps()) {
     refuse("T: expected 1 to " + std::to_string(program_.most_steps()) + ", got " + std::to_string(T));
   }
-  Plan plan{{}, sample, batch, T, stream, stream ? 1 : (T + 7) / 8, 0, stream ? 1 : 0};
+  if (mode != Mode::kWindow && mode != stepwise()) refuse("its neurons do not run in this mode");
+  Plan plan{{}, sample, batch, T, mode, mode == Mode::kSteps ? 1 : (T + 7) / 8, 0, 0, 0};
+  if (mode == Mode::kSteps) plan.state = sizeof(float);
   checked_product(checked_product(sample.channels, sample.height, kMostFeatures), sample.width, kMostFeatures);
+  if (mode == Mode::kFollowing) plan.state = kept_of_samples(program_, sample).size;
   Planner planner(program_, plan);
   for (int64_t n = 0; n < program_.size(); ++n) {
     try {
@@ -237,7 +226,7 @@ Plan Network::plan(const Shape& sample, int64_t batch, int64_t T, bool stream) c
     }
   }
   plan.workspace = checked_product(planner.workspace(), batch, kMostWorkspace);
-  plan.state = checked_product(plan.state, batch, kMostWorkspace / 4);
+  plan.state = checked_product(plan.state, batch, kMostWorkspace) + (mode == Mode::kFollowing ? sizeof(Stream) : 0);
   return plan;
 }
 

@@ -1,9 +1,10 @@
-// classify NETWORK INPUT [--answers]: runs a frozen network on samples, and prints the spike count of each layer and
-// the class of each sample.
+// classify NETWORK INPUT [--answers] [--follow]: runs a frozen network on samples, and prints the spike count of each
+// layer and the class of each sample.
 //
 // NETWORK is a file of FrozenNetwork.save(). INPUT has raw float32 numbers: samples
 // in the network's input shape, one after the other. For a network that takes spikes they are 0 or 1, and a sample is T
-// such arrays. With --answers the network's outputs follow the class.
+// such arrays. With --answers the network's outputs follow the class. With --follow a network with window timing sees
+// the samples one after the other, as the frames of a video; its neurons follow from one answer to the next.
 #include <kernels/cpu/scratch.h>
 #include <kernels/planes/bits.h>
 
@@ -65,7 +66,35 @@ class CountingNumbers : public PlainNumbers {
   const std::vector<std::string>& names_;
 };
 
-void classify(const char* path, const char* input, bool answers) {
+void print_sample(int64_t number, const float* row, int64_t outputs, bool answers) {
+  std::printf("sample %ld: class %td", static_cast<long>(number), std::max_element(row, row + outputs) - row);
+  for (int64_t n = 0; n < outputs && answers; ++n) std::printf(" %.9g", row[n]);
+}
+
+// Shows the samples one after the other; the network comes to rest in the answer of each.
+void follow(const Network& network, const Shape& shape, const uint8_t* prepared, const std::vector<float>& x,
+            int64_t samples, bool answers) {
+  if (network.stepwise() != Mode::kFollowing) throw std::runtime_error("only neurons with window timing follow");
+  const int64_t T = network.program().header.T, size = static_cast<int64_t>(x.size()) / samples;
+  const bool spikes = network.program().value(kNetworkInput) == Value::kSpikes;
+  const Plan plan = network.plan(shape, 1, T, Mode::kFollowing);
+  tandem::cpu::Scratch<uint8_t> memory;
+  uint8_t* state = memory.reserve(plan.state);
+  std::vector<float> answer(plan.answer().features());
+  int64_t steps = 0, moved = 0, operations = 0;
+  for (int64_t b = 0; b < samples; ++b) {
+    const std::vector<float> sample(x.begin() + b * size, x.begin() + (b + 1) * size);
+    const std::vector<uint8_t> planes = spikes ? planes_of(sample, 1, T, shape) : std::vector<uint8_t>();
+    const void* input = spikes ? static_cast<const void*>(planes.data()) : sample.data();
+    PlainNumbers host;
+    network.follow(plan, {input, false, 0, prepared, state, b == 0, kUntilRest, answer.data(), &steps, &moved,
+                          &operations, nullptr, &host, tandem::serial_for});
+    print_sample(b, answer.data(), plan.answer().features(), answers);
+    std::printf("; %ld steps, %ld operations\n", static_cast<long>(steps), static_cast<long>(operations));
+  }
+}
+
+void classify(const char* path, const char* input, bool answers, bool follows) {
   const FrozenFile file = FrozenFile::read(read_bytes(path));
   const Network network(file.program.data(), file.program.size(), file.numbers(), file.bytes);
   tandem::cpu::Scratch<uint8_t> memory;
@@ -82,8 +111,9 @@ void classify(const char* path, const char* input, bool answers) {
     throw std::runtime_error("the input is not a number of samples of " + std::to_string(sample) + " floats");
   }
   const auto batch = static_cast<int64_t>(x.size() / sample);
+  if (follows) return follow(network, shape, prepared, x, batch, answers);
   const std::vector<uint8_t> planes = spikes ? planes_of(x, batch, header.T, shape) : std::vector<uint8_t>();
-  const Plan plan = network.plan(shape, batch, header.T, false);
+  const Plan plan = network.plan(shape, batch, header.T, Mode::kWindow);
   const int64_t outputs = plan.answer().features();
   std::vector<float> answer(batch * outputs);
   CountingNumbers host(file.names);
@@ -91,9 +121,7 @@ void classify(const char* path, const char* input, bool answers) {
   network.run(plan, {source, false, prepared, false, nullptr, 0, answer.data(), &host, tandem::serial_for});
 
   for (int64_t b = 0; b < batch; ++b) {
-    const float* row = answer.data() + b * outputs;
-    std::printf("sample %ld: class %td", static_cast<long>(b), std::max_element(row, row + outputs) - row);
-    for (int64_t n = 0; n < outputs && answers; ++n) std::printf(" %.9g", row[n]);
+    print_sample(b, answer.data() + b * outputs, outputs, answers);
     std::printf("\n");
   }
 }
@@ -101,13 +129,19 @@ void classify(const char* path, const char* input, bool answers) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const bool answers = argc == 4 && std::string(argv[3]) == "--answers";
-  if (argc != 3 && !answers) {
-    std::fprintf(stderr, "usage: %s NETWORK INPUT [--answers]\n", argv[0]);
+  bool answers = false, follows = false, known = argc >= 3;
+  for (int i = 3; i < argc; ++i) {
+    const std::string option = argv[i];
+    answers |= option == "--answers";
+    follows |= option == "--follow";
+    known &= option == "--answers" || option == "--follow";
+  }
+  if (!known) {
+    std::fprintf(stderr, "usage: %s NETWORK INPUT [--answers] [--follow]\n", argv[0]);
     return 2;
   }
   try {
-    classify(argv[1], argv[2], answers);
+    classify(argv[1], argv[2], answers, follows);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "classify: %s\n", error.what());
     return 1;

@@ -87,7 +87,7 @@ def listing_of(net: nn.Module, x: Any, readout: bool = True) -> Listing:
     net = net.net if isinstance(net, FrozenNetwork) else snapshot(net)
     x = x[:1]
     network = copy.deepcopy(lower(net))
-    names = {INPUT: "input"}
+    names, after = {INPUT: "input"}, {"input": 0}  # windows of delay of a value, by its name
     stages: list[Stage] = []
 
     def watch(number: int, x: Any, y: Any) -> None:
@@ -101,7 +101,9 @@ def listing_of(net: nn.Module, x: Any, readout: bool = True) -> Listing:
         fires = isinstance(y, SpikeTrain) and layer.kind in ("layer", "average")
         residual = None if layer.residual == ABSENT else names[layer.residual]
         shapes = tuple(x.shape[1:]), tuple(y.shape[1 if layer.fires else 2 :])  # currents are [T, B, *features]
-        stages.append(Stage(names[number], layer, names[layer.input], residual, fires, *shapes, network.depths[number]))
+        depth = max(after[names[layer.input]], 0 if residual is None else after[residual])
+        stages.append(Stage(names[number], layer, names[layer.input], residual, fires, *shapes, depth))
+        after[names[number]] = depth + stages[-1].waits
 
     numbers = isinstance(network(x, watch), Tensor)
     last = stages[-1] if stages else None

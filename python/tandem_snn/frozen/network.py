@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from numbers import Real
 from os import PathLike
 from typing import Any
@@ -22,6 +22,7 @@ from ..nn.signals import check_network, describe, inputs_of
 from .lowering import Grid, grids_of, lower, round_, snapshot
 from .program import MOST_KEPT, Facts, Graph, Program, capture, inference, key_of, read, write
 from .stages import CannotLower, Stage, Stages, check_finite
+from .stream import Stream, clearer
 
 _TRACING = threading.Lock()  # torch.fx patches classes while it traces
 
@@ -65,22 +66,6 @@ class FrozenNetwork(nn.Module):
         """The integers and quantisation steps of layers with ``weight_bits``, by layer name."""
         return grids_of(self._program_for(1.0).layers)
 
-    @property
-    def latency(self) -> int | None:
-        """The number of stream steps from the first step of a window to its complete answer: T, plus T for each
-        consecutive layer with window timing. None while T is not known.
-
-        >>> layers = tnn.Linear(3, 5, timing="window"), tnn.Linear(5, 4, timing="window")
-        >>> freeze(nn.Sequential(tnn.Encoder(T=8), *layers, tnn.Readout(4, 2))).latency
-        24
-        """
-        return None if self.T is None else self.T * (1 + self._windows)
-
-    @property
-    def _windows(self) -> int:
-        """The number of consecutive layers with timing "window"."""
-        return getattr(self._program_for(1.0).layers, "windows", 0)
-
     @inference
     def forward(self, x: Tensor | SpikeTrain) -> Tensor:
         """Return the readout [B, outputs] of the whole window, for a batch x of images or a SpikeTrain."""
@@ -104,7 +89,7 @@ class FrozenNetwork(nn.Module):
         program = self._program(x)
         if x.device.type == "cpu" and program.refusal is None:
             try:
-                return program.run(x, T)[0]
+                return program.run(x, T)
             except (RuntimeError, ValueError) as error:  # the layers may support x, or raise a clearer error
                 if "instruction " not in str(error) and "tandem: " not in str(error):
                     raise
@@ -125,7 +110,8 @@ class FrozenNetwork(nn.Module):
         super()._load_from_state_dict(*arguments, **keywords)
 
     def _forget_weights(self) -> None:
-        """Drop programs, which have copies of the weights, and graphs, which have their addresses."""
+        """Drop programs and the stream, which depend on the weights, and graphs, which have their addresses."""
+        self.reset()
         self._programs.clear()
         self._graphs.clear()
         for stage in self.net.modules():
@@ -133,8 +119,8 @@ class FrozenNetwork(nn.Module):
                 stage.digits = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Pickle without graphs and programs: another version or machine may pack weights differently."""
-        return self.__dict__ | {"_programs": {}, "_graphs": {}}
+        """Pickle without graphs, programs and stream: another version or machine may pack weights differently."""
+        return self.__dict__ | {"_programs": {}, "_graphs": {}, "_stream": None}
 
     def example(self) -> Any:
         """Return an input of the network with one sample of zeros.
@@ -150,34 +136,41 @@ class FrozenNetwork(nn.Module):
         raise ValueError("x: expected a batch of inputs: the network has not run, so it does not know their shape")
 
     def reset(self) -> None:
-        """End the stream: the next :meth:`step` is step 0 of a new one."""
-        self._state: Tensor | None = None
-        self._steps = 0
-        self._shape: torch.Size | None = None  # the shape [B, *features] of the stream
-        self._window: int | None = None  # the T of the stream
+        """End the stream: the next :meth:`step` or :meth:`settle` begins a new one, from silence."""
+        self._stream: Stream | None = None
+
+    @property
+    def moved(self) -> Tensor:
+        """The number of neurons of each sample that moved in the last step, int64 [B]; of inputs that are spikes, too.
+
+        Only neurons with window timing move. It is 0 once a sample is at rest. Without a stream it is empty.
+        """
+        return torch.zeros(0, dtype=torch.int64) if self._stream is None else self._stream.moved
 
     @inference
-    def step(self, x_t: Tensor | SpikeTrain) -> Tensor:
+    def step(self, x: Tensor | SpikeTrain | None = None) -> Tensor:
         """Run one time step of a stream.
 
-        The state carries over from step to step, also beyond T; call :meth:`reset` before the next recording. With
-        timing "window" the network is a pipeline: the answer to a window comes :attr:`latency` - T steps later, and the
-        image of a window is taken at its first step.
+        With timing "step" the state carries over from step to step, also beyond T; call :meth:`reset` before the next
+        recording. With timing "window" neurons follow the input: in each step a neuron moves its count by at most one
+        towards the count that it would have for the present counts of its inputs, so that no reset is needed between
+        inputs, and the network comes to rest in the answer of :meth:`forward` (:meth:`settle`).
 
         Args:
-            x_t: the spikes of the step, 0 and 1, [B, *features], or a train of one step, which may have a gain; or the
-                image if the network has a direct encoder. On the CPU.
+            x: the image, [B, *features], if the network has a direct encoder; else the spikes of the step, 0 and 1
+                [B, *features] or a train of one step, which join the last T steps and push out the oldest. With timing
+                "window" also a train of T steps, which takes the place of the last T; or None: the input stays as it
+                is. On the CPU.
 
         Returns:
-            The readout so far, [B, outputs], with t/T of the bias. After T steps it equals the readout of the window.
-            In a pipeline it is NaN until the first window has passed.
+            The readout so far, [B, outputs]. With timing "step" it has t/T of the bias, and after T steps equals the
+            readout of the window.
 
         Raises:
-            TypeError: x_t is not a tensor or train.
-            ValueError: the network cannot stream: T is not known, the gate is "resu", which needs the end of the
-                window, there is no program, or a later layer of a pipeline reads the image; or x_t is not on the CPU,
-                is not 0 and 1, is a train of several steps, or has another shape or T than before without
-                :meth:`reset`.
+            TypeError: x is not a tensor or train.
+            ValueError: the network cannot stream: T is not known, timings are mixed, or there is no program; or x is
+                not on the CPU, is not 0 and 1, has another batch, shape, gain or T than before without :meth:`reset`,
+                or is missing.
 
         >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
         >>> frozen = freeze(net)
@@ -187,65 +180,136 @@ class FrozenNetwork(nn.Module):
         >>> torch.equal(so_far, frozen(x))
         True
         """
-        _check_batch("x_t", x_t)
-        signal = x_t
-        if isinstance(x_t, SpikeTrain) and (self._takes_images or x_t.T != 1):
-            raise ValueError(f"x_t: expected {'an image' if self._takes_images else 'one step'}, got {describe(x_t)}")
-        if not self._takes_images:
-            if self.T is None:
-                raise ValueError("T: not known yet: freeze(net, T=...), or call the frozen network on a train first")
-            if isinstance(x_t, Tensor):
-                checks.binary("x_t", x_t)
-                signal = SpikeTrain.unchecked((x_t != 0).to(torch.uint8).unsqueeze(0), 1)
-        program = self._program(signal).streaming(x_t.device)
-        if not self._steps:
-            self._state, self._shape, self._window = torch.empty(0), x_t.shape, self.T
-        if x_t.shape != self._shape:
-            raise ValueError("x_t: the shape differs from that of the steps before; reset() begins a new stream")
-        if self._window != self.T:
-            raise ValueError(f"T: {self._window} in the steps before, now {self.T}; reset() begins a new stream")
-        answer, self._state = _run(program, signal, self.T, self._state, self._steps)
-        self._steps += 1
+        stream, signal = self._shown(x)
+        if stream.follows:
+            answer = stream.follow(signal, 1)[0]
+        elif signal is None or (isinstance(signal, SpikeTrain) and signal.T != 1):
+            raise ValueError(f"x: expected one step, got {describe(x)}")
+        else:
+            answer = stream.step(signal)
+        self._stream, self.T = stream, stream.T
         return answer
 
     @inference
-    def readouts(self, x: Tensor | SpikeTrain) -> Tensor:
-        """Return the results of :meth:`step` for all steps, in about the time of one call.
+    def settle(self, x: Tensor | SpikeTrain | None = None, steps: int | None = None) -> tuple[Tensor, Tensor]:
+        """Show an input to a network with window timing, and take steps until no neuron moves any more.
+
+        At rest every count is that of the window, whatever came before: the readout is that of :meth:`forward` for the
+        image, for the train of T steps, or for the last T steps of spikes, bit for bit.
+
+        Args:
+            x: as for :meth:`step`. Spikes of one step move time once, then it stands still.
+            steps: the most steps to take; None: no limit. At most T for each consecutive layer and T for the input are
+                needed.
+
+        Returns:
+            (readouts, steps): the readouts [B, outputs], and the number of steps in which anything of the sample moved,
+            int64 [B].
+
+        Raises:
+            TypeError: x is not a tensor or train, or steps is not an int.
+            ValueError: steps is less than 1, the network has step timing, or as for :meth:`step`.
+
+        >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5, timing="window"), tnn.Readout(5, 2))
+        >>> frozen, frames = freeze(net), torch.rand(3, 1, 3)
+        >>> all(torch.equal(frozen.settle(x)[0], frozen(x)) for x in frames)  # a video, without a reset
+        True
+        """
+        if steps is not None:
+            checks.T("steps", steps)
+        stream, signal = self._shown(x)
+        _check_follows(stream)
+        answer, taken, _ = stream.follow(signal, steps)
+        self._stream, self.T = stream, stream.T
+        return answer, taken
+
+    def _shown(self, x: Tensor | SpikeTrain | None) -> tuple[Stream, Tensor | SpikeTrain | None]:
+        """Return the stream, which x may begin, and x as its signal."""
+        if x is None:
+            if self._stream is None:
+                raise ValueError("x: expected an input: a new stream has none that could stay as it is")
+            return self._stream, None
+        _check_batch("x", x)
+        signal = x
+        if isinstance(x, SpikeTrain) and self._takes_images:
+            raise ValueError(f"x: expected an image, got {describe(x)}")
+        if isinstance(x, Tensor) and not self._takes_images:
+            checks.binary("x", x)
+            signal = SpikeTrain.unchecked((x != 0).to(torch.uint8).unsqueeze(0), 1)
+        T = self.T
+        if isinstance(signal, SpikeTrain) and signal.T not in (1, T):
+            T = signal.T
+        if T is None:
+            raise ValueError("T: not known yet: freeze(net, T=...), or call the frozen network on a train first")
+        program = self._program(signal).streaming(x.device)
+        stream = self._stream or Stream(program, signal, T)
+        stream.check(program, signal, T)
+        return stream, signal
+
+    @inference
+    def readouts(self, x: Tensor | SpikeTrain, steps: int | None = None) -> Tensor:
+        """Return the readout after each step, from silence, and leave the stream as it is.
 
         Args:
             x: a batch of inputs, as for a call.
+            steps: the number of steps; None: T with timing "step", and until everything is at rest with "window".
 
         Returns:
-            [T, B, outputs]. For a pipeline, the T steps in which the answer comes.
+            [steps, B, outputs].
 
         Raises:
-            TypeError: x is not a batch.
-            ValueError: the network cannot stream (see :meth:`step`).
+            TypeError: x is not a batch, or steps is not an int.
+            ValueError: steps is less than 1, or more than T with timing "step"; or the network cannot stream (see
+                :meth:`step`).
 
         >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
         >>> frozen, x = freeze(net), torch.rand(6, 3)
         >>> torch.equal(frozen.readouts(x), torch.stack([frozen.step(x) for _ in range(4)]))
         True
         """
-        T = self._window_of(x)
-        program = self._program(x).streaming(x.device)
-        answers, state = _run(program, x, T, every=True)
-        if not self._windows and answers.isnan().any():  # a potential may have become NaN at a later step
-            for t in range(len(answers)):
+        if steps is not None:
+            checks.T("steps", steps)
+        return self._over_time(x, steps)[0]
+
+    def _over_time(
+        self, x: Tensor | SpikeTrain, steps: int | None = None, enough: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the readouts [steps, B, outputs] from silence, and in which steps a neuron moved, [steps, B].
+
+        With timing "window" no step follows once ``enough(readout)`` was true for each sample.
+        """
+        T: Any = self._window_of(x)
+        stream = Stream(self._program(x).streaming(x.device), x, T)
+        if stream.follows:
+            answers, moves, done = [], [], torch.zeros(len(x), dtype=torch.bool)
+            for answer, _ in stream.until_rest(x, steps):
+                answers.append(answer)
+                moves.append(stream.moved > 0)
+                if enough is not None and bool((done := done | enough(answer)).all()):
+                    break
+            return torch.stack(answers), torch.stack(moves)
+        if steps is not None and steps > T:
+            raise ValueError(f'steps: expected at most T={T} with timing "step", got {steps}')
+        with clearer(stream.program, x, T):
+            each = stream.program.run(x, T, every=True)
+        if each.isnan().any():  # a potential may have become NaN at a later step
+            for t in range(len(each)):
                 now: Any = part_of(x, t, t + 1) if isinstance(x, SpikeTrain) else x
-                answers[t], state = program.run(now, T, state, t)
-        return spoiled(answers.movedim(1, 0), x.bad).movedim(0, 1) if isinstance(x, SpikeTrain) else answers
+                each[t] = stream.step(now)
+        return (spoiled(each.movedim(1, 0), x.bad).movedim(0, 1) if isinstance(x, SpikeTrain) else each)[:steps], None
 
     @torch.inference_mode()
     def anytime(self, x: Tensor | SpikeTrain, confidence: float = 0.9) -> tuple[Tensor, Tensor]:
         """Early exit: return the answer of each sample at the first step at which the network is confident.
 
-        Hardware that works step by step can stop there. Here all steps are computed together, in less time than a few
-        single steps. For a pipeline, these are the T steps in which the answer comes.
+        Hardware that works step by step can stop there. With timing "step" all steps are computed together here, in
+        less time than a few single ones. With timing "window" the network follows the input from silence, and a sample
+        also ends at rest. The stream is left as it is.
 
         Args:
             x: a batch of inputs, as for a call.
-            confidence: in (0, 1]: a sample stops when the softmax of its readout so far reaches this value, or at T.
+            confidence: in (0, 1]: a sample stops when the softmax of its readout so far reaches this value, or at T,
+                or at rest.
 
         Returns:
             (readouts, steps): the readouts [B, outputs] at these steps, and the number of steps of each sample, int64
@@ -264,13 +328,45 @@ class FrozenNetwork(nn.Module):
             raise TypeError(f"confidence: expected a number in (0, 1], got {describe(confidence)}")
         if not 0.0 < confidence <= 1.0:
             raise ValueError(f"confidence: expected a number in (0, 1], got {confidence}")
-        answers = self.readouts(x)
+        sure = lambda answers: answers.flatten(1).softmax(1).amax(1) >= confidence  # noqa: E731
+        answers, moves = self._over_time(x, None, sure)
         if answers.shape[2:].numel() == 1:
             raise ValueError("confidence: the softmax of a single output is always 1, so it cannot be a confidence")
-        sure = answers.flatten(2).softmax(2).amax(2) >= confidence
-        sure[-1] = True
-        last = sure.int().argmax(0)  # the first step that is sure
+        ends = sure(answers.flatten(0, 1)).view(answers.shape[:2])
+        ends[-1] = True
+        last = ends.int().argmax(0)  # the first step that is sure
+        if moves is not None:
+            last = torch.minimum(last, moves.sum(0).clamp(min=1) - 1)
         return answers[last, torch.arange(len(last))], last + 1
+
+    @torch.inference_mode()
+    def follow(self, x: Tensor | SpikeTrain, steps: int | None = None) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Yield, after each step of a network with window timing, the readout and the moves of every layer.
+
+        It starts from silence, ends at rest or after ``steps``, and leaves the stream as it is.
+
+        Args:
+            x: a batch of inputs, as for a call.
+            steps: the most steps; None: until rest.
+
+        Yields:
+            (readout [B, outputs], moves): by the name of the layer int8 [B, *features], 1 where a count rises and -1
+            where it falls; the moves of spikes that come in have the name "input".
+
+        Raises:
+            ValueError: the network has step timing, or as for :meth:`step`.
+
+        >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5, timing="window"), tnn.Readout(5, 2))
+        >>> [moves["1"].shape for _, moves in freeze(net).follow(torch.rand(6, 3), steps=2)]
+        [torch.Size([6, 5]), torch.Size([6, 5])]
+        """
+        if steps is not None:
+            checks.T("steps", steps)
+        T: Any = self._window_of(x)
+        stream = Stream(self._program(x).streaming(x.device), x, T)
+        _check_follows(stream)
+        for answer, moves in stream.until_rest(x, steps, moves=True):
+            yield answer, stream.by_layer(moves)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Save the network to the file ``path``, for :func:`load_frozen` and for programs without Python.
@@ -377,13 +473,9 @@ def load_frozen(path: str | PathLike[str]) -> FrozenNetwork:
     return frozen
 
 
-def _run(program: Program, x: Tensor | SpikeTrain, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor]:
-    """Run a program. If x does not fit, its layers raise a clearer error."""
-    try:
-        return program.run(x, *arguments, **options)
-    except (RuntimeError, ValueError):
-        program.layers(x)
-        raise
+def _check_follows(stream: Stream) -> None:
+    if not stream.follows:
+        raise ValueError('timing: only neurons with timing "window" follow; with "step" call step() with each input')
 
 
 def _kept(values: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:

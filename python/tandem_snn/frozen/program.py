@@ -34,14 +34,14 @@ _MODES = list(SIGNALS)
 _NAMES = {"kind": KINDS, "gate": checks.GATES, "timing": checks.TIMINGS}  # these fields are stored as indices of names
 _TYPES = {each.name: str(each.type) for each in fields(Stage) if each.name != "name"}
 Row = dict[str, int]
-Answer = TypeVar("Answer", bound=Callable[..., Tensor])
+Answer = TypeVar("Answer", bound=Callable[..., Any])
 
 
 def inference(answer: Answer) -> Answer:
     """In inference mode, and without autocast: a frozen network computes in the type of its weights."""
 
     @functools.wraps(answer)
-    def run(*args: Any, **kwargs: Any) -> Tensor:
+    def run(*args: Any, **kwargs: Any) -> Any:
         if torch._C._is_any_autocast_enabled():
             with torch.inference_mode(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
                 return answer(*args, **kwargs)
@@ -161,16 +161,11 @@ class Program:
         """The reason why the executor cannot run the network; None if it can, and is prepared."""
         if isinstance(self.layers, Stages):
             try:
-                self.words, self.numbers = encode(self.layers)
-                names = [stage.name for stage in self.layers.stages]
-                self.prepared = _named(names, lambda: _ops.frozen_prepare.default(self.words, self.numbers))
+                program = encode(self.layers)
+                self.tensors = *program, self._named(lambda: _ops.frozen_prepare.default(*program))
             except CannotLower as reason:
                 self._reason = reason.with_traceback(None)
         return self._reason
-
-    @functools.cached_property
-    def _waits(self) -> bool:
-        return any(getattr(stage, "gate", None) == "resu" for stage in self.layers.modules())
 
     def streaming(self, device: torch.device) -> Program:
         """Return the program; raise ValueError if it cannot run step by step on this device."""
@@ -178,16 +173,27 @@ class Program:
             raise ValueError(f"steps are computed on the CPU: move the network and its input there from {device}")
         if self.refusal is not None:
             raise self.refusal
-        if self._waits:
+        if any(getattr(stage, "gate", None) == "resu" for stage in self.layers.modules()):
             raise ValueError('gate: a network with the gate "resu" needs the whole window and cannot stream')
         return self
 
+    def _named(self, call: Callable[[], Any]) -> Any:
+        layers: Any = self.layers
+        return _named([stage.name for stage in layers.stages], call)
+
     def run(
         self, x: Tensor | SpikeTrain, T: int | None, state: Tensor | None = None, step: int = 0, every: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Return (readout, state) of the whole window, or of a step if a state is given; ``every``: after each step."""
+    ) -> Tensor:
+        """Return the readout of the whole window, or of a step if a state is given; ``every``: after each step."""
         source, counted = (x.stored, x.timing == "window") if isinstance(x, SpikeTrain) else (x, False)
-        return _ops.frozen_run.default(source, T, counted, self.words, self.numbers, self.prepared, state, step, every)
+        return _ops.frozen_run.default(source, T, counted, *self.tensors, state, step, every)
+
+    def state(self, shape: Sequence[int], T: int) -> tuple[Tensor, bool]:
+        """Return memory for the state of a stream of inputs [B, *features], and whether its neurons follow their input.
+
+        Raise CannotLower, which names the layer, if the network does not run step by step.
+        """
+        return self._named(lambda: _ops.frozen_state.default(*self.tensors[:2], shape, T))
 
 
 class _Block:

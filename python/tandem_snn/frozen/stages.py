@@ -245,8 +245,6 @@ class Stages(nn.Module):
     Attributes:
         mode: the kind of input, as in ``tnn.Encoder``.
         T: the number of time steps; None: the T of each input train.
-        depths: for each stage, the number of layers with timing "window" before it, each of which delays by a window.
-        windows: the delay of the answer, in windows.
     """
 
     def __init__(self, stages: Iterable[Stage], mode: str, T: int | None) -> None:
@@ -254,20 +252,7 @@ class Stages(nn.Module):
         self.stages: Any = nn.ModuleList(stages)
         self.mode, self.T = mode, T
         readers = {value: n for n, stage in enumerate(self.stages) for value in (stage.input, stage.residual)}
-        self.depths, self.windows = self._depths()
         self._done: Any = {n: [value for value, last in readers.items() if last == n] for n in readers.values()}
-
-    def _depths(self) -> tuple[list[int], int]:
-        depths: list[int] = []
-        made = {ABSENT: 0, INPUT: 0}
-        images = set() if self.mode == "events" else {INPUT}  # of which an average has no neurons
-        for number, stage in enumerate(self.stages):
-            depths.append(max(made[stage.input], made[stage.residual]))
-            fires = stage.kind == "layer" or (stage.kind == "average" and stage.input not in images)
-            made[number] = depths[-1] + (fires and stage.fires and stage.timing == "window")
-            if stage.kind != "layer" and stage.input in images:
-                images.add(number)
-        return depths, depths[-1] if depths else 0
 
     def signal(self, x: Any) -> Any:
         """Return the input as a signal for the first stages; raise TypeError or ValueError if it does not fit."""

@@ -1,0 +1,463 @@
+#include "follow.h"
+
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+#include <optional>
+#include <stdexcept>
+
+#include "../planes/bits.h"
+#include "../product/moving.h"
+#include "run.h"
+
+namespace tandem::network {
+
+namespace {
+
+using cpu::Moves;
+using cpu::neuron_of;
+
+// Places for arrays, each at a cache line.
+class Places {
+ public:
+  int64_t take(int64_t bytes) {
+    const int64_t start = size_;
+    size_ += (bytes + 63) / 64 * 64;
+    return start;
+  }
+  template <class E>
+  int64_t of(int64_t n) {
+    return take(n * static_cast<int64_t>(sizeof(E)));
+  }
+  int64_t size() const { return size_; }
+
+ private:
+  int64_t size_ = 0;
+};
+
+// Marks of a row: its targets must be computed; a count differs from its target.
+constexpr uint8_t kDue = 1, kLate = 2;
+
+bool has_neurons(const Program& program, int64_t i) {
+  return program.fires(i) || program.values[i] == Value::kCurrents;
+}
+
+}  // namespace
+
+KeptOfSamples kept_of_samples(const Program& program, const Shape& sample) {
+  Places places;
+  KeptOfSamples k{};
+  k.rests = places.of<uint8_t>(1);
+  if (program.value(kNetworkInput) == Value::kReal) k.image = places.of<float>(sample.features());
+  k.size = places.size();
+  return k;
+}
+
+Kept kept(const Program& program, const Plan& plan, int64_t number, const Plan::Step& step) {
+  const Instruction& in = program.instructions[number];
+  const Value value = program.values[number];
+  const int64_t neurons = step.out.features(), rows = step.out.height * step.out.width;
+  Places places;
+  Kept k{};
+  if (has_neurons(program, number)) {
+    const bool by_channel = program.kind(number) == Kind::average || (in.groups > 1 && in.channels == 1);
+    if (program.reads_train(number)) {
+      k.sums_size = cpu::MovingSums::size(step.out.channels, by_channel ? 1 : in.groups, rows);
+      k.sums = places.of<double>(k.sums_size);
+    } else {
+      k.product = places.of<float>(neurons);
+    }
+    k.marks = places.of<uint8_t>(rows);
+    k.lost = places.of<float>(rows);
+  }
+  if (program.kind(number) == Kind::popcount) k.planes = places.of<uint8_t>(plan.planes * neurons);
+  k.target = places.of<uint8_t>(neurons);
+  if (value == Value::kCurrents) k.currents = places.of<float>(neurons);
+  if (value == Value::kCounts) k.counts = places.of<uint8_t>(neurons);
+  if (number + 1 == program.size()) k.answer = places.of<float>(neurons);
+  k.size = places.size();
+  return k;
+}
+
+class Follower : public Run {
+ public:
+  Follower(const Network& network, const Plan& plan, const Frame& frame, const Call& call)
+      : Run(network, plan, call), frame_(frame), parts_(program_.size()) {
+    const KeptOfSamples beside = kept_of_samples(program_, plan.sample);
+    rests_ = frame.state + sizeof(Stream) + beside.rests * plan.batch;
+    image_ = reinterpret_cast<float*>(frame.state + sizeof(Stream) + beside.image * plan.batch);
+  }
+
+  void operator()() {
+    const int64_t batch = plan_.batch;
+    if (batch == 0) return;
+    if (frame_.begins) begin();
+    std::fill_n(frame_.synapses, batch, 0);
+    if (frame_.input != nullptr) {
+      program_.value(kNetworkInput) == Value::kSpikes ? receive_spikes() : receive_image();
+    }
+    std::vector<uint8_t> worked(batch, frame_.begins);
+    if (std::find(rests_, rests_ + batch, 0) != rests_ + batch) make_parts();
+    parallel_ranges(frame_.parallel, batch, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) take_steps(b, worked[b]);
+    });
+    const int64_t last = *std::max_element(frame_.taken, frame_.taken + batch);
+    for (int64_t b = 0; b < batch; ++b) {
+      if (frame_.taken[b] < last) frame_.moved[b] = 0;
+    }
+    answer_for(worked);
+  }
+
+ private:
+  // A layer, for one sample.
+  struct Part {
+    std::optional<cpu::MovingSums> sums;  // of a layer that reads a train
+    Neuron<float> neuron;
+  };
+
+  Stream& stream() const { return *reinterpret_cast<Stream*>(frame_.state); }
+  // The array of an instruction at this offset, [batch, ...].
+  template <class E>
+  E* all(int64_t i, int64_t offset) const {
+    return reinterpret_cast<E*>(frame_.state + sizeof(Stream) + (plan_.steps[i].state + offset) * plan_.batch);
+  }
+  const Kept& kept(int64_t i) const { return plan_.steps[i].kept; }
+  bool has_moves(int64_t i) const { return program_.values[i] == Value::kCounts; }
+  int64_t features(int64_t i) const { return plan_.steps[i].out.features(); }
+  int64_t rows(int64_t i) const { return plan_.steps[i].out.height * plan_.steps[i].out.width; }
+  uint8_t* counts_of(int64_t i, int64_t b) const { return all<uint8_t>(i, kept(i).counts) + b * features(i); }
+
+  void begin() {
+    std::memset(frame_.state, 0, plan_.state);
+    for (int64_t i = 0; i < program_.size(); ++i) {
+      if (has_neurons(program_, i)) std::memset(all<uint8_t>(i, kept(i).marks), kDue, plan_.batch * rows(i));
+    }
+  }
+
+  // --- the input -----------------------------------------------------------------------------------------------------
+
+  void receive_image() {
+    const int64_t n = plan_.sample.features();
+    const auto* image = static_cast<const float*>(frame_.input);
+    const bool anew = frame_.begins || stream().layout != frame_.layout;
+    if (!anew && std::memcmp(image_, image, plan_.batch * n * sizeof(float)) == 0) return;
+    for (int64_t i = 0; i < program_.size(); ++i) {
+      if (program_.values[i] == Value::kReal) execute(i);
+      if (!has_neurons(program_, i) || program_.reads_train(i)) continue;
+      update_product(i, direct_product(i));
+      for (int64_t b = 0; b < plan_.batch; ++b) {
+        const bool changed = anew || std::memcmp(image_ + b * n, image + b * n, n * sizeof(float)) != 0;
+        if (changed) frame_.synapses[b] += at(i).weights() / at(i).outputs * features(i);
+      }
+    }
+    stream().layout = frame_.layout;
+    std::copy_n(image, plan_.batch * n, image_);
+  }
+
+  void update_product(int64_t i, const float* y) {
+    const int64_t channels = plan_.steps[i].out.channels;
+    auto* product = all<float>(i, kept(i).product);
+    auto* marks = all<uint8_t>(i, kept(i).marks);
+    for (int64_t row = 0; row < plan_.batch * rows(i); ++row, y += channels, product += channels) {
+      if (marks[row] == 0 && std::memcmp(product, y, channels * sizeof(float)) == 0) continue;
+      marks[row] |= kDue;
+      std::copy_n(y, channels, product);
+      rests_[row / rows(i)] = 0;
+    }
+  }
+
+  void receive_spikes() {
+    planes_ = frame_.advances ? 1 : plan_.planes;
+    for (int64_t i = 0; i < program_.size(); ++i) {
+      if (program_.values[i] == Value::kSpikes) {
+        values_[i] = result(i);
+        execute(i);
+      }
+      if (program_.kind(i) != Kind::popcount) continue;
+      const int64_t n = plan_.batch * features(i);
+      auto *planes = all<uint8_t>(i, kept(i).planes), *target = all<uint8_t>(i, kept(i).target);
+      const uint8_t *now = train(at(i).input), *counts = counts_of(i, 0);
+      if (frame_.advances) {
+        advance(now, n, planes + stream().oldest / 8 * n, target);
+      } else {
+        std::copy_n(now, plan_.planes * n, planes);
+        cpu::count_bytes(now, static_cast<int32_t>(plan_.planes), n, target, frame_.parallel);
+      }
+      for (int64_t b = 0; b < plan_.batch; ++b) {
+        if (std::memcmp(target + b * features(i), counts + b * features(i), features(i)) != 0) rests_[b] = 0;
+      }
+    }
+    stream().oldest = frame_.advances ? (stream().oldest + 1) % plan_.T : 0;
+  }
+
+  // Exchanges the oldest spikes for those of this step.
+  void advance(const uint8_t* now, int64_t n, uint8_t* plane, uint8_t* target) const {
+    const int64_t bit = stream().oldest % 8;
+    for (int64_t k = 0; k < n; ++k) {
+      const int then = plane[k] >> bit & 1, enters = now[k] & 1;
+      target[k] = static_cast<uint8_t>(target[k] + enters - then);
+      plane[k] = static_cast<uint8_t>((plane[k] & ~(1 << bit)) | enters << bit);
+    }
+  }
+
+  // --- a step of a sample --------------------------------------------------------------------------------------------
+
+  void make_parts() {
+    for (int64_t i = 0; i < program_.size(); ++i) {
+      if (!has_neurons(program_, i)) continue;
+      Part& part = parts_[i];
+      part.neuron = program_.fires(i) ? firing(i) : neurons(i);
+      part.neuron.neurons = features(i);
+      if (!program_.reads_train(i)) continue;
+      Layer of = layer(i, part.neuron);
+      of.geometry.batch = 1;
+      part.sums.emplace(of, plan_.steps[i].in.height, plan_.steps[i].in.width);
+    }
+  }
+
+  struct Changes {
+    std::vector<Moves> moves;                // by value
+    std::vector<std::vector<int64_t>> rows;  // of currents: those that were computed again
+  };
+
+  void take_steps(int64_t b, uint8_t& worked) {
+    thread_local Changes changes;
+    changes.moves.resize(std::max<size_t>(changes.moves.size(), program_.size()));
+    changes.rows.resize(changes.moves.size());
+    frame_.moved[b] = frame_.taken[b] = 0;
+    while (rests_[b] == 0 && frame_.taken[b] < frame_.steps) {
+      worked = 1;
+      const int64_t moved = step(b, changes);
+      if (moved == 0) return;
+      frame_.moved[b] = moved;
+      ++frame_.taken[b];
+    }
+  }
+
+  int64_t step(int64_t b, Changes& changes) {
+    int64_t moved = 0;
+    rests_[b] = 1;
+    for (int64_t i = 0; i < program_.size(); ++i) {
+      Moves& moves = changes.moves[i];
+      moves.begin_step(has_moves(i) ? features(i) : 0);
+      const Kind kind = program_.kind(i);
+      const int64_t from = at(i).input;
+      if (kind == Kind::readout && program_.reads_train(i)) {
+        frame_.synapses[b] += changes.moves[from].size() * at(i).outputs;
+      } else if (has_neurons(program_, i)) {
+        find_targets(i, b, changes);
+      } else if (program_.values[i] == Value::kCounts && kind == Kind::flatten) {
+        flatten(i, b, changes.moves[from], moves);
+      } else if (program_.values[i] == Value::kCounts && kind == Kind::max_pool) {
+        pool(i, b, changes.moves[from], moves);
+      }
+      if (program_.fires(i) || kind == Kind::popcount) {
+        follow_targets(i, b, moves);
+        moved += moves.size();
+      }
+      if (frame_.moves != nullptr && plan_.steps[i].moves != kAbsent) {
+        int8_t* to = frame_.moves + b * plan_.moves + plan_.steps[i].moves;
+        for (const int32_t move : moves) to[neuron_of(move)] = move < 0 ? -1 : 1;
+      }
+    }
+    return moved;
+  }
+
+  // Adds the moves of a layer's inputs, and computes the targets that depend on them.
+  void find_targets(int64_t i, int64_t b, Changes& changes) {
+    const Instruction& in = at(i);
+    const Part& part = parts_[i];
+    uint8_t* marks = marks_of(i, b);
+    if (part.sums) frame_.synapses[b] += part.sums->add(changes.moves[in.input], sums_of(i, b), marks);
+    std::vector<int64_t>& rows_done = changes.rows[i];
+    rows_done.clear();
+    if (in.residual != kAbsent && program_.value(in.residual) == Value::kCurrents) {
+      for (const int64_t row : changes.rows[in.residual]) marks[row] |= kDue;
+    } else if (in.residual != kAbsent) {
+      const Moves& moves = changes.moves[in.residual];
+      for (const int32_t move : moves) marks[neuron_of(move) / part.neuron.channels] |= kDue;
+      frame_.synapses[b] += moves.size();
+    }
+    int64_t first = -1, last = -1;  // rows that follow each other
+    for_marked(i, b, [&](int64_t row) {
+      if ((marks[row] & kDue) == 0) return;
+      if (row != last) {
+        if (first < last) compute_targets(i, b, first, last - first);
+        first = row;
+      }
+      last = row + 1;
+      if (!program_.fires(i)) rows_done.push_back(row), marks[row] = 0;
+    });
+    if (first < last) compute_targets(i, b, first, last - first);
+  }
+
+  uint8_t* marks_of(int64_t i, int64_t b) const { return all<uint8_t>(i, kept(i).marks) + b * rows(i); }
+
+  // Calls f(row) for each row with marks.
+  template <class F>
+  void for_marked(int64_t i, int64_t b, const F& f) const {
+    const uint8_t* marks = marks_of(i, b);
+    const int64_t size = rows(i);
+    for (int64_t begin = 0; begin < size; begin += 8) {
+      uint64_t eight = 0;
+      std::memcpy(&eight, marks + begin, std::min<int64_t>(8, size - begin));
+      for (int64_t row = begin; eight != 0; ++row, eight >>= 8) {
+        if ((eight & 0xff) != 0) f(row);
+      }
+    }
+  }
+
+  double* sums_of(int64_t i, int64_t b) const { return all<double>(i, kept(i).sums) + b * kept(i).sums_size; }
+
+  void compute_targets(int64_t i, int64_t b, int64_t first_row, int64_t n) {
+    const Instruction& in = at(i);
+    Neuron<float> a = parts_[i].neuron;
+    const int64_t channels = a.channels, size = features(i);
+    a.planes = all<uint8_t>(i, kept(i).target) + b * size;
+    if (program_.fires(i)) {
+      a.bad = all<float>(i, kept(i).lost) + b * rows(i);
+      a.sample = channels;
+      std::fill_n(a.bad + first_row, n, 0.f);
+      if (in.residual != kAbsent) {
+        const bool currents = program_.value(in.residual) == Value::kCurrents;
+        a.residual_currents = currents ? all<float>(in.residual, kept(in.residual).currents) + b * size : nullptr;
+        a.residual_planes = currents ? nullptr : counts_of(in.residual, b);
+      }
+    } else {
+      a.v = all<float>(i, kept(i).currents) + b * size;
+    }
+    if (parts_[i].sums) return parts_[i].sums->fire(sums_of(i, b), first_row, n, a);
+    const int64_t first = first_row * channels;  // the scan begins at its first neuron
+    const auto shift = [&](auto*& p) { p = p == nullptr ? nullptr : p + first; };
+    a.neurons = n * channels;
+    shift(a.planes), shift(a.v), shift(a.residual_currents), shift(a.residual_planes);
+    if (a.bad != nullptr) a.bad += first_row;
+    if (a.v_init_size > channels) shift(a.v_init), a.v_init_size -= first;
+    scan(all<float>(i, kept(i).product) + b * size + first, a, serial_for);
+  }
+
+  // Moves every count that differs from its target; of a layer only in rows with marks.
+  void follow_targets(int64_t i, int64_t b, Moves& moves) {
+    const int64_t size = features(i), channels = size / rows(i);
+    const uint8_t* target = all<uint8_t>(i, kept(i).target) + b * size;
+    uint8_t* counts = counts_of(i, b);
+    if (program_.kind(i) == Kind::popcount) {
+      if (follow(target, 0, size, counts, moves)) rests_[b] = 0;
+      return;
+    }
+    uint8_t* marks = marks_of(i, b);
+    for_marked(i, b, [&](int64_t row) {
+      const bool late = follow(target, row * channels, (row + 1) * channels, counts, moves);
+      marks[row] = late ? kLate : 0;
+      if (late) rests_[b] = 0;
+    });
+  }
+
+  // Moves neurons [n, end) by at most one. Without branches but for eight equal ones: which neurons move cannot be
+  // predicted. Returns whether a count still differs from its target.
+  static bool follow(const uint8_t* target, int64_t n, int64_t end, uint8_t* counts, Moves& moves) {
+    int differs = 0;
+    const auto one = [&](int64_t k) {
+      const int rises = target[k] > counts[k], falls = target[k] < counts[k];
+      counts[k] = static_cast<uint8_t>(counts[k] + rises - falls);
+      moves.add(k, falls != 0, (rises | falls) != 0);
+      differs |= target[k] ^ counts[k];
+    };
+    for (uint64_t wanted, now; n + 8 <= end; n += 8) {
+      std::memcpy(&wanted, target + n, 8), std::memcpy(&now, counts + n, 8);
+      for (int64_t k = n; wanted != now && k < n + 8; ++k) one(k);
+    }
+    for (; n < end; ++n) one(n);
+    return differs != 0;
+  }
+
+  static void move(uint8_t* counts, int64_t n, bool rises, Moves& moves) {
+    counts[n] = static_cast<uint8_t>(counts[n] + (rises ? 1 : -1));
+    moves.add(n, !rises);
+  }
+
+  // Sorted by channels, moves are in ascending order again.
+  void flatten(int64_t i, int64_t b, const Moves& from, Moves& moves) const {
+    const Shape& in = plan_.steps[i].in;
+    const int64_t pixels = in.height * in.width, channels = in.channels;
+    uint8_t* counts = counts_of(i, b);
+    thread_local std::vector<int64_t> places;
+    places.assign(channels + 1, 0);
+    for (const int32_t each : from) ++places[neuron_of(each) % channels + 1];
+    std::partial_sum(places.begin(), places.end(), places.begin());
+    moves.resize(from.size());
+    for (const int32_t each : from) {
+      const int64_t c = neuron_of(each) % channels, n = c * pixels + neuron_of(each) / channels;
+      counts[n] = static_cast<uint8_t>(counts[n] + (each < 0 ? -1 : 1));
+      moves.begin()[places[c]++] = static_cast<int32_t>(each < 0 ? ~n : n);
+    }
+  }
+
+  // A maximum of counts moves by at most one, as they do.
+  void pool(int64_t i, int64_t b, const Moves& from, Moves& moves) const {
+    const Shape &in = plan_.steps[i].in, &out = plan_.steps[i].out;
+    const uint8_t* inputs = counts_of(at(i).input, b);
+    uint8_t* counts = counts_of(i, b);
+    Geometry g{};
+    at(i).set_window(g);
+    for (const int32_t each : from) {
+      const int64_t c = neuron_of(each) % in.channels, pixel = neuron_of(each) / in.channels;
+      cpu::for_readers(g, 0, pixel / in.width, out.height, [&](int64_t, int64_t y) {
+        cpu::for_readers(g, 1, pixel % in.width, out.width, [&](int64_t, int64_t x) {
+          const int64_t n = (y * out.width + x) * in.channels + c;
+          const uint8_t most =
+              largest(inputs + c, in, g, y * g.stride[0] - g.padding[0], x * g.stride[1] - g.padding[1]);
+          if (most != counts[n]) move(counts, n, most > counts[n], moves);
+        });
+      });
+    }
+    std::sort(moves.begin(), moves.end(), [](int32_t x, int32_t y) { return neuron_of(x) < neuron_of(y); });
+  }
+
+  // The largest count of a channel in the window that begins at this pixel.
+  static uint8_t largest(const uint8_t* counts, const Shape& in, const Geometry& g, int64_t top, int64_t left) {
+    uint8_t most = 0;
+    for (int64_t y = top; y < std::min(in.height, top + g.kernel[0] * g.dilation[0]); y += g.dilation[0]) {
+      for (int64_t x = left; y >= 0 && x < std::min(in.width, left + g.kernel[1] * g.dilation[1]); x += g.dilation[1]) {
+        if (x >= 0) most = std::max(most, counts[(y * in.width + x) * in.channels]);
+      }
+    }
+    return most;
+  }
+
+  // --- the answer ----------------------------------------------------------------------------------------------------
+
+  void answer_for(const std::vector<uint8_t>& worked) {
+    const int64_t batch = plan_.batch, last = program_.size() - 1;
+    auto* kept_answer = all<float>(last, kept(last).answer);
+    if (std::find(worked.begin(), worked.end(), 1) != worked.end()) stream().answered = 0;
+    if (stream().answered == 0) {
+      std::fill_n(bad_, batch, 0.f);
+      for (int64_t i = 0; i < program_.size(); ++i) {
+        if (program_.values[i] == Value::kCounts) values_[i] = counts_of(i, 0);
+        if (program_.fires(i)) {
+          const auto* lost = all<float>(i, kept(i).lost);
+          for (int64_t b = 0; b < batch; ++b, lost += rows(i)) bad_[b] = std::accumulate(lost, lost + rows(i), bad_[b]);
+        }
+        if (program_.kind(i) != Kind::readout || program_.reads_train(i)) continue;
+        for (int64_t b = 0; b < batch; ++b) frame_.synapses[b] += worked[b] * at(i).weights();
+      }
+      answer(plan_.T - 1, plan_.T, kept_answer);
+      stream().answered = 1;
+    }
+    std::copy_n(kept_answer, batch * features(last), frame_.answer);
+  }
+
+  const Frame& frame_;
+  std::vector<Part> parts_;
+  uint8_t* rests_;
+  float* image_;
+};
+
+void Network::follow(const Plan& plan, const Frame& frame) const {
+  if (!frame.host->computes_in(program_.dtype())) throw std::invalid_argument("it computes in a half type");
+  const Call call{frame.input, false, frame.prepared, false, nullptr, 0, frame.answer, frame.host, frame.parallel};
+  Follower(*this, plan, frame, call)();
+}
+
+}  // namespace tandem::network

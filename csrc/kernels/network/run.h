@@ -1,0 +1,78 @@
+// One run of a program: executes the instructions in order. Those that read counts run after all others, once per
+// answer.
+#pragma once
+
+#include "executor.h"
+
+namespace tandem::network {
+
+class Run {
+ public:
+  Run(const Network& network, const Plan& plan, const Call& call);
+
+  void operator()();
+
+ protected:
+  const Instruction& at(int64_t i) const { return program_.instructions[i]; }
+  const float* floats(int64_t offset) const { return network_.floats(offset); }
+  uint8_t* result(int64_t i) const { return workspace_ + plan_.steps[i].place * plan_.batch; }
+  const void* value(int64_t v) const { return v >= 0 ? values_[v] : call_.input; }
+  const uint8_t* train(int64_t v) const { return static_cast<const uint8_t*>(value(v)); }
+  const float* real(int64_t v) const { return static_cast<const float*>(value(v)); }
+  RealWindow window(int64_t i) const { return {at(i), plan_.batch, plan_.steps[i].in, plan_.steps[i].out}; }
+  bool is_impulse() const { return static_cast<Source>(program_.header.source) == Source::kImpulse; }
+
+  void execute(int64_t i);
+
+  // The neurons of instruction i without residual, state and outputs; and with v_init.
+  Neuron<float> neurons(int64_t i) const;
+  Neuron<float> firing(int64_t i) const;
+  // Runs neurons for W x, a real-valued product.
+  void scan(const float* y, const Neuron<float>& neuron, ParallelFor parallel) const;
+  const float* direct_product(int64_t i) const {
+    return call_.host->product(window(i), weights(i), nullptr, real(at(i).input));
+  }
+  // A layer; an average is a depthwise convolution with weights of 1.
+  Layer layer(int64_t i, const Neuron<float>& neuron) const;
+  const uint8_t* prepared(int64_t i) const { return call_.prepared + network_.parts_[i]; }
+
+  // Computes the answer after step t of this run and `steps` steps of the window.
+  void answer(int64_t t, int64_t steps, float* to);
+
+  const Network& network_;
+  const Program& program_;
+  const Plan& plan_;
+  const Call& call_;
+  int64_t T_, planes_;               // steps of this run, planes of a spike train
+  std::vector<const void*> values_;  // by instruction: a train, currents or real numbers
+  float* bad_;  // [batch], of this thread or in a stream's state: NaN where a potential was not finite
+
+ private:
+  bool streams() const { return plan_.mode == Mode::kSteps; }
+  float* state(int64_t i) const { return reinterpret_cast<float*>(call_.state + plan_.steps[i].state * plan_.batch); }
+  // The images that instruction i reads: one per sample and plane.
+  int64_t images(int64_t i) const {
+    return plan_.batch * (program_.value(at(i).input) == Value::kCounts ? 1 : planes_);
+  }
+  // The float32 weights of a layer that reads real numbers, or of a readout.
+  const float* weights(int64_t i) const {
+    return network_.is_widened(i) ? reinterpret_cast<const float*>(prepared(i)) : floats(at(i).weight);
+  }
+  void change_form(int64_t i);
+  void fire(int64_t i);
+  Layer layer_of_train(int64_t i, const Neuron<float>& neuron) const;
+  const float* silence(int64_t neurons);
+  const float* now(int64_t i, int64_t neurons);
+  void real_currents(int64_t i);
+  void one_current(int64_t i, const float* y, float* to) const;
+  void currents(int64_t i);
+  void max_pool(int64_t i) const;
+  const float* from_counts(int64_t i, int64_t t, int64_t steps);
+  const float* counts(int64_t i, int64_t t);
+
+  uint8_t* workspace_;                      // of this thread
+  std::vector<std::vector<float>> so_far_;  // by instruction: the counts that it reads
+  std::vector<float> scaled_, silence_;
+};
+
+}  // namespace tandem::network

@@ -1,0 +1,85 @@
+// The sums of a layer whose inputs move: u = W c is kept, and the weights of each input whose count changed are added
+// to it or taken from it.
+#pragma once
+
+#include <vector>
+
+#include "../cpu/scratch.h"
+#include "prepared.h"
+
+namespace tandem::cpu {
+
+// The neurons of a sample that moved in a step, in ascending order: n if the count of neuron n rose by one, ~n if it
+// fell.
+class Moves {
+ public:
+  // Forgets the moves. There is room for `most` until the next call.
+  void begin_step(int64_t most) {
+    moves_ = memory_.reserve(most);
+    size_ = 0;
+  }
+  // Adds a move, or not, without a branch.
+  void add(int64_t neuron, bool falls, bool moves = true) {
+    moves_[size_] = static_cast<int32_t>(falls ? ~neuron : neuron);
+    size_ += moves ? 1 : 0;
+  }
+  int64_t size() const { return size_; }
+  void resize(int64_t size) { size_ = size; }  // their values are arbitrary
+  int32_t operator[](int64_t i) const { return moves_[i]; }
+  int32_t* begin() { return moves_; }
+  int32_t* end() { return moves_ + size_; }
+  const int32_t* begin() const { return moves_; }
+  const int32_t* end() const { return moves_ + size_; }
+
+ private:
+  Scratch<int32_t> memory_;
+  int32_t* moves_ = nullptr;
+  int64_t size_ = 0;
+};
+inline int32_t neuron_of(int32_t move) { return move < 0 ? ~move : move; }
+
+// Calls f(k, o) for each position k of the kernel at which output o reads input i along an axis.
+template <class F>
+void for_readers(const Geometry& g, int axis, int64_t i, int64_t outputs, const F& f) {
+  const int64_t at = i + g.padding[axis], stride = g.stride[axis], dilation = g.dilation[axis];
+  int64_t o = at / stride, offset = at % stride;
+  for (; o >= 0 && offset <= dilation * (g.kernel[axis] - 1); --o, offset += stride) {
+    if (o < outputs && (dilation == 1 || offset % dilation == 0)) f(offset / dilation, o);
+  }
+}
+
+class MovingSums {
+ public:
+  // The layer's geometry is that of one sample, with the padding after the end of an image, whose own size is given
+  // too. Without prepared weights all of them are 1, which a depthwise layer may have.
+  MovingSums(const Layer& layer, int64_t image_height, int64_t image_width);
+
+  // The number of doubles in which a sample's sums are kept, [tiles, rows, 16 R]: exact integers. It does not depend on
+  // the instruction set. Depthwise layers have one group.
+  static int64_t size(int64_t outputs, int64_t groups, int64_t rows);
+
+  // Adds the moves of the input to the sums, and sets bit 0 of the bytes of the rows that they reach. Returns the
+  // number of synapses they reach.
+  int64_t add(const Moves& moves, double* sums, uint8_t* reached) const;
+
+  // Fires neurons of window timing for these sums. `neuron` has the arrays of one sample.
+  void fire(const double* sums, int64_t first_row, int64_t rows, const Neuron<float>& neuron) const;
+
+ private:
+  struct Gathering;
+
+  Tile tile(int64_t number, int64_t rows, int64_t first_row) const;
+  int64_t gather(const Moves& moves, uint8_t* reached, Gathering& to) const;
+  void add_to_row(const Gathering& from, int64_t row, double* sums) const;
+  int64_t add_by_channel(const Moves& moves, double* sums, uint8_t* reached) const;
+  // Calls f(tap, row) for each output pixel that reads an input pixel.
+  template <class F>
+  void for_rows(int64_t pixel, const F& f) const;
+
+  Layer layer_, packed_;
+  Prepared prepared_;
+  int64_t image_height_, image_width_;
+  int64_t width_, rows_;  // of a tile
+};
+
+}  // namespace tandem::cpu

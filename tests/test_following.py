@@ -1,0 +1,229 @@
+"""Neurons that follow their input: a stream of a network with window timing comes to rest in the network's answer."""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from test_frozen_window import NETWORKS, average, of_timing, spiking
+from torch import Tensor, nn
+
+import tandem_ext as te
+import tandem_snn as ts
+import tandem_snn.nn as tnn
+from tandem_snn.frozen.lowering import lower
+
+# --- random networks --------------------------------------------------------------------------------------------------
+
+
+class Drawn:
+    """A network of random layers with window timing, and random inputs for it."""
+
+    def __init__(self, seed: int) -> None:
+        torch.manual_seed(seed)
+        self.random = random.Random(seed)
+        pick = self.random.choice
+        self.events, self.T = pick([False, False, True]), pick([1, 2, 3, 4, 8, 9, 17, 60, 255])
+        self.channels, self.size, self.batch = pick([1, 2, 3, 5]), pick([1, 4, 6, 9]), pick([1, 1, 2, 3])
+        self.input_channels = self.channels
+        self.shape = (self.channels, self.size, self.size)
+        bits = pick([None, None, None, 8, 4, 2])
+        layers: list[nn.Module] = []
+        if not self.events:
+            layers.append(
+                tnn.Encoder(self.T, mode=pick(["direct", "direct", "zero_expand"]), gain=pick([1.0, 1 / self.T]))
+            )
+        if self.size > 1 and pick([False, False, True]):
+            layers.append(self.move(tnn.MaxPool2d(2)))
+        layers += [self.layer(first=number == 0) for number in range(pick([1, 2, 3]))]
+        layers += pick([[tnn.Flatten()], [tnn.AdaptiveAvgPool2d(1), tnn.Flatten()]])
+        features = self.channels * (
+            1 if len(layers) > 1 and isinstance(layers[-2], tnn.AdaptiveAvgPool2d) else self.size**2
+        )
+        if isinstance(layers[-2], tnn.AdaptiveAvgPool2d):
+            layers.append(tnn.Readout(features, 3))
+        else:
+            layers += [tnn.Linear(features, n := pick([1, 7, 40]), **self.neuron(n)), tnn.Readout(n, 3)]
+        self.net = nn.Sequential(*layers)
+        with torch.no_grad():
+            self.net.train()
+            for _ in range(2):
+                self.net(self.input(4))
+        for layer in self.net.modules():  # scales of any sign, and zero
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and pick([False, True]):
+                layer.weight.data.mul_(torch.randint(-1, 2, layer.weight.shape) * 1.5)
+        self.net = self.net.eval()
+        self.frozen = ts.freeze(self.net, weight_bits=bits, T=self.T)
+
+    def neuron(self, channels: int) -> dict[str, Any]:
+        """Options of neurons."""
+        pick = self.random.choice
+        threshold = pick([0.1, 0.3, 0.7, 1.0, torch.rand(channels) + 0.2])
+        v_init = pick([None, 0.0, 0.5, -0.25, torch.rand(channels) - 0.3])
+        return {"timing": "window", "threshold": threshold, "v_init": v_init, "norm": pick([False, True])}
+
+    def move(self, layer: nn.Module) -> nn.Module:
+        self.size //= 2
+        return layer
+
+    def layer(self, first: bool) -> nn.Module:
+        pick, channels = self.random.choice, self.channels
+        kind = pick(["conv", "conv", "grouped", "depthwise", "identity", "projection", "max", "average"])
+        if (kind in ("max", "average") and self.size < 2) or (kind in ("max", "average", "identity") and first):
+            kind = "conv"
+        if kind == "max":
+            return self.move(tnn.MaxPool2d(2, 2)) if pick([False, True]) else tnn.MaxPool2d(3, 1, 1)
+        if kind == "average":
+            return self.move(tnn.AvgPool2d(2, timing="window", v_init=pick([0.0, 0.5])))
+        groups = {"grouped": pick([2, 3]), "depthwise": channels}.get(kind, 1)
+        outputs = pick([groups, 2 * groups, 4 * groups, 33 * groups]) if kind != "identity" else channels
+        if channels % groups:
+            groups, outputs = 1, pick([3, 20])
+
+        def conv(inputs: int, outputs: int, k: int, groups: int = 1, dilation: int = 1) -> nn.Module:
+            padding = k // 2 if dilation == 1 and k % 2 and pick([False, True]) else "same"
+            window = {"padding": padding, "groups": groups, "dilation": dilation}
+            return tnn.Conv2d(inputs, outputs, k, **window, **self.neuron(outputs))
+
+        if kind == "identity":
+            return tnn.Residual(nn.Sequential(conv(channels, 4, 3), conv(4, channels, pick([1, 3]))))
+        self.channels = outputs
+        if kind == "projection":
+            return tnn.Residual(conv(channels, outputs, 3), tnn.Conv2d(channels, outputs, 1, timing="window"))
+        k, dilation = pick([1, 2, 3]), pick([1, 1, 2])
+        return conv(channels, outputs, k, groups, dilation=dilation)
+
+    def input(self, batch: int = 0) -> Any:
+        """Images, or trains of T steps."""
+        shape = (batch or self.batch, *self.shape)
+        if self.events:
+            return te.SpikeTrain.from_dense((torch.rand(self.T, *shape) < self.random.choice([0.0, 0.1, 0.5])).float())
+        return torch.randn(shape) * self.random.choice([0.0, 0.5, 2.0])
+
+
+def window(steps: list[Tensor], T: int) -> te.SpikeTrain:
+    """The train of the last T steps."""
+    before = [torch.zeros_like(steps[0])] * T
+    return te.SpikeTrain.from_dense(torch.stack([*before, *steps][-T:]))
+
+
+@pytest.mark.parametrize("seeds", range(10))
+def test_at_rest_is_the_answer_of_the_window(seeds: int) -> None:
+    """Whatever came before, and wherever it was interrupted."""
+    for seed in range(seeds * SEEDS // 10, (seeds + 1) * SEEDS // 10):
+        drawn = Drawn(seed)
+        frozen, pick = drawn.frozen, drawn.random.choice
+        for _ in range(3):
+            x = drawn.input()
+            for _ in range(pick([0, 0, 1, 2])):  # interrupted
+                frozen.settle(drawn.input(), steps=pick([1, 2, 5]))
+            answer, steps = frozen.settle(x)
+            expected = frozen(x)
+            assert torch.equal(answer, expected), seed
+            assert torch.equal(frozen.step(), expected), seed
+            assert not frozen.moved.any()
+            layers = len(frozen._stream.program.layers.stages) + 1
+            assert steps.max() <= layers * drawn.T
+
+
+SEEDS = 200  # of 1,000 that were tried
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_stream_of_events_follows_the_last_steps(seed: int) -> None:
+    drawn = next(d for d in map(Drawn, range(seed * 50, seed * 50 + 50)) if d.events)
+    frozen, steps = drawn.frozen, []
+    for _ in range(2 * min(drawn.T, 20)):
+        steps.append((torch.rand(drawn.batch, *drawn.shape) < 0.3).float())
+        if drawn.random.random() < 0.5:
+            frozen.step(steps[-1])
+        else:
+            assert torch.equal(frozen.settle(steps[-1])[0], frozen(window(steps, drawn.T)))
+    x = drawn.input()
+    frozen.settle(x, steps=1)  # a whole window, interrupted by a step
+    steps = [*x.to_dense(torch.float32), steps[0]]
+    train = te.SpikeTrain.from_dense(steps[-1].unsqueeze(0))
+    assert torch.equal(frozen.settle(train)[0], frozen(window(steps, drawn.T)))
+
+
+# --- step by step -----------------------------------------------------------------------------------------------------
+
+
+def followed(frozen: ts.FrozenNetwork, x: Any) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """A simulation in which each target is the count that the layer has for the present counts: (readout, moves)."""
+    stages = lower(frozen.net)
+    T = x.T if isinstance(x, te.SpikeTrain) else stages.T
+    counts: dict[int, Tensor] = {}
+    signal = stages.signal(x)
+    while True:
+        values: dict[int, Any] = {-1: None, -2: signal}
+        moves: dict[str, Tensor] = {}
+        for number, stage in enumerate(stages.stages):
+            y = stage(values[stage.input], values[stage.residual])
+            if stage.kind == "popcount" or (stage.kind in ("layer", "average") and isinstance(y, te.SpikeTrain)):
+                target = y.stored[0].int()
+                before = counts.get(number, torch.zeros_like(target))
+                move = (target - before).sign()
+                counts[number] = before + move
+                moves["input" if stage.kind == "popcount" else stage.name] = move.to(torch.int8)
+                y = te.SpikeTrain.from_counts(counts[number], T)
+                if stage.kind != "popcount":
+                    y = y.replace(gain=1.0)
+            values[number] = y
+        yield y, moves
+
+
+@pytest.mark.parametrize("T", [1, 2, 8, 200])
+@pytest.mark.parametrize("make", [*NETWORKS, average])
+def test_every_step(make: Any, T: int) -> None:
+    """In each step exactly the neurons whose count differs from its target move, by one."""
+    net, x = of_timing(make, T)
+    frozen = ts.freeze(net)
+    with torch.no_grad():
+        for (answer, moves), (expected, expected_moves), _ in zip(
+            frozen.follow(x), followed(frozen, x), range(30), strict=False
+        ):
+            assert moves.keys() == expected_moves.keys()
+            for name, move in moves.items():
+                assert torch.equal(move, expected_moves[name]), name
+            assert torch.equal(answer, expected)
+
+
+def test_every_step_of_spikes() -> None:
+    net = spiking()
+    for layer in net.modules():
+        if isinstance(layer, tnn.SpikingLayer):
+            layer.timing = "window"
+    frozen, x = ts.freeze(net, T=8), te.SpikeTrain.from_dense(torch.rand(8, 3, 3, 9).lt(0.4).float())
+    with torch.no_grad():
+        for (answer, moves), (expected, expected_moves) in zip(frozen.follow(x), followed(frozen, x), strict=False):
+            assert all(torch.equal(moves[name], expected_moves[name]) for name in moves)
+            assert torch.equal(answer, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_reference(dtype: torch.dtype) -> None:
+    """Its sums, weights times moves, are those of its counts; at rest it has the counts of the window layers."""
+    torch.manual_seed(0)
+    T, first, second = 8, torch.randint(-32, 33, (3, 2, 3, 3)) / 64, torch.randint(-32, 33, (4, 3 * 16)) / 64
+    first, second = first.to(dtype), second.to(dtype)
+    a, b = torch.zeros(2, 3, 4, 4, dtype=torch.int64), torch.zeros(2, 4, dtype=torch.int64)
+    present, u = torch.zeros(2, 2, 4, 4, dtype=torch.int64), torch.zeros(2, 3, 4, 4, dtype=torch.int64)
+    options = {"v_init": 0.5, "scale": torch.tensor([1.0, -1.0, 0.3], dtype=dtype)}
+    for target in torch.randint(0, T + 1, (3, 2, 2, 4, 4)):
+        for _ in range(40):
+            move = (target - present).sign()
+            present = present + move
+            u += nn.functional.conv2d(move.double(), 64 * first.double(), padding=1).long()
+            assert torch.equal(u, nn.functional.conv2d(present.double(), 64 * first.double(), padding=1).long())
+            x = te.SpikeTrain.from_counts(present, T)
+            a, _ = te.reference.follow_if(x, first, a, 1, 1, **options)
+            b, moved = te.reference.follow_if(te.SpikeTrain.from_counts(a.flatten(1), T), second, b, v_init=0.5)
+        assert not moved.any()
+        rest = te.functional.conv2d_if(x, first, padding=1, timing="window", **options)
+        assert torch.equal(rest.stored[0].long(), a)
+        rest = te.functional.linear_if(
+            rest.replace(stored=rest.stored.flatten(2), counts=None), second, v_init=0.5, timing="window"
+        )
+        assert torch.equal(rest.stored[0].long(), b)
