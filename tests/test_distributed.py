@@ -236,7 +236,7 @@ def whole_training(world):
         net = with_shared_statistics(net) if world.size > 1 else net
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "checkpoint.pt"
-            found[kind] = train(net, data, RECIPE, 0, path, world, lambda *_: None, lambda _: None)
+            found[kind] = train(net, data, RECIPE, 0, path, world, lambda *_: None)
             assert path.exists() == (world.rank == 0)
     return found
 
@@ -278,4 +278,4 @@ def test_batches_that_cannot_be_shared_are_refused(tmp_path):
     recipe = replace(RECIPE, batch_size=65)
     data = load(recipe, None)
     with pytest.raises(ValueError, match="65 samples cannot be divided among 2 processes"):
-        train(build(recipe, data, "SNN"), data, recipe, 0, tmp_path / "x.pt", World(0, 2), print, print)
+        train(build(recipe, data, "SNN"), data, recipe, 0, tmp_path / "x.pt", World(0, 2), print)

@@ -55,7 +55,7 @@ def test_each_sample_is_augmented_by_itself():
         row, column = int(row * 7), int(column * 7)
         assert torch.equal(both[i], image[:, row : row + 5, column : column + 4])
     assert 60 < (draws[:, 0] < 0.5).sum() < 140
-    with pytest.raises(ValueError, match="augment: expected flip or shift:PIXELS, got 'turn'"):
+    with pytest.raises(ValueError, match="augment: expected flip, shift or shift:PIXELS, got 'turn'"):
         augmented(x, ("turn",), draws)
 
 

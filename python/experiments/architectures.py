@@ -76,8 +76,7 @@ def create(
         layers: ``tandem_snn.nn`` or, for the twin with the same state_dict keys but learned thresholds,
             ``tandem_snn.ann``.
         model: one of :data:`MODELS`, or an architecture such as "32C3-64C3s2-FC256".
-        shape: of one input sample, such as (1, 28, 28).
-        outputs: the number of classes.
+        shape, outputs: of one input sample, such as (1, 28, 28), and the number of classes.
         T: time steps, to which batch norm's γ is set.
         width: multiplier of the channels.
         events: inputs are spike trains of T steps; else they are images, the current of each of T steps.

@@ -44,14 +44,13 @@ class Split:
     Attributes:
         inputs: images, uint8 [N, C, H, W], or a train of N samples.
         targets: classes, int64 [N]; None: the images of a batch themselves, flattened, for regression.
-        scale, offset: [C, 1, 1]; a batch of images is scale·inputs + offset.
+        scaling: of images, [2, C, 1, 1]: a batch is scaling[0]·inputs + scaling[1].
         augment: augmentations of training batches, see :class:`recipe.Recipe`.
     """
 
     inputs: Tensor | SpikeTrain
     targets: Tensor | None
-    scale: Tensor | None = None
-    offset: Tensor | None = None
+    scaling: Tensor | None = None
     augment: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -74,11 +73,9 @@ class Split:
         # Channels innermost, as convolutions are fastest. With one channel contiguous() would not change the strides.
         if isinstance(x, SpikeTrain):
             x = SpikeTrain(x.planes.movedim(2, -1).contiguous().movedim(-1, 2), x.T)
-        else:
-            assert self.scale is not None
-            assert self.offset is not None
-            bytes_ = x.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
-            x = bytes_.float().mul_(self.scale).add_(self.offset)
+        elif self.scaling is not None:
+            x = x.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
+            x = x.float().mul_(self.scaling[0]).add_(self.scaling[1])
         if self.targets is None:
             assert isinstance(x, Tensor)
             return x, x.flatten(1)
@@ -112,10 +109,11 @@ def augmented(x: Any, names: tuple[str, ...], draws: Tensor) -> Any:
         if name == "flip":
             mirrored = (draws[:, 0] < 0.5).to(x.device).view(-1, 1, 1, 1)
             x = torch.where(mirrored, x.flip(-1), x)
-        elif kind == "shift" and most.isdecimal():
-            x = shifted(x, (draws[:, 1:] * (2 * int(most) + 1)).long().to(x.device), int(most))
+        elif name == "shift" or (kind == "shift" and most.isdecimal()):
+            pixels = int(most or 4)
+            x = shifted(x, (draws[:, 1:] * (2 * pixels + 1)).long().to(x.device), pixels)
         else:
-            raise ValueError(f"augment: expected flip or shift:PIXELS, got {name!r}")
+            raise ValueError(f"augment: expected flip, shift or shift:PIXELS, got {name!r}")
     return x
 
 
@@ -183,14 +181,13 @@ def load(recipe: Recipe, folder: Path | None) -> Data:
     outputs = int(train.targets.max()) + 1
     parts = [train, test] if held_out is None else [train, test, held_out]
     if isinstance(train.inputs, Tensor):
-        scale, offset = torch.full((shape[0], 1, 1), 1 / white), torch.zeros(shape[0], 1, 1)
         if recipe.task == "regression":
-            outputs = train.inputs[0].numel()
+            outputs, scaling = train.inputs[0].numel(), torch.tensor([1 / white, 0.0]).view(2, 1, 1, 1)
             parts = [replace(part, targets=None) for part in parts]
         else:
             mean, std = _moments(train.inputs)
-            scale, offset = 1 / std, -mean / std
-        parts = [replace(part, scale=scale, offset=offset) for part in parts]
+            scaling = torch.stack([1 / std, -mean / std])
+        parts = [replace(part, scaling=scaling) for part in parts]
     train, test, *others = parts
     return Data(replace(train, augment=recipe.augment), others[0] if others else None, test, shape, outputs)
 
@@ -279,14 +276,11 @@ def _recordings(name: str, folder: Path) -> list[Recordings]:
         parts = [[file for file, out in zip(files, held_out, strict=True) if out == test] for test in (False, True)]
         return [Recordings(part, lambda path: io.read_aedat4(str(path))) for part in parts]
     found = [sorted((folder / "DVSGesture" / part).glob("*/*.npy")) for part in ("ibmGestureTrain", "ibmGestureTest")]
-    return [Recordings([(path, int(path.stem)) for path in files], _gesture) for files in found]
+    read = lambda path: dict(zip("xypt", np.load(path).T, strict=True))  # noqa: E731
+    return [Recordings([(path, int(path.stem)) for path in files], read) for files in found]
 
 
 def _classes(folder: Path, suffix: str) -> list[tuple[Path, int]]:
     """The files in a folder of one folder for each class."""
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
     return [(path, i) for i, name in enumerate(names) for path in sorted((folder / name).glob(f"*.{suffix}"))]
-
-
-def _gesture(path: Path) -> dict[str, Any]:
-    return dict(zip("xypt", np.load(path).T, strict=True))

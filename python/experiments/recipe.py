@@ -35,7 +35,9 @@ class Recipe:
     task: str = key(
         "classification", "regression: the images are their own targets", choices=("classification", "regression")
     )
-    augment: tuple[str, ...] = key((), "augmentations of the training samples, in order: flip, shift:PIXELS")
+    augment: tuple[str, ...] = key(
+        (), "augmentations of training samples, in order: flip, shift (by 4), shift:PIXELS"
+    )
     size: int | None = key(None, "height and width to which event recordings are down-sampled", least=1)
     validation: bool = key(
         True, "hold a fixed twelfth of the training samples out, and keep the weights of the epoch that does best on it"
@@ -56,17 +58,14 @@ class Recipe:
     init_from: str | None = key(None, "start the SNN from its trained ANN twin", choices=("twin",))
     init_gain: float = key(1.0, "scale of the twin's activations in the SNN that starts from it")
     twin: bool = key(True, "train the ANN twin too, and if the SNN starts from it, for as long again, as a control")
-    optimizer: str = key("adam", "optimizer", choices=("adam", "adamw", "sgd"))
+    optimizer: str = key("adam", "optimizer", choices=("adam", "sgd"))
     lr: float = key(2e-3, "the peak of the learning rate")
-    weight_decay: float = key(0.0, "weight decay of the weights, not of biases and batch norm", least=0)
     schedule: str = key(
         "one-cycle",
         "the learning rate: rise over a tenth of the steps, then fall to zero as a cosine; only fall; or neither",
         choices=("one-cycle", "cosine", "constant"),
     )
-    label_smoothing: float = key(0.0, "label smoothing of the cross-entropy", least=0)
     synops_penalty: float = key(0.0, "weight of the synaptic operations, in units of the ANN's, in the loss", least=0)
-    clip_grad_norm: float | None = key(None, "the greatest norm of the gradient")
     epochs: int = key(30, "passes over the training samples", least=1)
     batch_size: int = key(64, "samples per training step, of all processes together", least=1)
     precision: str = key("fp32", "bf16: automatic mixed precision", choices=("fp32", "bf16"))
@@ -176,6 +175,7 @@ def _or_none(text: str) -> str | None:
     return None if text == "none" else text
 
 
-def given(options: argparse.Namespace) -> dict[str, Any]:
-    """The keys among the parsed options."""
-    return {name: value for name, value in vars(options).items() if name in _HINTS}
+def chosen(options: argparse.Namespace) -> Recipe:
+    """The recipe that the parsed ``options.recipe`` names, with the keys that are given."""
+    keys = load(options.recipe) | {name: value for name, value in vars(options).items() if name in _HINTS}
+    return Recipe(**{name: value for name, value in keys.items() if name != "about"})

@@ -3,7 +3,6 @@
     python python/experiments/train.py                                              # handwritten digits, a minute
     python python/experiments/train.py fashion-mnist-window-t4 --data-dir DIR       # a recipe of recipes.yaml
     python python/experiments/train.py my.yaml --T 4 --seeds 1 --out runs/x         # your own; each key is an option
-    torchrun --nproc-per-node 2 python/experiments/train.py n-mnist                 # processes share each batch
 
 The same command resumes an interrupted run from its last whole epoch, and with the same number of threads ends with
 bit-identical weights. A finished run is only printed again. The folder of a run holds
@@ -77,8 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.list:
             print("\n".join(f"{name}: {about}" for name, about in recipes.describe().items()))
             return 0
-        keys = {name: value for name, value in recipes.load(options.recipe).items() if name != "about"}
-        recipe = Recipe(**keys | recipes.given(options))
+        recipe = recipes.chosen(options)
         folder = options.out or Path("runs") / Path(options.recipe).stem
         with processes(options.device) as (world, device):
             data_dir = None if options.data_dir is None else Path(options.data_dir)
@@ -129,26 +127,23 @@ def run(
     keep_freed_memory()
     data = load(recipe, data_dir).to(device)
     with progress(recipe, console) as report:
-        runs = [train_seed(seed, recipe, data, folder, device, world, report, tensorboard) for seed in seeds(recipe)]
+        seeds = range(recipe.seed, recipe.seed + recipe.seeds)
+        runs = {seed: train_seed(seed, recipe, data, folder, device, world, report, tensorboard) for seed in seeds}
     if world.rank > 0:
         return
     summary = summarise(recipe, data, runs) | origin(command)
     summary |= {"started": started, "seconds": round(time.monotonic() - start, 1)}
     summary["threads"] = torch.get_num_threads()
-    for seed, (nets, _) in zip(seeds(recipe), runs, strict=True):
+    for seed, (nets, _) in runs.items():
         frozen = ts.freeze(nets["SNN"]).cpu()
         frozen(next(data.test.to("cpu").batches(1))[0])  # a file has the shapes of a run
         frozen.save(folder / f"seed-{seed}" / "snn.tandem")
-    draw(folder / "picture.png", recipe, data, summary, runs)
+    draw(folder / "picture.png", recipe, data, summary, list(runs.values()))
     temporary = path.with_suffix(".part")
     temporary.write_text(json.dumps(summary, indent=2) + "\n")
     temporary.replace(path)
     console.print(*tables(summary), sep="\n")
     console.print(f"{folder}: {', '.join(sorted(f.name for f in folder.iterdir()))}", soft_wrap=True)
-
-
-def seeds(recipe: Recipe) -> range:
-    return range(recipe.seed, recipe.seed + recipe.seeds)
 
 
 def kinds(recipe: Recipe) -> tuple[str, ...]:
@@ -188,27 +183,15 @@ def train_seed(
             net.load_state_dict(nets["ANN"].state_dict())
         shared = with_shared_statistics(copy.deepcopy(net)) if world.size > 1 else net
         name = kind.lower().replace(" ", "-")
-        log = logger(folder / f"seed-{seed}" / "tensorboard" / name if tensorboard and world.rank == 0 else None)
+        writer = None
+        if tensorboard and world.rank == 0:
+            from torch.utils.tensorboard import SummaryWriter
+
+            writer = SummaryWriter(folder / f"seed-{seed}" / "tensorboard" / name)
         path = folder / f"seed-{seed}" / f"{name}.pt"
-        trained[kind] = train(shared, data, recipe, seed, path, world, partial(report, kind, seed), log)
+        trained[kind] = train(shared, data, recipe, seed, path, world, partial(report, kind, seed), writer)
         net.load_state_dict(trained[kind]["weights"])
     return nets, trained
-
-
-def logger(folder: Path | None) -> Callable[[dict[str, Any]], None]:
-    """What writes the record of an epoch for TensorBoard, if there is a folder."""
-    if folder is None:
-        return lambda record: None
-    from torch.utils.tensorboard import SummaryWriter
-
-    writer = SummaryWriter(folder)
-
-    def log(record: dict[str, Any]) -> None:
-        for name, value in record.items():
-            writer.add_scalar(name, value, record["epoch"])
-        writer.flush()
-
-    return log
 
 
 @contextmanager
@@ -230,30 +213,30 @@ def progress(recipe: Recipe, console: Console) -> Iterator[Report]:
         yield report
 
 
-def summarise(recipe: Recipe, data: Data, runs: Sequence[Trained]) -> dict[str, Any]:
+def summarise(recipe: Recipe, data: Data, runs: dict[int, Trained]) -> dict[str, Any]:
     """The content of summary.json. Accuracies are in per cent, times in milliseconds unless named otherwise."""
     metric = Task(recipe).metric
     summary: dict[str, Any] = {}
-    per_seed: list[dict[str, Any]] = [{"seed": seed} for seed in seeds(recipe)]
+    per_seed: list[dict[str, Any]] = [{"seed": seed} for seed in runs]
     for kind in (kind for kind in PREFIXES if kind in kinds(recipe)):
         prefix, name = PREFIXES[kind], f"{PREFIXES[kind]}test_{metric}"
-        values = [evaluate(nets[kind], data.test, recipe) for nets, _ in runs]
+        values = [evaluate(nets[kind], data.test, recipe) for nets, _ in runs.values()]
         means = [value.mean().item() for value in values]
         summary[name] = rounded(metric, fmean(means))
         if len(runs) > 1:
             summary[f"{name}_std"] = rounded(metric, stdev(means))
         for key, join in ("seconds_per_epoch", fmean), ("peak_memory", max):
-            summary[prefix + key] = join([trained[kind][key] for _, trained in runs]) or None
-        for entry, value, mean, (_, trained) in zip(per_seed, values, means, runs, strict=True):
+            summary[prefix + key] = join([trained[kind][key] for _, trained in runs.values()]) or None
+        for entry, value, mean, (_, trained) in zip(per_seed, values, means, runs.values(), strict=True):
             entry |= {name: rounded(metric, mean), f"{prefix}epoch": trained[kind]["epoch"]}
             entry |= {f"{prefix}right": packed(value)} if metric == "accuracy" else {}
-    measures = measure(recipe, data, [nets for nets, _ in runs])
+    measures = measure(recipe, data, [nets for nets, _ in runs.values()])
     parts = {"train": data.train, "validation": data.validation, "test": data.test}
     return summary | measures | {
         "T": recipe.T,
-        "parameters": sum(p.numel() for p in runs[0][0]["SNN"].parameters()),
+        "parameters": sum(p.numel() for p in runs[recipe.seed][0]["SNN"].parameters()),
         "samples": {name: 0 if split is None else len(split) for name, split in parts.items()},
-        "seeds": list(seeds(recipe)),
+        "seeds": list(runs),
         "per_seed": per_seed,
         "recipe": asdict(recipe),
     }  # fmt: skip

@@ -47,11 +47,10 @@ class Task:
     def __init__(self, recipe: Recipe) -> None:
         self.classifies = recipe.task == "classification"
         self.metric = "accuracy" if self.classifies else "mse"
-        self.label_smoothing = recipe.label_smoothing
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         if self.classifies:
-            return F.cross_entropy(output, target, label_smoothing=self.label_smoothing)
+            return F.cross_entropy(output, target)
         return F.mse_loss(output, target)
 
     def values(self, output: Tensor, target: Tensor) -> Tensor:
@@ -69,7 +68,7 @@ def train(
     path: Path,
     world: World,
     on_step: Callable[[int, int], None],
-    on_epoch: Callable[[dict[str, Any]], None],
+    writer: Any = None,
 ) -> dict[str, Any]:
     """Trains the network, and writes a checkpoint after each epoch, from which it resumes.
 
@@ -79,7 +78,7 @@ def train(
         net: on the device where it is trained; at the end it has the kept weights.
         path: of the checkpoint; one that is there is continued.
         on_step: called after each step with the number of steps taken, and of all.
-        on_epoch: called with the record of each epoch.
+        writer: a SummaryWriter for TensorBoard.
 
     Returns:
         The last checkpoint: recipe, history (a record of each epoch), epoch (whose weights are kept), weights,
@@ -118,8 +117,6 @@ def train(
             if penalty is not None:
                 loss = loss + recipe.synops_penalty * penalty()
             loss.backward()
-            if recipe.clip_grad_norm is not None:
-                nn.utils.clip_grad_norm_(net.parameters(), recipe.clip_grad_norm)
             optimizer.step()
             schedule.step()
             with torch.no_grad():
@@ -135,13 +132,16 @@ def train(
         if data.validation is not None:
             record[f"validation_{task.metric}"] = evaluate(net, data.validation, recipe, world).mean().item()
         done["history"].append(record)
-        if data.validation is None or is_best(record, done["history"], f"validation_{task.metric}", task.classifies):
+        values = [one.get(f"validation_{task.metric}") for one in done["history"]]
+        # Of equals the later: it was trained for longer, at a smaller learning rate.
+        if data.validation is None or values[-1] == (max(values) if task.classifies else min(values)):
             done |= {"epoch": epoch, "weights": {name: value.clone() for name, value in net.state_dict().items()}}
         done["peak_memory"] = max(done["peak_memory"], memory.grown())
         if world.rank == 0:
             state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
             write(path, done | state)
-        on_epoch(record)
+        for name, value in record.items() if writer is not None else ():
+            writer.add_scalar(name, value, epoch)
     if penalty is not None:
         penalty.remove()
     net.load_state_dict(done["weights"])
@@ -152,12 +152,6 @@ def train(
 def derived(*numbers: int) -> int:
     """A seed for these numbers; different numbers give unrelated seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def is_best(record: dict[str, Any], history: list[dict[str, Any]], metric: str, highest: bool) -> bool:
-    """Whether no epoch did better; of equals the later, since it was trained for longer."""
-    values = [one[metric] for one in history]
-    return bool(record[metric] == (max(values) if highest else min(values)))
 
 
 def answer(net: nn.Module, inputs: Any, recipe: Recipe) -> Tensor:
@@ -178,15 +172,9 @@ def evaluate(net: nn.Module, split: Split, recipe: Recipe, world: World | None =
 
 
 def make_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Weight decay applies to weights, not to biases, batch norm and thresholds."""
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in net.parameters() if p.dim() > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in net.parameters() if p.dim() <= 1], "weight_decay": 0.0},
-    ]
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, fused=True)
-    adam = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
-    return adam(groups, lr=recipe.lr, fused=True)
+        return torch.optim.SGD(net.parameters(), lr=recipe.lr, momentum=0.9, fused=True)
+    return torch.optim.Adam(net.parameters(), lr=recipe.lr, fused=True)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> lr_scheduler.LRScheduler:
