@@ -17,7 +17,7 @@ help:
 	@echo "make mutants   200 changes of the Python, C++ and CUDA code, and which of them no test notices; hours"
 	@echo "make fuzz      hostile calls of every op, then of the kernels by libFuzzer, each for MINUTES (60)"
 	@echo "make coverage  coverage of lines and branches, Python and C++, in build/coverage"
-	@echo "make results   docs/results.md, docs/performance.md and their pictures, from the measurements in docs/results"
+	@echo "make results   docs/results.md, performance.md, measuring.md, pictures, from the measurements in docs/results"
 	@echo "make gpu-check check and time the CUDA kernels on this machine's GPU, in eight minutes; docs/results/gpu-*.json"
 	@echo "make gpu-libraries  the libraries for gpu-check on a GPU machine without compilers"
 	@echo "make test-arm  the C++ tests for aarch64 Linux, cross-compiled and under qemu; needs g++-aarch64-linux-gnu, qemu-user"

@@ -114,5 +114,7 @@ def test_the_numbers_at_the_top(page):
 def test_the_performance_page_and_its_picture(tmp_path):
     page = (ROOT / "docs/performance.md").read_text()
     assert performance.document(page) == page
+    page = (ROOT / "docs/measuring.md").read_text()
+    assert performance.contributors(page) == page
     performance.draw(read("bench-1"), tmp_path / "home.png")
     assert (tmp_path / "home.png").stat().st_size > 5000

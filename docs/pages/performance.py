@@ -1,4 +1,4 @@
-"""Writes the tables of docs/performance.md and a picture, from what tests/benchmarks/bench.py measured."""
+"""Writes the tables of docs/performance.md and docs/measuring.md and a picture, from what bench.py measured."""
 
 from __future__ import annotations
 
@@ -19,16 +19,24 @@ from PIL import Image
 
 DOCS = Path(__file__).parents[1]
 sys.path.append(str(DOCS.parent / "tests" / "benchmarks"))
-from competitors import OURS  # noqa: E402
 from interleaved import amount, fastest, ratio  # noqa: E402
+from table import LIMITS  # noqa: E402
 
 HEADLINES = {
-    "conv-net-train-9": "a training step of a convolutional network, firing rate 9 %",
-    "conv-net-peak": "the extra memory of that step",
-    "mlp-train-T8-rate": "a training step of an MLP, 784-800-800-10",
+    "conv-net-train-9": "training step, convolutional network, firing rate 9 %",
+    "conv-net-peak": "extra memory of that step",
+    "mlp-train-T8-rate": "training step, MLP 784-800-800-10",
     "mlp-infer-128-rate": "inference of that MLP, 128 samples",
+    "mlp-infer-1-rate": "inference of that MLP, one sample",
     "conv-128-256-rate-10": "inference of a convolution, 128→256 channels",
 }
+WAYS = {
+    "frozen": "frozen, step timing", "frozen, windows": "frozen, window timing", "frozen, 8 bits": "the same, 8 bits",
+    "frozen, 8 bits, windows": "the same, 8 bits, window timing", "tandem": "step timing", "windows": "window timing",
+    "naive, loop compiled": "plain PyTorch", "BPTT": "BPTT", "SpikingJelly": "SpikingJelly",
+    "SpikingJelly, compiled": "the same, compiled", "snnTorch": "snnTorch",
+}  # fmt: skip
+TIMINGS = {"v4": "AVX-512", "v3": "AVX2", "default": "SSE2"}
 STYLES = {"tandem": ("tandem_ext, step timing", "tab:blue", "o-"),
           "windows": ("tandem_ext, window timing", "tab:cyan", "o-"), "ANN": ("the ANN", "black", "--"),
           "BPTT": ("backpropagation through time", "tab:purple", "s-"),
@@ -51,42 +59,65 @@ def about(result: dict[str, Any]) -> str:
     )
 
 
+def compared(result: dict[str, Any], titles: dict[str, str]) -> Iterator[str]:
+    """Rows relative to their base, by the fastest tenth of the samples, in the columns that any of them has."""
+    cases = {row["case"]: row for row in result["rows"]}
+    rows = [cases[case] for case in titles]
+    ways = [way for way in WAYS if any(way in row["values"] for row in rows)]
+    lines = []
+    for row in rows:
+        base = row["values"][row["base"]]
+        cells = [f"{ratio(row['values'][way], base).fast:.2f}" if way in row["values"] else "" for way in ways]
+        lines.append([titles[row["case"]], amount(fastest(base), row["quantity"]), *cells])
+    yield from markdown(("", "ANN", *(WAYS[way] for way in ways)), lines)
+
+
 def headlines(result: dict[str, Any]) -> Iterator[str]:
-    """What most people come for, relative to the ANN."""
-    rows = []
-    for row in result["rows"]:
-        if row["case"] in HEADLINES:
-            found = {way: ratio(values, row["values"]["ANN"]).fast for way, values in row["values"].items()}
-            ours = min(value for way, value in found.items() if way in OURS)
-            value, best = min((value, way) for way, value in found.items() if way not in OURS and way != "ANN")
-            peers = [f"{found[name]:.1f}" if name in found else "" for name in ("SpikingJelly", "snnTorch")]
-            rows.append([HEADLINES[row["case"]], f"**{ours:.2f}**", f"{value:.1f} ({best})", *peers])
-    yield from ("At T = 8 and 1 thread, relative to the ANN with the same layers:", "")
-    yield from markdown(("", "this", "the fastest alternative", "SpikingJelly", "snnTorch"), rows)
+    """What most people come for."""
+    yield from (about(result), "")
+    yield from compared(result, HEADLINES)
 
 
 def section(result: dict[str, Any]) -> Iterator[str]:
-    """Every case: the fastest tenth of the samples, and relative to the base with its 95 % interval."""
-    threads, capability = result["threads"], result.get("capability")
-    clock = "1 thread, process CPU time" if threads == 1 else f"{threads} threads, wall time"
-    yield from (f"## {clock}{f', {capability}' if capability else ''}", "", about(result), "")
+    """The cases that no other table has; those with independent spikes are in the file only."""
+    titles = {row["case"]: row["title"] for row in result["rows"] if row["base"] == "ANN" and "iid" not in row["case"]}
+    shown = ("cost-", "call", "kept")
+    if result["threads"] == 1 and not result.get("capability"):
+        shown += tuple(HEADLINES)
+        yield from ("### One thread, the machine of the first table", "")
+    else:
+        yield from (f"### {result['threads']} threads {result.get('capability') or ''}".strip(), "", about(result), "")
+    yield from compared(result, {case: title for case, title in titles.items() if not case.startswith(shown)})
 
-    def cell(row: dict[str, Any], way: str) -> str:
-        found = ratio(row["values"][way], row["values"][row["base"]])
-        interval = "" if way == row["base"] else f" [{found.low:.2f}, {found.high:.2f}]"
-        return f"{way} {amount(fastest(row['values'][way]), row['quantity'])}, {found.fast:.2f}×{interval}"
 
+def timings() -> Iterator[str]:
+    """Both timings at each instruction set, relative to the ANN at the same one."""
     rows = []
-    for row in result["rows"]:
-        rates = ", ".join(
-            f"{name} {100 * spikes:.0f}%/{nibbles:.2f}" for name, (spikes, nibbles) in row["rates"].items()
-        )
-        ours, others = ([cell(row, way) for way in row["values"] if (way in OURS) is own] for own in (True, False))
-        differ = max((answer["spikes"] for answer in row.get("answers", {}).values()), default=0.0)
-        rows.append([row["case"], row["title"], rates, f"{differ:.0e}" if differ else "0", "<br>".join(ours),
-                     "<br>".join(others)])  # fmt: skip
-    head = ("case", "what", "spikes per step / nonzero nibbles per byte", "counts that differ", "ours", "others")
+    for name, instructions in TIMINGS.items():
+        result = read(f"timings-{name}")
+        for row in result["rows"]:
+            values = {way: f"{fast:.2f}" for way, (*_, fast) in row["values"].items()}
+            ways = [("", "tandem", "windows")]
+            if "frozen" in values:
+                kinds = ("frozen", "frozen, 8 bits")
+                ways = [(f", {kind}", kind, f"{kind}, windows") for kind in kinds]
+            for what, step, window in ways:
+                case = row["case"].removesuffix("-rate").replace("-rate-", "-")
+                rows.append([instructions, case + what, values[step], values[window], values["naive, windows"]])
+    head = ("instructions", "case", "step timing", "window timing", "plain PyTorch, window timing")
+    yield from (f"{result['date']}, commit {result['commit'][:10]}; {machine_of(result)}; torch 2.13.0.", "")
     yield from markdown(head, rows)
+
+
+def verdicts() -> Iterator[str]:
+    """What has a limit and was measured with both timings."""
+    result, rows = read("timings-v4"), []
+    for row in result["rows"]:
+        for way, limit in LIMITS.get(row["case"], {}).items():
+            if way in row["values"]:
+                fast = row["values"][way][-1]
+                rows.append([row["case"], way, f"{limit:.2f}", f"{fast:.2f}", "met" if fast <= limit else "missed"])
+    yield from markdown(("case", "way", "limit", "measured", ""), rows)
 
 
 def by_T(result: dict[str, Any], quantity: str) -> dict[int, dict[str, float]]:
@@ -101,7 +132,6 @@ def by_T(result: dict[str, Any], quantity: str) -> dict[int, dict[str, float]]:
 def cost(result: dict[str, Any]) -> Iterator[str]:
     times, peaks = by_T(result, "time"), by_T(result, "peak")
     ways = list(times[4])
-    yield from (about(result), "")
     rows = []
     for T in times:
         seconds = [f"{times[T][way] * EPOCH / 128:.1f}" for way in ways]
@@ -137,11 +167,18 @@ def document(page: str) -> str:
     """The page with the tables of what is in docs/results."""
     measured = [read(path.stem) for path in sorted((DOCS / "results").glob("bench-*.json"))]
     page = with_table(page, "headlines", headlines(measured[0]))
+    page = with_table(page, "timings", timings())
     page = with_table(page, "cost", cost(measured[0]))
     return with_table(page, "cases", [line for result in measured for line in section(result)])
 
 
+def contributors(page: str) -> str:
+    """The page of the limits, with what the committed timings say of them."""
+    return with_table(page, "limits", verdicts())
+
+
 if __name__ == "__main__":
-    page = DOCS / "performance.md"
-    page.write_text(document(page.read_text()))
+    for name, written in {"performance": document, "measuring": contributors}.items():
+        page = DOCS / f"{name}.md"
+        page.write_text(written(page.read_text()))
     draw(read("bench-1"), DOCS / "figures" / "pages" / "home.png")
