@@ -76,9 +76,9 @@ def test_neurons_of_every_kind_learn_and_freeze(name, neurons):
 
 
 def test_settings_reach_their_neurons():
-    net = small(tnn, "cnn", learn_threshold="channel", threshold=1.5, timing="window")
+    net = small(tnn, "cnn", learn_threshold="channel", threshold=1.5, timing="window", v_init=0.25)
     assert net.conv1.threshold.shape == (net.conv1.out_channels,)
-    assert (net.conv1.v_init, net.conv1.timing) == (0.75, "window")
+    assert (net.conv1.v_init, net.conv1.timing) == (0.375, "window")  # v_init is in thresholds
     net(torch.rand(2, 3, 8, 8)).sum().backward()
     assert net.conv1.threshold.grad.abs().sum() > 0
     net = small(tnn, "cnn", learn_threshold="layer")
