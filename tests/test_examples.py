@@ -96,3 +96,13 @@ def test_convert(tmp_path: Path) -> None:
     assert percent(text, "converted") > ann - 3
     assert percent(text, "after one tandem epoch") > ann - 2
     assert percent(text, "as an ANN again:") > 95
+
+
+def test_stream(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    text = run("stream.py", tmp_path, "--epochs", "1", "--picture", "stream.png")
+    frames = [tuple(map(int, found)) for found in re.findall(r"(\d+) operations; evaluated anew +(\d+)", text)]
+    assert len(frames) == 19
+    assert [frames[1][0], frames[-1][0]] == [0, 0]  # the frame before again
+    assert all(cost < whole for cost, whole in frames[1:])
+    assert (tmp_path / "stream.png").stat().st_size > 5000

@@ -75,6 +75,29 @@ def test_synops_after_pooling_to_counts():
         measure.synops(net, torch.rand(0, 1, 4, 4))
 
 
+def test_synops_of_frames_are_moves_times_the_synapses_they_reach():
+    torch.manual_seed(0)
+    first = tnn.Conv2d(2, 6, 3, stride=2, padding=1, groups=2, timing="window")
+    body = nn.Sequential(tnn.Conv2d(6, 6, 3, padding=1, groups=6, timing="window"))
+    net = nn.Sequential(tnn.Encoder(8), first, tnn.Residual(body), tnn.AvgPool2d(2, timing="window"),
+                        tnn.Flatten(), tnn.Linear(24, 5, timing="window"), tnn.Readout(5, 3)).eval()  # fmt: skip
+    frozen, frames = freeze(net), torch.randn(3, 2, 2, 8, 8)
+    frames[1] = frames[0]
+    frames[2, 0] = frames[0, 0]
+    ops = measure.synops(frozen, frames)
+    assert ops[1].tolist() == [0, 0]
+    assert ops[2, 0] == 0
+    macs, expected = measure.synops(net, frames[0]).layers["1"].macs, torch.zeros(2, dtype=torch.float64)
+    for _, moves in frozen.follow(frames[0]):
+        spikes = {name: move.abs().double() for name, move in moves.items()}
+        for name, layer, each in (("1", body[0], 1), ("2.body.0", net[3], 1)):
+            expected += each * (spikes[name].sum(1) * measure.fan_out(layer, spikes[name].shape[2:])).sum((1, 2))
+        expected += spikes["1"].sum((1, 2, 3)) + 5 * spikes["3"].sum((1, 2, 3)) + 3 * spikes["5"].sum(1)
+    assert ops[0].tolist() == (macs + expected).tolist()
+    with pytest.raises(ValueError, match="at least one frame"):
+        measure.synops(frozen, [])
+
+
 @pytest.mark.parametrize("function", [measure.synops, measure.firing_rates, measure.mismatch])
 def test_an_ann_is_refused(function):
     with pytest.raises(ValueError, match=r"expected a network of layers of tandem_snn\.nn, found none"):

@@ -51,6 +51,13 @@ def test_a_raster_of_many_neurons_shows_some_and_says_so():
     assert axes.get_ylabel() == "neuron, 1 of 5 shown"
 
 
+def test_a_raster_of_moves_has_a_colour_for_each_sign():
+    moves = torch.tensor([[1, 0, -1], [0, 1, 1]], dtype=torch.int8).unsqueeze(1)
+    rises, falls = ts.plots.raster(moves).collections
+    assert rises.get_offsets().tolist() == [[1, 0], [2, 1], [2, 2]]
+    assert falls.get_offsets().tolist() == [[1, 2]]
+
+
 def test_a_raster_of_a_recording(monitor):
     axes = ts.plots.raster(monitor["1"], sample=6)
     assert len(points(axes)) == monitor["1"].counts[6].sum()
@@ -104,7 +111,10 @@ def test_what_cannot_be_drawn_is_said(net, monitor):
     with ts.measure.Monitor(net) as without:
         net(torch.rand(2, 1, 6, 6))
     for draw, said in (
-        (lambda: ts.plots.raster(torch.ones(3, 1, 2)), "train: expected a SpikeTrain or a Recording, got Tensor"),
+        (
+            lambda: ts.plots.raster(torch.ones(3, 1, 2)),
+            "train: expected a SpikeTrain, a Recording or int8 moves, got Tensor",
+        ),
         (lambda: ts.plots.raster(monitor["1"], sample=9), "9 is out of range"),
         (lambda: ts.plots.raster(monitor["1"], neurons=0), "neurons: expected at least 1"),
         (lambda: ts.plots.potentials(without), r"Monitor\(net, potentials=True\)"),

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain
 
@@ -37,16 +37,17 @@ def step_axis(axes: Any, T: int) -> None:
     axes.set(xlabel="time step", xlim=(0.4, T + 0.6), xticks=sorted({1, *range(distance, T + 1, distance)}))
 
 
-def raster(train: SpikeTrain | Recording, axes: Any = None, *, sample: int = 0, neurons: int = 200) -> Any:
+def raster(train: SpikeTrain | Recording | Tensor, axes: Any = None, *, sample: int = 0, neurons: int = 200) -> Any:
     """Plot the spikes of one sample, with a mark for each spike of a neuron.
 
     Args:
-        train: a train, or the recording of a layer by :class:`tandem_snn.measure.Monitor`.
+        train: a train, the recording of a layer by :class:`tandem_snn.measure.Monitor`, or the moves of a layer in some
+            steps, [steps, B, *features], of ``FrozenNetwork.follow``: those of -1 have another colour.
         sample: the index in the batch.
         neurons: the largest number of neurons shown; they are evenly spaced.
 
     Raises:
-        TypeError: train is neither a train nor a recording.
+        TypeError: train is none of these.
         IndexError: the batch has no such sample.
         ValueError: neurons is less than 1.
 
@@ -55,17 +56,19 @@ def raster(train: SpikeTrain | Recording, axes: Any = None, *, sample: int = 0, 
     'time step'
     """
     train = train.train if isinstance(train, Recording) else train
-    if not isinstance(train, SpikeTrain):
-        raise TypeError(f"train: expected a SpikeTrain or a Recording, got {type(train).__name__}")
+    if not isinstance(train, SpikeTrain) and not (isinstance(train, Tensor) and train.dtype == torch.int8):
+        raise TypeError(f"train: expected a SpikeTrain, a Recording or int8 moves, got {type(train).__name__}")
     if neurons < 1:
         raise ValueError(f"neurons: expected at least 1, got {neurons}")
-    spikes = train[sample].to_dense(torch.uint8)[:, 0].flatten(1).cpu()
+    spikes = train[:, sample] if isinstance(train, Tensor) else train[sample].to_dense(torch.int8)[:, 0]
+    spikes = spikes.flatten(1).cpu()
     distance = math.ceil(spikes.shape[1] / neurons)
-    steps, which = spikes[:, ::distance].nonzero(as_tuple=True)
     axes = given_or_new(axes)
     size = min(80.0, max(8.0, (300 / max(1, len(spikes[0]) // distance)) ** 2))  # points squared
-    axes.scatter((steps + 1).tolist(), (which * distance).tolist(), s=size, marker="|", color=SNN)
-    step_axis(axes, train.T)
+    for sign, color in ((1, SNN), (-1, ANN)):
+        steps, which = (spikes[:, ::distance] == sign).nonzero(as_tuple=True)
+        axes.scatter((steps + 1).tolist(), (which * distance).tolist(), s=size, marker="|", color=color)
+    step_axis(axes, len(spikes))
     every = f", 1 of {distance} shown" if distance > 1 else ""
     axes.set(ylabel=f"neuron{every}", ylim=(-0.02 * spikes.shape[1] - 0.5, 1.02 * spikes.shape[1] - 0.5))
     return axes

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import operator
+from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from tandem_ext import SpikeTrain
 
 from .. import nn as tnn
+from ..frozen import FrozenNetwork
 from ..nn.general import Neurons
 from ..nn.hooks import SYNAPTIC, check_layers, evaluating, given, watching
 
@@ -58,8 +61,12 @@ class SynOps:
         return self.snn / self.ann
 
 
-def synops(net: nn.Module, x: Any) -> SynOps:
-    """Counts a network's synaptic operations on a batch, in evaluation mode.
+@overload
+def synops(net: FrozenNetwork, x: Iterable[Tensor | SpikeTrain]) -> Tensor: ...
+@overload
+def synops(net: nn.Module, x: Any) -> SynOps: ...
+def synops(net: nn.Module, x: Any) -> SynOps | Tensor:
+    """Counts a network's synaptic operations on a batch, in evaluation mode; or those of each frame of a video.
 
         ANN = Σ_l fan-in_l · neurons_l  (MACs)        SNN = Σ_t Σ_l Σ_j fan-out_j · s_j[t]  (ACs)
 
@@ -69,18 +76,30 @@ def synops(net: nn.Module, x: Any) -> SynOps:
     with k² synapses per neuron; the identity of a residual block is one synapse per neuron. Pooling to counts has no
     synapses.
 
+    A frozen network with window timing sees frames one after the other, from silence, and settles in each: an operation
+    for each move of a neuron and each synapse it reaches, and the MACs of a layer with real-valued input for each
+    sample whose input changed. Its stream is left as it is.
+
     Args:
-        net: a network of layers of ``tandem_snn.nn``.
-        x: a batch of inputs of ``net``.
+        net: a network of layers of ``tandem_snn.nn``; or a frozen network.
+        x: a batch of inputs of ``net``; for a frozen network several, as for ``frozen.settle``.
+
+    Returns:
+        SynOps; for a frozen network int64 [frames, B].
 
     Raises:
-        ValueError: the batch is empty; the network has no such layers, or layers whose synapses cannot be counted
-            (``general.Neurons`` of a converted network).
+        ValueError: the batch is empty, or there are no frames; the network has no such layers, or layers whose
+            synapses cannot be counted (``general.Neurons`` of a converted network).
 
     >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
     >>> synops(net, torch.rand(5, 4)).layers["1"]
     LayerOps(ann_macs=12.0, macs=12.0, acs=0.0)
+    >>> frozen = tandem_snn.freeze(torch.nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 3, timing="window"), net[2]))
+    >>> synops(frozen, torch.ones(2, 5, 4))[1]  # the same frame again
+    tensor([0, 0, 0, 0, 0])
     """
+    if isinstance(net, FrozenNetwork) and any(getattr(layer, "timing", None) == "window" for layer in net.modules()):
+        return _of_frames(net, x)
     layers: dict[str, LayerOps] = {}
 
     def record(name: str, layer: nn.Module, x: Any, kwargs: dict[str, Any], output: Any) -> None:
@@ -96,6 +115,19 @@ def synops(net: nn.Module, x: Any) -> SynOps:
     with evaluating(net), watching(net, (*SYNAPTIC, Neurons), record):
         net(x)
     return SynOps(layers)
+
+
+def _of_frames(frozen: FrozenNetwork, frames: Iterable[Tensor | SpikeTrain]) -> Tensor:
+    apart = copy.copy(frozen)
+    apart.reset()
+    found = []
+    for frame in frames:
+        apart.settle(frame)
+        assert apart._stream is not None
+        found.append(apart._stream.synapses)
+    if not found:
+        raise ValueError("x: expected at least one frame")
+    return torch.stack(found)
 
 
 def _spent(layer: Any, x: Any, residual: Any, output: Any) -> tuple[float, float, Tensor] | None:
