@@ -6,8 +6,9 @@ Environment:
     TANDEM_CUDA           ``auto`` (default): CUDA kernels if a toolkit is found; ``1``: CUDA kernels or an error;
                           ``0``: CPU kernels only
     CUDA_HOME, CUDA_PATH  root of the toolkit; without them, the toolkit of the ``nvcc`` on PATH
-    TORCH_CUDA_ARCH_LIST  as for any torch extension, e.g. ``8.0;9.0+PTX``, which is the default; what is older than 8.0
-                          is left out, since the kernels use instructions of 8.0
+    TORCH_CUDA_ARCH_LIST  as for any torch extension, e.g. ``8.0;9.0+PTX`` or ``Ampere``; default 7.5, 8.0, 9.0 and,
+                          from CUDA 12.8 on, 12.0, the newest also as PTX; what is older than 7.5 is left out, since the
+                          kernels multiply bytes on tensor cores
     MAX_JOBS              files compiled at the same time; default min(cores, free GB / 2)
 """
 
@@ -20,8 +21,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-DEFAULT_ARCHS = "8.0;9.0+PTX"
-OLDEST_ARCH = (8, 0)  # the first with mma.m16n8k16 and cp.async
+OLDEST_ARCH = (7, 5)  # the first whose tensor cores multiply bytes
+NAMES = {  # torch's
+    "Turing": "7.5", "Ampere": "8.0;8.6+PTX", "Ada": "8.9+PTX", "Hopper": "9.0+PTX",
+    "Blackwell": "10.0;10.3;12.0;12.1+PTX",
+    "Kepler": "3.5+PTX", "Maxwell": "5.0;5.2+PTX", "Pascal": "6.0;6.1+PTX", "Volta": "7.0+PTX",
+}  # fmt: skip
 INCLUDE_DIRS = ("include", "targets/x86_64-linux/include", "targets/sbsa-linux/include")
 LIBRARY_DIRS = ("lib64", "lib", "lib/x86_64-linux-gnu", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib")
 
@@ -91,7 +96,7 @@ def decide(
     for origin, root in _candidates(env, which, run):
         toolkit, missing = _inspect(root, run, is_file)
         if toolkit is not None:
-            return _with_cuda(toolkit, env.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_ARCHS, notes, wish)
+            return _with_cuda(toolkit, env.get("TORCH_CUDA_ARCH_LIST") or _default_archs(toolkit), notes, wish)
         notes.append(f"{origin} has no {missing}")
 
     note = "; ".join(notes) or "no nvcc on PATH, CUDA_HOME not set"
@@ -103,12 +108,17 @@ def decide(
     return Plan(note=note)
 
 
+def _default_archs(toolkit: Toolkit) -> str:
+    version = tuple(map(int, re.findall(r"\d+", toolkit.version)[:2]))
+    return "7.5;8.0;9.0;12.0+PTX" if version >= (12, 8) else "7.5;8.0;9.0+PTX"
+
+
 def _with_cuda(toolkit: Toolkit, listed: str, notes: list[str], wish: str) -> Plan:
     """The kernels for those of the listed compute capabilities that can run them."""
     archs = parse_archs(listed)
     served = tuple(arch for arch in archs if tuple(map(int, re.findall(r"\d+", arch))) >= OLDEST_ARCH)
     if left_out := [arch for arch in archs if arch not in served]:
-        notes = [*notes, f"no kernels for {', '.join(left_out)}: they need compute capability 8.0 or newer"]
+        notes = [*notes, f"no kernels for {', '.join(left_out)}: they need compute capability 7.5 or newer"]
     if served:
         return Plan(toolkit, served, "; ".join(notes))
     if wish == "1":
@@ -117,12 +127,14 @@ def _with_cuda(toolkit: Toolkit, listed: str, notes: list[str], wish: str) -> Pl
 
 
 def parse_archs(text: str) -> tuple[str, ...]:
-    """Compute capabilities of a TORCH_CUDA_ARCH_LIST: ``"8.0;9.0+PTX"`` -> ``("8.0", "9.0+PTX")``."""
-    archs = tuple(dict.fromkeys(re.split(r"[;,\s]+", text.strip(";, \t"))))
+    """Compute capabilities of a TORCH_CUDA_ARCH_LIST: ``"8.0;Hopper"`` -> ``("8.0", "9.0+PTX")``."""
+    listed = [NAMES.get(name, name) for name in re.split(r"[;,\s]+", text.strip(";, \t"))]
+    archs = tuple(dict.fromkeys(arch for name in listed for arch in name.split(";")))
     for arch in archs:
         if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", arch):
             raise ValueError(
-                f"TORCH_CUDA_ARCH_LIST={text}: {arch!r} is no compute capability such as 8.0, 9.0a or 9.0+PTX"
+                f"TORCH_CUDA_ARCH_LIST={text}: {arch!r} is no compute capability such as 8.0, 9.0a or 9.0+PTX, and no "
+                f"name among {', '.join(NAMES)}"
             )
     return archs
 

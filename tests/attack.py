@@ -56,7 +56,7 @@ def recorded(draw, op, *products):
         with recorder:
             any_layer.evaluate(te.functional, *call, random.choice([[], can]))
     found = recorder.calls[op]
-    others = {"precision": ["highest", "high", "medium"], "train": [True, False], "return_v": [True, False]}
+    others = {"train": [True, False], "return_v": [True, False]}
     if "bad" in found:
         batch = next(iter(found.values())).shape["current" not in found]
         others["bad"] = [None, torch.zeros(batch), torch.full((1,), math.nan)]
@@ -68,7 +68,7 @@ def product(draw):
     """A product of the window, linear where there are no axes."""
     layer = draw(recorded("linear_if", "linear") | recorded("conv_if", "conv"))
     axes = {name: layer.get(name, []) for name in ("stride", "padding", "dilation")}
-    kept = {name: layer[name] for name in ("planes", "T", "weight", "precision")}
+    kept = {name: layer[name] for name in ("planes", "T", "weight")}
     return {**kept, **axes, "groups": layer.get("groups", 1), "counted": layer["timing"] == "window"}
 
 

@@ -38,8 +38,9 @@ class Machine:
         return decide(env, lambda _: self.nvcc, self.run, lambda path: str(path) in self.files)
 
 
-CPU, CUDA = "tandem_ext: CPU kernels only", "tandem_ext: CPU kernels + CUDA kernels for sm_80, sm_90+PTX (nvcc 13.0)"
-NEEDED = "they need compute capability 8.0 or newer"
+CPU, CUDA = "tandem_ext: CPU kernels only", "tandem_ext: CPU kernels + CUDA kernels for {} (nvcc 13.0)"
+SOME, CUDA = CUDA.format("sm_80, sm_90+PTX"), CUDA.format("sm_75, sm_80, sm_90, sm_120+PTX")
+NEEDED = "they need compute capability 7.5 or newer"
 TOOLKIT, NOWHERE = Machine.with_toolkit("/opt/cuda"), {"CUDA_HOME": "/nowhere"}
 BARE = Machine("/usr/bin/nvcc", nvcc="/usr/bin/nvcc", top="/usr/bin/..")
 
@@ -52,8 +53,9 @@ BARE = Machine("/usr/bin/nvcc", nvcc="/usr/bin/nvcc", top="/usr/bin/..")
     (TOOLKIT, {"TANDEM_CUDA": "0"}, f"{CPU} (TANDEM_CUDA=0)"),
     (TOOLKIT, NOWHERE, f"{CUDA} (CUDA_HOME=/nowhere has no bin/nvcc)"),
     (TOOLKIT, NOWHERE | {"TANDEM_CUDA": "1"}, f"{CUDA} (CUDA_HOME=/nowhere has no bin/nvcc)"),
-    (TOOLKIT, {"TORCH_CUDA_ARCH_LIST": "6.1;7.5+PTX;8.0 9.0+PTX"}, f"{CUDA} (no kernels for 6.1, 7.5+PTX: {NEEDED})"),
-    (TOOLKIT, {"TORCH_CUDA_ARCH_LIST": "7.5"}, f"{CPU} (no kernels for 7.5: {NEEDED})"),
+    (TOOLKIT, {"TORCH_CUDA_ARCH_LIST": "6.1;7.0+PTX;8.0 9.0+PTX"}, f"{SOME} (no kernels for 6.1, 7.0+PTX: {NEEDED})"),
+    (TOOLKIT, {"TORCH_CUDA_ARCH_LIST": "Volta;8.0;Hopper"}, f"{SOME} (no kernels for 7.0+PTX: {NEEDED})"),
+    (TOOLKIT, {"TORCH_CUDA_ARCH_LIST": "7.0"}, f"{CPU} (no kernels for 7.0: {NEEDED})"),
 ])  # fmt: skip
 def test_what_is_built_and_why(machine: Machine, env: dict[str, str], summary: str) -> None:
     assert machine.decide(**env).summary() == summary
@@ -74,9 +76,9 @@ def test_the_toolkit_of_an_nvcc(nvcc: str, home: str | None) -> None:
 @pytest.mark.parametrize(("machine", "env", "error", "message"), [
     (Machine(), {"TANDEM_CUDA": "1"}, RuntimeError, "TANDEM_CUDA=1.*no nvcc on PATH.*set CUDA_HOME.*TANDEM_CUDA=0"),
     (Machine(), {"TANDEM_CUDA": "yes"}, ValueError, "TANDEM_CUDA=yes: allowed are 0, 1 and auto"),
-    (TOOLKIT, {"TANDEM_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "7.5"}, RuntimeError, f"ARCH_LIST=7.5: .*{NEEDED}"),
+    (TOOLKIT, {"TANDEM_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "7.0"}, RuntimeError, f"ARCH_LIST=7.0: .*{NEEDED}"),
     *((TOOLKIT, {"TORCH_CUDA_ARCH_LIST": archs}, ValueError, "TORCH_CUDA_ARCH_LIST")
-      for archs in ("Hopper", "90", "9.0+ptx", "8.0;;x")),
+      for archs in ("Fermi", "90", "9.0+ptx", "8.0;;x")),
 ])  # fmt: skip
 def test_what_cannot_be_built_is_an_error(machine: Machine, env: dict[str, str], error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
@@ -84,7 +86,7 @@ def test_what_cannot_be_built_is_an_error(machine: Machine, env: dict[str, str],
 
 
 def test_arch_list_defaults_where_it_is_empty_and_wins_where_it_is_set() -> None:
-    assert TOOLKIT.decide(TORCH_CUDA_ARCH_LIST="").archs == ("8.0", "9.0+PTX")
+    assert TOOLKIT.decide(TORCH_CUDA_ARCH_LIST="").archs == ("7.5", "8.0", "9.0", "12.0+PTX")
     plan = TOOLKIT.decide(TORCH_CUDA_ARCH_LIST="8.6 9.0a;12.0+PTX")
     assert plan.archs == ("8.6", "9.0a", "12.0+PTX")
     assert plan.gencode() == [

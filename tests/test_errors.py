@@ -249,10 +249,9 @@ def test_tensors_on_a_device_without_kernels_are_named(call, names, monkeypatch)
 
 
 BAD_OP_CALLS = [
-    ("linear_if", (PLANES, 9, W, "highest"), "tandem"), ("if_scan", (torch.zeros(8),), "tandem"),
-    ("conv_if", (IMAGE.planes, 8, KERNEL, "highest", [0, 1], [1, 1], [1, 1], 1), "tandem"),
+    ("linear_if", (PLANES, 9, W), "tandem"), ("if_scan", (torch.zeros(8),), "tandem"),
+    ("conv_if", (IMAGE.planes, 8, KERNEL, [0, 1], [1, 1], [1, 1], 1), "tandem"),
     ("constant_if", (dyadic(3, 7), 0), "tandem"),
-    ("linear_if", (PLANES, 8, W, "low"), 'precision must be "highest", "high" or "medium", got "low"'),
 ]  # fmt: skip
 
 
@@ -273,4 +272,4 @@ def test_ops_check_neurons(position, value):
     neuron = [None, None, None, None, None, 8, 1.0, 1.0, "relu", True, True, "step", None]
     neuron[position] = value
     with pytest.raises(RuntimeError, match="tandem"):
-        torch.ops.tandem.linear_if(PLANES, 8, W, "highest", *neuron)
+        torch.ops.tandem.linear_if(PLANES, 8, W, *neuron)

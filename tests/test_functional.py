@@ -1,7 +1,5 @@
 """The layers of tandem_ext.functional: results and gradients are the reference's, whatever they are given."""
 
-import os
-
 import any_layer
 import pytest
 import torch
@@ -173,9 +171,23 @@ def test_autocast(timing, device):
     assert {each.dtype for each in (v, mean, few.counts, w)} == {torch.float32}
     assert double.counts.dtype == torch.float64
     assert not mean.requires_grad
-    assert_same(y, f.linear_if(x, weight.bfloat16(), timing=timing))
+    assert_same((y, v), ref.linear_if(x, weight.bfloat16(), timing=timing, return_v=True))
     (y.counts.sum() + z.counts.sum() + normed.counts.sum()).backward()
     assert weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("outputs", [9, 16])
+def test_autocast_rounds_no_current(outputs, device):
+    """A product under autocast would return bfloat16, with other spikes."""
+    for seed in range(40):
+        torch.manual_seed(seed)
+        x = train(8, 6, 7, device=device)
+        weight = torch.randn(outputs, 7, device=device, requires_grad=True)
+        with torch.autocast(device.type, torch.bfloat16):
+            y = f.linear_if(x, weight)
+            normed, *_ = f.linear_bn_if(x, weight)
+        assert_same(y, ref.linear_if(x, weight.bfloat16()))
+        assert_same(normed, ref.linear_bn_if(x, weight.bfloat16())[0])
 
 
 def integers(*shape, device):
@@ -254,65 +266,15 @@ def test_couple(shape, gate, threshold, device):
         torch.testing.assert_close(found[1], total.sum(0) if threshold.dim() else total.sum())
 
 
-# torch.set_float32_matmul_precision is how a GPU multiplies float32 weights; on the CPU it changes nothing.
-
-PRECISIONS = ("highest", "high", "medium")
-
-
-@pytest.fixture(params=PRECISIONS)
-def precision(request):
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(request.param)
-    yield request.param
-    torch.set_float32_matmul_precision(before)
-
-
-def multiplied(weight, precision, device):
-    """What is multiplied in place of the weight: the sum of its first two bfloat16, or the first of them."""
-    emulated = "emulated" in os.environ.get("TANDEM_LIBRARY", "")
-    if precision == "highest" or not (emulated or device.type == "cuda"):
-        return weight
-    first = weight.bfloat16().float()
-    return first + (weight - first).bfloat16().float() if precision == "high" else first
-
-
-@pytest.mark.parametrize("train_mode", [False, True])
-def test_products_follow_it(precision, train_mode, device):
-    x = train(8, 4, 6, rate=0.5, device=device)
-    weight = (torch.randint(-(2**19), 2**19, (16, 6), device=device) / 2**18).requires_grad_(train_mode)
-    exact = multiplied(weight.detach(), precision, device)
-    got, v = f.linear_if(x, weight, return_v=True)
-    assert_same((got, v), ref.linear_if(x, exact, return_v=True))
-    image = te.SpikeTrain(x.planes.view(1, 4, 6, 1, 1), 8)
-    got, w = f.conv2d_if(image, weight.view(16, 6, 1, 1), return_v=True)
-    assert torch.equal(v, w.flatten(1))
-
-
-def test_compiled_layers_follow_a_change():
-    seen = []
-
-    def backend(graph, _):
-        seen.extend(node.args[3] for node in graph.graph.nodes if node.target is torch.ops.tandem.linear_if.default)
-        return graph
-
-    layer = torch.compile(lambda x, weight: f.linear_if(x, weight).counts, backend=backend, fullgraph=True)
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_the_precision_of_products_changes_no_spike(precision, device):
+    """torch.set_float32_matmul_precision is for products that round."""
+    x = train(8, 4, 60, rate=0.5, device=device)
+    weight = torch.randn(16, 60, device=device)
     before = torch.get_float32_matmul_precision()
     try:
-        for precision in PRECISIONS:
-            if precision == "medium":  # Dynamo takes it for "high"
-                torch._dynamo.reset()
-            torch.set_float32_matmul_precision(precision)
-            layer(train(8, 2, 3), torch.ones(4, 3))
+        torch.set_float32_matmul_precision(precision)
+        result = f.linear_if(x, weight, return_v=True)
     finally:
         torch.set_float32_matmul_precision(before)
-    assert seen == [*PRECISIONS]
-
-
-def test_torchs_newer_setting():
-    before = torch.backends.cuda.matmul.fp32_precision
-    try:
-        torch.backends.cuda.matmul.fp32_precision = "tf32"
-        assert f.products.float32_precision() == "high"
-    finally:
-        torch.backends.cuda.matmul.fp32_precision = before
-    assert f.products.float32_precision() == "highest"
+    assert_same(result, ref.linear_if(x, weight, return_v=True))

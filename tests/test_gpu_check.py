@@ -29,18 +29,15 @@ def test_it_says_that_there_is_no_gpu():
 
 def test_the_whole_program(tmp_path):
     arguments = ["--device", "cpu", "--small", "--only", "bits", "timings", "--out", str(tmp_path)]
-    assert check.main(arguments) == 1
+    assert check.main(arguments) == 0
     (path,) = tmp_path.glob("gpu-cpu-*.json")
     found = json.loads(path.read_text())
-    assert sorted(found["checks"]["bits"]["failures"]) == ["precision high", "precision medium"]
-    assert found["checks"]["bits"]["passed"] == len(CASES) - 2
+    assert found["checks"]["bits"] == {"passed": len(CASES), "failures": {}}
     assert found["rows"]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_cases_hold(name):
-    if name.startswith("precision"):
-        pytest.skip("on the CPU the precision changes nothing: test_functional.py, in the emulation too")
     CASES[name].run(CPU)
 
 
@@ -139,7 +136,7 @@ def measured():
 
 def test_timings_run(measured):
     rows, peaks = measured
-    kinds = {"scan", "linear", "conv", "precision", "cifarnet", "pack", "unpack", "counts", "gate", "batch"}
+    kinds = {"scan", "linear", "conv", "cifarnet", "pack", "unpack", "counts", "gate", "batch"}
     assert {row.case.split()[0] for row in rows} == kinds
     assert {row.rate for row in rows} == {"", *peaks} - {"copy"}
     assert len({(row.case, row.way) for row in rows}) == len(rows)
@@ -147,7 +144,6 @@ def test_timings_run(measured):
         assert row.note or row.seconds > 0, row
         if row.way.startswith("tandem"):
             assert not row.note, row
-    assert torch.get_float32_matmul_precision() == "highest"
 
 
 @pytest.mark.parametrize("where", ["peaks", "row", "case"])
@@ -208,14 +204,11 @@ def test_a_dry_run_goes_through_every_stage(tmp_path):
     done = subprocess.run(
         [sys.executable, check.__file__, "--dry-run", "--out", str(tmp_path)], capture_output=True, text=True
     )
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == 0, done.stderr
     (path,) = tmp_path.glob("gpu-cpu-*.json")
     found = json.loads(path.read_text())
     assert sorted(found["checks"]) == sorted(check.STAGES)
-    failures = {stage: list(result.get("failures", {})) for stage, result in found["checks"].items()}
-    precisions = ["precision high", "precision medium"]  # on the CPU they change nothing
-    assert {stage for stage, failed in failures.items() if failed} <= {"small", "bits"}
-    assert sorted(failures["bits"]) == precisions
+    assert not any(result.get("failures") for result in found["checks"].values())
     assert {"tenth", "nine_tenths", "host", "host_bound"} <= found["rows"][0].keys()
     assert (tmp_path / f"{path.stem}.timings.log").read_text()
 

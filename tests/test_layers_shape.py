@@ -284,14 +284,3 @@ def test_residual_refuses_what_cannot_be_added():
         body, shortcut = (tnn.Linear(4, 3, timing=timing) for timing in timings)
         with pytest.raises(ValueError, match="timing: both paths need the same"):
             tnn.Residual(body, shortcut)(train(8, 2, 4))
-
-
-@pytest.mark.parametrize(("layer", "strides"), [(tnn.Conv1d, (12, 1, 4)), (tnn.Conv2d, (36, 1, 12, 4))])
-def test_weights_on_a_gpu_are_channels_last(monkeypatch, layer, strides):
-    """The GPU's kernels take them as they lie; they keep their values when they come there."""
-    made = layer(4, 8, 3)
-    weight = made.weight.detach().clone()
-    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
-    assert made.float().weight.stride() == strides
-    assert torch.equal(made.weight, weight)
-    assert layer(4, 8, 3).weight.stride() == strides

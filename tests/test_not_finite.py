@@ -342,7 +342,7 @@ def test_a_clean_train_is_the_leaf_it_was():
     """Programs that were exported before there was ``bad`` take trains, and ops have a value for it."""
     assert len(pytree.tree_leaves(bad_train(4, 3))) == 2
     x = train(8, 2, 3)
-    outputs = torch.ops.tandem.linear_if(x.planes, 8, dyadic(4, 3), "highest", None, None, None, None, None, 8, 1.0,
+    outputs = torch.ops.tandem.linear_if(x.planes, 8, dyadic(4, 3), None, None, None, None, None, 8, 1.0,
                                          1.0, "relu", True, True)  # fmt: skip
     assert outputs[-1].tolist() == [0, 0]
     context = [["planes"], [["T", 8], ["_counts", None], ["gain", 1.0], ["_dtype", "torch.float32"]]]

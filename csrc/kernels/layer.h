@@ -60,9 +60,12 @@ struct Layer {
   const uint8_t* planes;  // [P, batch, height, width, channels], P = ceil(T / 8); with window timing counts, P = 1
   Neuron<float> neuron;   // neuron.neurons = geometry.neurons(), neuron.channels = geometry.outputs
   Way way;
+  uint8_t* open;  // scratch of a GPU, [neurons] if gate_bytes()
 
   bool counted() const { return neuron.timing == Timing::kWindow; }
   int plane_count() const { return counted() ? 1 : (neuron.T + 7) / 8; }
+  // Whether a byte of the mask has outputs of two groups or pixels: a GPU's kernels then write a byte for each gate.
+  bool gate_bytes() const { return neuron.mask != nullptr && geometry.group_outputs() % 8 != 0; }
 };
 
 // Batch normalisation of the product by the statistics of the batch. A bias before it would cancel and is left out.
@@ -100,30 +103,19 @@ void run_normalised(const Layer& layer, const LayerNorm& norm, ParallelFor paral
 
 namespace cuda {
 
-// The type of the weights and how tensor cores multiply them. Weights::dtype is ignored.
-enum class Operand : int32_t {
-  kFloat16 = 0,
-  kBFloat16 = 1,
-  kFloat32 = 2,        // exact sums, in the units and integers of the CPU kernels; needs prepare()
-  kFloat32High = 3,    // as the sum of two bfloat16, which keep 16 bits of a weight
-  kFloat32Medium = 4,  // rounded to bfloat16
-  kInt8 = 5,           // exact
-};
+// The weights as signed digits in the units of cpu::prepare(): prepared_size() bytes at `memory`, 16-byte aligned. They
+// depend on the weights and on the geometry except batch, height, width, stride, padding and dilation. Pointers are
+// device memory, stream is a cudaStream_t; returns a cudaError_t.
+int64_t prepared_size(const Geometry& geometry, DType dtype);
+int prepare(const Geometry& geometry, const Weights& weights, void* memory, void* stream);
 
-// Whether there is a fused kernel. The weights of an output must be in the order kernel, channel; the mask needs whole
-// bytes in each group. Neither applies to kFloat32.
-bool can_run(const Layer& layer, Operand operand);
+// Whether the sizes of the layer fit the kernels' 32-bit numbers.
+bool can_run(const Layer& layer);
 
-// Whether the fused kernel is faster than the library's product and the scan, by the arithmetic in docs/cuda.md.
-bool prefers_run(const Layer& layer, Operand operand);
-
-// Pointers are device memory, stream is a cudaStream_t; returns a cudaError_t.
-int run(const Layer& layer, Operand operand, void* stream);
-
-// The same for u = W c [rows, outputs], the product of counts (planes of window timing): whether there is a kernel and
-// it is the faster way; the launcher.
-bool prefers_window_product(const Layer& layer, Operand operand);
-int window_product(const Layer& layer, Operand operand, float* u, void* stream);
+// Run layers whose weights are prepared; of `weights` only dtype is used. The second: u = W c [rows, outputs], the
+// product of counts.
+int run(const Layer& layer, void* stream);
+int window_product(const Layer& layer, float* u, void* stream);
 
 }  // namespace cuda
 

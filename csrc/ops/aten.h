@@ -21,17 +21,16 @@ inline Tensor to_type(const Tensor& tensor, ScalarType dtype) {
   return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
 }
 
-// input [..., K], weight [N, K] -> [..., N]. Under autocast torch's products have another type.
+// input [..., K], weight [N, K] -> [..., N].
 inline Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias = std::nullopt) {
-  return to_type(call("aten::linear", input, weight, bias), input.scalar_type());
+  return call("aten::linear", input, weight, bias);
 }
 
 // input [B, C, spatial...], weight [N, C / groups, kernel...] -> [B, N, spatial...].
 inline Tensor convolution(const Tensor& input, const Tensor& weight, const Shape& stride, const Shape& padding,
                           const Shape& dilation, int64_t groups) {
-  const Tensor result = call("aten::convolution", input, weight, OptionalTensor(), stride, padding, dilation, false,
-                             Shape(stride.size(), 0), groups);
-  return to_type(result, input.scalar_type());
+  return call("aten::convolution", input, weight, OptionalTensor(), stride, padding, dilation, false,
+              Shape(stride.size(), 0), groups);
 }
 
 }  // namespace tandem::ops::aten

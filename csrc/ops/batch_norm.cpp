@@ -105,26 +105,23 @@ struct NormLayer {
   }
 
   // Product, statistics and neurons in one call.
-  bool fire_on_cpu() {
-    if (on_gpu(u) || u.scalar_type() == ScalarType::Double) return false;
+  void fire_on_cpu() {
     const LayerNorm of{norm.args<float>(), pointer<float>(u), pointer<float>(statistics.mean),
                        pointer<float>(statistics.var)};
     cpu::run_normalised(synapses.layer(neurons.args<float>()), of, torch_parallel);
-    return true;
   }
 
   // On a GPU the product of the counts is the cheapest way to the statistics: no currents in memory. With window timing
   // a layer needs no other product.
-  bool fire_on_gpu() {
-    if (!on_gpu(u) || synapses.counted() || !synapses.suits(neurons)) return false;
+  void fire_on_gpu() {
     synapses.prepare();  // digits for both products
     u = synapses.window_product();
     measure_product();
-    return synapses.fire(neurons);
+    synapses.counted() ? run_scan(u, Source::kImpulse, neurons) : synapses.fire(neurons);
   }
 
-  // Multiplies by torch's own product, at every step. Neurons of window timing need only the product of the window. For
-  // long windows the currents of all steps would not fit into memory.
+  // Multiplies float64 weights by torch's own product, at every step. Neurons of window timing need only the product of
+  // the window. For long windows the currents of all steps would not fit into memory.
   void fire_by_currents() {
     constexpr int64_t kKeptSteps = 255;
     if (synapses.counted() || synapses.T() > kKeptSteps) {
@@ -138,6 +135,11 @@ struct NormLayer {
     measure_product();
     run_scan(currents, Source::kTrain, neurons);
   }
+
+  void fire() {
+    if (!synapses.is_fused()) return fire_by_currents();
+    on_gpu(u) ? fire_on_gpu() : fire_on_cpu();
+  }
 };
 
 NormOutputs layer_bn_if(SynapseInputs given, const OptionalTensor& gain, const OptionalTensor& gamma,
@@ -150,7 +152,7 @@ NormOutputs layer_bn_if(SynapseInputs given, const OptionalTensor& gain, const O
   NormLayer layer{synapses, neurons, u, {gain, gamma, beta, eps, shape[1], u}, Statistics::of(shape[1], u)};
   TANDEM_CHECK(neurons.neurons() > 0 || shape[1] == 0,
                "planes: batch normalisation needs at least one sample, got outputs ", shape_text(shape));
-  if (neurons.neurons() > 0 && !layer.fire_on_cpu() && !layer.fire_on_gpu()) layer.fire_by_currents();
+  if (neurons.neurons() > 0) layer.fire();
   const auto [planes, counts, mask, v, bad] = neurons.outputs();
   return {planes, counts, mask, v, layer.u, layer.statistics.mean, layer.statistics.var, bad};
 }

@@ -5,12 +5,10 @@
 // X(type in the schema, type in C++, name[, default]). Arguments that were added later have defaults, so that programs
 // exported before still load.
 
-// The arguments after the planes. precision: how a GPU multiplies float32 weights, in the names of
-// torch.set_float32_matmul_precision.
+// The arguments after the planes.
 #define TANDEM_PRODUCT_FIELDS(X) \
   X("int", int64_t, T)           \
-  X("Tensor", Tensor, weight)    \
-  X("str", std::string, precision)
+  X("Tensor", Tensor, weight)
 
 #define TANDEM_WINDOW_FIELDS(X) \
   X("int[]", Shape, stride)     \

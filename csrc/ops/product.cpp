@@ -3,7 +3,6 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "../kernels/cuda/digits.h"
 #include "../kernels/product/quantise.h"
 #include "aten.h"
 #include "bits.h"
@@ -21,16 +20,6 @@ void check_range(int64_t value, int64_t least, const char* name) {
   TANDEM_CHECK(value >= least && value <= kMostPixels, name, " must be ", least, "..", kMostPixels, ", got ", value);
 }
 
-cuda::Operand operand_of(ScalarType type, const std::string& precision) {
-  TANDEM_CHECK(precision == "highest" || precision == "high" || precision == "medium",
-               "precision must be \"highest\", \"high\" or \"medium\", got \"", precision, "\"");
-  if (type == ScalarType::Half) return cuda::Operand::kFloat16;
-  if (type == ScalarType::BFloat16) return cuda::Operand::kBFloat16;
-  if (type == ScalarType::Char) return cuda::Operand::kInt8;
-  if (precision == "high") return cuda::Operand::kFloat32High;
-  return precision == "medium" ? cuda::Operand::kFloat32Medium : cuda::Operand::kFloat32;
-}
-
 // Sets the part of the geometry that the weight determines.
 void set_weight(Geometry& geometry, const Tensor& weight, int64_t groups) {
   geometry.channels = weight.size(1) * groups;
@@ -42,17 +31,21 @@ void set_weight(Geometry& geometry, const Tensor& weight, int64_t groups) {
   }
 }
 
+DType weight_dtype(const Tensor& weight) { return is_integer(weight) ? DType::kInt8 : kernel_dtype(weight, "weight"); }
+
 bool in_rows(const Tensor& weight) { return weight.dim() > 2 && weight.size(1) > 1 && is_channels_last(weight, 1); }
 
 // The size of the digits in bytes; 0 where there are none.
 int64_t digits_size([[maybe_unused]] const Geometry& geometry, [[maybe_unused]] const Tensor& weight) {
 #ifdef TANDEM_WITH_CUDA
-  if (on_gpu(weight) && weight.scalar_type() == ScalarType::Float) return cuda::prepared_size(geometry);
+  if (on_gpu(weight) && weight.scalar_type() != ScalarType::Double) {
+    return cuda::prepared_size(geometry, weight_dtype(weight));
+  }
 #endif
   return 0;
 }
 
-// The digits that a GPU's kernels multiply in place of float32 weights; an empty tensor where there are none.
+// The digits that a GPU's kernels multiply in place of the weights; an empty tensor where there are none.
 Tensor prepare_digits(const Tensor& weight, int64_t groups) {
   TANDEM_CHECK(weight.dim() >= 2 && weight.dim() <= 4, "weight must be [N, K] or [N, C / groups, *], got ",
                shape_text(shape_of(weight)));
@@ -65,7 +58,7 @@ Tensor prepare_digits(const Tensor& weight, int64_t groups) {
     const bool last = in_rows(weight);
     const Tensor rows = last ? weight : to_contiguous(weight);
     launch(weight, "prepare", [&](void* stream) {
-      return cuda::prepare(geometry, {rows.data_ptr(), DType::kFloat32, last}, digits.data_ptr(), stream);
+      return cuda::prepare(geometry, {rows.data_ptr(), weight_dtype(weight), last}, digits.data_ptr(), stream);
     });
   }
 #endif
@@ -74,11 +67,10 @@ Tensor prepare_digits(const Tensor& weight, int64_t groups) {
 
 }  // namespace
 
-Synapses::Synapses(SynapseInputs inputs)
-    : in_(std::move(inputs)), operand_(operand_of(in_.weight.scalar_type(), in_.precision)) {
-  const auto& [planes, T, weight, precision, stride, padding, dilation, groups, counted, digits] = in_;
+Synapses::Synapses(SynapseInputs inputs) : in_(std::move(inputs)) {
+  const auto& [planes, T, weight, stride, padding, dilation, groups, counted, digits] = in_;
   counted ? check_count_bytes(planes, T, "planes") : check_planes(planes, T, "planes");
-  layer_.weights.dtype = is_integer(weight) ? DType::kInt8 : kernel_dtype(weight, "weight");
+  layer_.weights.dtype = weight_dtype(weight);
   check_same_device(weight, planes, "weight");
   TANDEM_CHECK(weight.dim() >= 2 && weight.dim() <= 4 && planes.dim() == weight.dim() + 1,
                "planes and weight must be [P, B, K] and [N, K], or [P, B, C, *] and [N, C / groups, *]; got ",
@@ -106,8 +98,7 @@ Synapses::Synapses(SynapseInputs inputs)
     geometry.padding[axis] = padding[d];
     geometry.dilation[axis] = dilation[d];
   }
-  // A weight that is prepared may have either layout: channels-last stays, anything else is made contiguous.
-  layer_.weights.channels_last = !is_prepared() || in_rows(weight);
+  layer_.weights.channels_last = in_rows(weight);  // it stays; anything else is made contiguous
   if (digits.has_value() && digits->numel() > 0) {
     TANDEM_CHECK(digits->scalar_type() == ScalarType::Byte && digits->is_contiguous() &&
                      reinterpret_cast<uintptr_t>(digits->data_ptr()) % 16 == 0 &&
@@ -131,71 +122,62 @@ ScalarType Synapses::counts_type() const {
   return is_integer(in_.weight) ? ScalarType::Float : in_.weight.scalar_type();
 }
 
-bool Synapses::is_prepared() const { return !on_gpu(in_.weight) || operand_ == cuda::Operand::kFloat32; }
-
 void Synapses::prepare() {
-  if (!in_.digits.has_value() && on_gpu(in_.weight) && is_prepared()) {
-    in_.digits = prepare_digits(in_.weight, in_.groups);
-  }
+  if (!in_.digits.has_value() && on_gpu(in_.weight)) in_.digits = prepare_digits(in_.weight, in_.groups);
 }
 
 Layer Synapses::layer(const Neuron<float>& neuron) {
-  const bool last = layer_.weights.channels_last && in_.weight.dim() > 2;
   in_.planes = to_channels_last(in_.planes, 2);
-  in_.weight = last ? to_channels_last(in_.weight, 1) : to_contiguous(in_.weight);
   layer_.planes = pointer<const uint8_t>(in_.planes);
-  layer_.weights.data = in_.weight.data_ptr();
-  prepare();
-  layer_.prepared = is_prepared() ? pointer<const void>(in_.digits) : nullptr;
   layer_.neuron = neuron;
+  if (on_gpu(in_.weight)) {
+    check_sizes();
+    prepare();
+    layer_.prepared = in_.digits->data_ptr();
+  } else {
+    in_.weight = layer_.weights.channels_last ? in_.weight : to_contiguous(in_.weight);
+    layer_.weights.data = in_.weight.data_ptr();
+  }
   return layer_;
 }
 
-bool Synapses::suits([[maybe_unused]] const NeuronLayer& neurons) {
-  if (in_.weight.scalar_type() == ScalarType::Double) return false;
+void Synapses::check_sizes() const {
 #ifdef TANDEM_WITH_CUDA
-  if (on_gpu(in_.weight)) {
-    layer_.neuron = neurons.args<float>();
-    return cuda::can_run(layer_, operand_) && cuda::prefers_run(layer_, operand_);
-  }
+  TANDEM_CHECK(cuda::can_run(layer_), "weight and planes are too large for a GPU's kernels: an output has at most ",
+               (1 << 24) - 1, " inputs, an image with its padding at most 2^31 - 1 pixels; got ",
+               shape_text(shape_of(in_.weight)), " and ", shape_text(shape_of(in_.planes)));
 #endif
-  return true;
 }
 
-bool Synapses::fire(const NeuronLayer& neurons) {
-  if (!suits(neurons)) return false;
-  const Layer whole = layer(neurons.args<float>());
+void Synapses::fire(const NeuronLayer& neurons) {
+  [[maybe_unused]] Layer whole = layer(neurons.args<float>());
 #ifdef TANDEM_WITH_CUDA
   if (on_gpu(in_.weight)) {
-    launch(in_.weight, "run", [&](void* stream) { return cuda::run(whole, operand_, stream); });
-    return true;
+    const Tensor open = empty(whole.gate_bytes() ? neurons.neurons() : 0, ScalarType::Byte, in_.planes);
+    whole.open = pointer<uint8_t>(open);
+    return launch(in_.weight, "run", [&](void* stream) { return cuda::run(whole, stream); });
   }
 #endif
   cpu::run(whole, torch_parallel);
-  return true;
 }
 
 void Synapses::scan(const NeuronLayer& neurons) {
   if (in_.counted) return run_scan(window_product(), Source::kImpulse, neurons);
   if (in_.T <= kScannedSteps) return run_scan(currents(), Source::kTrain, neurons);
-  const ScalarType compute = compute_type(in_.weight.scalar_type());
   const int64_t n = neurons.neurons();
-  const Tensor v = empty(n, compute, in_.planes), z = empty(n, compute, in_.planes);
+  const Tensor v = empty(n, ScalarType::Double, in_.planes), z = empty(n, ScalarType::Double, in_.planes);
   const Tensor counts = empty(n, ScalarType::Short, in_.planes);  // holds uint16
-  in_compute_type(compute, [&](auto zero) {
-    using C = decltype(zero);
-    for (int64_t first = 0; first < in_.T; first += kScannedSteps) {
-      const int64_t steps = std::min(kScannedSteps, in_.T - first);
-      const Tensor y = currents(torch::stable::narrow(in_.planes, 0, first / 8, (steps + 7) / 8), steps);
-      run_scan(y, Source::kTrain,
-               piece(neurons.args<C>(), static_cast<int32_t>(first), static_cast<int32_t>(steps),
-                     {pointer<C>(v), pointer<C>(z), pointer<uint16_t>(counts)}));
-    }
-  });
+  for (int64_t first = 0; first < in_.T; first += kScannedSteps) {
+    const int64_t steps = std::min(kScannedSteps, in_.T - first);
+    const Tensor y = currents(torch::stable::narrow(in_.planes, 0, first / 8, (steps + 7) / 8), steps);
+    run_scan(y, Source::kTrain,
+             piece(neurons.args<double>(), static_cast<int32_t>(first), static_cast<int32_t>(steps),
+                   {pointer<double>(v), pointer<double>(z), pointer<uint16_t>(counts)}));
+  }
 }
 
 Tensor Synapses::currents(const Tensor& planes, int64_t T) const {
-  const Tensor spikes = unpack_spikes(planes, T, compute_type(in_.weight.scalar_type()));
+  const Tensor spikes = unpack_spikes(planes, T, ScalarType::Double);
   Shape batched = shape_of(spikes);
   batched.erase(batched.begin());
   batched[0] *= T;
@@ -203,27 +185,26 @@ Tensor Synapses::currents(const Tensor& planes, int64_t T) const {
 }
 
 #ifdef TANDEM_WITH_CUDA
-bool Synapses::multiply(const Tensor& u) {
-  layer_.neuron = {};
-  layer_.neuron.timing = Timing::kWindow;
-  if (u.numel() == 0 || !cuda::prefers_window_product(layer_, operand_)) return false;
-  const Layer whole = layer(layer_.neuron);
+void Synapses::multiply(const Tensor& u) {
+  Neuron<float> window{};
+  window.timing = Timing::kWindow;
+  const Layer whole = layer(window);
   launch(in_.weight, "window_product",
-         [&](void* stream) { return cuda::window_product(whole, operand_, pointer<float>(u), stream); });
-  return true;
+         [&](void* stream) { return cuda::window_product(whole, pointer<float>(u), stream); });
 }
 #endif
 
 Tensor Synapses::window_product() {
-  if (in_.weight.scalar_type() == ScalarType::Double) return counts_product();
+  if (!is_fused()) return counts_product();
   const Tensor u = empty_channels_last(output_shape(), 1, ScalarType::Float, in_.planes);
 #ifdef TANDEM_WITH_CUDA
   if (on_gpu(in_.planes)) {
-    if (in_.T > most_steps(Timing::kWindow)) return counts_product();
+    if (in_.T > most_steps(Timing::kWindow)) return aten::to_type(counts_product(), ScalarType::Float);
     Synapses bytes = *this;
     if (!in_.counted) bytes.in_.planes = count_bytes(in_.planes);
     bytes.in_.counted = true;
-    return bytes.multiply(u) ? u : bytes.counts_product();
+    if (u.numel() > 0) bytes.multiply(u);
+    return u;
   }
 #endif
   Neuron<float> window{};
@@ -234,11 +215,11 @@ Tensor Synapses::window_product() {
 }
 
 Tensor Synapses::counts_product() const {
-  const ScalarType compute = compute_type(counts_type());
   const Shape bytes = shape_of(in_.planes);
-  const Tensor counts = in_.counted ? view_channels_last(aten::to_type(to_channels_last(in_.planes, 2), compute),
-                                                         {bytes.begin() + 1, bytes.end()}, 1)
-                                    : count_spikes(in_.planes, compute);
+  const Tensor counts = in_.counted
+                            ? view_channels_last(aten::to_type(to_channels_last(in_.planes, 2), ScalarType::Double),
+                                                 {bytes.begin() + 1, bytes.end()}, 1)
+                            : count_spikes(in_.planes, ScalarType::Double);
   return view_channels_last(product_of(counts), output_shape(), 1);
 }
 
@@ -261,7 +242,7 @@ NeuronOutputs layer_if(SynapseInputs given, const NeuronInputs& inputs) {
   given.counted = is_window(inputs.timing);
   Synapses synapses(std::move(given));
   const NeuronLayer layer(inputs, synapses.output_shape(), synapses.T(), synapses.counts_type(), synapses.planes());
-  if (layer.neurons() > 0 && !synapses.fire(layer)) synapses.scan(layer);
+  if (layer.neurons() > 0) synapses.is_fused() ? synapses.fire(layer) : synapses.scan(layer);
   return layer.outputs();
 }
 

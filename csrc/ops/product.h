@@ -9,7 +9,7 @@ namespace tandem::ops {
 // A linear layer (no spatial dimensions) or a convolution of spike planes, as torch passes it.
 struct SynapseInputs {
   Tensor planes;  // uint8 [P, B, K] or [P, B, C, spatial...]; counts if `counted`, P = 1
-  // T, weight [N, K] or [N, C / groups, kernel...], floating or int8, precision
+  // T, weight [N, K] or [N, C / groups, kernel...], floating or int8
   TANDEM_PRODUCT_FIELDS(TANDEM_MEMBER)
   TANDEM_WINDOW_FIELDS(TANDEM_MEMBER)
   bool counted;
@@ -27,38 +27,36 @@ class Synapses {
   Shape output_shape() const;  // [B, N, spatial...]
   ScalarType counts_type() const;
 
-  // Runs the fused kernel if there is one and it is the faster way. Returns false if nothing was written.
-  bool fire(const NeuronLayer& neurons);
+  // Whether kernels multiply the spikes: all weights but float64. Their sums are exact.
+  bool is_fused() const { return in_.weight.scalar_type() != ScalarType::Double; }
 
-  // Whether fire() would run a kernel. Scale and shift need not be known yet.
-  bool suits(const NeuronLayer& neurons);
+  // Runs the kernel, for fused synapses.
+  void fire(const NeuronLayer& neurons);
 
-  // Makes the weight's digits if the kernel needs them and they do not exist.
+  // Makes the weight's digits on a GPU, if they do not exist.
   void prepare();
 
-  // The layer with these neurons, or with none for window_product(). Puts the weight in the order that the kernels
-  // take.
+  // The layer with these neurons, or with none for window_product().
   Layer layer(const Neuron<float>& neuron);
 
-  // Computes the neurons' spikes by torch's own product and the scan.
+  // Computes the spikes of float64 neurons by torch's own product and the scan.
   void scan(const NeuronLayer& neurons);
 
-  // The product y [T, B, N, spatial...] of the planes by torch, in float32 (float64), channels-last.
+  // The product y [T, B, N, spatial...] of the planes by torch, in float64, channels-last.
   Tensor currents() const { return currents(in_.planes, in_.T); }
 
   // The sum of the currents over the window, W c [B, N, spatial...] in float32 (float64), channels-last: by the
-  // kernels, whose sums are exact, or by torch where there is no kernel.
+  // kernels, whose sums are exact, or by torch in float64.
   Tensor window_product();
 
  private:
-  bool is_prepared() const;        // whether kernels multiply prepared weights
-  bool multiply(const Tensor& u);  // multiplies counts on a GPU, if a kernel is the faster way
+  void multiply(const Tensor& u);  // multiplies counts on a GPU
+  void check_sizes() const;        // on a GPU
   Tensor currents(const Tensor& planes, int64_t T) const;
   Tensor counts_product() const;
   Tensor product_of(const Tensor& images) const;  // [images, K] or [images, C, spatial...]
 
   SynapseInputs in_;
-  cuda::Operand operand_;
   Layer layer_{};
 };
 

@@ -185,15 +185,35 @@ bool on_gpu(const Tensor& tensor) { return tensor.is_cuda(); }
 #endif
 
 #ifdef TANDEM_WITH_CUDA
+namespace {
+
+// What a user can do about an error that a card or driver causes.
+const char* remedy(int status) {
+  switch (status) {
+    case 35:
+      return ": the driver is older than the CUDA toolkit that built the kernels: update it, or build with an older "
+             "nvcc";
+    case 98:
+    case 209:
+      return ": the kernels were built for " TANDEM_CUDA_ARCHS
+             " and not for this GPU: build again with its compute capability in TORCH_CUDA_ARCH_LIST";
+    case 222:
+      return ": the driver cannot read PTX of the CUDA toolkit that built the kernels for " TANDEM_CUDA_ARCHS
+             ": update the driver, or build again with this GPU's compute capability in TORCH_CUDA_ARCH_LIST";
+    default:
+      return "";
+  }
+}
+
+}  // namespace
+
 void launch(const Tensor& tensor, const char* kernel, const std::function<int(void*)>& launcher) {
   TANDEM_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "this torch build has no CUDA");
   const DeviceGuard guard(tensor.get_device_index());
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
   const int status = launcher(stream);
-  constexpr int kNoKernelImage = 209;
-  TANDEM_CHECK(status == 0, kernel, ": ", cuda::error_text(status),
-               status == kNoKernelImage ? "; the kernels were built for " TANDEM_CUDA_ARCHS : "");
+  TANDEM_CHECK(status == 0, kernel, ": ", cuda::error_text(status), remedy(status));
 }
 #endif
 

@@ -19,7 +19,7 @@ from torch.autograd import Function
 from ..ops import compute_dtype, counts_dtype
 from ..planes import counts_of
 from .neuron import cast, over_inputs, over_space
-from .products import Product, float32_precision
+from .products import Product
 from .settings import Static
 
 _ops = torch.ops.tandem
@@ -131,10 +131,9 @@ def run(inputs: tuple[Any, ...], train: bool) -> tuple[Tensor, ...]:
             weight = weight.to(torch.int8)
         if eps is None and not source.stride:  # called directly, because tuples dominate the time of a small layer
             return _linear_if(
-                planes, T, weight, float32_precision(), scale, shift, residual, residual_scale, v_init, *neuron, train,
-                return_v, timing, bad,
+                planes, T, weight, scale, shift, residual, residual_scale, v_init, *neuron, train, return_v, timing, bad
             )  # fmt: skip
-        product = (planes, T, weight, float32_precision(), *(source.geometry if source.stride else ()), scale, shift)
+        product = (planes, T, weight, *(source.geometry if source.stride else ()), scale, shift)
         if eps is None:
             return _conv_if(*product, residual, residual_scale, v_init, *neuron, train, return_v, timing, bad)
         op = _conv_bn_if if source.stride else _linear_bn_if

@@ -16,19 +16,6 @@ _CONV = {3: F.conv1d, 4: F.conv2d}
 _ops = torch.ops.tandem
 
 
-def float32_precision() -> str:
-    """Return how a GPU multiplies float32 weights: the value of ``torch.set_float32_matmul_precision``."""
-    try:
-        return torch.get_float32_matmul_precision()
-    except RuntimeError:  # it was set by torch's newer interface, which has values that this function cannot return
-        return "high" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"
-
-
-# Dynamo cannot trace a string result; as a constant, a new setting recompiles. This attribute has the effect of
-# torch.compiler.assume_constant_result without importing Dynamo, which takes most of a second.
-float32_precision._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
 class Product(NamedTuple):
     """W [N, K] times [B, K]; or, with a stride, W [N, K/groups, *kernel] convolved with [B, K, *space]."""
 
@@ -73,7 +60,7 @@ class Product(NamedTuple):
     def window(self, stored: Tensor, T: int, timing: str, weight: Tensor) -> Tensor:
         """Return W c, the sum of the products over the window: [B, N, *space] in the compute dtype."""
         counted = timing == "window"
-        return _window_product(stored, T, weight, float32_precision(), *self.geometry, counted)
+        return _window_product(stored, T, weight, *self.geometry, counted)
 
     def gradients(
         self, grad: Tensor, stored: Tensor, timing: str, weight: Tensor, needs_input: bool, needs_weight: bool

@@ -1,7 +1,7 @@
 // The launchers of the CUDA kernels, and the CPU kernels with the same arguments, found by name for ctypes.
 #include <cstring>
 
-#include "../../csrc/kernels/cuda/digits.h"
+#include "../../csrc/kernels/cuda/choose.h"
 #include "../../csrc/kernels/neuron/scan.h"
 #include "../../csrc/kernels/planes/bits.h"
 
@@ -9,13 +9,13 @@ using namespace tandem;
 
 namespace {
 
-// On the CPU the type of the weights is the operand, and they are prepared in the call.
+// On the CPU the weights are prepared in the call.
 Layer unprepared(Layer layer) {
   layer.prepared = nullptr;
   return layer;
 }
-void run(const Layer& layer, cuda::Operand, ParallelFor parallel) { cpu::run(unprepared(layer), parallel); }
-void window_product(const Layer& layer, cuda::Operand, float* u, ParallelFor parallel) {
+void run(const Layer& layer, ParallelFor parallel) { cpu::run(unprepared(layer), parallel); }
+void window_product(const Layer& layer, float* u, ParallelFor parallel) {
   cpu::window_product(unprepared(layer), u, parallel);
 }
 
@@ -62,8 +62,8 @@ const Kernel kKernels[] = {
     KERNEL("count_bytes", cuda::count_bytes, cpu::count_bytes, const uint8_t*, int32_t, int64_t, uint8_t*),
     KERNEL("burst_planes", cuda::burst_planes, cpu::burst_planes, const uint8_t*, int32_t, int64_t, uint8_t*),
     KERNEL("gate_grad", cuda::gate_grad, cpu::gate_grad, const void*, DType, const uint8_t*, double, int64_t, void*),
-    KERNEL("run", cuda::run, run, const Layer&, cuda::Operand),
-    KERNEL("window_product", cuda::window_product, window_product, const Layer&, cuda::Operand, float*),
+    KERNEL("run", cuda::run, run, const Layer&),
+    KERNEL("window_product", cuda::window_product, window_product, const Layer&, float*),
     STATISTICS("batch_norm_statistics", float),
     STATISTICS("batch_norm_statistics64", double),
     GRAD("batch_norm_grad", float),
@@ -72,8 +72,7 @@ const Kernel kKernels[] = {
     {"batch_norm_workspace", address(cuda::batch_norm_workspace)},
     {"prepared_size", address(cuda::prepared_size)},
     {"prepare", address(cuda::prepare)},
-    {"can_run", address(cuda::can_run)},
-    {"prefers_run", address(cuda::prefers_run)},
+    {"choose", address(cuda::choose)},
 };
 
 }  // namespace

@@ -43,8 +43,11 @@ def kernel_sources() -> list[Path]:
     return [ROOT / path for path in read_sources()["cuda"]]
 
 
-# In addition to the build's flags: PTX as text instead of machine code, with source lines.
-PTX = ["-gencode=arch=compute_80,code=compute_80", "-no-compress", "-lineinfo", "-Xcompiler=-fvisibility=default"]
+# In addition to the build's flags: PTX as text instead of machine code, with source lines. TANDEM_EMULATED_ARCH: which
+# GPU's, since kernels and the toolkit's headers have branches; an H100 takes those of 90, a T4 those of 75.
+ARCH = os.environ.get("TANDEM_EMULATED_ARCH", "80")
+PTX = [f"-gencode=arch=compute_{ARCH},code=compute_{ARCH}", "-no-compress", "-lineinfo"]
+PTX += ["-Xcompiler=-fvisibility=default"]
 MACHINE = ["-std=c++20", "-O2", "-ftree-vectorize", "-fwrapv", "-fPIC", "-Wall", "-Wextra", *NUMERICS]
 LINK = ["-shared", "-Wl,-z,defs", "-Wl,-Bsymbolic"]
 
@@ -53,7 +56,8 @@ def machine_parts(kernels: Sequence[Path]) -> list[tuple[str, str, Path]]:
     """The parts of kernels and of the machine that executes their PTX, for ninja_text()."""
     sources = [*kernels, *sorted((HERE / "ptx").glob("*.cpp"))]
     named = [("ptx" if path.suffix == ".cu" else "machine", path.relative_to(ROOT)) for path in sources]
-    return [(rule, str(path), build_folder() / rule / f"{path}.o") for rule, path in named]
+    folders = {"ptx": f"ptx{ARCH}", "machine": "machine"}
+    return [(rule, str(path), build_folder() / folders[rule] / f"{path}.o") for rule, path in named]
 
 
 def machine_rules(toolkit: Toolkit) -> dict[str, list[str]]:
@@ -77,6 +81,7 @@ def build(name: str, parts: list[tuple[str, str, Path]], toolkit: Toolkit, ops: 
     """Builds a library of kernels and the machine; with ``ops`` one that replaces the extension's library. Compiles
     only what has changed since the last build."""
     folder = build_folder()
+    name += ARCH
     library = folder / f"{name}.so"
     rules, extension = commands(Plan(toolkit, ("emulated",)), "emulated")
     rules["ops"] += ["-DTANDEM_EMULATION", "-O1"]  # they make few calls
@@ -102,7 +107,7 @@ def build_ops(toolkit: Toolkit) -> Path:
 
 # The structures of the kernels' arguments, and the headers that declare them.
 HEADERS = dict.fromkeys(("Neuron", "Carried"), "neuron/if_neuron.h")
-HEADERS |= dict.fromkeys(("Geometry", "Weights", "Layer"), "layer.h")
+HEADERS |= dict.fromkeys(("Geometry", "Weights", "Layer"), "layer.h") | {"Card": "cuda/choose.h"}
 HEADERS |= dict.fromkeys(("BatchNorm", "BatchNormStatistics", "BatchNormGrad"), "norm/batch_norm.h")
 
 

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from harness import AS_IT_LIES, DTYPES, INOUT, Buffer, Emulator, Outputs, Struct, check_same, output
+from harness import AS_IT_LIES, INOUT, Buffer, Emulator, Outputs, Struct, check_same, output
 from neuron_layers import IMPULSE, Layer, pack, random_layer, random_window
 from torch import Tensor
 
-FLOAT16, BFLOAT16, FLOAT32, FLOAT32_HIGH, FLOAT32_MEDIUM, INT8 = range(6)  # cuda::Operand
-OPERANDS = {torch.float16: FLOAT16, torch.bfloat16: BFLOAT16, torch.float32: FLOAT32, torch.int8: INT8}
-INT8_DTYPE = 4  # DType
+WEIGHTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 4}  # DType
+MOST_DIGITS = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 2, torch.int8: 1}
+NONE, PLAIN, NARROW, DEEP, WIDE = range(5)  # cuda::Choice
 
 
 @dataclass(frozen=True)
@@ -51,31 +51,25 @@ CONVS = [
 ]
 
 
-def dyadic_weight(g: torch.Generator, dtype: torch.dtype, *shape: int) -> Tensor:
-    """Weights whose sums are exact in float32, with all the bits of their type."""
+def random_weight(g: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Weights of several magnitudes, on no grid; some outputs have few bits."""
     if dtype == torch.int8:
         return torch.randint(-128, 128, shape, dtype=dtype, generator=g)
-    bits = {torch.float16: 11, torch.bfloat16: 8}[dtype]
-    return (torch.randint(-(2**bits), 2**bits + 1, shape, generator=g) / 2.0 ** (bits + 1)).to(dtype)
-
-
-def random_weight(g: torch.Generator, *shape: int) -> Tensor:
-    """Weights of several magnitudes, on no grid; some outputs have few bits."""
     weight = torch.randn(shape, generator=g) * torch.rand(shape[0], *[1] * (len(shape) - 1), generator=g)
     weight[::5] = (8 * weight[::5]).round() / 8
-    return weight
+    return weight.to(dtype)
 
 
 def in_memory(weight: Tensor, last: bool, name: str) -> dict[str, Any]:
     """The fields of Weights. ``weight`` is [N, *kernel, C / groups]; in memory channels are ``last``, or first."""
     stored = weight if last else weight.permute(0, 3, 1, 2).contiguous()
-    return {"data": Buffer(stored, name=name), "dtype": DTYPES.get(weight.dtype, INT8_DTYPE), "channels_last": last}
+    return {"data": Buffer(stored, name=name), "dtype": WEIGHTS[weight.dtype], "channels_last": last}
 
 
 def prepare(emulator: Emulator, geometry: dict[str, Any], weight: Tensor, last: bool = True, offset: int = 0) -> Tensor:
-    """The prepared form of float32 weights: digits, units and the number of digits of each output."""
+    """The prepared form of weights: digits, units and the number of digits of each output."""
     shape, N = Struct("Geometry", geometry), len(weight)
-    memory = torch.full((emulator.call("prepared_size", shape),), 0x55, dtype=torch.uint8)
+    memory = torch.full((emulator.call("prepared_size", shape, WEIGHTS[weight.dtype]),), 0x55, dtype=torch.uint8)
     parts = {"digits": len(memory) - 8 * N, "units": 4 * N, "digit counts": 4 * N}
     weights = Struct("Weights", in_memory(weight, last, "weight to prepare"))
     prepared = Buffer(memory, INOUT, parts=parts)
@@ -88,17 +82,17 @@ def layer_of(
     conv: Conv,
     planes: Tensor,
     weight: Tensor,
-    mode: int,
     neuron: dict[str, Any],
     offset: int = 0,
     last: bool = True,
 ) -> Struct:
     """The arguments of a kernel. ``planes``: planes or counts [P, B, *size, C]."""
     geometry = conv.geometry(planes.shape[1], planes.shape[-1], len(weight))
-    prepared = prepare(emulator, geometry, weight, last, offset) if mode == FLOAT32 else None
+    prepared = Buffer(prepare(emulator, geometry, weight, last, offset), AS_IT_LIES)
     fields: dict[str, Any] = {"geometry": geometry, "weights": in_memory(weight, last, "weight"), "neuron": neuron}
-    fields["prepared"] = None if prepared is None else Buffer(prepared, AS_IT_LIES)
-    return Struct("Layer", fields | {"planes": Buffer(planes, name="spikes")})
+    if neuron.get("mask") is not None and len(weight) // conv.groups % 8:
+        fields["open"] = Buffer(torch.zeros(neuron["neurons"], dtype=torch.uint8), INOUT)
+    return Struct("Layer", fields | {"prepared": prepared, "planes": Buffer(planes, name="spikes")})
 
 
 def fire(
@@ -107,33 +101,28 @@ def fire(
     layer: Layer,
     spikes: Tensor,
     weight: Tensor,
-    mode: int,
     seed: int = 0,
     offset: int = 0,
-    truncating: bool = False,
     last: bool = True,
-    exact: bool = True,
 ) -> Outputs:
-    """The outputs of the fused kernel, which must equal the CPU's if sums are ``exact``. ``layer`` has everything
-    but the currents. With window timing ``spikes`` are counts, [1, ...]. ``truncating``: add as Hopper's tensor
-    cores do."""
+    """The outputs of the kernel that fires a layer, which must equal the CPU's. ``layer`` has everything but the
+    currents. With window timing ``spikes`` are counts, [1, ...]."""
     emulator.begin(seed % 3)
-    emulator.lib.emulation_truncate(truncating)
     planes = spikes if layer.window else pack(spikes)
-    given = layer_of(emulator, conv, planes, weight, mode, layer.neuron().fields, offset, last)
-    out = emulator.launch("run", offset, ["spikes", "weight"], layer=given, operand=mode)
-    if exact:
-        check_same(out, emulator.on_cpu("run", layer=given, operand=mode))
+    given = layer_of(emulator, conv, planes, weight, layer.neuron().fields, offset, last)
+    out = emulator.launch("run", offset, ["spikes"], layer=given)
+    out.pop("open", None)
+    check_same(out, emulator.on_cpu("run", layer=given))
     return out
 
 
 def window_product(
-    emulator: Emulator, conv: Conv, counts: Tensor, weight: Tensor, mode: int, seed: int = 0, offset: int = 0
+    emulator: Emulator, conv: Conv, counts: Tensor, weight: Tensor, seed: int = 0, offset: int = 0
 ) -> Tensor:
     """The product of counts, in float32, which must equal the CPU's."""
     emulator.begin(seed % 3)
     u = output(counts.shape[1] * conv.pixels, len(weight))
-    given = {"layer": layer_of(emulator, conv, counts, weight, mode, {"T": 255, "timing": 1}), "operand": mode, "u": u}
+    given = {"layer": layer_of(emulator, conv, counts, weight, {"T": 255, "timing": 1}), "u": u}
     out = emulator.launch("window_product", offset, ["spikes", "u"], **given)
     check_same(out, emulator.on_cpu("window_product", **given))
     return out["u"]
@@ -152,11 +141,9 @@ def check(
     window: bool = False,
     last: bool = True,
 ) -> Outputs:
-    """Checks a layer with random neurons, C input channels and N outputs. Weights are on a grid, except in float32,
-    whose sums are exact anyway."""
+    """Checks a layer with random neurons, C input channels and N outputs."""
     g = torch.Generator().manual_seed(seed)
-    shape = N, *conv.kernel, C // conv.groups
-    weight = random_weight(g, *shape) if dtype == torch.float32 else dyadic_weight(g, dtype, *shape)
+    weight = random_weight(g, N, *conv.kernel, C // conv.groups, dtype=dtype)
     spikes = torch.rand(T, B, *conv.size, C, generator=g) < 0.25
     spikes = spikes.sum(0, dtype=torch.uint8).unsqueeze(0) if window else spikes
     residual = [None, "planes", "currents"][seed % 3]
@@ -164,17 +151,14 @@ def check(
     layer = make(seed, T, (B * conv.pixels, N), torch.float32, IMPULSE, residual)
     if dtype == torch.int8:
         layer.scale = torch.rand(N, generator=g) / 64
-    layer.train = dtype == torch.float32 or N // conv.groups % 8 == 0  # the mask needs whole bytes, except for digits
-    return fire(emulator, conv, layer, spikes, weight, OPERANDS[dtype], seed, offset, last=last)
+    return fire(emulator, conv, layer, spikes, weight, seed, offset, last=last)
 
 
-def weights_read(emulator: Emulator, weight: torch.dtype, N: int, outputs: int, mode: int) -> tuple[str, int, int]:
-    """How the products of N outputs, ``outputs`` per block, read the weights: the buffer, its bytes per input, and the
-    number of passes over the inputs (one for each digit of a block)."""
-    if mode != FLOAT32:
-        return "weight", N * weight.itemsize, -(-N // outputs)
+def digits_read(emulator: Emulator, N: int, outputs: int) -> tuple[int, int]:
+    """How the products of N outputs, ``outputs`` per block, read the digits: bytes per input, and the number of passes
+    over the inputs (one for each digit of a block)."""
     counts = emulator.buffers["prepared"][1][-4 * N :].view(torch.int32)
-    return "digits", int(counts.sum()), sum(int(block.max()) for block in counts.split(outputs))
+    return int(counts.sum()), sum(int(block.max()) for block in counts.split(outputs))
 
 
 def check_banks(emulator: Emulator) -> None:

@@ -152,12 +152,12 @@ TWIN(unread_accumulator) {
 
 TWIN(diverged_mma) {
   const unsigned i = threadIdx.x;
-  float sum[4] = {in[i], 0.0f, 0.0f, 0.0f};
+  int32_t sum[4] = {__float_as_int(in[i]), 0, 0, 0};
   const uint32_t zeros[4] = {};
   const uint32_t spikes[2] = {};
   if (!bad || i % 32 != 5) {
-    tandem::cuda::mma_f16(sum, zeros, spikes);
-    out[i] = sum[0];
+    tandem::cuda::mma(sum, zeros, spikes);
+    out[i] = __int_as_float(sum[0]);
   } else {
     out[i] = 0.0f;
     return;

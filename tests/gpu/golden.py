@@ -10,30 +10,18 @@ from torch import Tensor
 Operands = tuple[Tensor, Tensor, Tensor, Tensor]  # A, B, what D holds before, what it must hold after
 
 
-def _products(A: Tensor, B: Tensor, dtype: torch.dtype) -> Operands:
-    """D = A Bᵀ + C with sums that fit the type without rounding."""
-    C = torch.arange(128).view(16, 8).to(dtype)
-    D = (A.double() @ B.double().t() + C.double()).to(dtype)
-    return A, B, C, D
-
-
-def mma_f16(g: torch.Generator) -> Operands:
-    """Among the columns are spikes as the kernel makes them, subnormal numbers from 2^-24 on."""
-    A = (torch.randint(-2047, 2048, (16, 16), generator=g) / 2.0**8).half()
-    B = torch.randint(0, 2, (8, 16), generator=g) * 2.0 ** (torch.arange(8).view(8, 1) - 24)
-    A, B, C, _ = _products(A, B.half(), torch.float32)
-    C.zero_()
-    return A, B, C, (A.double() @ B.double().t()).float()
-
-
-def mma_bf16(g: torch.Generator) -> Operands:
-    A = (torch.randint(-255, 256, (16, 16), generator=g) / 2.0**4).bfloat16()
-    return _products(A, (torch.randint(0, 2, (8, 16), generator=g) * 2.0).bfloat16(), torch.float32)
-
-
-def mma_s8_u8(g: torch.Generator) -> Operands:
+def mma(g: torch.Generator) -> Operands:
+    """D = A Bᵀ + C."""
     A = torch.randint(-128, 128, (16, 32), generator=g).to(torch.int8)
-    return _products(A, torch.randint(0, 256, (8, 32), generator=g).to(torch.uint8), torch.int32)
+    B = torch.randint(0, 256, (8, 32), generator=g).to(torch.uint8)
+    C = torch.arange(128, dtype=torch.int32).view(16, 8)
+    return A, B, C, A.int() @ B.int().t() + C
+
+
+def dot(g: torch.Generator) -> Operands:
+    A = torch.randint(-128, 128, (32, 4), generator=g).to(torch.int8)
+    B = torch.randint(0, 256, (32, 4), generator=g).to(torch.uint8)
+    return A, B, torch.zeros(32, dtype=torch.int32), (A.int() * B.int()).sum(1, dtype=torch.int32)
 
 
 def cp_async(g: torch.Generator) -> Operands:
@@ -61,8 +49,15 @@ def ldmatrix(g: torch.Generator) -> Operands:
     return A, A, torch.zeros(32, 4, dtype=torch.int32), words.permute(1, 2, 0).reshape(32, 4).clone()
 
 
+def ldmatrix_2(g: torch.Generator) -> Operands:
+    """The same of two matrices, a row further on."""
+    A = torch.randint(0, 256, (32, 16), generator=g).to(torch.uint8)
+    words = A[1:17].contiguous().view(torch.int32).view(2, 8, 4)
+    return A, A, torch.zeros(32, 2, dtype=torch.int32), words.permute(1, 2, 0).reshape(32, 2).clone()
+
+
 GOLDEN: dict[str, Callable[[torch.Generator], Operands]] = {
-    **{f.__name__: f for f in (mma_f16, mma_bf16, mma_s8_u8, ldmatrix, fire)},
+    **{f.__name__: f for f in (mma, dot, ldmatrix, ldmatrix_2, fire)},
     **{f"cp_async_{size}": cp_async for size in (16, 8, 4)},
 }
 

@@ -1,8 +1,7 @@
 """How long it takes, beside the bare product, plain PyTorch and the ANN's layer."""
 
-import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -105,7 +104,7 @@ def layer(x: te.SpikeTrain, weight: Tensor, scale: Tensor | None = None, stride:
 
 
 def beside_the_ann(bench: Bench, case: str, x: te.SpikeTrain, weight: Tensor, stride: int = 1) -> Iterator[Row]:
-    """In each precision, with both timings; and with the statistics of a batch, as in training."""
+    """In each type, with both timings; and with the statistics of a batch, as in training."""
     bursts = te.SpikeTrain.from_counts(x.counts, x.T)
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         w, counts, of = weight.to(dtype), x.counts.to(dtype), f"{case} {str(dtype)[6:]}"
@@ -147,17 +146,13 @@ def products(bench: Bench, case: str, x: te.SpikeTrain, weight: Tensor, neurons:
         dense = x.to_dense(torch.int8).flatten(0, 1)
         if len(dense) > 16:  # the least it takes
             yield bench.row(of, "the bare product", partial(torch._int_mm, dense, w.t()), **known)
-    for terms, of_type, allowed, rate in (
-        (3, "int8", "highest", "float32"),  # a weight is so many digits, or a sum of so many bfloat16
-        (2, "bfloat16", "high", "tf32"),
-        (1, "bfloat16", "medium", "bfloat16"),
-    ):
-        of, known = f"{case} float32 {allowed}", {"operations": operations, "rate": rate}
-        ours = {"operations": terms * operations, "rate": of_type}
+    of, ours = f"{case} float32", {"operations": 3 * operations, "rate": "int8"}  # a weight is three digits
+    yield bench.row(of, "tandem", partial(layer, x, weight), bytes=4 * weight.numel() + fixed, **ours)
+    yield bench.row(of, "torch's product, our scan", partial(product_and_scan, x, weight))
+    for allowed, rate in (("highest", "float32"), ("high", "tf32")):
         with precision(allowed):
-            yield bench.row(of, "tandem", partial(layer, x, weight), bytes=4 * weight.numel() + fixed, **ours)
-            yield bench.row(of, "the bare product", partial(product, x.to_dense(torch.float32), weight), **known)
-            yield bench.row(of, "torch's product, our scan", partial(product_and_scan, x, weight))
+            call = partial(product, x.to_dense(torch.float32), weight)
+            yield bench.row(of, f"the bare product, {rate}", call, operations=operations, rate=rate)
 
 
 def random_weight(bench: Bench, *shape: int) -> Tensor:
@@ -190,28 +185,9 @@ def convolutions(bench: Bench) -> Iterator[Row]:
         yield from beside_the_ann(bench, case, x, weight, stride=2)
 
 
-@torch.inference_mode()
-def crossing(bench: Bench) -> Iterator[Row]:
-    """Where the fused kernel and torch's product with TensorFloat-32 meet; the rule of docs/cuda.md stands or falls."""
-    for K, B in product_of_sizes(bench, (512, 1024, 4096), (32, 256, 2048)):
-        x, weight = bench.train(B, K), random_weight(bench, 1024, K)
-        case = f"precision high, K={K}, T B={T * B}"
-        with precision("high"):
-            yield bench.row(case, "tandem, as the rule says", partial(layer, x, weight))
-            yield bench.row(case, "torch's product, our scan", partial(product_and_scan, x, weight))
-        for allowed, way in (("medium", "tandem, fused, one bfloat16"), ("highest", "tandem, fused, digits")):
-            with precision(allowed):
-                yield bench.row(case, way, partial(layer, x, weight))
-
-
-def product_of_sizes(bench: Bench, *sizes: Sequence[int]) -> Iterator[tuple[int, ...]]:
-    """All combinations, or a small one."""
-    return iter([(8,) * len(sizes)]) if bench.small else itertools.product(*sizes)
-
-
 CASES = {
     "scan": scans, "linear": linears, "conv": convolutions, "training": training, "frozen": inference,
-    "elementwise": elementwise, "norms": norms, "crossing": crossing,
+    "elementwise": elementwise, "norms": norms,
 }  # fmt: skip
 
 

@@ -6,36 +6,27 @@ namespace tandem::cuda {
 
 namespace {
 
-// Row g (+ 8), depths k, k + 1, ... of A [16][depth]; column g of B [8][depth]; D [16][8].
-template <class E, class Sum, int kDepth, class Multiply>
-__device__ __forceinline__ void product(const E* a, const void* b, Sum* d, const Multiply& multiply) {
-  constexpr int kPacked = kDepth / 8;
+// Row g (+ 8), depths k, k + 1, ... of A [16][32]; column g of B [8][32]; D [16][8].
+__global__ void mma_kernel(const int8_t* a, const void* b, int32_t* d) {
   const int lane = static_cast<int>(threadIdx.x);
   const int g = lane / 4;
   const int q = lane % 4;
-  const auto* columns = static_cast<const E*>(b);
+  const auto* columns = static_cast<const uint8_t*>(b);
   uint32_t fragment_a[4];
   uint32_t fragment_b[2];
-  Sum sum[4];
+  int32_t sum[4];
   for (int r = 0; r < 4; ++r) {
-    fragment_a[r] = load<uint32_t>(a + (g + r % 2 * 8) * kDepth + r / 2 * kDepth / 2 + q * kPacked);
+    fragment_a[r] = load<uint32_t>(a + (g + r % 2 * 8) * 32 + r / 2 * 16 + q * 4);
     sum[r] = d[(g + r / 2 * 8) * 8 + 2 * q + r % 2];
   }
-  for (int r = 0; r < 2; ++r) fragment_b[r] = load<uint32_t>(columns + g * kDepth + r * kDepth / 2 + q * kPacked);
-  multiply(sum, fragment_a, fragment_b);
+  for (int r = 0; r < 2; ++r) fragment_b[r] = load<uint32_t>(columns + g * 32 + r * 16 + q * 4);
+  mma(sum, fragment_a, fragment_b);
   for (int r = 0; r < 4; ++r) d[(g + r / 2 * 8) * 8 + 2 * q + r % 2] = sum[r];
 }
 
-__global__ void mma_f16_kernel(const __half* a, const void* b, float* d) {
-  product<__half, float, 16>(a, b, d, [](float (&s)[4], uint32_t (&x)[4], uint32_t (&y)[2]) { mma_f16(s, x, y); });
-}
-__global__ void mma_bf16_kernel(const __nv_bfloat16* a, const void* b, float* d) {
-  product<__nv_bfloat16, float, 16>(a, b, d,
-                                    [](float (&s)[4], uint32_t (&x)[4], uint32_t (&y)[2]) { mma_bf16(s, x, y); });
-}
-__global__ void mma_s8_u8_kernel(const int8_t* a, const void* b, int32_t* d) {
-  product<int8_t, int32_t, 32>(a, b, d,
-                               [](int32_t (&s)[4], uint32_t (&x)[4], uint32_t (&y)[2]) { mma_s8_u8(s, x, y); });
+// Four signed and four unsigned bytes of each lane.
+__global__ void dot_kernel(const uint32_t* a, const void* b, int32_t* d) {
+  d[threadIdx.x] = dot(a[threadIdx.x], static_cast<const uint32_t*>(b)[threadIdx.x]);
 }
 
 // Sixteen bytes a lane by way of shared memory, `bytes` at a time; odd lanes have none to copy, and name no address.
@@ -75,8 +66,19 @@ __global__ void ldmatrix_kernel(const uint8_t* from, const void*, uint32_t* out)
   for (int i = 0; i < 16; ++i) memory[16 * lane + i] = from[16 * lane + i];
   __syncthreads();
   uint32_t r[4];
-  ldmatrix_x4(r, Shared(memory + 16 * lane));
+  ldmatrix<0>(r, Shared(memory + 16 * lane));
   for (int i = 0; i < 4; ++i) out[4 * lane + i] = r[i];
+}
+
+// Two matrices, sixteen bytes further on in memory.
+__global__ void ldmatrix_2_kernel(const uint8_t* from, const void*, uint32_t* out) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  const int lane = static_cast<int>(threadIdx.x);
+  for (int i = 0; i < 16; ++i) memory[16 * lane + i] = from[16 * lane + i];
+  __syncthreads();
+  uint32_t r[2];
+  ldmatrix<16>(r, Shared(memory + 16 * (lane % 16)));
+  for (int i = 0; i < 2; ++i) out[2 * lane + i] = r[i];
 }
 
 }  // namespace
@@ -93,11 +95,11 @@ using namespace tandem::cuda;
     return cudaGetLastError();                                                                              \
   }
 
-WRAPPER(mma_f16, 0, __half, float)
-WRAPPER(mma_bf16, 0, __nv_bfloat16, float)
-WRAPPER(mma_s8_u8, 0, int8_t, int32_t)
+WRAPPER(mma, 0, int8_t, int32_t)
+WRAPPER(dot, 0, uint32_t, int32_t)
 WRAPPER(cp_async_16, 512, uint8_t, uint8_t)
 WRAPPER(cp_async_8, 512, uint8_t, uint8_t)
 WRAPPER(cp_async_4, 512, uint8_t, uint8_t)
 WRAPPER(fire, 0, float, float)
 WRAPPER(ldmatrix, 512, uint8_t, uint32_t)
+WRAPPER(ldmatrix_2, 512, uint8_t, uint32_t)

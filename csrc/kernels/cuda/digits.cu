@@ -1,6 +1,6 @@
-// Prepares float32 weights for exact products on tensor cores: the unit and the integer weights of each output, equal
-// to those of the CPU kernels, with the integers as signed digits to the base 256. A block takes one output and reads
-// its weights four times: once from memory, then from the cache.
+// Prepares weights for exact products: the unit and the integer weights of each output, equal to those of the CPU
+// kernels, with the integers as signed digits to the base 256. A block takes one output and reads its weights four
+// times: once from memory, then from the cache.
 #include <limits>
 
 #include "../product/unit.h"
@@ -12,38 +12,48 @@ namespace tandem::cuda {
 namespace {
 
 constexpr int kThreads = 128;
+constexpr int kBlocks = 8;  // per multiprocessor: 64 registers for a thread
 
+template <class E>
 struct Rows {
-  const float* weight;
+  const E* weight;
   int inputs, taps, channels;
   bool moved;  // in memory the taps are innermost; the digits have the channels innermost
   bool whole;  // every load of four neighbouring weights is aligned
   int8_t* digits;
   int64_t row;
+  int most;  // digits of an output in memory
   float* units;
   int32_t* counts;
 };
 
 // Weights k ... k + 3 of an output in memory order; zeros beyond the last.
-__device__ __forceinline__ Vec<float, 4> load_four(const Rows& rows, const float* weight, int k) {
-  if (rows.whole) return load<Vec<float, 4>>(weight + k);
+template <class E>
+__device__ __forceinline__ Vec<float, 4> load_four(const Rows<E>& rows, const E* weight, int k) {
   auto four = fill<float, 4>(0);
+  if (rows.whole) {
+    const auto given = load<Vec<E, 4>>(weight + k);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) four.at[i] = widen(given.at[i]);
+    return four;
+  }
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    if (k + i < rows.inputs) four.at[i] = weight[k + i];
+    if (k + i < rows.inputs) four.at[i] = widen(weight[k + i]);
   }
   return four;
 }
 
 // Weights k ... k + 3 of an output in the order of a stage: tap, channel.
-__device__ __forceinline__ Vec<float, 4> load_staged(const Rows& rows, const float* weight, int k) {
+template <class E>
+__device__ __forceinline__ Vec<float, 4> load_staged(const Rows<E>& rows, const E* weight, int k) {
   if (!rows.moved && k + 4 <= rows.inputs) return load_four(rows, weight, k);
   auto four = fill<float, 4>(0);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const int tap = (k + i) / rows.channels;
     const int channel = k + i - tap * rows.channels;
-    if (k + i < rows.inputs) four.at[i] = weight[rows.moved ? channel * rows.taps + tap : k + i];
+    if (k + i < rows.inputs) four.at[i] = widen(weight[rows.moved ? channel * rows.taps + tap : k + i]);
   }
   return four;
 }
@@ -73,9 +83,27 @@ __device__ __forceinline__ void transpose(const uint32_t (&w)[4], uint32_t (&dig
   digits[3] = __byte_perm(odd[0], odd[1], 0x7632);
 }
 
-__global__ void __launch_bounds__(kThreads) digits_kernel(const __grid_constant__ Rows rows) {
+// The exponent of the unit, the same in all threads; false if a weight is not finite. each() visits the thread's
+// weights.
+template <class Each>
+__device__ __forceinline__ bool find_unit(const Each& each, int inputs, bool half, int& exponent) {
+  uint32_t largest = 0;
+  each([&](float w) { largest = max(largest, __float_as_uint(w) & kMagnitude); });
+  largest = over_block(largest, [](uint32_t a, uint32_t b) { return max(a, b); });
+  if (largest >= kInfinity) return false;
+  const int scale = scale_of(largest);
+  const float measure = measure_of(scale);
+  unsigned long long sum = 0;
+  each([&](float w) { sum += __float2uint_rz(rounded_mul(fabsf(w), measure)); });
+  sum = over_block(sum, [](unsigned long long a, unsigned long long b) { return a + b; });
+  exponent = unit_exponent(__uint_as_float(largest), scale, static_cast<int64_t>(sum), inputs, half);
+  return true;
+}
+
+template <class E>
+__global__ void __launch_bounds__(kThreads, kBlocks) digits_kernel(const __grid_constant__ Rows<E> rows) {
   const int64_t output = blockIdx.x;
-  const float* weight = rows.weight + output * rows.inputs;
+  const E* weight = rows.weight + output * rows.inputs;
   const int first = 4 * static_cast<int>(threadIdx.x);
   const auto each = [&](const auto& visit) {
 #pragma unroll 4
@@ -86,23 +114,14 @@ __global__ void __launch_bounds__(kThreads) digits_kernel(const __grid_constant_
     }
   };
 
-  uint32_t largest = 0;
-  each([&](float w) { largest = max(largest, __float_as_uint(w) & kMagnitude); });
-  largest = over_block(largest, [](uint32_t a, uint32_t b) { return max(a, b); });
-  if (largest >= kInfinity) {
+  int exponent = 0;  // int8 weights are integers
+  if (sizeof(E) > 1 && !find_unit(each, rows.inputs, sizeof(E) == 2, exponent)) {
     if (threadIdx.x == 0) {
       rows.units[output] = __uint_as_float(0x7fc00000u);
       rows.counts[output] = 0;
     }
     return;
   }
-
-  const int scale = scale_of(largest);
-  const float measure = measure_of(scale);
-  unsigned long long sum = 0;
-  each([&](float w) { sum += __float2uint_rz(rounded_mul(fabsf(w), measure)); });
-  sum = over_block(sum, [](unsigned long long a, unsigned long long b) { return a + b; });
-  const int exponent = unit_exponent(__uint_as_float(largest), scale, static_cast<int64_t>(sum), rows.inputs, false);
   const float factor = power_of_two(-exponent);
 
   uint32_t any = 0;
@@ -122,7 +141,7 @@ __global__ void __launch_bounds__(kThreads) digits_kernel(const __grid_constant_
     rows.counts[output] = count;
   }
 
-  int8_t* to = rows.digits + kMostDigits * output * rows.row;
+  int8_t* to = rows.digits + rows.most * output * rows.row;
 #pragma unroll 4
   for (int64_t k = first; k < rows.row; k += 4 * kThreads) {
     const auto four = load_staged(rows, weight, static_cast<int>(k));
@@ -141,30 +160,36 @@ __global__ void __launch_bounds__(kThreads) digits_kernel(const __grid_constant_
   }
 }
 
-}  // namespace
-
-int64_t prepared_size(const Geometry& geometry) { return DigitMemory(geometry).bytes(); }
-
-int prepare(const Geometry& geometry, const Weights& weights, void* memory, void* stream) {
-  constexpr int64_t kInt = std::numeric_limits<int32_t>::max() - 4 * kThreads;
-  if (geometry.outputs == 0) return cudaSuccess;
-  if (geometry.inputs() > kInt || geometry.outputs > kInt || weights.dtype != DType::kFloat32) {
-    return cudaErrorInvalidValue;
-  }
-  const DigitMemory at(geometry);
-  Rows rows{};
-  rows.weight = static_cast<const float*>(weights.data);
+template <class E>
+int launch(const Geometry& geometry, const Weights& weights, void* memory, void* stream) {
+  const DigitMemory at(geometry, weights.dtype);
+  Rows<E> rows{};
+  rows.weight = static_cast<const E*>(weights.data);
   rows.inputs = static_cast<int>(geometry.inputs());
   rows.taps = static_cast<int>(geometry.taps());
   rows.channels = static_cast<int>(geometry.group_channels());
   rows.moved = !weights.channels_last && rows.taps > 1 && rows.channels > 1;
-  rows.whole = rows.inputs % 4 == 0 && is_aligned(rows.weight, 16);
+  rows.whole = rows.inputs % 4 == 0 && is_aligned(rows.weight, 4 * sizeof(E));
   rows.digits = static_cast<int8_t*>(memory);
   rows.row = at.row;
+  rows.most = at.most;
   rows.units = at.units(memory);
   rows.counts = at.counts(memory);
   digits_kernel<<<static_cast<unsigned>(geometry.outputs), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(rows);
   return cudaGetLastError();
+}
+
+}  // namespace
+
+int64_t prepared_size(const Geometry& geometry, DType dtype) { return DigitMemory(geometry, dtype).bytes(); }
+
+int prepare(const Geometry& geometry, const Weights& weights, void* memory, void* stream) {
+  constexpr int64_t kInt = std::numeric_limits<int32_t>::max() - 4 * kThreads;
+  if (geometry.outputs == 0) return cudaSuccess;
+  if (geometry.inputs() > kInt || geometry.outputs > kInt) return cudaErrorInvalidValue;
+  if (weights.dtype == DType::kInt8) return launch<int8_t>(geometry, weights, memory, stream);
+  return launch_for(weights.dtype,
+                    [&](auto element) { return launch<decltype(element)>(geometry, weights, memory, stream); });
 }
 
 }  // namespace tandem::cuda

@@ -1,26 +1,27 @@
-// float32 weights as signed digits for Operand::kFloat32, with the units and integers of cpu::prepare().
+// Weights as signed digits of exact integers, in the units of cpu::prepare(): the one operand of the products.
 #pragma once
 
 #include "../layer.h"
 
 namespace tandem::cuda {
 
-// prepare() converts float32 weights of either layout to prepared_size() bytes at `memory`, 16-byte aligned. The bytes
-// depend on the weights and on the geometry except batch, height, width, stride, padding and dilation.
-int64_t prepared_size(const Geometry& geometry);
-int prepare(const Geometry& geometry, const Weights& weights, void* memory, void* stream);
-
+// The most digits of a weight (product/unit.h).
 constexpr int kMostDigits = 4;
+constexpr int most_digits(DType dtype) {
+  return dtype == DType::kInt8 ? 1 : dtype == DType::kFloat32 ? kMostDigits : 2;
+}
 
-// The layout in memory: digits [outputs, kMostDigits, row] int8, the lowest digit first, each row with the inputs in
+// The layout in memory: digits [outputs, most_digits, row] int8, the lowest digit first, each row with the inputs in
 // the order of a stage (tap, channel); units [outputs] float, the value of the integer 1; counts [outputs] int32, the
 // number of digits of an output. Digits beyond that number are not written.
 struct DigitMemory {
   int64_t outputs, row;  // row: bytes per digit, padded with zeros to a multiple of 16
+  int most;              // digits of an output
 
-  explicit DigitMemory(const Geometry& geometry) : outputs(geometry.outputs), row((geometry.inputs() + 15) / 16 * 16) {}
+  DigitMemory(const Geometry& geometry, DType dtype)
+      : outputs(geometry.outputs), row((geometry.inputs() + 15) / 16 * 16), most(most_digits(dtype)) {}
 
-  int64_t output_bytes() const { return kMostDigits * row; }
+  int64_t output_bytes() const { return most * row; }
   int64_t bytes() const { return outputs * (output_bytes() + int64_t{sizeof(float) + sizeof(int32_t)}); }
   template <class Memory>
   auto* units(Memory* memory) const {

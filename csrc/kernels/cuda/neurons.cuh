@@ -272,15 +272,22 @@ struct Neurons {
 };
 
 // Writes the mask unless it is null. Eight neighbouring neurons share a byte: this lane has the gates of kVec of them,
-// neuron n first; the next kVec are `lanes` lanes further on. All lanes of the warp have to call it.
+// neuron n first, of which `live` exist; the next kVec are `lanes` lanes further on. All lanes of the warp have to call
+// it. With `bytes` each neuron has a byte of its own, for groups whose outputs do not fill bytes.
 template <int kVec>
-__device__ __forceinline__ void put_gates(uint8_t* mask, int64_t n, bool live, uint32_t gates, unsigned lanes) {
+__device__ __forceinline__ void put_gates(uint8_t* mask, int64_t n, int live, uint32_t gates, unsigned lanes,
+                                          bool bytes = false) {
   if (mask == nullptr) return;
+  if (bytes) {
+#pragma unroll 1
+    for (int i = 0; i < live; ++i) mask[n + i] = gates >> i & 1u;
+    return;
+  }
 #pragma unroll
   for (unsigned bits = kVec, from = lanes; bits < 8; bits *= 2, from *= 2) {
     gates |= __shfl_down_sync(0xffffffffu, gates, from) << bits;
   }
-  if (threadIdx.x / lanes % (8 / kVec) == 0 && live) mask[n >> 3] = static_cast<uint8_t>(gates);
+  if (threadIdx.x / lanes % (8 / kVec) == 0 && live > 0) mask[n >> 3] = static_cast<uint8_t>(gates);
 }
 
 // Whether all arrays are aligned for a kernel with kVec = 4.

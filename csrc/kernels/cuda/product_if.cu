@@ -2,7 +2,8 @@
 // tensor cores, then the neurons. Each step has its own mma, so that a warp ends with all steps of its neurons in
 // registers. There a thread integrates four neighbouring outputs for each of two pixels. Weights and spike planes pass
 // through a ring of stages in shared memory.
-#include "neurons.cuh"
+#include <limits>
+
 #include "product_launch.cuh"
 
 namespace tandem::cuda {
@@ -51,6 +52,7 @@ __device__ __forceinline__ void integrate(const Neuron<float>& a, const DeviceGe
         neurons.counts.odd = __float_as_uint(state[(2 * kVec + 1) * S::kThreads]);
       }
     }
+    const auto units = neurons.load_channels(g.units, 1);
 #pragma unroll
     for (int plane = 0; plane < S::kPlanes; ++plane) {
       constexpr int kSumSteps = S::kSteps < kPlaneSteps ? S::kSteps : kPlaneSteps;
@@ -61,14 +63,8 @@ __device__ __forceinline__ void integrate(const Neuron<float>& a, const DeviceGe
       for (int t = 0; t < kSumSteps; ++t) {
         const auto sums = products(plane * kPlaneSteps + t);
 #pragma unroll
-        for (int i = 0; i < kVec; ++i) current[t].at[i] = S::Operands::product(sums.at[i], t);
-      }
-      if constexpr (S::Operands::kDigits) {
-        const auto units = neurons.load_channels(g.units, 1);
-#pragma unroll
-        for (int t = 0; t < kSumSteps; ++t) {
-#pragma unroll
-          for (int i = 0; i < kVec; ++i) current[t].at[i] = rounded_mul(current[t].at[i], units.at[i]);
+        for (int i = 0; i < kVec; ++i) {
+          current[t].at[i] = rounded_mul(static_cast<float>(sums.at[i]), units.at[i]);
         }
       }
       const int steps = S::kRounds ? min(a.T - begin, kSumSteps) : a.T;
@@ -96,7 +92,8 @@ __device__ __forceinline__ void integrate(const Neuron<float>& a, const DeviceGe
     }
   }
   if (S::kRounds && first + S::kSteps < a.T) return;
-  put_gates<kVec>(a.mask, n, live, gates, 4);  // the next outputs belong to the lane four further on
+  // the next outputs belong to the lane four further on
+  put_gates<kVec>(a.mask, n, live ? neurons.live : 0, gates, 4, g.gate_bytes);
 }
 
 template <class S>
@@ -104,13 +101,12 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     product_if_kernel(const __grid_constant__ DeviceGeometry g, const __grid_constant__ Neuron<float> a) {
   extern __shared__ __align__(16) unsigned char memory[];
   const typename S::Place at;
-  auto* states = reinterpret_cast<float*>(memory + S::kSharedBytes);
+  auto* states = reinterpret_cast<float*>(memory + S::ring_bytes(g.stages));
   const int digits = count_digits<S>(g);
 #pragma unroll 1
-  for (int round = 0; round < (S::kRounds ? (a.T + S::kSteps - 1) / S::kSteps : 1); ++round) {
-    const int first = S::kRounds ? round * S::kSteps : 0;
+  for (int first = 0; first < (S::kRounds ? a.T : 1); first += S::kSteps) {
     Sums<S> sums = {};
-    multiply<S>(g, first / kPlaneSteps, digits, 0, memory, at, sums);
+    multiply<S>(g, first / kPlaneSteps, a.T - first, digits, 0, memory, at, sums);
     if constexpr (S::kWarpsDepth == 1) {
 #pragma unroll
       for (int item = 0; item < S::kItems; item += 2) {
@@ -123,8 +119,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     } else {
       static_assert(S::kItems <= S::kWarpsDepth, "a warp each");
       __syncthreads();
-      auto* parts = reinterpret_cast<Vec<typename S::Sum, S::kVec>*>(memory);
-      add_up<S>(memory, at, sums, [&](int i, const Vec<typename S::Sum, S::kVec>& total) { parts[i] = total; });
+      auto* parts = reinterpret_cast<Vec<int32_t, S::kVec>*>(memory);
+      add_up<S>(parts, at, sums);
       __syncthreads();
       const int item = at.depth;
       if (item < S::kItems) {
@@ -136,72 +132,91 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
   }
 }
 
-template <class S>
-int launch(const Layer& layer, cudaStream_t stream) {
-  const Neuron<float>& a = layer.neuron;
-  DeviceGeometry g = geometry_for<S>(layer);
-  // The same for every window length: another host thread may be between this call and its launch.
-  const int most_bytes = S::kSharedBytes + (S::kRounds ? S::kStateBytes : 0);
-  const cudaError_t status =
-      cudaFuncSetAttribute(&product_if_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, most_bytes);
-  if (status != cudaSuccess) return cudaGetLastError();  // clears the error
-  g.outputs_aligned = g.group_outputs % 4 == 0 && fit_four(a);
-  const int shared_bytes = S::kSharedBytes + (a.T > S::kSteps ? S::kStateBytes : 0);
-  product_if_kernel<S><<<grid_of<S>(layer.geometry), S::kThreads, shared_bytes, stream>>>(g, a);
-  return cudaGetLastError();
+// Makes bits of the gates' bytes: a thread has eight neurons.
+constexpr int kPackThreads = 256;
+__global__ void __launch_bounds__(kPackThreads)
+    pack_gates_kernel(const uint8_t* __restrict__ open, int64_t neurons, uint8_t* __restrict__ mask) {
+  const int64_t byte = static_cast<int64_t>(blockIdx.x) * kPackThreads + threadIdx.x;
+  if (8 * byte >= neurons) return;
+  uint32_t gates = 0;
+  for (int i = 0; i < 8 && 8 * byte + i < neurons; ++i) gates |= static_cast<uint32_t>(open[8 * byte + i]) << i;
+  mask[byte] = static_cast<uint8_t>(gates);
 }
 
-int multiprocessors() {
-  int device = 0, count = 0;
-  if (cudaGetDevice(&device) != cudaSuccess ||
-      cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device) != cudaSuccess) {
-    cudaGetLastError();
+int run_steps(const Layer& layer, Choice choice, const Card& card, void* stream) {
+  return with_shape(layer, choice, [&](auto shape) {
+    using S = decltype(shape);
+    return launch_tiles<S>(layer, card, &product_if_kernel<S>, layer.neuron, stream);
+  });
+}
+
+int run_chosen(const Layer& layer, const WindowEnd& end, const Card& card, void* stream) {
+  const Choice choice = choose(layer, card);
+  if (choice == Choice::kNone || layer.prepared == nullptr) return cudaErrorInvalidValue;
+  if (choice != Choice::kPlain) {
+    return layer.counted() ? run_window(layer, card, end, stream) : run_steps(layer, choice, card, stream);
   }
-  return count;
-}
-
-// A wide block shares each value that it reads among four times eight pixels and the outputs of two warps. If that
-// gives fewer blocks than multiprocessors, blocks are smaller and their warps split the depth.
-template <class Operands, int kSteps>
-int launch_for(const Layer& layer, cudaStream_t stream) {
-  using Wide = Shape<Operands, kSteps, kSteps == 4 ? 1 : 2, 4, 1>;
-  if (layer.geometry.rows() <= kWarpPixels) return launch<Shape<Operands, kSteps, 1, 1, 4>>(layer, stream);
-  const dim3 grid = grid_of<Wide>(layer.geometry);
-  const bool few = int64_t{grid.x} * grid.y * grid.z < multiprocessors();
-  using Deep = Shape<Operands, kSteps, kSteps == 16 ? 2 : 1, 2, kSteps == 16 ? 2 : 4>;
-  return few ? launch<Deep>(layer, stream) : launch<Wide>(layer, stream);
-}
-
-template <class Operands>
-int launch_for(const Layer& layer, cudaStream_t stream) {
-  if (layer.neuron.T <= 4) return launch_for<Operands, 4>(layer, stream);
-  if (layer.neuron.T <= 8) return launch_for<Operands, 8>(layer, stream);
-  return launch_for<Operands, 16>(layer, stream);
+  return layer.counted() ? run_plain(layer, end, stream) : run_plain(layer, stream);
 }
 
 }  // namespace
 
-bool can_run(const Layer& layer, Operand operand) {
-  return can_multiply(layer, operand) && (fits_tiles(layer, operand) || is_plain(layer, operand));
+Card current_card() {
+  int device = 0;
+  Card card{};
+  if (cudaGetDevice(&device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&card.multiprocessors, cudaDevAttrMultiProcessorCount, device) != cudaSuccess ||
+      cudaDeviceGetAttribute(&card.shared, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device) != cudaSuccess) {
+    cudaGetLastError();
+  }
+  return card;
 }
 
-bool prefers_run(const Layer& layer, Operand operand) {
-  if (operand == Operand::kFloat32) return true;  // no other kernel gives the CPU's bits
-  if (!fills_tiles(layer)) return false;
-  // At "high", the library's product in TensorFloat-32 is faster than two bfloat16 terms. That pays where tensor cores
-  // are the limit and the sums are long enough to make up for currents in memory. The library's products of 16-bit
-  // types are no alternative: they round the currents to 16 bits.
-  const bool compute_bound = !layer.counted() && layer.neuron.T * layer.geometry.rows() > 256;
-  return !(operand == Operand::kFloat32High && compute_bound && layer.geometry.inputs() > 768);
+Choice choose(const Layer& layer, const Card& card) {
+  const Geometry& geometry = layer.geometry;
+  constexpr int64_t kInt = std::numeric_limits<int32_t>::max();
+  const bool narrow = geometry.channels <= kInt && geometry.height * geometry.width <= kInt &&
+                      geometry.height + 2 * geometry.padding[0] <= kInt &&
+                      geometry.width + 2 * geometry.padding[1] <= kInt && geometry.outputs <= kInt &&
+                      geometry.out_height() * geometry.out_width() <= kInt && geometry.inputs() < 1 << 24;
+  if (!narrow) return Choice::kNone;
+  constexpr int64_t kGrid = 65535;  // blocks in a launch's y and z; in y each has sixteen outputs or more
+  const bool launchable = geometry.group_outputs() <= 16 * kGrid && geometry.groups <= kGrid;
+  const bool filled = geometry.inputs() > 0 && (geometry.groups == 1 || geometry.group_outputs() >= 16);
+  const bool fits = !layer.counted() || geometry.inputs() < (int64_t{1} << 31) / 128 / 255;  // sums of a digit
+  if (!launchable || !filled || !fits) return Choice::kPlain;
+  if (layer.counted()) return Choice::kWide;
+  if (geometry.rows() <= kMmaPixels) return Choice::kNarrow;
+  const bool few = with_shape(layer, Choice::kWide, [&](auto wide) {
+    const dim3 grid = grid_of<decltype(wide)>(geometry);
+    return 4 * int64_t{grid.x} * grid.y * grid.z < 3 * card.multiprocessors;
+  });
+  const bool deep =
+      few && with_shape(layer, Choice::kDeep, [&](auto shape) { return decltype(shape)::stages(card.shared) > 0; });
+  return deep ? Choice::kDeep : Choice::kWide;
 }
 
-int run(const Layer& layer, Operand operand, void* stream) {
-  if (layer.neuron.neurons == 0) return cudaSuccess;
-  if (!can_run(layer, operand) || !is_prepared(layer, operand)) return cudaErrorInvalidValue;
-  if (layer.counted()) return run_window(layer, operand, stream);
-  if (is_plain(layer, operand)) return run_plain(layer, stream);
-  return launch_for(
-      operand, [&](auto operands) { return launch_for<decltype(operands)>(layer, static_cast<cudaStream_t>(stream)); });
+bool can_run(const Layer& layer) { return choose(layer, Card{}) != Choice::kNone; }
+
+int run(const Layer& layer, void* stream) {
+  if (layer.geometry.neurons() == 0) return cudaSuccess;
+  Layer used = layer;
+  if (layer.gate_bytes()) used.neuron.mask = layer.open;
+  const bool four = fit_four(used.neuron) && layer.geometry.group_outputs() % 4 == 0;
+  const int status = run_chosen(used, {used.neuron, nullptr, four, layer.gate_bytes(), 4}, current_card(), stream);
+  if (status != cudaSuccess || !layer.gate_bytes()) return status;
+  return launch_by_four<kPackThreads>(
+      false, (layer.neuron.neurons + 7) / 8, stream, [](auto) { return &pack_gates_kernel; }, layer.open,
+      layer.neuron.neurons, layer.neuron.mask);
+}
+
+int window_product(const Layer& layer, float* u, void* stream) {
+  if (layer.geometry.neurons() == 0) return cudaSuccess;
+  if (!layer.counted()) return cudaErrorInvalidValue;
+  Layer used = layer;
+  used.neuron.mask = nullptr;
+  const bool four = is_aligned(u, 16) && layer.geometry.group_outputs() % 4 == 0;
+  return run_chosen(used, {used.neuron, u, four, false, 4}, current_card(), stream);
 }
 
 }  // namespace tandem::cuda

@@ -1,40 +1,41 @@
-// A block's tile of the product y[t] = W s[t]: its stages in shared memory and their multiplication. A row of the
-// product is an output, a column a pixel at one step. A sample of a linear layer is an image of one pixel.
+// A block's tile of the product y[t] = W s[t]: its stages in shared memory and their multiplication on the tensor
+// cores, weights as digits times spikes as bytes. A row of the product is an output, a column a pixel at one step. A
+// sample of a linear layer is an image of one pixel.
 #pragma once
 
-#include "spike_operands.cuh"
+#include "vec.cuh"
 
 namespace tandem::cuda {
 
 constexpr int kTileDepth = 128;  // inputs per stage
-constexpr int kWarpPixels = 8;   // the columns of an mma
+constexpr int kMmaDepth = 32;
+constexpr int kMmaPixels = 8;
 
-// A block computes kSteps steps of kWarpsOut x kWarpsPixels tiles. kWarpsDepth warps split the depth of a tile. If the
-// operands are counts, eight more pixels take the place of each step.
-template <class Ops, int steps, int kWarpsOut, int kWarpsPixels, int warps_depth>
+// Bytes of shared memory that a block needs beyond what it asks for.
+constexpr int kReserved = 1024;
+// The least shared memory of a multiprocessor: before Ampere, since.
+constexpr int kLeastShared = 64 * 1024, kLeastSharedAmpere = 100 * 1024;
+
+// A block computes kSteps steps of kWarpsOut x kWarpsPixels tiles; kWarpsDepth warps split the depth of a tile.
+// `counted`: of window timing, which multiplies counts; kSteps times as many pixels take the place of the steps.
+template <bool counted, int steps, int kWarpsOut, int kWarpsPixels, int warps_depth>
 struct Shape {
-  using Operands = Ops;
-  using Weight = typename Operands::Weight;
-  using Sum = typename Operands::Sum;
-
+  static_assert(!counted || steps == 2, "one ldmatrix loads two groups of pixels");
+  static constexpr bool kCounted = counted;
   static constexpr int kSteps = steps;
   static constexpr bool kRounds = steps == 2 * kPlaneSteps;  // longer windows take several rounds
   static constexpr int kWarpsDepth = warps_depth;
-  static constexpr int kPlanes = (kSteps + kPlaneSteps - 1) / kPlaneSteps;
-  static constexpr int kTiles = 16 / kSteps;  // of sixteen outputs, per warp: 64 sums per thread for every kSteps
+  static constexpr int kPlanes = kCounted ? 1 : (kSteps + kPlaneSteps - 1) / kPlaneSteps;
+  static constexpr int kTiles = kCounted ? 2 : 16 / kSteps;  // of sixteen outputs, per warp
   static constexpr int kOutputs = 16 * kTiles * kWarpsOut;
-  static constexpr int kTilePixels = kWarpPixels * (Ops::kCounted ? steps : 1);
+  static constexpr int kTilePixels = kMmaPixels * (kCounted ? steps : 1);
   static constexpr int kPixels = kTilePixels * kWarpsPixels;
   static constexpr int kThreads = 32 * kWarpsOut * kWarpsPixels * kWarpsDepth;
-  // Blocks that share a multiprocessor, as far as registers allow.
-  static constexpr int kBlocks = kThreads == 128 ? 3 : Operands::kTerms == 1 ? 2 : 1;
 
   // A stage: rows of weights, then rows of spikes, padded against bank conflicts.
-  static constexpr int kWeightSize = static_cast<int>(sizeof(Weight));
-  static constexpr int kWeightRow = kTileDepth * kWeightSize + Operands::kWeightPad;
-  static constexpr int kSpikeRow = kTileDepth + 16;
-  static constexpr int kWeightBytes = kOutputs * kWeightRow;
-  static constexpr int kStageBytes = kWeightBytes + kPlanes * kPixels * kSpikeRow;
+  static constexpr int kRow = kTileDepth + 16;
+  static constexpr int kWeightBytes = kOutputs * kRow;
+  static constexpr int kStageBytes = kWeightBytes + kPlanes * kPixels * kRow;
 
   // A thread ends with the sums of kVec neighbouring outputs for each of two neighbouring pixels: row_of() orders the
   // outputs of kUnitTiles mma tiles accordingly.
@@ -46,23 +47,36 @@ struct Shape {
   }
   // Warps that split a depth add their sums in shared memory: [warp, item, step, lane, kVec].
   static constexpr int kSumBytes = kWarpsDepth == 1 ? 0 : kThreads * 16 * kTiles * kSteps;
-  // For counts times digits also the sums of all digits but the lowest: int32 has no room for all digits.
-  static constexpr int kHigherBytes = Operands::kCounted && Operands::kDigits ? kSumBytes / kWarpsDepth : 0;
   // The state of kVec neurons between two rounds: v, z, counts.
   static constexpr int kStateWords = 2 * kVec + 2;
-  static constexpr int kStateBytes = 4 * kStateWords * kItems * kThreads;
+  static constexpr int kStateBytes = kRounds ? 4 * kStateWords * kItems * kThreads : 0;
 
-  // As many stages as fit into the shared memory that every GPU since Ampere has.
-  static constexpr int kFitting = (96 * 1024 - kHigherBytes - (kPlanes > 1 ? kStateBytes : 0)) / kStageBytes;
-  static constexpr int kMost = kWarpsDepth > 1 ? 8 : 4;
-  static constexpr int kStages = kFitting < kMost ? kFitting : kMost;
-  static constexpr int kRingBytes = kStages * kStageBytes;
-  static constexpr int kSharedBytes = kRingBytes > kSumBytes ? kRingBytes : kSumBytes;
-  static_assert(kStages >= 2, "the next stage has to come while this one is multiplied");
+  // Shared memory of a block whose ring has this many stages. Blocks with rounds have the state behind the ring.
+  static TANDEM_HOST_DEVICE constexpr int ring_bytes(int stages) {
+    return stages * kStageBytes > kSumBytes ? stages * kStageBytes : kSumBytes;
+  }
+  static TANDEM_HOST_DEVICE constexpr int block_bytes(int stages) { return ring_bytes(stages) + kStateBytes; }
 
-  // Spikes are copied in pieces of sixteen bytes.
-  static constexpr int kSpikePieces = kTileDepth / 16;
-  static constexpr int kSpikeTurns = (kPlanes * kPixels * kSpikePieces + kThreads - 1) / kThreads;
+  // Blocks that share a multiprocessor, as far as registers and shared memory allow. Blocks whose warps split the depth
+  // of several pixels are for grids that have fewer blocks than the card has multiprocessors.
+  static constexpr int kWanted = kThreads == 128 ? 3 : kWarpsDepth > 1 ? 1 : 2;
+  static TANDEM_HOST_DEVICE constexpr int blocks(int shared_memory) {
+    const int fitting = shared_memory / (block_bytes(2) + kReserved);
+    return fitting < 1 ? 1 : fitting < kWanted ? fitting : kWanted;
+  }
+  // For __launch_bounds__.
+  static constexpr int kBlocks = blocks(kAmpere ? kLeastSharedAmpere : kLeastShared);
+
+  // The stages of the ring on a card with this shared memory per multiprocessor, one of 2, 3, 4 and 8; 0 if not even
+  // two fit.
+  static constexpr int stages(int shared_memory) {
+    const int least = shared_memory < kLeastSharedAmpere ? kLeastShared : kLeastSharedAmpere;
+    const int room = shared_memory / blocks(least) - kReserved;
+    for (const int stages : {kWarpsDepth > 1 ? 8 : 4, 4, 3, 2}) {
+      if (block_bytes(stages) <= room) return stages;
+    }
+    return 0;
+  }
 
   // The thread's position in the block's tile.
   struct Place {
@@ -83,72 +97,67 @@ struct Shape {
 };
 
 template <class S>
-using Sums = typename S::Sum[S::kTiles][S::kSteps][4];
+using Sums = int32_t[S::kTiles][S::kSteps][4];
 
-// Shifts the sums up, for the products of the next lower digit.
+// Shifts the sums up, for the products of the next lower digit. They may wrap around modulo 2^32, but the final sums
+// fit.
 template <class S>
 __device__ __forceinline__ void begin_digit(Sums<S>& sums) {
 #pragma unroll
   for (int i = 0; i < S::kTiles * S::kSteps * 4; ++i) {
-    auto& sum = sums[i / (4 * S::kSteps)][i / 4 % S::kSteps][i % 4];
-    sum *= 256;
+    int32_t& sum = sums[i / (4 * S::kSteps)][i / 4 % S::kSteps][i % 4];
+    sum = static_cast<int32_t>(static_cast<uint32_t>(sum) << 8);
   }
 }
 
-// Adds the products of one stage.
+// Adds the products of one stage. A byte of a spike plane has eight steps, so one load of spikes serves eight products.
+// `steps`: of the round; products of steps beyond it are left out, in pairs.
 template <class S>
-__device__ __forceinline__ void multiply_stage(Shared stage, const typename S::Place& at, Sums<S>& sums) {
-  using Operands = typename S::Operands;
-  constexpr int kDepth = Operands::kDepth;
-  const Shared lane_weights = stage + (at.row * S::kWeightRow + at.depth * kDepth * S::kWeightSize +
-                                       Operands::weights_of(at.lane, S::kWeightRow));
-  const Shared lane_spikes = stage + (S::kWeightBytes + (at.column + at.g) * S::kSpikeRow + at.depth * kDepth);
-#pragma unroll(Operands::kTerms == 1 ? 64 / kDepth : S::kSteps == 4 ? 1 : 2)
-  for (int k = 0; k < kTileDepth; k += kDepth * S::kWarpsDepth) {
-    constexpr int kRows = Operands::kCounted ? S::kSteps : S::kPlanes;
-    typename Operands::Spikes spikes[kRows];
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      const int row = i * (Operands::kCounted ? kWarpPixels : S::kPixels);
-      spikes[i] = Operands::load_spikes(lane_spikes.pointer + row * S::kSpikeRow + k, at.q);
-    }
-    uint32_t weights[S::kTiles][Operands::kTerms][4];
-#pragma unroll
-    for (int tile = 0; tile < S::kTiles; ++tile) {
-      Operands::load_weights(lane_weights + (16 * tile * S::kWeightRow + k * S::kWeightSize), S::kWeightRow,
-                             weights[tile]);
-    }
+__device__ __forceinline__ void multiply_stage(Shared stage, const typename S::Place& at, int steps, Sums<S>& sums) {
+  constexpr int kGroups = S::kCounted ? S::kSteps : S::kPlanes;  // of eight rows of spikes
+  constexpr int kGroupRows = S::kCounted ? kMmaPixels : S::kPixels;
+  const Shared lane_weights = stage + ((at.row + at.lane % 16) * S::kRow + at.depth * kMmaDepth + at.lane / 16 * 16);
+  const int group = at.lane / 16 * (kGroups - 1);  // the upper half of the lanes points to the second group
+  const Shared lane_spikes = stage + (S::kWeightBytes + (at.column + group * kGroupRows + at.lane % 8) * S::kRow +
+                                      at.depth * kMmaDepth + at.lane / 8 % 2 * 16);
+  unroll_while<kTileDepth / kMmaDepth / S::kWarpsDepth>([&](auto turn) {
+    constexpr int k = turn.value * kMmaDepth * S::kWarpsDepth;
+    uint32_t spikes[2 * kGroups];  // of each group the two halves of the depth
+    ldmatrix<k>(spikes, lane_spikes);
+    uint32_t weights[S::kTiles][4];
+    unroll_while<S::kTiles>([&](auto tile) {
+      ldmatrix<16 * tile.value * S::kRow + k>(weights[tile.value], lane_weights);
+      return true;
+    });
 #pragma unroll
     for (int t = 0; t < S::kSteps; ++t) {
+      if (!S::kCounted && t % 2 == 0 && t >= (S::kSteps + 1) / 2 && t != 4 && t >= steps) break;
       uint32_t b[2];
 #pragma unroll
-      for (int r = 0; r < 2; ++r)
-        b[r] = Operands::spikes_at(spikes[Operands::kCounted ? t : t / kPlaneSteps], t % kPlaneSteps, r);
-#pragma unroll
-      for (int term = 0; term < Operands::kTerms; ++term) {
-#pragma unroll
-        for (int tile = 0; tile < S::kTiles; ++tile) Operands::multiply(sums[tile][t], weights[tile][term], b);
+      for (int r = 0; r < 2; ++r) {
+        b[r] = spikes[(S::kCounted ? t : t / kPlaneSteps) * 2 + r];
+        if (!S::kCounted) b[r] = b[r] >> t % kPlaneSteps & 0x01010101u;
       }
+#pragma unroll
+      for (int tile = 0; tile < S::kTiles; ++tile) mma(sums[tile][t], weights[tile], b);
     }
-  }
+    return true;
+  });
 }
 
 // The sums of an item's neurons at step t.
 template <class S>
-__device__ __forceinline__ Vec<typename S::Sum, S::kVec> sums_of(const Sums<S>& sums, int item, int t) {
-  Vec<typename S::Sum, S::kVec> out;
+__device__ __forceinline__ Vec<int32_t, S::kVec> sums_of(const Sums<S>& sums, int item, int t) {
+  Vec<int32_t, S::kVec> out;
 #pragma unroll
   for (int i = 0; i < S::kVec; ++i) out.at[i] = sums[item / 2 * S::kUnitTiles + i / 2][t][i % 2 * 2 + item % 2];
   return out;
 }
 
-// Adds the sums of the warps that split a depth. Calls take(i, total) for each index i that part() gives.
-template <class S, class Take>
-__device__ __forceinline__ void add_up(unsigned char* memory, const typename S::Place& at, const Sums<S>& sums,
-                                       const Take& take) {
-  using Part = Vec<typename S::Sum, S::kVec>;
+// Adds the sums of the warps that split a depth. They are left in `parts`, at the indices that part() gives.
+template <class S>
+__device__ __forceinline__ void add_up(Vec<int32_t, S::kVec>* parts, const typename S::Place& at, const Sums<S>& sums) {
   constexpr int kShare = S::kThreads / S::kWarpsDepth * S::kItems * S::kSteps;
-  auto* parts = reinterpret_cast<Part*>(memory);
 #pragma unroll
   for (int item = 0; item < S::kItems; ++item) {
 #pragma unroll
@@ -157,14 +166,14 @@ __device__ __forceinline__ void add_up(unsigned char* memory, const typename S::
   __syncthreads();
 #pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < kShare; i += S::kThreads) {
-    Part total = parts[i];
+    auto total = parts[i];
 #pragma unroll
     for (int depth = 1; depth < S::kWarpsDepth; ++depth) {
-      const Part part = parts[depth * kShare + i];
+      const auto part = parts[depth * kShare + i];
 #pragma unroll
       for (int j = 0; j < S::kVec; ++j) total.at[j] += part.at[j];
     }
-    take(i, total);
+    parts[i] = total;
   }
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "../neuron/if_neuron.h"
 
@@ -22,10 +23,21 @@ struct Shared {
   __device__ __forceinline__ Shared operator+(int bytes) const { return Shared(*this) += bytes; }
 };
 
-// Copies 16, 8 or 4 bytes to shared memory without passing through registers; writes zeros if not `valid`.
+// Whether this code is for Ampere or later, which copy to shared memory asynchronously and multiply larger tiles.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr bool kAmpere = false;
+#else
+constexpr bool kAmpere = true;
+#endif
+
+// Copies 16, 8 or 4 bytes to shared memory without passing through registers; writes zeros if not `valid`. Turing has
+// no such copies: there it is done on return.
 template <int bytes>
 __device__ __forceinline__ void cp_async(Shared to, const void* global, bool valid) {
-  if constexpr (bytes == 16) {
+  if constexpr (!kAmpere) {
+    using Bytes = std::conditional_t<bytes == 16, uint4, std::conditional_t<bytes == 8, uint2, unsigned>>;
+    *reinterpret_cast<Bytes*>(to.pointer) = valid ? *static_cast<const Bytes*>(global) : Bytes{};
+  } else if constexpr (bytes == 16) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to.address), "l"(global), "r"(valid ? 16 : 0)
                  : "memory");
   } else {
@@ -35,19 +47,32 @@ __device__ __forceinline__ void cp_async(Shared to, const void* global, bool val
   }
 }
 
-__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void cp_async_commit() {
+  if constexpr (kAmpere) asm volatile("cp.async.commit_group;" ::: "memory");
+}
 
+// Waits until at most this many of the last groups are in flight.
 template <int kGroupsInFlight>
 __device__ __forceinline__ void cp_async_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kGroupsInFlight) : "memory");
+  if constexpr (kAmpere) asm volatile("cp.async.wait_group %0;" ::"n"(kGroupsInFlight) : "memory");
 }
 
 // Loads four matrices of eight rows of sixteen bytes: lane i points to row i % 8 of matrix i / 8, and receives bytes 4
-// (i % 4) ... + 3 of row i / 4 of each.
-__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], Shared row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+// (i % 4) ... + 3 of row i / 4 of each. `offset`: of all rows, in bytes.
+template <int offset>
+__device__ __forceinline__ void ldmatrix(uint32_t (&r)[4], Shared row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4+%5];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(row.address)
+               : "r"(row.address), "n"(offset)
+               : "memory");
+}
+
+// The same for two matrices, with the addresses of the first sixteen lanes.
+template <int offset>
+__device__ __forceinline__ void ldmatrix(uint32_t (&r)[2], Shared row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2+%3];"
+               : "=r"(r[0]), "=r"(r[1])
+               : "r"(row.address), "n"(offset)
                : "memory");
 }
 
@@ -60,24 +85,29 @@ __device__ __forceinline__ void fire(float& v, uint32_t& spikes, const Neuron<fl
       : "f"(a.threshold), "f"(a.leak), "n"(bit));
 }
 
-// D += A B on the tensor cores: A is 16 x 16 (16 x 32 for int8), B has 8 columns.
-__device__ __forceinline__ void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+// D += A B on the tensor cores: A is 16 x 32 signed bytes, B 32 x 8 unsigned ones. Lane 4 g + q holds rows g and g + 8
+// of A and column g of B: depths 4 q ... + 3, then those sixteen further on; of D columns 2 q and 2 q + 1.
+__device__ __forceinline__ void mma(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  if constexpr (kAmpere) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  } else {
+#pragma unroll
+    for (int part = 0; part < 4; ++part) {  // eight rows and half of the depth each
+      const int row = part % 2;
+      asm volatile("mma.sync.aligned.m8n8k16.row.col.s32.s8.u8.s32 {%0,%1}, {%2}, {%3}, {%0,%1};"
+                   : "+r"(d[2 * row]), "+r"(d[2 * row + 1])
+                   : "r"(a[part]), "r"(b[part / 2]));
+    }
+  }
 }
 
-__device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-}
-
-__device__ __forceinline__ void mma_s8_u8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+// The sum of four products of signed and unsigned bytes.
+__device__ __forceinline__ int32_t dot(uint32_t signed_bytes, uint32_t unsigned_bytes) {
+  int32_t sum;
+  asm("dp4a.s32.u32 %0, %1, %2, 0;" : "=r"(sum) : "r"(signed_bytes), "r"(unsigned_bytes));
+  return sum;
 }
 
 }  // namespace tandem::cuda

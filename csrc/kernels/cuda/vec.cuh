@@ -88,6 +88,7 @@ __device__ __forceinline__ int64_t remainder(int64_t n, int64_t period) {
 // To the type in which potentials are computed.
 __device__ __forceinline__ float widen(float x) { return x; }
 __device__ __forceinline__ double widen(double x) { return x; }
+__device__ __forceinline__ float widen(int8_t x) { return x; }
 __device__ __forceinline__ float widen(__half x) { return __half2float(x); }
 __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 

@@ -14,28 +14,29 @@ struct Products {
   int64_t n;
 };
 
-struct Write {
-  float* u;
+struct WindowEnd {
+  Neuron<float> a;
+  float* u;  // null: neurons of window timing integrate the products and fire
   bool whole;
+  bool gate_bytes;
+  unsigned lanes;  // from this lane to the one with the next outputs
 
   template <int kVec>
   __device__ __forceinline__ void operator()(const Products<kVec>& products) const {
+    u != nullptr ? write(products) : fire(products);
+  }
+
+ private:
+  template <int kVec>
+  __device__ __forceinline__ void write(const Products<kVec>& products) const {
     if (whole && products.live > 0) return store(u + products.n, products.u);
 #pragma unroll
     for (int j = 0; j < kVec; ++j) {
       if (j < products.live) u[products.n + j] = products.u.at[j];
     }
   }
-};
-
-// Neurons of window timing integrate the products and fire.
-struct Fire {
-  Neuron<float> a;
-  bool whole;
-  unsigned lanes;  // from this lane to the one with the next outputs
-
   template <int kVec>
-  __device__ __forceinline__ void operator()(const Products<kVec>& products) const {
+  __device__ __forceinline__ void fire(const Products<kVec>& products) const {
     uint32_t gates = 0;
     if (products.live > 0) {
       Neurons<kVec, float, false> neurons;
@@ -45,7 +46,7 @@ struct Fire {
       neurons.begin(a, a.v_init_size > 1 ? remainder(products.n, a.v_init_size) : 0);
       gates = neurons.fire_window(a, products.n, products.u);
     }
-    put_gates<kVec>(a.mask, products.n, products.live > 0, gates, lanes);
+    put_gates<kVec>(a.mask, products.n, products.live, gates, lanes, gate_bytes);
   }
 };
 

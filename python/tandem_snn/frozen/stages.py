@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.neuron import over_inputs
-from tandem_ext.functional.products import Product, float32_precision
+from tandem_ext.functional.products import Product
 from tandem_ext.train import add_flags
 
 from .. import nn as tnn
@@ -185,7 +185,7 @@ class Stage(nn.Module):
         if not isinstance(x, SpikeTrain):
             op = _ops.constant_if if isinstance(x, ConstantInput) else _ops.impulse_if
             return op.default(self._product(x.x), x.T, **settings)
-        synapses = (self._padded(x.stored), x.T, self.weight, float32_precision())
+        synapses = (self._padded(x.stored), x.T, self.weight)
         if self.axes == 0:
             return _ops.linear_if.default(*synapses, **settings, digits=self.digits)
         return _ops.conv_if.default(*synapses, *self._geometry(), **settings, digits=self.digits)

@@ -81,17 +81,6 @@ class _Conv(SpikingLayer):
         geometry = (kernel_size, stride, padding, dilation, groups)
         self._torch.__init__(self, in_channels, out_channels, *geometry, bias, "zeros", device, dtype)
         self._add_neurons(out_channels, device, dtype, **neuron)
-        self._lay_out()
-
-    def _apply(self, *arguments: Any, **keywords: Any) -> Any:
-        applied = super()._apply(*arguments, **keywords)  # type: ignore[no-untyped-call]
-        self._lay_out()
-        return applied
-
-    def _lay_out(self) -> None:
-        """Make weights on a GPU channels-last, as its kernels need them, so that calls do not copy them."""
-        if self.weight.is_cuda:
-            self.weight.data = self.weight.data.movedim(1, -1).contiguous().movedim(-1, 1)
 
     def _geometry(self) -> tuple[Any, ...]:
         return self.stride, self.padding, self.dilation, self.groups

@@ -119,6 +119,18 @@ void select(const Instruction& i, Warp& w, uint32_t mask) {
   each(mask, [=](int l) { d[l] = chosen >> l & 1u ? a[l] : b[l]; });
 }
 
+// dp4a: c plus the products of the bytes of a and b, each signed or not.
+void dot(const Instruction& i, Warp& w, uint32_t mask) {
+  const auto byte = [](Type of, uint64_t word, int e) {
+    return static_cast<uint32_t>(extend(of == Type::kS32 ? Type::kS8 : Type::kU8, word >> 8 * e));
+  };
+  each(mask, [&](int l) {
+    auto sum = static_cast<uint32_t>(w.value(i.o[3], l));
+    for (int e = 0; e < 4; ++e) sum += byte(i.type, w.value(i.o[1], l), e) * byte(i.from, w.value(i.o[2], l), e);
+    w.set(i.o[0], l, sum);
+  });
+}
+
 Execute find_predicates(std::string_view op) {
   if (op == "and") return predicates<[](uint32_t a, uint32_t b) { return a & b; }>;
   if (op == "or") return predicates<[](uint32_t a, uint32_t b) { return a | b; }>;
@@ -148,6 +160,7 @@ Execute find_arithmetic(const Words& words, Instruction& i) {
   if (op == "rcp") return unary<kRcp>(i.type);
   if (op == "sqrt") return unary<kSqrt>(i.type);
   if (op == "setp") return words.size() == 3 ? find_compare(words[1], i.type) : nullptr;
+  if (op == "dp4a") return words.size() == 3 ? dot : nullptr;
   if (op == "selp") {
     i.moves = true;
     return for_type(i.type, []<class T>(T) -> Execute { return &select<T>; });

@@ -1,6 +1,5 @@
 // Instructions in which the lanes of a warp work together: matrix products, shuffles, votes.
 #include <algorithm>
-#include <cmath>
 
 #include "lanes.h"
 
@@ -10,101 +9,50 @@ namespace {
 
 // --- matrix products -------------------------------------------------------------------------------------------------
 
-double from_bfloat16(uint16_t bits) { return std::bit_cast<float>(uint32_t{bits} << 16); }
-
-// Element e of the packed elements of a register.
-double element(Type type, uint32_t bits, int e) {
-  switch (type) {
-    case Type::kF16:
-      return from_half(static_cast<uint16_t>(bits >> 16 * e));
-    case Type::kBF16:
-      return from_bfloat16(static_cast<uint16_t>(bits >> 16 * e));
-    default:
-      return static_cast<double>(extend(type, bits >> 8 * e));
-  }
-}
-
-// The exponent of a factor in tensor cores: subnormal numbers have that of the smallest normal one.
-int exponent_of(double x, Type type) {
-  const int least = type == Type::kF16 ? -14 : -126;
-  return x == 0 ? least : std::max(std::ilogb(x), least);
-}
-
-// c + the sum of a[k] b[k] in Hopper's tensor cores, after MMA-Sim (arXiv 2511.10909): every term is truncated to 25
-// bits below the largest exponent, and the sum is rounded towards zero.
-float truncating_sum(const double* a, const double* b, int depth, Type type, float c) {
-  constexpr int kZero = -133;  // the exponent of zero
-  double exact = c;
-  int largest = c == 0 ? kZero : std::max(std::ilogb(c), -126);
-  for (int k = 0; k < depth; ++k) {
-    exact += a[k] * b[k];
-    largest = std::max(largest, a[k] * b[k] == 0 ? kZero : exponent_of(a[k], type) + exponent_of(b[k], type));
-  }
-  if (!std::isfinite(exact)) return static_cast<float>(exact);
-  const auto cut = [&](double x) { return std::trunc(std::ldexp(x, 25 - largest)); };
-  double sum = cut(c);
-  for (int k = 0; k < depth; ++k) sum += cut(a[k] * b[k]);
-  sum = std::ldexp(sum, largest - 25);
-  const auto nearest = static_cast<float>(sum);
-  return (std::fabs(static_cast<double>(nearest)) > std::fabs(sum) ? std::nextafterf(nearest, 0.0f) : nearest) + 0.0f;
-}
-
-// The sum is rounded once to float if its terms fit 53 bits.
-float exact_sum(const double* a, const double* b, int depth, float c) {
-  double sum = c;
-  for (int k = 0; k < depth; ++k) sum += a[k] * b[k];
-  return static_cast<float>(sum);
-}
-
-// D = A B + C with A [16, depth] by rows and B [depth, 8] by columns. Lane 4 g + q holds rows g and g + 8 of A and
-// column g of B, of either half of the depth one register from q on; of C and D it holds rows g and g + 8, columns 2 q
-// and 2 q + 1.
-template <int depth>
+// D = A B + C of bytes, with A [rows, 16 halves] by rows and B [16 halves, 8] by columns. Lane 4 g + q holds row g of A
+// (and row g + 8, if there are sixteen) and column g of B: depths 4 q ... + 3 of each sixteen; of C and D it holds
+// columns 2 q and 2 q + 1 of its rows.
+template <int rows, int halves>
 void multiply(const Instruction& i, Warp& w, uint32_t) {
-  constexpr int kPacked = depth / 8;
-  const auto type_b = static_cast<Type>(i.mode);
-  double a[16][depth], b[8][depth];
-  for (int part = 0; part < 6; ++part) {
-    const uint32_t* registers = w.in<uint32_t>(i.o[static_cast<size_t>(part) + 4]);
-    for (int l = 0; l < kLanes; ++l) {
-      const int g = l / 4, half = part < 4 ? part / 2 : part - 4, k = l % 4 * kPacked + half * depth / 2;
-      double* row = part < 4 ? a[g + part % 2 * 8] : b[g];
-      for (int e = 0; e < kPacked; ++e) row[k + e] = element(part < 4 ? i.from : type_b, registers[l], e);
-    }
-  }
-  const Mma mode = machine().options.mma;
-  for (int part = 0; part < 4; ++part) {
-    const Operand& from = i.o[static_cast<size_t>(part) + 10];
-    const Operand& to = i.o[static_cast<size_t>(part)];
-    for (int l = 0; l < kLanes; ++l) {
-      const double* row = a[l / 4 + part / 2 * 8];
-      const double* column = b[l % 4 * 2 + part % 2];
-      if constexpr (depth == 32) {
-        double sum = w.in<int32_t>(from)[l];
-        for (int k = 0; k < depth; ++k) sum += row[k] * column[k];
-        w.row<uint32_t>(to)[l] = static_cast<uint32_t>(static_cast<int64_t>(sum));
-      } else {
-        const float c = w.in<float>(from)[l];
-        w.row<float>(to)[l] =
-            mode == Mma::kTruncating ? truncating_sum(row, column, depth, i.from, c) : exact_sum(row, column, depth, c);
+  constexpr size_t kParts = rows / 8 * halves, kSums = rows / 4;  // registers of A; of C and of D
+  constexpr int kDepth = 16 * halves;
+  int32_t a[rows][kDepth], b[8][kDepth];
+  for (size_t part = 0; part < kParts + halves; ++part) {
+    const uint32_t* registers = w.in<uint32_t>(i.o[kSums + part]);
+    const bool of_a = part < kParts;
+    const size_t half = of_a ? part / (rows / 8) : part - kParts;
+    for (size_t l = 0; l < kLanes; ++l) {
+      int32_t* row = of_a ? a[l / 4 + part % (rows / 8) * 8] : b[l / 4];
+      for (size_t e = 0; e < 4; ++e) {
+        row[16 * half + l % 4 * 4 + e] =
+            static_cast<int32_t>(extend(of_a ? i.from : static_cast<Type>(i.mode), registers[l] >> 8 * e));
       }
     }
   }
+  uint32_t sums[kSums][kLanes];
+  for (size_t part = 0; part < kSums; ++part) {
+    const uint32_t* from = w.in<uint32_t>(i.o[kSums + kParts + halves + part]);
+    for (size_t l = 0; l < kLanes; ++l) {
+      sums[part][l] = from[l];
+      const int32_t *row = a[l / 4 + part / 2 * 8], *column = b[l % 4 * 2 + part % 2];
+      for (int k = 0; k < kDepth; ++k) sums[part][l] += static_cast<uint32_t>(row[k] * column[k]);
+    }
+  }
+  for (size_t part = 0; part < kSums; ++part) std::copy_n(sums[part], kLanes, w.row<uint32_t>(i.o[part]));
 }
 
-// mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32
+// mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32
 Execute find_mma(const Words& words, Instruction& i) {
-  if (words.size() != 10 || words[1] != "sync" || words[4] != "row" || words[5] != "col" || i.o.size() != 14)
-    return nullptr;
+  if (words.size() != 10 || words[1] != "sync" || words[4] != "row" || words[5] != "col") return nullptr;
   i.flow = Flow::kAligned;
   i.mma = true;
   const Type a = type_of(words[7]), b = type_of(words[8]);
   i.from = a;
   i.mode = static_cast<int>(b);
-  const bool half = (a == Type::kF16 || a == Type::kBF16) && a == b && words[6] == "f32" && words[9] == "f32";
-  if (words[3] == "m16n8k16" && half) return multiply<16>;
   const auto byte = [](Type t) { return t == Type::kS8 || t == Type::kU8; };
-  if (words[3] == "m16n8k32" && byte(a) && byte(b) && words[6] == "s32" && words[9] == "s32") return multiply<32>;
+  if (!byte(a) || !byte(b) || words[6] != "s32" || words[9] != "s32") return nullptr;
+  if (words[3] == "m16n8k32" && i.o.size() == 14) return multiply<16, 2>;
+  if (words[3] == "m8n8k16" && i.o.size() == 6) return multiply<8, 1>;
   return nullptr;
 }
 

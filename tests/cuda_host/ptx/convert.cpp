@@ -107,8 +107,9 @@ Execute find_convert(const Words& words, Instruction& i) {
     if (word.size() == 3 && word[0] == 'r' && word[2] == 'i' && word != "rzi") return nullptr;
     if ((word == "rz" || word == "rm" || word == "rp") && is_real(i.type)) return nullptr;
   }
-  if (i.from == Type::kS32 && size_of(i.type) == 8 && !is_real(i.type)) return &map<kSame, int64_t, int32_t>;
-  if (i.from == Type::kU32 && size_of(i.type) == 8 && !is_real(i.type)) return &map<kSame, uint64_t, uint32_t>;
+  const bool fits = i.o[1].bytes == size_of(i.from);  // a wider register is read in part
+  if (fits && i.from == Type::kS32 && size_of(i.type) == 8 && !is_real(i.type)) return &map<kSame, int64_t, int32_t>;
+  if (fits && i.from == Type::kU32 && size_of(i.type) == 8 && !is_real(i.type)) return &map<kSame, uint64_t, uint32_t>;
   if (size_of(i.from) == 8 && size_of(i.type) == 4 && !is_real(i.from) && !is_real(i.type)) {
     return &map<kSame, uint32_t, uint64_t>;
   }

@@ -26,10 +26,11 @@ void check_registers(const Instruction& i, Warp& w, uint32_t mask) {
 
 class Runner {
  public:
-  Runner(Warp& warp, Counters& counters) : w_(warp), code_(warp.block->kernel.code), counters_(counters) {}
+  Runner(Warp& warp, Counters& counters, std::mt19937_64& random)
+      : w_(warp), code_(warp.block->kernel.code), counters_(counters), random_(random) {}
 
-  // Runs the warp until it ends or reaches a barrier of the block. The group with the smallest pc runs first, so that
-  // diverged paths meet again.
+  // Runs the warp until it ends or reaches a barrier of the block. With seed 0 the group with the smallest pc runs
+  // first, so that diverged paths meet again; else any group may, as on GPUs since Volta.
   void run() {
     while (w_.alive != 0) {
       Group& group = next();
@@ -106,12 +107,13 @@ class Runner {
         }
       }
     }
-    Group* least = nullptr;
+    std::vector<Group*> ready;
     for (Group& group : groups) {
-      if (!group.waits && (least == nullptr || group.pc < least->pc)) least = &group;
+      if (!group.waits) ready.push_back(&group);
     }
-    if (least == nullptr) throw fault(code_[static_cast<size_t>(groups[0].pc)], "lanes wait at different places");
-    return *least;
+    if (ready.empty()) throw fault(code_[static_cast<size_t>(groups[0].pc)], "lanes wait at different places");
+    if (machine().options.seed != 0 && random_() % 4 == 0) return *ready[random_() % ready.size()];
+    return **std::min_element(ready.begin(), ready.end(), [](Group* a, Group* b) { return a->pc < b->pc; });
   }
 
   void wait(Group& group, const Instruction& i, uint32_t wanted) {
@@ -150,6 +152,7 @@ class Runner {
   Warp& w_;
   const std::vector<Instruction>& code_;
   Counters& counters_;
+  std::mt19937_64& random_;
 };
 
 void prepare(Block& block) {
@@ -184,12 +187,12 @@ void run_block(Block& block, Counters& counters, std::mt19937_64& random) {
     std::shuffle(order.begin(), order.end(), random);
     size_t alive = 0;
     for (const size_t index : order) {
-      Runner(block.warps[index], counters).run();
+      Runner(block.warps[index], counters, random).run();
       alive += block.warps[index].alive != 0;
     }
     if (alive == 0) break;
     if (alive < order.size()) throw Fault("a barrier, but warps of its block have exited, in " + block.kernel.title);
-    for (Warp& warp : block.warps) Runner(warp, counters).pass_barrier();
+    for (Warp& warp : block.warps) Runner(warp, counters, random).pass_barrier();
     ++block.epoch;
   }
   for (const Warp& warp : block.warps) {

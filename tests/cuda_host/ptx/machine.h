@@ -274,11 +274,8 @@ struct Counters {
   uint64_t warps = 0;
 };
 
-enum class Mma { kExact, kTruncating };  // see collective.cpp
-
 struct Options {
   uint64_t seed = 0;
-  Mma mma = Mma::kExact;
   uint64_t first_block = 0, blocks = ~uint64_t{0};  // the blocks of a grid that are run
 };
 

@@ -24,7 +24,9 @@ constexpr int kStaticLimit = 48 * 1024;         // bytes of shared memory that a
 int opt_in_limit = 99 * 1024;                   // what it may request on every GPU since Ampere
 constexpr int kMaxDynamicSharedMemorySize = 8;  // an attribute of a kernel
 constexpr int kMultiprocessorCount = 16;        // of a device
+constexpr int kMultiprocessorShared = 81;
 int multiprocessors = 1;
+int multiprocessor_shared = 100 * 1024;  // the least since Ampere
 
 struct Function {
   const Module* module;
@@ -166,8 +168,8 @@ int cudaGetDevice(int* device) {
   return kSuccess;
 }
 int cudaDeviceGetAttribute(int* value, int attribute, int) {
-  if (attribute != kMultiprocessorCount) return fails(kInvalidValue);
-  *value = multiprocessors;
+  if (attribute != kMultiprocessorCount && attribute != kMultiprocessorShared) return fails(kInvalidValue);
+  *value = attribute == kMultiprocessorCount ? multiprocessors : multiprocessor_shared;
   return kSuccess;
 }
 int cudaDriverGetVersion(int* version) {
@@ -200,13 +202,17 @@ void emulation_begin(uint64_t seed) {
 size_t emulation_report_count() { return machine().reports.size(); }
 const char* emulation_report(size_t i) { return machine().reports[i].c_str(); }
 
-// Makes tensor cores truncate as Hopper's do.
-void emulation_truncate(bool on) { machine().options.mma = on ? Mma::kTruncating : Mma::kExact; }
 void emulation_fail(int status) { next_failure = status; }
 // Sets the shared memory that a kernel may request; returns the previous limit.
 int emulation_opt_in_limit(int bytes) { return std::exchange(opt_in_limit, bytes); }
 // Sets the number of multiprocessors; returns the previous number.
 int emulation_multiprocessors(int count) { return std::exchange(multiprocessors, count); }
+// Sets the shared memory of a multiprocessor, and what a kernel may request of it; returns the previous size.
+int emulation_shared(int bytes) {
+  for (auto& [host, function] : functions()) function.asked_for = 0;
+  opt_in_limit = bytes == 64 * 1024 ? bytes : bytes - 1024;
+  return std::exchange(multiprocessor_shared, bytes);
+}
 // Runs only these blocks of a grid.
 void emulation_only_blocks(uint64_t first, uint64_t count) {
   machine().options.first_block = first;

@@ -1,0 +1,26 @@
+// Which kernel runs a layer: the only place where that is decided. docs/cuda.md says when and why.
+#pragma once
+
+#include "../layer.h"
+
+namespace tandem::cuda {
+
+// What decides, besides the layer.
+struct Card {
+  int multiprocessors;
+  int shared;  // memory of a multiprocessor in bytes
+};
+Card current_card();
+
+// A block shares each value that it reads among its outputs and pixels, so wide tiles are best for a grid that fills
+// the card. Deep ones are smaller, and their warps split the depth.
+enum class Choice : int32_t {
+  kNone = 0,    // no kernel: a size exceeds 32-bit numbers
+  kPlain = 1,   // groups that would leave tiles almost empty, sums of counts that exceed int32
+  kNarrow = 2,  // up to eight pixels
+  kDeep = 3,
+  kWide = 4,  // with window timing always
+};
+Choice choose(const Layer& layer, const Card& card);
+
+}  // namespace tandem::cuda
