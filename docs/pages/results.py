@@ -115,7 +115,7 @@ def origins(runs: list[dict[str, Any]]) -> Iterator[str]:
     dates = sorted(str(run["started"])[:10] for run in runs if run.get("started"))
     processors = sorted({f"{run['machine']['cpu']} (family {run['machine']['family']})" for run in runs})
     when = f" from {dates[0]} to {dates[-1]}" if dates else ""
-    yield from ("## Where they come from", "", f"Trained{when} on {' and '.join(processors)}, one thread.")
+    yield from ("## Where they come from", "", f"Trained{when} on {'; '.join(processors)}, one thread.")
 
 
 def tables(runs: list[dict[str, Any]]) -> Iterator[str]:
