@@ -31,7 +31,7 @@ REMARKS = {
     "digits": "Too few samples for a validation split: the weights of the last epoch are tested.",
     "n-mnist": "A subset of 70,000 recordings: its accuracy cannot be compared with published results.",
 }
-HEAD = ("run", "T", "timing", "start", "seeds", "SNN", "twin", "{}", "twin, trained as long", "{}", "SynOps")
+HEAD = ("run", "T", "timing", "start", "seeds", "SNN", "twin", "twin, trained as long", "{}", "SynOps")
 CONFIDENCES = (0.7, 0.9, 0.99)  # at which a sample stops
 
 
@@ -45,9 +45,12 @@ def read(path: Path) -> dict[str, Any]:
     return summary | {"name": path.stem, "metric": "accuracy" if "test_accuracy" in summary else "mse"}
 
 
-def controlled(run: dict[str, Any]) -> bool:
-    """Whether the run says more than chance: several seeds, or a twin that was trained for as many epochs."""
-    return len(run["per_seed"]) > 1 or run["recipe"].get("init_from") is None or "ann_continued_" + metric(run) in run
+def shown(run: dict[str, Any]) -> bool:
+    """Several seeds or a twin trained for as many epochs, without the gate "resu", which recipes no longer have."""
+    recipe = run["recipe"]
+    controlled = recipe.get("init_from") is None or f"ann_continued_{metric(run)}" in run
+    resu = recipe.get("gate") == "resu" or recipe.get("first_gate") is not None
+    return not resu and (controlled or len(run["per_seed"]) > 1)
 
 
 def metric(run: dict[str, Any]) -> str:
@@ -73,16 +76,16 @@ def beside(run: dict[str, Any], kind: str) -> str:
 
 
 def timing(run: dict[str, Any]) -> str:
-    gate = ", gate resu" if run["recipe"].get("gate") == "resu" else ""
-    return (run["recipe"].get("timing") or "step") + gate
+    return run["recipe"].get("timing") or "step"
 
 
 def row(run: dict[str, Any]) -> list[str]:
     start = run["recipe"].get("init_from")
+    control = "ann_continued_" if start else "ann_"
     return [
         f"`{run['name']}`", str(run["T"]), timing(run), start or "random", str(len(run["per_seed"])),
-        mean(run), mean(run, "ann_"), beside(run, "ann_"), mean(run, "ann_continued_") if start else "the twin",
-        beside(run, "ann_continued_"), f"{run['synops_ratio']:.2f}",
+        mean(run), mean(run, "ann_"), mean(run, control) if start else "the twin", beside(run, control),
+        f"{run['synops_ratio']:.2f}",
     ]  # fmt: skip
 
 
@@ -90,20 +93,20 @@ def section(runs: list[dict[str, Any]]) -> Iterator[str]:
     data, regression = runs[0]["recipe"]["data"], runs[0]["metric"] == "mse"
     yield from (f"## {NAMES[data]}{', reconstruction' if regression else ''}", "")
     samples = ", ".join(f"{number:,} {split}" for split, number in runs[0]["samples"].items() if number)
-    measured = "Mean squared error" if regression else "Accuracy in %"
+    measured, difference = ("Mean squared error", "SNN / it") if regression else ("Accuracy in %", "difference to it")
     yield from (f"{measured}; {samples} samples. {REMARKS.get(data, '')}".rstrip(), "")
-    yield from markdown([name.format("SNN / twin" if regression else "difference") for name in HEAD], map(row, runs))
+    yield from markdown([name.format(difference) for name in HEAD], map(row, runs))
 
 
 def exits(runs: list[dict[str, Any]]) -> Iterator[str]:
     """What stopping at a confidence costs, with step timing."""
-    shown = [run for run in runs if run.get("early_exit") and timing(run) == "step"]
-    if not shown:
+    stepping = [run for run in runs if run.get("early_exit") and timing(run) == "step"]
+    if not stepping:
         return
     yield from ("## Stopping early", "")
     yield from ("Accuracy in % (mean number of steps) if samples stop at a confidence; first seed, step timing.", "")
     rows = []
-    for run in shown:
+    for run in stepping:
         at = {one["confidence"]: one for one in run["early_exit"]}
         cells = (f"{100 * one['accuracy']:.2f} ({one['steps']:.1f})" for one in (at[c] for c in (*CONFIDENCES, 1)))
         rows.append([f"`{run['name']}`", *cells])
@@ -123,7 +126,7 @@ def tables(runs: list[dict[str, Any]]) -> Iterator[str]:
         recipe = run["recipe"]
         return recipe["data"], run["metric"], recipe.get("init_from") or "", timing(run), run["T"], run["name"]
 
-    runs = sorted(filter(controlled, runs), key=order)
+    runs = sorted(filter(shown, runs), key=order)
     for _, group in groupby(runs, key=lambda run: order(run)[:2]):
         yield from section(list(group))
     yield from exits(runs)
