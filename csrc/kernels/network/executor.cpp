@@ -216,7 +216,7 @@ void Run::currents(int64_t i) {
 Layer Run::layer(int64_t i, const Neuron<float>& neuron) const {
   const Instruction& in = at(i);
   const Shape& image = plan_.steps[i].in;
-  Layer of{network_.geometry(i), network_.weights_of(i), prepared(i), nullptr, neuron, Way::kFastest};
+  Layer of{network_.geometry(i), network_.weights_of(i), prepared(i), nullptr, neuron, Way::kFastest, nullptr};
   Geometry& g = of.geometry;
   g.batch = plan_.batch;
   g.height = image.height + in.after_h;
