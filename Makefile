@@ -1,9 +1,9 @@
 # `make train` and `make test` set up what they need in .venv, once, and then run. Everything else is for developers.
 VENV ?= .venv
 PYTHON ?= python3
-EXTRAS ?= all,test,lint,docs,coverage
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CLIENTS := $(VENV)/.clients
 export PATH := $(abspath $(BIN)):$(PATH)
 
 help:
@@ -35,8 +35,8 @@ test: $(READY) ext
 	OMP_NUM_THREADS=1 python -m pytest -n $(or $(WORKERS),auto) --maxprocesses 4 --dist loadfile
 	$(call ctest,cpu)
 
-# Notebooks, third-party tools and long lists of models.
-test-clients: $(READY) ext
+# Notebooks, third-party tools and long lists of models: what they need is installed first.
+test-clients: $(CLIENTS) ext
 	OMP_NUM_THREADS=1 python -m pytest -n $(or $(WORKERS),auto) --maxprocesses 4 --dist loadfile -m "clients and not cuda"
 
 test-all: $(READY) ext
@@ -125,7 +125,11 @@ $(READY): pyproject.toml
 	@echo "Setting up $(VENV); the first time this downloads torch."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install -q "setuptools>=77" ninja "pybind11>=2.13" "torch>=2.10"
-	@$(BIN)/python -m pip install -q --no-build-isolation -e ".[$(EXTRAS)]"
+	@$(BIN)/python -m pip install -q --no-build-isolation -e ".[all,test,lint,docs,coverage]"
+	@touch $@
+
+$(CLIENTS): $(READY)
+	@$(BIN)/python -m pip install -q --no-build-isolation -e ".[clients]"
 	@touch $@
 
 # One thread, and an allocator that keeps its memory: page faults would drown what is measured.

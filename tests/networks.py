@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
+from extras import needs
 from torch import Tensor, nn
 
 import tandem_ext as te
@@ -190,7 +190,7 @@ def differing(ours: list[Tensor], theirs: list[Tensor]) -> list[float]:
 
 def images(number: int = 200) -> Tensor:
     """Handwritten digits, in sixteenths."""
-    datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")
+    datasets = needs("sklearn.datasets")
     return torch.from_numpy(datasets.load_digits().images[:number]).float().unsqueeze(1) / 16
 
 

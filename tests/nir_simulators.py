@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
+from extras import needs
 from networks import stepped
 from torch import Tensor, nn
 
 from tandem_snn import to_nir
 
-nir = pytest.importorskip("nir", reason="the package nir is not installed")
+nir = needs("nir")
 T = 8
 
 
@@ -75,15 +75,13 @@ PRIMITIVES = {
 
 
 def by_nirtorch(path: str) -> tuple[nn.Module, list[nn.Module]]:
-    nirtorch = pytest.importorskip("nirtorch", reason="nirtorch is not installed")
+    nirtorch = needs("nirtorch")
     model = nirtorch.nir_to_torch(path, PRIMITIVES)
     return model, [m for name, m in model.named_modules() if name.endswith("_spikes")]
 
 
 def by_spikingjelly(path: str, soft: bool = True) -> tuple[nn.Module, list[nn.Module]]:
-    exchange = pytest.importorskip(
-        "spikingjelly.activation_based.nir_exchange", reason="SpikingJelly with NIR is not installed"
-    )
+    exchange = needs("spikingjelly.activation_based.nir_exchange")
     from spikingjelly.activation_based.neuron import IFNode
 
     model = exchange.import_from_nir(path, dt=1.0)
@@ -95,7 +93,7 @@ def by_spikingjelly(path: str, soft: bool = True) -> tuple[nn.Module, list[nn.Mo
 
 
 def by_snntorch(path: str, soft: bool = True) -> tuple[nn.Module, list[nn.Module]]:
-    module = pytest.importorskip("snntorch.import_nir", reason="snnTorch with NIR is not installed")
+    module = needs("snntorch.import_nir")
     from snntorch import Leaky
 
     with contextlib.redirect_stdout(io.StringIO()):
@@ -123,7 +121,7 @@ class Stepped(nn.Module):
 
 
 def by_sinabs(path: str, batch: int, soft: bool = True) -> tuple[nn.Module, list[nn.Module]]:
-    sinabs = pytest.importorskip("sinabs.nir", reason="sinabs with NIR is not installed")
+    sinabs = needs("sinabs.nir")
     from sinabs.activation import SingleSpike
     from sinabs.layers import IAFSqueeze
 

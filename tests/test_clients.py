@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from extras import needs
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torch.utils.data import DataLoader
@@ -51,7 +52,7 @@ def assert_equal(a, b):
 
 @pytest.fixture(scope="module")
 def pl():
-    return pytest.importorskip("lightning.pytorch", reason="lightning is not installed")
+    return needs("lightning.pytorch")
 
 
 def module(pl, layers=tnn):
@@ -97,7 +98,7 @@ def trainer(pl, epochs=3, **options):
     lambda x, y: (y, te.ConstantInput(torch.rand(SAMPLES, 4), 8), te.ImpulseInput(torch.rand(SAMPLES, 4), 8)),
 ], ids=["list", "dict", "train", "inputs"])  # fmt: skip
 def test_lightning_finds_the_batch_size(make, pl, items):
-    extract = pytest.importorskip("lightning.pytorch.utilities.data").extract_batch_size
+    extract = needs("lightning.pytorch.utilities.data").extract_batch_size
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         assert extract(make(*torch.utils.data.default_collate(items))) == SAMPLES
@@ -145,7 +146,7 @@ def test_lightning_resumes_from_a_checkpoint_bit_for_bit(pl, items, tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_lightning_counts_flops_by_layer(pl):
-    summaries = pytest.importorskip("lightning.pytorch.utilities.model_summary")
+    summaries = needs("lightning.pytorch.utilities.model_summary")
 
     def summary(layers):
         one = module(pl, layers)
@@ -159,7 +160,7 @@ def test_lightning_counts_flops_by_layer(pl):
 
 @pytest.fixture
 def accelerator():
-    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+    accelerate = needs("accelerate")
 
     def make(**options):
         accelerate.state.AcceleratorState._reset_state(True)
@@ -192,7 +193,7 @@ def test_accelerate_trains(precision, accelerator, items):
 
 @pytest.mark.parametrize("first", ["train", "label"])
 def test_accelerate_cannot_dispatch_and_says_what_does(first, accelerator, items):
-    configuration = pytest.importorskip("accelerate.utils").DataLoaderConfiguration
+    configuration = needs("accelerate.utils").DataLoaderConfiguration
     ordered = items if first == "train" else [item[::-1] for item in items]
     dispatched = accelerator(dataloader_config=configuration(dispatch_batches=True)).prepare(loader(ordered))
     with pytest.raises(TypeError, match="dispatch_batches=False"):
@@ -204,7 +205,7 @@ def test_accelerate_cannot_dispatch_and_says_what_does(first, accelerator, items
 @pytest.mark.filterwarnings("ignore")
 def test_accelerate_offloads_whole_layers(accelerator, items):
     """A layer reads its batch norm's parameters itself, so it has to have them: that is preload_module_classes."""
-    accelerate = pytest.importorskip("accelerate")
+    accelerate = needs("accelerate")
     x, _ = torch.utils.data.default_collate(items)
     net, expected = network().eval(), network().eval()(x)
     accelerate.cpu_offload(net, torch.device("cpu"), preload_module_classes=["Linear"])
@@ -212,7 +213,7 @@ def test_accelerate_offloads_whole_layers(accelerator, items):
 
 
 def test_torchinfo_refuses_trains_and_takes_the_twin():
-    torchinfo = pytest.importorskip("torchinfo", reason="torchinfo is not installed")
+    torchinfo = needs("torchinfo")
     net, size = images().eval(), (1, 1, 8, 8)
     with pytest.raises(RuntimeError) as refusal:
         torchinfo.summary(net, size, verbose=0)

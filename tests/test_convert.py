@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from extras import needs
 from networks import Net
 from torch import Tensor, nn
 
@@ -105,7 +106,7 @@ def line() -> tuple[nn.Module, Tensor]:
 
 
 def resnet() -> tuple[nn.Module, Tensor]:
-    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+    models = needs("torchvision.models")
     return models.resnet18(num_classes=10), torch.rand(3, 3, 32, 32)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from extras import needs
 from torch import nn
 
 import tandem_snn as ts
@@ -39,10 +40,16 @@ NOT = {
 QUICK = ("torchvision squeezenet1_1", "timm regnetx_002", "timm mobilenetv2_050")
 
 
+def marked(name: str) -> Any:
+    if name in QUICK:
+        return pytest.param(name, marks=pytest.mark.clients) if name.startswith("timm") else name
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
 def make(name: str) -> nn.Module:
     """The model with random weights of seed 0, if its library is installed."""
     library, _, model = name.partition(" ")
-    pytest.importorskip(library, reason=f"{library} is not installed")
+    needs(library)
     torch.manual_seed(0)
     if library == "timm":
         return importlib.import_module("timm").create_model(model)  # type: ignore[no-any-return]
@@ -53,7 +60,7 @@ def make(name: str) -> nn.Module:
 
 
 @pytest.mark.filterwarnings("ignore:convert. .* takes no part in evaluation")
-@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in MODELS if n not in QUICK)])
+@pytest.mark.parametrize("name", map(marked, MODELS))
 def test_models(name: str) -> None:
     net, x = make(name), torch.rand(2, 3, MODELS[name], MODELS[name])
     snn = ts.convert(net, T=4, example=x[:1])

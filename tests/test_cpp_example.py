@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from extras import needs
 from networks import average, in_64ths, own_counts, trained
 from test_frozen_file import converted, events
 from test_frozen_window import NETWORKS
@@ -20,7 +21,7 @@ from tandem_snn.frozen.lowering import lower
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "python" / "examples" / "cpp"
-pytest.importorskip("safetensors", reason="safetensors is not installed")
+needs("safetensors")
 
 
 def spikes_of(frozen: ts.FrozenNetwork, x: Any) -> tuple[dict[str, int], Tensor]:

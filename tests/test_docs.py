@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from extras import needs
 
 from train import make_parser
 
@@ -18,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 OTHERS = ("spikingjelly", "snntorch", "nir", "onnx", "onnxruntime", "tonic")  # libraries that a page is about
+SIMULATORS = re.compile("spikingjelly|snntorch")
 PROJECT = [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]  # what they name is there too
 NOTEBOOKS = ("tutorial-events.md",)  # pages whose code is that of a notebook, which takes data and minutes
 NOT_RUN = ("pip install", "make ")  # they change the environment; the tests of the build are about them
@@ -28,8 +30,11 @@ def blocks(page, *languages):
 
 
 def having(*languages):
+    """The pages with code in these languages; that of simulators is no part of `make test`."""
     found = [page for page in PAGES if blocks(page, *languages)]
-    return pytest.mark.parametrize("page", found, ids=[str(page.relative_to(ROOT)) for page in found])
+    marks = [[pytest.mark.clients] * bool(SIMULATORS.search("".join(blocks(page, *languages)))) for page in found]
+    pages = [pytest.param(p, marks=m, id=str(p.relative_to(ROOT))) for p, m in zip(found, marks, strict=True)]
+    return pytest.mark.parametrize("page", pages)
 
 
 @having("python")
@@ -45,7 +50,7 @@ def test_code_runs(page, tmp_path, monkeypatch):
     except ModuleNotFoundError as error:
         if str(error.name).split(".")[0] not in OTHERS:
             raise
-        pytest.skip(f"{error.name} is not installed")
+        needs(str(error.name))
 
 
 @having("sh")
@@ -106,8 +111,8 @@ def test_every_page_is_in_the_navigation():
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    pytest.importorskip("mkdocs", reason="mkdocs is not installed")
-    pytest.importorskip("mkdocstrings", reason="mkdocstrings is not installed")
+    needs("mkdocs")
+    needs("mkdocstrings")
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "-q", "--strict", "--site-dir", folder]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from extras import needs
 
 import tandem_ext as te
 import tandem_snn
@@ -34,7 +35,7 @@ def test_examples(name, tmp_path, monkeypatch):
     module = importlib.import_module(name)
     for package in ("nir", "onnx"):
         if package in name:
-            pytest.importorskip(package, reason=f"the package {package} is not installed")
+            needs(package)
     names = {"torch": torch, "nn": torch.nn, "te": te, "tnn": tnn, "ts": ts, "tandem_snn": tandem_snn}
     assert doctest.testmod(module, extraglobs=names).failed == 0
 
@@ -64,7 +65,7 @@ EXAMPLES = Path(__file__).parents[1] / "python" / "examples"
 
 
 def run(name: str, folder: Path, *arguments: str) -> str:
-    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    needs("sklearn")
     done = subprocess.run([sys.executable, EXAMPLES / name, *arguments], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 import torch
+from extras import needs
 
 import tandem_ext as te
 from data import augmented, load
@@ -95,7 +96,7 @@ def write_n_mnist(path, events):
 
 @pytest.fixture
 def n_mnist(tmp_path):
-    pytest.importorskip("tonic")
+    needs("tonic")
     for part, n in ("Train", 3), ("Test", 1):
         for digit in range(10):
             for i in range(n):
@@ -123,7 +124,7 @@ def test_trains_are_augmented_as_images_are(n_mnist):
 
 
 def test_gestures_are_read(tmp_path):
-    pytest.importorskip("tonic")
+    needs("tonic")
     for part, users in ("ibmGestureTrain", (1, 2)), ("ibmGestureTest", (24,)):
         for user in users:
             for gesture in 0, 10:
@@ -159,7 +160,7 @@ def aedat4(events):
 
 def test_cifar10_dvs_is_read(tmp_path):
     """Every tenth recording of a class is a test sample."""
-    pytest.importorskip("aedat")
+    needs("aedat")
     for c, name in enumerate(["airplane", "automobile", "bird"]):
         folder = tmp_path / "CIFAR10DVS" / name
         folder.mkdir(parents=True)
@@ -180,7 +181,7 @@ def write_idx(path, values):
 
 @pytest.fixture
 def mnist(tmp_path):
-    pytest.importorskip("torchvision")
+    needs("torchvision")
     draw = np.random.default_rng(0)
     for part, n in ("train", 24), ("t10k", 10):
         write_idx(tmp_path / f"MNIST/raw/{part}-images-idx3-ubyte", draw.integers(256, size=(n, 28, 28)))
@@ -195,8 +196,8 @@ def test_mnist_is_read(mnist):
 
 
 def test_image_files_are_read(tmp_path):
-    image = pytest.importorskip("PIL.Image")
-    pytest.importorskip("torchvision")
+    image = needs("PIL.Image")
+    needs("torchvision")
     draw, pixels = np.random.default_rng(0), {}
     for part in "train", "test":
         for i, name in enumerate(["cat", "dog"]):

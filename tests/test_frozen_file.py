@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from extras import needs
 from networks import Net, lif, trained
 from test_frozen_window import NETWORKS, of_timing
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from tandem_snn.frozen.lowering import lower
 from tandem_snn.frozen.program import FORMAT
 from tandem_snn.frozen.stages import FIELDS, HEADER, KINDS
 
-pytest.importorskip("safetensors", reason="safetensors is not installed")
+needs("safetensors")
 
 
 def through_a_file(frozen: ts.FrozenNetwork, folder: Path) -> ts.FrozenNetwork:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import bursts, train, train_with_edge
+from extras import needs
 from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
@@ -123,8 +124,9 @@ def test_flops_of_one_dimension_and_of_int8_weights():
     assert counter.get_total_flops() == 2 * (3 * 4 * 10 * 5 * 3 + 3 * 7 * 5)
 
 
+@pytest.mark.clients
 def test_fvcore_counts_the_same():
-    fvcore = pytest.importorskip("fvcore.nn", reason="fvcore is not installed")
+    fvcore = needs("fvcore.nn")
     net, x = network(8).eval(), torch.rand(2, 1, 16, 16)
     handles = te.flops.fvcore_handles()
     with torch.no_grad():

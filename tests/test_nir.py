@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from extras import needs
 from networks import assert_same, differing, dyadic, images, network, own_counts
 from nir_simulators import T, by_nirtorch, by_sinabs, counts_of, file_of
 from test_convert import Block
@@ -19,7 +20,7 @@ from tandem_snn import calibrate, convert, freeze, from_nir, to_nir
 from tandem_snn.errors import UserError
 from tandem_snn.frozen.stages import CannotLower
 
-nir = pytest.importorskip("nir", reason="the package nir is not installed")
+nir = needs("nir")
 
 
 def pooled() -> tuple[nn.Module, Any]:
@@ -174,7 +175,14 @@ def test_every_network_comes_back_and_again(name: str, form: str, tmp_path: Path
     assert_same(ours, own_counts(from_nir(to_nir(back, x, neurons=form)), x))
 
 
-def test_an_initial_potential_and_batch_norm_by_primitives(tmp_path: Path) -> None:
+READERS = {
+    "ours": lambda path, x: own_counts(from_nir(path), x),
+    "nirtorch": lambda path, x: counts_of(*by_nirtorch(path), x),
+}
+
+
+@pytest.mark.parametrize("reader", ["ours", pytest.param("nirtorch", marks=pytest.mark.clients)])
+def test_an_initial_potential_and_batch_norm_by_primitives(reader: str, tmp_path: Path) -> None:
     """A converted ANN: gains, thresholds, batch norm and v_init, all folded; not dyadic, so nearly always equal."""
     layers = [nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 10)]
     x = images()
@@ -186,10 +194,9 @@ def test_an_initial_potential_and_batch_norm_by_primitives(tmp_path: Path) -> No
     with pytest.raises(CannotLower, match="primitives"):
         to_nir(net, x)
     path = file_of(freeze(net), x, tmp_path, neurons="primitives")
-    ours = own_counts(net, x)
-    for model in (own_counts(from_nir(path), x), counts_of(*by_nirtorch(path), x)):
-        assert differing(ours[0], model[0])[0] < 1e-4
-        torch.testing.assert_close(model[1], ours[1], atol=0.2, rtol=1e-3)
+    ours, model = own_counts(net, x), READERS[reader](path, x)
+    assert differing(ours[0], model[0])[0] < 1e-4
+    torch.testing.assert_close(model[1], ours[1], atol=0.2, rtol=1e-3)
 
 
 def test_averages_of_thirds_are_sums(tmp_path: Path) -> None:

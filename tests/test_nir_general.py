@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from extras import needs
 from networks import Net, assert_same, dyadic, own_counts
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from tandem_snn.frozen.stages import CannotLower
 from tandem_snn.nn import SpikingLayer
 from tandem_snn.nn.general import Neurons
 
-nir = pytest.importorskip("nir", reason="the package nir is not installed")
+nir = needs("nir")
 T = 8
 
 

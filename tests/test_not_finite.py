@@ -10,6 +10,7 @@ import pickle
 import pytest
 import torch
 from cases import dyadic, train
+from extras import needs
 from networks import in_windows
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -234,8 +235,8 @@ def test_a_bad_train_spoils_a_frozen_network():
 
 
 def test_onnx(tmp_path):
-    pytest.importorskip("onnx", reason="onnx is not installed")
-    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    needs("onnx")
+    needs("onnxruntime")
     from test_onnx import by_onnxruntime
 
     for (net, x), steps in ((late(), [[], [], [1], [1]]), (made("conv")[::2], [[1]] * T)):

@@ -6,8 +6,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from extras import needs
 
-nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
+nbformat = needs("nbformat")
+pytestmark = pytest.mark.clients
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "examples/notebooks").glob("*.ipynb"))
@@ -47,8 +49,8 @@ def test_the_page_of_events_has_the_notebooks_code():
 
 
 def execute(path, folder, *, before=None, after):
-    nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
-    pytest.importorskip("ipykernel", reason="ipykernel is not installed")
+    nbclient = needs("nbclient")
+    needs("ipykernel")
     notebook = nbformat.read(path, 4)
     if before is not None:
         notebook.cells.insert(0, nbformat.v4.new_code_cell(before))
@@ -56,7 +58,6 @@ def execute(path, folder, *, before=None, after):
     nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}}).execute()
 
 
-@pytest.mark.clients
 @pytest.mark.parametrize(("name", "after"), [
     ("ten-minutes", "assert accuracy > 0.95"),
     ("convert-and-deploy", "assert found[8][1] > found['ANN'] - 1.5 and right > 0.94"),
@@ -65,10 +66,9 @@ def test_they_run(name, after, tmp_path):
     execute(ROOT / f"examples/notebooks/{name}.ipynb", tmp_path, after=after)
 
 
-@pytest.mark.clients
 def test_events_runs(tmp_path):
     for package in "lightning", "tonic":
-        pytest.importorskip(package, reason=f"{package} is not installed")
+        needs(package)
     recordings = Path(os.environ.get("TANDEM_DATA", "")).resolve() / "NMNIST"
     if not (recordings / "Train").is_dir():
         pytest.skip("TANDEM_DATA holds no NMNIST")

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from extras import needs
 from networks import (
     average,
     conv,
@@ -29,8 +30,8 @@ import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
 
-onnx = pytest.importorskip("onnx", reason="onnx is not installed")
-ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+onnx = needs("onnx")
+ort = needs("onnxruntime")
 T = 8
 
 

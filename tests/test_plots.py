@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from extras import needs
 
 import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
 
-matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+matplotlib = needs("matplotlib")
 matplotlib.use("agg")
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import dyadic, train
+from extras import needs
 from test_distributed import free_port
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -212,7 +213,7 @@ def test_activation_checkpointing():
 
 
 def test_weights_are_plain_tensors_in_files(tmp_path):
-    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors = needs("safetensors.torch")
     net, x = everything(), batch(4)[0]
     net(x)
     torch.save(net.state_dict(), tmp_path / "net.pt")

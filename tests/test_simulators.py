@@ -6,6 +6,7 @@ from pathlib import Path
 
 import networks
 import pytest
+from extras import needs
 from networks import differing, images, meeting, network, own_counts
 from nir_simulators import by_nirtorch, by_sinabs, by_snntorch, by_spikingjelly, counts_of, file_of
 
@@ -16,7 +17,7 @@ EXAMPLE = Path(__file__).parents[1] / "python" / "examples" / "spikingjelly.py"
 
 def test_networks_of_spikingjelly_are_copied_there_and_back() -> None:
     """The example compares every neuron of networks with IF and LIF neurons."""
-    pytest.importorskip("spikingjelly", reason="SpikingJelly is not installed")
+    needs("spikingjelly")
     done = subprocess.run([sys.executable, EXAMPLE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("the same counts in both libraries") == 2

@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from extras import needs
 from test_experiment_data import write_n_mnist
 from torch.utils.data import DataLoader
 
 import tandem_ext as te
 from tandem_snn.tonic import bin_events, from_tonic
 
-tonic = pytest.importorskip("tonic", reason="tonic is not installed")
-h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+tonic = needs("tonic")
+h5py = needs("h5py")
 
 SENSOR = (12, 9, 2)
 FIELDS = np.dtype([("t", int), ("x", int), ("y", int), ("p", int)])
@@ -193,7 +194,7 @@ def test_heidelberg_files(name, tmp_path):
 
 
 def test_asl_dvs_files(tmp_path):
-    scipy_io = pytest.importorskip("scipy.io", reason="scipy is not installed")
+    scipy_io = needs("scipy.io")
     folder = tmp_path / "ASLDVS" / "c"
     folder.mkdir(parents=True)
     (tmp_path / "ASLDVS" / "ASLDVS.zip").touch()

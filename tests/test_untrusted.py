@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from extras import needs
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -57,7 +58,7 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
 
 
 def nir_file(path: Path) -> bytes:
-    nir = pytest.importorskip("nir", reason="the package nir is not installed")
+    nir = needs("nir")
     net = nn.Sequential(tnn.Encoder(8), tnn.Conv2d(1, 2, 3), tnn.Flatten(), tnn.Linear(8, 3), tnn.Readout(3, 2))
     nir.write(path, ts.to_nir(net.eval(), torch.rand(1, 1, 4, 4)))
     return path.read_bytes()
@@ -94,7 +95,7 @@ def test_damaged_nir_files_are_read_or_refused(tmp_path: Path) -> None:
 
 
 def test_hdf5_that_declares_more_than_it_holds(tmp_path: Path) -> None:
-    h5py = pytest.importorskip("h5py", reason="h5py is not installed")
+    h5py = needs("h5py")
     path, outside = tmp_path / "x.nir", tmp_path / "secret"
     outside.write_bytes(b"secret" * 1000)
 
@@ -131,7 +132,7 @@ NAMES = ['x") or print("', "a.b", "class", "0", "a b", "\n", "forward", "graph",
 @pytest.mark.parametrize("name", [*NAMES, 'n") or getattr(__import__("os"), "mkdir")("pwned") or getattr(self, "n'])
 def test_names_of_nir_nodes_are_no_code(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     """torch.fx writes the names of modules into a program."""
-    nir = pytest.importorskip("nir", reason="the package nir is not installed")
+    nir = needs("nir")
     monkeypatch.chdir(tmp_path)
     net = nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 3), tnn.Linear(3, 3), tnn.Readout(3, 2)).eval()
     x = torch.rand(2, 4)
@@ -151,7 +152,7 @@ def test_names_of_nir_nodes_are_no_code(name: str, tmp_path: Path, monkeypatch: 
 @quiet
 @given(st.data())
 def test_nir_graphs_of_any_arrays(drawn: Any) -> None:
-    pytest.importorskip("nir", reason="the package nir is not installed")
+    needs("nir")
     net = nn.Sequential(tnn.Encoder(8), tnn.Conv2d(1, 2, 3), tnn.AvgPool2d(2), tnn.Flatten(), tnn.Linear(2, 3),
                         tnn.Readout(3, 2)).eval()  # fmt: skip
     graph = ts.to_nir(net, torch.rand(1, 1, 4, 4), neurons=drawn.draw(st.sampled_from(["IF", "primitives"])))

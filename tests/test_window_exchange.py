@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from extras import needs
 from networks import assert_same, dyadic, images, network, own_counts
 from nir_simulators import by_spikingjelly, file_of
 from torch import nn
@@ -59,7 +60,7 @@ NETWORKS: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_what_nir_is_given_comes_back(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("nir", reason="the package nir is not installed")
+    needs("nir")
     net, x = NETWORKS[name]()
     back = ts.from_nir(file_of(net, x, tmp_path)).eval()
     assert_same(own_counts(net, x), own_counts(back, x))
@@ -69,7 +70,7 @@ def test_what_nir_is_given_comes_back(name: str, tmp_path: Path) -> None:
 
 
 def test_what_a_reader_of_nir_must_know() -> None:
-    nir = pytest.importorskip("nir", reason="the package nir is not installed")
+    nir = needs("nir")
     net, x = NETWORKS["every other"]()
     graph = ts.to_nir(net, x)
     neurons = {name: node.metadata for name, node in graph.nodes.items() if isinstance(node, nir.IF)}
@@ -87,10 +88,11 @@ def test_what_a_reader_of_nir_must_know() -> None:
         facts[key] = before
 
 
+@pytest.mark.clients
 @torch.no_grad()
 def test_spikingjelly_runs_the_file_layer_by_layer(tmp_path: Path) -> None:
     """Its import, and the two phases that the metadata ask for: currents are added up, then the neurons fire."""
-    nir = pytest.importorskip("nir", reason="the package nir is not installed")
+    nir = needs("nir")
     net, x = NETWORKS["chain"]()
     path = file_of(net, x, tmp_path)
     model, _ = by_spikingjelly(path)
