@@ -35,6 +35,22 @@ ScalarType type_of(DType weights) {
   return weights == DType::kFloat16 ? ScalarType::Half : ScalarType::Float;
 }
 
+// Whether torch gets the tensors of a convolution channels-last, and the layout: as in Product.direct of
+// tandem_ext/functional/products.py, with the same bits.
+bool runs_channels_last(const Instruction& i) {
+  if (i.axes != 2) return false;
+  const bool reads_wrong = i.channels == 1 && i.stride_h == 1 && i.stride_w > 1;
+  const bool strided = std::max(i.stride_h, i.stride_w) > 1;
+  const bool writes_wrong = i.channels < 16 && i.kernel_h == 1 && i.kernel_w == 1 && strided;
+  return !reads_wrong && !writes_wrong;
+}
+
+Tensor laid_out(const Tensor& x, bool last) {
+  const Shape shape = shape_of(x);
+  const int lead = last ? 1 : static_cast<int>(shape.size());
+  return view_channels_last(to_channels_last(x, lead), shape, lead);
+}
+
 class TorchNumbers : public network::Host {
  public:
   // `input` is float32 for every `type`, the type of the arithmetic. `address`: by which the executor names it, if not
@@ -57,10 +73,12 @@ class TorchNumbers : public network::Host {
     }
     Shape size = of_axes(i.axes, i.kernel_h, i.kernel_w);
     size.insert(size.begin(), {i.outputs, i.channels});
-    const Tensor y = aten::convolution(images, rounded(view(weight, size)), of_axes(i.axes, i.stride_h, i.stride_w),
-                                       of_axes(i.axes, i.padding_h, i.padding_w),
-                                       of_axes(i.axes, i.dilation_h, i.dilation_w), i.groups);
-    return keep(w, to_channels_last(y, 1));
+    const bool last = runs_channels_last(i);
+    const auto wide = [&](const Tensor& x) { return laid_out(aten::to_type(x, ScalarType::Float), last); };
+    const Tensor y = aten::convolution(
+        wide(images), wide(rounded(view(weight, size))), of_axes(i.axes, i.stride_h, i.stride_w),
+        of_axes(i.axes, i.padding_h, i.padding_w), of_axes(i.axes, i.dilation_h, i.dilation_w), i.groups);
+    return keep(w, to_channels_last(rounded(y), 1));
   }
 
   const float* mean(const RealWindow& w, bool channels_last, const float* x) override {

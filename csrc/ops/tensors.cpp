@@ -110,7 +110,7 @@ Tensor view_channels_last(const Tensor& dense, const Shape& shape, int lead) {
   const Shape strides = channels_last_strides(shape, lead);
   AtenTensorHandle handle = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(dense.get(), static_cast<int64_t>(shape.size()), shape.data(),
-                                                        strides.data(), dense.storage_offset(), &handle));
+                                                        strides.data(), 0, &handle));
   return Tensor(handle);
 }
 

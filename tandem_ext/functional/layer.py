@@ -14,7 +14,7 @@ from ..signal import needs_grad
 from ..train import SpikeTrain, spoiled
 from .autograd import Fire, WindowProduct, apply, run
 from .neuron import cast, channels_of, fold, in_units, over_space, per_channel, tensors_of, with_gain
-from .products import Product
+from .products import Product, autocast_dtype
 from .settings import Static
 
 Input = SpikeTrain | ConstantInput | ImpulseInput
@@ -111,15 +111,6 @@ def fitted(x: Input, weight: Tensor, product: Any) -> tuple[Any, Tensor, tuple[i
     if not isinstance(x, SpikeTrain):
         checks.direct_dtype(x.x, weight)
     return x, cast(weight, autocast_dtype(weight)), shape
-
-
-def autocast_dtype(weight: Tensor) -> torch.dtype:
-    """Return the dtype that torch.autocast gives to a product with this weight."""
-    if torch._C._is_any_autocast_enabled() and weight.dtype not in (torch.float64, torch.int8):
-        device = weight.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            return torch.get_autocast_dtype(device)
-    return weight.dtype
 
 
 def by_channel(x: Any, weight: Tensor, product: Product) -> tuple[Any, Tensor]:

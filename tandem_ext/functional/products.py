@@ -51,11 +51,32 @@ class Product(NamedTuple):
         gain = gain.view(self.groups, 1, -1, *[1] * (weight.dim() - 2))
         return (weight.unflatten(0, (self.groups, -1)) * gain).flatten(0, 1).to(weight.dtype)
 
-    def direct(self, x: Tensor, weight: Tensor) -> Tensor:
+    def runs_channels_last(self, weight: Tensor) -> bool:
+        """Return whether torch gets the tensors of this convolution channels-last, as the neurons are.
+
+        That is up to six times faster, but oneDNN (torch 2.13) reads foreign memory for one input channel, one column
+        of outputs and only a horizontal stride, and writes to it in the weight gradient of strided 1x1 kernels with 2
+        to 15 input channels. ``csrc/ops/frozen.cpp`` decides alike; tests/first_layers.py searches for other shapes.
+        """
+        if weight.dim() != 4:
+            return False
+        channels, *kernel = weight.shape[1:]
+        reads_wrong = channels == 1 and self.stride[0] == 1 < self.stride[1]
+        writes_wrong = channels < 16 and kernel == [1, 1] and max(self.stride) > 1
+        return not (reads_wrong or writes_wrong)
+
+    def direct(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return the product with a real-valued input."""
         if not self.stride:
-            return F.linear(x, weight)
-        return _CONV[weight.dim()](x, channels_last(weight), None, *self.geometry)
+            return F.linear(x, weight, bias)
+        dtype, last = autocast_dtype(weight), self.runs_channels_last(weight)
+        x, weight = laid_out(x, last), laid_out(weight, last)
+        convolution: Any = _CONV[weight.dim()]
+        if not is_widened(dtype, weight):
+            return convolution(x, weight, bias, *self.geometry)
+        with torch.autocast("cpu", enabled=False):
+            wide = [None if t is None else t.to(dtype).float() for t in (x, weight, bias)]
+            return convolution(*wide, *self.geometry).to(dtype)
 
     def window(self, stored: Tensor, T: int, timing: str, weight: Tensor) -> Tensor:
         """Return W c, the sum of the products over the window: [B, N, *space] in the compute dtype."""
@@ -72,32 +93,53 @@ class Product(NamedTuple):
         if weight.numel() == 0:  # torch's convolution_backward does not support it
             zeros = stored.new_zeros(stored.shape[1:], dtype=weight.dtype)
             return zeros if needs_input else None, torch.zeros_like(weight) if needs_weight else None
+        dtype, last = weight.dtype, self.runs_channels_last(weight)
+        if is_widened(dtype, weight):
+            grad, weight = grad.float(), weight.float()
         if needs_weight:
-            counts = counts_of(stored, timing, weight.dtype)
+            counts = laid_out(counts_of(stored, timing, weight.dtype), last)
         elif needs_input:
             counts = weight.new_empty(()).expand(stored.shape[1:])  # only its shape is used
         else:
             return None, None
         grad_input, grad_weight, _ = torch.ops.aten.convolution_backward.default(
-            grad, counts, weight, None, self.stride, self.padding, self.dilation, False, [0] * len(self.stride),
-            self.groups, [needs_input, needs_weight, False],
+            laid_out(grad, last), counts, laid_out(weight, last), None, self.stride, self.padding, self.dilation, False,
+            [0] * len(self.stride), self.groups, [needs_input, needs_weight, False],
         )  # fmt: skip
-        return grad_input, grad_weight
+        return grad_input.to(dtype) if needs_input else None, grad_weight.to(dtype) if needs_weight else None
 
 
 LINEAR = Product()
 _window_product = _ops.window_product.default
 
 
-def channels_last(x: Tensor) -> Tensor:
-    """Lay out the input or weight [B, C, H, W] of a convolution so that torch's result is channels-last.
+def autocast_dtype(weight: Tensor) -> torch.dtype:
+    """Return the dtype that torch.autocast gives to a product with this weight."""
+    if torch._C._is_any_autocast_enabled() and weight.dtype not in (torch.float64, torch.int8):
+        device = weight.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+    return weight.dtype
 
-    ``contiguous(memory_format=torch.channels_last)`` does not change a tensor with one channel, and then the result has
-    another layout than the neurons, which is several times slower on the CPU.
+
+def is_widened(dtype: torch.dtype, weight: Tensor) -> bool:
+    """Return whether convolutions in this dtype multiply float32 and round once.
+
+    On a CPU, oneDNN's bfloat16 convolutions leave weights' gradients uninitialised: where a weight meets padding only,
+    and channels-last with groups.
     """
-    if x.dim() != 4:
-        return x
-    return x.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
+    return dtype in (torch.bfloat16, torch.float16) and weight.device.type == "cpu"
+
+
+def laid_out(x: Tensor, last: bool) -> Tensor:
+    """Lay out a tensor [B, C, *space] with its channels last, or contiguous; a copy only if it is neither.
+
+    Sizes of one get the strides of the layout too, which ``contiguous(memory_format=...)`` leaves as they are: torch
+    takes the layout of its result, and its algorithm, from them.
+    """
+    dense = x.movedim(1, -1) if last else x
+    dense = dense.reshape(-1).view(dense.shape)
+    return dense.movedim(-1, 1) if last else dense
 
 
 def convolution(kernel: Sequence[int], stride: Any, padding: Any, dilation: Any, groups: Any) -> Product:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.neuron import over_inputs
-from tandem_ext.functional.products import Product
+from tandem_ext.functional.products import LINEAR, Product
 from tandem_ext.train import add_flags
 
 from .. import nn as tnn
@@ -33,7 +33,6 @@ ABSENT, INPUT = CONSTANTS["absent"], CONSTANTS["input"]  # the numbers of two sp
 SIGNALS: dict[str, Any] = {"direct": ConstantInput, "zero_expand": ImpulseInput, "events": SpikeTrain}
 FORMS = {"popcount": "window", "burst": "step"}  # stages that convert trains to the form of another timing
 Pair = tuple[int, int]
-_CONV: dict[int, Callable[..., Tensor]] = {3: F.conv1d, 4: F.conv2d}
 
 
 class CannotLower(ValueError):
@@ -193,12 +192,13 @@ class Stage(nn.Module):
     def _geometry(self) -> tuple[Any, ...]:
         return *(self.over_axes(sizes) for sizes in (self.stride, self.padding, self.dilation)), self.groups
 
+    def _synapses(self) -> Product:
+        return Product(*self._geometry()) if self.axes else LINEAR
+
     def _product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         weight = self.real_weight()
         checks.direct_dtype(x, weight)
-        if self.axes == 0:
-            return F.linear(x, weight, bias)
-        return _CONV[weight.dim()](self._padded(x), weight, bias, *self._geometry())
+        return self._synapses().direct(self._padded(x), weight, bias)
 
     def _padded(self, x: Tensor) -> Tensor:
         below, right = self.after
@@ -211,10 +211,8 @@ class Stage(nn.Module):
     def _output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the neurons, [B, N, *space]; raise ValueError if the input does not fit."""
         assert self.weight is not None
-        if self.axes == 0:
-            return Product().output_shape(shape, self.weight)
         space = (size + after for size, after in zip(shape[2:], self.over_axes(self.after), strict=False))
-        return Product(*self._geometry()).output_shape((*shape[:2], *space), self.weight)
+        return self._synapses().output_shape((*shape[:2], *space), self.weight)
 
 
 class _InForm(nn.Module):

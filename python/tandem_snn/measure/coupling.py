@@ -106,9 +106,9 @@ def activations(net: nn.Module, x: Any) -> list[Activation]:
 
 def _product(layer: Any, counts: Tensor) -> Tensor:
     """W·counts, without the bias."""
-    product = nn.functional.linear if isinstance(layer, tnn.Readout) else layer._product
-    geometry = () if isinstance(layer, tnn.Readout) else layer._geometry()
-    return product(counts.to(layer.weight.dtype), layer.used_weight(), None, *geometry)
+    if isinstance(layer, tnn.Readout):
+        return nn.functional.linear(counts.to(layer.weight.dtype), layer.used_weight())
+    return layer.real_product(counts)
 
 
 def _compare(layer: Activation) -> Mismatch:

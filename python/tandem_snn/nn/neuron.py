@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import Unpack
@@ -36,7 +36,6 @@ class SpikingLayer(HasNeurons):
     The keyword arguments :class:`NeuronOptions` become attributes, which may be changed.
     """
 
-    _product: ClassVar[Callable[..., Tensor]]
     _norm_class: ClassVar[type[_BatchNorm]]
 
     weight: Tensor
@@ -210,8 +209,12 @@ class SpikingLayer(HasNeurons):
         return torch.stack(trace[1:])
 
     def _ann_product(self, x: Signal | Tensor) -> Tensor:
-        counts = effective_counts(x).to(self.weight.dtype)
-        return self._product(counts, self.used_weight(), self.bias, *self._geometry())
+        return self.real_product(effective_counts(x), self.bias)
+
+    def real_product(self, counts: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return the product of the weights with real numbers, [B, *features]."""
+        product, counts = self.synapses(), counts.to(self.weight.dtype)
+        return product.direct(F.pad(counts, product.sides) if product.sides else counts, self.used_weight(), bias)
 
     def _window_product(self, x: Signal) -> Tensor:
         """Return the input of batch norm: the product at the counts of x, computed by the same kernel as the spikes."""

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
-from tandem_ext.functional.layer import autocast_dtype, by_channel
+from tandem_ext.functional.layer import by_channel
 from tandem_ext.functional.neuron import cast
-from tandem_ext.functional.products import LINEAR
+from tandem_ext.functional.products import LINEAR, autocast_dtype
 from tandem_ext.ops import counts_dtype
 
 from .quantise import check_bits, rounded

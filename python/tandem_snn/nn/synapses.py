@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from typing_extensions import Unpack
 
@@ -38,7 +37,6 @@ class Linear(SpikingLayer, nn.Linear):  # type: ignore[misc]  # its forward give
     SpikeTrain(T=8, shape=[2, 800], gain=1.0, device=cpu)
     """
 
-    _product = staticmethod(F.linear)
     _norm_class = nn.BatchNorm1d
 
     def __init__(
@@ -107,7 +105,6 @@ class Conv1d(_Conv, nn.Conv1d):  # type: ignore[misc]  # its forward gives a tra
     """
 
     _torch: ClassVar[Any] = nn.Conv1d
-    _product = staticmethod(F.conv1d)
     _norm_class = nn.BatchNorm1d
 
 
@@ -129,5 +126,4 @@ class Conv2d(_Conv, nn.Conv2d):  # type: ignore[misc]  # its forward gives a tra
     """
 
     _torch: ClassVar[Any] = nn.Conv2d
-    _product = staticmethod(F.conv2d)
     _norm_class = nn.BatchNorm2d
