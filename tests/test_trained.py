@@ -136,7 +136,7 @@ def conserving(layer, checked):
             counts = train.counts
             assert bool(((counts >= 0) & (counts <= train.T)).all())
             assert torch.equal(counts, te.counts(train.planes))
-            left = counts * threshold + v - v_init
+            left = counts * threshold + v - (0 if v_init is None else v_init)
             # Eight float32 additions of currents, and a product in another order.
             assert torch.allclose(left, z, rtol=1e-4, atol=1e-3)
         checked.append(type(x).__name__)

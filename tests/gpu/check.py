@@ -213,7 +213,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1 if why else 0
     if options.library is not None:
         os.environ["TANDEM_LIBRARY"] = str(options.library.resolve())
-    folders = [str(ROOT), str(ROOT / "python"), str(ROOT / "tests"), str(ROOT / "tests" / "benchmarks")]
+    names = ("", "python", "python/experiments", "tests", "tests/benchmarks")
+    folders = [str(ROOT / name) for name in names]
     sys.path[:0] = folders
     os.environ["PYTHONPATH"] = os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")])
     try:
