@@ -79,15 +79,18 @@ def headlines(result: dict[str, Any]) -> Iterator[str]:
 
 
 def section(result: dict[str, Any]) -> Iterator[str]:
-    """The cases that no other table has; those with independent spikes are in the file only."""
+    """The cases that no table above has; those with independent spikes are in the file only."""
+    threads, capability = result["threads"], result.get("capability")
     titles = {row["case"]: row["title"] for row in result["rows"] if row["base"] == "ANN" and "iid" not in row["case"]}
-    shown = ("cost-", "call", "kept")
-    if result["threads"] == 1 and not result.get("capability"):
-        shown += tuple(HEADLINES)
-        yield from ("### One thread, the machine of the first table", "")
+    left_out: tuple[str, ...] = ("cost-", "call", "kept")
+    if threads == 1 and not capability:
+        left_out += tuple(HEADLINES)
+        yield from ("### One thread", "", "The machine and the command of the first table.", "")
     else:
-        yield from (f"### {result['threads']} threads {result.get('capability') or ''}".strip(), "", about(result), "")
-    yield from compared(result, {case: title for case, title in titles.items() if not case.startswith(shown)})
+        titles = {case: HEADLINES[case] for case in HEADLINES if case in titles}
+        yield from (f"### {f'{threads} threads' if threads > 1 else 'One thread'} {capability or ''}".strip(), "")
+        yield from (about(result), "")
+    yield from compared(result, {case: title for case, title in titles.items() if not case.startswith(left_out)})
 
 
 def timings() -> Iterator[str]:
@@ -110,14 +113,14 @@ def timings() -> Iterator[str]:
 
 
 def verdicts() -> Iterator[str]:
-    """What has a limit and was measured with both timings."""
-    result, rows = read("timings-v4"), []
-    for row in result["rows"]:
+    """Of each case with a limit that was measured with both timings: the measured ratios, and the limits."""
+    for row in read("timings-v4")["rows"]:
+        found = []
         for way, limit in LIMITS.get(row["case"], {}).items():
             if way in row["values"]:
                 fast = row["values"][way][-1]
-                rows.append([row["case"], way, f"{limit:.2f}", f"{fast:.2f}", "met" if fast <= limit else "missed"])
-    yield from markdown(("case", "way", "limit", "measured", ""), rows)
+                found.append(f"{way} {fast:.2f} ({'met' if fast <= limit else 'missed'}: {limit:.2f})")
+        yield f"- {row['case']}: {'; '.join(found)}"
 
 
 def by_T(result: dict[str, Any], quantity: str) -> dict[int, dict[str, float]]:
