@@ -30,6 +30,12 @@ HEADLINES = {
     "mlp-infer-1-rate": "inference of that MLP, one sample",
     "conv-128-256-rate-10": "inference of a convolution, 128→256 channels",
 }
+OTHERS = {
+    "mlp-train-T16-rate": "training step, that MLP, T = 16", "conv-64-64-rate-10": "inference, convolution 64→64",
+    "conv-norm-train-rate": "training step, convolution 64→128, batch norm",
+    "linear-norm-train-rate": "training step, linear 800×800, batch norm",
+    "conv-net-train-20": "training step, convolutional network, 20 %",
+}  # fmt: skip
 WAYS = {
     "frozen": "frozen, step timing", "frozen, windows": "frozen, window timing", "frozen, 8 bits": "the same, 8 bits",
     "frozen, 8 bits, windows": "the same, 8 bits, window timing", "tandem": "step timing", "windows": "window timing",
@@ -78,19 +84,15 @@ def headlines(result: dict[str, Any]) -> Iterator[str]:
     yield from compared(result, HEADLINES)
 
 
-def section(result: dict[str, Any]) -> Iterator[str]:
-    """The cases that no table above has; those with independent spikes are in the file only."""
-    threads, capability = result["threads"], result.get("capability")
-    titles = {row["case"]: row["title"] for row in result["rows"] if row["base"] == "ANN" and "iid" not in row["case"]}
-    left_out: tuple[str, ...] = ("cost-", "call", "kept")
-    if threads == 1 and not capability:
-        left_out += tuple(HEADLINES)
-        yield from ("### One thread", "", "The machine and the command of the first table.", "")
-    else:
-        titles = {case: HEADLINES[case] for case in HEADLINES if case in titles}
-        yield from (f"### {f'{threads} threads' if threads > 1 else 'One thread'} {capability or ''}".strip(), "")
-        yield from (about(result), "")
-    yield from compared(result, {case: title for case, title in titles.items() if not case.startswith(left_out)})
+def section(result: dict[str, Any], first: dict[str, Any]) -> Iterator[str]:
+    """Other cases of the first result, or what most people come for elsewhere; all other rows are in the files."""
+    titles = OTHERS if result is first else HEADLINES
+    clock = f"{result['threads']} threads" if result["threads"] > 1 else "One thread"
+    yield from (f"### {clock} {result.get('capability') or ''}".strip(), "")
+    if result is not first:
+        yield from (f"{result['date'][:10]}; {machine_of(result)}.", "")
+    cases = [row["case"] for row in result["rows"]]
+    yield from compared(result, {case: title for case, title in titles.items() if case in cases})
 
 
 def timings() -> Iterator[str]:
@@ -172,7 +174,7 @@ def document(page: str) -> str:
     page = with_table(page, "headlines", headlines(measured[0]))
     page = with_table(page, "timings", timings())
     page = with_table(page, "cost", cost(measured[0]))
-    return with_table(page, "cases", [line for result in measured for line in section(result)])
+    return with_table(page, "cases", [line for result in measured for line in section(result, measured[0])])
 
 
 def contributors(page: str) -> str:
