@@ -100,7 +100,7 @@ def test_frozen_means_are_of_what_spikes_are_worth(pool: nn.Module, end: str, ti
         assert torch.equal(frozen(images), expected)
         assert torch.equal(frozen.net(images), expected)
         frozen.save(tmp_path / "net.tandem")
-        assert torch.equal(ts.load_frozen(tmp_path / "net.tandem")(images), expected)
+        assert torch.equal(ts.load(tmp_path / "net.tandem")(images), expected)
         assert torch.equal(frozen.readouts(images)[-1], expected)
         steps = [frozen.step(images) for _ in range(8 if timing == "step" else 24)]
         assert torch.equal(steps[-1], expected)

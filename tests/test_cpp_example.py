@@ -66,7 +66,7 @@ def digits() -> Tensor:
 def test_the_example_s_expected_output_is_python_s() -> None:
     """The C++ tests compare the program's output with this file."""
     expected = (EXAMPLE / "digits.txt").read_text()
-    assert text(ts.load_frozen(EXAMPLE / "digits.tandem"), digits()) == expected
+    assert text(ts.load(EXAMPLE / "digits.tandem"), digits()) == expected
     assert expected in (ROOT / "docs" / "deploy.md").read_text()
 
 

@@ -86,7 +86,7 @@ def test_train_and_deploy(tmp_path: Path) -> None:
     assert percent(deployed, "as trained:") == percent(trained, "SNN")
     assert percent(deployed, "8-bit weights:") > 95
     assert float(re.search(r"after ([\d.]+) of 8 steps", deployed)[1]) < 8
-    assert ts.load_frozen(folder / "snn.tandem").weight_bits == 8
+    assert ts.load(folder / "snn.tandem").weight_bits == 8
     assert (folder / "images.f32").stat().st_size == 10 * 64 * 4
 
 

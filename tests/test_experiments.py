@@ -266,7 +266,7 @@ def test_the_control_starts_from_the_twin(run):
 
 
 def test_the_file_for_inference_answers_as_the_network(run, digits):
-    from tandem_snn import load_frozen
+    import tandem_snn as ts
 
     weights = torch.load(run / "seed-1/snn.pt", weights_only=True)["weights"]
     net = create(tnn, "FC16", (1, 8, 8), 10, 8, timing="window", gate="clip").eval()
@@ -274,7 +274,7 @@ def test_the_file_for_inference_answers_as_the_network(run, digits):
     x, y = next(digits.test.batches(450))
     right = json.loads((run / "summary.json").read_text())["per_seed"][1]["right"]
     with torch.no_grad():
-        assert torch.equal(load_frozen(run / "seed-1/snn.tandem")(x), net(x))
+        assert torch.equal(ts.load(run / "seed-1/snn.tandem")(x), net(x))
         assert packed(net(x).argmax(1) == y) == right
 
 

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
-from tandem_snn.frozen import freeze, load_frozen
+from tandem_snn.frozen import freeze, load
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -64,7 +64,7 @@ def test_spikes_in(net: nn.Module, T: int) -> None:
 def test_what_a_spike_of_the_input_is_worth(net: nn.Module, tmp_path: Path) -> None:
     frozen, spikes = freeze(net), torch.rand(8, 7, 30).lt(0.4).float()
     frozen.save(tmp_path / "net.tandem")
-    loaded = load_frozen(tmp_path / "net.tandem")
+    loaded = load(tmp_path / "net.tandem")
     for gain in (1.0, 0.5, torch.tensor(2.0), torch.rand(30) + 0.5):
         x = te.SpikeTrain.from_dense(spikes, gain=gain)
         assert torch.equal(frozen(x), net(x))
@@ -82,7 +82,7 @@ def test_a_residual_that_is_given_without_its_name(tmp_path: Path) -> None:
     net, x = Shortcut(named=False).eval(), torch.rand(4, 6)
     frozen = freeze(net)
     frozen.save(tmp_path / "net.tandem")
-    for one in frozen, load_frozen(tmp_path / "net.tandem"):
+    for one in frozen, load(tmp_path / "net.tandem"):
         assert torch.equal(one(x), net(x))
         assert torch.equal(one.readouts(x)[-1], net(x))
 
@@ -252,8 +252,8 @@ def test_what_wraps_a_network_is_left_out(tmp_path: Path) -> None:
         assert torch.equal(frozen(x), freeze(net, weight_bits=3)(x))
         frozen.save(tmp_path / "net")
     with pytest.raises(ValueError, match="weight_bits: a network from a file cannot be rounded"):
-        freeze(load_frozen(tmp_path / "net"), weight_bits=2)
-    assert torch.equal(freeze(load_frozen(tmp_path / "net"))(x), frozen(x))
+        freeze(load(tmp_path / "net"), weight_bits=2)
+    assert torch.equal(freeze(load(tmp_path / "net"))(x), frozen(x))
 
 
 def test_a_call_keeps_its_T_when_another_thread_calls_with_another(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ needs("safetensors")
 
 def through_a_file(frozen: ts.FrozenNetwork, folder: Path) -> ts.FrozenNetwork:
     frozen.save(folder / "net.tandem")
-    loaded = ts.load_frozen(folder / "net.tandem")
+    loaded = ts.load(folder / "net.tandem")
     loaded.save(folder / "again.tandem")
     assert (folder / "net.tandem").read_bytes() == (folder / "again.tandem").read_bytes()
     ours, theirs = lower(frozen.net), loaded.net
@@ -101,7 +101,7 @@ def test_weights_of_few_bits_take_a_byte(tmp_path: Path) -> None:
     frozen = ts.freeze(net, weight_bits=4)
     frozen.save(tmp_path / "few")
     assert (tmp_path / "few").stat().st_size < 0.3 * (tmp_path / "float").stat().st_size
-    assert torch.equal(ts.load_frozen(tmp_path / "few")(x), frozen(x))
+    assert torch.equal(ts.load(tmp_path / "few")(x), frozen(x))
 
 
 def test_what_a_file_cannot_hold_is_named(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_what_a_file_cannot_hold_is_named(tmp_path: Path) -> None:
 def refused(path: Path, content: bytes, match: str = "net.tandem") -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match=match) as caught:
-        ts.load_frozen(path)
+        ts.load(path)
     assert str(path) in str(caught.value)
     assert len(str(caught.value)) < 500
 
@@ -163,7 +163,7 @@ def test_absurd_sizes_are_refused_before_anything_is_read(small: tuple[Path, byt
     path.write_bytes(content)
     os.truncate(path, 2**40)
     with pytest.raises(UserError, match="its header says"):
-        ts.load_frozen(path)
+        ts.load(path)
     os.truncate(path, 0)
     huge = {"w": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}, "__metadata__": {"checksum": "0"}}
     header = json.dumps(huge).encode()
@@ -180,9 +180,9 @@ def test_other_files_are_refused(small: tuple[Path, bytes]) -> None:
     refused(path, container.pack(tensors, facts, "tandem_snn frozen 5"), "another version")
     refused(path, container.pack(tensors, facts, "tandem_snn frozen 3"), "its format is 'tandem_snn frozen 3'")
     with pytest.raises(UserError, match="no frozen network"):
-        ts.load_frozen(path.parent)
+        ts.load(path.parent)
     with pytest.raises(UserError, match="no frozen network"):
-        ts.load_frozen(path.parent / "none")
+        ts.load(path.parent / "none")
     assert isinstance(UserError("x"), ValueError)
 
 
@@ -251,7 +251,7 @@ def test_gains_of_other_channels_are_refused_when_it_runs(tmp_path: Path) -> Non
     path = tmp_path / "net.tandem"
     path.write_bytes(means_with("outputs", 2, path))
     with pytest.raises((ValueError, RuntimeError)):
-        ts.load_frozen(path)(torch.rand(2, 1, 4, 4))
+        ts.load(path)(torch.rand(2, 1, 4, 4))
 
 
 def test_the_threshold_of_an_average_is_the_number_of_values(tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ def test_random_programs_are_a_network_or_refused(small: tuple[Path, bytes]) -> 
             tensors["program"][generator.randrange(len(program))] = generator.choice(junk)
         path.write_bytes(container.pack(tensors, facts, FORMAT))
         try:
-            loaded = ts.load_frozen(path)
+            loaded = ts.load(path)
         except UserError:
             continue
         try:

@@ -11,7 +11,7 @@ from torch import nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
-from tandem_snn import freeze, load_frozen
+from tandem_snn import freeze, load
 
 pytestmark = pytest.mark.usefixtures("on_device")
 F64 = torch.float64
@@ -68,7 +68,7 @@ def test_average_pooling_is_integer_arithmetic(kernel, timing, v_init, tmp_path)
     net = nn.Sequential(pool, tnn.Flatten(), tnn.Readout(expected[0, 0].numel(), 5))
     freeze(net).save(tmp_path / "net.tandem")
     x = te.SpikeTrain.from_dense(given)
-    for network in (net, freeze(net), load_frozen(tmp_path / "net.tandem")):
+    for network in (net, freeze(net), load(tmp_path / "net.tandem")):
         assert torch.equal(network(x), net[2](expected.sum(0).flatten(1).float()))
 
 

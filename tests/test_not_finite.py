@@ -112,7 +112,7 @@ def test_wherever_a_network_runs(mode, timing, tmp_path):
             run = ts.freeze(net)
             if mode == "loaded":
                 run.save(tmp_path / "net.tandem")
-                run = ts.load_frozen(tmp_path / "net.tandem")
+                run = ts.load(tmp_path / "net.tandem")
         if mode == "streamed":
             answers = [run.step(bad) for _ in range(T if timing == "step" else 3 * T)]
             assert all(spoiled_rows(answer) == [1] for answer in answers)

@@ -133,7 +133,7 @@ def test_a_loaded_network_knows_its_shapes(tmp_path: Path) -> None:
     frozen = ts.freeze(net)
     frozen(x)
     frozen.save(tmp_path / "net.tandem")
-    ts.to_onnx(ts.load_frozen(tmp_path / "net.tandem"), tmp_path / "loaded.onnx")
+    ts.to_onnx(ts.load(tmp_path / "net.tandem"), tmp_path / "loaded.onnx")
     ts.to_onnx(frozen, tmp_path / "net.onnx")
     assert (tmp_path / "loaded.onnx").read_bytes() == (tmp_path / "net.onnx").read_bytes()
 

@@ -61,7 +61,7 @@ def main() -> None:
     export(options.out / "snn.onnx", "onnx", lambda path: ts.to_onnx(frozen, path))
     export(options.out / "snn.nir", "nir", lambda path: write_nir(path, net, images))
     (options.out / "images.f32").write_bytes(images[:10].numpy().tobytes())
-    assert torch.equal(ts.load_frozen(options.out / "snn.tandem")(images), frozen(images))
+    assert torch.equal(ts.load(options.out / "snn.tandem")(images), frozen(images))
 
 
 if __name__ == "__main__":

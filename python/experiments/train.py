@@ -9,7 +9,7 @@ bit-identical weights. A finished run is only printed again. The folder of a run
 
     summary.json           every measure, recipe, commit, machine, and which test samples are right in each seed
     picture.png            curves of the training, accuracy over time, spikes, firing rates
-    seed-0/snn.tandem      the network for inference: tandem_snn.load_frozen(path), or C++ without torch
+    seed-0/snn.tandem      the network for inference: tandem_snn.load(path), or C++ without torch
     seed-0/snn.pt, ann.pt  the last checkpoints: "weights" is the state_dict of the kept epoch
 """
 

@@ -6,7 +6,7 @@ from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, __version__, bui
 
 from . import ann, measure, nn, plots, tonic
 from .convert import calibrate, convert, to_ann
-from .frozen import FrozenNetwork, freeze, load_frozen
+from .frozen import FrozenNetwork, freeze, load
 from .nir import from_nir, to_nir
 from .onnx import to_onnx
 
@@ -22,7 +22,7 @@ __all__ = [
     "convert",
     "freeze",
     "from_nir",
-    "load_frozen",
+    "load",
     "measure",
     "nn",
     "plots",
@@ -39,6 +39,7 @@ _MOVED = {
     "create_model": f"architectures.create in {_EXPERIMENTS}",
     "create_twin": f"architectures.create in {_EXPERIMENTS}",
     "data": f"tandem_snn.tonic.from_tonic for events; data sets by name are in {_EXPERIMENTS}",
+    "load_frozen": "tandem_snn.load",
     "list_models": f"architectures.MODELS in {_EXPERIMENTS}",
     "models": f"architectures.py in {_EXPERIMENTS}",
     "report": f"a run's picture.png, see {_EXPERIMENTS}",

@@ -1,5 +1,5 @@
 """Frozen networks for inference: a network in evaluation mode that runs as one call or step by step, and its file."""
 
-from .network import FrozenNetwork, freeze, load_frozen
+from .network import FrozenNetwork, freeze, load
 
-__all__ = ["FrozenNetwork", "freeze", "load_frozen"]
+__all__ = ["FrozenNetwork", "freeze", "load"]

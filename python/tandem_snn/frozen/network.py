@@ -369,7 +369,7 @@ class FrozenNetwork(nn.Module):
             yield answer, stream.by_layer(moves)
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Save the network to the file ``path``, for :func:`load_frozen` and for programs without Python.
+        """Save the network to the file ``path``, for :func:`load` and for programs without Python.
 
         The file is safetensors with a format version and a checksum, and is written atomically. It contains the program
         and its data; weights of 2 to 8 bits take a byte each. The state of a stream is not saved.
@@ -448,7 +448,7 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     return FrozenNetwork(net, weight_bits, T)
 
 
-def load_frozen(path: str | PathLike[str]) -> FrozenNetwork:
+def load(path: str | PathLike[str]) -> FrozenNetwork:
     """Load a frozen network from a file of :meth:`FrozenNetwork.save`, with bit-identical answers.
 
     The file may be untrusted: it contains no code, sizes are checked before memory is allocated, and the checksum and
@@ -464,7 +464,7 @@ def load_frozen(path: str | PathLike[str]) -> FrozenNetwork:
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5), tnn.Readout(5, 3))
     >>> x, frozen = torch.rand(4, 6), freeze(net, weight_bits=4)
     >>> frozen.save("net.tandem")
-    >>> torch.equal(load_frozen("net.tandem")(x), frozen(x))
+    >>> torch.equal(load("net.tandem")(x), frozen(x))
     True
     """
     stages, facts = read(path)
