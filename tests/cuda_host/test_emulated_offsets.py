@@ -73,6 +73,7 @@ def test_scan(plain: Emulator) -> None:
 
 def test_product(plain: Emulator) -> None:
     K, N, B, T = 16, 16, 2**27 + 32, 16
+    plain.begin()  # an earlier test may have left blocks out
     g = torch.Generator().manual_seed(0)
     weight = random_weight(g, N, 1, 1, K)
     spikes = pack(torch.rand(T, 32, 1, 1, K, generator=g) < 0.3)

@@ -65,7 +65,8 @@ __device__ __forceinline__ Tap tap_at(const DeviceGeometry& g, int k) {
 // The receptive field of an output pixel in one plane: a row of spikes in a stage.
 struct Window {
   const uint8_t* corner;  // of its top left pixel, which may lie outside of the image
-  int y, x;               // of that pixel; outside for every tap if there is no such output pixel
+  int y, x;               // of that pixel; outside for every tap if there is no such output pixel. For copy_channels()
+                          // x is the number of channels, 0 outside
 
   // Whether the only tap of a kernel of one pixel lies inside.
   __device__ __forceinline__ bool is_pixel(int height, int width) const {
@@ -140,7 +141,7 @@ class Filler {
       const bool exists = planes_ > 0 && of < kSpikeRows;
       const int64_t pixel = static_cast<int64_t>(blockIdx.x) * S::kPixels + of % S::kPixels;
       windows_[i] = find_window(g, plane, exists ? pixel : g.pixels);
-      pixel_ends_[i] = windows_[i].is_pixel(g.height, g.width) ? g.depth : 0;
+      if (is_short(g)) windows_[i].x = windows_[i].is_pixel(g.height, g.width) ? g.depth : 0;
     }
   }
 
@@ -163,7 +164,7 @@ class Filler {
     }
     weights_ += kTileDepth;
     weights_left_ -= kTileDepth;
-    if (g.spike_bytes == 16 && g.taps == 1) {
+    if (is_short(g)) {
       copy_channels(stage + spikes_to_, g);
       return;
     }
@@ -181,13 +182,16 @@ class Filler {
 
  private:
   // The short way for kernels of one pixel, most of all for linear layers.
+  static __device__ __forceinline__ bool is_short(const DeviceGeometry& g) {
+    return g.spike_bytes == 16 && g.taps == 1;
+  }
   __device__ __forceinline__ void copy_channels(Shared to, const DeviceGeometry& g) {
 #pragma unroll
     for (int turn = 0; turn < kSpikeTurns; ++turn) {
       if (turn * kRows + static_cast<int>(threadIdx.x) / kPieces >= kSpikeRows) continue;
       const int plane = turn / kWindows;
       const Window& window = windows_[turn % kWindows];
-      const bool inside = plane < planes_ && tap_.c < pixel_ends_[turn % kWindows];
+      const bool inside = plane < planes_ && tap_.c < window.x;
       cp_async<16>(to + turn * kRows * S::kRow, window.corner + plane * g.plane + tap_.c, inside);
     }
     tap_.c += kTileDepth;
@@ -225,7 +229,6 @@ class Filler {
   Tap tap_;
   int planes_;  // planes that are left, from the thread's plane on
   Window windows_[kWindows];
-  int pixel_ends_[kWindows];  // for kernels of one pixel: the channels of the pixel, 0 if it does not exist
 };
 
 // The largest number of digits among the block's outputs.
