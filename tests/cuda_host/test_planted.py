@@ -9,7 +9,7 @@ from build_tools.decide import Toolkit
 
 # By name: the file, the correct text, the mistake, and the tests that have to notice it.
 PLANTED = {
-    "an accumulator that is not read": ("cuda/ptx.cuh", '"+f"(d[0])', '"=f"(d[0])', "product"),
+    "an accumulator that is not read": ("cuda/ptx.cuh", '"+r"(d[0])', '"=r"(d[0])', "product"),
     "operands swapped": ("cuda/ptx.cuh", '"r"(a[0]), "r"(a[1])', '"r"(a[1]), "r"(a[0])', "product"),
     "signs swapped": ("cuda/ptx.cuh", "s32.s8.u8.s32", "s32.u8.s8.s32", "product"),
     "no barrier": ("cuda/product_fill.cuh", "__syncthreads();  // this stage", "// this stage", "product"),
