@@ -1,0 +1,128 @@
+"""Other libraries as judges: SpikingJelly's neuron of spikes, their own NIR files of imports, a counter of SynOps."""
+
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import any_layer
+import pytest
+import torch
+import torch.nn.functional as F
+from cases import WINDOWS, dyadic, train
+from extras import needs
+from first_layers import product
+from hypothesis import given
+from hypothesis import strategies as st
+from networks import assert_same, images, own_counts
+from networks import dyadic as on_grids
+from nir_simulators import Stepped, counts_of
+from torch import nn
+
+import tandem_ext as te
+import tandem_snn as ts
+import tandem_snn.nn as tnn
+
+pytestmark = pytest.mark.clients
+LAYERS = {2: F.linear, 3: F.conv1d, 4: F.conv2d}
+
+
+@given(random=st.randoms(), seed=st.integers(0, 2**16), T=st.sampled_from([T for T in WINDOWS if T <= 33]))
+def test_layers_spike_as_neurons_of_spikingjelly(random: Random, seed: int, T: int) -> None:
+    """Of any product, on dyadic numbers, step by step; a shortcut's currents and the first potential too."""
+    neuron = needs("spikingjelly.activation_based.neuron")
+    torch.manual_seed(seed)
+    weight_shape, features, geometry = any_layer.conv_geometry(random)
+    if any_layer.chance(random):
+        weight_shape, features, geometry = (random.randint(1, 40), 30), (30,), {}
+    x, weight, theta = train(T, 3, *features, rate=random.choice([0.1, 0.5])), dyadic(*weight_shape), 0.75
+    step = LAYERS[weight.dim()]
+    currents = torch.stack([step(s, weight, **geometry) for s in x.to_dense()])
+    residual, start = dyadic(*currents.shape), dyadic(*currents.shape[1:])
+    name = f"conv{len(features) - 1}d_if" if geometry else "linear_if"
+    ours, v = getattr(te.functional, name)(
+        x, weight, **geometry, threshold=theta, residual=residual, v_init=start, return_v=True
+    )
+    node = neuron.IFNode(v_threshold=theta, v_reset=None, step_mode="m")
+    node.v = start.clone()
+    assert torch.equal(ours.to_dense(), node(currents + residual))
+    assert torch.equal(v, node.v)
+
+
+def by_sinabs(batch: int) -> tuple[nn.Module, Any, dict[str, float], list[str]]:
+    layers, write = needs("sinabs.layers"), needs("sinabs.nir").to_nir
+    from sinabs.activation import SingleSpike
+
+    soft = {"batch_size": batch, "spike_fn": SingleSpike, "min_v_mem": None}
+    fire = [layers.IAFSqueeze(spike_threshold=torch.tensor(theta), **soft) for theta in (0.5, 1.0)]
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), fire[0], nn.Flatten(), nn.Linear(144, 10), fire[1])
+    return net, write, {}, ["1", "4"]
+
+
+def by_snntorch(batch: int) -> tuple[nn.Module, Any, dict[str, float], list[str]]:
+    """With the reset of NIR's formula, before the next decay."""
+    snntorch, write = needs("snntorch"), needs("snntorch.export_nir").export_to_nir
+    settings = {"beta": torch.full((10,), 0.5), "threshold": torch.ones(10), "init_hidden": True}
+    fire = [snntorch.Leaky(**settings, reset_delay=False) for _ in range(2)]
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), fire[0], nn.Linear(10, 10), fire[1])
+    return net, lambda net, x: write(net, x, ignore_dims=[0]), {"dt": 1e-4}, ["2", "4"]
+
+
+def by_spikingjelly(batch: int) -> tuple[nn.Module, Any, dict[str, float], list[str]]:
+    """Neurons that subtract it does not write: it writes those that reset to 0, and both sides then subtract."""
+    layer, neuron = (needs(f"spikingjelly.activation_based.{name}") for name in ("layer", "neuron"))
+    write = needs("spikingjelly.activation_based.nir_exchange").export_to_nir
+    fire = [neuron.IFNode(theta) for theta in (0.5, 1.0)]
+    net = nn.Sequential(layer.Conv2d(1, 4, 3), fire[0], layer.Flatten(), layer.Linear(144, 10), fire[1])
+    return net, lambda net, x: write(net, x, dt=1.0), {}, ["1", "4"]
+
+
+@pytest.mark.parametrize("make", [by_sinabs, by_snntorch, by_spikingjelly])
+@torch.no_grad()
+def test_files_that_others_write_run_as_there(make: Any, tmp_path: Path) -> None:
+    nir = needs("nir")
+    x = images(20)
+    net, write, options, names = make(len(x))
+    on_grids(net)
+    if make is by_sinabs:
+        net(x)  # it knows the sizes of its neurons then
+    given = write(net, x)
+    if make is not by_sinabs:  # whose nodes cannot be stored
+        nir.write(tmp_path / "net.nir", given)
+        given = tmp_path / "net.nir"
+    with pytest.raises(ValueError, match=r'resets to v_reset.*give reset="subtract"'):
+        ts.from_nir(given, 8, **options)
+    ours = ts.from_nir(given, 8, reset="subtract", **options)
+    for node in net.modules():
+        if hasattr(node, "v_reset"):
+            node.v_reset = None
+        for forget in {"reset_mem", "reset_states"} & {*dir(node)}:
+            getattr(node, forget)()
+    fire = [net.get_submodule(name) for name in names]
+    assert_same(own_counts(ours, x), counts_of(Stepped(net), fire, x))
+
+
+def test_a_recurrent_file_is_refused_by_name(tmp_path: Path) -> None:
+    """As the braille reader of the NIR paper: neurons whose spikes come back to them."""
+    nir, snntorch = needs("nir"), needs("snntorch")
+    loop = snntorch.RLeaky(beta=0.5, linear_features=10, init_hidden=True)
+    net = nn.Sequential(nn.Linear(12, 10), loop, nn.Linear(10, 3), snntorch.Leaky(torch.full((3,), 0.5), torch.ones(3)))
+    graph = needs("snntorch.export_nir").export_to_nir(net, torch.rand(2, 12), ignore_dims=[0])
+    nir.write(tmp_path / "braille.nir", graph)
+    with pytest.raises(ValueError, match=r"1\.lif.*recurrent connections are not supported"):
+        ts.from_nir(tmp_path / "braille.nir", 8, reset="subtract", dt=1e-4)
+
+
+@torch.no_grad()
+def test_synaptic_operations_are_those_that_spikingjelly_counts() -> None:
+    counter = needs("spikingjelly.activation_based.op_counter")
+    layers = [tnn.Conv2d(1, 4, 3, padding=1, threshold=0.5), tnn.Conv2d(4, 6, 3, 2, 1), tnn.Conv2d(6, 6, 2, groups=3)]
+    net, x, seen = nn.Sequential(tnn.Encoder(8), *layers, tnn.Flatten(), tnn.Readout(54, 10)), images(64), {}
+    for name, layer in net.named_children():
+        layer.register_forward_hook(lambda _, args, __, name=name: seen.update({name: args[0]}))
+    ops = ts.measure.synops(net, x).layers
+    for name in "2", "3", "5":
+        layer, count = net.get_submodule(name), counter.SynOpCounter()
+        with counter.DispatchCounterMode([count]):
+            for spikes in seen[name].to_dense():
+                product(layer, spikes, layer.weight)
+        assert count.get_total() == ops[name].acs * len(x) > 0
