@@ -117,7 +117,7 @@ def main() -> None:
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(installed)
     # -P: not the sources beside it.
-    emulated(["-P", "-c", "from tandem_snn.machine import machine, versions; print(machine(), versions())"], installed)
+    emulated(["-P", "-c", "from tandem_snn.info import machine, versions; print(machine(), versions())"], installed)
     options = ["-o", "addopts=", "-o", "pythonpath=", "-q", "-p", "no:cacheprovider", "--hypothesis-profile=emulated"]
     emulated(["-P", "-m", "pytest", *options, *(sys.argv[1:] or TESTS)], installed)
 

@@ -24,7 +24,6 @@ from data import load
 from recipe import Recipe
 from tandem_snn import ann, freeze, to_ann
 from tandem_snn.nn import batch_norm, general
-from tandem_snn.nn.batch_norm import SyncBatchNorm
 from train import build, processes
 from training import World, train, with_shared_statistics
 
@@ -137,7 +136,7 @@ def test_a_converted_network_is_one_as_before():
     x = torch.rand(16, 5)
     net(x).sum().backward()
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(net), torch.distributed.group.WORLD)
-    assert all(isinstance(converted[i].norm, SyncBatchNorm) for i in (1, 2))
+    assert all(isinstance(converted[i].norm, tnn.SyncBatchNorm) for i in (1, 2))
     assert [name for name, _ in converted.named_parameters()] == [name for name, _ in net.named_parameters()]
     for n in net, converted:
         n(x)
@@ -155,7 +154,7 @@ def test_a_converted_network_is_one_as_before():
 def test_alone_it_is_batch_norm(shape, affine):
     cls = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d)[len(shape) - 2]
     norm = cls(3, affine=affine, dtype=torch.float64)
-    sync = SyncBatchNorm(cls(3, affine=affine, dtype=torch.float64))
+    sync = tnn.SyncBatchNorm(cls(3, affine=affine, dtype=torch.float64))
     u = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     v = u.detach().clone().requires_grad_()
     weights = torch.randn(shape, dtype=torch.float64)
@@ -165,7 +164,7 @@ def test_alone_it_is_batch_norm(shape, affine):
     torch.testing.assert_close(dict(sync.state_dict()), dict(norm.state_dict()))
     torch.testing.assert_close(sync.eval()(v), norm.eval()(u))
     if affine:
-        assert torch.autograd.gradcheck(SyncBatchNorm(norm.train()), (v,))
+        assert torch.autograd.gradcheck(tnn.SyncBatchNorm(norm.train()), (v,))
     with pytest.raises(ValueError, match="at least one value"):
         sync.train()(torch.empty(0, *shape[1:], dtype=torch.float64))
 
@@ -175,7 +174,7 @@ def test_the_general_way_has_the_statistics_of_all_processes(monkeypatch):
     other = torch.tensor([64.0, 10.0, 20.0, 30.0, 10.0, 90.0, 40.0], dtype=torch.float64)
     monkeypatch.setattr(batch_norm, "_total", lambda sums, group: sums + other)
     x = spikes(8, 6, 3)
-    u = general.normalise(x, SyncBatchNorm(nn.BatchNorm1d(3)))
+    u = general.normalise(x, tnn.SyncBatchNorm(nn.BatchNorm1d(3)))
     torch.testing.assert_close(u.steps(0, 8).sum(0), u.total)
 
 
@@ -196,7 +195,7 @@ def test_alone_the_layer_is_the_fused_one(name, options, monkeypatch):
     x = te.ConstantInput(torch.randn(16, 12), 8) if name == "constant" else x
     nn.init.normal_(fused.weight)
     synced = copy.deepcopy(fused)
-    synced.norm = SyncBatchNorm(synced.norm)
+    synced.norm = tnn.SyncBatchNorm(synced.norm)
     a, b = fused(x), synced(x)
     assert a.timing == b.timing
     if name != "constant" and "bias" not in options:  # a product of torch's, a mean that rounds

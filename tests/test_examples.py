@@ -19,7 +19,7 @@ import tandem_snn as ts
 import tandem_snn.nn as tnn
 
 OWN = (
-    *("ann", "container", "convert", "errors", "frozen", "info", "machine", "measure", "memory"),
+    *("ann", "container", "convert", "errors", "frozen", "info", "measure", "memory"),
     *("nir", "nn", "onnx", "plots", "tonic"),
 )
 MODULES = [

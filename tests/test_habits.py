@@ -21,8 +21,7 @@ import tandem_snn.nn as tnn
 from build_tools.compile import write_commit
 from tandem_ext._load import _old_driver
 from tandem_ext.functional.settings import SETTINGS
-from tandem_snn import machine
-from tandem_snn.info import info
+from tandem_snn import info
 from tandem_snn.nn.options import NeuronOptions
 
 ROOT = Path(__file__).parents[1]
@@ -63,7 +62,7 @@ def test_info_has_what_a_bug_report_needs(monkeypatch):
     assert rows["TANDEM_DATA"] == "/some/folder"
     assert {"commit", "cpu", "cores", "memory", "system", "Python", "GPU", "numpy"} <= {*rows}
     monkeypatch.setitem(sys.modules, "numpy", None)  # neither it nor an extra is needed
-    assert rows["folder"] in info()
+    assert rows["folder"] in info.info()
 
 
 @pytest.mark.parametrize(
@@ -95,13 +94,13 @@ def test_an_installed_package_knows_its_commit(tmp_path, monkeypatch):
     if written is None:
         pytest.skip("the sources are in no git tree")
     assert re.fullmatch(r"[0-9a-f]{40}\+?", written)
-    assert machine.commit() == written  # here, of the tree
+    assert info.commit() == written  # here, of the tree
     (tmp_path / "commit.txt").write_text("0123+\n")
     monkeypatch.setattr(te, "__file__", str(tmp_path / "__init__.py"))
-    assert machine.commit() == "0123+"
+    assert info.commit() == "0123+"
     (tmp_path / "commit.txt").unlink()
-    monkeypatch.setattr(machine, "__file__", str(ROOT / "tests" / "untracked.py"))
-    assert machine.commit() is None
+    monkeypatch.setattr(info, "__file__", str(ROOT / "tests" / "untracked.py"))
+    assert info.commit() is None
 
 
 @pytest.fixture

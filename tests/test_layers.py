@@ -331,4 +331,4 @@ def test_only_batch_norm_is_between_synapses_and_neurons(norm):
         with pytest.raises(TypeError, match=r"norm: expected a batch norm of torch\.nn, or None"):
             replace("norm", norm)
     layer.norm = torch.nn.SyncBatchNorm(4)
-    assert isinstance(layer.norm, tnn.batch_norm.SyncBatchNorm)
+    assert isinstance(layer.norm, tnn.SyncBatchNorm)

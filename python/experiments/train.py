@@ -46,7 +46,7 @@ from measures import measure, packed, rounded, tables
 from pictures import draw
 from recipe import Recipe
 from tandem_snn import ann
-from tandem_snn.machine import origin
+from tandem_snn.info import origin
 from training import Task, World, evaluate, keep_freed_memory, train, with_shared_statistics
 
 CONTINUED = "ANN continued"  # the control for a network that started from its twin: the twin, trained for as long

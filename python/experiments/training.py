@@ -24,7 +24,6 @@ import tandem_snn as ts
 import tandem_snn.nn as tnn
 from data import Data, Split
 from recipe import Recipe
-from tandem_snn.nn.batch_norm import SyncBatchNorm
 
 
 @dataclass(frozen=True)
@@ -189,7 +188,7 @@ def with_shared_statistics(net: nn.Module) -> nn.Module:
     """The network, whose batch norms use the statistics of all processes; the names in its state_dict are the same."""
     for layer in net.modules():
         if isinstance(norm := getattr(layer, "norm", None), nn.modules.batchnorm._BatchNorm):
-            layer.norm = SyncBatchNorm(norm)
+            layer.norm = tnn.SyncBatchNorm(norm)
     return net
 
 

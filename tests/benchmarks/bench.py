@@ -18,7 +18,7 @@ from competitors import COMPETITORS
 from interleaved import QUICK, Settings, amount, arguments, fastest, measure, ratio
 from table import LIMITS, choose
 
-from tandem_snn.machine import origin
+from tandem_snn.info import origin
 
 DIFFERENT = 0.01  # of the counts: statistics in float32 move a spike in a million, and that one others
 

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from tandem_ext import checks
 
-from .. import machine
+from .. import info
 from .. import nn as tnn
 from ..errors import UserError, extra
 from ..frozen.listing import listing_of
@@ -148,5 +148,5 @@ def _check(group: Any, where: str, depth: int) -> None:
         if values.external or values.is_virtual:
             raise ValueError(f"{place} lies in another file")
         stored = values.id.get_storage_size()
-        if values.nbytes > _DENSEST * stored or values.nbytes > machine.total_memory():
+        if values.nbytes > _DENSEST * stored or values.nbytes > info.total_memory():
             raise ValueError(f"{place} declares {values.nbytes:,} bytes, and the file holds {stored:,} for it")

@@ -8,7 +8,7 @@ torch.Size([2, 10])
 
 from typing import Any
 
-from .batch_norm import initial_gamma
+from .batch_norm import SyncBatchNorm, initial_gamma
 from .neuron import SpikingLayer, init_gamma_
 from .options import NeuronOptions
 from .passing import Dropout, Encoder, Flatten, Readout, Residual
@@ -29,6 +29,7 @@ __all__ = [
     "Readout",
     "Residual",
     "SpikingLayer",
+    "SyncBatchNorm",
     "init_gamma_",
     "initial_gamma",
 ]

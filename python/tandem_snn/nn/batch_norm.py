@@ -71,6 +71,9 @@ class SyncBatchNorm(_BatchNorm):
 
     With n, S1 = Σu and S2 = Σu² per channel, summed in float64 over all processes, mean = S1/n and
     var = max(S2/n - mean², 0), the same as in the fused layers for one process.
+
+    >>> layer = tandem_snn.nn.Linear(4, 3, norm=True)
+    >>> layer.norm = SyncBatchNorm(layer.norm)  # in each process, after torch.distributed.init_process_group
     """
 
     def __init__(self, norm: _BatchNorm, group: Any = None) -> None:
