@@ -6,6 +6,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "../cpu/vectors.h"
 #include "../planes/bits.h"
 #include "../product/moving.h"
 #include "run.h"
@@ -218,6 +219,12 @@ class Follower : public Run {
   struct Changes {
     std::vector<Moves> moves;                // by value
     std::vector<std::vector<int64_t>> rows;  // of currents: those that were computed again
+    std::vector<int32_t> sums;               // of the layer that is computed; zeros before and after
+
+    int32_t* sums_of(int64_t size) {
+      if (sums.size() < static_cast<size_t>(size)) sums.resize(size);
+      return sums.data();
+    }
   };
 
   void take_steps(int64_t b, uint8_t& worked) {
@@ -268,7 +275,8 @@ class Follower : public Run {
     const Instruction& in = at(i);
     const Part& part = parts_[i];
     uint8_t* marks = marks_of(i, b);
-    if (part.sums) frame_.synapses[b] += part.sums->add(changes.moves[in.input], sums_of(i, b), marks);
+    if (part.sums)
+      frame_.synapses[b] += part.sums->add(changes.moves[in.input], changes.sums_of(kept(i).sums_size), marks);
     std::vector<int64_t>& rows_done = changes.rows[i];
     rows_done.clear();
     if (in.residual != kAbsent && program_.value(in.residual) == Value::kCurrents) {
@@ -282,13 +290,13 @@ class Follower : public Run {
     for_marked(i, b, [&](int64_t row) {
       if ((marks[row] & kDue) == 0) return;
       if (row != last) {
-        if (first < last) compute_targets(i, b, first, last - first);
+        if (first < last) compute_targets(i, b, first, last - first, changes);
         first = row;
       }
       last = row + 1;
       if (!program_.fires(i)) rows_done.push_back(row), marks[row] = 0;
     });
-    if (first < last) compute_targets(i, b, first, last - first);
+    if (first < last) compute_targets(i, b, first, last - first, changes);
   }
 
   uint8_t* marks_of(int64_t i, int64_t b) const { return all<uint8_t>(i, kept(i).marks) + b * rows(i); }
@@ -309,7 +317,7 @@ class Follower : public Run {
 
   double* sums_of(int64_t i, int64_t b) const { return all<double>(i, kept(i).sums) + b * kept(i).sums_size; }
 
-  void compute_targets(int64_t i, int64_t b, int64_t first_row, int64_t n) {
+  void compute_targets(int64_t i, int64_t b, int64_t first_row, int64_t n, Changes& changes) {
     const Instruction& in = at(i);
     Neuron<float> a = parts_[i].neuron;
     const int64_t channels = a.channels, size = features(i);
@@ -326,7 +334,7 @@ class Follower : public Run {
     } else {
       a.v = all<float>(i, kept(i).currents) + b * size;
     }
-    if (parts_[i].sums) return parts_[i].sums->fire(sums_of(i, b), first_row, n, a);
+    if (parts_[i].sums) return parts_[i].sums->fire(changes.sums_of(0), sums_of(i, b), first_row, n, a);
     const int64_t first = first_row * channels;  // the scan begins at its first neuron
     const auto shift = [&](auto*& p) { p = p == nullptr ? nullptr : p + first; };
     a.neurons = n * channels;
@@ -353,22 +361,26 @@ class Follower : public Run {
     });
   }
 
-  // Moves neurons [n, end) by at most one. Without branches but for eight equal ones: which neurons move cannot be
-  // predicted. Returns whether a count still differs from its target.
+  // Moves neurons [n, end) by at most one. Returns whether a count still differs from its target.
   static bool follow(const uint8_t* target, int64_t n, int64_t end, uint8_t* counts, Moves& moves) {
-    int differs = 0;
-    const auto one = [&](int64_t k) {
-      const int rises = target[k] > counts[k], falls = target[k] < counts[k];
-      counts[k] = static_cast<uint8_t>(counts[k] + rises - falls);
-      moves.add(k, falls != 0, (rises | falls) != 0);
-      differs |= target[k] ^ counts[k];
-    };
-    for (uint64_t wanted, now; n + 8 <= end; n += 8) {
-      std::memcpy(&wanted, target + n, 8), std::memcpy(&now, counts + n, 8);
-      for (int64_t k = n; wanted != now && k < n + 8; ++k) one(k);
+    cpu::ByteLanes late{};
+    for (; n < end; n += cpu::kLanes) {
+      const int lanes = static_cast<int>(std::min<int64_t>(cpu::kLanes, end - n));
+      const auto wanted = cpu::load_first<cpu::ByteLanes>(target + n, lanes);
+      const auto now = cpu::load_first<cpu::ByteLanes>(counts + n, lanes);
+      const auto rises = reinterpret_cast<cpu::ByteLanes>(wanted > now);
+      const auto falls = reinterpret_cast<cpu::ByteLanes>(wanted < now);
+      uint32_t moving = cpu::bits_of(rises | falls);
+      if (moving == 0) continue;
+      const cpu::ByteLanes then = now - rises + falls;  // lanes are 0 or -1
+      cpu::store_first(counts + n, then, lanes);
+      late |= then ^ wanted;
+      for (const uint32_t falling = cpu::bits_of(falls); moving != 0; moving &= moving - 1) {
+        const int k = __builtin_ctz(moving);
+        moves.add(n + k, (falling >> k & 1) != 0);
+      }
     }
-    for (; n < end; ++n) one(n);
-    return differs != 0;
+    return cpu::any(late);
   }
 
   static void move(uint8_t* counts, int64_t n, bool rises, Moves& moves) {

@@ -18,11 +18,7 @@ class Moves {
     moves_ = memory_.reserve(most);
     size_ = 0;
   }
-  // Adds a move, or not, without a branch.
-  void add(int64_t neuron, bool falls, bool moves = true) {
-    moves_[size_] = static_cast<int32_t>(falls ? ~neuron : neuron);
-    size_ += moves ? 1 : 0;
-  }
+  void add(int64_t neuron, bool falls) { moves_[size_++] = static_cast<int32_t>(neuron) ^ -int32_t{falls}; }
   int64_t size() const { return size_; }
   void resize(int64_t size) { size_ = size; }  // their values are arbitrary
   int32_t operator[](int64_t i) const { return moves_[i]; }
@@ -36,7 +32,8 @@ class Moves {
   int32_t* moves_ = nullptr;
   int64_t size_ = 0;
 };
-inline int32_t neuron_of(int32_t move) { return move < 0 ? ~move : move; }
+inline int32_t sign_of(int32_t move) { return move >> 31; }  // 0 or -1
+inline int32_t neuron_of(int32_t move) { return move ^ sign_of(move); }
 
 // Calls f(k, o) for each position k of the kernel at which output o reads input i along an axis.
 template <class F>
@@ -54,32 +51,42 @@ class MovingSums {
   // too. Without prepared weights all of them are 1, which a depthwise layer may have.
   MovingSums(const Layer& layer, int64_t image_height, int64_t image_width);
 
-  // The number of doubles in which a sample's sums are kept, [tiles, rows, 16 R]: exact integers. It does not depend on
-  // the instruction set. Depthwise layers have one group.
+  // The number of sums of a sample, [tiles, rows, 16 R]. It does not depend on the instruction set. Depthwise layers
+  // have one group.
   static int64_t size(int64_t outputs, int64_t groups, int64_t rows);
 
-  // Adds the moves of the input to the sums, and sets bit 0 of the bytes of the rows that they reach. Returns the
-  // number of synapses they reach.
-  int64_t add(const Moves& moves, double* sums, uint8_t* reached) const;
+  // Adds the weights of the moves of a step to `changes`, [size()], and sets bit 0 of the bytes of the rows that they
+  // reach. Returns the number of synapses they reach.
+  int64_t add(const Moves& moves, int32_t* changes, uint8_t* reached) const;
 
-  // Fires neurons of window timing for these sums. `neuron` has the arrays of one sample.
-  void fire(const double* sums, int64_t first_row, int64_t rows, const Neuron<float>& neuron) const;
+  // Adds the changes of these rows to the sums, exact integers, and makes them zero; then fires neurons of window
+  // timing for these sums. `neuron` has the arrays of one sample.
+  void fire(int32_t* changes, double* sums, int64_t first_row, int64_t rows, const Neuron<float>& neuron) const;
 
  private:
-  struct Gathering;
+  // Where the inputs of a line (or column) of pixels are read: a part of the number of a tap, and of that of a row.
+  struct Reader {
+    int32_t tap, row;
+  };
+  struct Axis {
+    std::vector<Reader> readers;
+    std::vector<int32_t> begin;  // by input line, and the end
+  };
+  Axis axis_of(int axis, int64_t inputs, int64_t tap, int64_t row) const;
 
   Tile tile(int64_t number, int64_t rows, int64_t first_row) const;
-  int64_t gather(const Moves& moves, uint8_t* reached, Gathering& to) const;
-  void add_to_row(const Gathering& from, int64_t row, double* sums) const;
-  int64_t add_by_channel(const Moves& moves, double* sums, uint8_t* reached) const;
   // Calls f(tap, row) for each output pixel that reads an input pixel.
   template <class F>
-  void for_rows(int64_t pixel, const F& f) const;
+  void for_rows(int32_t pixel, const F& f) const;
+  int64_t add_by_channel(const Moves& moves, int32_t* changes, uint8_t* reached) const;
+  template <int L, int S, class E>
+  int64_t add_as(const Moves& moves, int32_t* changes, uint8_t* reached) const;
 
   Layer layer_, packed_;
   Prepared prepared_;
-  int64_t image_height_, image_width_;
+  int32_t image_width_;
   int64_t width_, rows_;  // of a tile
+  Axis vertical_, horizontal_;
 };
 
 }  // namespace tandem::cpu
