@@ -40,25 +40,18 @@ def test_examples(name, tmp_path, monkeypatch):
     assert doctest.testmod(module, extraglobs=names).failed == 0
 
 
-PUBLIC = ("ann", "measure", "nn", "tonic", "")
+PUBLIC = ("tandem_snn", *(f"tandem_snn.{name}" for name in ("ann", "measure", "nn", "tonic")), "tandem_ext.functional")
 
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_everything_that_is_called_has_one(name):
     """Functions and layers of each module; results and protocols stand in the examples of what gives or takes them."""
-    module = importlib.import_module(f"tandem_snn.{name}".rstrip("."))
-    finder = doctest.DocTestFinder()
+    module, finder = importlib.import_module(name), doctest.DocTestFinder()
     for public in set(module.__all__) - {"SpikingLayer"}:
         thing = getattr(module, public)
         called = inspect.isfunction(thing) or (inspect.isclass(thing) and issubclass(thing, torch.nn.Module))
         if called and not thing.__module__.startswith("torch"):
             assert any(test.examples for test in finder.find(inspect.unwrap(thing), public)), public
-
-
-def test_every_function_of_the_ops_has_one():
-    finder = doctest.DocTestFinder(exclude_empty=False)
-    for function in (getattr(te.functional, name) for name in te.functional.__all__):
-        assert any(test.examples for test in finder.find(function)), function.__name__
 
 
 EXAMPLES = Path(__file__).parents[1] / "python" / "examples"
@@ -78,7 +71,7 @@ def percent(text: str, before: str) -> float:
 
 
 def test_train_and_deploy(tmp_path: Path) -> None:
-    trained = run("train.py", tmp_path, "--epochs", "3")
+    trained = run("train.py", tmp_path, "--epochs", "2")
     assert percent(trained, "SNN") > 95
     assert percent(trained, "ANN") > 95
     deployed = run("deploy.py", tmp_path)

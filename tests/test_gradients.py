@@ -6,7 +6,7 @@ Any layer with any arguments: test_functional.py, against the reference.
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import dyadic, spikes, train, train_with_edge
+from cases import dyadic, train, train_with_edge
 
 import tandem_ext as te
 
@@ -55,23 +55,6 @@ def test_gradients_are_the_anns(rule, gate, norm, device):
     for got, want in zip(grads, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(of_threshold, -(gated * y.counts / over["theta"]).sum((0, 2, 3)).detach())
-
-
-def test_two_layers_and_dense_spikes(device):
-    """The second layer's gradient is taken at the first one's real counts."""
-    dense = leaf(spikes(8, 6, 11, device=device).double())
-    a, b = leaf(dyadic(7, 11, device=device).double()), leaf(dyadic(5, 7, device=device).double())
-    hidden = f.linear_if(te.SpikeTrain.from_dense(dense), a)
-    y = f.linear_if(hidden, b, threshold=0.5)
-    grad = dyadic(6, 5, device=device).double()
-    y.counts.backward(grad)
-    c0, c1 = dense.detach().sum(0), hidden.counts.detach()
-    grad_2 = grad * (c1 @ b.detach().T > 0) / 0.5
-    grad_1 = grad_2 @ b.detach() * (c0 @ a.detach().T > 0)
-    torch.testing.assert_close(b.grad, grad_2.T @ c1)
-    torch.testing.assert_close(a.grad, grad_1.T @ c0)
-    assert all(torch.equal(step, dense.grad[0]) for step in dense.grad)
-    torch.testing.assert_close(dense.grad[0], grad_1 @ a.detach())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

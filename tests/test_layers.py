@@ -138,23 +138,6 @@ def test_without_running_statistics_evaluation_uses_the_batch(affine):
     assert torch.equal(layer.bias.grad, torch.zeros(5, dtype=F64))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", LAYERS)
-def test_spikes_are_the_references(name, kind):
-    cls, _, sizes, options, features = LAYERS[name]
-    layer = cls(*sizes, **options, threshold=0.5, leak=0.9, v_init=0.25, gate="clip")
-    with torch.no_grad():
-        layer.weight.copy_((layer.weight * 64).round() / 64)
-        layer.bias.copy_((layer.bias * 64).round() / 64)
-    x = signal(kind, 3, *features, dtype=torch.float32)
-    if kind != "train":
-        x = type(x)((x.x.detach() * 8).round() / 8, x.T)
-    function = getattr(te.reference, cls.__name__.lower() + "_if")
-    geometry = () if cls is tnn.Linear else (layer.stride, layer.padding, layer.dilation, layer.groups)
-    expected = function(x, layer.weight, layer.bias, *geometry, threshold=0.5, leak=0.9, v_init=0.25, gate="clip")
-    assert torch.equal(layer(x).planes, expected.planes)
-
-
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("name", LAYERS)
 def test_state_dict_goes_to_the_twin_and_back(name, norm):

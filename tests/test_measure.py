@@ -128,34 +128,33 @@ def test_synops_penalty_is_the_ratio_of_operations_with_a_gradient():
         measure.synops_penalty(nn.Linear(2, 2))
 
 
-def test_a_layer_that_is_used_twice_counts_twice():
-    layer, readout, x = tnn.Linear(8, 8, threshold=0.25), tnn.Readout(8, 3), torch.rand(5, 8)
-    found = []
-    for second in layer, copy.deepcopy(layer):
-        net = nn.Sequential(tnn.Encoder(8), layer, second, readout)
+def once_and_twice():
+    layer, readout = tnn.Linear(6, 6, threshold=0.25), tnn.Readout(6, 3)
+    return [nn.Sequential(tnn.Encoder(8), layer, second, readout) for second in (layer, copy.deepcopy(layer))]
+
+
+def by_name_and_without():
+    nets = [Shortcut(named) for named in (True, False)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    return nets
+
+
+@pytest.mark.parametrize("make", [once_and_twice, by_name_and_without])
+def test_two_ways_to_write_a_network_count_the_same(make):
+    """A layer that is used twice counts twice, and a residual whether it is given by name or not."""
+    found, x = [], torch.rand(20, 6)
+    for net in make():
         penalty, ops = measure.synops_penalty(net), measure.synops(net, x)
         net(x)
         net(x)  # the last pass counts
         found.append((penalty().item(), ops.snn, ops.ann, list(measure.mismatch(net, x).values())))
-        penalty.remove()
     assert found[0] == found[1]
-    assert list(measure.mismatch(nn.Sequential(tnn.Encoder(8), layer, layer), x)) == ["1", "1_again"]
-
-
-def test_synops_penalty_does_not_mind_inference_in_between():
-    net = nn.Sequential(tnn.Encoder(8), tnn.Conv2d(1, 2, 3), tnn.Conv2d(2, 2, 3), tnn.Flatten(), tnn.Readout(2, 2))
-    penalty = measure.synops_penalty(net)
-    x = torch.rand(3, 1, 5, 5)
-    net(x)
-    with torch.inference_mode():
-        net(x[:1])
-        assert measure.synops(net, x).ratio > 0
-    penalty().backward()
-    assert net[1].weight.grad is not None
-    freeze(net)(x)
+    if make is once_and_twice:
+        assert list(measure.mismatch(make()[0], x)) == ["1", "1_again"]
 
 
 def test_synops_penalty_counts_like_synops_in_every_layer():
+    """Whatever inference there is between the pass and the penalty."""
     net = nn.Sequential(
         tnn.Encoder(8), tnn.Conv2d(2, 8, 3, padding=1), tnn.Conv2d(8, 8, 3, stride=2, dilation=2, groups=4),
         tnn.AvgPool2d(2), tnn.Residual(nn.Sequential(tnn.Conv2d(8, 8, 3, padding=1))), tnn.Flatten(),
@@ -164,20 +163,13 @@ def test_synops_penalty_counts_like_synops_in_every_layer():
     x = torch.rand(5, 2, 12, 12)
     penalty = measure.synops_penalty(net)
     net(x)
-    ops = measure.synops(net, x)
-    assert penalty().item() == pytest.approx((ops.snn - ops.layers["1"].macs) / ops.ann)
-
-
-def test_a_residual_counts_with_and_without_its_name():
-    torch.manual_seed(0)
-    net, x = Shortcut(True), torch.rand(20, 6)
-    found = []
-    for net.named in True, False:
-        penalty = measure.synops_penalty(net)
-        net(x)
-        found.append((penalty().item(), measure.synops(net, x).snn, measure.mismatch(net, x)["second"].exact))
-        penalty.remove()
-    assert found[0] == found[1]
+    with torch.inference_mode():
+        net(x[:1])
+        ops = measure.synops(net, x)
+    (value := penalty()).backward()
+    assert value.item() == pytest.approx((ops.snn - ops.layers["1"].macs) / ops.ann)
+    assert net[1].weight.grad is not None
+    freeze(net)(x)
 
 
 def test_mismatch_of_one_step_is_none():

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from extras import needs
-from test_experiment_data import write_n_mnist
 from torch.utils.data import DataLoader
 
 import tandem_ext as te
@@ -209,15 +208,3 @@ def test_asl_dvs_files(tmp_path):
     assert (x.shape, target) == ((1, 2, 180, 240), 2)
     events["y"] = 179 - events["y"]
     assert torch.equal(x.planes, te.SpikeTrain.from_events(events, (2, 180, 240), 10).planes)
-
-
-def test_n_mnist_files(tmp_path):
-    for digit in range(10):
-        write_n_mnist(tmp_path / f"NMNIST/Test/{digit}/00001.bin", recording(100, (34, 34, 2), seed=digit))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tonic.datasets.NMNIST, "_check_exists", lambda self: True)  # it wants all 10,000 recordings
-        dataset = tonic.datasets.NMNIST(str(tmp_path), train=False)
-    trains, targets = next(iter(DataLoader(from_tonic(dataset, 10), batch_size=10)))
-    assert targets.tolist() == list(range(10))
-    ours = te.SpikeTrain.from_events(recording(100, (34, 34, 2), seed=7), (2, 34, 34), 10)
-    assert torch.equal(trains[7].planes, ours.planes)
