@@ -107,7 +107,8 @@ def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
 def T(name: str, value: object, timing_: str = "step") -> None:
     most = MOST_STEPS[timing_]
     if type(value) is not int or not 1 <= value <= most:
-        _int(name, value, f"an int from 1 to {most}" + f" with timing={timing_!r}" * (timing_ != "step"), 1, most)
+        longer = f" with timing='window' (up to {MOST_STEPS['step']} with timing='step')" * (timing_ == "window")
+        _int(name, value, f"an int from 1 to {most}{longer}", 1, most)
 
 
 def gain(name: str, value: Any, channels: int | None = None) -> None:

@@ -35,7 +35,7 @@ def counts_of(model: nn.Module, neurons: list[nn.Module], x: Tensor) -> tuple[li
 
 
 def file_of(net: nn.Module, x: Any, path: Path, **options: Any) -> str:
-    nir.write(path / "net.nir", to_nir(net, x, **options))
+    nir.write(path / "net.nir", to_nir(net, x, window=True, **options))
     return str(path / "net.nir")
 
 

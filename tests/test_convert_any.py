@@ -128,7 +128,8 @@ def test_many_steps_approach_the_ann(name: str) -> None:
     with torch.no_grad():
         expected = net(x) - net.head.bias if name in BODIES else net(x)
         for T in (8, 200):
-            snn = calibrate(convert(net, T, example=x[:1] if name in BODIES else None), [x], percentile=100)
+            example = x[:1] if name in BODIES else None
+            snn = calibrate(convert(net, T, example=example, timing="step"), [x], percentile=100)
             errors.append(((snn(x) - net(x)).norm() / expected.norm()).item())
     assert errors[1] < (0.03 if name in BODIES else 0.1)
     assert errors[1] < errors[0] / 3
@@ -138,7 +139,7 @@ def test_many_steps_approach_the_ann(name: str) -> None:
 @pytest.mark.parametrize("name", [*BODIES, *NETWORKS])
 def test_the_way_back_the_gradients_and_the_statistics_are_the_anns(name: str, training: bool) -> None:
     net, x = made(name)
-    snn = calibrate(convert(net, T=8, example=x[:1]), [x])
+    snn = calibrate(convert(net, T=8, example=x[:1], timing="step"), [x])
     torch.testing.assert_close(to_ann(snn)(x), net(x), rtol=1e-4, atol=1e-5)
     ours, theirs = ({id(p) for p in each.parameters()} for each in (snn, net))
     assert ours == theirs
@@ -163,9 +164,10 @@ def test_the_way_back_the_gradients_and_the_statistics_are_the_anns(name: str, t
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_an_example_changes_nothing_where_none_is_needed(name: str) -> None:
+@pytest.mark.parametrize("timing", ["step", "window"])
+def test_an_example_changes_nothing_where_none_is_needed(name: str, timing: str) -> None:
     net, x = made(name)
-    plain, told = convert(net, T=7), convert(net, T=7, example=x[:1], max_pool="or", gate="relu")
+    plain, told = convert(net, T=7, timing=timing), convert(net, T=7, example=x[:1], timing=timing)
     assert torch.equal(told(x), plain(x))
     assert torch.equal(to_ann(told)(x), net(x))
     norms = [{id(m) for m in each.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)} for each in (plain, net)]
@@ -200,7 +202,7 @@ def test_fused_layers_read_trains_side_by_side() -> None:
 
     convs = {"a": conv(2, 4), "b": conv(2, 4), "c": conv(4, 4, padding=1, groups=2), "d": conv(8, 6, groups=2)}
     net, x = networks.Net(mixed, **convs).eval(), torch.rand(6, 2, 8, 8)
-    snn = calibrate(convert(net, T=200, example=x[:1]), [x], percentile=100)
+    snn = calibrate(convert(net, T=200, example=x[:1], timing="step"), [x], percentile=100)
     assert snn.meta["ways"]["c"] == snn.meta["ways"]["d"] == "fused: conv2d"
     with torch.no_grad():
         assert isinstance(snn(x), Tensor), "the answer is what the ANN's is, spikes too"
@@ -277,19 +279,19 @@ def test_it_says_which_way_it_took(capsys: Any) -> None:
     net = nn.Sequential(conv(2, 8), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 8, groups=8), conv(8, 6, 1), nn.ReLU6())
     snn = convert(net, T=8, example=torch.rand(1, 2, 8, 8), verbose=True)
     assert capsys.readouterr().out.splitlines() == ["0  fused: conv2d, batch norm", "5  general: conv2d"]
-    assert "(5): Neurons(the general way: conv2d, ceiling=6.0, gate='resu')" in repr(snn)
+    assert "(5): Neurons(the general way: conv2d, ceiling=6.0, timing='window')" in repr(snn)
 
 
 @pytest.mark.parametrize("name", ["trains side by side", "depthwise, pointwise", "maximum of currents", "shuffled"])
 def test_copies_and_frozen_networks(name: str) -> None:
     net, x = made(name)
-    snn = calibrate(convert(net, T=12, example=x[:1]), [x]).eval()
+    snn = calibrate(convert(net, T=12, example=x[:1], timing="step"), [x]).eval()
     for other in (copy.deepcopy(snn), pickle.loads(pickle.dumps(snn)), freeze(snn)):
         assert torch.equal(other(x), snn(x))
     with pytest.raises(ValueError, match=r"a layer of tandem_snn\.nn"):
         freeze(snn).step(x)
     state = {key: value.clone() for key, value in snn.state_dict().items()}
-    again = convert(copy.deepcopy(net), T=12, example=x[:1])
+    again = convert(copy.deepcopy(net), T=12, example=x[:1], timing="step")
     again.load_state_dict(state)
     assert torch.equal(again.eval()(x), snn(x))
 
@@ -303,7 +305,7 @@ def test_what_needs_a_step_names_the_layer(name: str, message: str, tmp_path: Pa
     """ONNX and frozen files have layers only, and NIR no maximum pooling."""
     body = {"pooled": lambda: Net(lambda m, a: m.c(F.max_pool2d(a, 2)), 6, c=conv())}.get(name, BODIES.get(name))
     net, x = body(), torch.rand(2, 2, 8, 8)
-    snn = convert(net.eval(), T=8, example=x, gate="relu")
+    snn = convert(net.eval(), T=8, example=x, timing="step")
     exports: tuple[Callable[[], object], ...] = (
         lambda: to_onnx(snn, tmp_path / "net.onnx", x),
         lambda: freeze(snn).save(tmp_path / "net.tandem"),
@@ -316,7 +318,7 @@ def test_what_needs_a_step_names_the_layer(name: str, message: str, tmp_path: Pa
 
 def test_measures_see_the_general_way_or_say_that_they_do_not() -> None:
     net, x = made("depthwise, pointwise")
-    snn = calibrate(convert(net, T=12, example=x[:1]), [x]).eval()
+    snn = calibrate(convert(net, T=12, example=x[:1], timing="step"), [x]).eval()
     assert list(firing_rates(snn, x)) == ["stem", "relu_1"]
     with Monitor(snn, potentials=True) as monitor, torch.no_grad():
         snn(x)
@@ -330,11 +332,11 @@ def test_measures_see_the_general_way_or_say_that_they_do_not() -> None:
         freeze(snn, weight_bits=4)
 
 
-def test_neurons_that_should_be_silent_are() -> None:
+def test_with_windows_neurons_that_should_be_silent_are() -> None:
     net, x = made("three branches")
     with torch.no_grad():
-        for gate, silent in ("resu", True), ("relu", False):
-            snn = calibrate(convert(net, T=12, example=x[:1], gate=gate), [x])
+        for timing, silent in ("window", True), ("step", False):
+            snn = calibrate(convert(net, T=12, example=x[:1], timing=timing), [x])
             assert torch.equal(to_ann(snn)(x), net(x))
             spurious: list[bool] = []
             snn.get_submodule("relu_1").register_forward_hook(
@@ -344,13 +346,13 @@ def test_neurons_that_should_be_silent_are() -> None:
             assert spurious == [not silent]
 
 
-@pytest.mark.parametrize("gate", ["relu", "resu"])
-def test_ceilings(gate: str) -> None:
+@pytest.mark.parametrize("timing", ["step", "window"])
+def test_ceilings(timing: str) -> None:
     """ReLU6 and hardtanh(0, c) are exact in the limit, beyond which no gradient passes."""
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU6(), nn.Linear(8, 8), nn.Linear(8, 6), nn.Hardtanh(0.0, 0.5))
     net.append(nn.Linear(6, 3))
     x = 20 * torch.rand(30, 4) - 8
-    snn = convert(net, T=255, example=x[:1], gate=gate)
+    snn = convert(net, T=255, example=x[:1], timing=timing)
     ceilings = [6.0, 0.5]
     for layer, c in zip([m for m in snn.modules() if hasattr(m, "ceiling")], ceilings, strict=True):
         assert layer.threshold * 255 == pytest.approx(c)
@@ -371,8 +373,8 @@ def test_calibration_keeps_below_the_ceilings(percentile: float | None) -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU6(), nn.Conv2d(8, 8, 3), nn.ReLU6())
     net.extend([nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)]).eval()
     x = 20 * torch.rand(64, 3, 16, 16)
-    for gate in ("relu", "resu"):
-        snn = convert(net, T=255, example=x[:1], gate=gate)
+    for timing in "step", "window":
+        snn = convert(net, T=255, example=x[:1], timing=timing)
         calibrate(snn, [x], percentile)
         thresholds = [m.threshold for m in snn.modules() if hasattr(m, "ceiling")]
         assert len(thresholds) == 2
@@ -392,7 +394,7 @@ def test_memory_does_not_grow_with_the_steps() -> None:
 
     largest = []
     for T in (8, 64):
-        snn = convert(net, T, example=x[:1])
+        snn = convert(net, T, example=x[:1], timing="step")
         sizes.clear()
         with torch.no_grad(), Watching():
             snn(x)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import tandem_snn.nn as tnn
 from tandem_snn import calibrate, convert, freeze, to_ann
 from tandem_snn.convert import CannotConvert
+from tandem_snn.nn.maximum import MaxPool
 
 GLOBAL: dict[str, Callable[[Tensor], Tensor]] = {
     "max_pool2d": lambda a: F.max_pool2d(a, a.shape[2:]),
@@ -60,15 +61,34 @@ def test_without_an_example_the_maximum_is_of_any_size(name: str) -> None:
         assert (snn(x) - net(x)).norm() < 0.05 * net(x).norm()
 
 
-def test_with_windows_maximum_pooling_is_a_layer() -> None:
-    """Of bursts the OR is the maximum, so it can be frozen, also with an example."""
+@pytest.mark.parametrize("max_pool", ["exact", "or"])
+def test_with_windows_maximum_pooling_is_a_layer(max_pool: str) -> None:
+    """Of bursts the OR is the maximum, so it can be frozen."""
     layers = [nn.Conv2d(2, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 2), nn.ReLU(), nn.AdaptiveMaxPool2d(1)]
     net, x = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 3)).eval(), torch.rand(6, 2, 8, 8)
-    snn = convert(net, T=64, example=x[:1], timing="window", data=[x]).eval()
+    snn = convert(net, T=64, example=x[:1], data=[x], max_pool=max_pool).eval()
     assert sum(isinstance(m, tnn.MaxPool2d) for m in snn.modules()) == 2
     frozen = freeze(snn)
     assert torch.equal(frozen(x), snn(x))
     assert (snn(x) - net(x)).norm() < 0.05 * net(x).norm()
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["an example", "none"])
+def test_with_step_timing_maximum_pooling_is_exact_unless_told(given: bool) -> None:
+    """Neurons of a pooling window that take turns make the count of the OR too large."""
+    net, x = made(lambda a: F.max_pool2d(a, 2)[:, :, :1, :1])
+    largest = []
+    for max_pool in {}, {"max_pool": "or"}:
+        snn = convert(net, T=64, example=x[:1] if given else None, timing="step", **max_pool)
+        counts = []
+        for name, module in snn.named_modules():
+            if isinstance(module, (tnn.Conv2d, tnn.MaxPool2d, MaxPool)) and name != "b":
+                module.register_forward_hook(lambda m, given, y, seen=counts: seen.append(y.counts))
+        snn(x)
+        largest.append(counts[1] - F.max_pool2d(counts[0], 2))
+    assert not largest[0].any()
+    assert largest[1].min() >= 0
+    assert largest[1].any()
 
 
 @pytest.mark.parametrize("timing", ["step", "window"])

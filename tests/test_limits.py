@@ -198,7 +198,7 @@ def test_limits():
         lambda: tnn.AvgPool2d(2, timing="window")(train(256, 1, 1, 2, 2)),
         lambda: train(256, 1, 2).count_bytes,
     ):
-        with pytest.raises(ValueError, match="T: expected an int from 1 to 255 with timing='window', got 256"):
+        with pytest.raises(ValueError, match="T: expected an int from 1 to 255 with timing='window'"):
             make()
 
 

@@ -86,7 +86,7 @@ def converted(pool: nn.Module) -> tuple[nn.Module, Any]:
     stem = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()
     blocks = Block(8, 8, 1), Block(8, 12, 2), nn.AvgPool2d(2), Block(12, 12, 1)
     ann = nn.Sequential(*stem, *blocks, pool, nn.Flatten(), nn.Linear(12, 5))
-    net = convert(dyadic(ann), T, v_init=0.0)
+    net = convert(dyadic(ann), T, timing="step", v_init=0.0)
     for layer in net.modules():
         if isinstance(layer, tnn.SpikingLayer):
             layer.threshold = powers_of_two() / 8
@@ -190,7 +190,7 @@ def test_an_initial_potential_and_batch_norm_by_primitives(reader: str, tmp_path
     with torch.no_grad():
         for _ in range(20):
             ann(x)
-    net = calibrate(convert(ann.eval(), T), [x])
+    net = calibrate(convert(ann.eval(), T, timing="step"), [x])
     with pytest.raises(CannotLower, match="primitives"):
         to_nir(net, x)
     path = file_of(freeze(net), x, tmp_path, neurons="primitives")

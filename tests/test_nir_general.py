@@ -84,7 +84,7 @@ def line() -> nn.Module:
 
 def converted(ann: nn.Module, x: Tensor, timing: str) -> nn.Module:
     """A spiking network whose thresholds per channel are powers of two."""
-    net = convert(ann, T, example=x, gate="relu", timing=timing, v_init=0.0)
+    net = convert(ann, T, example=x, timing=timing, v_init=0.0)
     for layer in net.modules():
         if isinstance(layer, (SpikingLayer, Neurons)):
             layer.threshold = 2.0 ** torch.randint(-5, -2, layer.threshold.shape)
@@ -114,7 +114,7 @@ def test_initial_potentials_and_calibrated_thresholds() -> None:
     """Not dyadic, so that few neurons may differ."""
     torch.manual_seed(4)
     x = torch.rand(8, 1, 8, 8)
-    net = calibrate(convert(separable().eval(), T, example=x, gate="relu"), [x])
+    net = calibrate(convert(separable().eval(), T, example=x, timing="step"), [x])
     with pytest.raises(CannotLower, match=r'first: NIR.s neurons start at potential 0.*neurons="primitives"'):
         to_nir(net, x)
     back = from_nir(to_nir(net, x, neurons="primitives"))
@@ -222,20 +222,19 @@ def test_any_sum_of_maps_is_read(name: str) -> None:
     assert_same(own_counts(from_nir(graph), x), simulated(graph, x))
 
 
-@pytest.mark.parametrize(("forward", "options", "message"), [
-    (lambda m, x: m.c(torch.cat([x, m.c(x)], 1)[:, :6]), {}, "cat: NIR has no node for cat"),
-    (lambda m, x: m.c(F.interpolate(m.c(x), scale_factor=2)), {}, "NIR has no node for upsample_nearest2d"),
-    (lambda m, x: m.c(m.c(F.max_pool2d(x, 2))), {}, "NIR has no node for max_pool2d: use AvgPool2d or strides"),
-    (lambda m, x: m.c(F.pad(m.c(x), [1, 0, 0, 0])), {}, "NIR has no node for pad"),
-    (lambda m, x: m.c(m.c(x).mean(1, keepdim=True) + x), {}, "means other than those over the space"),
-    (lambda m, x: m.c(m.c(x)), {"gate": "resu"}, "needs the end of the window"),
+@pytest.mark.parametrize(("forward", "message"), [
+    (lambda m, x: m.c(torch.cat([x, m.c(x)], 1)[:, :6]), "cat: NIR has no node for cat"),
+    (lambda m, x: m.c(F.interpolate(m.c(x), scale_factor=2)), "NIR has no node for upsample_nearest2d"),
+    (lambda m, x: m.c(m.c(F.max_pool2d(x, 2))), "NIR has no node for max_pool2d: use AvgPool2d or strides"),
+    (lambda m, x: m.c(F.pad(m.c(x), [1, 0, 0, 0])), "NIR has no node for pad"),
+    (lambda m, x: m.c(m.c(x).mean(1, keepdim=True) + x), "means other than those over the space"),
 ])  # fmt: skip
-def test_what_has_no_node_is_named(forward: Callable[[Any, Tensor], Tensor], options: Any, message: str) -> None:
+def test_what_has_no_node_is_named(forward: Callable[[Any, Tensor], Tensor], message: str) -> None:
     net = Net(lambda m, x: F.relu(forward(m, F.relu(m.first(x)))).mean([2, 3]), first=nn.Conv2d(1, 6, 3, padding=1))
     net.c = nn.Conv2d(6, 6, 1)
     x = torch.rand(1, 1, 8, 8)
     with pytest.raises(CannotLower, match=message):
-        to_nir(convert(net.eval(), T, example=x, v_init=0.0, **({"gate": "relu"} | options)), x)
+        to_nir(convert(net.eval(), T, example=x, v_init=0.0), x)
 
 
 def test_frozen_networks_pickles_and_answers() -> None:
@@ -249,6 +248,6 @@ def test_frozen_networks_pickles_and_answers() -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in back.parameters())
     squared = Net(lambda m, x: m.inner(x) * m.inner(x), inner=separable()).eval()
     for ann, node in ((nn.Sequential(separable().eval(), nn.Softmax(1)), "softmax"), (squared, "mul of activations")):
-        net = convert(ann, T, example=x, gate="relu", v_init=0.0)
+        net = convert(ann, T, example=x, v_init=0.0)
         with pytest.raises(CannotLower, match=f"NIR has no node for {node}"):
             to_nir(net, x)

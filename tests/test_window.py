@@ -245,17 +245,19 @@ def test_conversion(example):
     x = torch.rand(64, 1, 15, 15)
     errors = []
     for T in (4, 32, 255):
-        snn = ts.convert(ann, T=T, timing="window", example=x if example else None)
+        snn = ts.convert(ann, T=T, example=x if example else None)
         assert {m.timing for m in snn.modules() if hasattr(m, "timing")} == {"window"}
         ts.calibrate(snn, [x], percentile=100)
         with torch.no_grad():
             errors.append((snn(x) - ann(x)).abs().mean().item() / ann(x).std().item())
-    few, most = (ts.calibrate(ts.convert(ann, T=2, timing="window"), [x], p).get_submodule("0") for p in (None, 99))
+    few, most = (ts.calibrate(ts.convert(ann, T=2), [x], p).get_submodule("0") for p in (None, 99))
     assert few.threshold.mean() < most.threshold.mean()
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 0.02
-    with pytest.raises(ValueError, match="gate: with timing='window'"):
-        ts.convert(ann, T=4, timing="window", gate="resu")
+    layer = ts.convert(ann, T=4).get_submodule("0")
+    assert torch.equal(layer.initial_potential, layer.threshold / 2)
+    with pytest.raises(TypeError, match="gate"):
+        ts.convert(ann, T=4, gate="relu")
     with pytest.raises(ValueError, match="timing: expected one of 'step', 'window', got 'late'"):
         ts.convert(ann, T=4, timing="late")
 

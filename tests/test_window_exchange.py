@@ -1,5 +1,6 @@
 """Layers that integrate a window, in NIR: what comes back, and the same counts in SpikingJelly."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,24 @@ def test_what_nir_is_given_comes_back(name: str, tmp_path: Path) -> None:
     assert_same(own_counts(net, x), own_counts(back, x))
     timings = [layer.timing for layer in back.modules() if isinstance(layer, tnn.SpikingLayer)]
     assert "window" in timings
-    assert_same(own_counts(net, x), own_counts(ts.from_nir(ts.to_nir(back, x)), x))
+    assert_same(own_counts(net, x), own_counts(ts.from_nir(ts.to_nir(back, x, window=True)), x))
+
+
+def test_readers_without_the_metadata_are_warned_of() -> None:
+    needs("nir")
+    net, x = NETWORKS["every other"]()
+    with pytest.warns(UserWarning, match='metadata of timing "window" run other spikes.*window=True'):
+        ts.to_nir(ts.freeze(net), x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ts.to_nir(net, x, window=True)
+        ts.to_nir(nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2)), torch.rand(1, 4))
 
 
 def test_what_a_reader_of_nir_must_know() -> None:
     nir = needs("nir")
     net, x = NETWORKS["every other"]()
-    graph = ts.to_nir(net, x)
+    graph = ts.to_nir(net, x, window=True)
     neurons = {name: node.metadata for name, node in graph.nodes.items() if isinstance(node, nir.IF)}
     told = [(facts["timing"], facts["phase"], "v_init" in facts) for facts in neurons.values()]
     assert told == [("window", 0, True), ("step", 1, False), ("window", 1, True)]

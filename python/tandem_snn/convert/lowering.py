@@ -26,7 +26,7 @@ class Lowering(Builder):
     """Builds the spiking network, Op by Op.
 
     Args:
-        threshold, v_init, gate, timing, max_pool, after, until: see :func:`convert`.
+        threshold, v_init, timing, max_pool, after, until: see :func:`convert`.
 
     Attributes:
         ways: for each layer of neurons, by name, whether it is fused or general, and its operations.
@@ -39,15 +39,15 @@ class Lowering(Builder):
         *,
         threshold: float,
         v_init: float,
-        gate: str,
         timing: str,
         max_pool: str,
         after: str | None,
         until: str | None,
     ) -> None:
         super().__init__(graph, encoder)
-        self.threshold, self.v_init, self.gate = threshold, v_init, gate
-        self.timing, self.max_pool = timing, max_pool
+        self.threshold, self.v_init = threshold, v_init
+        self.timing = timing
+        self.pools_by_or = timing == "window" or max_pool == "or"
         self.ways: dict[str, str] = {}
         self.front, self.back = self._cut(after, until)
         self.before_neurons = self._before_neurons()
@@ -205,7 +205,7 @@ class Lowering(Builder):
         return Value("answer", self.copy(op))
 
     def _max_pool(self, op: Op, x: Value) -> Value:
-        return self._layer(op, max_pool_of(op, self.max_pool, self.source.sized), x)
+        return self._layer(op, max_pool_of(op, self.pools_by_or, self.source.sized), x)
 
     def _layer(self, op: Op, layer: nn.Module, x: Value) -> Value:
         """Call a layer whose output spikes have the values of its input spikes, per channel or, if flattened, each."""
@@ -225,8 +225,7 @@ class Lowering(Builder):
         while self._commutes(source) and len(source.users) == 1 and self.env[source].kind == "currents":
             passed.append(source)  # this comes before the ReLU, but commutes with it
             source = source.x
-        silenced = self.gate == "resu" and kinds.ceiling_of(op)  # a fused layer cannot have both gates
-        fused = None if silenced else self._fused(source)
+        fused = self._fused(source)
         if fused is None and not any(kinds.is_max_pool(each) for each in passed):
             source, passed = op.x, []
         node = self._general(op, source) if fused is None else self._fuse(op, *fused)
@@ -244,7 +243,7 @@ class Lowering(Builder):
 
     def _general(self, op: Op, source: Op) -> fx.Node:
         device = next(self.ann.parameters(), torch.empty(0)).device
-        neurons = general.Neurons(**self._neurons(op, source, device), gate=self.gate, sums=self.sums(source))
+        neurons = general.Neurons(**self._neurons(op, source, device), sums=self.sums(source))
         node = self.call(op, neurons, self.signal(source))
         self.ways[str(node.target)] = f"general: {neurons.sums or 'spikes'}"
         return node
@@ -301,7 +300,7 @@ class Lowering(Builder):
         path, weight, bias = parameters(synapses, self.attributes)
         layer = layer_of([*FUSED.values()], weight, bias, sizes_of(synapses))
         norm = None if batch_norm is None else self.norm(batch_norm)
-        layer.gain, layer.gate = "threshold", "clip" if kinds.ceiling_of(op) else self.gate
+        layer.gain, layer.gate = "threshold", "clip" if kinds.ceiling_of(op) else "relu"
         for name, value in self._neurons(op, synapses, weight.device).items():
             setattr(layer, name, value)
         node = self.call_as(path, layer, self.signal(synapses.x), **keywords)

@@ -13,7 +13,6 @@ import torch
 from torch import fx, nn
 
 from tandem_ext import checks
-from tandem_ext.functional.settings import check_together
 
 from .. import nn as tnn
 from ..nn import general, maximum
@@ -35,9 +34,8 @@ def convert(
     mode: str = "direct",
     threshold: float | None = None,
     v_init: float = 0.5,
-    gate: str | None = None,
-    timing: str = "step",
-    max_pool: str | None = None,
+    timing: str = "window",
+    max_pool: str = "exact",
     after: str | None = None,
     until: str | None = None,
     verbose: bool = False,
@@ -62,7 +60,7 @@ def convert(
 
     Args:
         ann: a network for images or vectors, in any mode; it is not changed. Its layers' modes carry over.
-        T: the number of time steps, 1..65535; with timing "window" 1..255.
+        T: the number of time steps, 1..255; with timing "step" 1..65535.
         example: a batch of inputs of the ANN, of which only the size matters; one sample is enough. Where the ANN's
             forward depends on the size, the spiking network is for inputs of this size. None: the first batch of
             ``data``, if given.
@@ -73,16 +71,14 @@ def convert(
             ``gain * counts`` are the input of the ANN.
         threshold: ϑ of every layer without a ceiling, until it is calibrated. None: 4/T, for activations up to 4.
         v_init: the initial membrane potential, in units of ϑ. 0.5 rounds ρ(z)/ϑ to the nearest count, 0 rounds down.
-        gate: "relu" or "resu". An IF neuron cannot take back a spike, so neurons whose final z is not positive may
-            have fired a few times; "resu" silences them at the end of the window. None: "resu" with an example, but
-            "relu" without one or with timing "window". With "resu", neurons with a ceiling use the general way; with
-            "relu" they can be fused, with gate "clip".
-        timing: "step" or "window", for all neurons. With "window" they integrate the whole window before they fire, so
-            that the only error is the rounding to T levels.
-        max_pool: "exact": the count of a pooling window is the largest count of its neurons
-            (:class:`tandem_snn.nn.maximum.MaxPool`). "or": a pooling window spikes whenever any of its neurons does
-            (``tnn.MaxPool2d``); this can be frozen, streamed and exported, but its counts may exceed the maximum. None:
-            "exact" with an example and timing "step", else "or": with timing "window" the counts are the same.
+        timing: "window" or "step", for all neurons. With "window" they integrate the whole window before they fire, so
+            that the only error is the rounding to T levels. With "step" they fire as soon as they can, and sometimes
+            too early.
+        max_pool: what stands for maximum pooling of images with timing "step". "exact": the count of a pooling window
+            is the largest count of its neurons (:class:`tandem_snn.nn.maximum.MaxPool`). "or": a pooling window spikes
+            whenever any of its neurons does (``tnn.MaxPool2d``); only this can be streamed and exported, but neurons
+            that take turns make its counts too large. With timing "window" both are ``tnn.MaxPool2d``, which is exact
+            there.
         after: the path of a module. It and all operations before it stay an ANN; its output is encoded.
         until: the path of a module. All operations after it stay an ANN, on its spike counts. With ``after`` and
             ``until``, an ANN of which only a part has a spiking counterpart can spike in that part.
@@ -116,15 +112,9 @@ def convert(
     for name, value in (("threshold", first), ("v_init", v_init)):
         if not isinstance(value, Real) or not math.isfinite(value) or (name == "threshold" and value <= 0):
             raise ValueError(f"{name}: expected a {'positive ' * (name == 'threshold')}number, got {value!r:.80}")
-    if max_pool not in (None, "exact", "or"):
-        raise ValueError(f"max_pool: expected 'exact', 'or' or None, got {max_pool!r:.80}")
-    if gate not in (None, "relu", "resu"):
-        raise ValueError(f"gate: expected 'relu', 'resu' or None, got {gate!r:.80}")
+    checks.one_of("max_pool", max_pool, ("exact", "or"))
     checks.one_of("timing", timing, checks.TIMINGS)
     checks.T("T", T, timing)
-    check_together(timing, 1.0, gate or "relu")
-    gate = gate or ("relu" if example is None or timing == "window" else "resu")
-    max_pool = max_pool or ("or" if example is None or timing == "window" else "exact")
     ann = getattr(ann, "_orig_mod", ann)  # torch.compile wraps the module
     for name, module in ann.named_modules():
         if isinstance(module, SPIKING):
@@ -132,7 +122,7 @@ def convert(
     batches = iter(()) if data is None else batches_of(data)
     begin = [*islice(batches, 1)]
     graph = exported(ann, begin[0] if example is None and begin else example)
-    neurons: dict[str, Any] = {"threshold": first, "v_init": v_init, "gate": gate, "timing": timing}
+    neurons: dict[str, Any] = {"threshold": first, "v_init": v_init, "timing": timing}
     lowering = Lowering(graph, encoder, **neurons, max_pool=max_pool, after=after, until=until)
     snn = lowering.run(type(ann).__name__)
     if data is not None:

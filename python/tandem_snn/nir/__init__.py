@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ _DENSEST = 1100  # the largest compression ratio to accept; gzip's is 1,032
 _DEEPEST = 16
 
 
-def to_nir(net: nn.Module, x: Any, *, neurons: str = "IF", dt: float = 1.0) -> Any:
+def to_nir(net: nn.Module, x: Any, *, neurons: str = "IF", dt: float = 1.0, window: bool = False) -> Any:
     """Export a network in evaluation mode as a NIR graph, for inputs shaped like x.
 
     One run of the graph is one time step; the sum of its outputs over T steps is the answer of the network. Gains,
@@ -42,6 +43,7 @@ def to_nir(net: nn.Module, x: Any, *, neurons: str = "IF", dt: float = 1.0) -> A
             for LIF), a Threshold, and a Scale that returns -ϑ one step later; it has the same meaning in every tool
             that runs recurrent graphs.
         dt: the length of a time step, in the unit of the time constants: an IF node has r = 1/dt.
+        window: the graph's readers follow the metadata of timing "window". If not, such a network gives a warning.
 
     Returns:
         A ``nir.NIRGraph``; ``nir.write(path, graph)`` writes the file.
@@ -59,10 +61,20 @@ def to_nir(net: nn.Module, x: Any, *, neurons: str = "IF", dt: float = 1.0) -> A
     checks.one_of("neurons", neurons, FORMS)
     if not dt > 0:
         raise ValueError(f"dt: expected a positive number, got {dt}")
-    if any(isinstance(module, Neurons) for module in net.modules()):
-        return graph_of_maps(net, x, neurons, dt)
+    general = any(isinstance(module, Neurons) for module in net.modules())
+    graph = (graph_of_maps if general else _graph_of_stages)(net, x, neurons, dt)
+    if "timing" in graph.metadata and not window:
+        warnings.warn(
+            'to_nir: readers that ignore the metadata of timing "window" run other spikes and give other answers; pass '
+            "window=True if yours follows them",
+            stacklevel=2,
+        )
+    return graph
+
+
+def _graph_of_stages(net: nn.Module, x: Any, form: str, dt: float) -> Any:
     network = listing_of(net, x)
-    writer = Writer(network.shape, network.T, neurons, dt, network.waits)
+    writer = Writer(network.shape, network.T, form, dt, network.waits)
     writer.taken |= {stage.name for stage in network.stages}
     for stage in network.stages:
         writer.write(stage)
