@@ -18,8 +18,8 @@ help:
 	@echo "make fuzz      hostile calls of every op, then of the kernels by libFuzzer, each for MINUTES (60)"
 	@echo "make coverage  coverage of lines and branches, Python and C++, in build/coverage"
 	@echo "make results   docs/results.md, performance.md, measuring.md, pictures, from the measurements in docs/results"
-	@echo "make gpu-check check and time the CUDA kernels on this machine's GPU, in eight minutes; docs/results/gpu-*.json"
-	@echo "make gpu-libraries  the libraries for gpu-check on a GPU machine without compilers"
+	@echo "make gpu-check check and time the CUDA kernels on this machine's GPU, in ten minutes, by PYTHON with its own torch"
+	@echo "make gpu-libraries  the two files that gpu-check takes on a GPU machine without nvcc"
 	@echo "make test-arm  the C++ tests for aarch64 Linux, cross-compiled and under qemu; needs g++-aarch64-linux-gnu, qemu-user"
 	@echo "make test-arm-python  the extension for aarch64 Linux and tests of it under qemu; ten minutes; requirements: tests/arm.py"
 	@echo "make lint      ruff, mypy, clang-format"
@@ -89,12 +89,14 @@ results: $(READY) ext
 	python docs/pages/results.py
 	python docs/pages/performance.py
 
-gpu-check: $(READY) ext
-	python tests/gpu/check.py
+# No environment is made: what runs is the torch that PYTHON has.
+gpu-check:
+	$(PYTHON) tests/gpu/check.py
 
 gpu-libraries: $(READY)
 	TANDEM_CUDA=1 python setup.py -q build_ext --inplace
 	python tests/gpu/check.py --build
+	@ls tandem_ext/_C*.so
 
 lint: $(READY)
 	ruff check

@@ -2,7 +2,6 @@
 
 import ctypes
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 from gpu import check, golden
 from harness import ROOT, build, machine_parts
 
-from build_tools.decide import Toolkit
+from build_tools.decide import Plan, Toolkit
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +33,5 @@ def test_every_wrapper_has_one() -> None:
     assert sorted(golden.GOLDEN) == [*copies, "dot", "fire", "ldmatrix", "ldmatrix_2", "mma"]
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
-def test_they_compile_for_gpus(tmp_path: Path) -> None:
-    assert check.build_wrappers(tmp_path / "wrappers.so") is None
+def test_they_compile_for_gpus(toolkit: Toolkit, tmp_path: Path) -> None:
+    assert check.build_wrappers(tmp_path / "wrappers.so", Plan(toolkit, ("7.5", "9.0+PTX"))) is None

@@ -4,7 +4,7 @@ of a gradient rounds; but for weights of no grid, which must give the bits of th
 import itertools
 import random
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import any_layer
 import torch
@@ -80,23 +80,34 @@ def planes(small: bool) -> Iterator[Case]:
         yield Case(f"pack, unpack, counts of {N}", lambda d, N=N: run(d, N))
 
 
-def any_weights(small: bool) -> Iterator[Case]:
-    """Of layers that read spikes, in every type: linear, by tiles and plain, wide and few samples, outputs that do not
-    fill bytes of the mask; whatever the precision of torch's products is."""
+def on_both(device: torch.device, name: str, x: te.SpikeTrain, weight: Tensor, autocast: bool, **options: Any) -> None:
+    """A layer on the CPU and on a device: spikes, counts, potentials, and the gates, as the gradient of its shift."""
+    results = []
+    for on in (device, torch.device("cpu")):
+        shift = torch.zeros(len(weight), device=on, requires_grad=True)
+        with torch.autocast(on.type, torch.bfloat16, enabled=autocast):
+            y, v = getattr(F, name)(x.to(on), weight.to(on), shift=shift, return_v=True, **options)
+        results.append(((y, v), torch.autograd.grad(y.counts.float().sum(), shift)[0]))
+    (got, gates), (want, expected) = results
+    same(got, want, f"{list(weight.shape)}: ")
+    equal("gates", gates, expected, f"{list(weight.shape)}: ")
 
-    def run(device: torch.device, T: int, timing: str, dtype: torch.dtype) -> None:
-        for B, K, N in [(3, 40, 24), (40, 700, 72), (5, 300, 10), (70, 130, 100)]:
-            x, weight = train(T, B, K), torch.randn(N, K).to(dtype)
-            want = F.linear_if(x, weight, return_v=True, timing=timing)
-            same(F.linear_if(x.to(device), weight.to(device), return_v=True, timing=timing), want)
+
+def any_weights(small: bool) -> Iterator[Case]:
+    """Of layers that read spikes, in every type and under autocast: linear, by tiles and plain, wide and few samples,
+    outputs that do not fill bytes of the mask; whatever the precision of torch's products is."""
+
+    def run(device: torch.device, T: int, timing: str, dtype: torch.dtype | None) -> None:
+        rest = {"autocast": dtype is None, "timing": timing}
+        for B, K, N in [(3, 40, 24), (40, 700, 72), (5, 300, 10), (70, 130, 100), (20, 64, 300)]:
+            on_both(device, "linear_if", train(T, B, K), torch.randn(N, K).to(dtype or torch.float32), **rest)
         for C, N, groups in [(16, 32, 1), (32, 32, 2), (12, 12, 12)]:
-            x, weight = train(T, 2, C, 6, 5), torch.randn(N, C // groups, 3, 3).to(dtype)
-            window = {"padding": 1, "groups": groups, "return_v": True, "timing": timing}
-            same(F.conv2d_if(x.to(device), weight.to(device), **window), F.conv2d_if(x, weight, **window))
+            weight = torch.randn(N, C // groups, 3, 3).to(dtype or torch.float32)
+            on_both(device, "conv2d_if", train(T, 2, C, 6, 5), weight, padding=1, groups=groups, **rest)
 
     windows = [(2, "step"), (5, "step"), (8, "step"), (10, "step"), (21, "step"), (8, "window"), (255, "window")]
-    for (T, timing), dtype in itertools.product([(8, "step")] if small else windows, DTYPES[:3]):
-        name = f"weights of no grid T={T} {timing} {str(dtype)[6:]}"
+    for (T, timing), dtype in itertools.product(windows[2:6:3] if small else windows, (*DTYPES[:3], None)):
+        name = f"weights of no grid T={T} {timing} {str(dtype)[6:] if dtype else 'autocast'}"
         yield Case(name, lambda d, of=(T, timing, dtype): run(d, *of))
 
 

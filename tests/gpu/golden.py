@@ -42,22 +42,17 @@ def fire(g: torch.Generator) -> Operands:
     return A, A, torch.zeros(32, 2), torch.stack([after, 1 + 32.0 * fires], 1)
 
 
-def ldmatrix(g: torch.Generator) -> Operands:
-    """Lane 4 r + w gets word w of row r of each matrix."""
-    A = torch.randint(0, 256, (4, 8, 16), generator=g).to(torch.uint8)
-    words = A.view(torch.int32)  # [matrix, row, word]
-    return A, A, torch.zeros(32, 4, dtype=torch.int32), words.permute(1, 2, 0).reshape(32, 4).clone()
-
-
-def ldmatrix_2(g: torch.Generator) -> Operands:
-    """The same of two matrices, a row further on."""
+def ldmatrix(g: torch.Generator, matrices: int = 4, row: int = 0) -> Operands:
+    """Lane 4 r + w gets word w of row r of each matrix; the first begins at this row."""
     A = torch.randint(0, 256, (32, 16), generator=g).to(torch.uint8)
-    words = A[1:17].contiguous().view(torch.int32).view(2, 8, 4)
-    return A, A, torch.zeros(32, 2, dtype=torch.int32), words.permute(1, 2, 0).reshape(32, 2).clone()
+    words = A[row : row + 8 * matrices].contiguous().view(torch.int32).view(matrices, 8, 4)
+    want = words.permute(1, 2, 0).reshape(32, matrices).clone()
+    return A, A, torch.zeros_like(want), want
 
 
 GOLDEN: dict[str, Callable[[torch.Generator], Operands]] = {
-    **{f.__name__: f for f in (mma, dot, ldmatrix, ldmatrix_2, fire)},
+    **{f.__name__: f for f in (mma, dot, ldmatrix, fire)},
+    "ldmatrix_2": lambda g: ldmatrix(g, 2, 1),
     **{f"cp_async_{size}": cp_async for size in (16, 8, 4)},
 }
 

@@ -1,7 +1,7 @@
 """What only a GPU can show: more than 2^31 elements, CUDA graphs, other streams, the same bits every time."""
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from cases import dyadic, train
@@ -59,52 +59,49 @@ def big_product(device: torch.device) -> None:
         assert torch.equal(piece, want.expand_as(piece))
 
 
-def layers() -> nn.Sequential:
+def layers(timing: str = "step") -> nn.Sequential:
     torch.manual_seed(0)
+    options = {"norm": True, "timing": timing}
     return nn.Sequential(
-        tnn.Conv2d(8, 32, 3, padding=1, norm=True), tnn.MaxPool2d(2), tnn.Conv2d(32, 64, 3, stride=2, norm=True),
-        tnn.Flatten(), tnn.Linear(64 * 9, 48, norm=True), tnn.Readout(48, 10),
+        tnn.Conv2d(8, 32, 3, padding=1, **options), tnn.MaxPool2d(2), tnn.Conv2d(32, 64, 3, stride=2, **options),
+        tnn.Flatten(), tnn.Linear(64 * 9, 48, **options), tnn.Readout(48, 10),
     )  # fmt: skip
 
 
-def step_of(net: nn.Module) -> Callable[[Tensor], list[Tensor]]:
-    """A training step on planes; what comes of it."""
+def step_of(net: nn.Module, dtype: torch.dtype = torch.float32) -> Callable[[Tensor], list[Tensor]]:
+    """A training step on planes or images, in another type by autocast; what comes of it."""
 
-    def step(planes: Tensor) -> list[Tensor]:
+    def step(x: Tensor) -> list[Tensor]:
         for p in net.parameters():
             p.grad = None
-        answer = net(te.SpikeTrain.unchecked(planes, 8))
-        answer.square().mean().backward()
+        with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
+            answer = net(x if x.is_floating_point() else te.SpikeTrain.unchecked(x, 8))
+        answer.float().square().mean().backward()
         return [answer.detach(), *(p.grad for p in net.parameters() if p.grad is not None)]
 
     return step
 
 
-@contextlib.contextmanager
-def deterministic() -> Iterator[None]:
-    """Libraries' gradients of convolutions too: without it, two runs may differ."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(False)
+def capture(step: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A step as a CUDA graph, and what it gave. The first call leaves what must not be made while capturing."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = step()
+    return graph, result
 
 
-@deterministic()
 def captured_step(device: torch.device) -> None:
     """A training step as a CUDA graph gives the bits of the step itself, on inputs it has not seen."""
     net = layers().to(device)
     step = step_of(net)
     inputs = [train(8, 4, 8, 16, 16).planes.to(device) for _ in range(3)]
     static = inputs[0].clone(memory_format=torch.preserve_format)
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):
-        step(static)
-    torch.cuda.current_stream(device).wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        outputs = step(static)
+    graph, outputs = capture(lambda: step(static))
     for planes in inputs:
         static.copy_(planes)
         graph.replay()
@@ -143,7 +140,6 @@ def another_device(device: torch.device) -> None:
     equal("spikes", got.planes, te.reference.linear_if(x, weight).planes)
 
 
-@deterministic()
 def same_every_time(device: torch.device) -> None:
     """On random weights, whose sums do round: every run rounds alike."""
     net = layers().to(device)
@@ -173,10 +169,11 @@ def has_graphs(frozen: torch.nn.Module, shapes: int) -> None:
     assert (len(found), missing) == (shapes, 0), f"{len(found)} shapes, {missing} without a graph"
 
 
-def cases(small: bool) -> list[Case]:
-    """``small``: without those that need 20 GB."""
-    found = [captured_step, other_streams, same_every_time, frozen_graph]
-    found += [another_device] if torch.cuda.device_count() > 1 else []
-    return [
-        Case(f.__name__.replace("_", " "), f) for f in ([] if small else [big_scan, big_planes, big_product]) + found
-    ]
+def cases(dry_run: bool) -> list[Case]:
+    """Those that this machine can run: the large ones need 20 GB."""
+    found = [same_every_time, frozen_graph]
+    if not dry_run:
+        found += [captured_step, other_streams]
+        found += [another_device] if torch.cuda.device_count() > 1 else []
+        found += [big_scan, big_planes, big_product] if torch.cuda.mem_get_info()[0] > 24 * 2**30 else []
+    return [Case(f.__name__.replace("_", " "), f) for f in found]

@@ -1,151 +1,185 @@
-"""The stages of a check, each run in a process of its own by check.py: what it runs, and what it leaves in a file."""
+"""The stages of a check, each run in a process of its own by check.py: its cases, and what it leaves in a file."""
 
 import argparse
+import copy
 import json
+import math
+import socket
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
+from cases import train
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import tandem_ext as te
+import tandem_snn.nn as tnn
 
-from . import correctness, golden, on_device, report, timing
-from .check import nvidia_smi
+from . import check, correctness, golden, on_device, report, timing
+from .clock import Bench
+from .correctness import Case
 
-ROOT = Path(__file__).resolve().parents[2]
 TESTS = ("spike_train", "reference", "functional", "gradients", "layers", "layers_shape")
-CLOCKS = "clocks.sm,clocks.max.sm,clocks.mem,temperature.gpu,power.draw"  # now and at most
+CLOCKS = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.max.sm,clocks.mem,temperature.gpu,power.draw", "--format=csv"]
 
 
 class Log:
-    """Says what happens, and leaves what is known so far in a file."""
+    """Says what happens, and leaves what is known so far in a file. Begins no case when most of the time is gone."""
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.begin, self.path = time.monotonic(), path
-        self.results: dict[str, Any] = {}
-        self.found: dict[str, Any] = {}  # beside the checks
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.begin = options, time.monotonic()
+        self.until = self.begin + 0.85 * options.seconds if options.result else math.inf
+        self.checks: dict[str, Any] = {"passed": 0, "failures": {}}
+        self.found: dict[str, Any] = {"checks": {options.stage: self.checks}}
 
     def say(self, text: str) -> None:
-        print(f"{time.monotonic() - self.begin:6.1f} s  {text}", flush=True)
+        print(f"{time.monotonic() - self.begin:6.1f} s  {'rehearsal: ' * self.options.dry_run}{text}", flush=True)
+        if self.options.result is not None:
+            self.options.result.write_text(json.dumps(self.found))
 
-    def save(self) -> None:
-        if self.path is not None:
-            self.path.write_text(json.dumps(report.finite(self.found | {"checks": self.results})))
-
-    def stage(self, name: str, cases: Sequence[tuple[str, Callable[[], None]]]) -> None:
-        """Runs every case, whatever becomes of the others."""
-        failures: dict[str, str] = {}
-        self.results[name] = {"passed": 0, "failures": failures}
-        for case, run in cases:
-            if error := failure_of(run):
-                failures[case] = f"{type(error).__name__}: {error}"
-                self.say(f"{name}: {case} FAILS: {error}")
+    def run(self, cases: list[Case]) -> None:
+        """Every case, whatever becomes of the others."""
+        device = torch.device("cpu" if self.options.dry_run else "cuda:0")
+        for i, (case, run) in enumerate(cases):
+            if time.monotonic() > self.until:
+                self.checks["unfinished"] = f"no time for {len(cases) - i} of {len(cases)}"
+                break
+            error = failure_of(partial(run, device))
+            if error is not None:
+                self.checks["failures"][case] = error
             else:
-                self.results[name]["passed"] += 1
-            self.save()
-        self.say(f"{name}: {len(cases) - len(failures)} of {len(cases)} pass")
-        self.save()
-
-    def skip(self, name: str, why: str) -> None:
-        self.results[name] = {"skipped": why}
-        self.say(f"{name}: skipped, {why}")
-        self.save()
-
-    @property
-    def failed(self) -> bool:
-        return any(result.get("failures") for result in self.results.values())
+                self.checks["passed"] += 1
+            self.say(f"{case} FAILS: {error}" if error else case)
 
 
-def failure_of(run: Callable[[], None]) -> Exception | None:
+def failure_of(run: Callable[[], object]) -> str | None:
     try:
         run()
     except Exception as error:
         if not isinstance(error, AssertionError):
             traceback.print_exc()
-        return error
+        return f"{type(error).__name__}: {error}"
     return None
 
 
-def bits(log: Log, options: argparse.Namespace, device: torch.device) -> None:
-    cases = [(c.name, lambda c=c: c.run(device)) for c in correctness.cases(options.small)]
-    log.stage(options.stage, cases)
+def verdict(log: Log) -> list[Case]:
+    wrappers = log.options.wrappers
+    names = golden.GOLDEN if not log.options.dry_run and wrappers.exists() else ()
+    instructions = [Case(f"instruction {name}", partial(golden.check, wrappers, name)) for name in names]
+    return instructions + correctness.cases(small=True)
 
 
-def wrappers(log: Log, options: argparse.Namespace, device: torch.device) -> None:
-    if not options.wrappers.exists():
-        return log.skip("wrappers", f"no {options.wrappers}")
-    if device.type != "cuda":
-        return log.skip("wrappers", "no GPU")
-    run = [(name, lambda n=name: golden.check(options.wrappers, n, device)) for name in golden.GOLDEN]
-    return log.stage("wrappers", run)
+def compiled(log: Log) -> list[Case]:
+    """A network compiled as users do gives the eager one's answers and gradients, for inputs it has not seen."""
+    how = {"backend": "aot_eager"} if log.options.dry_run else {"mode": "reduce-overhead"}
+
+    def run(timing: str, dtype: torch.dtype, device: torch.device) -> None:
+        net = on_device.layers(timing).to(device)
+        fast = torch.compile(net, fullgraph=True, **how)
+        for _ in range(4):  # graphs are recorded from the second call on
+            x, results = train(8, 4, 8, 16, 16).to(device), []
+            for function in (fast, net):
+                with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+                    answer = function(x)
+                grads = torch.autograd.grad(answer.float().square().mean(), list(net.parameters()))
+                results.append([t.detach().clone() for t in (answer, *grads)])
+            bound = {"rtol": 1e-3, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.1, "atol": 0.05}
+            torch.testing.assert_close(*results, **bound)
+        log.say(f"graphs skipped: {torch._dynamo.utils.counters['inductor']['cudagraph_skips']}")
+
+    of = [("step", torch.float32), ("window", torch.float32), ("step", torch.bfloat16)]
+    return [Case(f"{timing} {str(dtype)[6:]}", partial(run, timing, dtype)) for timing, dtype in of]
 
 
-def on_the_device(log: Log, options: argparse.Namespace, device: torch.device) -> None:
-    if device.type != "cuda":
-        cases = [on_device.same_every_time, on_device.frozen_graph]
-        return log.stage("device", [(f.__name__.replace("_", " "), lambda f=f: f(device)) for f in cases])
-    small = options.small or torch.cuda.mem_get_info(device)[0] < 24 * 2**30
-    return log.stage("device", [(c.name, lambda c=c: c.run(device)) for c in on_device.cases(small)])
+def rank_of_two(rank: int, kind: str, port: int) -> None:
+    """Two processes with half a batch each have the gradients of one with all of it."""
+    device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
+    backend, address = "nccl" if kind == "cuda" else "gloo", f"tcp://localhost:{port}"
+    torch.distributed.init_process_group(backend, address, rank=rank, world_size=2)
+    torch.manual_seed(0)
+    planes = train(8, 12, 20).planes
+    alone = nn.Sequential(tnn.Linear(20, 48), tnn.Linear(48, 24, timing="window"), tnn.Readout(24, 4))
+    together = DistributedDataParallel(copy.deepcopy(alone).to(device))
+    for net, part in ((together, planes[:, rank::2].to(device)), (alone, planes)):
+        net(te.SpikeTrain(part, 8)).square().mean().backward()
+    for ours, theirs in zip(together.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad.cpu(), theirs.grad, rtol=1e-4, atol=1e-6)
+    torch.distributed.destroy_process_group()
 
 
-def tests(log: Log, options: argparse.Namespace, device: torch.device) -> None:
+def nccl(log: Log) -> list[Case] | str:
+    if not log.options.dry_run and torch.cuda.device_count() < 2:
+        return "one GPU"
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [Case("two processes", lambda d: torch.multiprocessing.spawn(rank_of_two, (d.type, port), 2))]
+
+
+def tests(log: Log) -> list[Case] | str:
     if find_spec("pytest") is None or find_spec("hypothesis") is None:
-        return log.skip("tests", "no pytest or no hypothesis")
+        return "no pytest or no hypothesis"
     command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider"]
-    command += [f"--device={device.type}", *(f"tests/test_{name}.py" for name in TESTS)]
-    command += ["-k", "test_dtypes"] if options.small else []
+    command += ["--hypothesis-profile=emulated"]  # ten examples of each property
+    command += [f"tests/test_{name}.py" for name in TESTS[: 1 if log.options.dry_run else None]]
 
-    def run() -> None:
-        done = subprocess.run(command, cwd=ROOT)
-        assert done.returncode == 0, f"pytest ends with {done.returncode}; the log says why"
+    def run(device: torch.device) -> None:
+        try:
+            left = log.until - time.monotonic()
+            done = subprocess.run([*command, f"--device={device.type}"], cwd=check.ROOT, timeout=left)
+        except subprocess.TimeoutExpired:
+            log.checks["unfinished"] = "no time for all of pytest; the log has what passed"
+        else:
+            assert done.returncode == 0, f"pytest ends with {done.returncode}; the log says why"
 
-    return log.stage("tests", [(f"pytest --device={device.type}", run)])
+    return [Case("pytest", run)]
 
 
-def timings(log: Log, options: argparse.Namespace, device: torch.device) -> None:
-    torch.backends.cudnn.allow_tf32 = True  # as torch has it
-    found: dict[str, float] = {}
-    rows: list[timing.Row] = []
-    log.found |= {"peaks": found, "rows": []}
+def timings(log: Log) -> list[Case]:
+    """A row that has no time is no failure, but a layer of ours that raises is one."""
 
-    def say(row: timing.Row) -> None:
-        spread = f" [{1e6 * row.timing.low:.1f}, {1e6 * row.timing.high:.1f}]" if row.timing else ""
-        log.say(f"{row.case}: {row.way}: {1e6 * row.seconds:.1f} us{spread} {row.note}")
-        log.found["rows"].append(report.row_of(row, found))
-        rows.append(row)
-        log.save()
-
-    def measure() -> None:
-        bench = timing.Bench(device, options.small, until=log.begin + options.seconds - 10)
-        log.found["clocks"] = [nvidia_smi(CLOCKS)]
-        found.update(timing.peaks(bench))
-        log.say("peaks: " + ", ".join(f"{name} {value:.3g}/s" for name, value in found.items()))
-        timing.measure(bench, say)
-        log.found["clocks"].append(nvidia_smi(CLOCKS))
-        bad = [f"{r.case}: {r.note}" for r in rows if r.way.startswith("tandem") and ": " in r.note]
+    def run(device: torch.device) -> None:
+        torch.backends.cudnn.allow_tf32 = True  # as torch has it
+        bench, rows = Bench(device, log.options.dry_run, until=log.until), []
+        log.found |= {"peaks": bench.peaks, "rows": rows, "clocks": [check.output_of(CLOCKS)]}
+        for row in timing.measure(bench):
+            rows.append(row)
+            log.say(f"{row['case']}: {row['way']}: {row.get('note') or report.number(row, 'us') + ' µs'}")
+        log.found["clocks"].append(check.output_of(CLOCKS))
+        late = sum(row.get("note") == "out of time" for row in rows)
+        log.checks |= {"unfinished": f"no time for {late} rows"} if late else {}
+        bad = [
+            f"{r['case']}: {r['note']}" for r in rows if r["way"].startswith(timing.OWN) and ": " in r.get("note", "")
+        ]
         assert not bad, "; ".join(bad)
 
-    log.stage("timings", [("all", measure)])
+    return [Case("all rows", run)]
 
 
-RUN: dict[str, Callable[[Log, argparse.Namespace, torch.device], None]] = {
-    "wrappers": wrappers, "small": bits, "bits": bits, "device": on_the_device, "tests": tests, "timings": timings,
+CASES: dict[str, Callable[[Log], list[Case] | str]] = {  # or why there are none
+    "verdict": verdict, "timings": timings, "bits": lambda log: correctness.cases(small=log.options.dry_run),
+    "device": lambda log: on_device.cases(log.options.dry_run), "compile": compiled, "nccl": nccl, "tests": tests,
 }  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
     """The stage that ``options`` names, in this process."""
-    device = torch.device("cuda:0" if options.device == "cuda" else options.device)
     torch.manual_seed(0)
     torch.backends.cudnn.allow_tf32 = False  # the CPU's exact sums are the measure; tests/conftest.py does the same
-    log = Log(options.result)
-    log.found = {"torch": torch.__version__, "cuda": torch.version.cuda, "build": te.build_info()}
-    options.small |= options.stage == "small"
-    RUN[options.stage](log, options, device)
-    return 1 if log.failed else 0
+    # The gradients of libraries' convolutions too: without it, two runs may differ.
+    torch.use_deterministic_algorithms(options.stage == "device", warn_only=True)
+    log = Log(options)
+    cases = CASES[options.stage](log)
+    if isinstance(cases, str):
+        log.found["checks"][options.stage] = {"skipped": cases}
+    else:
+        log.run(cases)
+    log.say(f"{options.stage}: {report.state(log.found['checks'][options.stage])}")
+    return 1 if log.checks["failures"] else 0

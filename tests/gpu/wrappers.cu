@@ -59,27 +59,19 @@ __global__ void fire_kernel(const float* in, const void*, float* out) {
   out[2 * lane + 1] = static_cast<float>(spikes);
 }
 
-// Four matrices of 8 x 16 bytes, one after the other; out [lane][matrix].
-__global__ void ldmatrix_kernel(const uint8_t* from, const void*, uint32_t* out) {
+// Matrices of 8 x 16 bytes, one after the other, `offset` further on in memory; out [lane][matrix].
+template <int offset, int matrices>
+__device__ void read_matrices(const uint8_t* from, uint32_t* out) {
   extern __shared__ __align__(16) unsigned char memory[];
   const int lane = static_cast<int>(threadIdx.x);
   for (int i = 0; i < 16; ++i) memory[16 * lane + i] = from[16 * lane + i];
   __syncthreads();
-  uint32_t r[4];
-  ldmatrix<0>(r, Shared(memory + 16 * lane));
-  for (int i = 0; i < 4; ++i) out[4 * lane + i] = r[i];
+  uint32_t r[matrices];
+  ldmatrix<offset>(r, Shared(memory + 16 * (lane % (8 * matrices))));
+  for (int i = 0; i < matrices; ++i) out[matrices * lane + i] = r[i];
 }
-
-// Two matrices, sixteen bytes further on in memory.
-__global__ void ldmatrix_2_kernel(const uint8_t* from, const void*, uint32_t* out) {
-  extern __shared__ __align__(16) unsigned char memory[];
-  const int lane = static_cast<int>(threadIdx.x);
-  for (int i = 0; i < 16; ++i) memory[16 * lane + i] = from[16 * lane + i];
-  __syncthreads();
-  uint32_t r[2];
-  ldmatrix<16>(r, Shared(memory + 16 * (lane % 16)));
-  for (int i = 0; i < 2; ++i) out[2 * lane + i] = r[i];
-}
+__global__ void ldmatrix_kernel(const uint8_t* from, const void*, uint32_t* out) { read_matrices<0, 4>(from, out); }
+__global__ void ldmatrix_2_kernel(const uint8_t* from, const void*, uint32_t* out) { read_matrices<16, 2>(from, out); }
 
 }  // namespace
 
