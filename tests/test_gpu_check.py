@@ -103,7 +103,7 @@ def test_other_than_graphs_are_noticed():
 
 USES = (
     "layers.py::test_encoder_modes",
-    "layers_shape.py::test_avg_pool_from_half_a_threshold_rounds_the_mean",
+    "layers_shape.py::test_identity_residual_adds_what_the_spikes_are_worth",
     "layers.py::test_the_release_fires_by_the_running_statistics_in_training",
     "spike_train.py::test_unused_high_bits_are_zero",
 )

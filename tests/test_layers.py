@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 
 import pytest
 import torch
@@ -204,6 +205,7 @@ def test_encoder_modes():
     assert repr(tnn.Readout(4, 3)) == "Readout(in_features=4, out_features=3, bias=True)"
     assert repr(tnn.Readout(4, 3, weight_bits=5)) == "Readout(in_features=4, out_features=3, bias=True, weight_bits=5)"
     assert repr(tnn.Encoder(4)) == "Encoder(T=4, mode='direct')"
+    assert repr(tnn.AvgPool2d(2, v_init=0.5)).endswith("v_init=0.5)")
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "tensor"])
@@ -255,6 +257,7 @@ BAD = {
     "readout of an image": (lambda: tnn.Readout(4, 2)(direct(2, 1, 2, 4)), ValueError, "Flatten"),
     "readout of a list": (lambda: tnn.Readout(4, 2)([1.0]), TypeError, "list"),
     "batch of one in batch norm": (lambda: tnn.Linear(4, 3, norm=True)(direct(1, 4)), ValueError, "batch"),
+    "a pool that starts at NaN": (lambda: tnn.AvgPool2d(2, v_init=math.nan), ValueError, "v_init: expected a finite"),
     "a pool of nothing": (lambda: tnn.AvgPool2d(0), ValueError, "kernel_size: expected at least 1, got 0"),
     "a pool of a half": (lambda: tnn.MaxPool2d(2, 0.5), TypeError, "stride: expected an int or 2 ints, got 0.5"),
     "residual without neurons": (

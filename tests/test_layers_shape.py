@@ -72,19 +72,6 @@ def test_average_pooling_is_integer_arithmetic(kernel, timing, v_init, tmp_path)
         assert torch.equal(network(x), net[2](expected.sum(0).flatten(1).float()))
 
 
-def test_avg_pool_from_half_a_threshold_rounds_the_mean():
-    x = train(16, 2, 3, 6, 6)
-    pool = tnn.AvgPool2d(2, v_init=0.5)
-    currents = torch.stack([F.avg_pool2d(s, 2) for s in x.to_dense()])
-    expected, v = te.reference.if_scan(currents, v_init=0.5, return_v=True)
-    assert torch.equal(pool(x).planes, expected.planes)
-    assert torch.equal(pool.potentials(x)[-1], 4 * v)
-    assert torch.equal(pool(x).counts, (F.avg_pool2d(x.counts, 2) + 0.5).floor())
-    assert repr(pool).endswith("v_init=0.5)")
-    with pytest.raises(ValueError, match="v_init: expected a finite number"):
-        tnn.AvgPool2d(2, v_init=float("nan"))
-
-
 @pytest.mark.parametrize("spiking", [True, False])
 def test_avg_pool_on_other_inputs(spiking):
     pool = tnn.AvgPool2d(2, spiking=spiking)
@@ -243,11 +230,12 @@ def test_identity_residual_adds_what_the_spikes_are_worth():
     assert out.gain == 1.0
 
 
+@pytest.mark.parametrize("timing", ["step", "window"])
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("train_mode", [True, False])
-def test_projection_residual_feeds_one_neuron(norm, train_mode):
+def test_projection_residual_feeds_one_neuron(norm, train_mode, timing):
     """Its gradients are the twin's at the network's own counts."""
-    options = {"norm": norm, "dtype": F64}
+    options = {"norm": norm, "dtype": F64, "timing": timing}
     body = nn.Sequential(tnn.Conv2d(4, 4, 3, padding=1, **options), tnn.Conv2d(4, 6, 3, 2, 1, **options))
     first, block = tnn.Conv2d(2, 4, 3, **options), tnn.Residual(body, tnn.Conv2d(4, 6, 1, 2, **options))
     net = nn.Sequential(tnn.Encoder(8), first, block).train(train_mode)

@@ -31,7 +31,7 @@ def calls(seed=0):
         lambda m: m.linear_if(x, weight),
         lambda m: m.conv2d_if(image, kernel, padding=1),
         lambda m: m.linear_bn_if(x, weight),
-        lambda m: m.pack(x.to_dense()) if hasattr(m, "pack") else te.pack(x.to_dense()),
+        lambda _: te.pack(x.to_dense()),
     ]
 
 

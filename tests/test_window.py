@@ -137,14 +137,6 @@ def test_residual(name, x):
     direct = 0.5 * x.counts if shortcut is None else shortcut.preactivation(x)
     z = body[1].preactivation(hidden) + direct
     assert torch.equal(block(x).counts, (z + 0.5).floor().clamp(0, 8))
-    block(x).counts.sum().backward()
-    grad = [p.grad.clone() for p in block.parameters()]
-    block.zero_grad()
-    hidden = body[0](x)
-    z = body[1].preactivation(hidden) + (direct if shortcut is None else shortcut.preactivation(x))
-    (z * (z > 0)).sum().backward()
-    for a, p in zip(grad, block.parameters(), strict=True):
-        torch.testing.assert_close(a, p.grad)
 
 
 @pytest.mark.parametrize("T", [3, 8, 20])
