@@ -54,7 +54,7 @@ def text_of_stream(frozen: ts.FrozenNetwork, x: Any) -> str:
     for i in range(len(x)):
         answer, steps = frozen.settle(x[i : i + 1])
         numbers = "".join(f" {value:.9g}" for value in answer[0].tolist())
-        operations = int(frozen._stream.synapses)
+        operations = int(frozen._stream.facts[2])
         lines.append(f"sample {i}: class {int(answer.argmax())}{numbers}; {int(steps)} steps, {operations} operations")
     return "\n".join(lines) + "\n"
 

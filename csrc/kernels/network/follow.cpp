@@ -391,17 +391,18 @@ class Follower : public Run {
   // Sorted by channels, moves are in ascending order again.
   void flatten(int64_t i, int64_t b, const Moves& from, Moves& moves) const {
     const Shape& in = plan_.steps[i].in;
-    const int64_t pixels = in.height * in.width, channels = in.channels;
+    const auto channels = static_cast<int32_t>(in.channels), pixels = static_cast<int32_t>(in.height * in.width);
     uint8_t* counts = counts_of(i, b);
-    thread_local std::vector<int64_t> places;
+    thread_local std::vector<int32_t> places;
     places.assign(channels + 1, 0);
     for (const int32_t each : from) ++places[neuron_of(each) % channels + 1];
     std::partial_sum(places.begin(), places.end(), places.begin());
     moves.resize(from.size());
     for (const int32_t each : from) {
-      const int64_t c = neuron_of(each) % channels, n = c * pixels + neuron_of(each) / channels;
-      counts[n] = static_cast<uint8_t>(counts[n] + (each < 0 ? -1 : 1));
-      moves.begin()[places[c]++] = static_cast<int32_t>(each < 0 ? ~n : n);
+      const int32_t sign = cpu::sign_of(each), pixel = neuron_of(each) / channels, c = neuron_of(each) % channels;
+      const int32_t n = c * pixels + pixel;
+      counts[n] = static_cast<uint8_t>(counts[n] + 2 * sign + 1);
+      moves.begin()[places[c]++] = n ^ sign;
     }
   }
 

@@ -67,6 +67,7 @@ MovingSums::MovingSums(const Layer& layer, int64_t image_height, int64_t image_w
 MovingSums::Axis MovingSums::axis_of(int axis, int64_t inputs, int64_t tap, int64_t row) const {
   const Geometry& g = layer_.geometry;
   Axis to;
+  to.begin.reserve(inputs + 1), to.readers.reserve(inputs * g.kernel[axis]);
   for (int64_t i = 0; i < inputs; ++i) {
     to.begin.push_back(static_cast<int32_t>(to.readers.size()));
     for_readers(g, axis, i, axis == 0 ? g.out_height() : g.out_width(), [&](int64_t k, int64_t o) {

@@ -22,7 +22,7 @@ from ..nn.signals import check_network, describe, inputs_of
 from .lowering import Grid, grids_of, lower, round_, snapshot
 from .program import MOST_KEPT, Facts, Graph, Program, capture, inference, key_of, read, write
 from .stages import CannotLower, Stage, Stages, check_finite
-from .stream import Stream, clearer
+from .stream import UNTIL_REST, Stream, explain
 
 _TRACING = threading.Lock()  # torch.fx patches classes while it traces
 
@@ -145,7 +145,7 @@ class FrozenNetwork(nn.Module):
 
         Only neurons with window timing move. It is 0 once a sample is at rest. Without a stream it is empty.
         """
-        return torch.zeros(0, dtype=torch.int64) if self._stream is None else self._stream.moved
+        return torch.zeros(0, dtype=torch.int64) if self._stream is None else self._stream.facts[1]
 
     @inference
     def step(self, x: Tensor | SpikeTrain | None = None) -> Tensor:
@@ -187,7 +187,7 @@ class FrozenNetwork(nn.Module):
             raise ValueError(f"x: expected one step, got {describe(x)}")
         else:
             answer = stream.step(signal)
-        self._stream, self.T = stream, stream.T
+        self._go_on(stream)
         return answer
 
     @inference
@@ -219,16 +219,22 @@ class FrozenNetwork(nn.Module):
             checks.T("steps", steps)
         stream, signal = self._shown(x)
         _check_follows(stream)
-        answer, taken, _ = stream.follow(signal, steps)
-        self._stream, self.T = stream, stream.T
-        return answer, taken
+        answer, _ = stream.follow(signal, UNTIL_REST if steps is None else steps)
+        self._go_on(stream)
+        return answer, stream.facts[0]
+
+    def _go_on(self, stream: Stream) -> None:
+        """Keep the stream of a call that did not fail."""
+        if stream is not self._stream:  # a module takes as long to set an attribute as a small layer runs
+            self._stream, self.T = stream, stream.T
 
     def _shown(self, x: Tensor | SpikeTrain | None) -> tuple[Stream, Tensor | SpikeTrain | None]:
         """Return the stream, which x may begin, and x as its signal."""
+        stream = self._stream
         if x is None:
-            if self._stream is None:
+            if stream is None:
                 raise ValueError("x: expected an input: a new stream has none that could stay as it is")
-            return self._stream, None
+            return stream, None
         _check_batch("x", x)
         signal = x
         if isinstance(x, SpikeTrain) and self._takes_images:
@@ -241,9 +247,10 @@ class FrozenNetwork(nn.Module):
             T = signal.T
         if T is None:
             raise ValueError("T: not known yet: freeze(net, T=...), or call the frozen network on a train first")
-        program = self._program(signal).streaming(x.device)
-        stream = self._stream or Stream(program, signal, T)
-        stream.check(program, signal, T)
+        if stream is None:
+            stream = Stream(self._program(signal).streaming(x.device), signal, T)
+        else:
+            stream.check(self._program(signal) if isinstance(signal, SpikeTrain) else stream.program, signal, T)
         return stream, signal
 
     @inference
@@ -284,14 +291,17 @@ class FrozenNetwork(nn.Module):
             answers, moves, done = [], [], torch.zeros(len(x), dtype=torch.bool)
             for answer, _ in stream.until_rest(x, steps):
                 answers.append(answer)
-                moves.append(stream.moved > 0)
+                moves.append(stream.facts[1] > 0)
                 if enough is not None and bool((done := done | enough(answer)).all()):
                     break
             return torch.stack(answers), torch.stack(moves)
         if steps is not None and steps > T:
             raise ValueError(f'steps: expected at most T={T} with timing "step", got {steps}')
-        with clearer(stream.program, x, T):
+        try:
             each = stream.program.run(x, T, every=True)
+        except (RuntimeError, ValueError):
+            explain(stream.program, x, T)
+            raise
         if each.isnan().any():  # a potential may have become NaN at a later step
             for t in range(len(each)):
                 now: Any = part_of(x, t, t + 1) if isinstance(x, SpikeTrain) else x

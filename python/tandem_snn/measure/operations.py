@@ -124,7 +124,7 @@ def _of_frames(frozen: FrozenNetwork, frames: Iterable[Tensor | SpikeTrain]) -> 
     for frame in frames:
         apart.settle(frame)
         assert apart._stream is not None
-        found.append(apart._stream.synapses)
+        found.append(apart._stream.facts[2])
     if not found:
         raise ValueError("x: expected at least one frame")
     return torch.stack(found)
