@@ -17,7 +17,7 @@ from .planes import counts_of, pack, unpack
 from .signal import _INSTEAD, Signal, batch_index, dataclass_of, needs_grad, register_pytree
 
 
-def spoiled(values: Tensor, bad: Tensor | None) -> Tensor:
+def with_flags(values: Tensor, bad: Tensor | None) -> Tensor:
     """Add the NaN flags ``bad`` [B] to values [B, ...]: a sum, so that a NaN loss also has NaN gradients."""
     if bad is None:
         return values
@@ -294,7 +294,7 @@ class SpikeTrain(Signal):
             counts = self.clean_counts()
             if self._counts is not None and self.bad is None:
                 return counts
-            made = spoiled(counts, self.bad)
+            made = with_flags(counts, self.bad)
             if counts.requires_grad and not torch.is_grad_enabled():
                 return made  # not cached, because later uses may need a gradient
             self._flagged_counts = made

@@ -65,7 +65,7 @@ class Graph:
     def __init__(self, network: Listing) -> None:
         self.onnx = extra("onnx", "the export to ONNX")
         self.network = network
-        self.T, self.streams = network.T, not network.waits
+        self.T, self.streams = network.T, not network.window_timing
         self.whole: dict[str, str] = {}
         self.steps: dict[str, list[str]] = {}
         self.real = {"input"} if network.mode != "events" else set()  # stages whose result is not a train

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import checks
 from ..inputs import ConstantInput, ImpulseInput
 from ..signal import needs_grad
-from ..train import SpikeTrain, spoiled
+from ..train import SpikeTrain, with_flags
 from .autograd import Fire, WindowProduct, apply, run
 from .neuron import cast, channels_of, fold, in_units, over_space, per_channel, tensors_of, with_gain
 from .products import Product, autocast_dtype
@@ -97,8 +97,8 @@ def window_product(x: SpikeTrain, weight: Tensor, product: Product) -> Tensor:
     x, weight, _ = fitted(x, weight, product)
     edge: Tensor | None = x.edge
     if torch.is_grad_enabled() and needs_grad(edge, weight):
-        return spoiled(apply(WindowProduct, edge, weight, x.stored, x.T, x.timing, product), x.bad)
-    return spoiled(product.window(x.stored, x.T, x.timing, weight), x.bad)
+        return with_flags(apply(WindowProduct, edge, weight, x.stored, x.T, x.timing, product), x.bad)
+    return with_flags(product.window(x.stored, x.T, x.timing, weight), x.bad)
 
 
 def fitted(x: Input, weight: Tensor, product: Any) -> tuple[Any, Tensor, tuple[int, ...]]:

@@ -104,7 +104,7 @@ Neuron<float> Run::neurons(int64_t i) const {
   Neuron<float> a{};
   a.neurons = plan_.batch * plan_.steps[i].out.features();
   a.channels = plan_.steps[i].out.channels;
-  a.T = static_cast<int32_t>(program_.waits(i) ? plan_.T : T_);
+  a.T = static_cast<int32_t>(program_.has_window_timing(i) ? plan_.T : T_);
   a.steps = static_cast<int32_t>(plan_.T);
   at(i).set_neurons(a);
   a.v_init_size = 1;
@@ -141,7 +141,7 @@ void Run::fire(int64_t i) {
   } else {
     scan(now(i, a.neurons), a, call_.parallel);
   }
-  call_.host->fired(i, a.timing, result(i), a.neurons * (program_.waits(i) ? 1 : planes_));
+  call_.host->fired(i, a.timing, result(i), a.neurons * (program_.has_window_timing(i) ? 1 : planes_));
 }
 
 void Run::scan(const float* y, const Neuron<float>& neuron, ParallelFor parallel) const {
@@ -171,7 +171,7 @@ const float* Run::now(int64_t i, int64_t neurons) {
 
 // The currents of a real-valued input at each step: W x, constant over the steps or 0 after an impulse.
 void Run::real_currents(int64_t i) {
-  const int64_t n = neurons(i).neurons, steps = program_.waits(i) ? 1 : T_;
+  const int64_t n = neurons(i).neurons, steps = program_.has_window_timing(i) ? 1 : T_;
   auto* out = reinterpret_cast<float*>(result(i));
   for (int64_t t = 0; t < steps; ++t, out += n) {
     if (t == 0 || (t == 1 && is_impulse())) {
@@ -185,7 +185,7 @@ void Run::real_currents(int64_t i) {
 // The current of the product y of a real-valued input, for one step or one window.
 void Run::one_current(int64_t i, const float* y, float* to) const {
   Neuron<float> a = neurons(i);
-  if (!program_.waits(i)) a.T = 1;
+  if (!program_.has_window_timing(i)) a.T = 1;
   thread_local cpu::Scratch<uint8_t> no_spikes;
   a.planes = no_spikes.reserve(a.neurons);
   a.v = to;
@@ -197,7 +197,7 @@ void Run::one_current(int64_t i, const float* y, float* to) const {
 void Run::currents(int64_t i) {
   Layer of = layer_of_train(i, neurons(i));
   Geometry& g = of.geometry;
-  const int64_t inputs = g.batch * g.height * g.width * g.channels, steps = program_.waits(i) ? 1 : T_;
+  const int64_t inputs = g.batch * g.height * g.width * g.channels, steps = program_.has_window_timing(i) ? 1 : T_;
   of.neuron.neurons *= steps;
   thread_local cpu::Scratch<uint8_t> memory;
   uint8_t* bytes = memory.reserve((steps > 1 ? steps * inputs : 0) + of.neuron.neurons);

@@ -89,7 +89,7 @@ bool Network::reads_counts() const {
 
 Mode Network::stepwise() const {
   for (int64_t i = 0; i < program_.size(); ++i) {
-    if (program_.fires(i) && program_.waits(i)) return Mode::kFollowing;
+    if (program_.fires(i) && program_.has_window_timing(i)) return Mode::kFollowing;
   }
   return Mode::kSteps;
 }

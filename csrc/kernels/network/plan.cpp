@@ -156,7 +156,7 @@ class Planner {
   int64_t bytes_of(int64_t value, int64_t features) const {
     if (program_.value(value) == Value::kCounts) return features;
     if (program_.value(value) == Value::kSpikes) return checked_product(features, plan_.planes, kMostWorkspace);
-    const int64_t steps = program_.waits(value) || plan_.mode != Mode::kWindow ? 1 : plan_.T;
+    const int64_t steps = program_.has_window_timing(value) || plan_.mode != Mode::kWindow ? 1 : plan_.T;
     return checked_product(features, steps * sizeof(float), kMostWorkspace);
   }
   int64_t take(int64_t value, int64_t size, int64_t now) {
@@ -187,7 +187,7 @@ class Planner {
   // Neurons that follow their input: everything is of one window, and its values are kept from step to step.
   void follow(int64_t number, Plan::Step& step) {
     const bool has_neurons = program_.fires(number) || program_.values[number] == Value::kCurrents;
-    if (program_.kind(number) == Kind::burst || (has_neurons && !program_.waits(number))) {
+    if (program_.kind(number) == Kind::burst || (has_neurons && !program_.has_window_timing(number))) {
       refuse("timing: a network runs step by step if all of its neurons have timing \"window\", or none");
     }
     if (program_.values[number] == Value::kMeans &&

@@ -41,7 +41,7 @@ class Checker {
     check_double("leak", i_.leak, std::numeric_limits<double>::denorm_min(), 1);
     check_double("gain", i_.gain, -kLargest, kLargest);
     check_range("timing", i_.timing, 0, static_cast<int64_t>(Timing::kWindow));
-    if (waits() && (real(i_.leak) != 1 || i_.gate == static_cast<int64_t>(Gate::kResu))) {
+    if (has_window_timing() && (real(i_.leak) != 1 || i_.gate == static_cast<int64_t>(Gate::kResu))) {
       refuse("timing: neurons that integrate a window have no leak, and not the gate resu");
     }
     if (kind == Kind::layer || kind == Kind::readout) {
@@ -104,17 +104,18 @@ class Checker {
         check_form(residual);
       } else if (residual != Value::kCurrents) {
         not_run("a residual of real numbers");
-      } else if (program_.waits(i_.residual) != waits()) {
+      } else if (program_.has_window_timing(i_.residual) != has_window_timing()) {
         not_run("its residual is currents of another timing");
       }
     }
-    return waits() ? Value::kCounts : Value::kSpikes;
+    return has_window_timing() ? Value::kCounts : Value::kSpikes;
   }
 
-  bool waits() const { return program_.waits(number_); }
+  bool has_window_timing() const { return program_.has_window_timing(number_); }
 
   void check_form(Value train) const {
-    if (train != (waits() ? Value::kCounts : Value::kSpikes)) refuse("timing: it reads the other form of trains");
+    if (train != (has_window_timing() ? Value::kCounts : Value::kSpikes))
+      refuse("timing: it reads the other form of trains");
   }
 
   void not_run(const char* why) const {
@@ -235,7 +236,7 @@ std::string vocabulary() {
 
 int64_t Program::most_steps() const {
   for (int64_t i = 0; i < size(); ++i) {
-    if (waits(i) || values[i] == Value::kCounts) return tandem::most_steps(Timing::kWindow);
+    if (has_window_timing(i) || values[i] == Value::kCounts) return tandem::most_steps(Timing::kWindow);
   }
   return tandem::most_steps(Timing::kStep);
 }

@@ -123,10 +123,10 @@ struct Program {
   // Whether the instruction has neurons.
   bool fires(int64_t i) const { return is_train(i) && (kind(i) == Kind::layer || kind(i) == Kind::average); }
   // Whether a layer or an average has window timing: it integrates a window and fires in the next.
-  bool waits(int64_t i) const { return static_cast<Timing>(instructions[i].timing) == Timing::kWindow; }
+  bool has_window_timing(int64_t i) const { return static_cast<Timing>(instructions[i].timing) == Timing::kWindow; }
   // Whether a layer's current is the same at every step as long as the input is.
   bool keeps_product(int64_t i) const {
-    return kind(i) == Kind::layer && !reads_train(i) && !waits(i) &&
+    return kind(i) == Kind::layer && !reads_train(i) && !has_window_timing(i) &&
            static_cast<Source>(header.source) == Source::kDirect;
   }
   // The largest T: 255 if the program has counts, which are bytes.

@@ -43,7 +43,7 @@ class Stage:
     depth: int
 
     @property
-    def waits(self) -> bool:
+    def window_timing(self) -> bool:
         """Whether it has neurons with timing "window"."""
         return self.fires and self.layer.timing == "window"
 
@@ -77,8 +77,8 @@ class Listing:
     shape: tuple[int, ...]
 
     @property
-    def waits(self) -> bool:
-        return any(stage.waits for stage in self.stages)
+    def window_timing(self) -> bool:
+        return any(stage.window_timing for stage in self.stages)
 
 
 @torch.no_grad()
@@ -103,7 +103,7 @@ def listing_of(net: nn.Module, x: Any, readout: bool = True) -> Listing:
         shapes = tuple(x.shape[1:]), tuple(y.shape[1 if layer.fires else 2 :])  # currents are [T, B, *features]
         depth = max(after[names[layer.input]], 0 if residual is None else after[residual])
         stages.append(Stage(names[number], layer, names[layer.input], residual, fires, *shapes, depth))
-        after[names[number]] = depth + stages[-1].waits
+        after[names[number]] = depth + stages[-1].window_timing
 
     numbers = isinstance(network(x, watch), Tensor)
     last = stages[-1] if stages else None

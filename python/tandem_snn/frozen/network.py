@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from tandem_ext import SpikeTrain, checks
-from tandem_ext.train import spoiled
+from tandem_ext.train import with_flags
 
 from .. import nn as tnn
 from ..nn.currents import part_of
@@ -70,7 +70,7 @@ class FrozenNetwork(nn.Module):
     def forward(self, x: Tensor | SpikeTrain) -> Tensor:
         """Return the readout [B, outputs] of the whole window, for a batch x of images or a SpikeTrain."""
         T = self._window_of(x)
-        return spoiled(self._answer(x, T), x.bad) if isinstance(x, SpikeTrain) else self._answer(x, T)
+        return with_flags(self._answer(x, T), x.bad) if isinstance(x, SpikeTrain) else self._answer(x, T)
 
     def _window_of(self, x: Tensor | SpikeTrain) -> int | None:
         """Return T of this call, which self.T may not be if another thread calls with another T."""
@@ -306,7 +306,9 @@ class FrozenNetwork(nn.Module):
             for t in range(len(each)):
                 now: Any = part_of(x, t, t + 1) if isinstance(x, SpikeTrain) else x
                 each[t] = stream.step(now)
-        return (spoiled(each.movedim(1, 0), x.bad).movedim(0, 1) if isinstance(x, SpikeTrain) else each)[:steps], None
+        return (with_flags(each.movedim(1, 0), x.bad).movedim(0, 1) if isinstance(x, SpikeTrain) else each)[
+            :steps
+        ], None
 
     @torch.inference_mode()
     def anytime(self, x: Tensor | SpikeTrain, confidence: float = 0.9) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tandem_ext import SpikeTrain
-from tandem_ext.train import add_flags, spoiled
+from tandem_ext.train import add_flags, with_flags
 
 from .program import Program
 
@@ -98,7 +98,7 @@ class Stream:
             explain(self.program, x, self.T)
             raise
         self._steps = 1
-        return (spoiled(answer, reduce(add_flags, self._bad, None)) if self._bad else answer), moved
+        return (with_flags(answer, reduce(add_flags, self._bad, None)) if self._bad else answer), moved
 
     def until_rest(self, x: Tensor | SpikeTrain, steps: int | None = None, moves: bool = False) -> Iterator[Any]:
         """Show an input; yield (readout, moves) after each step, until nothing moves or for a number of steps."""

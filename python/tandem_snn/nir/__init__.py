@@ -74,7 +74,7 @@ def to_nir(net: nn.Module, x: Any, *, neurons: str = "IF", dt: float = 1.0, wind
 
 def _graph_of_stages(net: nn.Module, x: Any, form: str, dt: float) -> Any:
     network = listing_of(net, x)
-    writer = Writer(network.shape, network.T, form, dt, network.waits)
+    writer = Writer(network.shape, network.T, form, dt, network.window_timing)
     writer.taken |= {stage.name for stage in network.stages}
     for stage in network.stages:
         writer.write(stage)

@@ -64,7 +64,7 @@ class _Walk:
         encoder = next((m for m in net.modules() if isinstance(m, tnn.Encoder)), None)
         self.mode = "events" if encoder is None else encoder.mode
         T = x.T if isinstance(x, SpikeTrain) or encoder is None else encoder.T
-        waits = any(getattr(m, "timing", "step") == "window" for m in net.modules())
+        window_timing = any(getattr(m, "timing", "step") == "window" for m in net.modules())
         for name, module in net.named_modules():
             if getattr(module, "gate", "relu") == "resu":
                 raise CannotLower(name, NO_STEP)
@@ -74,7 +74,7 @@ class _Walk:
             raise CannotLower("net", str(error)) from error
         gain = 1.0 if isinstance(x, SpikeTrain) or encoder is None else encoder.gain
         shape = tuple(x.shape[1:])
-        self.writer = Writer(shape, T, form, dt, waits)
+        self.writer = Writer(shape, T, form, dt, window_timing)
         self.input = _Value(["input"], shape, 0, gain, isinstance(x, SpikeTrain))
         self.values: dict[Op, _Value] = {}
         self.constants: dict[Op, Any] = {}
@@ -168,7 +168,7 @@ class _Walk:
         stage.fires = True
         names = [self.writer.neurons(stage, self._names(self._x))]
         gain: Any = layer.threshold if layer.gain == "threshold" else layer.gain
-        self.values[self.op] = _Value(names, stage.shape, stage.depth + stage.waits, gain, True)
+        self.values[self.op] = _Value(names, stage.shape, stage.depth + stage.window_timing, gain, True)
 
     # --- linear maps --------------------------------------------------------------------------------------------------
 
@@ -269,7 +269,7 @@ class _Walk:
         stage = self._map("average", x.names, v_init=torch.tensor(layer.initial_potential), **neurons, **windows)
         stage.fires = True
         self.writer.write(stage)
-        names, depth = self.writer.result[stage.name], stage.depth + stage.waits
+        names, depth = self.writer.result[stage.name], stage.depth + stage.window_timing
         self.values[self.op] = replace(x, names=names, shape=stage.shape, depth=depth)
 
     def _on_adaptive_avg_pool2d(self) -> None:

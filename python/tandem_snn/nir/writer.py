@@ -19,12 +19,12 @@ class Writer:
 
     Attributes:
         result: for each stage, the nodes whose sum is its result.
-        waits: whether some layer has timing "window".
+        window_timing: whether some layer has timing "window".
     """
 
-    def __init__(self, shape: tuple[int, ...], T: int, form: str, dt: float, waits: bool) -> None:
+    def __init__(self, shape: tuple[int, ...], T: int, form: str, dt: float, window_timing: bool) -> None:
         self.nir = extra("nir", "the export to NIR")
-        self.T, self.form, self.dt, self.waits = T, form, dt, waits
+        self.T, self.form, self.dt, self.window_timing = T, form, dt, window_timing
         self.taken = {"input", "output"}
         self.nodes: dict[str, Any] = {"input": self.nir.Input({"input": np.array(shape)})}
         self.edges: list[tuple[str, str]] = []
@@ -33,7 +33,7 @@ class Writer:
     def graph(self, answer: list[str], shape: tuple[int, ...], mode: str, depth: int) -> Any:
         self.add("output", self.nir.Output({"output": np.array(shape)}), *answer)
         facts = {"producer": "tandem_snn", "T": self.T, "dt": self.dt, "input": mode}
-        if self.waits:  # ``phase`` is the delay of the answer in windows
+        if self.window_timing:  # ``phase`` is the delay of the answer in windows
             facts |= {"timing": "window", "phase": depth}
         return self.nir.NIRGraph(self.nodes, self.edges, metadata=facts)
 
@@ -106,10 +106,10 @@ class Writer:
             sources = sources + residual
         v_init = stage.layer.v_init
         starts_at_zero = v_init is None or not bool(v_init.any())
-        if stage.waits and self.form != "IF":
+        if stage.window_timing and self.form != "IF":
             why = 'timing "window" needs a clock, which primitives do not have: use neurons="IF"'
             raise CannotLower(stage.name, why)
-        if not starts_at_zero and not stage.waits and (self.form == "IF" or stage.layer.leak < 1):
+        if not starts_at_zero and not stage.window_timing and (self.form == "IF" or stage.layer.leak < 1):
             instead = ', or use neurons="primitives"' if stage.layer.leak == 1 else ""
             raise CannotLower(stage.name, f"NIR's neurons start at potential 0: set v_init=0{instead}")
         if self.form == "IF":
@@ -125,9 +125,9 @@ class Writer:
 
     def _if(self, stage: Stage) -> Any:
         facts: dict[str, Any] = {"reset": "subtract", "fires": "v >= v_threshold"}
-        if self.waits:
+        if self.window_timing:
             facts |= {"timing": stage.layer.timing, "phase": stage.depth}
-        if stage.waits and stage.layer.v_init is not None and bool(stage.layer.v_init.any()):
+        if stage.window_timing and stage.layer.v_init is not None and bool(stage.layer.v_init.any()):
             facts["v_init"] = full(stage.shape, stage.layer.v_init)
         zeros, threshold = np.zeros(stage.shape, np.float32), full(stage.shape, torch.as_tensor(stage.layer.threshold))
         cls = self.nir.IF if stage.layer.leak == 1.0 else self.nir.LIF

@@ -12,7 +12,7 @@ from tandem_ext import ConstantInput, SpikeTrain, pack, unpack
 from tandem_ext.functional import if_scan
 from tandem_ext.functional.autograd import apply
 from tandem_ext.planes import spikes_at
-from tandem_ext.train import spoiled
+from tandem_ext.train import with_flags
 
 from .quantise import StraightThrough
 from .signals import Signal, effective_counts
@@ -47,7 +47,7 @@ def step_currents(
             later = first if isinstance(x, ConstantInput) else potential(part_of(x, 1, 2), x.T)
             currents = torch.cat([first.unsqueeze(0), later.expand(x.T - 1, *later.shape)])
         if isinstance(x, SpikeTrain) and x.bad is not None:  # one step is enough, because potentials stay NaN
-            currents = torch.cat([spoiled(currents[0], x.bad).unsqueeze(0), currents[1:]])
+            currents = torch.cat([with_flags(currents[0], x.bad).unsqueeze(0), currents[1:]])
     if z is None:
         return currents
     # The gradients of all parts are the same, since only their sum z affects the loss.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, signal
 from tandem_ext.functional.neuron import over_space
-from tandem_ext.train import spoiled
+from tandem_ext.train import with_flags
 
 Signal = SpikeTrain | ConstantInput | ImpulseInput
 X = TypeVar("X", bound=Signal | Tensor)
@@ -59,7 +59,7 @@ def map_counts(x: Signal | Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
     """Apply a reduction ``f`` to the effective counts. NaN flags are added afterwards, to the smaller tensor."""
     if not isinstance(x, SpikeTrain):
         return f(effective_counts(x))
-    return spoiled(f(_times_gain(x.clean_counts(), x)), x.bad)
+    return with_flags(f(_times_gain(x.clean_counts(), x)), x.bad)
 
 
 def map_features(x: X, f: Callable[[Tensor], Tensor]) -> X:
