@@ -1,26 +1,191 @@
-"""Products of real-valued inputs are torch's convolutions: never one that reads or writes foreign memory, and the same
-bits in evaluation, frozen and in a stream. Each check is a process of its own, since torch may end it.
+"""Products of real-valued inputs are torch's convolutions: never one that reads or writes foreign memory, forward and
+gradients as in float64, and the same bits in evaluation, frozen and in a stream. Each check is a process of its own,
+since torch may end it.
 """
 
 import ctypes.util
 import os
+import random
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
-from first_layers import Shape
+import torch
+from torch import Tensor, nn
+
+import tandem_ext as te
+import tandem_snn as ts
+import tandem_snn.nn as tnn
 
 ROOT = Path(__file__).parents[1]
 # glibc's own checks of the heap, which find most writes beyond an array.
 CHECKED = {"LD_PRELOAD": "libc_malloc_debug.so.0", "GLIBC_TUNABLES": "glibc.malloc.check=3"}
+FLOAT32_MIN = torch.finfo(torch.float32).tiny
 
 
-def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+class Shape(NamedTuple):
+    """A convolution over as many axes as ``size`` has, or a linear layer."""
+
+    batch: int
+    channels: int
+    outputs: int
+    size: tuple[int, ...] = ()
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] | str = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+    dtype: str = "float32"
+    layout: str = "contiguous"  # of the image
+
+
+def random_shape(seed: int) -> Shape:
+    """Small ones of every kind; a fifth with a single output along an axis, some large with a strided 1x1 kernel."""
+    r = random.Random(seed)
+    dtype = r.choice(["float32"] * 4 + ["bfloat16"])
+    layout = r.choice(["contiguous", "channels last", "strided", "slice"])
+    batch, axes = r.choice([1, 1, 2, 3, 8]), r.choice([2, 2, 2, 2, 1, 0])
+    channels, outputs = (
+        r.choice([1, 1, 2, 3, 3, 4, 5, 8, 15, 16, 17, 32]),
+        r.choice([1, 2, 3, 7, 8, 16, 24, 32, 48, 64]),
+    )
+    if axes == 0:
+        return Shape(batch, channels * r.choice([1, 10, 49]), outputs, dtype=dtype, layout=layout)
+    if axes == 2 and r.random() < 0.02:
+        size, stride = (r.choice([64, 100, 128]), 128), r.choice([(2, 2), (1, 2), (2, 1)])
+        return Shape(4, channels, outputs, size, (1, 1), stride, (0, 0), (1, 1), 1, dtype, layout)
+
+    def along(values: Sequence[int]) -> tuple[int, ...]:
+        first = r.choice(values)
+        return (first,) * axes if r.random() < 0.5 else tuple(r.choice(values) for _ in range(axes))
+
+    groups = r.choice([1, 1, 1, 2, 3, channels])
+    channels, outputs = (n if n % groups == 0 else n * groups for n in (channels, outputs))
+    while True:
+        kernel, stride, dilation = along([1, 1, 2, 3, 3, 4, 5, 7]), along([1, 1, 2, 2, 3, 4]), along([1, 1, 1, 2, 3])
+        padding: Any = along([0, 0, 1, 2, 3])
+        size = along([1, 2, 3, 5, 6, 7, 8, 9, 12, 14, 16, 17, 20, 28, 32, 33])
+        spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+        if r.random() < 0.2:
+            axis = r.randrange(axes)
+            single = max(1, spans[axis] - 2 * padding[axis] + r.randrange(stride[axis]))
+            size = (*size[:axis], single, *size[axis + 1 :])
+        if all(n + 2 * p >= span for n, p, span in zip(size, padding, spans, strict=True)):
+            break
+    if max(stride) == 1 and r.random() < 0.2:
+        padding = "same"
+    return Shape(batch, channels, outputs, size, kernel, stride, padding, dilation, groups, dtype, layout)
+
+
+def layer_of(shape: Shape, **neuron: Any) -> Any:
+    dtype = getattr(torch, shape.dtype)
+    if not shape.size:
+        return tnn.Linear(shape.channels, shape.outputs, bias=False, dtype=dtype, **neuron)
+    kind = tnn.Conv1d if len(shape.size) == 1 else tnn.Conv2d
+    geometry = shape.kernel, shape.stride, shape.padding, shape.dilation, shape.groups
+    return kind(shape.channels, shape.outputs, *geometry, bias=False, dtype=dtype, **neuron)
+
+
+def laid_out(x: Tensor, layout: str) -> Tensor:
+    if layout == "channels last":
+        return x.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
+    if layout == "slice":  # it begins behind the start of its memory
+        return torch.cat([x, x])[len(x) :]
+    return torch.stack([x, x], -1)[..., 0] if layout == "strided" else x
+
+
+def product(layer: Any, x: Tensor, weight: Tensor) -> Tensor:
+    """The same in plain torch."""
+    axes = weight.dim() - 2
+    if axes == 0:
+        return nn.functional.linear(x, weight)
+    convolution: Any = nn.functional.conv1d if axes == 1 else nn.functional.conv2d
+    return convolution(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+def close(name: str, got: Tensor, want: Tensor) -> None:
+    tolerance = (1e-4 if got.dtype == torch.float32 else 5e-2) * (want.abs().max().item() + 1 if want.numel() else 1)
+    assert got.shape == want.shape, name
+    assert ((got.double() - want).abs() <= tolerance).all(), name
+
+
+def check_values(shape: Shape) -> None:
+    """The product, and its gradients in a first layer and behind spikes, against float64."""
+    layer = layer_of(shape)
+    weight, dtype = layer.weight, layer.weight.dtype
+    image = torch.randn(shape.batch, shape.channels, *shape.size).to(dtype)
+    counts = torch.randint(0, 3, image.shape)
+    train = te.SpikeTrain.from_dense(torch.stack([counts > 0, counts > 1]))
+    for behind_spikes in False, True:
+        x = (counts.to(dtype) if behind_spikes else image).double().requires_grad_()
+        exact = weight.detach().double().requires_grad_()
+        want = product(layer, x, exact)
+        grad = torch.randn_like(want).to(dtype)
+        want.backward(grad.double())
+        if behind_spikes:
+            synapses = layer.synapses()
+            if synapses.sides:
+                continue
+            stored = laid_out(train.planes[0], "channels last").unsqueeze(0)
+            for layout in "contiguous", "channels last":
+                given = laid_out(grad, layout)
+                grad_x, grad_weight = synapses.gradients(given, stored, "step", weight, True, True)
+                close("gradient of the spikes", grad_x, x.grad)
+                close("gradient of the weight behind spikes", grad_weight, exact.grad)
+            continue
+        given = laid_out(image, shape.layout).detach().requires_grad_()
+        got = layer.real_product(given)
+        close("product", got, want)
+        got.backward(laid_out(grad, "channels last"))
+        close("gradient of the image", given.grad, x.grad)
+        close("gradient of the weight", weight.grad, exact.grad)
+
+
+@torch.no_grad()
+def check_bits(shape: Shape) -> None:
+    """Evaluation, a frozen network and its stream have the same currents: neurons that start at minus those of
+    evaluation and fire at the least threshold show a larger one, and with the sign changed a smaller one.
+    """
+    image = torch.randn(1, shape.channels, *shape.size).to(getattr(torch, shape.dtype))
+    images = laid_out(image.expand(shape.batch, *image.shape[1:]).clone(), shape.layout)
+    layer = layer_of(shape, threshold=FLOAT32_MIN)
+    for _ in range(2):
+        layer.weight.neg_()
+        layer.v_init = -layer.real_product(images)[0].float()
+        layers = tnn.Encoder(1), layer, tnn.Flatten(), tnn.Readout(layer.v_init.numel(), 2, dtype=layer.weight.dtype)
+        net = nn.Sequential(*layers).eval()
+        counts = net[:2](images).counts
+        assert not counts[0].any(), "evaluation"
+        frozen = ts.freeze(net)
+        want = net(images)
+        assert torch.equal(frozen(images), want), "frozen"
+        assert torch.equal(frozen.step(images), want), "stream"
+
+
+def check(shape: Shape) -> None:
+    check_values(shape)
+    check_bits(shape)
+
+
+def check_all(shapes: Iterable[Shape]) -> None:
+    """It says each before it runs it."""
+    for shape in shapes:
+        print(shape, flush=True)
+        torch.manual_seed(0)
+        check(shape)
+
+
+def assert_runs(shapes: str) -> None:
+    """The checks of these shapes, in a process of its own."""
     checked = CHECKED if sys.platform == "linux" and ctypes.util.find_library("c_malloc_debug") else {}
     paths = os.pathsep.join([str(ROOT), str(ROOT / "python"), str(ROOT / "tests")])
     env = {**os.environ, **checked, "PYTHONPATH": paths}
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=env)
+    program = f"from test_first_layer import *; torch.set_num_threads(1); check_all({shapes})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, "".join(done.stdout.splitlines()[-1:]) + done.stderr[-2000:]
 
 
 def one_column(dtype: str, layout: str) -> Shape:
@@ -33,26 +198,23 @@ def strided_point(channels: int, size: int = 128) -> Shape:
     return Shape(4, channels, 48, (size, size), (1, 1), (2, 2), (0, 0), (1, 1))
 
 
-FAULTS = [
-    *(one_column(dtype, layout) for dtype in ("float32", "bfloat16") for layout in ("contiguous", "channels last")),
-    *map(strided_point, (2, 3, 15)),
-    Shape(1, 3, 32, (64, 64), (3, 3), (1, 1), (1, 1), (1, 1)),  # another layout has other bits
-]
+FAULTS = {
+    "one column": [one_column(d, lie) for d in ("float32", "bfloat16") for lie in ("contiguous", "channels last")],
+    "strided points": [*map(strided_point, (2, 3, 15))],
+    "another layout has other bits": [Shape(1, 3, 32, (64, 64), (3, 3), (1, 1), (1, 1), (1, 1))],
+}
 
 
-@pytest.mark.parametrize("shape", FAULTS, ids=str)
-def test_what_torch_gets_wrong_channels_last(shape: Shape) -> None:
-    done = run("-c", f"from first_layers import *; torch.manual_seed(0); check({shape})")
-    assert done.returncode == 0, done.stderr[-2000:]
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_torch_gets_wrong_channels_last(name: str) -> None:
+    assert_runs(str(FAULTS[name]))
 
 
 def test_some_shapes() -> None:
-    done = run("tests/first_layers.py", "0", "100")
-    assert done.returncode == 0, done.stdout.splitlines()[-1] + done.stderr[-2000:]
+    assert_runs("map(random_shape, range(100))")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, 12_000, 1000))
 def test_ten_thousand_shapes(first: int) -> None:
-    done = run("tests/first_layers.py", str(first), str(first + 1000))
-    assert done.returncode == 0, done.stdout.splitlines()[-1] + done.stderr[-2000:]
+    assert_runs(f"map(random_shape, range({first}, {first + 1000}))")

@@ -1,21 +1,25 @@
-"""Other libraries as judges: SpikingJelly's neuron of spikes, their own NIR files of imports, a counter of SynOps."""
+"""Other simulators as judges: SpikingJelly's neuron of spikes, NIR files that they write and that they read, networks
+copied to SpikingJelly and back, a counter of SynOps: the same counts.
+"""
 
+import subprocess
+import sys
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import any_layer
+import networks
 import pytest
 import torch
 import torch.nn.functional as F
 from cases import WINDOWS, dyadic, train
 from extras import needs
-from first_layers import product
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import assert_same, images, own_counts
-from networks import dyadic as on_grids
-from nir_simulators import Stepped, counts_of
+from networks import differing, images, meeting, network, own_counts
+from nir_simulators import Stepped, by_nirtorch, by_sinabs, by_snntorch, by_spikingjelly, counts_of, file_of
+from test_first_layer import product
 from torch import nn
 
 import tandem_ext as te
@@ -23,6 +27,7 @@ import tandem_snn as ts
 import tandem_snn.nn as tnn
 
 pytestmark = pytest.mark.clients
+EXAMPLE = Path(__file__).parents[1] / "python" / "examples" / "spikingjelly.py"
 LAYERS = {2: F.linear, 3: F.conv1d, 4: F.conv2d}
 
 
@@ -48,7 +53,7 @@ def test_layers_spike_as_neurons_of_spikingjelly(random: Random, seed: int, T: i
     assert torch.equal(v, node.v)
 
 
-def by_sinabs(batch: int) -> tuple[nn.Module, Any, dict[str, float], list[str]]:
+def of_sinabs(batch: int) -> tuple[nn.Module, Any, dict[str, float], list[str]]:
     layers, write = needs("sinabs.layers"), needs("sinabs.nir").to_nir
     from sinabs.activation import SingleSpike
 
@@ -58,7 +63,7 @@ def by_sinabs(batch: int) -> tuple[nn.Module, Any, dict[str, float], list[str]]:
     return net, write, {}, ["1", "4"]
 
 
-def by_snntorch(batch: int) -> tuple[nn.Module, Any, dict[str, float], list[str]]:
+def of_snntorch(batch: int) -> tuple[nn.Module, Any, dict[str, float], list[str]]:
     """With the reset of NIR's formula, before the next decay."""
     snntorch, write = needs("snntorch"), needs("snntorch.export_nir").export_to_nir
     settings = {"beta": torch.full((10,), 0.5), "threshold": torch.ones(10), "init_hidden": True}
@@ -67,7 +72,7 @@ def by_snntorch(batch: int) -> tuple[nn.Module, Any, dict[str, float], list[str]
     return net, lambda net, x: write(net, x, ignore_dims=[0]), {"dt": 1e-4}, ["2", "4"]
 
 
-def by_spikingjelly(batch: int) -> tuple[nn.Module, Any, dict[str, float], list[str]]:
+def of_spikingjelly(batch: int) -> tuple[nn.Module, Any, dict[str, float], list[str]]:
     """Neurons that subtract it does not write: it writes those that reset to 0, and both sides then subtract."""
     layer, neuron = (needs(f"spikingjelly.activation_based.{name}") for name in ("layer", "neuron"))
     write = needs("spikingjelly.activation_based.nir_exchange").export_to_nir
@@ -76,17 +81,17 @@ def by_spikingjelly(batch: int) -> tuple[nn.Module, Any, dict[str, float], list[
     return net, lambda net, x: write(net, x, dt=1.0), {}, ["1", "4"]
 
 
-@pytest.mark.parametrize("make", [by_sinabs, by_snntorch, by_spikingjelly])
+@pytest.mark.parametrize("make", [of_sinabs, of_snntorch, of_spikingjelly])
 @torch.no_grad()
 def test_files_that_others_write_run_as_there(make: Any, tmp_path: Path) -> None:
     nir = needs("nir")
     x = images(20)
     net, write, options, names = make(len(x))
-    on_grids(net)
-    if make is by_sinabs:
+    networks.dyadic(net)
+    if make is of_sinabs:
         net(x)  # it knows the sizes of its neurons then
     given = write(net, x)
-    if make is not by_sinabs:  # whose nodes cannot be stored
+    if make is not of_sinabs:  # whose nodes cannot be stored
         nir.write(tmp_path / "net.nir", given)
         given = tmp_path / "net.nir"
     with pytest.raises(ValueError, match=r'resets to v_reset.*give reset="subtract"'):
@@ -98,7 +103,7 @@ def test_files_that_others_write_run_as_there(make: Any, tmp_path: Path) -> None
         for forget in {"reset_mem", "reset_states"} & {*dir(node)}:
             getattr(node, forget)()
     fire = [net.get_submodule(name) for name in names]
-    assert_same(own_counts(ours, x), counts_of(Stepped(net), fire, x))
+    networks.assert_same(own_counts(ours, x), counts_of(Stepped(net), fire, x))
 
 
 def test_a_recurrent_file_is_refused_by_name(tmp_path: Path) -> None:
@@ -126,3 +131,40 @@ def test_synaptic_operations_are_those_that_spikingjelly_counts() -> None:
             for spikes in seen[name].to_dense():
                 product(layer, spikes, layer.weight)
         assert count.get_total() == ops[name].acs * len(x) > 0
+
+
+def test_networks_of_spikingjelly_are_copied_there_and_back() -> None:
+    """The example compares every neuron of networks with IF and LIF neurons."""
+    needs("spikingjelly")
+    done = subprocess.run([sys.executable, EXAMPLE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the same counts in both libraries") == 2
+
+
+def test_nirtorch_runs_the_primitives_to_the_same_counts(tmp_path: Path) -> None:
+    net, x = network(), images()
+    path = file_of(net, x, tmp_path, neurons="primitives")
+    networks.assert_same(own_counts(net, x), counts_of(*by_nirtorch(path), x))
+
+
+SIMULATORS = {
+    "SpikingJelly": (by_spikingjelly, min),  # its import resets to 0
+    "snnTorch": (by_snntorch, min),  # leaks a tenth
+    "sinabs": (lambda path, **options: by_sinabs(path, len(images()), **options), max),  # fires several times a step
+}
+
+
+@pytest.mark.parametrize("name", SIMULATORS)
+def test_a_simulator_runs_the_file_to_the_same_counts(name: str, tmp_path: Path) -> None:
+    """With its neurons put right; as its import makes them, the counts are others."""
+    run, least = SIMULATORS[name]
+    net, x = network(), images()
+    path, ours = file_of(net, x, tmp_path), own_counts(net, x)
+    networks.assert_same(ours, counts_of(*run(path), x))
+    assert least(differing(ours[0], counts_of(*run(path, soft=False), x)[0])) > 0.01
+
+
+@pytest.mark.parametrize("name", SIMULATORS)
+def test_a_simulator_has_the_same_counts_where_potentials_equal_the_threshold(name: str, tmp_path: Path) -> None:
+    net, x = meeting(network()), images()
+    networks.assert_same(own_counts(net, x), counts_of(*SIMULATORS[name][0](file_of(net, x, tmp_path)), x))
