@@ -1,7 +1,5 @@
-"""Frozen networks as CUDA graphs, with a graph that can do without a GPU: it remembers the calls of operators, and does
-them again in the same memory when it is replayed."""
+"""Frozen networks as CUDA graphs, by the recording graph of recorded.py."""
 
-import contextlib
 import copy
 from typing import Any
 
@@ -9,65 +7,17 @@ import pytest
 import torch
 from cases import train
 from networks import Net, conv, in_windows, lif, line, mlp, projection, residual, trained
+from recorded import record
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import tandem_snn
 import tandem_snn.nn as tnn
-from tandem_ext import checks
 from tandem_snn.frozen.program import MOST_KEPT, Graph
-
-# What a capture does not allow: to wait for a value, or to bring one from the host.
-FORBIDDEN = ("_local_scalar_dense", "nonzero", "lift_fresh", "item", "masked_select")
-
-
-class Recorder(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[Any] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(name in func.name() for name in FORBIDDEN):
-            raise RuntimeError(f"{func.name()} is not permitted when stream is capturing")
-        out = func(*args, **(kwargs or {}))
-        self.calls.append((func, args, kwargs or {}, out))
-        return out
-
-
-class FakeGraph:
-    def __init__(self) -> None:
-        self.recorder = Recorder()
-        self.replays = 0
-
-    def replay(self) -> None:
-        self.replays += 1
-        for func, args, kwargs, out in self.recorder.calls:
-            given = {t.untyped_storage().data_ptr() for t in tensors(args, kwargs)}
-            again = func(*args, **kwargs)
-            for old, new in zip(tensors(out), tensors(again), strict=True):
-                if old.untyped_storage().data_ptr() not in given:  # else a view, or written in place
-                    old.copy_(new)
-
-
-def tensors(*values: Any) -> list[torch.Tensor]:
-    return [t for t in tree_leaves(values) if isinstance(t, torch.Tensor)]
-
-
-class FakeStream:
-    def __init__(self, device: torch.device) -> None: ...
-
-    def wait_stream(self, other: "FakeStream") -> None: ...
 
 
 @pytest.fixture(autouse=True)
 def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "_readable", lambda _: False)  # values are checked on the CPU only
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, stream: graph.recorder)
-    monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
-    monkeypatch.setattr(torch.cuda, "current_stream", FakeStream)
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
+    record(monkeypatch)
 
 
 @pytest.mark.parametrize("timing", ["step", "window"])

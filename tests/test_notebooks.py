@@ -12,7 +12,8 @@ nbformat = needs("nbformat")
 pytestmark = pytest.mark.clients
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOKS = sorted((ROOT / "examples/notebooks").glob("*.ipynb"))
+GPU = ROOT / "examples/notebooks/gpu_check.ipynb"  # has never run on one, and shows nothing
+NOTEBOOKS = sorted(path for path in GPU.parent.glob("*.ipynb") if path != GPU)
 EVENTS = ROOT / "examples/notebooks/events.ipynb"
 PAGE = ROOT / "docs/tutorial-events.md"
 # tonic takes its data set for missing where it is not whole.
@@ -48,12 +49,14 @@ def test_the_page_of_events_has_the_notebooks_code():
     assert [textwrap.dedent(block).strip() for block in fences] == [source.strip() for source in code(EVENTS)[1:]]
 
 
-def execute(path, folder, *, before=None, after):
+def execute(path, folder, *, before=None, change=("", ""), after):
     nbclient = needs("nbclient")
     needs("ipykernel")
     notebook = nbformat.read(path, 4)
     if before is not None:
         notebook.cells.insert(0, nbformat.v4.new_code_cell(before))
+    for cell in notebook.cells:
+        cell.source = cell.source.replace(*change)
     notebook.cells.append(nbformat.v4.new_code_cell(after))
     nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}}).execute()
 
@@ -75,3 +78,13 @@ def test_events_runs(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data/NMNIST").symlink_to(recordings)
     execute(EVENTS, tmp_path, before=PART, after="assert right.double().mean() >= 0.97")
+
+
+def test_gpu_check_is_rehearsed(tmp_path):
+    """Where there is no GPU, or one that other tests use."""
+    notebook = nbformat.read(GPU, 4)
+    nbformat.validate(notebook)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+    options = f'OPTIONS = "--dry-run --only verdict --out {tmp_path}"'
+    execute(GPU, GPU.parent, change=('OPTIONS = ""', options), after="assert check.returncode == 0 and not missing")
+    assert len(list(tmp_path.glob("gpu-rehearsal-*.zip"))) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -41,14 +42,19 @@ def quantise(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 
 def _best_share(rows: Tensor, step: Tensor, largest: int) -> Tensor:
-    """Return the share of each row's step with the least squared error, the first of equals."""
+    """Return the share of each row's step with the least squared error, the first of equals.
+
+    It brings nothing from the host, so that a CUDA graph can capture it.
+    """
     parts = (rows.abs() / step.unsqueeze(1) * (_PARTS // largest)).round()
-    errors = []
+    best, least = torch.ones_like(step), torch.full_like(step, math.inf, dtype=torch.float64)
     for share in _SHARES:
         own = _PARTS // largest * share
         left = parts - own * (parts * (1 / own)).clamp(max=largest).round()
-        errors.append(left.double().square().sum(1))
-    return step.new_tensor(_SHARES)[torch.stack(errors).argmin(0)]
+        error = left.double().square().sum(1)
+        best = best.masked_fill(error < least, share)
+        least = torch.minimum(least, error)
+    return best
 
 
 def _has_kernel(weight: Tensor) -> bool:
