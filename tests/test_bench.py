@@ -138,9 +138,8 @@ def test_two_builds_are_measured_in_turns(tmp_path):
     old, new = measure(CASES["call"], ["tandem", "ANN"], settings, (ROOT, ROOT))
     assert old["digests"] == new["digests"]
     assert old["digests"].keys() == {"tandem"}
-    assert all(
-        len(row["values"][way]) == 2 and min(row["values"][way]) > 0 for row in (old, new) for way in ("tandem", "ANN")
-    )
+    samples = [row["values"][way] for row in (old, new) for way in ("tandem", "ANN")]
+    assert all(len(values) == 2 and min(values) > 0 for values in samples)
     assert old["rates"]["input"][0] == pytest.approx(0.3, abs=0.1)
     with pytest.raises(ValueError, match="expected a checkout in which the extension is built"):
         Process(CASES["call"], ["tandem"], settings, tmp_path)
@@ -157,15 +156,7 @@ def test_the_comparison_names_what_has_other_bits(tmp_path, capsys, monkeypatch)
 
 
 def test_the_command_measures_and_names_missed_limits(tmp_path):
-    command = [
-        sys.executable,
-        ROOT / "tests/benchmarks/bench.py",
-        "--quick",
-        "--cases",
-        "call",
-        "--out",
-        tmp_path / "x.json",
-    ]
+    command = [sys.executable, bench.__file__, "--quick", "--cases", "call", "--out", tmp_path / "x.json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     (row,) = json.loads((tmp_path / "x.json").read_text())["rows"]
     assert row["values"].keys() == {"tandem", "windows", "ANN"}
@@ -180,17 +171,14 @@ def test_a_case_that_is_not_there(capsys, monkeypatch):
 
 
 def test_limits(monkeypatch):
-    monkeypatch.setitem(
-        LIMITS, "x", {"tandem": 0.5, "tandem / naive": 0.3, "windows / 1": 1.0, "tandem / snnTorch": 0.1}
-    )
+    limits = {"tandem": 0.5, "tandem / naive": 0.3, "windows / 1": 1.0, "tandem / snnTorch": 0.1}
+    monkeypatch.setitem(LIMITS, "x", limits)
     row = {"case": "x", "base": "ANN", "quantity": "kept", "answers": {},
            "values": {"tandem": [1.0], "ANN": [2.0], "naive": [5.0], "windows": [1.5]}}  # fmt: skip
     assert bench.missed(row, "tandem") == bench.missed(row, "ANN") == ""
     assert bench.missed(row, "windows") == "  missed: 1 1"
-    assert (
-        bench.missed(row | {"values": row["values"] | {"ANN": [1.9], "naive": [3.0]}}, "tandem")
-        == "  missed: 0.5 ANN, 0.3 naive"
-    )
+    slower = row | {"values": row["values"] | {"ANN": [1.9], "naive": [3.0]}}
+    assert bench.missed(slower, "tandem") == "  missed: 0.5 ANN, 0.3 naive"
     assert "of the counts differ" in bench.missed(row | {"answers": {"tandem": {"spikes": 0.02}}}, "tandem")
 
 

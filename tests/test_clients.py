@@ -81,12 +81,8 @@ def module(pl, layers=tnn):
 
 
 def trainer(pl, epochs=3, **options):
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
+    parts = ("checkpointing", "progress_bar", "model_summary")
+    quiet = {"logger": False, **{f"enable_{part}": False for part in parts}}
     return pl.Trainer(max_epochs=epochs, accelerator="cpu", devices=1, **(quiet | options))
 
 

@@ -216,14 +216,8 @@ def test_the_kept_weights_are_the_best_on_the_validation_split(tmp_path):
 
 
 SMALL = ("--model", "FC16", "--epochs", "2", "--init-from", "twin", "--init-gain", "2", "--seeds", "2")
-NAMES = (
-    "summary.json",
-    "picture.png",
-    "seed-0/snn.pt",
-    "seed-0/ann.pt",
-    "seed-1/ann-continued.pt",
-    "seed-1/snn.tandem",
-)
+SEEDS = ("seed-0/snn.pt", "seed-0/ann.pt", "seed-1/ann-continued.pt", "seed-1/snn.tandem")
+NAMES = ("summary.json", "picture.png", *SEEDS)
 
 
 @pytest.fixture(scope="module")
@@ -341,10 +335,7 @@ sys.exit(train.main(sys.argv[1:]))
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert not (tmp_path / "killed/summary.json").exists()
     assert start(tmp_path / "killed", "never 0").returncode == 0
-    weights = [
-        torch.load(tmp_path / name / "seed-0/snn.pt", weights_only=True)["weights"] for name in ("killed", "whole")
-    ]
-    assert_same(*weights)
+    assert_same(*(torch.load(tmp_path / name / "seed-0/snn.pt")["weights"] for name in ("killed", "whole")))
     ours, theirs = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("killed", "whole"))
     assert ours["per_seed"] == theirs["per_seed"]
 
@@ -352,7 +343,10 @@ sys.exit(train.main(sys.argv[1:]))
 def test_an_interruption_is_one_line(tmp_path):
     command = [sys.executable, SCRIPT, "--model", "FC32", "--epochs", "5000", "--no-twin", "--out", tmp_path]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in the background ignore it
+    )  # fmt: skip
     while not (tmp_path / "seed-0/snn.pt").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)

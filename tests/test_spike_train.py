@@ -90,23 +90,16 @@ def test_the_type_of_counts_that_are_yet_to_be_made():
         assert y._counts is None
         assert y.counts.dtype == torch.bfloat16
     assert train(8, 3, 5).counts.dtype == torch.float32
+    mapped = train_with_edge(8, 4, 5).map(lambda t: t.double() if t.is_floating_point() else t)
+    assert (mapped.counts.dtype, mapped.to_dense().dtype) == (torch.float64, torch.float64)
 
 
-def test_a_map_of_the_counts_to_another_type_is_the_type_of_the_train():
-    x = train_with_edge(8, 4, 5).map(lambda t: t.double() if t.is_floating_point() else t)
-    assert (x.counts.dtype, x.to_dense().dtype) == (torch.float64, torch.float64)
-
-
-def test_edge():
+def test_the_edge_and_other_types_and_devices():
     assert train(8, 3, 5).edge is None
-    x = train_with_edge(8, 3, 5)
+    x = train_with_edge(8, 3, 5, gain=torch.tensor(0.5))
     assert x.edge is x.counts
     assert x.detach().edge is None
     assert not x.detach().counts.requires_grad
-
-
-def test_to():
-    x = train_with_edge(8, 3, 5, gain=torch.tensor(0.5))
     y = x.to(torch.bfloat16)
     assert (y.counts.dtype, y.gain.dtype, y.planes.dtype) == (torch.bfloat16, torch.bfloat16, torch.uint8)
     y.counts.sum().backward()
