@@ -57,7 +57,7 @@ NEURONS = [
 
 
 @pytest.mark.parametrize("neurons", NEURONS, ids=str)
-@pytest.mark.parametrize("name", ["cnn", "resnet18", "8C3-MP2-8C3-AP2-FC16"])
+@pytest.mark.parametrize("name", ["resnet18", "8C3-MP2-8C3-AP2-FC16"])
 def test_neurons_of_every_kind_learn_and_freeze(name, neurons):
     torch.manual_seed(1)
     net = small(tnn, name, width=0.2, **neurons)

@@ -8,14 +8,14 @@ import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
 
-matplotlib = needs("matplotlib")
-matplotlib.use("agg")
+needs("matplotlib").use("agg")
+pyplot = needs("matplotlib.pyplot")
 
 
 @pytest.fixture(autouse=True)
 def closed():
     yield
-    matplotlib.pyplot.close("all")
+    pyplot.close("all")
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_rates_are_bars(net):
 
 
 def test_given_axes_are_drawn_into(net, monitor):
-    _, given = matplotlib.pyplot.subplots(1, 4)
+    _, given = pyplot.subplots(1, 4)
     x = torch.rand(2, 1, 6, 6)
     assert ts.plots.raster(monitor["1"], given[0], sample=6) is given[0]
     assert len(points(given[0])) == monitor["1"].counts[6].sum()
