@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from extras import needs
 from test_frozen_window import NETWORKS, average, of_timing, spiking
 from torch import Tensor, nn
 
@@ -227,3 +228,94 @@ def test_the_reference(dtype: torch.dtype) -> None:
             rest.replace(stored=rest.stored.flatten(2), counts=None), second, v_init=0.5, timing="window"
         )
         assert torch.equal(rest.stored[0].long(), b)
+
+
+# --- other spiking networks -------------------------------------------------------------------------------------------
+
+
+def dyadic(*layers: nn.Module) -> nn.Sequential:
+    """A network whose weights are multiples of 1/8, so that every sum of its potentials is exact."""
+    torch.manual_seed(0)
+    net = nn.Sequential(*layers).eval()
+    for layer in net.modules():
+        if isinstance(layer, tnn.Linear | tnn.Conv2d | tnn.Readout):
+            layer.weight.data = torch.randint(-6, 8, layer.weight.shape) / 8
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return net
+
+
+@pytest.mark.parametrize("T", [1, 4, 7])
+def test_windows_simulated_step_by_step(T: int) -> None:
+    """A network with window timing is a spiking network: each layer integrates the spikes of a window while it fires
+    those of the window before, so that images follow each other like products in a pipeline.
+    """
+    window = {"timing": "window", "bias": False, "v_init": 0.5}
+    layers = [tnn.Conv2d(1, 4, 3, padding=1, **window), tnn.Conv2d(4, 3, 2, stride=2, **window)]
+    layers += [tnn.Linear(12, 9, **window), tnn.Readout(9, 3)]
+    net = dyadic(tnn.Encoder(T), *layers[:2], tnn.Flatten(), *layers[2:])
+    frozen, images = ts.freeze(net), torch.randint(-4, 5, (5, 2, 1, 4, 4)) / 8
+    currents = [
+        lambda s: nn.functional.conv2d(s, layers[0].weight, padding=1),
+        lambda s: nn.functional.conv2d(s, layers[1].weight, stride=2),
+        lambda s: s.flatten(1) @ layers[2].weight.T,
+        lambda s: s @ layers[3].weight.T,
+    ]
+    gathered: list[Any] = [torch.zeros(())] * 4  # in this window
+    potentials: list[Any] = [torch.zeros(())] * 4  # of the window before
+    answers = []
+    with torch.no_grad():
+        for time in range((len(images) + 3) * T):
+            signal = images[min(time // T, len(images) - 1)]
+            for number, current in enumerate(currents):
+                if time % T == 0:
+                    potentials[number], gathered[number] = gathered[number] + 0.5, torch.zeros(())
+                gathered[number] = gathered[number] + current(signal)
+                signal = (potentials[number] >= 1).float().expand(gathered[number].shape)
+                potentials[number] = potentials[number] - signal
+            if time % T == T - 1:
+                answers.append(gathered[-1])
+        for image, answer in zip(images, answers[3:], strict=True):
+            assert torch.equal(answer, frozen(image))
+
+
+@pytest.mark.clients
+def test_spikingjelly_fires_the_same_moves() -> None:
+    """Its STBIFNode with levels 0 to T: the accumulated spikes are the counts at every step of a stream."""
+    neuron = needs("spikingjelly.activation_based.neuron")
+    T, options = 4, {"timing": "window", "bias": False, "v_init": 0.5}
+    first, second, readout = tnn.Linear(12, 30, **options), tnn.Linear(30, 20, **options), tnn.Readout(20, 3)
+    frozen = ts.freeze(dyadic(first, second, readout), T=T)
+    nodes = [neuron.STBIFNode(1.0, level=T + 1) for _ in range(2)]
+    count, moves = torch.zeros(5, 12), 0
+    with torch.no_grad():
+        for _ in range(6):
+            train = te.SpikeTrain.from_dense(torch.rand(T, 5, 12).lt(0.5).float())
+            for step in range(7):  # not always to rest
+                answer = frozen.step(train if step == 0 else None)
+                spikes = (train.counts - count).sign()
+                count += spikes
+                moved = spikes.abs().sum(1)
+                for node, layer in zip(nodes, (first, second), strict=True):
+                    spikes = node(spikes @ layer.weight.T)
+                    moved += spikes.abs().sum(1)
+                assert torch.equal(answer, nodes[-1].accumulated @ readout.weight.T)
+                assert torch.equal(frozen.moved, moved.long())
+                moves += int((spikes < 0).sum())
+    assert moves > 0  # spikes are taken back
+
+
+def test_a_stream_that_begins_again_keeps_its_memory() -> None:
+    net = nn.Sequential(tnn.Encoder(4), tnn.Linear(6, 8, timing="window"), tnn.Readout(8, 3)).eval()
+    frozen, first, second = ts.freeze(net), torch.randn(2, 6), torch.randn(2, 6)
+    frozen.settle(first)
+    memory = frozen._stream._state.data_ptr()
+    frozen.reset()
+    assert not len(frozen.moved)
+    with pytest.raises(ValueError, match="x: expected an input"):
+        frozen.step()
+    readouts = torch.stack([frozen.step(second), frozen.step(), frozen.step()])
+    assert frozen._stream._state.data_ptr() == memory
+    assert torch.equal(readouts, frozen.readouts(second, steps=3))
+    frozen.reset()
+    assert torch.equal(frozen.settle(second[:1])[0], frozen(second[:1]))  # another batch

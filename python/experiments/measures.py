@@ -17,6 +17,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
+import tandem_ext as te
 import tandem_snn as ts
 from data import Data
 from recipe import Recipe
@@ -59,7 +60,42 @@ def measure(recipe: Recipe, data: Data, runs: Sequence[dict[str, nn.Module]]) ->
         found[prefix + "step_time_ms"] = 1e3 * median(seconds)
     if len(times) == 2:
         found["step_time_ratio"] = median(map(operator.truediv, *times))
+    if recipe.timing == "window":
+        found["following"] = following(recipe, data, nets[0])
     return found | over_time(recipe, data, nets)
+
+
+def following(recipe: Recipe, data: Data, net: nn.Module) -> dict[str, Any]:
+    """How the neurons of a network with window timing follow each test sample, from silence: an image, or the steps of
+    a recording as a stream, one at each step.
+
+    Returns:
+        The test metric after each step; steps and most_steps, mean and largest number of them until no neuron moves;
+        synops_ratio, operations / those of the whole window, of a stream that rests after each step of a recording.
+    """
+    frozen, task = ts.freeze(net).cpu(), Task(recipe)
+    curves, steps = [], []
+    spent = whole = 0.0
+    for x, y in data.test.to("cpu").batches(500):
+        shown = x.to_dense(torch.float32) if isinstance(x, te.SpikeTrain) else x.unsqueeze(0)
+        spent += ts.measure.synops(frozen, shown).sum().item()
+        whole += ts.measure.synops(net, x).snn * len(x)
+        frozen.reset()
+        curve: list[Tensor] = []
+        last = torch.ones(len(x))  # the last step in which anything of the sample moved
+        while len(curve) < len(shown) or bool(frozen.moved.any()):
+            curve.append(task.values(frozen.step(shown[len(curve)] if len(curve) < len(shown) else None), y))
+            last[frozen.moved > 0] = len(curve)
+        curves.append(curve)
+        steps.append(last)
+    most = max(map(len, curves))
+    found = torch.stack([torch.cat([curve[min(t, len(curve) - 1)] for curve in curves]).mean() for t in range(most)])
+    return {
+        f"{task.metric}_over_time": [rounded(task.metric, value) for value in found.tolist()],
+        "steps": torch.cat(steps).mean().item(),
+        "most_steps": int(torch.cat(steps).max()),
+        "synops_ratio": spent / whole,
+    }
 
 
 def over_time(recipe: Recipe, data: Data, nets: Sequence[nn.Module]) -> dict[str, Any]:

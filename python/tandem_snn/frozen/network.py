@@ -59,7 +59,7 @@ class FrozenNetwork(nn.Module):
         self._programs: dict[Any, Program] = {}  # by the gain of the input
         self._graphs: dict[Any, Graph | None] = {}
         check_finite(self._program_for(1.0).layers)  # trace before several threads may use the network
-        self.reset()
+        self._stream: Stream | None = None
 
     @property
     def grids(self) -> dict[str, Grid]:
@@ -111,7 +111,7 @@ class FrozenNetwork(nn.Module):
 
     def _forget_weights(self) -> None:
         """Drop programs and the stream, which depend on the weights, and graphs, which have their addresses."""
-        self.reset()
+        self._stream = None
         self._programs.clear()
         self._graphs.clear()
         for stage in self.net.modules():
@@ -137,7 +137,8 @@ class FrozenNetwork(nn.Module):
 
     def reset(self) -> None:
         """End the stream: the next :meth:`step` or :meth:`settle` begins a new one, from silence."""
-        self._stream: Stream | None = None
+        if self._stream is not None:
+            self._stream.restart()
 
     @property
     def moved(self) -> Tensor:
@@ -232,7 +233,7 @@ class FrozenNetwork(nn.Module):
         """Return the stream, which x may begin, and x as its signal."""
         stream = self._stream
         if x is None:
-            if stream is None:
+            if stream is None or stream.is_new:
                 raise ValueError("x: expected an input: a new stream has none that could stay as it is")
             return stream, None
         _check_batch("x", x)
@@ -247,10 +248,15 @@ class FrozenNetwork(nn.Module):
             T = signal.T
         if T is None:
             raise ValueError("T: not known yet: freeze(net, T=...), or call the frozen network on a train first")
-        if stream is None:
-            stream = Stream(self._program(signal).streaming(x.device), signal, T)
+        if stream is None or stream.is_new or isinstance(signal, SpikeTrain):
+            program = self._program(signal).streaming(x.device)
         else:
-            stream.check(self._program(signal) if isinstance(signal, SpikeTrain) else stream.program, signal, T)
+            program = stream.program
+        why = "" if stream is None else stream.refusal(program, signal, T)
+        if stream is None or (why and stream.is_new):
+            stream = Stream(program, signal, T)
+        elif why:
+            raise ValueError(f"{why}; reset() begins a new stream")
         return stream, signal
 
     @inference

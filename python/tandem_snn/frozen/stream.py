@@ -48,23 +48,28 @@ class Stream:
         except (RuntimeError, ValueError):
             explain(program, x, T)
             raise
-        self._steps = 0
-        self.facts = torch.zeros(3, len(x), dtype=torch.int64)
         self._bad: deque[Tensor | None] = deque(maxlen=T)  # the NaN flags of the last T steps, once there are any
+        self.restart()
 
-    def check(self, program: Program, x: Tensor | SpikeTrain, T: int) -> None:
-        """Raise ValueError if an input is not for this stream."""
-        if x.device.type != "cpu":
-            program.streaming(x.device)
+    def restart(self) -> None:
+        """Begin again from silence, in the same memory."""
+        self._steps = 0
+        self.facts = torch.zeros(3, 0, dtype=torch.int64)
+        self._bad.clear()
+
+    @property
+    def is_new(self) -> bool:
+        return self._steps == 0
+
+    def refusal(self, program: Program, x: Tensor | SpikeTrain, T: int) -> str:
+        """Return why an input is not for this stream, or ""."""
         if x.shape != self.shape:
-            why = "x: the shape differs from that of the steps before"
-        elif T != self.T:
-            why = f"T: {self.T} in the steps before, now {T}"
-        elif program is not self.program:
-            why = "x: the gain of its spikes differs from that of the steps before"
-        else:
-            return
-        raise ValueError(f"{why}; reset() begins a new stream")
+            return "x: the shape differs from that of the steps before"
+        if T != self.T:
+            return f"T: {self.T} in the steps before, now {T}"
+        if program is not self.program:
+            return "x: the gain of its spikes differs from that of the steps before"
+        return "" if x.device.type == "cpu" else f"x: the steps before were on the CPU, now on {x.device}"
 
     def step(self, x: Tensor | SpikeTrain) -> Tensor:
         """Run a step of neurons with step timing; return the readout so far."""
