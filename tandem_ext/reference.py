@@ -99,21 +99,28 @@ conv_bn_if = conv1d_bn_if = conv2d_bn_if = linear_bn_if
 # --- the rule ---------------------------------------------------------------------------------------------------------
 
 
-def integrate_and_fire(currents: Tensor, v: Tensor, threshold: float, leak: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Run neurons with timing "step": currents [T, ...] and the first v -> (spikes [T, ...], z = Σ currents, last v).
+def integrate_and_fire(currents: Tensor, v: Tensor, threshold: float, leak: float) -> tuple[Tensor, Tensor]:
+    """Run neurons with timing "step": currents [T, ...] and the first v -> (spikes [T, ...], last v).
 
     Spikes are 0 and 1. Every line rounds once, to the dtype of the currents.
     """
     theta, leak_ = (currents.new_tensor(value) for value in (threshold, leak))
-    z = torch.zeros_like(currents[0])
     spikes = []
     for current in currents:
         v = v + current
         spike = v >= theta  # NaN does not fire
         v = leak_ * v - torch.where(spike, theta, 0)
-        z = z + current
         spikes.append(spike)
-    return torch.stack(spikes).to(currents.dtype), z, v
+    return torch.stack(spikes).to(currents.dtype), v
+
+
+def pre_activation(u: Tensor, scale: Tensor, shift: Tensor, share: Tensor) -> Tensor:
+    """Return z = scale·u + share·shift, to which a residual's sum is added. The share is T / steps.
+
+    u is the product over the window, rounded once. The currents of the steps are rounded each, so that their sum may
+    miss an exact zero.
+    """
+    return scale * u + share * shift
 
 
 def fire_after_window(v: Tensor, threshold: float, T: int) -> tuple[Tensor, Tensor]:
@@ -185,7 +192,7 @@ def _layer(
     given: Any = weight if weight is not None else x
     dtype = (given if isinstance(given, Tensor) else given.x).dtype
     dtype = torch.float32 if dtype == torch.int8 else dtype
-    y, T, total, gain = _currents(x, weight, geometry, compute_dtype(dtype), window)
+    y, u, T, total, gain = _currents(x, weight, geometry, compute_dtype(dtype), window)
     unit = _per_channel(threshold if isinstance(threshold, Tensor) else None, 1.0, y)
     unit = unit + 0 * unit.detach()  # makes an infinite threshold NaN
     s, g, b = _per_channel(step, 1.0, y), _per_channel(gain, 1.0, y), _per_channel(bias, 0.0, y)
@@ -201,19 +208,20 @@ def _layer(
         beta = torch.zeros_like(gamma) if shift is None else shift.to(y.dtype)
         ann = F.batch_norm(s * g * total, None, None, gamma, beta, True, 0.0, eps)
         with torch.no_grad():
-            u = (y[0] if window else total).double().movedim(1, -1).flatten(0, -2)
-            mean = _divided(u.sum(0), len(u))
-            var = (_divided((u * u).sum(0), len(u)) - mean * mean).clamp_min(0).to(y.dtype)
+            rows = u.double().movedim(1, -1).flatten(0, -2)
+            mean = _divided(rows.sum(0), len(rows))
+            var = (_divided((rows * rows).sum(0), len(rows)) - mean * mean).clamp_min(0).to(y.dtype)
             mean, g, one = mean.to(y.dtype), (s * g).flatten(), unit.flatten()
             a = gamma / one * (1 / square_root(g * g * var + eps) + 0 * var)
             scale, shift = _per_channel(a * g, 1.0, y), _per_channel(beta / one - g * mean * a, 0.0, y)
             mean, var = g * mean + b.flatten(), g * g * var
-    train, v = _neurons(y, T, ann, scale, shift, dtype, threshold, unit, timing, before, **neuron)
+    train, v = _neurons(y, u, T, ann, scale, shift, dtype, threshold, unit, timing, before, **neuron)
     return (train, v) if return_v else train, mean, var
 
 
 def _neurons(
     y: Tensor,
+    u: Tensor,
     T: int,
     ann: Tensor,
     scale: Tensor,
@@ -235,17 +243,20 @@ def _neurons(
     A sample is bad if its input was, or if a final potential is not finite; leak and reset cannot make it finite again.
 
     Args:
-        y: y[t] = W s[t], [T, B, *features]; with timing "window" u = W c, [1, B, *features].
+        y: y[t] = W s[t], [T, B, *features]; with timing "window" u, [1, B, *features].
+        u: the sum of y[t] over the window, [B, *features].
         ann: the ANN's pre-activation, through which gradients flow.
         scale, shift: in units of ``unit``, a tensor threshold or 1; neurons with a tensor threshold fire at 1.
         before: the NaN flags of the input.
     """
     window, fire_at = timing == "window", 1.0 if isinstance(threshold, Tensor) else threshold
     with torch.no_grad():
-        currents = scale * y + (shift if window else _divided(shift, steps or T))
+        z = pre_activation(u, scale, shift, _divided(u.new_tensor(T), steps or T))
+        currents = scale * y + _divided(shift, steps or T)
     if residual is not None:
         r, r_sum, value = _residual(residual, y)
-        currents = currents + value.detach() / unit.detach() * (r_sum.detach() if window else r)
+        factor = value.detach() / unit.detach()
+        z, currents = z + factor * r_sum.detach(), currents + factor * r
         ann = ann + value * r_sum
     if v_init is None:
         v_init = threshold / 2 if window else 0.0
@@ -253,11 +264,10 @@ def _neurons(
         v = torch.as_tensor(v_init, dtype=y.dtype, device=y.device)
         v = ((_per_channel(v, 0.0, y) if v.dim() == 1 else v) / unit).expand(y.shape[1:])
         if window:
-            z = currents[0]
             fired, v = fire_after_window(v + z, fire_at, T)
             stored = fired.to(torch.uint8).unsqueeze(0)
         else:
-            spikes, z, v = integrate_and_fire(currents, v, fire_at, leak)
+            spikes, v = integrate_and_fire(currents, v, fire_at, leak)
             if gate == "resu":
                 spikes = spikes * (z > 0)
             stored, fired = pack(spikes), spikes.sum(0)
@@ -273,18 +283,18 @@ def _neurons(
 
 def _currents(
     x: Tensor | Input, weight: Tensor | None, geometry: Any, dtype: torch.dtype, window: bool
-) -> tuple[Tensor, int, Tensor, float | Tensor]:
+) -> tuple[Tensor, Tensor, int, Tensor, float | Tensor]:
     """Multiply the input x by the weight, if there is one; an output with an infinite or NaN weight gets NaN.
 
     Returns:
-        (y, T, total, gain): y is [T, B, *features] in ``dtype``, or with ``window`` the exact sum [1, B, *features],
-        rounded once; total is the sum over the window with a gradient, [B, *features]; gain is that of x.
+        (y, u, T, total, gain): y is [T, B, *features] in ``dtype``, or u with ``window``; u is the product over the
+        window, [B, *features], exact and rounded once, or the sum of given currents in the order of the steps; total is
+        the same with a gradient; gain is that of x.
     """
     if isinstance(x, Tensor):
-        y, total = x.to(dtype).detach(), x.to(dtype).sum(0)
-        if window:  # added in the order of the steps
-            y = reduce(torch.add, y, torch.zeros_like(total)).unsqueeze(0)
-        return y, len(x), total, 1.0
+        y = x.to(dtype).detach()
+        u = reduce(torch.add, y)
+        return u.unsqueeze(0) if window else y, u, len(x), x.to(dtype).sum(0), 1.0
     gain = x.gain
     if weight is not None and isinstance(gain, Tensor) and gain.dim():  # multiply it into the weights of each channel
         rows = gain.view(geometry[-1], 1, -1).expand(-1, len(weight) // geometry[-1], -1).flatten(0, 1)
@@ -304,28 +314,26 @@ def _currents(
         counts = _counts(x, dtype)
         with torch.no_grad():
             exact = in_units(weight)  # type: ignore[arg-type]
-            total = product(counts, exact)
-            if window:
-                y = total.unsqueeze(0)
-            else:
+            u = product(counts, exact)
+            y = u.unsqueeze(0)
+            if not window:
                 spikes = unpack(x, dtype)
                 y = torch.unflatten(product(spikes.flatten(0, 1), exact), 0, spikes.shape[:2])
             lost = _per_channel(_not_finite(weight.movedim(0, -1)).to(dtype), 0.0, y)  # type: ignore[union-attr]
-        return y + lost, x.T, _Valued.apply(product(counts), total) + lost, gain  # type: ignore[no-untyped-call]
+        return y + lost, u + lost, x.T, _Valued.apply(product(counts), u) + lost, gain  # type: ignore[no-untyped-call]
     current = product(x.x).to(dtype)
     total = x.T * current if isinstance(x, ConstantInput) else current
-    if window:
-        return total.detach().unsqueeze(0), x.T, total, gain
-    y = current.detach().expand(x.T, *current.shape)
+    u = total.detach()
+    y = u.unsqueeze(0) if window else current.detach().expand(x.T, *current.shape)
     if isinstance(x, ImpulseInput):
         y = torch.cat([y[:1], torch.zeros_like(y[1:])])
-    return y, x.T, total, gain
+    return y, u, x.T, total, gain
 
 
 def _residual(residual: SpikeTrain | Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the currents that a residual adds at each step, their sum over the window, and their gain."""
+    """Return the currents that a residual adds at each step, their sum in the order of the steps, and their gain."""
     if isinstance(residual, Tensor):
-        return residual.detach().to(y.dtype), residual.to(y.dtype).sum(0), y.new_ones(())
+        return residual.detach().to(y.dtype), reduce(torch.add, residual.to(y.dtype)), y.new_ones(())
     return unpack(residual, y.dtype), _counts(residual, y.dtype), _per_channel(residual.gain, 1.0, y)
 
 

@@ -31,6 +31,38 @@ def test_gates_at_their_borders(rule, gate, dtype, device):
     assert torch.equal(currents.grad[0, 0], open_ / 0.5)
 
 
+@pytest.mark.parametrize("T", [3, 8, 24, 100])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rule", [f, ref], ids=["functional", "reference"])
+def test_gates_are_closed_at_an_exact_zero(rule, dtype, T, device):
+    """z is scale·Σ q c + shift, from a sum of integers, not the sum of currents that were rounded at each step."""
+    x, scale = train(T, 64, 40, rate=2 / T, device=device), torch.rand(72, dtype=compute_dtype(dtype), device=device)
+    weight = torch.randint(-1, 2, (72, 40)).to(device, dtype).requires_grad_()
+    y = rule.linear_if(x, weight, scale=scale, shift=-2 * scale)
+    u = x.counts.double() @ weight.detach().double().t()
+    assert (u == 2).sum() > 50
+    y.counts.sum().backward()
+    expected = scale.view(-1, 1) * ((u > 2).double().t() @ x.counts.double())
+    torch.testing.assert_close(weight.grad, expected.to(dtype), rtol=1e-2, atol=1e-6)
+
+
+@given(T=st.integers(2, 70), seed=st.integers(0, 2**16), dtype=st.sampled_from(DTYPES))
+def test_gates_of_a_sum_with_a_residual(T, seed, dtype, device):
+    """Currents that are not dyadic, with a part of the shift: the reference's gates, bit for bit."""
+    torch.manual_seed(seed)
+    C = compute_dtype(dtype)
+    residual = train(T, 5, 37, gain=0.3, device=device) if seed % 2 else torch.randn(T, 5, 37, dtype=C, device=device)
+    x, weight = train(T, 5, 20, device=device), dyadic(37, 20, low=-2, high=2, dtype=dtype, device=device)
+    scale, shift = torch.randn(2, 37, dtype=C, device=device).unbind()
+    grads = []
+    for rule in (f, ref):
+        w = weight.clone().requires_grad_()
+        y = rule.linear_if(x, w, scale=scale, shift=shift, residual=residual, steps=T + seed % 3)
+        y.counts.sum().backward()
+        grads.append(w.grad)
+    torch.testing.assert_close(*grads, rtol=1e-2, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("train_mode", [False, True])
 def test_scan_of_any_numbers_is_the_reference(dtype, train_mode, device):

@@ -165,14 +165,15 @@ void Synapses::scan(const NeuronLayer& neurons) {
   if (in_.counted) return run_scan(window_product(), Source::kImpulse, neurons);
   if (in_.T <= kScannedSteps) return run_scan(currents(), Source::kTrain, neurons);
   const int64_t n = neurons.neurons();
-  const Tensor v = empty(n, ScalarType::Double, in_.planes), z = empty(n, ScalarType::Double, in_.planes);
+  const auto doubles = [&] { return empty(n, ScalarType::Double, in_.planes); };
+  const Tensor v = doubles(), r = doubles(), u = doubles();
   const Tensor counts = empty(n, ScalarType::Short, in_.planes);  // holds uint16
   for (int64_t first = 0; first < in_.T; first += kScannedSteps) {
     const int64_t steps = std::min(kScannedSteps, in_.T - first);
     const Tensor y = currents(torch::stable::narrow(in_.planes, 0, first / 8, (steps + 7) / 8), steps);
     run_scan(y, Source::kTrain,
              piece(neurons.args<double>(), static_cast<int32_t>(first), static_cast<int32_t>(steps),
-                   {pointer<double>(v), pointer<double>(z), pointer<uint16_t>(counts)}));
+                   {pointer<double>(v), pointer<double>(r), pointer<double>(u), pointer<uint16_t>(counts)}));
   }
 }
 

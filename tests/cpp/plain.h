@@ -40,31 +40,36 @@ struct PlainNeuron {
   C v = 0;
 };
 
-// Simulates neuron n of a layer; y(t) is the product at step t.
+// Simulates neuron n of a layer; y(t) is the product at step t, u that of the window.
 template <class C, class Y>
-PlainNeuron<C> plain_neuron(const Neuron<C>& a, int64_t n, const Y& y) {
+PlainNeuron<C> plain_neuron(const Neuron<C>& a, int64_t n, C u, const Y& y) {
   const int64_t channel = n % a.channels;
   const C k = a.shift ? a.shift[channel] / static_cast<C>(a.steps) : C(0);
   const C residual_scale = a.residual_scale ? a.residual_scale[channel] : C(1);
   PlainNeuron<C> out;
   out.train.resize((a.T + 7) / 8);
   out.v = a.v_init ? a.v_init[n % a.v_init_size] : C(0);
-  C z = 0;
+  C r = 0;
   for (int t = 0; t < a.T; ++t) {
     C current = input_current(y(t), a.scale ? a.scale[channel] : C(1), k);
     if (a.residual_planes) {
       const int bit = (a.residual_planes[t / 8 * a.neurons + n] >> (t % 8)) & 1;
+      r += static_cast<C>(bit);
       current = rounded_add(current, rounded_mul(residual_scale, static_cast<C>(bit)));
     }
     if (a.residual_currents) {
+      r += a.residual_currents[t * a.neurons + n];
       current = rounded_add(current, rounded_mul(residual_scale, a.residual_currents[t * a.neurons + n]));
     }
-    z = rounded_add(z, current);
     if (step(out.v, current, a.threshold, a.leak)) {
       out.train[t / 8] |= static_cast<uint8_t>(1 << (t % 8));
       ++out.count;
     }
   }
+  const C share = static_cast<C>(a.T) / static_cast<C>(a.steps);
+  C z = rounded_mul(a.scale ? a.scale[channel] : C(1), u);
+  z = rounded_add(z, rounded_mul(a.shift ? a.shift[channel] : C(0), share));
+  if (a.residual_planes || a.residual_currents) z = rounded_add(z, rounded_mul(residual_scale, r));
   out.open = gate_open(z, a.gate, a.threshold * static_cast<C>(a.T));
   if (a.gate == Gate::kResu && !out.open) {
     std::fill(out.train.begin(), out.train.end(), uint8_t{0});

@@ -142,13 +142,9 @@ struct ProductLayer {
 
   // The product of the window of neuron n: an exact sum, rounded once.
   float window(int64_t n) const {
-    if (args.timing == Timing::kStep) {
-      float u = 0;
-      for (int t = 0; t < T; ++t) u += current(t, n);
-      return u;
-    }
-    double u = 0;  // summed over the bits of the counts
-    for (int j = 0; j < 8; ++j) u += std::ldexp(sum(j, n), j);
+    double u = 0;
+    const bool counts = args.timing == Timing::kWindow;  // summed over their bits
+    for (int t = 0; t < (counts ? 8 : T); ++t) u += counts ? std::ldexp(sum(t, n), t) : sum(t, n);
     return static_cast<float>(u);
   }
 
@@ -159,7 +155,7 @@ struct ProductLayer {
         out.push_back(plain_burst(args, n, window(n)));
         continue;
       }
-      out.push_back(plain_neuron(args, n, [&](int t) { return current(t, n); }));
+      out.push_back(plain_neuron(args, n, window(n), [&](int t) { return current(t, n); }));
     }
     return out;
   }

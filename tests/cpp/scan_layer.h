@@ -86,10 +86,10 @@ struct ScanLayer {
 
   // The outputs that a kernel has to write for neuron n.
   PlainNeuron<C> expected(int64_t n) const {
-    if (c.timing == Timing::kStep) return plain_neuron(args, n, [&](int t) { return current(t, n); });
     C u = current(0, n);
     for (int t = 1; c.source == Source::kTrain && t < c.T; ++t) u += current(t, n);
     if (c.source == Source::kConstant) u *= static_cast<C>(c.T);
+    if (c.timing == Timing::kStep) return plain_neuron(args, n, u, [&](int t) { return current(t, n); });
     return plain_burst(args, n, u);
   }
 

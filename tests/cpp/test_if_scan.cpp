@@ -54,12 +54,13 @@ TEST(pieces_of_a_window) {
       c.leak = 0.9;
       ScanLayer<float> layer(c, 1);
       Outputs<float> out(layer.args);
-      std::vector<float> v(c.neurons, NAN), z(c.neurons, NAN);
+      std::vector<float> v(c.neurons, NAN), r(c.neurons, NAN);
+      std::vector<double> u(c.neurons, NAN);
       std::vector<uint16_t> counts(c.neurons, 12345);
       for (int32_t first : {0, 8, 264}) {
         const int32_t steps = first == 0 ? 8 : first == 8 ? 256 : 36;
         cpu::if_scan(layer.currents.data() + first * c.neurons * sizeof(float), c.dtype, c.source,
-                     piece(layer.args, first, steps, {v.data(), z.data(), counts.data()}), serial_for);
+                     piece(layer.args, first, steps, {v.data(), r.data(), u.data(), counts.data()}), serial_for);
       }
       check(layer);
     }
@@ -108,6 +109,7 @@ FUZZ(in) {
   if (c.T <= most_steps(Timing::kWindow) && in.flag()) {
     c.timing = Timing::kWindow;
     c.leak = 1;
+    c.steps = c.T;
     c.gate = c.gate == Gate::kResu ? Gate::kRelu : c.gate;
   }
   c.dtype == DType::kFloat64 ? scan<double>(c, in) : scan<float>(c, in);

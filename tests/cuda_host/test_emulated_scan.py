@@ -53,7 +53,7 @@ def test_as_many_steps_before_as_after(checked: Emulator) -> None:
 
 def scan_in_pieces(emulator: Emulator, layer: Layer, first: int, second: int) -> Outputs:
     """A window cut at two steps gives the same."""
-    neuron, types = layer.neuron(), {"v": torch.float32, "z": torch.float32, "counts": torch.int16}
+    neuron, types = layer.neuron(), {"v": torch.float32, "r": torch.float32, "u": torch.float64, "counts": torch.int16}
     zeros = {name: torch.zeros(neuron.fields["neurons"], dtype=dtype) for name, dtype in types.items()}
     neuron.fields["carried"] = {name: Buffer(value, INOUT, f"carried {name}") for name, value in zeros.items()}
     emulator.begin()

@@ -104,7 +104,7 @@ def test_resident_blocks(compiled: Compiled, request: pytest.FixtureRequest) -> 
         rows = 16 * tiles * out + 8 * pixels * (2 if counted or rounds else 1)
         vec = 2 * min(tiles, 2)
         sums = 0 if depth == 1 else threads * 16 * tiles * steps
-        state = 4 * (2 * vec + 2) * (2 * tiles // min(tiles, 2)) * threads if rounds else 0
+        state = 4 * (4 * vec + 2) * (2 * tiles // min(tiles, 2)) * threads if rounds else 0
         wanted = BLOCKS[shape][arch != "75"]
         assert REGISTER_FILE // (threads // 32 * (-(-32 * registers // 256) * 256)) >= wanted, shape
         for shared in SHARED[arch]:

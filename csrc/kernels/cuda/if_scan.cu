@@ -24,11 +24,13 @@ template <class In, bool kHeld, bool kResidual, int kT, int kVec>
 __device__ __forceinline__ uint32_t scan(const In* __restrict__ currents, Source source, const Neuron<Compute<In>>& a,
                                          int64_t n) {
   constexpr int kSteps = chunk_of(kT, kResidual);
+  using C = Compute<In>;
   using Input = Vec<In, kVec>;
-  Neurons<kVec, Compute<In>, kT == 0> neurons;
+  Neurons<kVec, C, kT == 0> neurons;
   neurons.begin(a, remainder(n, a.v_init_size));
+  auto u = fill<C, kVec>(0);
   if constexpr (kT == 0) {
-    if (a.before > 0) neurons.resume(a, n);
+    if (a.before > 0) neurons.resume(a, n, u);
   }
   neurons.channel = static_cast<uint32_t>(remainder(n, a.channels));
   neurons.load_parameters(a);
@@ -51,11 +53,14 @@ __device__ __forceinline__ uint32_t scan(const In* __restrict__ currents, Source
           if (at + t < steps) raw[t] = load_once<Input>(currents + (first + at + t) * a.neurons + n);
         }
       }
-      Vec<Compute<In>, kVec> current[kSteps];
+      Vec<C, kVec> current[kSteps];
 #pragma unroll
       for (int t = 0; t < kSteps; ++t) {
 #pragma unroll
-        for (int i = 0; i < kVec; ++i) current[t].at[i] = widen(raw[t].at[i]);
+        for (int i = 0; i < kVec; ++i) {
+          current[t].at[i] = widen(raw[t].at[i]);
+          if constexpr (!kHeld) u.at[i] = rounded_add(u.at[i], current[t].at[i]);  // 0 behind the last step
+        }
       }
       neurons.scale_products(current);
       if constexpr (kResidual) neurons.add_residual(a, n, first, at, steps, current);
@@ -66,11 +71,16 @@ __device__ __forceinline__ uint32_t scan(const In* __restrict__ currents, Source
   if constexpr (kT == 0) {
     if (a.after > 0) {
       neurons.end_plane(a, n, (T - 1) / kPlaneSteps);
-      neurons.pause(a, n);
+      neurons.pause(a, n, u);
       return 0;
     }
   }
-  return neurons.end(a, n, (T - 1) / kPlaneSteps);
+  if constexpr (kHeld) {
+    const C steps = static_cast<C>(source == Source::kConstant ? a.window() : 1);
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) u.at[i] = rounded_mul(widen(held.at[i]), steps);
+  }
+  return neurons.end(a, n, (T - 1) / kPlaneSteps, u);
 }
 
 template <class In, bool kHeld, bool kResidual, int kT, int kVec>

@@ -13,7 +13,7 @@ struct Neurons {
 
   bool whole = true;  // load and store as one vector; else one by one, as far as they exist
   int live = kVec;    // neurons that exist
-  Vec<C, kVec> v, z, scale, k;
+  Vec<C, kVec> v, z, r, scale, k;
   uint32_t channel;  // of the first neuron
   uint32_t plane;    // the spikes of up to eight steps, one byte per neuron
   Counts<kLong> counts;
@@ -29,25 +29,31 @@ struct Neurons {
     } else {
       v = take(a.v_init + at);
     }
-    z = fill<C, kVec>(0);
+    z = r = fill<C, kVec>(0);
     plane = 0;
     counts = {};
   }
 
-  // pause() saves the state after a piece of a window; resume() restores it before the next piece.
-  __device__ __forceinline__ void pause(const Args& a, int64_t n) const {
+  // pause() saves the state after a piece of a window; resume() restores it before the next piece. u is the sum of
+  // y[t].
+  __device__ __forceinline__ void pause(const Args& a, int64_t n, const Vec<C, kVec>& u) const {
     one_by_one([&](int i) { a.carried.counts[n + i] = static_cast<uint16_t>(counts[i]); });
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
       if (i < live) {
         a.carried.v[n + i] = v.at[i];
-        a.carried.z[n + i] = z.at[i];
+        a.carried.r[n + i] = r.at[i];
+        a.carried.u[n + i] = u.at[i];
       }
     }
   }
-  __device__ __forceinline__ void resume(const Args& a, int64_t n) {
+  __device__ __forceinline__ void resume(const Args& a, int64_t n, Vec<C, kVec>& u) {
     v = take(a.carried.v + n);
-    z = take(a.carried.z + n);
+    r = take(a.carried.r + n);
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) {
+      if (i < live) u.at[i] = static_cast<C>(a.carried.u[n + i]);
+    }
     one_by_one([&](int i) { counts.set(i, a.carried.counts[n + i]); });
   }
 
@@ -120,10 +126,16 @@ struct Neurons {
   // `first` and has `steps` steps.
   template <int kSteps>
   __device__ __forceinline__ void add_residual(const Args& a, int64_t n, int first, int at, int steps,
-                                               Vec<C, kVec> (&current)[kSteps]) const {
+                                               Vec<C, kVec> (&current)[kSteps]) {
     if (a.residual_planes != nullptr) {
       const auto residual_scale = load_channels(a.residual_scale, 1);
       const uint32_t spikes = residual_plane >> at;
+      if (is_gated(a)) {
+#pragma unroll
+        for (int i = 0; i < kVec; ++i) {
+          r.at[i] = rounded_add(r.at[i], static_cast<C>(__popc(spikes >> 8 * i & ((1u << kSteps) - 1))));
+        }
+      }
 #pragma unroll
       for (int t = 0; t < kSteps; ++t) {
 #pragma unroll
@@ -139,10 +151,11 @@ struct Neurons {
       for (int t = 0; t < kSteps; ++t) {
         if (at + t < steps) {
           const C* at_step = residual + t * a.neurons;
-          const auto r = whole ? load_once<Vec<C, kVec>>(at_step) : take(at_step);
+          const auto here = whole ? load_once<Vec<C, kVec>>(at_step) : take(at_step);
 #pragma unroll
           for (int i = 0; i < kVec; ++i) {
-            current[t].at[i] = rounded_add(current[t].at[i], rounded_mul(residual_scale.at[i], r.at[i]));
+            r.at[i] = rounded_add(r.at[i], here.at[i]);
+            current[t].at[i] = rounded_add(current[t].at[i], rounded_mul(residual_scale.at[i], here.at[i]));
           }
         }
       }
@@ -160,7 +173,6 @@ struct Neurons {
         constexpr int i = i_.value;
         constexpr uint32_t kBit = 1u << (8 * i + t);
         const C I = current[t].at[i];
-        z.at[i] = rounded_add(z.at[i], I);
         if constexpr (std::is_same_v<C, float>) {
           v.at[i] = rounded_add(v.at[i], I);
           fire<kBit>(v.at[i], spikes, a);
@@ -174,6 +186,26 @@ struct Neurons {
     plane |= spikes << at;
   }
 
+  // Adds the sum of the residual to z.
+  __device__ __forceinline__ void sum_residual(const Args& a) {
+    const auto residual_scale = load_channels(a.residual_scale, 1);
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) z.at[i] = rounded_add(z.at[i], rounded_mul(residual_scale.at[i], r.at[i]));
+  }
+
+  // Computes z from the product u of the window, after its last step.
+  __device__ __forceinline__ void sum_up(const Args& a, const Vec<C, kVec>& u) {
+    auto shift = load_channels(a.shift, 0);
+    if (a.window() != a.steps) {
+      const C share = share_of_shift<C>(a.window(), a.steps);
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) shift.at[i] = rounded_mul(shift.at[i], share);
+    }
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) z.at[i] = input_current(u.at[i], scale.at[i], shift.at[i]);
+    if (a.residual_planes != nullptr || a.residual_currents != nullptr) sum_residual(a);
+  }
+
   // Window timing: integrates the product u of the window, then fires. Writes all outputs but the mask and returns the
   // open gates, bit i for neuron i.
   __device__ __forceinline__ uint32_t fire_window(const Args& a, int64_t n, const Vec<C, kVec>& u) {
@@ -182,8 +214,6 @@ struct Neurons {
 #pragma unroll
     for (int i = 0; i < kVec; ++i) z.at[i] = input_current(u.at[i], scale.at[i], k.at[i]);
     if (a.residual_planes != nullptr || a.residual_currents != nullptr) {
-      const auto residual_scale = load_channels(a.residual_scale, 1);
-      Vec<C, kVec> r;
       if (a.residual_planes != nullptr) {
         begin_plane(a, n, 0);
 #pragma unroll
@@ -191,8 +221,7 @@ struct Neurons {
       } else {
         r = take(a.residual_currents + n);
       }
-#pragma unroll
-      for (int i = 0; i < kVec; ++i) z.at[i] = rounded_add(z.at[i], rounded_mul(residual_scale.at[i], r.at[i]));
+      sum_residual(a);
     }
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
@@ -203,9 +232,10 @@ struct Neurons {
     return write(a, n, 0, open_gates(a));
   }
 
-  // Call after the last step, which is in plane `last`. Writes all outputs but the mask and returns the open gates, bit
-  // i for neuron i.
-  __device__ __forceinline__ uint32_t end(const Args& a, int64_t n, int last) {
+  // Call after the last step, which is in plane `last`, with the window's product. Writes all outputs but the mask and
+  // returns the open gates, bit i for neuron i.
+  __device__ __forceinline__ uint32_t end(const Args& a, int64_t n, int last, const Vec<C, kVec>& u) {
+    if (is_gated(a)) sum_up(a, u);
     const uint32_t gates = open_gates(a);
     counts.add(plane);
     if (a.gate == Gate::kResu) {

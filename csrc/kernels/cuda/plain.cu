@@ -58,6 +58,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     neurons.load_parameters(a);
     neurons.begin(a, remainder(n, a.v_init_size));
     const float unit = g.units[at.channel];
+    int64_t total = 0;
     for (int plane = 0; plane < g.P; ++plane) {
       uint32_t sums[kPlaneSteps] = {};  // modulo 2^32; the final sums fit int32
       at.each_four(g, plane, [&](uint32_t spikes, int k) {
@@ -72,7 +73,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       Vec<float, 1> current[kPlaneSteps];
 #pragma unroll
       for (int t = 0; t < kPlaneSteps; ++t) {
-        current[t].at[0] = rounded_mul(static_cast<float>(static_cast<int32_t>(sums[t])), unit);
+        const auto sum = static_cast<int32_t>(sums[t]);
+        total += sum;
+        current[t].at[0] = rounded_mul(static_cast<float>(sum), unit);
       }
       const int first = plane * kPlaneSteps;
       const int steps = min(a.T - first, kPlaneSteps);
@@ -83,7 +86,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       if (plane + 1 < g.P) {
         neurons.end_plane(a, n, plane);
       } else {
-        gates = neurons.end(a, n, plane);
+        gates = neurons.end(a, n, plane, {rounded_mul(static_cast<float>(total), unit)});
       }
     }
   }

@@ -26,49 +26,69 @@ __device__ __forceinline__ NeuronsOf<S> neurons_of(const Neuron<float>& a, const
   return neurons;
 }
 
+// The sums of a plane's products. Those of steps behind the last one are 0.
+template <class S, class Products>
+__device__ __forceinline__ Vec<int64_t, S::kVec> add_steps(const Products& products) {
+  auto total = fill<int64_t, S::kVec>(0);
+#pragma unroll
+  for (int t = 0; t < S::kPlaneSums; ++t) {
+    const auto sums = products(t);
+#pragma unroll
+    for (int i = 0; i < S::kVec; ++i) total.at[i] += sums.at[i];
+  }
+  return total;
+}
+
 // Integrates an item's neurons over the steps of a round that begins at step `first`. products(t) gives their products
 // at step first + t.
 template <class S, class Products>
 __device__ __forceinline__ void integrate(const Neuron<float>& a, const DeviceGeometry& g, const typename S::Place& at,
-                                          NeuronsOf<S> neurons, int first, int item, float* states,
+                                          NeuronsOf<S> neurons, int first, int item, int64_t* states,
                                           const Products& products) {
   constexpr int kVec = S::kVec;
   const int64_t pixel = static_cast<int64_t>(blockIdx.x) * S::kPixels + at.column + 2 * at.q + item % 2;
   const int64_t n = pixel * a.channels + neurons.channel;
-  float* state = states + item * S::kStateWords * S::kThreads + threadIdx.x;
+  int64_t* state = states + item * S::kStateWords * S::kThreads + threadIdx.x;
   uint32_t gates = 0;
   const bool live = neurons.live > 0 && pixel < g.pixels;
   if (live) {
     if (!S::kRounds || first == 0) {
       neurons.begin(a, a.v_init_size > 1 ? remainder(n, a.v_init_size) : 0);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kVec; ++i) {
-        neurons.v.at[i] = state[i * S::kThreads];
-        neurons.z.at[i] = state[(kVec + i) * S::kThreads];
-      }
-      if constexpr (S::kRounds) {
-        neurons.counts.even = __float_as_uint(state[2 * kVec * S::kThreads]);
-        neurons.counts.odd = __float_as_uint(state[(2 * kVec + 1) * S::kThreads]);
-      }
+    } else if constexpr (S::kRounds) {
+      neurons.v = bits_as<Vec<float, 2>>(state[0]);
+      neurons.r = bits_as<Vec<float, 2>>(state[S::kThreads]);
+      neurons.counts = bits_as<Counts<true>>(state[2 * S::kThreads]);
     }
     const auto units = neurons.load_channels(g.units, 1);
 #pragma unroll
     for (int plane = 0; plane < S::kPlanes; ++plane) {
-      constexpr int kSumSteps = S::kSteps < kPlaneSteps ? S::kSteps : kPlaneSteps;
       const int begin = first + plane * kPlaneSteps;
       if (S::kRounds && begin >= a.T) continue;
-      Vec<float, kVec> current[kSumSteps];
+      const int steps = S::kRounds ? min(a.T - begin, kPlaneSteps) : a.T;
+      if (S::kSteps == 8) __builtin_assume(steps > 4);  // shorter windows have their own kernel
+      const auto of_plane = [&](int t) { return products(plane * kPlaneSteps + t); };
+      Vec<float, kVec> u{};  // the window's product, for gates
+      if (is_gated(a)) {
+        const auto total = add_steps<S>(of_plane);
 #pragma unroll
-      for (int t = 0; t < kSumSteps; ++t) {
-        const auto sums = products(plane * kPlaneSteps + t);
+        for (int i = 0; i < kVec; ++i) {
+          if (S::kRounds) {
+            int64_t& earlier = state[(3 + i) * S::kThreads];
+            earlier = total.at[i] + (begin == 0 ? 0 : earlier);
+          } else {
+            u.at[i] = rounded_mul(static_cast<float>(total.at[i]), units.at[i]);
+          }
+        }
+      }
+      Vec<float, kVec> current[S::kPlaneSums];
+#pragma unroll
+      for (int t = 0; t < S::kPlaneSums; ++t) {
+        const auto sums = of_plane(t);
 #pragma unroll
         for (int i = 0; i < kVec; ++i) {
           current[t].at[i] = rounded_mul(static_cast<float>(sums.at[i]), units.at[i]);
         }
       }
-      const int steps = S::kRounds ? min(a.T - begin, kSumSteps) : a.T;
-      if (S::kSteps == 8) __builtin_assume(steps > 4);  // shorter windows have their own kernel
       neurons.begin_plane(a, n, begin / kPlaneSteps);
       neurons.scale_products(current);
       neurons.add_residual(a, n, begin, 0, steps, current);
@@ -76,18 +96,20 @@ __device__ __forceinline__ void integrate(const Neuron<float>& a, const DeviceGe
       if (S::kRounds && begin + kPlaneSteps < a.T) {
         neurons.end_plane(a, n, begin / kPlaneSteps);
       } else {
-        gates = neurons.end(a, n, begin / kPlaneSteps);
+        if (S::kRounds && is_gated(a)) {
+#pragma unroll
+          for (int i = 0; i < kVec; ++i) {
+            u.at[i] = rounded_mul(static_cast<float>(state[(3 + i) * S::kThreads]), units.at[i]);
+          }
+        }
+        gates = neurons.end(a, n, begin / kPlaneSteps, u);
       }
     }
-    if (S::kRounds && first + S::kSteps < a.T) {
-#pragma unroll
-      for (int i = 0; i < kVec; ++i) {
-        state[i * S::kThreads] = neurons.v.at[i];
-        state[(kVec + i) * S::kThreads] = neurons.z.at[i];
-      }
-      if constexpr (S::kRounds) {
-        state[2 * kVec * S::kThreads] = __uint_as_float(neurons.counts.even);
-        state[(2 * kVec + 1) * S::kThreads] = __uint_as_float(neurons.counts.odd);
+    if constexpr (S::kRounds) {
+      if (first + S::kSteps < a.T) {
+        state[0] = bits_as<int64_t>(neurons.v);
+        state[S::kThreads] = bits_as<int64_t>(neurons.r);
+        state[2 * S::kThreads] = bits_as<int64_t>(neurons.counts);
       }
     }
   }
@@ -100,11 +122,11 @@ template <class S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     product_if_kernel(const __grid_constant__ DeviceGeometry g, const __grid_constant__ Neuron<float> a) {
   extern __shared__ __align__(16) unsigned char memory[];
-  const typename S::Place at;
-  auto* states = reinterpret_cast<float*>(memory + S::ring_bytes(g.stages));
   const int digits = count_digits<S>(g);
 #pragma unroll 1
   for (int first = 0; first < (S::kRounds ? a.T : 1); first += S::kSteps) {
+    const typename S::Place at;
+    auto* states = reinterpret_cast<int64_t*>(memory + S::ring_bytes(g.stages));
     Sums<S> sums = {};
     multiply<S>(g, first / kPlaneSteps, a.T - first, digits, 0, memory, at, sums);
     if constexpr (S::kWarpsDepth == 1) {

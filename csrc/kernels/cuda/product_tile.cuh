@@ -26,6 +26,7 @@ struct Shape {
   static constexpr bool kRounds = steps == 2 * kPlaneSteps;  // longer windows take several rounds
   static constexpr int kWarpsDepth = warps_depth;
   static constexpr int kPlanes = kCounted ? 1 : (kSteps + kPlaneSteps - 1) / kPlaneSteps;
+  static constexpr int kPlaneSums = kSteps < kPlaneSteps ? kSteps : kPlaneSteps;
   static constexpr int kTiles = kCounted ? 2 : 16 / kSteps;  // of sixteen outputs, per warp
   static constexpr int kOutputs = 16 * kTiles * kWarpsOut;
   static constexpr int kTilePixels = kMmaPixels * (kCounted ? steps : 1);
@@ -47,9 +48,11 @@ struct Shape {
   }
   // Warps that split a depth add their sums in shared memory: [warp, item, step, lane, kVec].
   static constexpr int kSumBytes = kWarpsDepth == 1 ? 0 : kThreads * 16 * kTiles * kSteps;
-  // The state of kVec neurons between two rounds: v, z, counts.
-  static constexpr int kStateWords = 2 * kVec + 2;
-  static constexpr int kStateBytes = kRounds ? 4 * kStateWords * kItems * kThreads : 0;
+  // The state of two neurons between two rounds, in words of eight bytes: v, the sum of the residual, counts, and the
+  // sum of each one's product.
+  static constexpr int kStateWords = 5;
+  static constexpr int kStateBytes = kRounds ? 8 * kStateWords * kItems * kThreads : 0;
+  static_assert(!kRounds || kVec == 2, "a state has two neurons");
 
   // Shared memory of a block whose ring has this many stages. Blocks with rounds have the state behind the ring.
   static TANDEM_HOST_DEVICE constexpr int ring_bytes(int stages) {

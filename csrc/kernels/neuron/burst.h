@@ -9,8 +9,26 @@ namespace tandem::cpu {
 // than a few steps in vain.
 constexpr int kUnchecked = 4;
 
-// Fires G groups of sixteen neurons from n on, interleaved so that their dependency chains overlap. product(s) is the
-// window's product u of vector s of the groups.
+// The bursts of G groups of sixteen neurons that have integrated their window, interleaved so that their dependency
+// chains overlap.
+template <int G, class C, int L, bool whole>
+TANDEM_INLINE void fire_bursts(const Neuron<C>& a, NeuronLanes<C, L, whole>* neurons,
+                               typename NeuronLanes<C, L, whole>::Plane (&counts)[G]) {
+  Int<C, L> paid{};
+  int t = 0;
+  do {
+    for (const int end = std::min(t + kUnchecked, a.T); t < end; ++t) {
+      paid = Int<C, L>{};
+#pragma GCC unroll 8
+      for (int g = 0; g < G; ++g) {
+#pragma GCC unroll 8
+        for (int i = 0; i < kLanes / L; ++i) paid |= neurons[g].spike(a, i, counts[g]);
+      }
+    }
+  } while (t < a.T && any(paid));
+}
+
+// Fires G groups of sixteen neurons from n on. product(s) is the window's product u of vector s of the groups.
 template <int G, class C, int L, bool whole, class Product>
 TANDEM_INLINE void fire_windows(const Neuron<C>& a, NeuronLanes<C, L, whole>* neurons, int64_t n,
                                 const Product& product) {
@@ -25,18 +43,7 @@ TANDEM_INLINE void fire_windows(const Neuron<C>& a, NeuronLanes<C, L, whole>* ne
       neurons[g].integrate(a, n + g * kLanes, i, product(g * Group::kParts + i), residual);
     }
   }
-  Int<C, L> paid{};
-  int t = 0;
-  do {
-    for (const int end = std::min(t + kUnchecked, a.T); t < end; ++t) {
-      paid = Int<C, L>{};
-#pragma GCC unroll 8
-      for (int g = 0; g < G; ++g) {
-#pragma GCC unroll 8
-        for (int i = 0; i < Group::kParts; ++i) paid |= neurons[g].spike(a, i, counts[g]);
-      }
-    }
-  } while (t < a.T && any(paid));
+  fire_bursts<G>(a, neurons, counts);
 #pragma GCC unroll 8
   for (int g = 0; g < G; ++g) neurons[g].end_window(a, n + g * kLanes, counts[g]);
 }

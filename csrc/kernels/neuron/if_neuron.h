@@ -42,7 +42,7 @@ TANDEM_HOST_DEVICE double rounded_mul(double a, double b) {
 #endif
 
 // The current I = scale y + k of a step, where k is the step's share of the shift; or z = scale u + k of a window,
-// where k is the shift.
+// where k is the window's.
 template <class V>
 TANDEM_HOST_DEVICE V input_current(V y, V scale, V k) {
   return rounded_add(rounded_mul(scale, y), k);
@@ -70,6 +70,15 @@ enum class Timing : int32_t {
   kWindow = 1,  // in the T steps after its input's window, which it integrates first; no leak, no gate "resu"
 };
 
+// z = scale u + share shift, the ANN's pre-activation; to it the sum r of the residual is added, times its scale. u is
+// the window's product: a layer's exact sum of integers, rounded once, or the sum of given currents in the order of the
+// steps. The currents of the steps are not added: each was rounded, so that their sum may miss an exact zero. The share
+// is all, unless the shift is spread over another number of steps than T.
+template <class C>
+TANDEM_HOST_DEVICE C share_of_shift(int32_t T, int32_t steps) {
+  return T == steps ? C(1) : static_cast<C>(T) / static_cast<C>(steps);  // a division takes as long as a step
+}
+
 // The largest T: counts have 8 bits with window timing, else 16.
 constexpr int32_t most_steps(Timing timing) { return timing == Timing::kWindow ? 255 : 65535; }
 
@@ -81,7 +90,7 @@ TANDEM_HOST_DEVICE int burst(C& v, C threshold, int T) {
   return count;
 }
 
-// Which neurons let the gradient through, given z, the sum of the window's currents (the ANN's pre-activation).
+// Which neurons let the gradient through, given z.
 enum class Gate : int32_t {
   kRelu = 0,  // z > 0
   kClip = 1,  // 0 < z < threshold * T
@@ -104,7 +113,8 @@ TANDEM_HOST_DEVICE int64_t size_of(DType dtype) {
 template <class C>
 struct Carried {
   C* v;
-  C* z;
+  C* r;       // the sum of the residual
+  double* u;  // the sum of y[t]; for integer weights of the integers
   uint16_t* counts;
 };
 
@@ -158,6 +168,12 @@ Neuron<C> piece(Neuron<C> a, int32_t first, int32_t steps, const Carried<C>& car
   if (a.residual_planes != nullptr) a.residual_planes += first / 8 * a.neurons;
   if (a.residual_currents != nullptr) a.residual_currents += first * a.neurons;
   return a;
+}
+
+// Whether the layer needs z.
+template <class C>
+TANDEM_HOST_DEVICE bool is_gated(const Neuron<C>& a) {
+  return a.mask != nullptr || a.gate == Gate::kResu;
 }
 
 // One step of a layer's neurons.

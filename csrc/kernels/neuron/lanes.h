@@ -50,6 +50,11 @@ TANDEM_INLINE bool any_lost(const Vec<C, L>& v) {
   return any(reinterpret_cast<Int<C, L>>(v - v));
 }
 
+template <class C>
+TANDEM_INLINE bool has_residual(const Neuron<C>& a) {
+  return a.residual_planes != nullptr || a.residual_currents != nullptr;
+}
+
 // Neurons [n, n + lanes) of sixteen during a window, in vectors of L. Bytes and bits are stored for all sixteen at
 // once. `whole`: lanes is always sixteen.
 template <class C, int L = kLanes, bool whole = false>
@@ -57,8 +62,9 @@ struct NeuronLanes {
   static constexpr int kParts = kLanes / L;
   typedef Int<C, L> Plane[kParts];  // the bytes of a plane, widened to lanes
 
-  Vec<C, L> v[kParts], z[kParts];
-  Vec<C, L> v_init[kParts], scale[kParts], k[kParts], residual_scale[kParts];
+  Vec<C, L> v[kParts], z[kParts]{}, r[kParts];
+  Vec<C, L> v_init[kParts], scale[kParts], residual_scale[kParts];
+  Vec<C, L> shift[kParts], k[kParts];  // of the window, of a step
   CountLanes count;
   int existing;
 
@@ -71,8 +77,11 @@ struct NeuronLanes {
     for (int i = 0; i < kParts; ++i) {
       v_init[i] = load_periodic<C, L>(a.v_init, n + i * L, a.v_init_size, C(0));
       scale[i] = load_periodic<C, L>(a.scale, channel + i * L, a.channels, C(1));
-      k[i] = load_periodic<C, L>(a.shift, channel + i * L, a.channels, C(0));
-      if (a.timing == Timing::kStep) k[i] /= static_cast<C>(a.steps);
+      shift[i] = k[i] = load_periodic<C, L>(a.shift, channel + i * L, a.channels, C(0));
+      if (a.shift != nullptr && a.timing == Timing::kStep) {  // divisions take as long as a step
+        k[i] /= static_cast<C>(a.steps);
+        shift[i] = rounded_mul(shift[i], Vec<C, L>{} + share_of_shift<C>(a.window(), a.steps));
+      }
       residual_scale[i] = load_periodic<C, L>(a.residual_scale, channel + i * L, a.channels, C(1));
     }
     start(a, n);
@@ -84,7 +93,7 @@ struct NeuronLanes {
     count = CountLanes{};
 #pragma GCC unroll 8
     for (int i = 0; i < kParts; ++i) {
-      z[i] = Vec<C, L>{};
+      r[i] = Vec<C, L>{};
       v[i] = a.v_init_size <= 1 ? v_init[i] : load_periodic<C, L>(a.v_init, n + i * L, a.v_init_size, C(0));
     }
   }
@@ -97,22 +106,27 @@ struct NeuronLanes {
   }
 
   // The residual's current into part i at step t, which is in the plane `bytes`.
-  TANDEM_INLINE Vec<C, L> residual(const Neuron<C>& a, int64_t n, int i, int t, const Plane& bytes) const {
-    return residual_of(a, n, i, t, (bytes[i] >> (t & 7)) & 1);
+  TANDEM_INLINE Vec<C, L> residual(const Neuron<C>& a, int64_t n, int i, int t, const Plane& bytes) {
+    const Vec<C, L> here = residual_of(a, n, i, t, (bytes[i] >> (t & 7)) & 1);
+    r[i] = rounded_add(r[i], here);
+    return rounded_mul(residual_scale[i], here);
   }
 
   // One step of part i; sets bit t % 8 of `plane` where a neuron fires.
   TANDEM_INLINE void advance(const Neuron<C>& a, int i, const Vec<C, L>& current, int t, Plane& plane) {
-    z[i] = rounded_add(z[i], current);
     plane[i] |= step(v[i], current, a) & (Lane<C>{1} << (t & 7));
+  }
+
+  // Computes z of part i from the window's product u and the sum of the residual.
+  TANDEM_INLINE void sum_up(const Neuron<C>& a, int i, const Vec<C, L>& u) {
+    z[i] = input_current(u, scale[i], shift[i]);
+    if (has_residual(a)) z[i] = rounded_add(z[i], rounded_mul(residual_scale[i], r[i]));
   }
 
   // Window timing: computes z from the window's product u, and v before the first spike. `counts` are the residual's.
   TANDEM_INLINE void integrate(const Neuron<C>& a, int64_t n, int i, const Vec<C, L>& u, const Plane& counts) {
-    z[i] = input_current(u, scale[i], k[i]);
-    if (a.residual_planes != nullptr || a.residual_currents != nullptr) {
-      z[i] = rounded_add(z[i], residual_of(a, n, i, 0, counts[i]));
-    }
+    if (has_residual(a)) r[i] = residual_of(a, n, i, 0, counts[i]);
+    sum_up(a, i, u);
     v[i] = rounded_add(v[i], z[i]);
   }
 
@@ -138,11 +152,20 @@ struct NeuronLanes {
     store_first(a.planes + p * a.neurons + n, bytes, lanes());
   }
 
-  // Call after the last step. Writes gate, counts, mask and membrane potential; "resu" silences the trains already
-  // written. `open_neurons`, null or a byte per neuron, replaces the mask where lanes do not fill its bytes.
+  // The sums of y[t] between two pieces of a window: those of the earlier pieces; the same with this piece.
+  TANDEM_INLINE void load_sums(const Neuron<C>& a, int64_t n, double* u) const {
+    for (int i = 0; i < kLanes; ++i) u[i] = a.before > 0 && i < lanes() ? a.carried.u[n + i] : 0;
+  }
+  TANDEM_INLINE void save_sums(const Neuron<C>& a, int64_t n, const double* u) const {
+    for (int i = 0; a.after > 0 && i < lanes(); ++i) a.carried.u[n + i] = u[i];
+  }
+
+  // Call after the last step and, if is_gated(), after sum_up(). Writes gate, counts, mask and membrane potential;
+  // "resu" silences the trains already written. `open_neurons`, null or a byte per neuron, replaces the mask where
+  // lanes do not fill its bytes.
   TANDEM_INLINE void end(const Neuron<C>& a, int64_t n, uint8_t* open_neurons = nullptr) {
     if (__builtin_expect(a.after > 0, 0)) return pause(a.carried, n);
-    if (a.gate == Gate::kResu || open_neurons != nullptr || a.mask != nullptr) {
+    if (is_gated(a)) {
       const ByteLanes open = is_open(a);
       if (a.gate == Gate::kResu) {
         count &= convert<uint16_t, int8_t, kLanes>(reinterpret_cast<Simd<int8_t, kLanes>::type>(open));
@@ -183,13 +206,13 @@ struct NeuronLanes {
   // pause() saves the state after a piece of a window; resume() restores it before the next piece.
   TANDEM_INLINE void pause(const Carried<C>& carried, int64_t n) const {
     store_first(carried.v + n, joined(v), lanes());
-    store_first(carried.z + n, joined(z), lanes());
+    store_first(carried.r + n, joined(r), lanes());
     store_first(carried.counts + n, count, lanes());
   }
   TANDEM_INLINE void resume(const Carried<C>& carried, int64_t n) {
-    const auto potential = load_first<Vec<C>>(carried.v + n, lanes()), sum = load_first<Vec<C>>(carried.z + n, lanes());
+    const auto potential = load_first<Vec<C>>(carried.v + n, lanes()), sum = load_first<Vec<C>>(carried.r + n, lanes());
     std::memcpy(v, &potential, sizeof(v));
-    std::memcpy(z, &sum, sizeof(z));
+    std::memcpy(r, &sum, sizeof(r));
     count = load_first<CountLanes>(carried.counts + n, lanes());
   }
 
@@ -199,11 +222,11 @@ struct NeuronLanes {
     return all;
   }
 
-  // The residual's current into part i, from `spikes` or from its currents at step t.
+  // The residual of part i before its scale: `spikes`, or its currents at step t.
   TANDEM_INLINE Vec<C, L> residual_of(const Neuron<C>& a, int64_t n, int i, int t, const Int<C, L>& spikes) const {
-    if (a.residual_planes != nullptr) return rounded_mul(residual_scale[i], __builtin_convertvector(spikes, Vec<C, L>));
+    if (a.residual_planes != nullptr) return __builtin_convertvector(spikes, Vec<C, L>);
     const int here = whole ? L : std::clamp(existing - i * L, 0, L);
-    return rounded_mul(residual_scale[i], load_first<Vec<C, L>>(a.residual_currents + t * a.neurons + n + i * L, here));
+    return load_first<Vec<C, L>>(a.residual_currents + t * a.neurons + n + i * L, here);
   }
 
   TANDEM_INLINE static ByteLanes narrow(const Plane& plane) { return low_bytes<Lane<C>, L>(plane); }

@@ -61,14 +61,35 @@ TANDEM_INLINE void sum_block(const Currents<C>& currents, int T, int64_t n, int6
   }
 }
 
-template <class C, int L, bool has_residual>
+// The sums of y[t] between two pieces of a window.
+template <class C, int L>
+[[gnu::noinline]] void resume_sums(const Neuron<C>& a, int64_t n, const NeuronLanes<C, L>& neurons, Vec<C, L>* u) {
+  C sums[kLanes];
+  double wide[kLanes];
+  neurons.load_sums(a, n, wide);
+  std::copy(wide, wide + kLanes, sums);
+  std::memcpy(u, sums, sizeof(sums));
+}
+template <class C, int L>
+[[gnu::noinline]] void pause_sums(const Neuron<C>& a, int64_t n, const NeuronLanes<C, L>& neurons, const Vec<C, L>* u) {
+  C sums[kLanes];
+  double wide[kLanes];
+  std::memcpy(sums, u, sizeof(sums));
+  std::copy(sums, sums + kLanes, wide);
+  neurons.save_sums(a, n, wide);
+}
+
+// `gated`: z is needed, and so is the sum of the currents.
+template <class C, int L, bool residual_given, bool gated>
 TANDEM_INLINE void scan_steps(const Currents<C>& currents, const Neuron<C>& a, int64_t n, int64_t size,
                               NeuronLanes<C, L>* neurons) {
   using Group = NeuronLanes<C, L>;
+  Vec<C, L> u[kGroups][Group::kParts]{};
+  for (int g = 0; gated && a.before > 0 && g < kGroups; ++g) resume_sums(a, n + g * kLanes, neurons[g], u[g]);
   for (int p = 0; p * 8 < a.T; ++p) {
     const int first = p * 8, last = std::min(first + 8, a.T);
     typename Group::Plane plane[kGroups] = {}, residual[kGroups];
-    for (int g = 0; has_residual && g < kGroups; ++g) neurons[g].load_residual(a, n + g * kLanes, p, residual[g]);
+    for (int g = 0; residual_given && g < kGroups; ++g) neurons[g].load_residual(a, n + g * kLanes, p, residual[g]);
     for (int t = first; t < last; ++t) {
       C wide[kBlock];
       const C* y = currents.row(t, n, size, wide);
@@ -77,9 +98,10 @@ TANDEM_INLINE void scan_steps(const Currents<C>& currents, const Neuron<C>& a, i
       for (int g = 0; g < kGroups; ++g) {
 #pragma GCC unroll 8
         for (int i = 0; i < Group::kParts; ++i) {
-          Vec<C, L> current =
-              input_current(load<Vec<C, L>>(y + g * kLanes + i * L), neurons[g].scale[i], neurons[g].k[i]);
-          if constexpr (has_residual) {
+          const auto product = load<Vec<C, L>>(y + g * kLanes + i * L);
+          if constexpr (gated) u[g][i] = rounded_add(u[g][i], product);
+          Vec<C, L> current = input_current(product, neurons[g].scale[i], neurons[g].k[i]);
+          if constexpr (residual_given) {
             current = rounded_add(current, neurons[g].residual(a, n + g * kLanes, i, t, residual[g]));
           }
           neurons[g].advance(a, i, current, t, plane[g]);
@@ -87,6 +109,17 @@ TANDEM_INLINE void scan_steps(const Currents<C>& currents, const Neuron<C>& a, i
       }
     }
     for (int g = 0; g < kGroups; ++g) neurons[g].end_plane(a, n + g * kLanes, p, plane[g]);
+  }
+  if constexpr (!gated) return;
+  for (int g = 0; a.after > 0 && g < kGroups; ++g) pause_sums(a, n + g * kLanes, neurons[g], u[g]);
+  C wide[kBlock];
+  const bool held = currents.source == Source::kConstant;
+  const C* y = held ? currents.row(0, n, size, wide) : nullptr;
+  for (int g = 0; g < kGroups; ++g) {
+    for (int i = 0; held && i < Group::kParts; ++i) {
+      u[g][i] = load<Vec<C, L>>(y + g * kLanes + i * L) * static_cast<C>(a.window());
+    }
+    for (int i = 0; i < Group::kParts; ++i) neurons[g].sum_up(a, i, u[g][i]);
   }
 }
 
@@ -104,7 +137,7 @@ TANDEM_INLINE void scan_window(const Currents<C>& currents, const Neuron<C>& a, 
 }
 
 // `a` has no `bad`: a single test covers the block, and then `marked`, the same layer with `bad`, marks the samples.
-template <class C, int L, Timing timing, bool has_residual>
+template <class C, int L, Timing timing, bool residual_given, bool gated>
 TANDEM_INLINE void scan_block(const Currents<C>& currents, const Neuron<C>& a, const Neuron<C>& marked, int64_t n,
                               int64_t size) {
   using Group = NeuronLanes<C, L>;
@@ -115,7 +148,7 @@ TANDEM_INLINE void scan_block(const Currents<C>& currents, const Neuron<C>& a, c
   if constexpr (timing == Timing::kWindow) {
     scan_window(currents, a, n, size, neurons);
   } else {
-    scan_steps<C, L, has_residual>(currents, a, n, size, neurons);
+    scan_steps<C, L, residual_given, gated>(currents, a, n, size, neurons);
   }
   for (int g = 0; g < kGroups; ++g) neurons[g].end(a, n + g * kLanes);
   Vec<C, L> sum{};
@@ -126,17 +159,22 @@ TANDEM_INLINE void scan_block(const Currents<C>& currents, const Neuron<C>& a, c
 
 template <class C, int L>
 TANDEM_INLINE void scan_blocks(const Currents<C>& currents, const Neuron<C>& a, int64_t begin, int64_t end) {
-  const bool has_residual = a.residual_planes != nullptr || a.residual_currents != nullptr;
   Neuron<C> unmarked = a;
   unmarked.bad = nullptr;
   for (int64_t n = begin; n < end; n += kBlock) {
     const int64_t size = std::min(kBlock, end - n);
+    const auto scan = [&](auto timing, auto residual, auto gated) TANDEM_INLINE_LAMBDA {
+      scan_block<C, L, decltype(timing)::value, decltype(residual)::value, decltype(gated)::value>(currents, unmarked,
+                                                                                                   a, n, size);
+    };
+    using Step = std::integral_constant<Timing, Timing::kStep>;
     if (a.timing == Timing::kWindow) {
-      scan_block<C, L, Timing::kWindow, true>(currents, unmarked, a, n, size);
-    } else if (has_residual) {
-      scan_block<C, L, Timing::kStep, true>(currents, unmarked, a, n, size);
+      scan(std::integral_constant<Timing, Timing::kWindow>(), std::true_type(), std::true_type());
+    } else if (has_residual(a)) {
+      scan(Step(), std::true_type(), std::true_type());
     } else {
-      scan_block<C, L, Timing::kStep, false>(currents, unmarked, a, n, size);
+      is_gated(a) ? scan(Step(), std::false_type(), std::true_type())
+                  : scan(Step(), std::false_type(), std::false_type());
     }
   }
 }

@@ -1,5 +1,5 @@
-// The scan: currents of T steps in, spike trains out. With window timing it adds the currents in the order of the
-// steps; a constant current is multiplied by T.
+// The scan: currents of T steps in, spike trains out. The window's product is the sum of the currents in the order of
+// the steps, or T times a constant current.
 #pragma once
 
 #include "../parallel.h"

@@ -15,8 +15,8 @@ TANDEM_INLINE void byte_sums(const Tile& tile, int64_t row, int p, S (&sums)[8])
 template <int L, int R>
 TANDEM_INLINE void fire_bytes(const Tile& tile, const Neuron<float>& neuron, uint8_t* open) {
   using S = ByteSums<L, R>;
-  run_neurons<L, R, S>(tile, neuron, open,
-                       [&](int64_t row, int p, S(&sums)[8]) TANDEM_INLINE_LAMBDA { byte_sums(tile, row, p, sums); });
+  run_neurons<L, R, true, S>(
+      tile, neuron, open, [&](int64_t row, int p, S(&sums)[8]) TANDEM_INLINE_LAMBDA { byte_sums(tile, row, p, sums); });
 }
 template <int L>
 TANDEM_INLINE void fire_byte_lists_body(const Tile& tile, const Neuron<float>& neuron, uint8_t* open) {

@@ -88,7 +88,7 @@ TANDEM_CPU_LANES_KERNEL(sum_counts, (const Layer& layer, const Tile& tile, doubl
 template <int L, int R>
 TANDEM_INLINE void fire_windows_of(const Layer& layer, const Tile& tile, uint8_t* open) {
   using S = WideSums<L, R>;
-  run_neurons<L, R, S>(tile, layer.neuron, open, [&](int64_t row, int p, S(&sums)[8]) TANDEM_INLINE_LAMBDA {
+  run_neurons<L, R, false, S>(tile, layer.neuron, open, [&](int64_t row, int p, S(&sums)[8]) TANDEM_INLINE_LAMBDA {
     window_sums<L, R>(layer, tile, tile.first_row + row, p, sums);
   });
 }

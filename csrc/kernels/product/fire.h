@@ -9,6 +9,16 @@
 
 namespace tandem::cpu {
 
+// L sums, rounded to float.
+template <int L>
+TANDEM_INLINE Vec<float, L> narrow(const double* sums) {
+  constexpr int H = L / 2;
+  const auto half = [&](int i) TANDEM_INLINE_LAMBDA {
+    return __builtin_convertvector(load<Vec<double, H>>(sums + i), Vec<float, H>);
+  };
+  return join<float, L>(half(0), half(H));
+}
+
 // Runs the steps of plane p for G groups of sixteen neurons, beginning with number `first`, interleaved so that their
 // dependency chains overlap. product(t, s) is the product at step t for vector s of the tile.
 template <int L, int G, int R, bool whole, class Product>
@@ -33,7 +43,7 @@ TANDEM_INLINE void fire(const Neuron<float>& args, NeuronLanes<float, L, whole> 
     return input_current(product(t, (first + g) * Group::kParts + i), group.scale[i], group.k[i]);
   };
   const auto at = [&](int g) TANDEM_INLINE_LAMBDA { return n + (first + g) * kLanes; };
-  if (args.residual_planes != nullptr || args.residual_currents != nullptr) {
+  if (has_residual(args)) {
     typename Group::Plane bytes[G];
 #pragma GCC unroll 2
     for (int g = 0; g < G; ++g) neurons[first + g].load_residual(args, at(g), p, bytes[g]);
@@ -72,18 +82,57 @@ TANDEM_INLINE void run_tile(const Tile& tile, const Neuron<float>& layer, uint8_
   run_rows<L, R, false>(tile, layer, open, run);
 }
 
+// Sums of up to 65,535 int32 in each lane, exact: y[t] = 2^16 (y[t] >> 16) + the rest. The rests add up to less than
+// 2^32, so the sums modulo 2^32 give them.
+template <int L>
+struct LongSums {
+  typedef typename Simd<uint32_t, L>::type Words;
+  Words words{};
+  Int<float, L> high{};
+
+  TANDEM_INLINE void add(Int<float, L> y) {
+    words += reinterpret_cast<Words>(y);
+    high += y >> 16;
+  }
+  TANDEM_INLINE void write(double* out) const {
+    typedef Vec<double, L> Wide;
+    const Words rest = words - (reinterpret_cast<Words>(high) << 16);
+    store(out, __builtin_convertvector(high, Wide) * 65536.0 + __builtin_convertvector(rest, Wide));
+  }
+};
+
+// Adds the sums of the earlier pieces of a window, and keeps them for the later ones.
+template <class Group>
+[[gnu::noinline]] void add_pieces(const Neuron<float>& layer, int64_t n, const Group& neurons, double* window) {
+  double earlier[kLanes];
+  neurons.load_sums(layer, n, earlier);
+  for (int i = 0; i < kLanes; ++i) window[i] += earlier[i];
+  neurons.save_sums(layer, n, window);
+}
+
 // Groups of neurons at once: as many as there are registers for.
 template <int L, int R>
 constexpr int kGroupsAtOnce = L == kLanes ? R : 1;
 
-// The same for step timing: row_sums(row, plane, sums) computes the sums of a row and plane.
-template <int L, int R, class Sum, class RowSums>
+// The same for step timing: row_sums(row, plane, sums) computes the sums of a row and plane. `only_whole`: all outputs
+// of the tile exist; long loops are compiled for this case alone.
+template <int L, int R, bool only_whole, class Sum, class RowSums>
 TANDEM_INLINE void run_neurons(const Tile& tile, const Neuron<float>& layer, uint8_t* open, const RowSums& row_sums) {
-  constexpr int G = kGroupsAtOnce<L, R>;
-  run_tile<L, R>(tile, layer, open, [&](int64_t row, int64_t n, auto& neurons) TANDEM_INLINE_LAMBDA {
+  constexpr int G = kGroupsAtOnce<L, R>, kParts = kLanes / L;
+  const auto run = [&](int64_t row, int64_t n, auto& neurons) TANDEM_INLINE_LAMBDA {
+    LongSums<L> u[R * kParts];
     for (int p = 0; p < tile.planes; ++p) {
       Sum sums[8];
       row_sums(row, p, sums);
+      if (is_gated(layer)) {
+        const int steps = std::min(8, layer.T - 8 * p);
+#pragma GCC unroll 8
+        for (int t = 0; t < 8; ++t) {
+          if (t == steps) break;
+#pragma GCC unroll 8
+          for (int s = 0; s < R * kParts; ++s) u[s].add(sums[t].template lanes<L>(s * L));
+        }
+      }
 #pragma GCC unroll 2
       for (int r = 0; r < R; r += G) {
         fire<L, G>(layer, neurons, n, r, p, [&](int t, int s) TANDEM_INLINE_LAMBDA {
@@ -92,7 +141,23 @@ TANDEM_INLINE void run_neurons(const Tile& tile, const Neuron<float>& layer, uin
         });
       }
     }
-  });
+    if (!is_gated(layer)) return;
+#pragma GCC unroll 2
+    for (int r = 0; r < R; ++r) {
+      double window[kLanes];
+#pragma GCC unroll 4
+      for (int i = 0; i < kParts; ++i) u[r * kParts + i].write(window + i * L);
+      if (__builtin_expect(layer.before > 0 || layer.after > 0, 0))
+        add_pieces(layer, n + r * kLanes, neurons[r], window);
+#pragma GCC unroll 4
+      for (int i = 0; i < kParts; ++i) {
+        const auto unit = load<Vec<float, L>>(tile.unit + (r * kParts + i) * L);
+        neurons[r].sum_up(layer, i, rounded_mul(narrow<L>(window + i * L), unit));
+      }
+    }
+  };
+  if constexpr (only_whole) return run_rows<L, R, true>(tile, layer, open, run);
+  run_tile<L, R>(tile, layer, open, run);
 }
 
 }  // namespace tandem::cpu

@@ -105,28 +105,19 @@ void Multiplier::sum_window(int64_t group, int64_t i, const Block& block, const 
 void Multiplier::fire(int64_t group, int64_t i, const Block& block, const BlockInputs& inputs, uint8_t* open) const {
   thread_local Scratch<int32_t> sums_memory;
   const Tiling& tiling = prepared.tiling();
-  const int64_t last = tiling.blocks - 1;
   if (layer.counted()) {
     thread_local Scratch<double> windows_memory;
     double* windows = windows_memory.reserve(block.rows * tiling.width());
     sum_window(group, i, block, inputs, windows);
     return fire_sums(tile(group, i, block), windows, layer.neuron, open);
   }
-  const auto tile_of = [&](int64_t q) {
-    return prepared.tile(layer, group, i, q, inputs.lists[q], block.rows, block.first_row);
-  };
-  const bool bytes = prepared.bytes();
-  if (list_steps > 0 && last == 0) {
-    return bytes ? fire_byte_lists(tile_of(0), layer.neuron, open)
-                 : fire_lists(tile_of(0), nullptr, layer.neuron, open);
+  if (list_steps > 0 && tiling.blocks == 1) {
+    const Tile whole = prepared.tile(layer, group, i, 0, inputs.lists[0], block.rows, block.first_row);
+    if (whole.is_whole()) return (prepared.bytes() ? fire_byte_lists : fire_lists)(whole, layer.neuron, open);
   }
   int32_t* sums = sums_memory.reserve(block.rows * layer.plane_count() * 8 * tiling.width());
-  if (list_steps == 0 || bytes) {
-    sum(group, i, block, inputs, sums);
-    return fire_sums(tile(group, i, block), sums, layer.neuron, open);
-  }
-  for (int64_t q = 0; q < last; ++q) sum_lists(tile_of(q), sums, q == 0);
-  fire_lists(tile_of(last), sums, layer.neuron, open);
+  sum(group, i, block, inputs, sums);
+  fire_sums(tile(group, i, block), sums, layer.neuron, open);
 }
 
 namespace {
@@ -198,11 +189,12 @@ void for_pieces(const Layer& layer, int most, const Carried<float>& carried, con
 
 void run_prepared(const Multiplier& m, ParallelFor parallel) {
   thread_local Scratch<float> state;
+  thread_local Scratch<double> sums;
   thread_local Scratch<uint16_t> counts;
   uint8_t* open = reserve_open(m.layer);
   const int64_t n = has_pieces(m.layer, kPieceSteps) ? m.layer.neuron.neurons : 0;
   float* v = state.reserve(2 * n);
-  for_pieces(m.layer, kPieceSteps, {v, v + n, counts.reserve(n)}, [&](const Layer& layer) {
+  for_pieces(m.layer, kPieceSteps, {v, v + n, sums.reserve(n), counts.reserve(n)}, [&](const Layer& layer) {
     const Multiplier piece(layer, m.prepared, m.way);
     for_blocks(piece.blocks(), parallel, [&](const Block& block, ParallelFor inner) {
       for_tiles(piece, block, bytes_of(piece, block), inner, [&](int64_t group, int64_t i, const BlockInputs& inputs) {

@@ -18,8 +18,8 @@ TANDEM_INLINE void list_sums(const Tile& tile, int64_t row, int p, S (&sums)[8])
   sum_steps<G>(tile.weights, tile.lists.entries.data() + tile.lists.start.data()[list], tile.lists.bits, sums);
 }
 
-// Calls f(R, steps of a pattern).
-template <class F>
+// Calls f(R, steps of a pattern). Tiles of int32 are 32 outputs wide only with AVX-512 (plan.h).
+template <int L, class F>
 TANDEM_INLINE void specialise(const Tile& tile, const F& f) {
   const auto with_registers = [&](auto registers) TANDEM_INLINE_LAMBDA {
     switch (tile.lists.steps) {
@@ -31,29 +31,26 @@ TANDEM_INLINE void specialise(const Tile& tile, const F& f) {
         return f(registers, std::integral_constant<int, 4>());
     }
   };
-  tile.registers == 1 ? with_registers(std::integral_constant<int, 1>())
-                      : with_registers(std::integral_constant<int, 2>());
+  if constexpr (L == kLanes) {
+    if (tile.registers == 2) return with_registers(std::integral_constant<int, 2>());
+  }
+  with_registers(std::integral_constant<int, 1>());
 }
 
 template <int L>
-TANDEM_INLINE void fire_lists_body(const Tile& tile, const int32_t* others, const Neuron<float>& neuron,
-                                   uint8_t* open) {
-  specialise(tile, [&](auto registers, auto steps) TANDEM_INLINE_LAMBDA {
+TANDEM_INLINE void fire_lists_body(const Tile& tile, const Neuron<float>& neuron, uint8_t* open) {
+  specialise<L>(tile, [&](auto registers, auto steps) TANDEM_INLINE_LAMBDA {
     constexpr int R = decltype(registers)::value, G = decltype(steps)::value;
     using S = WideSums<L, R>;
-    run_neurons<L, R, S>(tile, neuron, open, [&](int64_t row, int p, S(&sums)[8]) TANDEM_INLINE_LAMBDA {
+    run_neurons<L, R, true, S>(tile, neuron, open, [&](int64_t row, int p, S(&sums)[8]) TANDEM_INLINE_LAMBDA {
       list_sums<G>(tile, row, p, sums);
-      if (others == nullptr) return;
-      const S* before = sums_at<L, R>(const_cast<int32_t*>(others), tile, row, p);
-#pragma GCC unroll 8
-      for (int t = 0; t < 8; ++t) sums[t] += before[t];
     });
   });
 }
 
 template <int L>
 TANDEM_INLINE void sum_lists_body(const Tile& tile, int32_t* out, bool first) {
-  specialise(tile, [&](auto registers, auto steps) TANDEM_INLINE_LAMBDA {
+  specialise<L>(tile, [&](auto registers, auto steps) TANDEM_INLINE_LAMBDA {
     constexpr int R = decltype(registers)::value, G = decltype(steps)::value;
     for (int64_t row = 0; row < tile.rows; ++row) {
       for (int p = 0; p < tile.planes; ++p) {
@@ -70,7 +67,7 @@ TANDEM_INLINE void sum_lists_body(const Tile& tile, int32_t* out, bool first) {
 template <int L, int R>
 TANDEM_INLINE void fire_sums_of(const Tile& tile, const int32_t* in, const Neuron<float>& neuron, uint8_t* open) {
   using S = WideSums<L, R>;
-  run_neurons<L, R, S>(tile, neuron, open, [&](int64_t row, int p, S(&sums)[8]) TANDEM_INLINE_LAMBDA {
+  run_neurons<L, R, false, S>(tile, neuron, open, [&](int64_t row, int p, S(&sums)[8]) TANDEM_INLINE_LAMBDA {
     std::memcpy(sums, sums_at<L, R>(const_cast<int32_t*>(in), tile, row, p), sizeof(sums));
   });
 }
@@ -81,9 +78,8 @@ TANDEM_INLINE void fire_sums_body(const Tile& tile, const int32_t* sums, const N
 
 }  // namespace
 
-TANDEM_CPU_LANES_KERNEL(fire_lists,
-                        (const Tile& tile, const int32_t* others, const Neuron<float>& neuron, uint8_t* open),
-                        (tile, others, neuron, open))
+TANDEM_CPU_LANES_KERNEL(fire_lists, (const Tile& tile, const Neuron<float>& neuron, uint8_t* open),
+                        (tile, neuron, open))
 TANDEM_CPU_LANES_KERNEL(sum_lists, (const Tile& tile, int32_t* sums, bool first), (tile, sums, first))
 TANDEM_CPU_LANES_KERNEL(fire_sums, (const Tile& tile, const int32_t* sums, const Neuron<float>& neuron, uint8_t* open),
                         (tile, sums, neuron, open))

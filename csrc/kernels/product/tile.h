@@ -20,16 +20,17 @@ struct Tile {
   int64_t channels;   // output channels that exist, at most 16 R
 
   int width() const { return 16 * registers; }
+  bool is_whole() const { return channels == width(); }
 };
 
-// Multiplies by lists, adds the sums of other K-blocks unless `others` is null, and fires the neurons in registers.
-// `open`, null or a byte per neuron, replaces the mask.
-void fire_lists(const Tile& tile, const int32_t* others, const Neuron<float>& neuron, uint8_t* open);
+// Multiplies a whole tile with one K-block by lists, and fires the neurons in registers. `open`, null or a byte per
+// neuron, replaces the mask.
+void fire_lists(const Tile& tile, const Neuron<float>& neuron, uint8_t* open);
 
 // Multiplies by lists and writes the sums, [rows, planes, 8, 16 R]. Adds to the sums in memory unless `first`.
 void sum_lists(const Tile& tile, int32_t* sums, bool first);
 
-// The same for int8 weights and patterns of four steps. fire_byte_lists() takes a single K-block.
+// The same for int8 weights and patterns of four steps.
 constexpr int kByteSteps = 4;
 void fire_byte_lists(const Tile& tile, const Neuron<float>& neuron, uint8_t* open);
 void sum_byte_lists(const Tile& tile, int32_t* sums, bool first);

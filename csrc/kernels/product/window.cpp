@@ -52,16 +52,6 @@ TANDEM_INLINE void write_products_body(const Tile& tile, const double* windows, 
   }
 }
 
-// L sums, rounded to float.
-template <int L>
-TANDEM_INLINE Vec<float, L> narrow(const double* sums) {
-  constexpr int H = L / 2;
-  const auto half = [&](int i) TANDEM_INLINE_LAMBDA {
-    return __builtin_convertvector(load<Vec<double, H>>(sums + i), Vec<float, H>);
-  };
-  return join<float, L>(half(0), half(H));
-}
-
 template <int L, int R>
 TANDEM_INLINE void fire_sums_of(const Tile& tile, const double* windows, const Neuron<float>& neuron, uint8_t* open) {
   constexpr int G = kGroupsAtOnce<L, R>, kParts = kLanes / L;
