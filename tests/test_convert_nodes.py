@@ -1,0 +1,259 @@
+"""Constants and maxima between spikes, whatever gave them their shape: what a pre-activation gets once, each step gets
+in part, and every way to write maximum pooling converts like max_pool2d.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import networks
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import tandem_snn.nn as tnn
+from tandem_snn import calibrate, convert, freeze, to_ann
+from tandem_snn.convert import CannotConvert
+from tandem_snn.nn.maximum import MaxPool
+
+
+def assert_approaches(snn: nn.Module, net: nn.Module, x: Tensor) -> None:
+    """The way back is the ANN, and many steps answer nearly as it does."""
+    assert torch.equal(to_ann(snn)(x), net(x))
+    assert (snn(x) - net(x)).norm() < 0.05 * net(x).norm()
+
+
+class Net(nn.Module):
+    """Spikes of eight channels, ``body`` on them, and a second layer of spikes."""
+
+    def __init__(self, body: Callable[[Any, Tensor, Tensor], Tensor], channels: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(channels, 6, 3, padding=1)
+        self.head = nn.Linear(6, 5)
+        self.pos, self.gain = nn.Parameter(torch.randn(8, 8, 8)), nn.Parameter(torch.rand(8, 1, 1) + 0.5)
+        self.register_buffer("coords", torch.rand(1, 2, 8, 8))
+        self.body = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = torch.relu(self.first(x))
+        return self.head(torch.relu(self.second(self.body(self, a, x))).mean([2, 3]))
+
+
+CONSTANTS: dict[str, tuple[Callable[[Any, Tensor, Tensor], Tensor], int]] = {
+    "sum with expand_as": (lambda m, a, x: a + m.pos.expand_as(a), 8),
+    "difference with expand_as": (lambda m, a, x: a - m.pos.expand_as(a), 8),
+    "cat with expand_as": (lambda m, a, x: torch.cat([a, m.coords.expand_as(a[:, :2])], 1), 10),
+    "product with expand_as": (lambda m, a, x: a * m.gain.expand_as(a), 8),
+    "spikes expanded as spikes": (lambda m, a, x: a[:, :, :1].expand_as(a) + a, 8),
+    "currents expanded as spikes": (lambda m, a, x: a.mean([2, 3], keepdim=True).expand_as(a) - a / 3, 8),
+    "ones_like": (lambda m, a, x: torch.cat([a, torch.ones_like(a[:, :2])], 1), 10),
+    "full_like": (lambda m, a, x: a - torch.full_like(a, 0.25) * m.gain, 8),
+    "new_full": (lambda m, a, x: a + a.new_full((a.size(0), 8, 1, 1), 0.5), 8),
+    "zeros": (lambda m, a, x: torch.cat([torch.zeros(a.size(0), 2, 8, 8) + 0.5, a], 1), 10),
+    "sum with repeat": (lambda m, a, x: a + m.pos.repeat(a.size(0), 1, 1, 1), 8),
+    "product with repeat": (lambda m, a, x: a * m.gain.repeat(x.size(0), 1, 1, 1), 8),
+    "quotient with repeat": (lambda m, a, x: a / m.gain.repeat(x.size(0), 1, 1, 1), 8),
+    "cat with repeat": (lambda m, a, x: torch.cat([a, m.coords.repeat(x.size(0), 1, 1, 1)], 1), 10),
+    "cat with expand": (lambda m, a, x: torch.cat([m.coords.expand(a.size(0), -1, -1, -1), a], 1), 10),
+    "broadcast_to": (lambda m, a, x: a + torch.broadcast_to(m.pos, a.shape), 8),
+    "a constant of its own for each sample": (
+        lambda m, a, x: a + torch.arange(a.size(0)).view(-1, 1, 1, 1) * m.gain / 8, 8,
+    ),
+    "a batch of matrices": (
+        lambda m, a, x: torch.bmm(m.pos[0].expand(a.size(0), 8, 8), a.flatten(2)).unflatten(2, (8, 8)), 8,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("timing", ["step", "window"])
+@pytest.mark.parametrize("name", CONSTANTS)
+def test_constants_enter_once_a_window(name: str, timing: str) -> None:
+    net, x = Net(*CONSTANTS[name]).eval(), torch.rand(6, 2, 8, 8)
+    snn = convert(net, T=64, example=x[:1], timing=timing, data=[x])
+    with torch.no_grad():
+        torch.testing.assert_close(to_ann(snn)(x), net(x))
+        for batch in x, x[:1]:
+            assert (snn(batch) - net(batch)).norm() < 0.05 * (net(batch) - net.head.bias).norm()
+    target = torch.randn(6, 5)
+    gradients = []
+    for each in snn, net:
+        net.zero_grad()
+        (each(x) * target).sum().backward()
+        gradients.append([p.grad.clone() for p in net.parameters() if p.grad is not None])
+    for ours, theirs in zip(*gradients, strict=True):
+        assert (ours - theirs).norm() < 0.2 * theirs.norm()
+
+
+class Tokens(nn.Module):
+    """A class token is a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.embed = nn.Parameter(torch.randn(1, 1, 8)), nn.Linear(6, 8)
+        self.mix, self.head = nn.Linear(5, 5), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = torch.cat([self.token.expand(x.size(0), -1, -1), torch.relu(self.embed(x))], 1)
+        return self.head(torch.relu(self.mix(a.transpose(1, 2)).transpose(1, 2))[:, 0])
+
+
+def of_channels() -> tuple[nn.Module, Tensor]:
+    """A maximum over them is of currents: their thresholds differ, so a spike of one is not worth one of another."""
+    net = networks.Net(
+        lambda m, x: m.c(torch.relu(m.b(torch.relu(m.a(x)).amax(1, keepdim=True))).flatten(1)),
+        a=nn.Conv2d(2, 8, 3), b=nn.Conv2d(1, 6, 6), c=nn.Linear(6, 3),
+    )  # fmt: skip
+    return net, torch.rand(6, 2, 8, 8)
+
+
+def of_currents() -> tuple[nn.Module, Tensor]:
+    """That no layer computes: the neurons come first, then what stood before their ReLU, and so have channels."""
+    net = networks.Net(
+        lambda m, x: m.c(torch.relu(F.max_pool2d(m.p(m.d(torch.relu(m.a(x)))), 2).flatten(1))),
+        a=nn.Conv2d(2, 8, 3), d=nn.Conv2d(8, 8, 1, groups=8), p=nn.Conv2d(8, 6, 1), c=nn.Linear(54, 3),
+    )  # fmt: skip
+    return net, torch.rand(6, 2, 8, 8)
+
+
+@pytest.mark.parametrize("timing", ["step", "window"])
+@pytest.mark.parametrize("make", [lambda: (Tokens(), torch.rand(7, 4, 6)), of_channels, of_currents])
+def test_tokens_and_maxima_of_currents(make: Callable[[], tuple[nn.Module, Tensor]], timing: str) -> None:
+    net, x = make()
+    assert_approaches(convert(net.eval(), T=128, example=x[:1], timing=timing, data=[x]), net, x)
+
+
+def test_shapes_of_images_of_any_size() -> None:
+    """Without an example there is no size that a constant could be fixed to."""
+
+    class Shifted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.shift = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 3, 3), nn.Parameter(torch.randn(4, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            a = torch.relu(self.a(x))
+            return torch.relu(self.b(a + self.shift.expand_as(a))).mean([2, 3])
+
+    net = Shifted().eval()
+    snn = calibrate(convert(net, T=255, timing="window"), [torch.rand(4, 1, 9, 12)])
+    for size in (9, 12), (11, 7):
+        x = torch.rand(3, 1, *size)
+        assert torch.equal(to_ann(snn)(x), net(x))
+        torch.testing.assert_close(snn(x), net(x), atol=0.02, rtol=0.02)
+
+
+MIXED: dict[str, tuple[Callable[[Any, Tensor, Tensor], Tensor], str]] = {
+    "other samples": (lambda m, a, x: a.reshape(-1, 1, 8, 8).expand(-1, 8, -1, -1), "'reshape'"),
+    "other samples and back": (lambda m, a, x: a.reshape(-1, 1, 8, 8).reshape(-1, 8, 8, 8) * 2, "'reshape'"),
+    "repeated samples": (lambda m, a, x: a.repeat(2, 1, 1, 1), "'repeat'"),
+    "mean of the images": (lambda m, a, x: a + x.mean(), "'mean'"),
+    "mean image": (lambda m, a, x: a + x.mean((0, 1), keepdim=True), "'mean'"),
+    "mean of the spikes": (lambda m, a, x: a - a.mean(), "'mean'"),
+    "flipped": (lambda m, a, x: a + a.flip(0), "'flip'"),
+    "rolled": (lambda m, a, x: a + a.roll(1, 0), "'roll'"),
+    "rolled as a whole": (lambda m, a, x: a + a.roll(1), "'roll'"),
+    "summed up": (lambda m, a, x: a.cumsum(0), "'cumsum'"),
+    "reordered": (lambda m, a, x: a.index_select(0, torch.arange(a.size(0) - 1, -1, -1)), "'index_select'"),
+    "a matrix of samples": (lambda m, a, x: (torch.ones(a.size(0), a.size(0)) @ a.flatten(1)).view_as(a), "'matmul'"),
+}
+
+
+@pytest.mark.parametrize("timing", ["step", "window"])
+@pytest.mark.parametrize("name", MIXED)
+def test_what_mixes_the_samples_is_refused_with_its_line(name: str, timing: str) -> None:
+    body, node = MIXED[name]
+    with pytest.raises(CannotConvert, match=rf"node {node} .*test_convert_nodes.py:\d+: .*mixes the samples"):
+        convert(Net(body, 8), T=8, example=torch.rand(1, 2, 8, 8), timing=timing)
+
+
+def test_a_fixed_batch_is_refused() -> None:
+    """``len`` makes a number of the size of the batch."""
+    net = Net(lambda m, a, x: a + m.pos.repeat(len(a), 1, 1, 1), 8)
+    with pytest.raises(CannotConvert, match=r"fixes the size of the batch.*len\(x\).*x\.shape\[0\]"):
+        convert(net, T=8, example=torch.rand(1, 2, 8, 8))
+
+
+GLOBAL: dict[str, Callable[[Tensor], Tensor]] = {
+    "max_pool2d": lambda a: F.max_pool2d(a, a.shape[2:]),
+    "amax": lambda a: a.amax((2, 3), keepdim=True),
+    "amax, flat": lambda a: a.amax((-1, -2))[:, :, None, None],
+    "max": lambda a: a.max(3, keepdim=True).values.max(2, keepdim=True)[0],
+    "adaptive": lambda a: F.adaptive_max_pool2d(a, 1),
+}
+
+
+def made(pool: Callable[[Tensor], Tensor], before: bool = False) -> tuple[Any, Tensor]:
+    """A network with ``pool`` between two layers, after or before the ReLU."""
+
+    def forward(m: Any, x: Tensor) -> Tensor:
+        a = torch.relu(pool(m.a(x))) if before else pool(torch.relu(m.a(x)))
+        return m.c(torch.relu(m.b(a)).flatten(1))
+
+    net = networks.Net(forward, a=nn.Conv2d(2, 8, 3), b=nn.Conv2d(8, 6, 1), c=nn.Linear(6, 3))
+    return net.eval(), torch.rand(6, 2, 8, 8)
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["", "before the ReLU"])
+@pytest.mark.parametrize("timing", ["step", "window"])
+def test_a_global_maximum_however_written(timing: str, before: bool) -> None:
+    answers = []
+    for pool in GLOBAL.values():
+        torch.manual_seed(0)
+        net, x = made(pool, before)
+        snn = convert(net, T=64, example=x[:1], timing=timing, data=[x])
+        assert_approaches(snn, net, x)
+        answers.append(snn(x))
+        snn(x).sum().backward()
+        assert all(p.grad is not None for p in net.parameters())
+    if not before:
+        assert all(torch.equal(answer, answers[0]) for answer in answers)
+
+
+@pytest.mark.parametrize("name", ["amax", "max", "adaptive"])
+def test_without_an_example_the_maximum_is_of_any_size(name: str) -> None:
+    net, x = made(GLOBAL[name])
+    snn = calibrate(convert(net, T=64, timing="window"), [x])
+    for size in (8, 8), (5, 9):
+        x = torch.rand(4, 2, *size)
+        assert_approaches(snn, net, x)
+
+
+@pytest.mark.parametrize("max_pool", ["exact", "or"])
+def test_with_windows_maximum_pooling_is_a_layer(max_pool: str) -> None:
+    """Of bursts the OR is the maximum, so it can be frozen."""
+    layers = [nn.Conv2d(2, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 2), nn.ReLU(), nn.AdaptiveMaxPool2d(1)]
+    net, x = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 3)).eval(), torch.rand(6, 2, 8, 8)
+    snn = convert(net, T=64, example=x[:1], data=[x], max_pool=max_pool).eval()
+    assert sum(isinstance(m, tnn.MaxPool2d) for m in snn.modules()) == 2
+    assert torch.equal(freeze(snn)(x), snn(x))
+    assert_approaches(snn, net, x)
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["an example", "none"])
+def test_with_step_timing_maximum_pooling_is_exact_unless_told(given: bool) -> None:
+    """Neurons of a pooling window that take turns make the count of the OR too large."""
+    net, x = made(lambda a: F.max_pool2d(a, 2)[:, :, :1, :1])
+    largest = []
+    for max_pool in {}, {"max_pool": "or"}:
+        snn = convert(net, T=64, example=x[:1] if given else None, timing="step", **max_pool)
+        counts = []
+        for name, module in snn.named_modules():
+            if isinstance(module, (tnn.Conv2d, tnn.MaxPool2d, MaxPool)) and name != "b":
+                module.register_forward_hook(lambda m, given, y, seen=counts: seen.append(y.counts))
+        snn(x)
+        largest.append(counts[1] - F.max_pool2d(counts[0], 2))
+    assert not largest[0].any()
+    assert largest[1].min() >= 0
+    assert largest[1].any()
+
+
+def test_a_maximum_over_the_batch_or_with_indices_is_refused() -> None:
+    for pool, why in (
+        (lambda a: a - a.amax(0, keepdim=True), "mixes the samples"),
+        (lambda a: a - a.max(), "mixes the samples"),
+        (lambda a: (lambda m: m.values + m.indices)(a.max(3, keepdim=True)), "indices"),
+    ):
+        net, x = made(pool)
+        net.c = nn.Flatten()
+        with pytest.raises(CannotConvert, match=why):
+            convert(net, T=8, example=x[:1])
