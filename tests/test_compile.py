@@ -1,8 +1,6 @@
-"""Layers under torch.compile, torch.export, torch.func, copying and pickling: SpikeTrain passes like a tensor."""
+"""Layers under torch.compile, torch.export, torch.func and in files: SpikeTrain passes like a tensor."""
 
-import copy
 import io
-import pickle
 
 import pytest
 import torch
@@ -195,21 +193,6 @@ def test_vmap_over_a_train():
     dims = te.SpikeTrain.unchecked(1, 8)
     planes = vmap(lambda x: f.linear_if(x, weight).planes, in_dims=(dims,))(x)
     assert torch.equal(planes[1], f.linear_if(te.SpikeTrain(x.planes[:, 1], 8), weight).planes)
-
-
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
-@pytest.mark.parametrize("make", [
-    lambda: train(9, 3, 5, gain=0.5), lambda: train_with_edge(9, 3, 5, gain=torch.tensor(0.5, requires_grad=True)),
-    lambda: te.ConstantInput(dyadic(3, 5), 8), lambda: te.ImpulseInput(dyadic(3, 5), 8, 0.5),
-])  # fmt: skip
-def test_copies(duplicate, make):
-    x = make()
-    y = duplicate(x)
-    assert (type(y), y.T, y.gain) == (type(x), x.T, x.gain)
-    assert torch.equal(y.counts, x.counts)
-    assert y.counts.requires_grad == x.counts.requires_grad
-    assert all(a is not b for a, b in zip(vars(x).values(), vars(y).values(), strict=True)
-               if isinstance(a, torch.Tensor))  # fmt: skip
 
 
 def test_torch_save_and_safe_load():

@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from cases import WINDOWS, assert_same, dyadic, is_channels_last, spikes, train, train_with_edge, views
+from cases import WINDOWS, assert_same, bursts, dyadic, is_channels_last, spikes, train, train_with_edge, views
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
@@ -157,14 +157,20 @@ def test_direct_inputs(cls):
     lambda gain: train_with_edge(8, 4, 5, gain=gain),
     lambda gain: te.ConstantInput(dyadic(4, 5), 8, gain),
     lambda gain: te.ImpulseInput(dyadic(4, 5), 8, gain),
-], ids=["train", "edge", "constant", "impulse"])  # fmt: skip
-def test_pytree(signal, gain, device):
+    lambda gain: bursts(9, 4, 5, gain=gain),
+], ids=["train", "edge", "constant", "impulse", "bursts"])  # fmt: skip
+def test_pytrees_and_copies(signal, gain, device):
     x = signal(gain.to(device) if isinstance(gain, torch.Tensor) else gain)
     leaves, spec = pytree.tree_flatten(x)
     assert all(isinstance(leaf, torch.Tensor) for leaf in leaves)
-    y = pytree.tree_unflatten(leaves, spec)
-    assert (type(y), y.T, y.gain) == (type(x), x.T, x.gain)
-    assert torch.equal(y.counts, x.counts)
+    whole = copy.deepcopy(x)
+    for y in (pytree.tree_unflatten(leaves, spec), whole, pickle.loads(pickle.dumps(x))):
+        assert (type(y), y.T, y.gain) == (type(x), x.T, x.gain)
+        assert getattr(y, "timing", "") == getattr(x, "timing", "")
+        assert torch.equal(y.counts, x.counts)
+        assert y.counts.requires_grad == x.counts.requires_grad
+    tensors = ((a, b) for a, b in zip(vars(x).values(), vars(whole).values(), strict=True) if torch.is_tensor(a))
+    assert all(a is not b for a, b in tensors)
     assert pytree.treespec_loads(pytree.treespec_dumps(spec)) == spec
     keys = [pytree.keystr(path) for path, _ in pytree.tree_flatten_with_path(x)[0]]
     assert keys[0] in (".stored", ".x")
@@ -191,16 +197,13 @@ def test_bursts(T, shape, seed):
 def test_bursts_pass_like_tensors():
     counts = torch.randint(10, (6, 3, 4)).double().requires_grad_()
     x = te.SpikeTrain.from_counts(counts, 9, gain=0.5)
-    leaves, spec = pytree.tree_flatten(x)
-    for same in (pytree.tree_unflatten(leaves, spec), copy.copy(x), dataclasses.replace(x), x.to(x.device)):
+    for same in (copy.copy(x), dataclasses.replace(x), x.to(x.device)):
         assert (same.timing, same.gain, same.T) == ("window", 0.5, 9)
         assert torch.equal(same.counts, counts)
     assert x.edge is counts
     assert torch.equal(x[[5, 0]].counts, counts[[5, 0]])
     assert x.to(torch.float32).counts.dtype == torch.float32
     assert repr(x) == f"SpikeTrain(T=9, shape=[6, 3, 4], gain=0.5, device={x.device}, timing=window)"
-    assert pytree.treespec_loads(pytree.treespec_dumps(spec)) == spec
-    assert torch.equal(pickle.loads(pickle.dumps(x.detach())).counts, counts)
 
 
 def test_bursts_beside_other_trains():
