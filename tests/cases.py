@@ -4,6 +4,7 @@ Dyadic numbers, multiples of 1/64 of modest size, make every sum exact in float3
 give the reference's spikes, counts and potentials bit for bit. Without a device, inputs are on torch's default one.
 """
 
+import numpy as np
 import torch
 
 import tandem_ext as te
@@ -31,6 +32,16 @@ def train(T, *shape, rate=0.3, gain=1.0, device=None):
 def bursts(T, *shape, gain=1.0):
     """Any counts, as neurons of timing "window" fire them."""
     return te.SpikeTrain.from_counts(torch.randint(T + 1, shape), T, gain)
+
+
+def recording(n, sensor, seed=0, until=100_000):
+    """Events as tonic gives them, of a sensor (x, y, polarities)."""
+    draw = np.random.default_rng(seed)
+    events = np.zeros(n, [(name, int) for name in "txyp"])
+    events["t"] = np.sort(draw.integers(until, size=n))
+    for name, size in zip("xyp", sensor, strict=True):
+        events[name] = draw.integers(size, size=n)
+    return events
 
 
 def train_with_edge(T, *shape, rate=0.3, gain=1.0, dtype=torch.float32, device=None):

@@ -6,24 +6,14 @@ import re
 import numpy as np
 import pytest
 import torch
-from cases import assert_same
+from cases import assert_same, recording
 
 import tandem_ext as te
 
 
-def recording(n, shape, t_max=1000):
-    """As tonic gives them."""
-    generator = np.random.default_rng(0)
-    events = np.zeros(n, dtype=[("x", int), ("y", int), ("t", int), ("p", int)])
-    events["t"] = np.sort(generator.integers(0, t_max, n))
-    for name, size in zip(("p", "y", "x"), shape, strict=True):
-        events[name] = generator.integers(0, size, n)
-    return events
-
-
 @pytest.mark.parametrize("T", [1, 7, 8, 20])
 def test_events_are_binned_by_time(T):
-    events = recording(300, (2, 6, 5))
+    events = recording(300, (5, 6, 2), until=1000)
     x = te.SpikeTrain.from_events(events, (2, 6, 5), T, window=(100, 900))
     expected = torch.zeros(T, 1, 2, 6, 5)
     for event in events:
@@ -44,7 +34,7 @@ def test_windows(times, neurons, options, spikes):
 
 
 def test_events_in_other_forms():
-    events = recording(200, (2, 6, 5))
+    events = recording(200, (5, 6, 2))
     expected = te.SpikeTrain.from_events(events, (2, 6, 5), 8)
     mapping = {name: torch.from_numpy(events[name].copy()) for name in "txyp"}
     assert_same(te.SpikeTrain.from_events(mapping, (2, 6, 5), 8), expected)
@@ -59,7 +49,7 @@ def test_events_in_other_forms():
 
 
 def test_merged_polarities_and_cochleas():
-    events = recording(200, (2, 6, 5))
+    events = recording(200, (5, 6, 2))
     merged = te.SpikeTrain.from_events(events, (1, 6, 5), 8)
     both = te.SpikeTrain.from_events(events, (2, 6, 5), 8).to_dense()
     assert torch.equal(merged.to_dense(), both.amax(2, keepdim=True))

@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 import torch
+from cases import recording
 from extras import needs
 
 import tandem_ext as te
@@ -74,16 +75,13 @@ def test_processes_share_the_batches_of_one():
     assert torch.equal(shared[1], train.targets[1::2])
 
 
-def recording(n, height=34, width=34, seed=0):
-    draw = np.random.default_rng(seed)
-    rows = {"x": draw.integers(width, size=n), "y": draw.integers(height, size=n), "p": draw.integers(2, size=n)}
-    return rows | {"t": np.sort(draw.integers(300_000, size=n))}
+N_MNIST, DVS = (34, 34, 2), (128, 128, 2)
 
 
 def expected(events, T, height, size=None):
     """The train of one recording."""
-    scaled = events if size is None else events | {name: events[name] * size // height for name in "xy"}
     side = height if size is None else size
+    scaled = {name: events[name] * side // height if name in "xy" else events[name] for name in "txyp"}
     return te.SpikeTrain.from_events(scaled, (2, side, side), T).to_dense()[:, 0]
 
 
@@ -100,7 +98,7 @@ def n_mnist(tmp_path):
     for part, n in ("Train", 3), ("Test", 1):
         for digit in range(10):
             for i in range(n):
-                write_n_mnist(tmp_path / f"NMNIST/{part}/{digit}/{i:05}.bin", recording(200, seed=digit + 100 * i))
+                write_n_mnist(tmp_path / f"NMNIST/{part}/{digit}/{i:05}.bin", recording(200, N_MNIST, digit + 100 * i))
     return tmp_path
 
 
@@ -110,7 +108,7 @@ def test_n_mnist_is_read(n_mnist):
     train, targets = next(data.test.batches(10))
     assert (train.T, list(train.shape), targets.tolist()) == (10, [10, 2, 34, 34], list(range(10)))
     assert train.planes.movedim(2, -1).is_contiguous()  # channels last
-    assert torch.equal(train.to_dense()[:, 4], expected(recording(200, seed=4), 10, 34))
+    assert torch.equal(train.to_dense()[:, 4], expected(recording(200, N_MNIST, 4), 10, 34))
     small = load(Recipe(data="n-mnist", T=10, size=17), n_mnist)
     assert small.shape == (2, 17, 17)
 
@@ -130,12 +128,12 @@ def test_gestures_are_read(tmp_path):
             for gesture in 0, 10:
                 folder = tmp_path / "DVSGesture" / part / f"user{user:02}_led"
                 folder.mkdir(parents=True, exist_ok=True)
-                events = recording(300, 128, 128, seed=user + gesture)
+                events = recording(300, DVS, user + gesture)
                 np.save(folder / f"{gesture}.npy", np.stack([events[name] for name in "xypt"], 1).astype(np.int64))
     data = load(Recipe(data="dvs-gesture", T=20, size=32, validation=False), tmp_path)
     train, targets = next(data.test.batches(2))
     assert (data.shape, data.outputs, train.T, targets.tolist()) == ((2, 32, 32), 11, 20, [0, 10])
-    assert torch.equal(train.to_dense()[:, 1], expected(recording(300, 128, 128, seed=34), 20, 128, 32))
+    assert torch.equal(train.to_dense()[:, 1], expected(recording(300, DVS, 34), 20, 128, 32))
 
 
 def aedat4(events):
@@ -165,12 +163,12 @@ def test_cifar10_dvs_is_read(tmp_path):
         folder = tmp_path / "CIFAR10DVS" / name
         folder.mkdir(parents=True)
         for i in range(10):
-            (folder / f"cifar10_{name}_{i}.aedat4").write_bytes(aedat4(recording(50, 128, 128, seed=10 * c + i)))
+            (folder / f"cifar10_{name}_{i}.aedat4").write_bytes(aedat4(recording(50, DVS, 10 * c + i)))
     data = load(Recipe(data="dvs-cifar10", T=20, size=42, validation=False), tmp_path)
     assert (len(data.train), len(data.test), data.shape) == (27, 3, (2, 42, 42))
     train, targets = next(data.test.batches(10))
     assert targets.tolist() == [0, 1, 2]
-    assert torch.equal(train.to_dense()[:, 2], expected(recording(50, 128, 128, seed=29), 20, 128, 42))
+    assert torch.equal(train.to_dense()[:, 2], expected(recording(50, DVS, 29), 20, 128, 42))
 
 
 def write_idx(path, values):

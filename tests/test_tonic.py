@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from cases import recording
 from extras import needs
 from torch.utils.data import DataLoader
 
@@ -13,17 +14,6 @@ tonic = needs("tonic")
 h5py = needs("h5py")
 
 SENSOR = (12, 9, 2)
-FIELDS = np.dtype([("t", int), ("x", int), ("y", int), ("p", int)])
-
-
-def recording(n=200, sensor=SENSOR, seed=0, fields=FIELDS):
-    draw = np.random.default_rng(seed)
-    events = np.zeros(n, fields)
-    events["t"] = np.sort(draw.integers(100_000, size=n))
-    for name, size in zip("xyp", sensor, strict=True):
-        if name in fields.names:
-            events[name] = draw.integers(size, size=n)
-    return events
 
 
 class Recordings:
@@ -43,11 +33,11 @@ class Recordings:
         if index >= len(self):
             raise IndexError(index)
         self.read += 1
-        return self.transform(recording(seed=index)), index % 3
+        return self.transform(recording(200, SENSOR, index)), index % 3
 
 
 def expected(T=8, indices=range(6)):
-    return te.cat([te.SpikeTrain.from_events(recording(seed=i), T=T, sensor_size=SENSOR) for i in indices])
+    return te.cat([te.SpikeTrain.from_events(recording(200, SENSOR, i), T=T, sensor_size=SENSOR) for i in indices])
 
 
 def batch(dataset, **options):
@@ -76,7 +66,7 @@ def test_every_event_is_in_its_frame(bins, size):
 
 def test_an_empty_recording_is_silent():
     for bins in "time", "count":
-        assert not bin_events(recording(0), (2, 9, 12), 8, bins).counts.any()
+        assert not bin_events(recording(0, SENSOR), (2, 9, 12), 8, bins).counts.any()
 
 
 def test_bins_size_and_window():
@@ -112,7 +102,7 @@ def test_caches_below_and_above(of, cache, tmp_path):
 
 def expected_frames(T):
     """By tonic's own bins, whose edges lie elsewhere."""
-    frames = [tonic.transforms.ToFrame(SENSOR, n_time_bins=T)(recording(seed=i)) for i in range(6)]
+    frames = [tonic.transforms.ToFrame(SENSOR, n_time_bins=T)(recording(200, SENSOR, i)) for i in range(6)]
     return te.SpikeTrain.from_frames(np.stack(frames), batch_first=True)
 
 
