@@ -25,8 +25,8 @@ def code(path):
     return [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
 
 
-def test_there_are_three():
-    assert [path.stem for path in NOTEBOOKS] == ["convert-and-deploy", "events", "ten-minutes"]
+def test_there_are_four():
+    assert [path.stem for path in NOTEBOOKS] == ["convert-and-deploy", "events", "moving-digit", "ten-minutes"]
 
 
 @named
@@ -63,6 +63,7 @@ def execute(path, folder, *, before=None, change=("", ""), after):
 
 @pytest.mark.parametrize(("name", "after"), [
     ("ten-minutes", "assert accuracy > 0.95"),
+    ("moving-digit", "assert accuracy > 0.88 and costs[1] == 0 and all(costs[3:-2] < torch.tensor(whole[3:-2]))"),
     ("convert-and-deploy", "assert found[8][1] > found['ANN'] - 1.5 and right > 0.94"),
 ])  # fmt: skip
 def test_they_run(name, after, tmp_path):
