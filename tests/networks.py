@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
+from tandem_snn import FrozenNetwork, freeze
 from tandem_snn.nn.general import Neurons
 
 
@@ -181,6 +182,19 @@ def own_counts(net: nn.Module, x: Any) -> tuple[list[Tensor], Tensor]:
     for hook in hooks:
         hook.remove()
     return counts, answer
+
+
+@torch.no_grad()
+def assert_frozen_is(net: nn.Module, x: Any) -> FrozenNetwork:
+    """One program, its readouts and its stream give the bits of the evaluation with step timing; the frozen network."""
+    events = isinstance(x, te.SpikeTrain)
+    frozen, expected = freeze(net, T=x.T if events else None), net(x)
+    assert torch.equal(frozen(x), expected)
+    assert all(program.refusal is None for program in frozen._programs.values())
+    steps = [frozen.step(step) for step in (x.to_dense() if events else [x] * (frozen.T or 0))]
+    assert torch.equal(steps[-1], expected)
+    assert torch.equal(frozen.readouts(x), torch.stack(steps))
+    return frozen
 
 
 def differing(ours: list[Tensor], theirs: list[Tensor]) -> list[float]:

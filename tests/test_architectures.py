@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from networks import assert_frozen_is
 from torch import nn
 
 import tandem_ext as te
@@ -35,12 +36,7 @@ def test_every_model_learns_is_frozen_and_counted(name):
         answer.square().sum().backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in each.parameters())
     net(x)
-    frozen, expected = freeze(net.eval()), net(x)
-    assert torch.equal(frozen(x), expected)
-    assert all(program.refusal is None for program in frozen._programs.values())
-    for step in x.to_dense() if isinstance(x, te.SpikeTrain) else [x] * 4:
-        so_far = frozen.step(step)
-    assert torch.equal(so_far, expected)
+    assert_frozen_is(net.eval(), x)
     ops = measure.synops(net, x)
     layers = [m for m in net.modules() if isinstance(m, tnn.SpikingLayer | tnn.Readout | tnn.AvgPool2d)]
     assert len(ops.layers) == len(layers)

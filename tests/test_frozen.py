@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import networks
 import pytest
 import torch
 from cases import dyadic
@@ -26,13 +27,7 @@ def test_one_call_is_the_evaluation_and_the_stream(make: object, dtype: torch.dt
     torch.manual_seed(0)
     net, x = make()  # type: ignore[operator]
     net, x = trained(net, x).to(dtype), x.to(dtype)
-    frozen = freeze(net)
-    expected = net(x).detach()
-    assert torch.equal(frozen(x), expected)
-    assert all(p.refusal is None for p in frozen._programs.values())
-    steps = [frozen.step(x) for _ in range(frozen.T or 0)]
-    assert torch.equal(steps[-1], expected)
-    assert torch.equal(frozen.readouts(x), torch.stack(steps))
+    frozen = networks.assert_frozen_is(net, x)
     assert torch.equal(frozen(x[2:3]), frozen(x)[2:3]) or torch.allclose(frozen(x[2:3]), frozen(x)[2:3], atol=1e-5)
 
 
@@ -50,13 +45,8 @@ def residual_of_the_input() -> nn.Module:
 @pytest.mark.parametrize("T", [1, 8, 19])
 @pytest.mark.parametrize("net", [spiking_net(), residual_of_the_input()], ids=["layers", "residual"])
 def test_spikes_in(net: nn.Module, T: int) -> None:
-    spikes = torch.rand(T, 7, 30).lt(0.4).float()
-    x = te.SpikeTrain.from_dense(spikes)
-    frozen = freeze(net, T=T)
-    steps = [frozen.step(spikes[t]) for t in range(T)]
-    assert torch.equal(steps[-1], frozen(x))
-    assert torch.equal(frozen.readouts(x), torch.stack(steps))
-    assert torch.equal(frozen(x), net(x))
+    x = te.SpikeTrain.from_dense(torch.rand(T, 7, 30).lt(0.4).float())
+    frozen = networks.assert_frozen_is(net, x)
     assert frozen(x[:0]).shape == frozen.anytime(x[:0])[0].shape == (0, 5)
 
 

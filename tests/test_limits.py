@@ -14,13 +14,13 @@ from any_layer import neurons
 from cases import WINDOWS, assert_reference, compute_dtype, dyadic, spikes, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import assert_frozen_is
 from torch import nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_ext.functional.layer import window_product
 from tandem_ext.functional.products import LINEAR
-from tandem_snn import freeze
 
 f, ref = te.functional, te.reference
 BLOCK = (8190, 8191, 8192, 8193)
@@ -110,9 +110,7 @@ def test_frozen(layers, features):
     torch.manual_seed(features[0])
     net, x = nn.Sequential(*layers()), train(8, 2, *features)
     net.append(tnn.Readout(net(x).shape[1], 3))  # the call also gives batch norm its statistics
-    frozen = freeze(net.eval())
-    assert torch.equal(frozen(x), net(x))
-    assert all(program.refusal is None for program in frozen._programs.values())
+    assert_frozen_is(net.eval(), x)
 
 
 def at_the_edge(*shape):
@@ -222,13 +220,7 @@ def small(T, **options):
 def test_frozen_and_its_stream(T, leak):
     net, x = small(T, gate="clip", leak=leak)
     net(x)
-    net.eval()
-    frozen, expected = freeze(net, T=T), net(x).detach()
-    assert torch.equal(frozen(x), expected)
-    dense = x.to_dense()
-    steps = [frozen.step(dense[t]) for t in range(T)]
-    assert torch.equal(steps[-1], expected)
-    assert torch.equal(frozen.readouts(x), torch.stack(steps))
+    assert_frozen_is(net.eval(), x)
 
 
 @pytest.mark.parametrize("T", [250, 1000])

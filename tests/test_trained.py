@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from networks import assert_frozen_is
 from torch import nn
 
 import tandem_ext as te
@@ -107,12 +108,7 @@ def spikes_and_answers(net, images):
 def test_every_path_gives_the_evaluations_bits(trained):
     net, images = trained
     with torch.no_grad():
-        expected = net(images)
-        frozen = freeze(net)
-        assert torch.equal(frozen(images), expected)
-        for _ in range(8):
-            so_far = frozen.step(images)
-        assert torch.equal(so_far, expected)
+        assert_frozen_is(net, images)
         trains, _ = spikes_and_answers(net, images)
         for i in (0, 1, 150):
             alone, _ = spikes_and_answers(net, images[i : i + 1])
