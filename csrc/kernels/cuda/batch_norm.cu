@@ -1,6 +1,7 @@
 // Batch normalisation: statistics and gradients from per-channel sums over all rows, in double. A block sums a slice of
-// the rows for a tile of channels; each thread takes kVec neighbouring channels in every n-th row. The sums of a block
-// go to the workspace. A second kernel adds them in the order of the slices, so that the result does not depend on the
+// the rows for a tile of channels; each thread takes kVec neighbouring channels in every n-th row, and adds up eight
+// rows in the compute type first, since double takes up to 64 times as long as float. The sums of a block go to the
+// workspace. A second kernel adds them in the order of the slices, so that the result does not depend on the
 // schedule, and computes the outputs.
 #include "../norm/batch_norm.h"
 #include "vec.cuh"
@@ -10,8 +11,10 @@ namespace tandem::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+constexpr int kBlocks = 4;  // per multiprocessor: 64 registers for a thread
 constexpr int64_t kMostSlices = 256;
-constexpr int kGroups = 8;  // groups of slices that are summed in parallel
+constexpr int kGroups = 8;    // groups of slices that are summed in parallel
+constexpr int kFoldRows = 8;  // rows that are summed before they are added in double
 
 // The threads of a block: `lanes` of them (a power of two, at most 32) side by side along the channels, the others
 // along the rows. A block covers `slice` rows.
@@ -34,20 +37,49 @@ __device__ __forceinline__ void visit_rows(const Tile& tile, int64_t rows, int64
   for (int64_t r = begin + tile.row(); r < end; r += tile.rows()) visit(r * channels + channel);
 }
 
+// A part of the significand so short that products of two such parts are exact.
+__device__ __forceinline__ float upper(float x) { return __uint_as_float(__float_as_uint(x) & 0xfffff000u); }
+__device__ __forceinline__ double upper(double x) { return static_cast<float>(x); }
+
+// A short sum, and beside it what its roundings lose (Dekker 1971), so that both together are nearly as exact as
+// double.
+template <class C>
+struct Sum {
+  C high = 0, low = 0;
+
+  // Adds x + error.
+  __device__ __forceinline__ void add(C x, C error = 0) {
+    const C sum = high + x, part = sum - high;
+    low += (high - (sum - part)) + (x - part) + error;
+    high = sum;
+  }
+  __device__ __forceinline__ void add_product(C a, C b) {
+    const C product = a * b, a1 = upper(a), a2 = a - a1, b1 = upper(b), b2 = b - b1;
+    add(product, a1 * b1 - product + a1 * b2 + a2 * b1 + a2 * b2);
+  }
+  // Returns the sum and begins anew. What overflows has no remainder.
+  __device__ __forceinline__ double take() {
+    const double sum = is_finite(low) ? static_cast<double>(high) + static_cast<double>(low) : high;
+    high = low = 0;
+    return sum;
+  }
+};
+
 // The terms of the statistics: u and its square.
 template <class C>
 struct Moments {
+  using Element = C;
   const C* product;
   C factor;
 
   template <int kVec>
-  __device__ __forceinline__ void add(int64_t n, double (&sum)[kVec], double (&squares)[kVec]) const {
-    const auto u = load<Vec<C, kVec>>(product + n);
+  __device__ __forceinline__ void add(int64_t n, Sum<C> (&sum)[kVec], Sum<C> (&squares)[kVec]) const {
+    const auto given = load<Vec<C, kVec>>(product + n);
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
-      const double wide = rounded_mul(factor, u.at[i]);
-      sum[i] += wide;
-      squares[i] += wide * wide;
+      const C u = factor * given.at[i];
+      sum[i].add(u);
+      squares[i].add_product(u, u);
     }
   }
 };
@@ -66,36 +98,46 @@ __device__ __forceinline__ Vec<C, kVec> gate(const Grad* grad, const uint8_t* ma
 // The terms of the gradients: threshold gz, and threshold gz u. The sum of gz xhat follows from both sums.
 template <class C, class Grad>
 struct Gradients {
+  using Element = C;
   const Grad* grad;
   const uint8_t* mask;
   const C* product;
 
   template <int kVec>
-  __device__ __forceinline__ void add(int64_t n, double (&sum)[kVec], double (&sum_u)[kVec]) const {
+  __device__ __forceinline__ void add(int64_t n, Sum<C> (&sum)[kVec], Sum<C> (&sum_u)[kVec]) const {
     const auto g = gate<C, Grad, kVec>(grad, mask, n);
     const auto u = load<Vec<C, kVec>>(product + n);
 #pragma unroll
     for (int i = 0; i < kVec; ++i) {
-      sum[i] += static_cast<double>(g.at[i]);
-      sum_u[i] += static_cast<double>(g.at[i]) * static_cast<double>(u.at[i]);
+      sum[i].add(g.at[i]);
+      sum_u[i].add_product(g.at[i], u.at[i]);
     }
   }
 };
 
 // partial: [slices, 2, channels] doubles.
 template <class Terms, int kVec>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks)
     sum_kernel(Terms terms, Tile tile, int64_t rows, int64_t channels, double* __restrict__ partial) {
   extern __shared__ __align__(16) unsigned char memory[];
   auto* shared = reinterpret_cast<double*>(memory);  // [2 kVec, threads]
   const int thread = static_cast<int>(threadIdx.x);
   const int64_t channel = (static_cast<int64_t>(blockIdx.x) * tile.lanes + tile.lane()) * kVec;
-  double sums[2][kVec] = {};
-  if (channel < channels) {
-    visit_rows(tile, rows, channels, channel, [&](int64_t n) { terms.add(n, sums[0], sums[1]); });
-  }
 #pragma unroll
-  for (int i = 0; i < 2 * kVec; ++i) shared[i * kThreads + thread] = sums[i / kVec][i % kVec];
+  for (int i = 0; i < 2 * kVec; ++i) shared[i * kThreads + thread] = 0;
+  if (channel < channels) {
+    Sum<typename Terms::Element> few[2][kVec];
+    int added = 0;
+    const auto fold = [&] {
+#pragma unroll
+      for (int i = 0; i < 2 * kVec; ++i) shared[i * kThreads + thread] += few[i / kVec][i % kVec].take();
+    };
+    visit_rows(tile, rows, channels, channel, [&](int64_t n) {
+      terms.add(n, few[0], few[1]);
+      if (++added % kFoldRows == 0) fold();
+    });
+    fold();
+  }
   for (int half = tile.rows() / 2; half > 0; half /= 2) {
     __syncthreads();
     if (tile.row() < half) {
