@@ -54,10 +54,25 @@ def test_what_passes_it_on() -> None:
     torch.testing.assert_close(tnn.Residual(body)(x).counts, z.relu().clamp(max=11).floor(), atol=11, rtol=0)
 
 
+@torch.no_grad()
+def everywhere(net: nn.Module, images: Tensor, timing: str, folder: Path) -> ts.FrozenNetwork:
+    """The frozen network, whose every path gives the evaluation's bits."""
+    frozen, expected = ts.freeze(net), net(images)
+    frozen.save(folder / "net.tandem")
+    for run in frozen, frozen.net, ts.load(folder / "net.tandem"), lambda x: frozen.readouts(x)[-1]:
+        assert torch.equal(run(images), expected)
+    steps = [frozen.step(images) for _ in range(8 if timing == "step" else 40)]
+    assert torch.equal(steps[-1], expected)
+    answers, after = frozen.anytime(images)
+    assert answers.shape == expected.shape
+    assert after.max() <= 8
+    return frozen
+
+
 @pytest.mark.parametrize("bits", [None, 4])
 @pytest.mark.parametrize("timing", ["step", "window"])
 @pytest.mark.parametrize("gain", ["threshold", "a tensor"])
-def test_frozen_networks_have_it_in_their_weights(gain: str, timing: str, bits: int | None) -> None:
+def test_frozen_networks_have_it_in_their_weights(gain: str, timing: str, bits: int | None, tmp_path: Path) -> None:
     def settings(n: int) -> dict[str, Any]:
         threshold = torch.rand(n) + 0.5
         worth = gain if gain == "threshold" else threshold.clone()
@@ -69,17 +84,10 @@ def test_frozen_networks_have_it_in_their_weights(gain: str, timing: str, bits: 
         tnn.Conv2d(6, 8, 3, weight_bits=bits, **settings(8)), tnn.Flatten(),
         tnn.Linear(32, 9, weight_bits=bits, **settings(9)), tnn.Readout(9, 4),
     ).eval()  # fmt: skip
-    images = 4 * torch.rand(5, 2, 10, 10)
-    with torch.no_grad():
-        expected = net(images)
-        frozen = ts.freeze(net)
-        assert torch.equal(frozen(images), expected)
-        assert torch.equal(frozen(images), frozen.net(images))
-        if timing == "step":
-            assert torch.equal(torch.stack([frozen.step(images) for _ in range(8)])[-1], expected)
-            grid = frozen.grids.get("3.body")
-            assert (grid is None) == (bits is None)
-            assert grid is None or len((grid.weight() / net[1].threshold[:3].repeat(2).view(6, 1, 1, 1)).unique()) > 15
+    frozen = everywhere(net, 4 * torch.rand(5, 2, 10, 10), timing, tmp_path)
+    grid = frozen.grids.get("3.body")
+    assert (grid is None) == (bits is None)
+    assert grid is None or len((grid.weight() / net[1].threshold[:3].repeat(2).view(6, 1, 1, 1)).unique()) > 15
 
 
 POOLS = tnn.AdaptiveAvgPool2d(1), tnn.AdaptiveAvgPool2d((2, 3)), tnn.AvgPool2d(3, spiking=False)
@@ -94,19 +102,7 @@ def test_frozen_means_are_of_what_spikes_are_worth(pool: nn.Module, end: str, ti
     net = nn.Sequential(tnn.Encoder(8, gain=1 / 8), layer, pool)
     net.extend([tnn.Flatten()] * (end != "means"))
     net.extend([tnn.Readout(net(images).shape[1], 5)] * (end == "readout"))
-    with torch.no_grad():
-        expected = net.eval()(images)
-        frozen = ts.freeze(net)
-        assert torch.equal(frozen(images), expected)
-        assert torch.equal(frozen.net(images), expected)
-        frozen.save(tmp_path / "net.tandem")
-        assert torch.equal(ts.load(tmp_path / "net.tandem")(images), expected)
-        assert torch.equal(frozen.readouts(images)[-1], expected)
-        steps = [frozen.step(images) for _ in range(8 if timing == "step" else 24)]
-        assert torch.equal(steps[-1], expected)
-        answers, after = frozen.anytime(images)
-        assert answers.shape == expected.shape
-        assert after.max() <= 8
+    everywhere(net.eval(), images, timing, tmp_path)
 
 
 def test_thresholds_that_cover() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from extras import needs
+from networks import in_windows
 from test_frozen_window import NETWORKS, average, of_timing, spiking
 from torch import Tensor, nn
 
@@ -192,11 +193,7 @@ def test_every_step(make: Any, T: int) -> None:
 
 
 def test_every_step_of_spikes() -> None:
-    net = spiking()
-    for layer in net.modules():
-        if isinstance(layer, tnn.SpikingLayer):
-            layer.timing = "window"
-    frozen, x = ts.freeze(net, T=8), te.SpikeTrain.from_dense(torch.rand(8, 3, 3, 9).lt(0.4).float())
+    frozen, x = ts.freeze(in_windows(spiking()), T=8), te.SpikeTrain.from_dense(torch.rand(8, 3, 3, 9).lt(0.4).float())
     with torch.no_grad():
         for (answer, moves), (expected, expected_moves) in zip(frozen.follow(x), followed(frozen, x), strict=False):
             assert all(torch.equal(moves[name], expected_moves[name]) for name in moves)

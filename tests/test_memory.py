@@ -4,6 +4,7 @@ import pytest
 import torch
 from cases import bursts, train, train_with_edge
 from extras import needs
+from networks import in_windows
 from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
@@ -92,10 +93,7 @@ def network(T, timing="step"):
         tnn.Linear(20, 20),
         tnn.Readout(20, 10),
     )
-    for layer in net.modules():
-        if isinstance(layer, tnn.SpikingLayer):
-            layer.timing = timing
-    return net
+    return net if timing == "step" else in_windows(net)
 
 
 def flops(net, x, backward):
