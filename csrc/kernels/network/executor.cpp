@@ -59,7 +59,7 @@ void Run::execute(int64_t i) {
       if (program_.values[i] == Value::kCurrents) return from_train ? currents(i) : real_currents(i);
       return fire(i);
     case Kind::max_pool:
-      if (from_train) return max_pool(i);
+      if (from_train) return max_pool(i, images(i), train(at(i).input), result(i), call_.parallel);
       values_[i] = call_.host->maximum(window(i), real(at(i).input));
       return;
     case Kind::flatten:
@@ -90,12 +90,12 @@ void Run::change_form(int64_t i) {
   }
 }
 
-void Run::max_pool(int64_t i) const {
+void Run::max_pool(int64_t i, int64_t images, const uint8_t* from, uint8_t* to, ParallelFor parallel) const {
   const Shape &in = plan_.steps[i].in, &out = plan_.steps[i].out;
   const bool counted = program_.value(at(i).input) == Value::kCounts;
-  PoolWindow pool{images(i), in.height, in.width, in.channels, out.height, out.width, {}, {}, {}, {}, counted};
+  PoolWindow pool{images, in.height, in.width, in.channels, out.height, out.width, {}, {}, {}, {}, counted};
   at(i).set_window(pool);
-  cpu::max_pool(pool, train(at(i).input), result(i), call_.parallel);
+  cpu::max_pool(pool, from, to, parallel);
 }
 
 // --- layers ----------------------------------------------------------------------------------------------------------

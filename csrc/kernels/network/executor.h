@@ -5,7 +5,7 @@
 //   plan              for a batch of one size: the shape of every value and its place in the shared workspace
 //   run               a loop over the instructions
 //
-//   follow            with window timing: steps towards the answer for the present input (follow.h)
+//   follow            with window timing: steps towards the answer for the present input (follow.cpp)
 //
 // The kernels multiply spikes. Real-valued products and pools (direct encoding, mean counts, the readout) are computed
 // by the caller's functions and so have the same bits as the caller's own network.
@@ -50,17 +50,24 @@ class Host {
 };
 
 // How a network runs: whole windows, or step by step, with neurons of step timing or with those of window timing, which
-// follow their input (follow.h).
+// follow their input (follow.cpp).
 enum class Mode : int32_t { kWindow = 0, kSteps = 1, kFollowing = 2 };
 
-// What a stream of neurons that follow keeps of an instruction: the offsets of its arrays, in bytes per sample.
-//   layer, average   sums of a train's counts, or product, W x of real numbers; the target of each neuron; by row
-//                    (output pixel) marks (follow.cpp), and NaN if a potential is not finite
-//   popcount         the last T steps of spikes, and their number, the target
-//   any train        its counts; of a layer without neurons, its currents
+// What a stream of neurons that follow keeps: a Stream, then arrays of each instruction, [batch, ...], each from its
+// offset on, in bytes per sample.
+//   layer, average   sums of a train's counts, or product, W x of real numbers; by row (output pixel) marks
+//                    (follow.cpp), and NaN if a potential is not finite
+//   popcount         the last T steps of spikes
+//   any train        its counts, and where they go; of a layer without neurons, its currents
 //   last             the answer
+struct Stream {
+  int64_t oldest;    // which of the T steps of spikes enters last and leaves first
+  int64_t layout;    // Frame::layout of the image
+  int64_t answered;  // whether the kept answer is that of the present counts
+  int64_t unused[5];
+};
 struct Kept {
-  int64_t sums, product, target, marks, lost, planes, counts, currents, answer, size;
+  int64_t sums, product, target, marks, lost, planes, counts, currents, answer;
   int64_t sums_size;  // of a sample, in doubles
 };
 
@@ -77,10 +84,12 @@ struct Plan {
   Shape sample;
   int64_t batch, T;
   Mode mode;
-  int64_t planes;     // planes of a spike train
-  int64_t workspace;  // bytes
-  int64_t state;      // bytes; those of kSteps begin with `bad`, float [batch]
-  int64_t moves;      // per sample
+  int64_t planes;        // planes of a spike train
+  int64_t workspace;     // bytes
+  int64_t state;         // bytes; those of kSteps begin with `bad`, float [batch]
+  int64_t moves;         // per sample
+  int64_t rests, image;  // in the state of kFollowing: whether a sample is at rest, which means that no count differs
+                         // from its target and no target must be computed; and the image
 
   const Shape& answer() const { return steps.back().out; }
 };

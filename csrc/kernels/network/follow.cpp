@@ -1,4 +1,10 @@
-#include "follow.h"
+// Neurons that follow their input: a stream of a network with window timing.
+//
+// A neuron keeps the exact sum u of its weights times the present counts of its inputs, and its own count. In each step
+// the count moves by at most one towards its target, the count that a neuron of window timing has for u (burst() in
+// if_neuron.h, with every rounding of the layer). The move is its spike, 1 or -1. The input moves first, then each
+// layer in the program's order, which sees the moves of this step. So u = W c always, and once nothing moves every
+// count is that of the window network for the present input, whatever came before.
 
 #include <algorithm>
 #include <cstring>
@@ -18,75 +24,17 @@ namespace {
 using cpu::Moves;
 using cpu::neuron_of;
 
-// Places for arrays, each at a cache line.
-class Places {
- public:
-  int64_t take(int64_t bytes) {
-    const int64_t start = size_;
-    size_ += (bytes + 63) / 64 * 64;
-    return start;
-  }
-  template <class E>
-  int64_t of(int64_t n) {
-    return take(n * static_cast<int64_t>(sizeof(E)));
-  }
-  int64_t size() const { return size_; }
-
- private:
-  int64_t size_ = 0;
-};
-
 // Marks of a row: its targets must be computed; a count differs from its target.
 constexpr uint8_t kDue = 1, kLate = 2;
 
-bool has_neurons(const Program& program, int64_t i) {
-  return program.fires(i) || program.values[i] == Value::kCurrents;
-}
-
 }  // namespace
-
-KeptOfSamples kept_of_samples(const Program& program, const Shape& sample) {
-  Places places;
-  KeptOfSamples k{};
-  k.rests = places.of<uint8_t>(1);
-  if (program.value(kNetworkInput) == Value::kReal) k.image = places.of<float>(sample.features());
-  k.size = places.size();
-  return k;
-}
-
-Kept kept(const Program& program, const Plan& plan, int64_t number, const Plan::Step& step) {
-  const Instruction& in = program.instructions[number];
-  const Value value = program.values[number];
-  const int64_t neurons = step.out.features(), rows = step.out.height * step.out.width;
-  Places places;
-  Kept k{};
-  if (has_neurons(program, number)) {
-    const bool by_channel = program.kind(number) == Kind::average || (in.groups > 1 && in.channels == 1);
-    if (program.reads_train(number)) {
-      k.sums_size = cpu::MovingSums::size(step.out.channels, by_channel ? 1 : in.groups, rows);
-      k.sums = places.of<double>(k.sums_size);
-    } else {
-      k.product = places.of<float>(neurons);
-    }
-    k.marks = places.of<uint8_t>(rows);
-    k.lost = places.of<float>(rows);
-  }
-  if (program.kind(number) == Kind::popcount) k.planes = places.of<uint8_t>(plan.planes * neurons);
-  k.target = places.of<uint8_t>(neurons);
-  if (value == Value::kCurrents) k.currents = places.of<float>(neurons);
-  if (value == Value::kCounts) k.counts = places.of<uint8_t>(neurons);
-  if (number + 1 == program.size()) k.answer = places.of<float>(neurons);
-  k.size = places.size();
-  return k;
-}
 
 class Follower : public Run {
  public:
   Follower(const Network& network, const Plan& plan, const Frame& frame, const Call& call)
       : Run(network, plan, call), frame_(frame), parts_(program_.size()) {
-    const KeptOfSamples beside = kept_of_samples(program_, plan.sample);
-    rests_ = frame.state + sizeof(Stream) + beside.rests * plan.batch;
-    image_ = reinterpret_cast<float*>(frame.state + sizeof(Stream) + beside.image * plan.batch);
+    rests_ = all<uint8_t>(plan.rests);
+    image_ = all<float>(plan.image);
   }
 
   void operator()() {
@@ -117,21 +65,21 @@ class Follower : public Run {
   };
 
   Stream& stream() const { return *reinterpret_cast<Stream*>(frame_.state); }
-  // The array of an instruction at this offset, [batch, ...].
+  // The array [batch, ...] at this offset.
   template <class E>
-  E* all(int64_t i, int64_t offset) const {
-    return reinterpret_cast<E*>(frame_.state + sizeof(Stream) + (plan_.steps[i].state + offset) * plan_.batch);
+  E* all(int64_t offset) const {
+    return reinterpret_cast<E*>(frame_.state + sizeof(Stream) + offset * plan_.batch);
   }
   const Kept& kept(int64_t i) const { return plan_.steps[i].kept; }
   bool has_moves(int64_t i) const { return program_.values[i] == Value::kCounts; }
   int64_t features(int64_t i) const { return plan_.steps[i].out.features(); }
   int64_t rows(int64_t i) const { return plan_.steps[i].out.height * plan_.steps[i].out.width; }
-  uint8_t* counts_of(int64_t i, int64_t b) const { return all<uint8_t>(i, kept(i).counts) + b * features(i); }
+  uint8_t* counts_of(int64_t i, int64_t b) const { return all<uint8_t>(kept(i).counts) + b * features(i); }
 
   void begin() {
     std::memset(frame_.state, 0, plan_.state);
     for (int64_t i = 0; i < program_.size(); ++i) {
-      if (has_neurons(program_, i)) std::memset(all<uint8_t>(i, kept(i).marks), kDue, plan_.batch * rows(i));
+      if (program_.has_neurons(i)) std::memset(all<uint8_t>(kept(i).marks), kDue, plan_.batch * rows(i));
     }
   }
 
@@ -144,7 +92,7 @@ class Follower : public Run {
     if (!anew && std::memcmp(image_, image, plan_.batch * n * sizeof(float)) == 0) return;
     for (int64_t i = 0; i < program_.size(); ++i) {
       if (program_.values[i] == Value::kReal) execute(i);
-      if (!has_neurons(program_, i) || program_.reads_train(i)) continue;
+      if (!program_.has_neurons(i) || program_.reads_train(i)) continue;
       update_product(i, direct_product(i));
       for (int64_t b = 0; b < plan_.batch; ++b) {
         const bool changed = anew || std::memcmp(image_ + b * n, image + b * n, n * sizeof(float)) != 0;
@@ -157,8 +105,8 @@ class Follower : public Run {
 
   void update_product(int64_t i, const float* y) {
     const int64_t channels = plan_.steps[i].out.channels;
-    auto* product = all<float>(i, kept(i).product);
-    auto* marks = all<uint8_t>(i, kept(i).marks);
+    auto* product = all<float>(kept(i).product);
+    auto* marks = all<uint8_t>(kept(i).marks);
     for (int64_t row = 0; row < plan_.batch * rows(i); ++row, y += channels, product += channels) {
       if (marks[row] == 0 && std::memcmp(product, y, channels * sizeof(float)) == 0) continue;
       marks[row] |= kDue;
@@ -176,7 +124,7 @@ class Follower : public Run {
       }
       if (program_.kind(i) != Kind::popcount) continue;
       const int64_t n = plan_.batch * features(i);
-      auto *planes = all<uint8_t>(i, kept(i).planes), *target = all<uint8_t>(i, kept(i).target);
+      auto *planes = all<uint8_t>(kept(i).planes), *target = all<uint8_t>(kept(i).target);
       const uint8_t *now = train(at(i).input), *counts = counts_of(i, 0);
       if (frame_.advances) {
         advance(now, n, planes + stream().oldest / 8 * n, target);
@@ -205,7 +153,7 @@ class Follower : public Run {
 
   void make_parts() {
     for (int64_t i = 0; i < program_.size(); ++i) {
-      if (!has_neurons(program_, i)) continue;
+      if (!program_.has_neurons(i)) continue;
       Part& part = parts_[i];
       part.neuron = program_.fires(i) ? firing(i) : neurons(i);
       part.neuron.neurons = features(i);
@@ -251,12 +199,12 @@ class Follower : public Run {
       const int64_t from = at(i).input;
       if (kind == Kind::readout && program_.reads_train(i)) {
         frame_.synapses[b] += changes.moves[from].size() * at(i).outputs;
-      } else if (has_neurons(program_, i)) {
+      } else if (program_.has_neurons(i)) {
         find_targets(i, b, changes);
       } else if (program_.values[i] == Value::kCounts && kind == Kind::flatten) {
         flatten(i, b, changes.moves[from], moves);
       } else if (program_.values[i] == Value::kCounts && kind == Kind::max_pool) {
-        pool(i, b, changes.moves[from], moves);
+        if (changes.moves[from].size() > 0) pool(i, b, moves);
       }
       if (program_.fires(i) || kind == Kind::popcount) {
         follow_targets(i, b, moves);
@@ -299,7 +247,7 @@ class Follower : public Run {
     if (first < last) compute_targets(i, b, first, last - first, changes);
   }
 
-  uint8_t* marks_of(int64_t i, int64_t b) const { return all<uint8_t>(i, kept(i).marks) + b * rows(i); }
+  uint8_t* marks_of(int64_t i, int64_t b) const { return all<uint8_t>(kept(i).marks) + b * rows(i); }
 
   // Calls f(row) for each row with marks.
   template <class F>
@@ -315,24 +263,24 @@ class Follower : public Run {
     }
   }
 
-  double* sums_of(int64_t i, int64_t b) const { return all<double>(i, kept(i).sums) + b * kept(i).sums_size; }
+  double* sums_of(int64_t i, int64_t b) const { return all<double>(kept(i).sums) + b * kept(i).sums_size; }
 
   void compute_targets(int64_t i, int64_t b, int64_t first_row, int64_t n, Changes& changes) {
     const Instruction& in = at(i);
     Neuron<float> a = parts_[i].neuron;
     const int64_t channels = a.channels, size = features(i);
-    a.planes = all<uint8_t>(i, kept(i).target) + b * size;
+    a.planes = all<uint8_t>(kept(i).target) + b * size;
     if (program_.fires(i)) {
-      a.bad = all<float>(i, kept(i).lost) + b * rows(i);
+      a.bad = all<float>(kept(i).lost) + b * rows(i);
       a.sample = channels;
       std::fill_n(a.bad + first_row, n, 0.f);
       if (in.residual != kAbsent) {
         const bool currents = program_.value(in.residual) == Value::kCurrents;
-        a.residual_currents = currents ? all<float>(in.residual, kept(in.residual).currents) + b * size : nullptr;
+        a.residual_currents = currents ? all<float>(kept(in.residual).currents) + b * size : nullptr;
         a.residual_planes = currents ? nullptr : counts_of(in.residual, b);
       }
     } else {
-      a.v = all<float>(i, kept(i).currents) + b * size;
+      a.v = all<float>(kept(i).currents) + b * size;
     }
     if (parts_[i].sums) return parts_[i].sums->fire(changes.sums_of(0), sums_of(i, b), first_row, n, a);
     const int64_t first = first_row * channels;  // the scan begins at its first neuron
@@ -341,13 +289,13 @@ class Follower : public Run {
     shift(a.planes), shift(a.v), shift(a.residual_currents), shift(a.residual_planes);
     if (a.bad != nullptr) a.bad += first_row;
     if (a.v_init_size > channels) shift(a.v_init), a.v_init_size -= first;
-    scan(all<float>(i, kept(i).product) + b * size + first, a, serial_for);
+    scan(all<float>(kept(i).product) + b * size + first, a, serial_for);
   }
 
   // Moves every count that differs from its target; of a layer only in rows with marks.
   void follow_targets(int64_t i, int64_t b, Moves& moves) {
     const int64_t size = features(i), channels = size / rows(i);
-    const uint8_t* target = all<uint8_t>(i, kept(i).target) + b * size;
+    const uint8_t* target = all<uint8_t>(kept(i).target) + b * size;
     uint8_t* counts = counts_of(i, b);
     if (program_.kind(i) == Kind::popcount) {
       if (follow(target, 0, size, counts, moves)) rests_[b] = 0;
@@ -383,11 +331,6 @@ class Follower : public Run {
     return cpu::any(late);
   }
 
-  static void move(uint8_t* counts, int64_t n, bool rises, Moves& moves) {
-    counts[n] = static_cast<uint8_t>(counts[n] + (rises ? 1 : -1));
-    moves.add(n, !rises);
-  }
-
   // Sorted by channels, moves are in ascending order again.
   void flatten(int64_t i, int64_t b, const Moves& from, Moves& moves) const {
     const Shape& in = plan_.steps[i].in;
@@ -407,49 +350,24 @@ class Follower : public Run {
   }
 
   // A maximum of counts moves by at most one, as they do.
-  void pool(int64_t i, int64_t b, const Moves& from, Moves& moves) const {
-    const Shape &in = plan_.steps[i].in, &out = plan_.steps[i].out;
-    const uint8_t* inputs = counts_of(at(i).input, b);
-    uint8_t* counts = counts_of(i, b);
-    Geometry g{};
-    at(i).set_window(g);
-    for (const int32_t each : from) {
-      const int64_t c = neuron_of(each) % in.channels, pixel = neuron_of(each) / in.channels;
-      cpu::for_readers(g, 0, pixel / in.width, out.height, [&](int64_t, int64_t y) {
-        cpu::for_readers(g, 1, pixel % in.width, out.width, [&](int64_t, int64_t x) {
-          const int64_t n = (y * out.width + x) * in.channels + c;
-          const uint8_t most =
-              largest(inputs + c, in, g, y * g.stride[0] - g.padding[0], x * g.stride[1] - g.padding[1]);
-          if (most != counts[n]) move(counts, n, most > counts[n], moves);
-        });
-      });
-    }
-    std::sort(moves.begin(), moves.end(), [](int32_t x, int32_t y) { return neuron_of(x) < neuron_of(y); });
-  }
-
-  // The largest count of a channel in the window that begins at this pixel.
-  static uint8_t largest(const uint8_t* counts, const Shape& in, const Geometry& g, int64_t top, int64_t left) {
-    uint8_t most = 0;
-    for (int64_t y = top; y < std::min(in.height, top + g.kernel[0] * g.dilation[0]); y += g.dilation[0]) {
-      for (int64_t x = left; y >= 0 && x < std::min(in.width, left + g.kernel[1] * g.dilation[1]); x += g.dilation[1]) {
-        if (x >= 0) most = std::max(most, counts[(y * in.width + x) * in.channels]);
-      }
-    }
-    return most;
+  void pool(int64_t i, int64_t b, Moves& moves) const {
+    uint8_t* target = all<uint8_t>(kept(i).target) + b * features(i);
+    max_pool(i, 1, counts_of(at(i).input, b), target, serial_for);
+    follow(target, 0, features(i), counts_of(i, b), moves);
   }
 
   // --- the answer ----------------------------------------------------------------------------------------------------
 
   void answer_for(const std::vector<uint8_t>& worked) {
     const int64_t batch = plan_.batch, last = program_.size() - 1;
-    auto* kept_answer = all<float>(last, kept(last).answer);
+    auto* kept_answer = all<float>(kept(last).answer);
     if (std::find(worked.begin(), worked.end(), 1) != worked.end()) stream().answered = 0;
     if (stream().answered == 0) {
       std::fill_n(bad_, batch, 0.f);
       for (int64_t i = 0; i < program_.size(); ++i) {
         if (program_.values[i] == Value::kCounts) values_[i] = counts_of(i, 0);
         if (program_.fires(i)) {
-          const auto* lost = all<float>(i, kept(i).lost);
+          const auto* lost = all<float>(kept(i).lost);
           for (int64_t b = 0; b < batch; ++b, lost += rows(i)) bad_[b] = std::accumulate(lost, lost + rows(i), bad_[b]);
         }
         if (program_.kind(i) != Kind::readout || program_.reads_train(i)) continue;

@@ -3,7 +3,8 @@
 #include <map>
 #include <stdexcept>
 
-#include "follow.h"
+#include "../product/moving.h"
+#include "executor.h"
 
 namespace tandem::network {
 
@@ -134,6 +135,13 @@ class Planner {
 
   int64_t workspace() const { return places_.size(); }
 
+  // Keeps an array [batch, n] that begins at a cache line.
+  template <class E>
+  int64_t keep_array(int64_t n) {
+    keep(-plan_.state & 63);
+    return keep(n * static_cast<int64_t>(sizeof(E)));
+  }
+
  private:
   const Plan::Step* at(int64_t value) const { return value < 0 ? nullptr : &plan_.steps[value]; }
   Shape shape_of(int64_t value) const { return value < 0 ? plan_.sample : at(value)->out; }
@@ -186,21 +194,35 @@ class Planner {
 
   // Neurons that follow their input: everything is of one window, and its values are kept from step to step.
   void follow(int64_t number, Plan::Step& step) {
-    const bool has_neurons = program_.fires(number) || program_.values[number] == Value::kCurrents;
-    if (program_.kind(number) == Kind::burst || (has_neurons && !program_.has_window_timing(number))) {
+    const Instruction& in = program_.instructions[number];
+    const Value value = program_.values[number];
+    const Kind kind = program_.kind(number);
+    if (kind == Kind::burst || (program_.has_neurons(number) && !program_.has_window_timing(number))) {
       refuse("timing: a network runs step by step if all of its neurons have timing \"window\", or none");
     }
-    if (program_.values[number] == Value::kMeans &&
-        program_.value(program_.instructions[number].input) == Value::kSpikes) {
+    if (value == Value::kMeans && program_.value(in.input) == Value::kSpikes) {
       refuse("it reads the network's input, which does not spike after the window");
     }
-    if (program_.values[number] == Value::kSpikes)
-      step.place = take(number, bytes_of(number, checked_size(step.out)), number);
-    const bool moves = program_.values[number] == Value::kCounts && program_.kind(number) != Kind::flatten;
+    const int64_t neurons = step.out.features(), rows = step.out.height * step.out.width;
+    if (value == Value::kSpikes) step.place = take(number, bytes_of(number, neurons), number);
+    const bool moves = value == Value::kCounts && kind != Kind::flatten;
     step.moves = moves ? plan_.moves : kAbsent;
-    if (moves) plan_.moves += step.out.features();
-    step.kept = kept(program_, plan_, number, step);
-    step.state = keep(step.kept.size);
+    if (moves) plan_.moves += neurons;
+    Kept& k = step.kept;
+    if (program_.has_neurons(number) && program_.reads_train(number)) {
+      const bool by_channel = kind == Kind::average || (in.groups > 1 && in.channels == 1);
+      k.sums_size = cpu::MovingSums::size(step.out.channels, by_channel ? 1 : in.groups, rows);
+      k.sums = keep_array<double>(k.sums_size);
+    } else if (program_.has_neurons(number)) {
+      k.product = keep_array<float>(neurons);
+    }
+    k.marks = keep_array<uint8_t>(rows);
+    k.lost = keep_array<float>(rows);
+    k.planes = keep_array<uint8_t>(kind == Kind::popcount ? plan_.planes * neurons : 0);
+    k.target = keep_array<uint8_t>(neurons);
+    k.currents = keep_array<float>(value == Value::kCurrents ? neurons : 0);
+    k.counts = keep_array<uint8_t>(value == Value::kCounts ? neurons : 0);
+    k.answer = keep_array<float>(number + 1 == program_.size() ? neurons : 0);
   }
 
   const Program& program_;
@@ -213,11 +235,14 @@ Plan Network::plan(const Shape& sample, int64_t batch, int64_t T, Mode mode) con
     refuse("T: expected 1 to " + std::to_string(program_.most_steps()) + ", got " + std::to_string(T));
   }
   if (mode != Mode::kWindow && mode != stepwise()) refuse("its neurons do not run in this mode");
-  Plan plan{{}, sample, batch, T, mode, mode == Mode::kSteps ? 1 : (T + 7) / 8, 0, 0, 0};
+  Plan plan{{}, sample, batch, T, mode, mode == Mode::kSteps ? 1 : (T + 7) / 8, 0, 0, 0, 0, 0};
   if (mode == Mode::kSteps) plan.state = sizeof(float);
   checked_product(checked_product(sample.channels, sample.height, kMostFeatures), sample.width, kMostFeatures);
-  if (mode == Mode::kFollowing) plan.state = kept_of_samples(program_, sample).size;
   Planner planner(program_, plan);
+  if (mode == Mode::kFollowing) {
+    plan.rests = planner.keep_array<uint8_t>(1);
+    plan.image = planner.keep_array<float>(program_.value(kNetworkInput) == Value::kReal ? sample.features() : 0);
+  }
   for (int64_t n = 0; n < program_.size(); ++n) {
     try {
       planner.add(n);

@@ -123,6 +123,7 @@ struct Program {
   // Whether the instruction has neurons.
   bool fires(int64_t i) const { return is_train(i) && (kind(i) == Kind::layer || kind(i) == Kind::average); }
   // Whether a layer or an average has window timing: it integrates a window and fires in the next.
+  bool has_neurons(int64_t i) const { return fires(i) || values[i] == Value::kCurrents; }
   bool has_window_timing(int64_t i) const { return static_cast<Timing>(instructions[i].timing) == Timing::kWindow; }
   // Whether a layer's current is the same at every step as long as the input is.
   bool keeps_product(int64_t i) const {

@@ -34,6 +34,8 @@ class Run {
   }
   // A layer; an average is a depthwise convolution with weights of 1.
   Layer layer(int64_t i, const Neuron<float>& neuron) const;
+  // Maximum pooling of images of bytes.
+  void max_pool(int64_t i, int64_t images, const uint8_t* from, uint8_t* to, ParallelFor parallel) const;
   const uint8_t* prepared(int64_t i) const { return call_.prepared + network_.parts_[i]; }
 
   // Computes the answer after step t of this run and `steps` steps of the window.
@@ -66,7 +68,6 @@ class Run {
   void real_currents(int64_t i);
   void one_current(int64_t i, const float* y, float* to) const;
   void currents(int64_t i);
-  void max_pool(int64_t i) const;
   const float* from_counts(int64_t i, int64_t t, int64_t steps);
   const float* counts(int64_t i, int64_t t);
 
