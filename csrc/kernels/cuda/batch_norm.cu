@@ -28,13 +28,16 @@ struct Tile {
 };
 
 // Calls visit(n) in each row of the block's slice; the thread's elements of that row are n, n + 1, ... n + kVec - 1.
-template <class Visit>
+// Calls fold() after every eight rows, and after the last.
+template <class Visit, class Fold>
 __device__ __forceinline__ void visit_rows(const Tile& tile, int64_t rows, int64_t channels, int64_t channel,
-                                           const Visit& visit) {
+                                           const Visit& visit, const Fold& fold) {
   const int64_t begin = blockIdx.y * tile.slice;
   const int64_t end = min(rows, begin + tile.slice);
-#pragma unroll 4
-  for (int64_t r = begin + tile.row(); r < end; r += tile.rows()) visit(r * channels + channel);
+  for (int64_t r = begin + tile.row(); r < end; fold()) {
+#pragma unroll 2
+    for (int i = 0; i < kFoldRows && r < end; ++i, r += tile.rows()) visit(r * channels + channel);
+  }
 }
 
 // A part of the significand so short that products of two such parts are exact.
@@ -127,16 +130,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   for (int i = 0; i < 2 * kVec; ++i) shared[i * kThreads + thread] = 0;
   if (channel < channels) {
     Sum<typename Terms::Element> few[2][kVec];
-    int added = 0;
+    const auto add = [&](int64_t n) { terms.add(n, few[0], few[1]); };
     const auto fold = [&] {
 #pragma unroll
       for (int i = 0; i < 2 * kVec; ++i) shared[i * kThreads + thread] += few[i / kVec][i % kVec].take();
     };
-    visit_rows(tile, rows, channels, channel, [&](int64_t n) {
-      terms.add(n, few[0], few[1]);
-      if (++added % kFoldRows == 0) fold();
-    });
-    fold();
+    visit_rows(tile, rows, channels, channel, add, fold);
   }
   for (int half = tile.rows() / 2; half > 0; half /= 2) {
     __syncthreads();
@@ -230,7 +229,7 @@ __global__ void __launch_bounds__(kThreads) grad_kernel(const __grid_constant__ 
     beta_share[i] = a.grad_beta[channel + i] / rows;
     gamma[i] = a.grad_gamma[channel + i];
   }
-  visit_rows(tile, a.rows, a.channels, channel, [&](int64_t n) {
+  const auto write = [&](int64_t n) {
     const auto g = gate<C, Grad, kVec>(static_cast<const Grad*>(a.grad), a.mask, n);
     const auto u = load<Vec<C, kVec>>(a.product + n);
     Vec<Grad, kVec> out;
@@ -241,7 +240,8 @@ __global__ void __launch_bounds__(kThreads) grad_kernel(const __grid_constant__ 
           FromFloat<Grad>::convert(norm[i].scale * (g.at[i] / a.threshold - beta_share[i] - xhat * gamma[i] / rows));
     }
     store(static_cast<Grad*>(a.grad_product) + n, out);
-  });
+  };
+  visit_rows(tile, a.rows, a.channels, channel, write, [] {});
 }
 
 int64_t slices_of(int64_t rows, int64_t channels) {
