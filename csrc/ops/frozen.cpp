@@ -262,18 +262,27 @@ Tensor frozen_run(Tensor input, int64_t T, bool counted, Tensor program, Tensor 
   return half ? aten::to_type(answer, type) : answer;
 }
 
-// Memory for the state of a stream of inputs [batch, *features], of any values; and whether its neurons follow.
-std::tuple<Tensor, bool> frozen_state(Tensor program, Tensor numbers, Shape shape, int64_t T) {
+// Memory for the state of a stream of inputs [batch, *features], of any values; whether its neurons follow; and where
+// their moves are, int64 [instructions, 5]: (offset, dims, channels, height, width) of a sample, the offset -1 if an
+// instruction has none.
+std::tuple<Tensor, bool, Tensor> frozen_state(Tensor program, Tensor numbers, Shape shape, int64_t T) {
   const network::Mode mode = last_network().of(program, numbers).stepwise();
   const network::Plan& plan = last_network().plan(shape, T, mode);
-  return {empty(plan.state, ScalarType::Byte, numbers), mode == network::Mode::kFollowing};
+  Tensor places = empty(5 * static_cast<int64_t>(plan.steps.size()), ScalarType::Long, numbers);
+  auto* row = static_cast<int64_t*>(places.data_ptr());
+  for (const network::Plan::Step& step : plan.steps) {
+    const network::Shape& s = step.out;
+    for (const int64_t number : {step.moves, s.dims, s.channels, s.height, s.width}) *row++ = number;
+  }
+  return {empty(plan.state, ScalarType::Byte, numbers), mode == network::Mode::kFollowing,
+          torch::stable::view(places, {-1, 5})};
 }
 
 // Shows an input to neurons that follow it, and takes steps. input: as of frozen_run, or absent: the one before. With
 // `advances` planes [1, B, *features] of one step, by which the last T steps advance. Changes the state; with `begins`
 // the state's values are ignored. Returns the readout [B, outputs], facts int64 [3, B]: the steps that a sample took,
 // the neurons that moved in the last step, and synaptic operations; and with_moves, of a single step, the moves int8
-// [B, *] (frozen_moves has the places of neurons).
+// [B, *] (frozen_state has the places of neurons).
 std::tuple<Tensor, Tensor, Tensor> frozen_follow(OptionalTensor input, bool advances, Shape shape, int64_t T,
                                                  Tensor program, Tensor numbers, Tensor prepared, Tensor state,
                                                  bool begins, int64_t steps, bool with_moves) {
@@ -313,20 +322,6 @@ std::tuple<Tensor, Tensor, Tensor> frozen_follow(OptionalTensor input, bool adva
   return {answer, torch::stable::view(facts, {3, plan.batch}), moves};
 }
 
-// Where the moves of an instruction are: int64 [instructions, 5], (offset, dims, channels, height, width) of a sample;
-// the offset is -1 if it has none.
-Tensor frozen_moves(Tensor program, Tensor numbers, Shape shape, int64_t T) {
-  last_network().of(program, numbers);
-  const network::Plan& plan = last_network().plan(shape, T, network::Mode::kFollowing);
-  Tensor places = empty(5 * static_cast<int64_t>(plan.steps.size()), ScalarType::Long, numbers);
-  auto* row = static_cast<int64_t*>(places.data_ptr());
-  for (const network::Plan::Step& step : plan.steps) {
-    const network::Shape& s = step.out;
-    for (const int64_t number : {step.moves, s.dims, s.channels, s.height, s.width}) *row++ = number;
-  }
-  return torch::stable::view(places, {-1, 5});
-}
-
 // The names of fields and kinds, for the code that writes programs.
 std::string frozen_fields() { return network::vocabulary(); }
 
@@ -340,7 +335,6 @@ STABLE_TORCH_LIBRARY_IMPL(tandem, CPU, m) {
   m.impl("frozen_run", TORCH_BOX(&frozen_run));
   m.impl("frozen_state", TORCH_BOX(&frozen_state));
   m.impl("frozen_follow", TORCH_BOX(&frozen_follow));
-  m.impl("frozen_moves", TORCH_BOX(&frozen_moves));
 }
 
 }  // namespace tandem::ops

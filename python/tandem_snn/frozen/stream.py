@@ -16,8 +16,7 @@ from tandem_ext.train import add_flags, with_flags
 
 from .program import Program
 
-_ops = torch.ops.tandem
-_follow = _ops.frozen_follow.default
+_follow = torch.ops.tandem.frozen_follow.default
 UNTIL_REST = 2**40  # more steps than any network takes
 
 
@@ -44,7 +43,7 @@ class Stream:
     def __init__(self, program: Program, x: Tensor | SpikeTrain, T: int) -> None:
         self.program, self.T, self.shape = program, T, x.shape
         try:
-            self._state, self.follows = program.state(self.shape, T)
+            self._state, self.follows, self._places = program.state(self.shape, T)
         except (RuntimeError, ValueError):
             explain(program, x, T)
             raise
@@ -118,10 +117,9 @@ class Stream:
 
     def by_layer(self, moves: Tensor) -> dict[str, Tensor]:
         """Return the moves [B, *] of a step by the name of the layer, and "input", as int8 [B, *features]."""
-        places = _ops.frozen_moves.default(*self.program.tensors[:2], self.shape, self.T).tolist()
         layers: Any = self.program.layers
         parts = {}
-        for stage, (start, dims, channels, *space) in zip(layers.stages, places, strict=True):
+        for stage, (start, dims, channels, *space) in zip(layers.stages, self._places.tolist(), strict=True):
             if start >= 0 and stage.kind != "max_pool":
                 part = moves[:, start : start + channels * space[0] * space[1]]
                 shaped = part.unflatten(1, (*space[3 - dims :], channels)).movedim(-1, 1)
