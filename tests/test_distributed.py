@@ -16,6 +16,7 @@ import torch
 from cases import dyadic
 from cases import train as spikes
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
@@ -46,8 +47,13 @@ def _work(rank, port, folder):
     os.environ |= environment(rank, port)
     torch.set_num_threads(1)
     with processes("cpu") as (world, _):
-        found = {run.__name__: run(world) for run in (all_layers, exact_step, whole_training)}
+        found = {run.__name__: run(world) for run in (all_layers, exact_step, sharded, whole_training)}
         torch.save(found, folder / f"{rank}.pt")
+
+
+def share(world, n=16):
+    """The samples of a process."""
+    return slice(world.rank * n // world.size, (world.rank + 1) * n // world.size)
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +90,7 @@ def layer_and_input(name, layers):
 
 def pass_through(name, layers, world):
     layer, x = layer_and_input(name, layers)
-    share = slice(world.rank * 16 // world.size, (world.rank + 1) * 16 // world.size)
-    x = x[share]
+    x = x[share(world)]
     # By torch's own way to say it, which is Lightning's too.
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(layer)) if layers is tnn else layer
     converted_counts = converted(x).counts.detach() if layers is tnn else None
@@ -94,7 +99,7 @@ def pass_through(name, layers, world):
     y = layer(x.counts if layers is ann else x)
     counts = y if layers is ann else y.counts
     torch.manual_seed(2)
-    weights = torch.randn(16, *counts.shape[1:])[share]
+    weights = torch.randn(16, *counts.shape[1:])[share(world)]
     (counts * weights).sum().backward()
     return {
         "out": counts.detach(),
@@ -216,12 +221,34 @@ def exact_step(world):
         for p in net.parameters():
             p.copy_(torch.randint(-2, 3, p.shape) / 4)  # few bits, so that sums of their products need few
     images = torch.randint(17, (16, 64)) / 16
-    share = slice(world.rank * 16 // world.size, (world.rank + 1) * 16 // world.size)
+    own = images[share(world)]
     model = nn.parallel.DistributedDataParallel(net) if world.size > 1 else net
     optimizer = torch.optim.SGD(net.parameters(), 2.0**-6)
-    nn.functional.mse_loss(model(images[share]), images[share]).backward()
+    nn.functional.mse_loss(model(own), own).backward()
     optimizer.step()
     return net.state_dict()
+
+
+def sharded(world):
+    """Three steps with FSDP2, each process of which holds half of every weight."""
+    torch.manual_seed(0)
+    net = nn.Sequential(tnn.Linear(12, 16), tnn.Residual(tnn.Linear(16, 16)), tnn.Linear(16, 8), tnn.Readout(8, 3))
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_(dyadic(*p.shape, unit=16, low=-16, high=16))
+    x, weights = spikes(8, 8, 12), torch.randn(8, 3)
+    if world.size > 1:
+        mesh = torch.distributed.init_device_mesh("cpu", (WORLD,))
+        for layer in [*net, net]:
+            fully_shard(layer, mesh=mesh)
+        assert net[0].weight.to_local().shape == (8, 12)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = (net(x[share(world, 8)]) * weights[share(world, 8)]).sum()
+        (loss * world.size / WORLD).backward()  # FSDP takes the mean over processes
+        optimizer.step()
+    return {name: getattr(value, "full_tensor", lambda v=value: v)() for name, value in net.state_dict().items()}
 
 
 RECIPE = Recipe(model="FC32-FC32", optimizer="sgd", lr=0.02, epochs=2)
@@ -244,6 +271,11 @@ def test_a_step_is_that_of_one_process_bit_for_bit(parts):
     state = exact_step(World())
     for other in (part["exact_step"] for part in parts):
         assert all(torch.equal(value, other[key]) for key, value in state.items())
+
+
+def test_fsdp2_is_one_process(parts):
+    for part in parts:
+        torch.testing.assert_close(part["sharded"], sharded(World()), rtol=1e-5, atol=1e-6)
 
 
 def test_training_is_that_of_one_process(parts):

@@ -1,22 +1,18 @@
-"""Networks as citizens of PyTorch: compiled whole, exported, checkpointed, sharded, copied, saved, profiled."""
+"""Networks as citizens of PyTorch: compiled whole, exported, checkpointed, copied, saved, profiled."""
 
 import copy
 import io
-import os
 
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import dyadic, train
+from cases import train
 from extras import needs
-from test_distributed import free_port
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.distributed.fsdp import fully_shard
 from torch.func import functional_call, grad, grad_and_value, vmap
 from torch.utils.checkpoint import checkpoint
 
-import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
 
@@ -254,52 +250,3 @@ def test_names_in_a_profile():
         F.cross_entropy(net(x), y).backward()
     names = {event.key for event in profile.key_averages()}
     assert {"tandem::conv_bn_if", "tandem::linear_if", "tandem::constant_if", "FireBackward"} <= names
-
-
-def sharded_net():
-    torch.manual_seed(0)
-    net = nn.Sequential(tnn.Linear(12, 16), tnn.Residual(tnn.Linear(16, 16)), tnn.Linear(16, 8), tnn.Readout(8, 3))
-    with torch.no_grad():
-        for p in net.parameters():
-            p.copy_(dyadic(*p.shape, unit=16, low=-16, high=16))
-    return net
-
-
-def sharded_data():
-    torch.manual_seed(1)
-    return te.SpikeTrain.from_dense((torch.rand(8, 8, 12) < 0.3).float()), torch.randn(8, 3)
-
-
-def _shard(rank, port, folder):
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo")
-    net, (x, weights) = sharded_net(), sharded_data()
-    mesh = torch.distributed.init_device_mesh("cpu", (2,))
-    for layer in list(net):
-        fully_shard(layer, mesh=mesh)
-    fully_shard(net, mesh=mesh)
-    assert net[0].weight.to_local().shape == (8, 12)  # each process holds half
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-    own = slice(4 * rank, 4 * rank + 4)
-    for _ in range(3):
-        optimizer.zero_grad()
-        (net(x[own]) * weights[own]).sum().backward()
-        optimizer.step()
-    whole = {name: value.full_tensor() for name, value in net.state_dict().items()}
-    torch.save(whole, folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_fsdp2_of_two_processes_is_one(tmp_path):
-    torch.multiprocessing.spawn(_shard, (free_port(), tmp_path), nprocs=2)
-    net, (x, weights) = sharded_net(), sharded_data()
-    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
-    for _ in range(3):
-        optimizer.zero_grad()
-        ((net(x) * weights).sum() / 2).backward()  # FSDP takes the mean over processes
-        optimizer.step()
-    for rank in range(2):
-        state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        for name, value in net.state_dict().items():
-            torch.testing.assert_close(state[name], value, rtol=1e-5, atol=1e-6)
