@@ -37,7 +37,7 @@ test: $(READY) ext
 
 # Notebooks, third-party tools and long lists of models: what they need is installed first.
 test-clients: $(CLIENTS) ext
-	OMP_NUM_THREADS=1 python -m pytest -n $(or $(WORKERS),auto) --maxprocesses 4 --dist loadfile -m "clients and not cuda"
+	OMP_NUM_THREADS=1 python -m pytest -n $(or $(WORKERS),auto) --maxprocesses 4 --dist loadfile -m clients
 
 test-all: $(READY) ext
 	python -m pytest -m ""

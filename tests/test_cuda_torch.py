@@ -30,6 +30,13 @@ try:
     te.SpikeTrain.from_dense(torch.ones(2, 1, 4)).to("cuda")
 except RuntimeError as error:
     found["error"] = str(error)
+class OnGpu(torch.Tensor):
+    __new__ = lambda cls: torch.Tensor._make_wrapper_subclass(cls, (2, 1, 1), device="cuda:0")
+    __torch_dispatch__ = classmethod(lambda *_: None)
+try:
+    torch.ops.tandem.pack.default.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA), OnGpu())
+except RuntimeError as error:
+    found["kernel's"] = str(error).splitlines()[0]
 print(json.dumps(found))
 """
 
@@ -102,6 +109,7 @@ def test_cuda_kernels_are_registered(found):
 def test_a_call_without_a_gpu_says_so(found):
     assert found["error"].startswith("Found no NVIDIA driver on your system")
     assert "\n" not in found["error"]
+    assert "tandem: CUDA driver version is insufficient" in found["kernel's"]
 
 
 def test_gpu_check_says_so(sources, python, tmp_path):

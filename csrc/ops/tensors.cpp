@@ -33,14 +33,32 @@ Shape channels_last_strides(const Shape& shape, int lead) {
   return strides;
 }
 
+// Why there is no memory. On a GPU torch's own words and type of error are lost on the way through its stable ABI;
+// tools that try a smaller batch look for these.
+std::string allocation_error([[maybe_unused]] const Tensor& device_of) {
+#ifdef TANDEM_WITH_CUDA
+  if (device_of.is_cuda()) {
+    size_t free = 0;
+    size_t total = 0;
+    const int status = cuda::memory(&free, &total);  // also an earlier kernel's error
+    if (status != 0) return std::string(cuda::error_text(status)) + ": ";
+    const torch::stable::accelerator::DeviceGuard guard(device_of.get_device_index());
+    cuda::memory(&free, &total);
+    return "CUDA out of memory. " + std::to_string(free >> 20) + " of " + std::to_string(total >> 20) +
+           " MiB are free; ";
+  }
+#endif
+  return "";
+}
+
 Tensor allocate(int64_t dims, const int64_t* shape, const int64_t* strides, ScalarType dtype, const Tensor& device_of) {
   AtenTensorHandle handle = nullptr;
   int32_t device_type = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(device_of.get(), &device_type));
   const AOTITorchError status = aoti_torch_empty_strided(dims, shape, strides, static_cast<int32_t>(dtype), device_type,
                                                          device_of.get_device_index(), &handle);
-  TANDEM_CHECK(status == 0, "could not allocate ", product({shape, shape + dims}), " elements of shape ",
-               shape_text({shape, shape + dims}));
+  TANDEM_CHECK(status == 0, allocation_error(device_of), "could not allocate ", product({shape, shape + dims}),
+               " elements of shape ", shape_text({shape, shape + dims}));
   return Tensor(handle);
 }
 

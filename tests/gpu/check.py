@@ -64,16 +64,15 @@ def output_of(command: Sequence[str]) -> str:
 
 
 def make_plan(archs: str) -> Plan:
-    """What this machine would build, with CUDA if it has nvcc, for these architectures by default."""
-    env = {"TORCH_CUDA_ARCH_LIST": archs} | os.environ | {"TANDEM_CUDA": "auto"}
+    """What this machine would build, with CUDA if it has nvcc, for these architectures."""
+    env = os.environ | {"TORCH_CUDA_ARCH_LIST": archs, "TANDEM_CUDA": "auto"}
     return decide(env, shutil.which, output_of)
 
 
 def build_wrappers(library: Path, plan: Plan) -> str | None:
     """Compiles wrappers.cu, for the plan's architectures; why it is not there, otherwise."""
     if plan.toolkit is None:
-        return None if library.exists() else f"no {library} and no nvcc to build it"
-    library.parent.mkdir(parents=True, exist_ok=True)
+        return f"no nvcc: {plan.note}"
     source = Path(__file__).parent / "wrappers.cu"
     command = [plan.toolkit.nvcc, "-std=c++17", "-O1", "-shared", "-Xcompiler=-fPIC", *plan.gencode(), "-o", library]
     done = subprocess.run([*map(str, command), str(source)], cwd=ROOT, capture_output=True, text=True)
@@ -84,8 +83,8 @@ def supervise(command: Sequence[str], log: Path, seconds: float, env: dict[str, 
     """Runs a command with all its output in a file, and kills it and its children after so many seconds. None, or what
     went wrong with it; a status of 1 is for the command's own report."""
     with log.open("w") as output:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env=env,
-                                   start_new_session=True)  # fmt: skip
+        how: dict[str, Any] = {"stderr": subprocess.STDOUT, "env": env, "start_new_session": True}
+        process = subprocess.Popen(command, cwd=ROOT, stdout=output, **how)
         try:
             status = process.wait(timeout=max(1.0, seconds))
         except subprocess.TimeoutExpired:
@@ -234,8 +233,8 @@ class Check:
     def merge(self, stage: str, found: dict[str, Any], wrong: str | None) -> None:
         checks = found.pop("checks", {}).get(stage)
         if wrong is not None or checks is None:
-            checks = checks or {}
-            checks.setdefault("failures", {})["process"] = wrong or "it left no result"
+            checks = {"failures": {}} | (checks or {})
+            checks["failures"]["process"] = wrong or "it left no result"
         self.result |= found
         self.result["checks"][stage] = checks
 
@@ -263,7 +262,7 @@ class Check:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     if options.build:
-        why = build_wrappers(options.wrappers, decide({**os.environ, "TANDEM_CUDA": "1"}, shutil.which, output_of))
+        why = build_wrappers(options.wrappers, make_plan(os.environ.get("TORCH_CUDA_ARCH_LIST", "")))
         print(f"gpu-check: {why or options.wrappers}")
         return 1 if why else 0
     if options.library is not None:

@@ -48,10 +48,8 @@ class Bench:
             return row | {"note": "out of time"}
         try:
             row |= self.time(call)
-        except torch.OutOfMemoryError:
-            return row | {"note": "out of memory"}
         except Exception as error:  # of a kernel or of torch's: the other rows are still worth having
-            return row | {"note": noted(error)}
+            return row | {"note": "out of memory" if "out of memory" in str(error) else noted(error)}
         if bytes and "copy" in self.peaks:
             row["of_copy"] = 100 * bytes / (row["us"] / 1e6) / self.peaks["copy"]
         return row

@@ -59,6 +59,12 @@ def big_product(device: torch.device) -> None:
         assert torch.equal(piece, want.expand_as(piece))
 
 
+def half_type(device: torch.device) -> torch.dtype:
+    """What autocast is for: a T4 has no bfloat16, and torch does not compile it there."""
+    old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
+    return torch.float16 if old else torch.bfloat16
+
+
 def layers(timing: str = "step") -> nn.Sequential:
     torch.manual_seed(0)
     options = {"norm": True, "timing": timing}
@@ -68,13 +74,13 @@ def layers(timing: str = "step") -> nn.Sequential:
     )  # fmt: skip
 
 
-def step_of(net: nn.Module, dtype: torch.dtype = torch.float32) -> Callable[[Tensor], list[Tensor]]:
-    """A training step on planes or images, in another type by autocast; what comes of it."""
+def step_of(net: nn.Module, mixed: bool = False) -> Callable[[Tensor], list[Tensor]]:
+    """A training step on planes or images, by autocast if ``mixed``; what comes of it."""
 
     def step(x: Tensor) -> list[Tensor]:
         for p in net.parameters():
             p.grad = None
-        with torch.autocast(x.device.type, dtype, enabled=dtype != torch.float32):
+        with torch.autocast(x.device.type, half_type(x.device), enabled=mixed):
             answer = net(x if x.is_floating_point() else te.SpikeTrain.unchecked(x, 8))
         answer.float().square().mean().backward()
         return [answer.detach(), *(p.grad for p in net.parameters() if p.grad is not None)]

@@ -34,8 +34,7 @@ class Layer(NamedTuple):
 LINEAR = Layer("Linear 4096², B = 64", 64 * 4096, 4096, 4096**2, 9.1)
 CONV = Layer("conv 256→512, 3×3, stride 2, 16×16, B = 64", 64 * 512 * 64, 2304, 512 * 2304, 13.0)
 SCAN = "scan of float32 currents [8, 16.8 million], training"
-SCANNED = 2**24
-SCAN_BYTES = 37.125  # a neuron: currents, planes, counts, the gate
+SCANNED, SCAN_BYTES = 2**24, 37.125  # neurons, and what each of them moves: currents, planes, counts, the gate
 ANN, STEP, WINDOW, OURS = "the ANN's layer", "step timing", "window timing", "tandem"
 MAKING = "making the digits"  # which a training step does in every layer
 SHOWN = (ANN, f"{STEP}, 2 digits", f"{WINDOW}, 2 digits", OURS)

@@ -22,8 +22,7 @@ def look(on_gpu: bool) -> dict[str, Any]:
         try:
             torch.cuda.init()
             card = torch.cuda.get_device_properties(0)
-            found |= {"card": card.name, "capability": f"{card.major}.{card.minor}", "memory": card.total_memory}
-            found |= {"multiprocessors": card.multi_processor_count, "cards": torch.cuda.device_count()}
+            found |= {"card": card.name, "capability": f"{card.major}.{card.minor}", "properties": str(card)}
         except (AssertionError, RuntimeError) as error:
             found["why"] = f"torch {torch.__version__} sees none ({first(error)})"
             if torch.version.cuda is None:

@@ -11,6 +11,8 @@ int driver_version() {
   return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
 }
 
+int memory(size_t* free, size_t* total) { return cudaMemGetInfo(free, total); }
+
 const char* error_text(int status) { return cudaGetErrorString(static_cast<cudaError_t>(status)); }
 
 }  // namespace tandem::cuda

@@ -1,5 +1,7 @@
-// Error texts and versions, for callers that do not include the CUDA runtime.
+// Error texts, versions and free memory, for callers that do not include the CUDA runtime.
 #pragma once
+
+#include <cstddef>
 
 namespace tandem::cuda {
 
@@ -9,5 +11,8 @@ const char* error_text(int status);
 // 1000 major + 10 minor.
 int toolkit_version();
 int driver_version();
+
+// Bytes of the current device; a status.
+int memory(size_t* free, size_t* total);
 
 }  // namespace tandem::cuda

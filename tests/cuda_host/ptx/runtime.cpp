@@ -176,6 +176,10 @@ int cudaDriverGetVersion(int* version) {
   *version = 0;
   return kSuccess;
 }
+int cudaMemGetInfo(size_t* free, size_t* total) {
+  *free = *total = 0;
+  return kSuccess;
+}
 int cudaGetLastError() { return std::exchange(last_error, kSuccess); }
 const char* cudaGetErrorString(int status) {
   static std::string text;
