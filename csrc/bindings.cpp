@@ -12,12 +12,14 @@
 
 #define PRODUCT "Tensor planes" TANDEM_PRODUCT_FIELDS(TANDEM_SCHEMA)
 #define NEURON TANDEM_SCALED_NEURON_FIELDS(TANDEM_SCHEMA)
-#define NORM TANDEM_NORM_FIELDS(TANDEM_SCHEMA) TANDEM_NEURON_FIELDS(TANDEM_SCHEMA) TANDEM_LAST_FIELDS(TANDEM_SCHEMA)
+#define NORM                        \
+  TANDEM_NORM_FIELDS(TANDEM_SCHEMA) \
+  TANDEM_NEURON_FIELDS(TANDEM_SCHEMA) ", bool return_v" TANDEM_TENSOR_FIELDS(TANDEM_SCHEMA)
 #define WINDOW TANDEM_WINDOW_FIELDS(TANDEM_SCHEMA)
 #define DIGITS ", Tensor? digits=None"  // the weight's digits, as frozen_digits gives them
-#define SPIKES "(Tensor planes, Tensor counts, Tensor mask, Tensor v, Tensor bad)"
+#define SPIKES "(Tensor planes, Tensor? counts, Tensor? mask, Tensor? v, Tensor bad)"  // None: not asked for
 #define SPIKES_AND_MOMENTS \
-  "(Tensor planes, Tensor counts, Tensor mask, Tensor v, Tensor product, Tensor mean, Tensor var, Tensor bad)"
+  "(Tensor planes, Tensor? counts, Tensor? mask, Tensor? v, Tensor product, Tensor mean, Tensor var, Tensor bad)"
 
 STABLE_TORCH_LIBRARY(tandem, m) {
   m.def("if_scan(Tensor currents" NEURON ") -> " SPIKES);

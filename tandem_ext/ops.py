@@ -35,6 +35,11 @@ def _names(name: str) -> list[str]:
     return [argument.name for argument in getattr(torch.ops.tandem, name).default._schema.arguments]
 
 
+def _by_name(names: Sequence[str], args: Sequence[Any]) -> Arguments:
+    """Return the arguments by name; None for those that were left out, and have their default."""
+    return dict.fromkeys(names) | dict(zip(names, args, strict=False))
+
+
 # --- fakes ------------------------------------------------------------------------------------------------------------
 
 
@@ -43,7 +48,7 @@ def _register_fake(name: str, fake: Callable[[Arguments], Any]) -> None:
     names = _names(name)
 
     def checked(*args: Any) -> Any:
-        a = dict.fromkeys(names) | dict(zip(names, args, strict=False))  # defaults are not passed
+        a = _by_name(names, args)
         tensors = [(n, t) for n, t in a.items() if isinstance(t, Tensor)]
         for argument, tensor in tensors:
             if tensor.device != tensors[0][1].device:
@@ -80,15 +85,18 @@ def _dtype(a: Arguments) -> torch.dtype:
     return torch.float32 if dtype == torch.int8 else dtype
 
 
-def _fake_neurons(a: Arguments) -> tuple[Tensor, ...]:
+def _fake_neurons(a: Arguments) -> tuple[Tensor | None, ...]:
     """Return (planes, counts, mask, v, bad), with batch norm (planes, counts, mask, v, product, mean, var, bad)."""
     shape, dtype = _shape(a), _dtype(a)
-    like, train, compute = next(iter(a.values())), a.get("train", True), compute_dtype(dtype)
+    like, compute = next(iter(a.values())), compute_dtype(dtype)
     T = a["T"] if "T" in a else like.shape[0]
-    planes = _empty(like, [1 if a["timing"] == "window" else (T + 7) // 8], shape, torch.uint8)
-    counts = _empty(like, [], shape if train else [0], counts_dtype(dtype, T))
-    mask = like.new_empty((math.prod(shape) + 7) // 8 if train else 0, dtype=torch.uint8)
-    v = _empty(like, [], shape if a["return_v"] else [0], compute)
+    planes = _empty(like, [1 if a["window"] else (T + 7) // 8], shape, torch.uint8)
+    counts = mask = v = None
+    if a.get("train", True):
+        counts = _empty(like, [], shape, counts_dtype(dtype, T))
+        mask = like.new_empty((math.prod(shape) + 7) // 8, dtype=torch.uint8)
+    if a["return_v"]:
+        v = _empty(like, [], shape, compute)
     outputs, bad = (planes, counts, mask, v), like.new_empty(shape[0], dtype=torch.float32)
     if "eps" not in a:
         return *outputs, bad
@@ -130,7 +138,8 @@ def _once_per_element(op: Any, info: Any, in_dims: Sequence[Any], args: Sequence
     outputs = [op(*_element(args, in_dims, i)) for i in range(info.batch_size)]
     if isinstance(outputs[0], Tensor):
         return torch.stack(outputs), 0
-    return tuple(torch.stack(parts) for parts in zip(*outputs, strict=True)), (0,) * len(outputs[0])
+    stacked = [None if parts[0] is None else torch.stack(parts) for parts in zip(*outputs, strict=True)]
+    return tuple(stacked), tuple(None if part is None else 0 for part in stacked)
 
 
 def _join(value: Tensor | None, mapped: int | None, size: int, batch: int) -> Tensor | None:
@@ -152,7 +161,7 @@ def _register_vmap(
 
     Args:
         inputs: the arguments that hold samples, each with its batch dimension.
-        outputs: the batch dimension of each output, None for an empty output; or a function that returns them, given
+        outputs: the batch dimension of each output, None for one that is None; or a function that returns them, given
             the arguments of one element. If there are none, every element is a call.
     """
     op, names = getattr(torch.ops.tandem, name).default, _names(name)
@@ -161,7 +170,7 @@ def _register_vmap(
         dims, size = dict(zip(names, in_dims, strict=False)), info.batch_size
         batches = outputs if all(n in inputs for n, dim in dims.items() if _is_mapped(dim)) else ()
         if callable(batches):
-            batches = batches(dict(zip(names, _element(args, in_dims, 0), strict=False)))
+            batches = batches(_by_name(names, _element(args, in_dims, 0)))
         if not batches:
             return _once_per_element(op, info, in_dims, args)
         joined = [_join(a, dims[n], size, inputs[n]) if n in inputs else a for n, a in zip(names, args, strict=False)]
@@ -179,7 +188,7 @@ def _neurons_batches(a: Arguments) -> Sequence[int | None]:
     v_init_per_sample = a["v_init"] is not None and a["v_init"].dim() == len(shape)
     if v_init_per_sample or (train and math.prod(shape) % 8):  # only a mask of whole bytes can be split
         return ()
-    if a.get("bad") is not None and len(a["bad"]) != shape[0]:  # one flag for all samples of an element
+    if a["bad"] is not None and len(a["bad"]) != shape[0]:  # one flag for all samples of an element
         return ()
     return 1, 0 if train else None, 0 if train else None, 0 if a["return_v"] else None, 0
 

@@ -319,6 +319,10 @@ class SpikeTrain(Signal):
             return self.stored
         return torch.ops.tandem.burst_planes.default(self.stored, self.T)
 
+    def in_form(self, timing: str) -> Tensor:
+        """Return what a train with this timing stores for the same spikes: planes, or counts as bytes."""
+        return self.count_bytes if timing == "window" else self.planes
+
     @property
     def count_bytes(self) -> Tensor:
         """The counts as bytes, uint8 [1, B, *features]. ValueError if T is larger than 255."""

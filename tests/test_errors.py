@@ -258,18 +258,18 @@ BAD_OP_CALLS = [
 @pytest.mark.parametrize(("op", "arguments", "message"), BAD_OP_CALLS)
 def test_ops_have_their_own_checks(op, arguments, message):
     """C++ is the second line: no bad call of a bare op reaches a kernel."""
-    neuron = (None, None, None, None, None, 8, 1.0, 1.0, "relu", True, True)
+    neuron = (8, 1.0, 1.0, "relu", False, True, True)
     with pytest.raises(RuntimeError, match=message):
         getattr(torch.ops.tandem, op)(*arguments, *neuron)
 
 
 @pytest.mark.parametrize(("position", "value"), [
-    (0, torch.ones(4)), (0, torch.ones(5, dtype=torch.float64)), (2, dyadic(8, 3, 4)), (2, train(8, 3, 4).planes),
-    (4, torch.ones(4)), (5, 0), (6, 0.0), (6, nan), (7, 0.0), (7, 2.0), (8, "none"), (11, "none"), (12, torch.ones(4)),
-    (12, torch.ones(3, dtype=torch.int)),
+    (7, torch.ones(4)), (7, torch.ones(5, dtype=torch.float64)), (10, dyadic(8, 3, 4)), (10, train(8, 3, 4).planes),
+    (12, torch.ones(4)), (0, 0), (1, 0.0), (1, nan), (2, 0.0), (2, 2.0), (3, "none"), (4, "none"), (9, torch.ones(4)),
+    (9, torch.ones(3, dtype=torch.int)),
 ])  # fmt: skip
 def test_ops_check_neurons(position, value):
-    neuron = [None, None, None, None, None, 8, 1.0, 1.0, "relu", True, True, "step", None]
+    neuron = [8, 1.0, 1.0, "relu", False, True, True, None, None, None, None, None, None]
     neuron[position] = value
     with pytest.raises(RuntimeError, match="tandem"):
         torch.ops.tandem.linear_if(PLANES, 8, W, *neuron)

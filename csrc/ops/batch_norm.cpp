@@ -88,7 +88,7 @@ void measure(const Tensor& u, double factor, const NormParameters& norm, const S
   });
 }
 
-using NormOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using NormOutputs = std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor, Tensor, Tensor, Tensor, Tensor>;
 
 // A layer with batch normalisation: the statistics of the product u give the neurons' scale and shift, then the neurons
 // fire.
@@ -144,7 +144,7 @@ struct NormLayer {
 
 NormOutputs layer_bn_if(SynapseInputs given, const OptionalTensor& gain, const OptionalTensor& gamma,
                         const OptionalTensor& beta, double eps, const NeuronInputs& inputs) {
-  given.counted = is_window(inputs.timing);
+  given.counted = inputs.window;
   Synapses synapses(std::move(given));
   const Shape shape = synapses.output_shape();
   NeuronLayer neurons(inputs, shape, synapses.T(), synapses.counts_type(), synapses.planes());
@@ -157,10 +157,13 @@ NormOutputs layer_bn_if(SynapseInputs given, const OptionalTensor& gain, const O
   return {planes, counts, mask, v, layer.u, layer.statistics.mean, layer.statistics.var, bad};
 }
 
-#define TANDEM_NORM_LAYER_FIELDS(X) TANDEM_NORM_FIELDS(X) TANDEM_NEURON_FIELDS(X) TANDEM_LAST_FIELDS(X)
+#define TANDEM_NORM_LAYER_FIELDS(X) \
+  TANDEM_NORM_FIELDS(X) TANDEM_NEURON_FIELDS(X) X("bool", bool, return_v) TANDEM_TENSOR_FIELDS(X)
 // The arguments of layer_bn_if() after the synapses. Scale and shift come from the statistics, and train = true.
-#define TANDEM_NORM_LAYER_ARGUMENTS \
-  gain, gamma, beta, eps, { {}, {}, TANDEM_NEURON_FIELDS(TANDEM_ARGUMENT) true, TANDEM_LAST_FIELDS(TANDEM_ARGUMENT) }
+#define TANDEM_NORM_LAYER_ARGUMENTS                                                                     \
+  gain, gamma, beta, eps, {                                                                             \
+    TANDEM_NEURON_FIELDS(TANDEM_ARGUMENT) true, return_v, {}, {}, TANDEM_TENSOR_FIELDS(TANDEM_ARGUMENT) \
+  }
 
 NormOutputs linear_bn_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER)
                              TANDEM_NORM_LAYER_FIELDS(TANDEM_PARAMETER)) {

@@ -2,8 +2,7 @@
 // take them are made from these lists; Python finds arguments by their names in the schema.
 #pragma once
 
-// X(type in the schema, type in C++, name[, default]). Arguments that were added later have defaults, so that programs
-// exported before still load.
+// X(type in the schema, type in C++, name[, default]).
 
 // The arguments after the planes.
 #define TANDEM_PRODUCT_FIELDS(X) \
@@ -22,31 +21,31 @@
   X("Tensor?", OptionalTensor, beta)  \
   X("float", double, eps)
 
-#define TANDEM_AFFINE_FIELDS(X)       \
-  X("Tensor?", OptionalTensor, scale) \
-  X("Tensor?", OptionalTensor, shift)
+// window: the timing; trains are then counts, one byte each, instead of planes.
+#define TANDEM_NEURON_FIELDS(X) \
+  X("int", int64_t, steps)      \
+  X("float", double, threshold) \
+  X("float", double, leak)      \
+  X("str", std::string, gate)   \
+  X("bool", bool, window)
 
-#define TANDEM_NEURON_FIELDS(X)                \
-  X("Tensor?", OptionalTensor, residual)       \
-  X("Tensor?", OptionalTensor, residual_scale) \
-  X("Tensor?", OptionalTensor, v_init)         \
-  X("int", int64_t, steps)                     \
-  X("float", double, threshold)                \
-  X("float", double, leak)                     \
-  X("str", std::string, gate)
+#define TANDEM_AFFINE_FIELDS(X)                \
+  X("Tensor?", OptionalTensor, scale, "=None") \
+  X("Tensor?", OptionalTensor, shift, "=None")
 
-// timing: "step", or "window": then trains are counts, one byte each, instead of planes.
-#define TANDEM_LAST_FIELDS(X)                \
-  X("bool", bool, return_v)                  \
-  X("str", std::string, timing, "=\"step\"") \
-  X("Tensor?", OptionalTensor, bad, "=None")
+#define TANDEM_TENSOR_FIELDS(X)                         \
+  X("Tensor?", OptionalTensor, bad, "=None")            \
+  X("Tensor?", OptionalTensor, residual, "=None")       \
+  X("Tensor?", OptionalTensor, residual_scale, "=None") \
+  X("Tensor?", OptionalTensor, v_init, "=None")
 
-// For ops with neurons that take scale and shift as arguments.
+// For ops with neurons that take scale and shift as arguments. Those that most calls leave out are last.
 #define TANDEM_SCALED_NEURON_FIELDS(X) \
-  TANDEM_AFFINE_FIELDS(X)              \
   TANDEM_NEURON_FIELDS(X)              \
   X("bool", bool, train)               \
-  TANDEM_LAST_FIELDS(X)
+  X("bool", bool, return_v)            \
+  TANDEM_AFFINE_FIELDS(X)              \
+  TANDEM_TENSOR_FIELDS(X)
 
 #define TANDEM_MEMBER(schema, type, name, ...) type name;
 // To follow a first argument.

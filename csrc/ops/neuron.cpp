@@ -17,11 +17,6 @@ Gate parse_gate(const std::string& gate) {
 
 }  // namespace
 
-bool is_window(const std::string& timing) {
-  TANDEM_CHECK(timing == "step" || timing == "window", "timing must be \"step\" or \"window\", got \"", timing, "\"");
-  return timing == "window";
-}
-
 ScalarType exact_counts(ScalarType type, int64_t T) {
   const int64_t most = type == ScalarType::BFloat16 ? 256 : type == ScalarType::Half ? 2048 : T;
   return T > most ? ScalarType::Float : type;
@@ -33,8 +28,9 @@ NeuronLayer::NeuronLayer(const NeuronInputs& inputs, const Shape& shape, int64_t
       T_(T),
       neurons_(product(shape)),
       channels_(shape.size() > 1 ? shape[1] : 1),
-      window_(is_window(inputs.timing)),
+      window_(inputs.window),
       compute_(compute_type(counts_type)),
+      counts_type_(exact_counts(counts_type, T)),
       device_of_(device_of) {
   check_steps(T, window_ ? Timing::kWindow : Timing::kStep);
   TANDEM_CHECK(inputs.steps >= 1, "steps must be at least 1, got ", inputs.steps);
@@ -51,11 +47,12 @@ NeuronLayer::NeuronLayer(const NeuronInputs& inputs, const Shape& shape, int64_t
   prepare_v_init(inputs.v_init);
   prepare_bad(inputs.bad);
 
-  counts_type = exact_counts(counts_type, T);
   planes_ = empty_channels_last(prepend(window_ ? 1 : (T + 7) / 8, shape), 2, ScalarType::Byte, device_of);
-  counts_ = inputs.train ? empty_channels_last(shape, 1, counts_type, device_of) : empty(0, counts_type, device_of);
-  mask_ = empty(inputs.train ? (neurons_ + 7) / 8 : 0, ScalarType::Byte, device_of);
-  v_ = inputs.return_v ? empty_channels_last(shape, 1, compute_, device_of) : empty(0, compute_, device_of);
+  if (inputs.train) {
+    counts_ = empty_channels_last(shape, 1, counts_type_, device_of);
+    mask_ = empty((neurons_ + 7) / 8, ScalarType::Byte, device_of);
+  }
+  if (inputs.return_v) v_ = empty_channels_last(shape, 1, compute_, device_of);
 
   with_args([&](auto& args) { fill(args, inputs); });
 }
@@ -98,7 +95,7 @@ void NeuronLayer::fill(Neuron<C>& args, const NeuronInputs& inputs) {
   args.v_init_size = v_init_.has_value() ? v_init_->numel() : 1;
   args.planes = pointer<uint8_t>(planes_);
   args.counts = pointer<void>(counts_);
-  args.counts_dtype = kernel_dtype(*counts_, "counts");
+  args.counts_dtype = kernel_dtype(counts_type_, "counts");
   args.mask = pointer<uint8_t>(mask_);
   args.v = pointer<C>(v_);
   args.bad = pointer<float>(bad_);

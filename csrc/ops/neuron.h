@@ -14,13 +14,11 @@ struct NeuronInputs {
   TANDEM_SCALED_NEURON_FIELDS(TANDEM_MEMBER)
 };
 
-// Whether the timing is "window". Throws unless it is "step" or "window".
-bool is_window(const std::string& timing);
-
 // The type for counts up to T: `type`, or float32 if `type` is a half type that does not represent them exactly.
 ScalarType exact_counts(ScalarType type, int64_t T);
 
-using NeuronOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // planes, counts, mask, v, bad
+using NeuronOutputs =
+    std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor, Tensor>;  // planes, counts, mask, v, bad
 
 // A layer of neurons of shape [B, *features] over T steps, ready for a kernel. Keeps alive every tensor that the kernel
 // reads.
@@ -33,7 +31,7 @@ class NeuronLayer {
   const Neuron<C>& args() const;
 
   int64_t neurons() const { return neurons_; }
-  NeuronOutputs outputs() const { return {*planes_, *counts_, *mask_, *v_, *bad_}; }
+  NeuronOutputs outputs() const { return {*planes_, counts_, mask_, v_, *bad_}; }
 
   // Replaces scale and shift: batch normalisation knows them only after the product.
   void set_affine(const Tensor& scale, const Tensor& shift);
@@ -53,10 +51,11 @@ class NeuronLayer {
   Shape shape_;
   int64_t T_, neurons_, channels_;
   bool window_;
-  ScalarType compute_;
+  ScalarType compute_, counts_type_;
   Tensor device_of_;
   OptionalTensor scale_, shift_, residual_, residual_scale_, v_init_;
-  OptionalTensor planes_, counts_, mask_, v_, bad_;  // never absent; a Tensor cannot be made without an allocation
+  OptionalTensor planes_, bad_;  // never absent; a Tensor cannot be made without an allocation
+  OptionalTensor counts_, mask_, v_;
   Neuron<float> float_args_{};
   Neuron<double> double_args_{};
 };

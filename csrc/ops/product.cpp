@@ -240,7 +240,7 @@ Tensor Synapses::product_of(const Tensor& images) const {
 namespace {
 
 NeuronOutputs layer_if(SynapseInputs given, const NeuronInputs& inputs) {
-  given.counted = is_window(inputs.timing);
+  given.counted = inputs.window;
   Synapses synapses(std::move(given));
   const NeuronLayer layer(inputs, synapses.output_shape(), synapses.T(), synapses.counts_type(), synapses.planes());
   if (layer.neurons() > 0) synapses.is_fused() ? synapses.fire(layer) : synapses.scan(layer);

@@ -31,10 +31,10 @@ _GIVEN = {"train": _ops.if_scan.default, "constant": _ops.constant_if.default, "
 def apply(function: type[Function], *arguments: Any) -> Any:
     """Call ``function.apply``, in plain eager mode without binding arguments to its signature, which takes 20 µs."""
     transformed = torch._C._are_functorch_transforms_active()
-    if torch.compiler.is_compiling() and transformed:
-        # Dynamo treats an argument of torch.func.grad as a constant and omits the backward pass, unless it is a view.
-        arguments = tuple(t.view_as(t) if isinstance(t, Tensor) else t for t in arguments)
     if torch.compiler.is_compiling():
+        if transformed:
+            # Dynamo takes an argument of torch.func.grad for a constant without a backward pass, unless it is a view.
+            arguments = tuple(t.view_as(t) if isinstance(t, Tensor) else t for t in arguments)
         return function.apply(*arguments)
     plain: Any = super(Function, function)
     try:
@@ -75,9 +75,11 @@ def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..
 
     @wraps(backward)
     def first(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        if not torch.is_grad_enabled():
+            return backward(ctx, *grads)
         with torch.no_grad():
             gradients = backward(ctx, *grads)
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling():
             return gradients
         made = [gradient for gradient in gradients if gradient is not None]
         sources = [t for t in (*grads, *ctx.saved_tensors) if t is not None and t.is_floating_point()]
@@ -96,13 +98,14 @@ class Inputs(NamedTuple):
     shift: Any = None  # with batch norm: gamma
     beta: Any = None
     planes: Any = None
-    residual: Any = None  # this and the next five are the fields of Tensors
+    residual: Any = None  # this and the next four are the fields of Tensors
     residual_edge: Any = None
     residual_scale: Any = None
     theta: Any = None
     v_init: Any = None
     bad: Any = None
     static: Any = None
+    train: Any = None  # whether the op makes what the backward pass needs
 
 
 class Saved(NamedTuple):
@@ -122,29 +125,43 @@ class Saved(NamedTuple):
     spikes: Any
 
 
-def run(inputs: tuple[Any, ...], train: bool) -> tuple[Tensor, ...]:
+def run(
+    edge: Tensor | None,
+    weight: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    beta: Tensor | None,
+    planes: Tensor | None,
+    residual: Tensor | None,
+    residual_edge: Tensor | None,
+    residual_scale: Tensor | None,
+    theta: Tensor | None,
+    v_init: Tensor | None,
+    bad: Tensor | None,
+    static: Static,
+    train: bool,
+) -> Any:
     """Call the op of a layer with :class:`Inputs`; return (planes, counts, mask, v, [[product,] mean, var,] bad)."""
-    edge, weight, scale, shift, beta, planes, residual, _, residual_scale, _, v_init, bad, static = inputs
     source, T, return_v, eps, few_bits, *neuron, timing = static
+    neuron.append(timing == "window")
+    more = () if residual is None and v_init is None else (residual, residual_scale, v_init)
     if isinstance(source, Product):
+        assert weight is not None
         if few_bits and weight.dtype == torch.float32:
             weight = weight.to(torch.int8)
-        if eps is None and not source.stride:  # called directly, because tuples dominate the time of a small layer
-            return _linear_if(
-                planes, T, weight, scale, shift, residual, residual_scale, v_init, *neuron, train, return_v, timing, bad
-            )  # fmt: skip
-        product = (planes, T, weight, *(source.geometry if source.stride else ()), scale, shift)
-        if eps is None:
-            return _conv_if(*product, residual, residual_scale, v_init, *neuron, train, return_v, timing, bad)
-        op = _conv_bn_if if source.stride else _linear_bn_if
-        return op(*product, beta, eps, residual, residual_scale, v_init, *neuron, return_v, timing, bad)
+        product = (planes, T, weight, *source.geometry) if source.stride else (planes, T, weight)
+        if eps is not None:
+            op = _conv_bn_if if source.stride else _linear_bn_if
+            return op(*product, scale, shift, beta, eps, *neuron, return_v, bad, *more)
+        op = _conv_if if source.stride else _linear_if
+        return op(*product, *neuron, train, return_v, scale, shift, bad, *more)
+    assert edge is not None
     statistics: tuple[Tensor, ...] = ()
     if eps is not None:
         wide = cast(edge, compute_dtype(edge.dtype))
         *statistics, scale, shift = _ops.bn_statistics.default(wide, _times(static), scale, shift, beta, eps)
-    window = () if source == "train" else (T,)
-    neurons = residual, residual_scale, v_init, *neuron
-    *outputs, bad = _GIVEN[source](edge, *window, scale, shift, *neurons, train, return_v, timing, bad)
+    given = (edge,) if source == "train" else (edge, T)
+    *outputs, bad = _GIVEN[source](*given, *neuron, train, return_v, scale, shift, bad, *more)
     return *outputs, *statistics, bad
 
 
@@ -157,25 +174,7 @@ class Fire(Function):
     """A layer of neurons; see :func:`run`. Only its counts have a gradient. Dynamo needs a parameter for each field."""
 
     generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        edge: Tensor | None,
-        weight: Tensor | None,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        beta: Tensor | None,
-        planes: Tensor | None,
-        residual: Tensor | None,
-        residual_edge: Tensor | None,
-        residual_scale: Tensor | None,
-        theta: Tensor | None,
-        v_init: Tensor | None,
-        bad: Tensor | None,
-        static: Static,
-    ) -> tuple[Tensor, ...]:
-        neurons = residual, residual_edge, residual_scale, theta, v_init, bad
-        return run((edge, weight, scale, shift, beta, planes, *neurons, static), True)
+    forward = staticmethod(run)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -185,24 +184,22 @@ class Fire(Function):
         normed, product = given.static.eps is not None, isinstance(given.static.source, Product)
         *made, mean, var = norm or (None, None)
         u = made[0] if made else given.edge if not product and (normed or needs.scale) else None
-        ctx.save_for_backward(
-            *Saved(
-                mask,
-                given.planes,
-                given.weight,
-                given.scale,
-                given.shift if normed else None,
-                u,
-                mean,
-                var,
-                given.residual if needs.residual_scale else None,
-                given.residual_scale if needs.residual or needs.residual_edge else None,
-                given.theta if needs.theta else None,
-                spikes if needs.theta else None,
-            )
+        ctx.save_for_backward(  # the fields of Saved
+            mask,
+            given.planes,
+            given.weight,
+            given.scale,
+            given.shift if normed else None,
+            u,
+            mean,
+            var,
+            given.residual if needs.residual_scale else None,
+            given.residual_scale if needs.residual or needs.residual_edge else None,
+            given.theta if needs.theta else None,
+            spikes if needs.theta else None,
         )
         ctx.static = given.static
-        ctx.mark_non_differentiable(spikes, mask, *others)
+        ctx.mark_non_differentiable(spikes, mask, *[other for other in others if other is not None])
         ctx.set_materialize_grads(False)
 
     @staticmethod

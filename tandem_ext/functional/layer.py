@@ -11,11 +11,11 @@ from torch import Tensor
 from .. import checks
 from ..inputs import ConstantInput, ImpulseInput
 from ..signal import needs_grad
-from ..train import SpikeTrain, with_flags
+from ..train import SpikeTrain, add_flags, with_flags
 from .autograd import Fire, WindowProduct, apply, run
-from .neuron import cast, channels_of, fold, in_units, over_space, per_channel, tensors_of, with_gain
+from .neuron import NEUTRAL, cast, fold, in_units, over_space, per_channel, tensors_of, with_gain
 from .products import Product, autocast_dtype
-from .settings import Static
+from .settings import Settings
 
 Input = SpikeTrain | ConstantInput | ImpulseInput
 Result = SpikeTrain | tuple[SpikeTrain, Tensor]
@@ -24,14 +24,13 @@ Result = SpikeTrain | tuple[SpikeTrain, Tensor]
 def layer(
     x: Any,
     weight: Tensor | None,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    step: Tensor | None,
-    residual: SpikeTrain | Tensor | None,
-    threshold: float | Tensor,
-    v_init: float | Tensor | None,
-    static: Static,
+    settings: Settings,
+    *,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    step: Tensor | None = None,
+    residual: SpikeTrain | Tensor | None = None,
 ) -> tuple[Result, Tensor | None, Tensor | None]:
     """Run a layer of neurons.
 
@@ -42,45 +41,53 @@ def layer(
     Returns:
         (train, mean, var), or ((train, v), mean, var) with ``return_v``. mean and var are None without batch norm.
     """
-    planes = bad = None
+    static, threshold, v_init = settings
+    source, T, timing, eps, learns = static.source, static.T, static.timing, static.eps, torch.is_grad_enabled()
+    planes = bad = edge = beta = None
     if weight is not None:
-        x, weight, shape = fitted(x, weight, static.source)
+        x, weight, shape = fitted(x, weight, source)
     if isinstance(x, SpikeTrain):
-        edge, like, gain, bad = x.edge, weight, x.gain, x.bad
-        planes = x.count_bytes if static.timing == "window" else x.planes
+        like, gain, bad = weight, x.gain, x.bad
+        edge = x.edge if learns else None
+        planes = x.stored if x.timing == timing else x.in_form(timing)
         if isinstance(residual, SpikeTrain) and residual.stored is x.stored:
             residual = residual.map(lambda t: t.view_as(t))  # Dynamo requires distinct arguments of a Function
     else:
         edge, gain = (x, 1.0) if isinstance(x, Tensor) else (x.x, x.gain)
         if weight is not None:
-            edge = static.source.direct(edge, weight)  # type: ignore[union-attr]
+            edge = source.direct(edge, weight)  # type: ignore[union-attr]
             static, weight = static._replace(source=source_of(x)), None
         else:
-            shape = edge.shape[1:] if static.source == "train" else edge.shape
+            shape = edge.shape[1:] if source == "train" else edge.shape
         like = edge
     assert like is not None
-    channels, beta = channels_of(shape), None
-    if static.eps is not None:
+    channels = shape[1] if len(shape) > 1 else 1
+    if eps is not None:
         checks.batch_norm(shape)
         bad = None if bad is None else bad.sum(0, True)  # through the batch statistics, one NaN affects all samples
-    tensors = tensors_of(like, static.T, shape, residual, threshold, v_init, static.timing, bad)
-    if static.eps is None:
-        scale, shift = fold(tensors.theta, bias, scale, shift, step, gain, channels, like)
+    neurons, theta = NEUTRAL, None
+    if residual is not None or v_init is not None or timing == "window" or isinstance(threshold, Tensor):
+        neurons = tensors_of(like, T, shape, residual, threshold, v_init, timing)
+        theta = neurons.theta
+        if isinstance(residual, SpikeTrain) and residual.bad is not bad:
+            bad = add_flags(bad, residual.bad)
+    if eps is None:
+        scale, shift = fold(theta, bias, scale, shift, step, gain, channels, like)
     else:
         bias, gamma = per_channel("bias", bias, channels, like), per_channel("gamma", scale, channels, like)
-        shift, beta = in_units(tensors.theta, gamma, per_channel("beta", shift, channels, like))
+        shift, beta = in_units(theta, gamma, per_channel("beta", shift, channels, like))
         scale = with_gain(None, step, gain, (), channels, like)
 
-    inputs = edge, weight, scale, shift, beta, planes, *tensors, static
-    neurons = tensors.residual, tensors.residual_edge, tensors.residual_scale, tensors.theta
-    train = torch.is_grad_enabled() and needs_grad(edge, weight, scale, shift, beta, *neurons)
-    fired, counts, _, v, *norm, bad = apply(Fire, *inputs) if train else run(inputs, False)
-    dtype = torch.float32 if like.dtype == torch.int8 else like.dtype
-    result: Any = SpikeTrain.unchecked(fired, static.T, counts if train else None, 1.0, dtype, static.timing, bad)
-    if static.return_v:
-        theta = tensors.theta
+    train = learns and needs_grad(edge, weight, scale, shift, beta, *neurons[:4])  # all but v_init
+    inputs = edge, weight, scale, shift, beta, planes, *neurons, bad, static, train
+    fired, counts, _, v, *norm, bad = apply(Fire, *inputs) if train else run(*inputs)
+    dtype = like.dtype
+    if dtype == torch.int8:
+        dtype = torch.float32
+    result: Any = SpikeTrain.unchecked(fired, T, counts if train else None, 1.0, dtype, timing, bad)
+    if v is not None:
         result = result, v if theta is None else v * over_space(theta.detach(), v.shape)
-    if static.eps is None:
+    if eps is None:
         return result, None, None
     *_, mean, var = norm
     if scale is not None:
@@ -103,14 +110,18 @@ def window_product(x: SpikeTrain, weight: Tensor, product: Product) -> Tensor:
 
 def fitted(x: Input, weight: Tensor, product: Any) -> tuple[Any, Tensor, tuple[int, ...]]:
     """Return x padded, the weight in the dtype that torch.autocast gives to products, and the output shape."""
-    x, weight = by_channel(x, weight, product)
+    if isinstance(x.gain, Tensor):
+        x, weight = by_channel(x, weight, product)
     if product.sides:
         x = x.map(lambda t: F.pad(t, product.sides) if t.dim() else t)  # a 0-dim tensor is the gain
     shape = product.output_shape(x.shape, weight)
-    checks.same_device("x", x, "weight", weight.device)
+    if x.device != weight.device:
+        checks.same_device("x", x, "weight", weight.device)
     if not isinstance(x, SpikeTrain):
         checks.direct_dtype(x.x, weight)
-    return x, cast(weight, autocast_dtype(weight)), shape
+    if torch._C._is_any_autocast_enabled():
+        weight = cast(weight, autocast_dtype(weight))
+    return x, weight, shape
 
 
 def by_channel(x: Any, weight: Tensor, product: Product) -> tuple[Any, Tensor]:

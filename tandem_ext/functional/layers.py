@@ -72,7 +72,7 @@ def linear_if(
     tensor([[4., 4.]])
     """
     settings = _checked(x, weight, (), None, neuron)
-    return layer(x, weight, bias, scale, shift, None, residual, *settings)[0]
+    return layer(x, weight, settings, bias=bias, scale=scale, shift=shift, residual=residual)[0]
 
 
 @shows(Neuron)
@@ -107,7 +107,7 @@ def conv1d_if(
              [2., 3., 3., 3., 2.]]])
     """
     settings = _checked(x, weight, (1, stride, padding, dilation, groups), None, neuron)
-    return layer(x, weight, bias, scale, shift, None, residual, *settings)[0]
+    return layer(x, weight, settings, bias=bias, scale=scale, shift=shift, residual=residual)[0]
 
 
 @shows(Neuron)
@@ -140,7 +140,7 @@ def conv2d_if(
               [2., 3., 2.]]]])
     """
     settings = _checked(x, weight, (2, stride, padding, dilation, groups), None, neuron)
-    return layer(x, weight, bias, scale, shift, None, residual, *settings)[0]
+    return layer(x, weight, settings, bias=bias, scale=scale, shift=shift, residual=residual)[0]
 
 
 @shows(Neuron)
@@ -181,7 +181,7 @@ def linear_bn_if(
     ([[0.0], [0.0]], tensor([2.]), tensor([4.]))
     """
     settings = _checked(x, weight, (), eps, neuron)
-    return layer(x, weight, bias, gamma, beta, None, residual, *settings)  # type: ignore[return-value]
+    return layer(x, weight, settings, bias=bias, scale=gamma, shift=beta, residual=residual)  # type: ignore[return-value]
 
 
 @shows(Neuron)
@@ -208,7 +208,7 @@ def conv1d_bn_if(
     (torch.Size([1, 1, 2]), tensor([2.]), tensor([4.]))
     """
     settings = _checked(x, weight, (1, stride, padding, dilation, groups), eps, neuron)
-    return layer(x, weight, bias, gamma, beta, None, residual, *settings)  # type: ignore[return-value]
+    return layer(x, weight, settings, bias=bias, scale=gamma, shift=beta, residual=residual)  # type: ignore[return-value]
 
 
 @shows(Neuron)
@@ -235,7 +235,7 @@ def conv2d_bn_if(
     (torch.Size([1, 1, 1, 2]), tensor([2.]), tensor([4.]))
     """
     settings = _checked(x, weight, (2, stride, padding, dilation, groups), eps, neuron)
-    return layer(x, weight, bias, gamma, beta, None, residual, *settings)  # type: ignore[return-value]
+    return layer(x, weight, settings, bias=bias, scale=gamma, shift=beta, residual=residual)  # type: ignore[return-value]
 
 
 @shows(Neuron)
@@ -274,7 +274,7 @@ def if_scan(
         checks.currents("currents", currents)
         source, T, shape = "train", currents.shape[0], currents.shape[1:]
     settings = checked(source, T, channels_of(shape), None, neuron)
-    return layer(currents, None, None, scale, shift, None, residual, *settings)[0]
+    return layer(currents, None, settings, scale=scale, shift=shift, residual=residual)[0]
 
 
 _LAYOUTS = "[N, K]", "[N, K/groups, k]", "[N, K/groups, kh, kw]"  # of weights, by number of spatial dimensions

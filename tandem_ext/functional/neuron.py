@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import checks
 from ..ops import compute_dtype
-from ..train import SpikeTrain, add_flags
+from ..train import SpikeTrain
 from .settings import default_v_init
 
 
@@ -27,7 +27,9 @@ class Tensors(NamedTuple):
     residual_scale: Tensor | None = None  # [C]
     theta: Tensor | None = None  # [C], a tensor threshold: potentials are measured in units of it, so neurons fire at 1
     v_init: Tensor | None = None
-    bad: Tensor | None = None  # [B], or [1] for all samples: NaN for samples that are not finite, else 0
+
+
+NEUTRAL = Tensors()
 
 
 def tensors_of(
@@ -38,7 +40,6 @@ def tensors_of(
     threshold: float | Tensor = 1.0,
     v_init: float | Tensor | None = None,
     timing: str = "step",
-    bad: Tensor | None = None,
 ) -> Tensors:
     """Check and fold the tensors of neurons [B, C, *space]; ``like`` has the device and dtype of the layer."""
     if timing == "window":
@@ -46,9 +47,6 @@ def tensors_of(
     if v_init is None:
         v_init = default_v_init(threshold, timing)
     theta = edge = scale = start = None
-    numbers = not isinstance(threshold, Tensor) and not isinstance(v_init, Tensor)
-    if residual is None and numbers and v_init == 0:
-        return _NEUTRAL if bad is None else Tensors(None, None, None, None, None, bad)
     device, dtype, channels = like.device, compute_dtype(like.dtype), channels_of(shape)
     if isinstance(threshold, Tensor):
         checks.threshold(threshold, channels, device)
@@ -65,9 +63,7 @@ def tensors_of(
             edge = residual.edge
             if isinstance(residual.gain, Tensor) or residual.gain != 1.0:
                 scale = spread(residual.gain, (channels,), dtype, device)
-            if residual.bad is not bad:
-                bad = add_flags(bad, residual.bad)
-            residual = residual.count_bytes if window else residual.planes
+            residual = residual.in_form(timing)
         scale, _ = in_units(theta, scale, None)
     if isinstance(v_init, Tensor):
         checks.v_init(v_init, shape, device)
@@ -78,10 +74,7 @@ def tensors_of(
         start = torch.full((), v_init, dtype=dtype, device=device)
     if start is not None and theta is not None:
         start = (start / over_space(theta.detach(), shape)).expand(shape if start.dim() == len(shape) else shape[1:])
-    return Tensors(residual, edge, scale, theta, start, bad)
-
-
-_NEUTRAL = Tensors()
+    return Tensors(residual, edge, scale, theta, start)
 
 
 def fold(
@@ -95,13 +88,17 @@ def fold(
     like: Tensor,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the op's scale and shift: (scale·step)·gain and scale·bias + shift, divided by a tensor threshold."""
-    scale, shift = per_channel("scale", scale, channels, like), per_channel("shift", shift, channels, like)
+    if scale is not None:
+        scale = per_channel("scale", scale, channels, like)
+    if shift is not None:
+        shift = per_channel("shift", shift, channels, like)
     if bias is not None:
         bias = per_channel("bias", bias, channels, like)
         bias = bias if scale is None else scale * bias
         shift = bias if shift is None else bias + shift
-    scale = with_gain(scale, step, gain, (channels,), channels, like)
-    return in_units(theta, scale, shift)
+    if step is not None or not isinstance(gain, float) or gain != 1:
+        scale = with_gain(scale, step, gain, (channels,), channels, like)
+    return (scale, shift) if theta is None else in_units(theta, scale, shift)
 
 
 def with_gain(

@@ -88,8 +88,8 @@ class Product(NamedTuple):
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return the ANN's gradients of input and weight, at the real counts of the input."""
         if not self.stride:
-            grad_input = grad @ weight if needs_input else None
-            return grad_input, grad.t() @ counts_of(stored, timing, weight.dtype) if needs_weight else None
+            grad_input = grad.mm(weight) if needs_input else None
+            return grad_input, grad.t().mm(counts_of(stored, timing, weight.dtype)) if needs_weight else None
         if weight.numel() == 0:  # torch's convolution_backward does not support it
             zeros = stored.new_zeros(stored.shape[1:], dtype=weight.dtype)
             return zeros if needs_input else None, torch.zeros_like(weight) if needs_weight else None

@@ -108,24 +108,30 @@ class Static(NamedTuple):
     timing: str
 
 
-def checked(
-    source: Product | str, T: int, channels: int, eps: float | None, neuron: Mapping[str, Any]
-) -> tuple[float | Tensor, float | Tensor | None, Static]:
-    """Check the keyword arguments :class:`Neuron` that are not tensors; return (threshold, v_init, static)."""
-    for name, value in neuron.items():
-        if name not in SETTINGS:
-            raise TypeError(f"{name}: no such argument; neurons have {', '.join(SETTINGS)}")
-        setting = SETTINGS[name]
-        if not (setting.each_call and isinstance(value, Tensor)):
-            setting.check(value, channels)
-    given = {**DEFAULTS, **neuron}
-    threshold, leak, timing, steps = given["threshold"], given["leak"], given["timing"], given["steps"]
-    check_together(timing, leak, given["gate"])
-    if steps is not None and timing == "window" and steps != T:
-        raise ValueError(f"steps: with timing='window' x is the whole window, expected {T}, got {steps}")
-    fire_at = 1.0 if isinstance(threshold, Tensor) else float(threshold)
-    neurons = T if steps is None else steps, fire_at, float(leak), given["gate"], timing
-    return threshold, given["v_init"], Static(source, T, given["return_v"], eps, False, *neurons)
+Settings = tuple[Static, float | Tensor, float | Tensor | None]  # with threshold and v_init, which may be tensors
+
+
+def checked(source: Product | str, T: int, channels: int, eps: float | None, neuron: Mapping[str, Any]) -> Settings:
+    """Check the keyword arguments :class:`Neuron` that are not tensors; return (static, threshold, v_init)."""
+    given: Mapping[str, Any] = DEFAULTS
+    if neuron:
+        for name, value in neuron.items():
+            if name not in SETTINGS:
+                raise TypeError(f"{name}: no such argument; neurons have {', '.join(SETTINGS)}")
+            setting = SETTINGS[name]
+            if not (setting.each_call and isinstance(value, Tensor)):
+                setting.check(value, channels)
+        given = {**DEFAULTS, **neuron}
+    threshold, timing, steps = given["threshold"], given["timing"], given["steps"]
+    if timing == "window":
+        check_together(timing, given["leak"], given["gate"])
+        if steps not in (None, T):
+            raise ValueError(f"steps: with timing='window' x is the whole window, expected {T}, got {steps}")
+    static = Static(
+        source, T, given["return_v"], eps, False, T if steps is None else steps,
+        1.0 if isinstance(threshold, Tensor) else threshold, given["leak"], given["gate"], timing,
+    )  # fmt: skip
+    return static, threshold, given["v_init"]
 
 
 def shows(keywords: Any) -> Callable[[F], F]:

@@ -24,10 +24,10 @@ OWN = (OURS, MAKING, STEP, WINDOW, "SNN")  # how a way of ours begins
 
 def layer(x: te.SpikeTrain, weight: Tensor, digits: Tensor) -> tuple[Tensor, ...]:
     """Of a frozen network, whose digits are there."""
-    neurons = (*[None] * 5, T, 1.0, 1.0, "relu", False, False, x.timing, None, digits)
+    neurons = (T, 1.0, 1.0, "relu", x.timing == "window", False, False)
     if weight.dim() == 2:
-        return OPS.linear_if(x.stored, T, weight, *neurons)
-    return OPS.conv_if(x.stored, T, weight, [2, 2], [1, 1], [1, 1], 1, *neurons)
+        return OPS.linear_if(x.stored, T, weight, *neurons, digits=digits)
+    return OPS.conv_if(x.stored, T, weight, [2, 2], [1, 1], [1, 1], 1, *neurons, digits=digits)
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ def elementwise(bench: Bench) -> Iterator[Row]:
     """The scan, and batch norm without its product."""
     n = bench.size(SCANNED, 2**10)
     currents = torch.randn(T, 1, n, device=bench.device)
-    neurons = (*[None] * 5, T, 1.0, 1.0, "relu", True, False)
+    neurons = (T, 1.0, 1.0, "relu", False, True, False)
     needed = 4 * T * n + 5 * n + n // 8
     case = f"scan [{T}, {n}]" if bench.small else SCAN
     yield bench.row(case, OURS, partial(OPS.if_scan, currents, *neurons), bytes=needed)

@@ -178,9 +178,8 @@ class Stage(nn.Module):
 
     def _run(self, x: Any, **neuron: Any) -> tuple[Tensor, ...]:
         """Run the neurons by their op; return (planes, counts, mask, v, bad)."""
-        neutral: dict[str, Any] = {"residual": None, "residual_scale": None, "v_init": None, "bad": None}
-        neutral |= {"leak": 1.0, "gate": "relu", "timing": self.timing}
-        settings = {**neutral, "train": False, "return_v": False, "scale": self.scale, "shift": self.shift, **neuron}
+        settings: dict[str, Any] = {"leak": 1.0, "gate": "relu", "window": self.timing == "window"}
+        settings |= {"train": False, "return_v": False, "scale": self.scale, "shift": self.shift, **neuron}
         if not isinstance(x, SpikeTrain):
             op = _ops.constant_if if isinstance(x, ConstantInput) else _ops.impulse_if
             return op.default(self._product(x.x), x.T, **settings)
@@ -223,7 +222,7 @@ class _InForm(nn.Module):
         self.timing = timing
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:
-        stored = x.count_bytes if self.timing == "window" else x.planes
+        stored = x.in_form(self.timing)
         return x.replace(stored=stored, counts=None, timing=self.timing)
 
 
