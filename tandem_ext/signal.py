@@ -6,7 +6,6 @@ import operator
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import InitVar, dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -185,13 +184,7 @@ def batch_index(index: Any, length: int) -> slice | Tensor:
     raise TypeError(f"index: expected an int, a slice or a 1-d list, array or tensor over the batch, got {index!r}")
 
 
-def register_pytree(
-    cls: type[S],
-    fields: Sequence[str],
-    static: Sequence[str] = ("T",),
-    later: Mapping[str, Any] = MappingProxyType({}),
-    renamed: Mapping[str, str] = MappingProxyType({}),
-) -> None:
+def register_pytree(cls: type[S], fields: Sequence[str], static: Sequence[str] = ("T",)) -> None:
     """Register ``cls`` as a pytree node.
 
     Unflattening bypasses ``__init__``, because torch replaces children by fake tensors, batched tensors and plain
@@ -199,9 +192,6 @@ def register_pytree(
 
     Args:
         fields: all fields. Tensors are children; ``static`` fields, None and a float gain are in the context.
-        later: fields that older exported programs do not have, with their defaults. A field is left out while it has
-            its default.
-        renamed: the names of fields in older exported programs, with the new names.
     """
 
     def flatten_with_keys(signal: S) -> tuple[list[tuple[pytree.KeyEntry, Any]], Any]:
@@ -209,8 +199,6 @@ def register_pytree(
         names, context = [], []
         for name in fields:
             value = getattr(signal, name)
-            if name in later and not isinstance(value, Tensor) and value == later[name]:
-                continue
             if name in static or value is None or isinstance(value, float):
                 context.append((name, value))
             else:
@@ -237,7 +225,7 @@ def register_pytree(
         serialized_type_name=f"tandem_ext.{cls.__name__}",
         flatten_with_keys_fn=flatten_with_keys,
         to_dumpable_context=_dump,
-        from_dumpable_context=lambda dumped: _load(dumped, renamed),
+        from_dumpable_context=_load,
     )
 
 
@@ -246,12 +234,12 @@ def _dump(context: Any) -> Any:
     return [list(names), [[n, str(v) if isinstance(v, torch.dtype) else v] for n, v in rest]]
 
 
-def _load(dumped: Any, renamed: Mapping[str, str]) -> Any:
+def _load(dumped: Any) -> Any:
     def value(v: Any) -> Any:
         return getattr(torch, v.removeprefix("torch.")) if isinstance(v, str) and v.startswith("torch.") else v
 
     names, rest = dumped
-    return tuple(renamed.get(n, n) for n in names), tuple((n, value(v)) for n, v in rest)
+    return tuple(names), tuple((n, value(v)) for n, v in rest)
 
 
 def cat(signals: Sequence[S], dim: int = 0) -> S:

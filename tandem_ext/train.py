@@ -278,10 +278,6 @@ class SpikeTrain(Signal):
         checks.gain("gain", gain, planes.shape[2])
         return cls.unchecked(planes, T, None, gain)
 
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        """Load pickles of older versions too, in which ``stored`` is called ``planes``."""
-        self.__dict__.update({"stored" if name == "planes" else name: value for name, value in state.items()})
-
     @property
     def edge(self) -> Tensor | None:
         """The counts if gradients flow through them, else None."""
@@ -393,9 +389,5 @@ class SpikeTrain(Signal):
 
 
 register_pytree(
-    SpikeTrain,
-    ("stored", "T", "_counts", "gain", "_dtype", "timing", "bad"),
-    static=("T", "_dtype", "timing"),
-    later={"timing": "step", "bad": None},
-    renamed={"planes": "stored"},
+    SpikeTrain, ("stored", "T", "_counts", "gain", "_dtype", "timing", "bad"), static=("T", "_dtype", "timing")
 )

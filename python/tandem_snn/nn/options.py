@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any, TypedDict
 
 from torch import Tensor, nn
@@ -125,8 +126,8 @@ class HasNeurons(nn.Module):
         neuron = {"timing": self.timing, "leak": self.leak, "gate": self.gate}
         if name in neuron:
             check_together(**{**neuron, name: value})
-        for held in (self.__dict__, self._buffers, self._parameters):  # a number may replace a tensor, or the reverse
-            held.pop(name, None)
+        with suppress(AttributeError):  # a number may replace a tensor, or the reverse
+            delattr(self, name)
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
             return self.register_buffer(name, value)
         super().__setattr__(name, value)

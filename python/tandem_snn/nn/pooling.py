@@ -105,10 +105,9 @@ class AvgPool2d(HasNeurons):
         else:
             planes = x.planes
             train = fire_steps(lambda *steps: self._sums(spikes_of(planes, *steps)), x.T, start, x._dtype, **neuron)
-        train.bad = x.bad
         if x.edge is not None:
             train = te.functional.couple(train, self._average(x.edge))
-        return train.replace(gain=x.gain)
+        return train.replace(gain=x.gain, bad=x.bad)
 
     def extra_repr(self) -> str:
         shown = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, spiking={self.spiking}"
