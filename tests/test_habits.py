@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cases import dyadic
 
 import tandem_ext as te
 import tandem_snn
@@ -114,19 +113,6 @@ def test_numpy_gets_the_spikes(train):
     assert np.asarray(train, dtype=bool).dtype == bool
     with pytest.raises(ValueError, match="copy: "):
         np.array(train, copy=False)
-
-
-def test_samples_are_chosen_by_what_chooses_rows(train):
-    image = te.ConstantInput(dyadic(6, 5), 8)
-    for index in [0, 3], np.array([0, 3]), torch.tensor([0, 3]), [True, False, False, True, False, False]:
-        assert torch.equal(train[index].planes, train.planes[:, [0, 3]])
-        assert torch.equal(image[index].x, image.x[[0, 3]])
-    assert torch.equal(train[np.int64(-1)].planes, train.planes[:, 5:])
-    assert len(train[[]]) == 0
-    with pytest.raises(IndexError, match="6 is out of range"):
-        train[np.int64(6)]
-    with pytest.raises(TypeError, match="index: "):
-        train["x"]
 
 
 @pytest.mark.parametrize(("name", "said"), [

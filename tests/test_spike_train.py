@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from cases import WINDOWS, assert_same, bursts, dyadic, is_channels_last, spikes, train, train_with_edge, views
@@ -109,17 +110,26 @@ def test_the_edge_and_other_types_and_devices():
     assert x.to(device="meta").device.type == "meta"
 
 
-def test_indexing_keeps_the_batch():
-    x = train(8, 4, 3, 5, 5)
-    dense = x.to_dense()
-    assert torch.equal(x[1].to_dense(), dense[:, 1:2])
-    assert torch.equal(x[-1].to_dense(), dense[:, 3:])
-    assert torch.equal(x[1:3].to_dense(), dense[:, 1:3])
-    assert torch.equal(x[torch.tensor([2, 0])].to_dense(), dense[:, [2, 0]])
-    assert torch.equal(x[2].counts, x.counts[2:3])
+@pytest.mark.parametrize(("index", "rows"), [
+    (1, [1]), (-1, [3]), (np.int64(-1), [3]), (slice(1, 3), [1, 2]), (torch.tensor([2, 0]), [2, 0]), ([0, 3], [0, 3]),
+    (np.array([0, 3]), [0, 3]), ([True, False, False, True], [0, 3]), ([], []),
+])  # fmt: skip
+def test_indexing_keeps_the_batch(index, rows):
+    """Samples are chosen by what chooses rows of a tensor, and by a number."""
+    x, image = train(8, 4, 3, 5, 5), te.ConstantInput(dyadic(4, 5), 8)
+    assert torch.equal(x[index].to_dense(), x.to_dense()[:, rows])
+    assert torch.equal(x[index].counts, x.counts[rows])
+    assert torch.equal(image[index].x, image.x[rows])
     assert len(list(x)) == 4
-    with pytest.raises(IndexError, match="4"):
-        x[4]
+
+
+def test_samples_that_are_not_there():
+    x = train(8, 4, 3)
+    for index in 4, np.int64(4):
+        with pytest.raises(IndexError, match="4 is out of range"):
+            x[index]
+    with pytest.raises(TypeError, match="index: "):
+        x["x"]
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 4, 6)])
