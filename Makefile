@@ -102,7 +102,7 @@ lint: $(READY)
 	ruff check
 	ruff format --check
 	mypy
-	clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
+	clang-format --dry-run -Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh' '*.inl')
 
 docs: $(READY) results
 	python -m mkdocs build --strict

@@ -3,8 +3,8 @@
 #include <torch/csrc/stable/library.h>
 
 #include "kernels/cpu/capability.h"
-#include "kernels/product/clock.h"
-#include "kernels/product/dense.h"
+#include "kernels/product/choose.h"
+#include "kernels/product/digits/digits.h"
 #ifdef TANDEM_WITH_CUDA
 #include "kernels/cuda/error.h"
 #endif
@@ -50,7 +50,9 @@ STABLE_TORCH_LIBRARY(tandem, m) {
   m.def(
       "frozen_run(Tensor input, int T, bool counted, Tensor program, Tensor numbers, Tensor prepared, "
       "Tensor(a!)? state, int step, bool every_step) -> Tensor readout");
-  m.def("frozen_state(Tensor program, Tensor numbers, int[] shape, int T) -> (Tensor state, bool follows, Tensor places)");
+  m.def(
+      "frozen_state(Tensor program, Tensor numbers, int[] shape, int T) -> (Tensor state, bool follows, Tensor "
+      "places)");
   m.def(
       "frozen_follow(Tensor? input, bool advances, int[] shape, int T, Tensor program, Tensor numbers, "
       "Tensor prepared, Tensor(a!) state, bool begins, int steps, bool with_moves) -> "
@@ -77,8 +79,8 @@ std::string compiler() {
 }
 
 const char* byte_products() {
-  constexpr const char* kNames[] = {"none", "avx2", "avx-vnni", "avx512-vnni"};  // in the order of ByteProducts
-  return tandem::cpu::has_matrix_unit() ? "amx" : kNames[static_cast<int>(tandem::cpu::byte_products())];
+  constexpr const char* kNames[] = {"none", "avx2", "avx-vnni", "avx512-vnni", "amx"};  // in the order of ByteProducts
+  return kNames[static_cast<int>(tandem::cpu::byte_products())];
 }
 
 py::dict build_info() {
@@ -102,8 +104,8 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Kernels of tandem_ext; the ops are torch.ops.tandem.*";
-  tandem::cpu::capability();  // an invalid TANDEM_CPU_CAPABILITY is an ImportError, not a crash in the first layer
-  tandem::cpu::fixed_way();   // and so is an invalid TANDEM_PATH
+  tandem::cpu::capability();       // an invalid TANDEM_CPU_CAPABILITY is an ImportError, not a crash in the first layer
+  tandem::cpu::fixed_algorithm();  // and so is an invalid TANDEM_PATH
   m.def("build_info", &build_info,
         "What was built: version, torch_target, cuda_archs, cpu_capability, byte_products, compiler.");
 }

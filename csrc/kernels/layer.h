@@ -2,7 +2,6 @@
 #pragma once
 
 #include "neuron/if_neuron.h"
-#include "norm/batch_norm.h"
 #include "parallel.h"
 
 namespace tandem {
@@ -25,6 +24,17 @@ struct Geometry {
   int64_t inputs() const { return taps() * group_channels(); }  // terms of one current
   bool is_linear() const { return height * width * taps() == 1 && rows() == batch; }
 
+  // The row (axis 0) or column (axis 1) of the input that an output reads at position k of the kernel, and whether it
+  // exists: outside of the image are zeros.
+  int64_t input(int axis, int64_t output, int64_t k) const {
+    return output * stride[axis] - padding[axis] + k * dilation[axis];
+  }
+  bool has_input(int axis, int64_t i) const { return i >= 0 && i < (axis == 0 ? height : width); }
+  // The offset of a pixel of sample b in plane p.
+  int64_t pixel(int64_t p, int64_t b, int64_t y, int64_t x) const {
+    return (((p * batch + b) * height + y) * width + x) * channels;
+  }
+
  private:
   int64_t extent(int64_t size, int axis) const {
     return (size + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1) / stride[axis] + 1;
@@ -39,18 +49,20 @@ struct Weights {
   bool channels_last;
 };
 
-// How the sums are computed. All ways give the same bits.
-enum class Way : int32_t {
-  kFastest = 0,      // the fastest for this input
-  kLists1 = 1,       // active inputs are listed by their spike pattern over one step (product/lists.h),
-  kLists2 = 2,       // two steps,
-  kLists4 = 4,       // or four steps
-  kMatrixUnit = 8,   // all inputs times all weights (product/matrix_unit), if the processor has a matrix unit
-  kPlain = 16,       // input by input (product/plain.h), for kernels with more taps than list entries can name
-  kTileByTile = 32,  // lists for a few rows; each tile of weights is prepared just before its use
-  kDense = 64,       // all inputs times all weights (product/dense.h), if the processor multiplies bytes: for counts,
-                     // and for spikes if weights are int8
-  kLists = 128,      // lists by the pattern length that costs least
+// How the sums are computed. All algorithms give the same bits.
+enum class Algorithm : int32_t {
+  kFastest = 0,     // the one that product/choose.h takes
+  kLists = 1,       // active inputs are listed by their spike pattern (product/lists.h)
+  kTileByTile = 2,  // lists of a few rows; each tile of weights is prepared just before its use
+  kDigits = 3,      // all inputs times all weights, as products of bytes (product/digits/digits.h)
+  kPlain = 4,       // input by input (product/plain.h), for kernels with more taps than list entries can name
+  kDepthwise = 5,   // channel by channel (product/depthwise.h)
+};
+
+// How a layer is multiplied.
+struct Way {
+  Algorithm algorithm;
+  int32_t steps;  // of a pattern of lists: 1, 2 or 4; 0: as many as cost least
 };
 
 struct Layer {
@@ -59,8 +71,8 @@ struct Layer {
   const void* prepared;   // from prepare(); may be null on the CPU, which then prepares the weights in this call
   const uint8_t* planes;  // [P, batch, height, width, channels], P = ceil(T / 8); with window timing counts, P = 1
   Neuron<float> neuron;   // neuron.neurons = geometry.neurons(), neuron.channels = geometry.outputs
-  Way way;
-  uint8_t* open;  // scratch of a GPU, [neurons] if gate_bytes()
+  Way way;                // zeros: the fastest
+  uint8_t* open;          // scratch of a GPU, [neurons] if gate_bytes()
 
   bool counted() const { return neuron.timing == Timing::kWindow; }
   int plane_count() const { return counted() ? 1 : (neuron.T + 7) / 8; }
@@ -68,19 +80,11 @@ struct Layer {
   bool gate_bytes() const { return neuron.mask != nullptr && geometry.group_outputs() % 8 != 0; }
 };
 
-// Batch normalisation of the product by the statistics of the batch. A bias before it would cancel and is left out.
-struct LayerNorm {
-  BatchNorm<float> norm;
-  float* product;  // out [rows, outputs], u = sum of y[t] over the window
-  float* mean;     // out [outputs], of u
-  float* var;      // out [outputs], of u, biased
-};
-
 namespace cpu {
 
 // Each output has a unit, a power of two, and its weights are integers in that unit, so that no sum of them exceeds
-// int32. This defines the value of the weights: sums are exact and depend on no order, layout, way, thread or
-// processor. The unit leaves 29 to 31 bits for the absolute sum of float32 weights, and gives weights of 16 bits two
+// int32. This defines the value of the weights: sums are exact and depend on no order, layout, algorithm, thread
+// or processor. The unit leaves 29 to 31 bits for the absolute sum of float32 weights, and gives weights of 16 bits two
 // digits; for int8 weights it is 1. If a weight of an output is not finite, the unit is NaN, and so are the output's
 // currents at every step.
 //
@@ -94,10 +98,6 @@ void run(const Layer& layer, ParallelFor parallel);
 
 // u = W c [rows, outputs], the sum of y[t] over the window. Of layer.neuron only T and timing are used.
 void window_product(const Layer& layer, float* u, ParallelFor parallel);
-
-// Gives the same bits as window_product(), batch_norm_statistics(), and run() with the scale and shift of these
-// statistics. scale and shift of layer.neuron are ignored.
-void run_normalised(const Layer& layer, const LayerNorm& norm, ParallelFor parallel);
 
 }  // namespace cpu
 

@@ -1,11 +1,10 @@
 // linear_bn_if, conv_bn_if: layers with batch normalisation by the statistics of the batch. bn_grad: their backward
 // pass.
-#include "../kernels/norm/batch_norm.h"
-
 #include <torch/csrc/stable/library.h>
 
 #include <limits>
 
+#include "../kernels/norm/layer.h"
 #include "aten.h"
 #include "product.h"
 
@@ -123,8 +122,7 @@ struct NormLayer {
   // Multiplies float64 weights by torch's own product, at every step. Neurons of window timing need only the product of
   // the window. For long windows the currents of all steps would not fit into memory.
   void fire_by_currents() {
-    constexpr int64_t kKeptSteps = 255;
-    if (synapses.counted() || synapses.T() > kKeptSteps) {
+    if (synapses.counted() || synapses.T() > kScannedSteps) {
       u = synapses.window_product();
       measure_product();
       return synapses.counted() ? run_scan(u, Source::kImpulse, neurons) : synapses.scan(neurons);

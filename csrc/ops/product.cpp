@@ -11,7 +11,6 @@ namespace tandem::ops {
 
 namespace {
 
-constexpr int64_t kScannedSteps = 128;             // steps whose currents are in memory at once
 constexpr int64_t kMostPixels = int64_t{1} << 30;  // keeps the sizes of receptive fields far from overflow
 
 bool is_integer(const Tensor& weight) { return weight.scalar_type() == ScalarType::Char; }

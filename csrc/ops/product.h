@@ -6,6 +6,9 @@
 
 namespace tandem::ops {
 
+// Steps whose currents are in memory at once, where torch multiplies float64 weights: whole planes.
+constexpr int64_t kScannedSteps = 128;
+
 // A linear layer (no spatial dimensions) or a convolution of spike planes, as torch passes it.
 struct SynapseInputs {
   Tensor planes;  // uint8 [P, B, K] or [P, B, C, spatial...]; counts if `counted`, P = 1

@@ -46,7 +46,7 @@ inline std::optional<ProductLayer> any_layer(Input& in) {
   layer.dtype = in.pick({DType::kFloat32, DType::kBFloat16, DType::kFloat16});
   layer.channels_last = in.flag();
   layer.plain = in.flag();
-  layer.way = static_cast<Way>(in.pick({0, 1, 2, 4, 8, 16, 32, 64}));
+  layer.way = in.pick(kWays);
   if (in.range(0, 3) == 0) layer.make_integers(in.pick({7, 127}));
   layer.finish();
   Neuron<float>& a = layer.args;
@@ -77,7 +77,7 @@ inline std::optional<ProductLayer> any_layer(Input& in) {
 inline std::string text(const ProductLayer& layer) {
   const Geometry& g = layer.geometry;
   std::string out = layer.args.timing == Timing::kWindow ? "window timing" : "step timing";
-  out += ", T " + std::to_string(layer.T) + ", way " + std::to_string(static_cast<int>(layer.way)) + ", geometry";
+  out += ", T " + std::to_string(layer.T) + ", " + text(layer.way) + ", geometry";
   for (const int64_t size : {g.batch, g.height, g.width, g.channels, g.outputs, g.groups}) {
     out += " " + std::to_string(size);
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <random>
+#include <string>
 
 #include "check.h"
 #include "kernels/layer.h"
@@ -41,7 +42,7 @@ struct ProductLayer {
 
   Weights weights{};
   const void* prepared = nullptr;
-  Way way = Way::kFastest;
+  Way way{};
   Neuron<float> args{};
   std::vector<uint8_t> planes, residual;
   std::vector<double> values;  // the weights before encoding
@@ -181,8 +182,13 @@ inline bool agree(const Neuron<float>& args, const std::vector<PlainNeuron<float
   return mask_ends(args);
 }
 
-constexpr Way kWays[] = {Way::kFastest, Way::kLists1,     Way::kLists2, Way::kLists4, Way::kMatrixUnit,
-                         Way::kPlain,   Way::kTileByTile, Way::kDense,  Way::kLists};
+constexpr Way kWays[] = {{Algorithm::kFastest, 0},    {Algorithm::kLists, 0}, {Algorithm::kLists, 1},
+                         {Algorithm::kLists, 2},      {Algorithm::kLists, 4}, {Algorithm::kDigits, 0},
+                         {Algorithm::kTileByTile, 0}, {Algorithm::kPlain, 0}};
+
+inline std::string text(const Way& way) {
+  return "algorithm " + std::to_string(static_cast<int>(way.algorithm)) + "/" + std::to_string(way.steps);
+}
 
 // Checks the neurons and, with window timing, the product alone, with one thread and with several.
 inline void check(ProductLayer& layer, const char* name) {
@@ -191,17 +197,17 @@ inline void check(ProductLayer& layer, const char* name) {
   std::vector<float> u(layer.args.neurons), product(layer.args.neurons);
   const bool window = layer.args.timing == Timing::kWindow;
   for (int64_t n = 0; window && n < layer.args.neurons; ++n) product[n] = layer.window(n);
-  for (const Way way : kWays) {
+  for (const Way& way : kWays) {
     for (ParallelFor parallel : {serial_for, threads_for}) {
       layer.way = way;
       const Outputs<float> got(layer.args);
       cpu::run(layer.layer(), parallel);
-      CHECK(agree(layer.args, want), "%s, T %d, way %d, %s", name, layer.T, int(way),
+      CHECK(agree(layer.args, want), "%s, T %d, %s, %s", name, layer.T, text(way).c_str(),
             parallel == serial_for ? "serial" : "threads");
       if (!window) continue;
       std::fill(u.begin(), u.end(), -77.f);
       cpu::window_product(layer.layer(), u.data(), parallel);
-      CHECK(u == product, "%s: the product, way %d", name, int(way));
+      CHECK(u == product, "%s: the product, %s", name, text(way).c_str());
     }
   }
 }

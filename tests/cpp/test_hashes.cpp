@@ -6,7 +6,7 @@
 #include <string>
 
 #include "kernels/neuron/scan.h"
-#include "kernels/norm/batch_norm.h"
+#include "kernels/norm/layer.h"
 #include "kernels/planes/bits.h"
 #include "product_layer.h"
 

@@ -1,5 +1,5 @@
 // The fused product against a plain loop in double, for both timings. Weights are multiples of 1/64, so all sums are
-// exact: bits must agree for every shape, rate, T, way, capability and number of threads.
+// exact: bits must agree for every shape, rate, T, algorithm, capability and number of threads.
 #include "any_layer.h"
 
 using namespace tandem;
@@ -19,11 +19,11 @@ ProductLayer make(const Geometry& g, Timing timing, int32_t T, double rate, unsi
 // Compares the outputs of every way.
 template <class Expect>
 void run_ways(ProductLayer& layer, ParallelFor parallel, const Expect& expect) {
-  for (const Way way : kWays) {
+  for (const Way& way : kWays) {
     layer.way = way;
     const Outputs<float> got(layer.args);
     cpu::run(layer.layer(), parallel);
-    expect(got, way);
+    expect(got, text(way).c_str());
   }
 }
 
@@ -156,10 +156,10 @@ TEST(order_of_additions_does_not_matter) {
       ProductLayer layer = make(shape, timing, 20, 0.2, 4, 20);
       for (double& w : layer.values) w = static_cast<float>(normal(random));
       layer.finish();
-      layer.way = Way::kLists1;
+      layer.way = {Algorithm::kLists, 1};
       const Outputs<float> want(layer.args);
       cpu::run(layer.layer(), serial_for);
-      run_ways(layer, threads_for, [&](const auto& got, Way way) { CHECK(got == want, "way %d", int(way)); });
+      run_ways(layer, threads_for, [&](const auto& got, const char* way) { CHECK(got == want, "%s", way); });
     }
   }
 }
@@ -176,13 +176,13 @@ TEST(an_output_with_a_weight_that_is_not_finite_has_nan_at_every_step) {
       std::vector<float> u(layer.args.neurons), flags(shape.batch);
       layer.args.bad = flags.data();
       layer.args.sample = 40;
-      run_ways(layer, threads_for, [&](const auto& got, Way way) {
+      run_ways(layer, threads_for, [&](const auto& got, const char* way) {
         cpu::window_product(layer.layer(), u.data(), serial_for);
         for (int64_t n = 0; n < layer.args.neurons; ++n) {
-          CHECK(std::isnan(got.v[n]) == (n % 40 == 3), "v[%ld], %g, way %d", long(n), double(bad), int(way));
-          CHECK(std::isnan(u[n]) == (n % 40 == 3), "u[%ld], %g, way %d", long(n), double(bad), int(way));
+          CHECK(std::isnan(got.v[n]) == (n % 40 == 3), "v[%ld], %g, %s", long(n), double(bad), way);
+          CHECK(std::isnan(u[n]) == (n % 40 == 3), "u[%ld], %g, %s", long(n), double(bad), way);
         }
-        for (float flag : flags) CHECK(std::isnan(flag), "%g, way %d", double(bad), int(way));
+        for (float flag : flags) CHECK(std::isnan(flag), "%g, %s", double(bad), way);
         flags.assign(shape.batch, 0.f);
       });
     }

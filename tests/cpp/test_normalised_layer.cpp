@@ -1,9 +1,8 @@
-// Batch normalisation, forward and backward, of products of any shape, also where the cache cannot hold the sums of all
-// tiles at once.
+// Batch normalisation, forward and backward, of products of any shape.
 #include <cfloat>
 
 #include "any_layer.h"
-#include "kernels/norm/batch_norm.h"
+#include "kernels/norm/layer.h"
 
 using namespace tandem;
 using namespace tandem::test;
@@ -60,14 +59,14 @@ void check(ProductLayer& layer, const BatchNorm<float>& affine, const std::vecto
   layer.args.scale = want.scale.data();
   layer.args.shift = want.shift.data();
   const std::vector<PlainNeuron<float>> neurons = layer.expected();
-  for (const Way way : ways) {
+  for (const Way& way : ways) {
     for (ParallelFor parallel : parallels) {
       layer.way = way;
       std::fill(product.begin(), product.end(), -77.f);
       const Outputs<float> out(layer.args);
       cpu::run_normalised(layer.layer(), norm, parallel);
-      CHECK(product == want.product && mean == want.mean && var == want.var, "%s, way %d", name, int(way));
-      CHECK(agree(layer.args, neurons), "%s, way %d", name, int(way));
+      CHECK(product == want.product && mean == want.mean && var == want.var, "%s, %s", name, text(way).c_str());
+      CHECK(agree(layer.args, neurons), "%s, %s", name, text(way).c_str());
     }
   }
 }
@@ -79,7 +78,8 @@ void check(ProductLayer layer, const std::vector<Way>& ways, const char* name) {
 }
 
 void check(const Geometry& shape, int32_t T, const char* name) {
-  check(ProductLayer(shape, T, 0.3, 1), {Way::kLists1, Way::kMatrixUnit, Way::kPlain}, name);
+  check(ProductLayer(shape, T, 0.3, 1), {{Algorithm::kLists, 1}, {Algorithm::kDigits, 0}, {Algorithm::kPlain, 0}},
+        name);
 }
 
 // All operands are small multiples of powers of two, so that the order of additions does not matter.
@@ -155,8 +155,7 @@ void statistics(Input& in, int64_t rows, int64_t channels) {
 
 }  // namespace
 
-// 32 planes of 16 outputs take 16 KB per row: for 8 rows eight tiles are kept at a time, for 80 rows not even one.
-TEST(a_few_tiles_at_a_time) {
+TEST(a_few_rows_and_many) {
   for (int64_t batch : {8, 80}) {
     check(linear(8, 9 * 32 + 5, batch), 255, "linear");
     Geometry groups = linear(8, 2 * 5 * 32, batch);
@@ -165,16 +164,14 @@ TEST(a_few_tiles_at_a_time) {
   }
 }
 
-// Tiles of bytes are twice as wide, and so are their sums.
 TEST(weights_in_bytes) {
   ProductLayer layer(linear(256, 40, 8), 255, 0.3, 1);
   layer.dtype = DType::kInt8;
   for (double& w : layer.values) w = std::round(7 * w);
-  check(layer, {Way::kLists4, Way::kMatrixUnit, Way::kDense}, "bytes");
+  check(layer, {{Algorithm::kLists, 4}, {Algorithm::kDigits, 0}}, "bytes");
 }
 
-// With few rows sums are kept, else steps are multiplied a second time. In both cases the window's product is computed
-// in pieces.
+// The window's product is computed in pieces.
 TEST(long_windows) {
   for (int32_t T : {256, 300, 1000}) {
     for (int64_t batch : {2, 40}) check(linear(12, 20, batch), T, "long");

@@ -4,7 +4,7 @@
 #include "kernels/norm/batch_norm.h"
 #include "kernels/planes/bits.h"
 #include "kernels/planes/moves.h"
-#include "kernels/product/plan.h"
+#include "kernels/product/tiling.h"
 #include "product_layer.h"
 
 using namespace tandem;
@@ -41,7 +41,7 @@ bool divides(const Call& call, int64_t pieces) { return call.pieces == pieces &&
 
 std::vector<Call> calls_of_product(const Geometry& shape, int32_t T) {
   ProductLayer layer(shape, T, 0.2, 1);
-  layer.way = Way::kLists1;
+  layer.way = {Algorithm::kLists, 1};
   layer.finish();
   const PreparedWeights prepared(layer.geometry, layer.weights);
   layer.prepared = prepared.data;

@@ -1,9 +1,11 @@
-// The plan of a layer: tiles, blocks, costs and the choice of way, at the borders between two plans.
+// The way of a layer: tiles, blocks, costs and the choice of algorithm, at the borders between two ways.
 #include <cmath>
 
+#include "kernels/product/choose.h"
+#include "kernels/product/digits/digits.h"
 #include "kernels/product/lists.h"
 #include "kernels/product/pack.h"
-#include "kernels/product/plan.h"
+#include "kernels/product/tiling.h"
 #include "product_layer.h"
 
 using namespace tandem;
@@ -19,10 +21,16 @@ Geometry conv3x3(int64_t channels, int64_t outputs) {
   return geometry;
 }
 
-constexpr auto kL1 = Way::kLists1, kL4 = Way::kLists4, kUnit = Way::kMatrixUnit;
+constexpr int kDigits = 0;  // beside the steps of a pattern
 
-Way way_for(const Geometry& geometry, const Density& density, bool matrix_unit) {
-  return compare(geometry, false, density, matrix_unit ? kUnit : kL1, false, kCompressedLists).cheaper();
+// The cost of lists of `steps`, or of digits on the matrix unit.
+double cost_of(const Geometry& geometry, int steps, const Density& density) {
+  return steps == kDigits ? steps_cost(geometry, false, true) : lists_cost(geometry, steps, density, kCompressedLists);
+}
+
+int cheapest(const Geometry& geometry, const Density& density, bool matrix_unit) {
+  const int steps = cheapest_steps(geometry, density, kCompressedLists);
+  return matrix_unit && cost_of(geometry, kDigits, density) < cost_of(geometry, steps, density) ? kDigits : steps;
 }
 
 }  // namespace
@@ -80,22 +88,22 @@ TEST(density_counts_patterns) {
 
 TEST(sparse_or_narrow_layers_take_steps_one_by_one) {
   const Density sparse{{0.24, 0.24, 0.23}}, low{{0.8, 0.76, 0.62}}, middle{{1.43, 1.23, 0.77}}, dense{{4, 3, 1.9}};
-  CHECK(way_for(linear(800, 800), sparse, false) == kL1, "sparse");
-  CHECK(way_for(linear(800, 800), middle, false) == kL4, "wide");
-  CHECK(way_for(conv3x3(16, 128), low, false) == kL1, "narrow");
-  CHECK(way_for(conv3x3(64, 64), dense, false) == kL4, "dense");
+  CHECK(cheapest(linear(800, 800), sparse, false) == 1, "sparse");
+  CHECK(cheapest(linear(800, 800), middle, false) == 4, "wide");
+  CHECK(cheapest(conv3x3(16, 128), low, false) == 1, "narrow");
+  CHECK(cheapest(conv3x3(64, 64), dense, false) == 4, "dense");
 }
 
 TEST(the_matrix_unit_takes_dense_layers_of_many_rows) {
   const Density low{{0.8, 0.76, 0.62}}, dense{{4, 3, 1.9}};
   Geometry many = linear(800, 800), line = conv3x3(64, 64);
   many.batch = 128;
-  CHECK(way_for(many, dense, true) == kUnit, "dense");
-  CHECK(way_for(many, dense, false) == kL4, "no matrix unit");
-  CHECK(way_for(linear(800, 800), dense, true) == kL4, "one row");
-  CHECK(way_for(line, low, true) == kUnit, "an image");
+  CHECK(cheapest(many, dense, true) == kDigits, "dense");
+  CHECK(cheapest(many, dense, false) == 4, "no matrix unit");
+  CHECK(cheapest(linear(800, 800), dense, true) == 4, "one row");
+  CHECK(cheapest(line, low, true) == kDigits, "an image");
   line.width = 3;
-  CHECK(steps_cost(line, false, kUnit) > steps_cost(conv3x3(64, 64), false, kUnit),
+  CHECK(steps_cost(line, false, true) > steps_cost(conv3x3(64, 64), false, true),
         "three rows where a tile has sixteen");
 }
 
@@ -129,17 +137,14 @@ TEST(the_choice_changes_where_costs_cross) {
   for (const Geometry& geometry : {linear(800, 800), linear(256, 32), conv3x3(64, 64), conv3x3(128, 256)}) {
     for (bool matrix_unit : {false, true}) {
       const auto density = [](double nibbles) { return Density{{1.9 * nibbles, 1.5 * nibbles, nibbles}}; };
-      const auto choice = [&](double nibbles) { return way_for(geometry, density(nibbles), matrix_unit); };
-      const auto cost = [&](Way way, double nibbles) {
-        return way == kUnit ? steps_cost(geometry, false, kUnit)
-                            : lists_cost(geometry, way, density(nibbles), kCompressedLists);
-      };
+      const auto choice = [&](double nibbles) { return cheapest(geometry, density(nibbles), matrix_unit); };
+      const auto cost = [&](int steps, double nibbles) { return cost_of(geometry, steps, density(nibbles)); };
       int changes = 0;
       for (int i = 0; i < 200; ++i) {
         double low = 0.01 * i, high = 0.01 * (i + 1);
-        const Way before = choice(low);
-        for (const Way way : {Way::kLists1, Way::kLists2, Way::kLists4}) {
-          CHECK(cost(before, low) <= cost(way, low), "%g nibbles, way %d", low, int(way));
+        const int before = choice(low);
+        for (const int steps : {1, 2, 4}) {
+          CHECK(cost(before, low) <= cost(steps, low), "%g nibbles, %d steps", low, steps);
         }
         if (choice(high) == before) continue;
         ++changes;
@@ -160,7 +165,7 @@ TEST(what_lists_cost) {
   const auto cost = [](const Geometry& geometry, int width, double adds) {
     Density density{{-1, -1, -1}};
     density.adds[width == 4 ? 2 : width - 1] = adds;  // of this width only
-    return lists_cost(geometry, static_cast<Way>(width), density, kCompressedLists);
+    return lists_cost(geometry, width, density, kCompressedLists);
   };
   for (int width : {1, 2, 4}) {
     const double list = cost(linear(64, 0), width, 1);  // 64 inputs are compared at once
@@ -191,19 +196,19 @@ TEST(what_lists_cost) {
 // Additions cost more in narrow vectors, which therefore sort inputs by longer patterns sooner.
 TEST(lists_by_a_table_are_of_more_steps) {
   const Density tenth{{0.8, 0.72, 0.59}}, quarter{{2, 1.6, 0.9}};
-  const auto way = [&](const ListCosts& costs, const Density& density) {
-    return compare(conv3x3(64, 64), false, density, kL1, false, costs).lists.way;
+  const auto steps = [&](const ListCosts& costs, const Density& density) {
+    return cheapest_steps(conv3x3(64, 64), density, costs);
   };
-  CHECK(way(kCompressedLists, tenth) == kL1, "AVX-512");
-  CHECK(way(kAvx2Lists, tenth) == kL1 && way(kAvx2Lists, quarter) == kL4, "AVX2");
-  CHECK(way(kNarrowLists, tenth) == kL4, "narrow");
+  CHECK(steps(kCompressedLists, tenth) == 1, "AVX-512");
+  CHECK(steps(kAvx2Lists, tenth) == 1 && steps(kAvx2Lists, quarter) == 4, "AVX2");
+  CHECK(steps(kNarrowLists, tenth) == 4, "narrow");
 }
 
 TEST(what_the_matrix_unit_costs) {
   const auto near = [](double a, double b) { return a > 0 && std::abs(a - b) < 1e-9 * a; };
   const auto cost = [](Geometry geometry, int64_t rows, bool packed = true) {
     geometry.batch = rows;
-    return steps_cost(geometry, packed, kUnit);
+    return steps_cost(geometry, packed, true);
   };
   const double expand = cost(linear(64, 0), 16);
   CHECK(near(cost(linear(640, 0), 16), 10 * expand), "channels");
@@ -227,30 +232,61 @@ TEST(what_the_matrix_unit_costs) {
 // Weights of one digit are multiplied as bytes if many inputs are active or the runs of lists would be short.
 TEST(products_of_bytes_take_dense_or_narrow_layers) {
   const Density tenth{{0.8, 0.76, 0.69}}, half{{4, 3, 1.88}};
-  const auto way = [](int64_t inputs, const Density& density) {
+  const auto by_bytes = [](int64_t inputs, const Density& density) {
     Geometry geometry = linear(inputs, 256);
     geometry.batch = 256;
-    return compare(geometry, true, density, Way::kDense, false, kCompressedLists).cheaper();
+    const int steps = cheapest_steps(geometry, density, kCompressedLists);
+    return steps_cost(geometry, true, false) < lists_cost(geometry, steps, density, kCompressedLists);
   };
-  CHECK(way(576, tenth) != Way::kDense && way(576, half) == Way::kDense, "wide");
-  CHECK(way(64, half) == Way::kDense, "narrow");
+  CHECK(!by_bytes(576, tenth) && by_bytes(576, half), "wide");
+  CHECK(by_bytes(64, half), "narrow");
 }
 
 // For counts, lists pay if few inputs are active or few rows would share the weights.
-TEST(the_way_for_counts) {
-  const auto way = [](int64_t rows, bool packed, double nibbles, Way digits) {
+TEST(counts_as_lists_or_digits) {
+  const auto by_digits = [](int64_t rows, bool packed, double nibbles, bool matrix_unit) {
     Geometry geometry = linear(800, 800);
     geometry.batch = rows;
-    return compare(geometry, packed, {{4 * nibbles, 2 * nibbles, nibbles}}, digits, true).cheaper();
+    const Density density{{4 * nibbles, 2 * nibbles, nibbles}};
+    return counts_cost(geometry, packed, matrix_unit) <
+           lists_cost(geometry, cheapest_steps(geometry, density), density);
   };
-  for (const Way digits : {kUnit, Way::kDense}) {
-    CHECK(way(128, true, 0.9, digits) == digits && way(128, false, 0.9, digits) == digits, "way %d", int(digits));
-    CHECK(way(1, true, 0.05, digits) != digits && way(1, false, 0.9, digits) != digits, "way %d", int(digits));
+  for (const bool unit : {false, true}) {
+    CHECK(by_digits(128, true, 0.9, unit) && by_digits(128, false, 0.9, unit), "many rows, unit %d", int(unit));
+    CHECK(!by_digits(1, true, 0.05, unit) && !by_digits(1, false, 0.9, unit), "one row, unit %d", int(unit));
   }
-  CHECK(way(128, true, 0.05, Way::kDense) != Way::kDense, "few spikes");
-  CHECK(way(128, true, 0.9, kL4) == kL4, "no digits");
+  CHECK(!by_digits(128, true, 0.05, false), "few spikes");
   Geometry geometry = linear(640, 160);
   geometry.batch = 16;
-  const double cost = counts_cost(geometry, true, Way::kDense);
-  CHECK(counts_cost(geometry, true, kUnit) < cost && counts_cost(geometry, false, Way::kDense) > cost, "costs");
+  const double cost = counts_cost(geometry, true, false);
+  CHECK(counts_cost(geometry, true, true) < cost && counts_cost(geometry, false, false) > cost, "costs");
+}
+
+// What the layer asks for is taken if it is possible.
+TEST(what_choose_takes) {
+  const Density low{{0.8, 0.76, 0.62}};
+  test::ProductLayer made(test::linear(800, 64, 32), 8, 0.1, 1);
+  made.finish();
+  Layer layer = made.layer();
+  const auto taken = [&](Task task = Task::kSpikes) { return choose(layer, task, low).algorithm; };
+  const bool unit = byte_products() == ByteProducts::kAmx, bytes = byte_products() != ByteProducts::kNone;
+  for (const int steps : {1, 2, 4}) {
+    layer.way = {Algorithm::kLists, steps};
+    CHECK(taken() == Algorithm::kLists && choose(layer, Task::kSpikes, low).steps == steps, "%d steps", steps);
+  }
+  layer.way = {Algorithm::kDigits, 0};
+  CHECK(taken() == (unit ? Algorithm::kDigits : Algorithm::kLists), "float weights have several digits");
+  CHECK(taken(Task::kWindow) == (bytes ? Algorithm::kDigits : Algorithm::kLists), "counts");
+  layer.weights.dtype = DType::kInt8;
+  CHECK(taken() == (bytes ? Algorithm::kDigits : Algorithm::kLists), "int8 weights have one");
+  layer = made.layer();
+  CHECK(taken(Task::kWindow) == (bytes ? Algorithm::kDigits : Algorithm::kLists), "one product instead of eight");
+  layer.geometry.batch = 8;
+  CHECK(taken() == Algorithm::kTileByTile && taken(Task::kWindow) != Algorithm::kTileByTile, "a few rows");
+  layer.prepared = made.planes.data();
+  CHECK(taken() != Algorithm::kTileByTile, "prepared");
+  layer.geometry = test::image(9, 3, 1, 20, 20, 20);
+  CHECK(taken() == Algorithm::kDepthwise && taken(Task::kWindow) == Algorithm::kDepthwise, "depthwise");
+  layer.geometry = test::line(8300, 8200, 0, 2, 9);
+  CHECK(taken() == Algorithm::kPlain, "many taps");
 }

@@ -1,7 +1,6 @@
 // Window timing: the fused product of counts against a plain simulation that integrates one window and fires in the
 // next, step by step. Weights are multiples of 1/64 in these comparisons, so all sums are exact.
-#include "kernels/product/dense.h"
-#include "kernels/product/multiply.h"
+#include "kernels/product/product.h"
 #include "kernels/product/window.h"
 #include "product_layer.h"
 
@@ -42,22 +41,22 @@ TEST(every_kind_of_byte_products) {
         if (integers) layer.make_integers(127);
         layer.finish();
         const Layer of = layer.layer();
-        const cpu::Prepared prepared(of, false, true, serial_for);
-        if (!prepared.has_digits()) return;
-        const cpu::Multiplier m(of, prepared, Way::kDense);
-        const cpu::Blocks blocks = m.blocks();
+        if (!cpu::has_digits(of.geometry)) return;
+        const cpu::Prepared prepared(of, Algorithm::kDigits, serial_for);
+        const cpu::Digits digits(of, prepared, true);
+        const cpu::Blocks blocks(of.geometry, digits.most_rows());
         const int width = prepared.tiling().width();
         cpu::BlockInputs in;
-        m.load_counts(0, blocks[0], in);
+        digits.load(0, blocks[0], in, serial_for);
         in.expanded.most = most;
         std::vector<double> sums(blocks[0].rows * width);
         std::vector<float> u(of.geometry.neurons());
-        for (int kind = 1; kind <= int(cpu::byte_products()); ++kind) {
-          if (kind == int(cpu::ByteProducts::kAvxVnni) && !cpu::has_avx_vnni()) continue;
+        for (int kind = 1; kind <= int(cpu::ByteProducts::kAmx); ++kind) {
+          const auto by = static_cast<cpu::ByteProducts>(kind);
+          if (!cpu::has(by)) continue;
           for (int64_t i = 0; i < prepared.tiling().tiles_per_group; ++i) {
-            cpu::multiply_counts_dense(in.expanded, prepared.columns(0, i), prepared.tiling().registers, sums.data(),
-                                       static_cast<cpu::ByteProducts>(kind));
-            cpu::write_products(m.tile(0, i, blocks[0]), sums.data(), u.data(), of.geometry.outputs);
+            cpu::multiply_counts(in.expanded, prepared.columns(0, i), prepared.tiling().registers, sums.data(), by);
+            cpu::write_products(digits.tile({0, i, blocks[0]}), sums.data(), u.data(), of.geometry.outputs);
           }
           for (int64_t n = 0; n < of.geometry.neurons(); ++n) {
             CHECK(u[n] == layer.window(n), "%ld inputs, most %d, kind %d, neuron %ld", long(inputs), most, kind,

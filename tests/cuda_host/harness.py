@@ -107,7 +107,7 @@ def build_ops(toolkit: Toolkit) -> Path:
 
 # The structures of the kernels' arguments, and the headers that declare them.
 HEADERS = dict.fromkeys(("Neuron", "Carried"), "neuron/if_neuron.h")
-HEADERS |= dict.fromkeys(("Geometry", "Weights", "Layer"), "layer.h") | {"Card": "cuda/choose.h"}
+HEADERS |= dict.fromkeys(("Geometry", "Weights", "Way", "Layer"), "layer.h") | {"Card": "cuda/choose.h"}
 HEADERS |= dict.fromkeys(("BatchNorm", "BatchNormStatistics", "BatchNormGrad"), "norm/batch_norm.h")
 
 

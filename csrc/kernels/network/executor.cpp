@@ -171,52 +171,53 @@ const float* Run::now(int64_t i, int64_t neurons) {
 
 // The currents of a real-valued input at each step: W x, constant over the steps or 0 after an impulse.
 void Run::real_currents(int64_t i) {
-  const int64_t n = neurons(i).neurons, steps = program_.has_window_timing(i) ? 1 : T_;
+  const bool window = program_.has_window_timing(i);
+  const int64_t n = neurons(i).neurons, steps = window ? 1 : T_;
+  const float times = window && !is_impulse() ? static_cast<float>(plan_.T) : 1.f;
   auto* out = reinterpret_cast<float*>(result(i));
   for (int64_t t = 0; t < steps; ++t, out += n) {
     if (t == 0 || (t == 1 && is_impulse())) {
-      one_current(i, t == 0 ? now(i, n) : silence(n), out);
+      to_currents(i, t == 0 ? now(i, n) : silence(n), n, times, out);
     } else {
       std::copy_n(out - n, n, out);
     }
   }
 }
 
-// The current of the product y of a real-valued input, for one step or one window.
-void Run::one_current(int64_t i, const float* y, float* to) const {
-  Neuron<float> a = neurons(i);
-  if (!program_.has_window_timing(i)) a.T = 1;
-  thread_local cpu::Scratch<uint8_t> no_spikes;
-  a.planes = no_spikes.reserve(a.neurons);
-  a.v = to;
-  scan(y, a, call_.parallel);
+// The currents of n neurons, of one step or one window, whose products are `times` y.
+void Run::to_currents(int64_t i, const float* y, int64_t n, float times, float* to) const {
+  const Neuron<float> a = neurons(i);
+  const float steps = a.timing == Timing::kStep ? static_cast<float>(a.steps) : 1.f;
+  for (int64_t first = 0; first < n; first += a.channels) {
+    for (int64_t c = 0; c < a.channels; ++c) {
+      const float scale = a.scale == nullptr ? 1.f : a.scale[c], k = a.shift == nullptr ? 0.f : a.shift[c] / steps;
+      to[first + c] = input_current(rounded_mul(times, y[first + c]), scale, k);
+    }
+  }
 }
 
-// The currents of a spike train: a current is the potential, after one step or window, of a neuron that starts at 0 and
-// never fires. All steps are samples of one batch.
+// The currents of a spike train. All steps are samples of one batch.
 void Run::currents(int64_t i) {
   Layer of = layer_of_train(i, neurons(i));
   Geometry& g = of.geometry;
-  const int64_t inputs = g.batch * g.height * g.width * g.channels, steps = program_.has_window_timing(i) ? 1 : T_;
-  of.neuron.neurons *= steps;
-  thread_local cpu::Scratch<uint8_t> memory;
-  uint8_t* bytes = memory.reserve((steps > 1 ? steps * inputs : 0) + of.neuron.neurons);
-  of.neuron.planes = bytes;  // discarded: these neurons never fire
-  of.neuron.v = reinterpret_cast<float*>(result(i));
+  const int64_t inputs = g.pixel(1, 0, 0, 0), steps = program_.has_window_timing(i) ? 1 : T_;
   if (steps > 1) {
-    uint8_t* spikes = bytes + of.neuron.neurons;
+    thread_local cpu::Scratch<uint8_t> memory;
+    uint8_t* spikes = memory.reserve(steps * inputs);
     cpu::unpack(of.planes, static_cast<int32_t>(steps), inputs, spikes, 1, 1, call_.parallel);
     of.planes = spikes;
     of.neuron.T = 1;
     g.batch *= steps;
   }
-  cpu::run(of, call_.parallel);
+  auto* y = reinterpret_cast<float*>(result(i));
+  cpu::window_product(of, y, call_.parallel);
+  to_currents(i, y, steps * of.neuron.neurons, 1, y);
 }
 
 Layer Run::layer(int64_t i, const Neuron<float>& neuron) const {
   const Instruction& in = at(i);
   const Shape& image = plan_.steps[i].in;
-  Layer of{network_.geometry(i), network_.weights_of(i), prepared(i), nullptr, neuron, Way::kFastest, nullptr};
+  Layer of{network_.geometry(i), network_.weights_of(i), prepared(i), nullptr, neuron, {}, nullptr};
   Geometry& g = of.geometry;
   g.batch = plan_.batch;
   g.height = image.height + in.after_h;

@@ -66,7 +66,7 @@ class Run {
   const float* silence(int64_t neurons);
   const float* now(int64_t i, int64_t neurons);
   void real_currents(int64_t i);
-  void one_current(int64_t i, const float* y, float* to) const;
+  void to_currents(int64_t i, const float* y, int64_t n, float times, float* to) const;
   void currents(int64_t i);
   const float* from_counts(int64_t i, int64_t t, int64_t steps);
   const float* counts(int64_t i, int64_t t);

@@ -36,11 +36,10 @@ struct Widen {
 };
 
 // Sums two terms of every row per channel, for sixteen channels at a time, in registers of H doubles. add(x, y, sum,
-// other) adds the terms of an element x of a and y of b, arrays [rows, channels] whose rows are `stride` elements
-// apart.
+// other) adds the terms of an element x of a and y of b, arrays [rows, channels].
 template <int H, class C, class Add>
-TANDEM_INLINE void add_rows(const C* a, const C* b, int64_t rows, int64_t channels, int64_t stride, double* sum,
-                            double* other, const Add& add) {
+TANDEM_INLINE void add_rows(const C* a, const C* b, int64_t rows, int64_t channels, double* sum, double* other,
+                            const Add& add) {
   constexpr int S = kLanes / H;
   int64_t c = 0;
   for (; c + kLanes <= channels; c += kLanes) {
@@ -53,7 +52,7 @@ TANDEM_INLINE void add_rows(const C* a, const C* b, int64_t rows, int64_t channe
     for (int64_t r = 0; r < rows; ++r) {
 #pragma GCC unroll 8
       for (int s = 0; s < S; ++s) {
-        const int64_t n = r * stride + c + s * H;
+        const int64_t n = r * channels + c + s * H;
         add(load<Vec<C, H>>(a + n), load<Vec<C, H>>(b + n), total[s], others[s]);
       }
     }
@@ -65,17 +64,17 @@ TANDEM_INLINE void add_rows(const C* a, const C* b, int64_t rows, int64_t channe
   }
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t i = c; i < channels; ++i) {
-      const int64_t n = r * stride + i;
+      const int64_t n = r * channels + i;
       add(a[n], b[n], sum[i], other[i]);
     }
   }
 }
 
 template <int H, class C>
-TANDEM_INLINE void sum_rows(const C* product, C factor, int64_t channels, int64_t stride, int64_t begin, int64_t end,
-                            double* sum, double* sum_of_squares) {
-  const C* u = product + begin * stride;
-  add_rows<H>(u, u, end - begin, channels, stride, sum, sum_of_squares,
+TANDEM_INLINE void sum_rows(const C* product, C factor, int64_t channels, int64_t begin, int64_t end, double* sum,
+                            double* sum_of_squares) {
+  const C* u = product + begin * channels;
+  add_rows<H>(u, u, end - begin, channels, sum, sum_of_squares,
               [factor](const auto& x, const auto&, auto& total, auto& squares) TANDEM_INLINE_LAMBDA {
                 const auto scaled = Widen<H>::of(x * factor);
                 total += scaled;
@@ -98,7 +97,7 @@ TANDEM_INLINE void sum_grads(const BatchNormGrad<C>& a, int64_t begin, int64_t e
   for (int64_t first = begin; first < end; first += kRows) {
     const int64_t rows = std::min(kRows, end - first);
     gate_rows(a, first, rows, gated);
-    add_rows<H>(gated, a.product + first * a.channels, rows, a.channels, a.channels, sum, sum_u,
+    add_rows<H>(gated, a.product + first * a.channels, rows, a.channels, sum, sum_u,
                 [](const auto& g, const auto& u, auto& total, auto& total_u) TANDEM_INLINE_LAMBDA {
                   const auto wide = Widen<H>::of(g);
                   total += wide;
@@ -150,16 +149,15 @@ void two_sums(int64_t rows, int64_t channels, double* first, double* second, Par
 }
 
 template <class C>
-void channel_statistics(const BatchNormStatistics<C>& a, int64_t begin, int64_t end, ParallelFor parallel) {
-  const int64_t channels = end - begin;
-  std::vector<double> sum(channels), squares(channels);
-  two_sums(a.rows, channels, sum.data(), squares.data(), parallel, [&](Slice rows, double* first, double* second) {
+void measure(const BatchNormStatistics<C>& a, ParallelFor parallel) {
+  std::vector<double> sum(a.channels), squares(a.channels);
+  two_sums(a.rows, a.channels, sum.data(), squares.data(), parallel, [&](Slice rows, double* first, double* second) {
     at_level([=, &a](auto lanes) TANDEM_INLINE_LAMBDA {
-      sum_rows<lanes / 2>(a.product + begin, a.factor, channels, a.channels, rows.begin, rows.end, first, second);
+      sum_rows<lanes / 2>(a.product, a.factor, a.channels, rows.begin, rows.end, first, second);
     });
   });
-  for (int64_t c = begin; c < end; ++c) {
-    moments(sum[c - begin], squares[c - begin], a.rows, a.mean[c], a.var[c]);
+  for (int64_t c = 0; c < a.channels; ++c) {
+    moments(sum[c], squares[c], a.rows, a.mean[c], a.var[c]);
     const Normalised<C> n = normalise(a.norm, c, a.mean[c], a.var[c]);
     a.scale[c] = n.scale;
     a.shift[c] = n.shift;
@@ -196,15 +194,8 @@ void differentiate(const BatchNormGrad<C>& a, ParallelFor parallel) {
 
 }  // namespace
 
-void batch_norm_statistics(const BatchNormStatistics<float>& args, ParallelFor parallel) {
-  channel_statistics(args, 0, args.channels, parallel);
-}
-void batch_norm_statistics(const BatchNormStatistics<double>& args, ParallelFor parallel) {
-  channel_statistics(args, 0, args.channels, parallel);
-}
-void batch_norm_statistics(const BatchNormStatistics<float>& args, int64_t begin, int64_t end, ParallelFor parallel) {
-  channel_statistics(args, begin, end, parallel);
-}
+void batch_norm_statistics(const BatchNormStatistics<float>& args, ParallelFor parallel) { measure(args, parallel); }
+void batch_norm_statistics(const BatchNormStatistics<double>& args, ParallelFor parallel) { measure(args, parallel); }
 void batch_norm_grad(const BatchNormGrad<float>& args, ParallelFor parallel) { differentiate(args, parallel); }
 void batch_norm_grad(const BatchNormGrad<double>& args, ParallelFor parallel) { differentiate(args, parallel); }
 

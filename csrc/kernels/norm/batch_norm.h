@@ -84,8 +84,6 @@ namespace cpu {
 // Sums are taken in double and combined in an order that does not depend on the threads.
 void batch_norm_statistics(const BatchNormStatistics<float>& args, ParallelFor parallel);
 void batch_norm_statistics(const BatchNormStatistics<double>& args, ParallelFor parallel);
-// For channels [begin, end) alone, with the same bits.
-void batch_norm_statistics(const BatchNormStatistics<float>& args, int64_t begin, int64_t end, ParallelFor parallel);
 void batch_norm_grad(const BatchNormGrad<float>& args, ParallelFor parallel);
 void batch_norm_grad(const BatchNormGrad<double>& args, ParallelFor parallel);
 

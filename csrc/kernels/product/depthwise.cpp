@@ -8,16 +8,13 @@ namespace tandem::cpu {
 
 namespace {
 
-// The input bytes of L outputs, as lanes. Output n reads channel n / outputs_per_channel.
+// The input bytes of L outputs. Output n reads channel n / outputs_per_channel.
 template <int L>
-TANDEM_INLINE Int<float, L> input_lanes(const uint8_t* pixel, int64_t output, int64_t outputs_per_channel,
-                                        int64_t outputs) {
-  if (outputs_per_channel == 1 && output + L <= outputs) {
-    return convert<int32_t, uint8_t, L>(load<Bytes<L>>(pixel + output));
-  }
+TANDEM_INLINE Bytes<L> input_bytes(const uint8_t* pixel, int64_t output, int64_t outputs_per_channel, int64_t outputs) {
+  if (outputs_per_channel == 1 && output + L <= outputs) return load<Bytes<L>>(pixel + output);
   uint8_t bytes[L] = {};
   for (int i = 0; i < L && output + i < outputs; ++i) bytes[i] = pixel[(output + i) / outputs_per_channel];
-  return convert<int32_t, uint8_t, L>(load<Bytes<L>>(bytes));
+  return load<Bytes<L>>(bytes);
 }
 
 // Calls f(tap, pixel) for every tap of a row that is inside of the image, in plane p.
@@ -26,12 +23,10 @@ TANDEM_INLINE void for_taps(const Layer& layer, int64_t row, int p, const F& f) 
   const Geometry& geometry = layer.geometry;
   const int64_t out_width = geometry.out_width(), lines = row / out_width;
   const int64_t x = row % out_width, y = lines % geometry.out_height(), b = lines / geometry.out_height();
-  const uint8_t* image = layer.planes + (p * geometry.batch + b) * geometry.height * geometry.width * geometry.channels;
   for (int64_t tap = 0; tap < geometry.taps(); ++tap) {
-    const int64_t iy = y * geometry.stride[0] - geometry.padding[0] + tap / geometry.kernel[1] * geometry.dilation[0];
-    const int64_t ix = x * geometry.stride[1] - geometry.padding[1] + tap % geometry.kernel[1] * geometry.dilation[1];
-    if (iy < 0 || iy >= geometry.height || ix < 0 || ix >= geometry.width) continue;
-    f(tap, image + (iy * geometry.width + ix) * geometry.channels);
+    const int64_t iy = geometry.input(0, y, tap / geometry.kernel[1]);
+    const int64_t ix = geometry.input(1, x, tap % geometry.kernel[1]);
+    if (geometry.has_input(0, iy) && geometry.has_input(1, ix)) f(tap, layer.planes + geometry.pixel(p, b, iy, ix));
   }
 }
 
@@ -51,7 +46,8 @@ TANDEM_INLINE void window_sums(const Layer& layer, const Tile& tile, int64_t row
   for_taps(layer, row, p, [&](int64_t tap, const uint8_t* pixel) TANDEM_INLINE_LAMBDA {
 #pragma GCC unroll 8
     for (int s = 0; s < S; ++s) {
-      const auto spikes = input_lanes<L>(pixel, tile.channel + s * L, geometry.group_outputs(), geometry.outputs);
+      const auto spikes = convert<int32_t, uint8_t, L>(
+          input_bytes<L>(pixel, tile.channel + s * L, geometry.group_outputs(), geometry.outputs));
       const auto weight = weight_lanes<L>(tile, (tap * S + s) * L);
 #pragma GCC unroll 8
       for (int t = 0; t < 8; ++t) sums[t].part[s] += weight & (spikes << (31 - t) >> 31);
@@ -59,18 +55,24 @@ TANDEM_INLINE void window_sums(const Layer& layer, const Tile& tile, int64_t row
   });
 }
 
-// The sums of counts, [rows, 16 R], exact integers.
+// The sums over the window, [rows, 16 R], exact integers.
 template <int L, int R>
 TANDEM_INLINE void count_sums(const Layer& layer, const Tile& tile, double* out) {
   constexpr int H = L / 2, S = R * kLanes / H;
   typedef Vec<double, H> Wide;
   const Geometry& geometry = layer.geometry;
+  const int64_t plane_bytes = geometry.pixel(1, 0, 0, 0);
   for (int64_t row = 0; row < tile.rows; ++row, out += 16 * R) {
     Wide sum[S] = {};
     for_taps(layer, tile.first_row + row, 0, [&](int64_t tap, const uint8_t* pixel) TANDEM_INLINE_LAMBDA {
 #pragma GCC unroll 16
       for (int s = 0; s < S; ++s) {
-        const auto counts = input_lanes<H>(pixel, tile.channel + s * H, geometry.group_outputs(), geometry.outputs);
+        Int<float, H> counts{};
+        for (int p = 0; p < tile.planes; ++p) {
+          const auto bytes =
+              input_bytes<H>(pixel + p * plane_bytes, tile.channel + s * H, geometry.group_outputs(), geometry.outputs);
+          counts += convert<int32_t, uint8_t, H>(layer.counted() ? bytes : popcount(bytes));
+        }
         const auto weight = weight_lanes<H>(tile, (tap * S + s) * H);
         sum[s] += __builtin_convertvector(counts, Wide) * __builtin_convertvector(weight, Wide);
       }
@@ -102,8 +104,7 @@ TANDEM_CPU_LANES_KERNEL(fire_windows, (const Layer& layer, const Tile& tile, uin
 // Calls use(tile) for all tiles of some rows, then of the next ones: the bytes of the rows stay in the cache.
 template <class Use>
 void for_tiles(const Layer& layer, const Layer& packed, ParallelFor parallel, const Use& use) {
-  const Prepared prepared(packed, true, false, parallel);
-  const SpikeLists no_lists;
+  const Prepared prepared(packed, Algorithm::kDepthwise, parallel);
   const Geometry& geometry = layer.geometry;
   constexpr int64_t kRows = 64;
   const int64_t rows = geometry.rows(), chunks = (rows + kRows - 1) / kRows;
@@ -113,7 +114,7 @@ void for_tiles(const Layer& layer, const Layer& packed, ParallelFor parallel, co
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const int64_t first = chunk * kRows, size = std::min(kRows, rows - first);
       for (int64_t i = 0; i < prepared.tiling().tiles_per_group; ++i) {
-        use(prepared.tile(packed, 0, i, 0, no_lists, size, first));
+        use(prepared.tile(packed, 0, i, 0, size, first));
       }
     }
   });
@@ -125,7 +126,7 @@ Layer packed_layer(const Layer& layer) {
   return packed;
 }
 
-// The sums of counts of a tile, in memory of this thread.
+// The sums over the window of a tile, in memory of this thread.
 const double* windows_of(const Layer& layer, const Tile& tile) {
   thread_local Scratch<double> memory;
   double* windows = memory.reserve(tile.rows * tile.width());
@@ -145,7 +146,7 @@ void run_depthwise(const Layer& layer, ParallelFor parallel) {
   write_mask(packed, open, parallel);
 }
 
-void multiply_depthwise_counts(const Layer& layer, float* u, ParallelFor parallel) {
+void multiply_depthwise(const Layer& layer, float* u, ParallelFor parallel) {
   for_tiles(layer, packed_layer(layer), parallel,
             [&](const Tile& tile) { write_products(tile, windows_of(layer, tile), u, layer.geometry.outputs); });
 }

@@ -17,7 +17,7 @@ inline Geometry packed_geometry(Geometry geometry) {
 // run() for depthwise layers.
 void run_depthwise(const Layer& layer, ParallelFor parallel);
 
-// window_product() for counts and depthwise layers.
-void multiply_depthwise_counts(const Layer& layer, float* u, ParallelFor parallel);
+// window_product() for depthwise layers.
+void multiply_depthwise(const Layer& layer, float* u, ParallelFor parallel);
 
 }  // namespace tandem::cpu

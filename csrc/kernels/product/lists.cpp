@@ -24,16 +24,8 @@ struct ListJob {
     return static_cast<uint16_t>((ky * geometry.kernel[1] + kx) * channels() * kEntryScale);
   }
   uint16_t zero() const { return static_cast<uint16_t>(geometry.taps() * channels() * kEntryScale); }
-  int64_t in_y(int64_t y, int64_t ky) const {
-    return y * geometry.stride[0] - geometry.padding[0] + ky * geometry.dilation[0];
-  }
-  int64_t in_x(int64_t x, int64_t kx) const {
-    return x * geometry.stride[1] - geometry.padding[1] + kx * geometry.dilation[1];
-  }
-  bool has_line(int64_t y) const { return y >= 0 && y < geometry.height; }
-  bool has_column(int64_t x) const { return x >= 0 && x < geometry.width; }
   const uint8_t* pixel(int64_t p, int64_t b, int64_t y, int64_t x) const {
-    return spikes + (((p * geometry.batch + b) * geometry.height + y) * geometry.width + x) * geometry.channels + first;
+    return spikes + geometry.pixel(p, b, y, x) + first;
   }
 };
 
@@ -58,10 +50,10 @@ TANDEM_INLINE int window_blocks(const ListJob& job, int64_t p, const Strip& s, i
   const bool adjoin = job.channels() == geometry.channels && geometry.dilation[1] == 1;
   int count = 0;
   for (int64_t ky = 0; ky < geometry.kernel[0]; ++ky) {
-    const int64_t y = job.in_y(s.y, ky);
-    if (!job.has_line(y)) continue;
+    const int64_t y = job.geometry.input(0, s.y, ky);
+    if (!job.geometry.has_input(0, y)) continue;
     if (adjoin) {
-      const int64_t left = job.in_x(x, 0), begin = std::max<int64_t>(left, 0);
+      const int64_t left = job.geometry.input(1, x, 0), begin = std::max<int64_t>(left, 0);
       const int64_t end = std::min(left + geometry.kernel[1], geometry.width);
       if (begin < end) {
         count = append_blocks(job.pixel(p, s.b, y, begin), (end - begin) * geometry.channels,
@@ -69,8 +61,8 @@ TANDEM_INLINE int window_blocks(const ListJob& job, int64_t p, const Strip& s, i
       }
     } else {
       for (int64_t kx = 0; kx < geometry.kernel[1]; ++kx) {
-        const int64_t column = job.in_x(x, kx);
-        if (!job.has_column(column)) continue;
+        const int64_t column = job.geometry.input(1, x, kx);
+        if (!job.geometry.has_input(1, column)) continue;
         count = append_blocks(job.pixel(p, s.b, y, column), job.channels(), job.entry(ky, kx), blocks, count);
       }
     }
@@ -143,8 +135,8 @@ TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, int
   const int runs = runs_per_plane(G) * job.bits / 8;
   const Geometry& geometry = job.geometry;
   const int64_t kw = geometry.kernel[1];
-  const int64_t begin = std::max<int64_t>(job.in_x(strip.x0, 0), 0);
-  const int64_t end = std::min(job.in_x(strip.x1 - 1, kw - 1) + 1, geometry.width);
+  const int64_t begin = std::max<int64_t>(job.geometry.input(1, strip.x0, 0), 0);
+  const int64_t end = std::min(job.geometry.input(1, strip.x1 - 1, kw - 1) + 1, geometry.width);
   const int64_t column_capacity = 8 / G * geometry.kernel[0] * job.channels() + kSlack;
   const int64_t columns = std::max<int64_t>(end - begin, 0);
   InputBlock* blocks = memory.blocks.reserve(geometry.kernel[0] * (job.channels() / 64 + 1) + kw);
@@ -157,8 +149,8 @@ TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, int
     for (int64_t i = 0; i < columns; ++i) {
       int count = 0;
       for (int64_t ky = 0; ky < geometry.kernel[0]; ++ky) {
-        const int64_t y = job.in_y(strip.y, ky);
-        if (!job.has_line(y)) continue;
+        const int64_t y = job.geometry.input(0, strip.y, ky);
+        if (!job.geometry.has_input(0, y)) continue;
         count = append_blocks(job.pixel(p, strip.b, y, begin + i), job.channels(), job.entry(ky, 0), blocks, count);
       }
       Collector::template collect<G, 0>(blocks, count, job.bits, 0, memory.collector, entries + i * column_capacity,
@@ -167,8 +159,8 @@ TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, int
     for (int64_t x = strip.x0; x < strip.x1; ++x) {
       int count = 0;
       for (int64_t kx = 0; kx < kw; ++kx) {
-        const int64_t column = job.in_x(x, kx);
-        if (!job.has_column(column)) continue;
+        const int64_t column = job.geometry.input(1, x, kx);
+        if (!job.geometry.has_input(1, column)) continue;
         pieces[count++] = {entries + (column - begin) * column_capacity, sizes + (column - begin) * runs,
                            job.entry(0, kx)};
       }
@@ -189,7 +181,7 @@ template <int G, class Collector>
 TANDEM_INLINE void list_strips(const ListJob& job, int64_t begin, int64_t end) {
   thread_local ListMemory<Collector> memory;
   uint16_t* out = job.entries + job.row[begin] * job.planes * job.capacity;
-  const bool overlap = job.geometry.kernel[1] > job.geometry.stride[1];
+  const bool overlap = has_columns(job.geometry);
   for (int64_t i = begin; i < end; ++i) {
     out = overlap ? list_columns<G>(job, job.strips[i], job.row[i], memory, out)
                   : list_rows<G>(job, job.strips[i], job.row[i], memory, out);

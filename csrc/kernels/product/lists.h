@@ -14,7 +14,7 @@
 #include <cstdint>
 
 #include "../cpu/scratch.h"
-#include "rows.h"
+#include "tiling.h"
 
 namespace tandem::cpu {
 
@@ -40,6 +40,9 @@ struct SpikeLists {
 
 // Whether lists are built with AVX-512 VBMI2.
 bool can_compress();
+
+// Whether receptive fields overlap, so that each input column is listed once and they concatenate their columns.
+inline bool has_columns(const Geometry& geometry) { return geometry.kernel[1] > geometry.stride[1]; }
 
 // Lists input channels [first, last) for the rows of a block, in groups of `steps` steps; of each byte the lowest 4 or
 // all 8 bits. `parallel` may divide the block.

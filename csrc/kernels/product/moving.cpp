@@ -49,7 +49,7 @@ Layer packed(Layer layer) {
 
 Prepared prepared_of(const Layer& layer) {
   if (layer.prepared == nullptr) return Prepared(Tiling(layer.geometry));
-  return Prepared(layer, true, false, serial_for);
+  return Prepared(layer, Algorithm::kLists, serial_for);
 }
 
 }  // namespace
@@ -84,14 +84,13 @@ int64_t MovingSums::size(int64_t outputs, int64_t groups, int64_t rows) {
 }
 
 Tile MovingSums::tile(int64_t number, int64_t rows, int64_t first_row) const {
-  static const SpikeLists no_lists;
   static const std::vector<float> ones(2 * kLanes, 1.f);
   const int64_t per_group = prepared_.tiling().tiles_per_group;
   if (packed_.prepared == nullptr) {
     const int64_t first = number * width_, channels = std::min(width_, layer_.geometry.outputs - first);
-    return {no_lists, rows, first_row, 1, prepared_.tiling().registers, false, nullptr, ones.data(), first, channels};
+    return {rows, first_row, 1, prepared_.tiling().registers, false, nullptr, ones.data(), first, channels};
   }
-  return prepared_.tile(packed_, number / per_group, number % per_group, 0, no_lists, rows, first_row);
+  return prepared_.tile(packed_, number / per_group, number % per_group, 0, rows, first_row);
 }
 
 template <class F>

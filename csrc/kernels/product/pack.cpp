@@ -6,7 +6,7 @@
 #include <optional>
 
 #include "../cpu/scratch.h"
-#include "matrix_unit/matrix_unit.h"
+#include "digits/digits.h"
 #include "units.h"
 
 namespace tandem::cpu {

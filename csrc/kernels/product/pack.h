@@ -1,10 +1,11 @@
-// Packs weights into tiles: the integers of 16 R outputs, input by input, in the encodings that the ways multiply.
+// Packs weights into tiles: the integers of 16 R outputs, input by input, in the encodings that the algorithms
+// multiply.
 #pragma once
 
 #include <vector>
 
 #include "active.h"
-#include "plan.h"
+#include "tiling.h"
 
 namespace tandem::cpu {
 
@@ -31,7 +32,7 @@ struct Packed {
   float* units;     // [tiles, 16 R], the value of a sum of 1
   int32_t* words;   // [tiles, tile_size]
   int8_t* bytes;    // [tiles, tile_size], if every weight fits
-  int32_t* digits;  // for the matrix unit (DigitPacker)
+  int32_t* digits;  // DigitPacker
 };
 
 void pack(const Geometry& geometry, const Weights& weights, const Packed& to, ParallelFor parallel);

@@ -29,10 +29,9 @@ void sum_plain(const Layer& layer, const Tiling& tiling, const Tile& tile, int64
     const int64_t y = lines % g.out_height(), b = lines / g.out_height();
     for (int p = 0; p < tile.planes; ++p, sums += 8 * width) {
       for (int64_t tap = 0; tap < g.taps(); ++tap) {
-        const int64_t iy = y * g.stride[0] - g.padding[0] + tap / g.kernel[1] * g.dilation[0];
-        const int64_t ix = x * g.stride[1] - g.padding[1] + tap % g.kernel[1] * g.dilation[1];
-        if (iy < 0 || iy >= g.height || ix < 0 || ix >= g.width) continue;
-        const uint8_t* pixel = layer.planes + (((p * g.batch + b) * g.height + iy) * g.width + ix) * g.channels;
+        const int64_t iy = g.input(0, y, tap / g.kernel[1]), ix = g.input(1, x, tap % g.kernel[1]);
+        if (!g.has_input(0, iy) || !g.has_input(1, ix)) continue;
+        const uint8_t* pixel = layer.planes + g.pixel(p, b, iy, ix);
         for (int64_t c = 0; c < g.group_channels(); ++c) {
           const int byte = pixel[group * g.group_channels() + c];
           const int64_t q = c / tiling.block_channels, first = tiling.first_channel(q);

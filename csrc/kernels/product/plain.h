@@ -1,8 +1,8 @@
 // Sums without lists, input by input, for kernels with more taps than list entries can name.
 #pragma once
 
-#include "plan.h"
 #include "tile.h"
+#include "tiling.h"
 
 namespace tandem::cpu {
 

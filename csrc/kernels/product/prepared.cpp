@@ -50,57 +50,58 @@ int64_t count_byte_blocks(const Geometry& geometry, const Weights& weights) {
   return 0;
 }
 
+// Which encodings of the weights there are.
+struct Encodings {
+  int64_t byte_blocks;  // K-blocks of tiles of bytes; 0: tiles are int32
+  bool tiles, digits;
+};
+
+Encodings all(const Geometry& geometry, const Weights& weights) {
+  return {count_byte_blocks(geometry, weights), true, has_digits(geometry)};
+}
+
 // The offsets of the parts of prepared weights, in bytes. A header has the number of K-blocks of bytes.
 struct Parts {
   int64_t units, tiles, digits, size;
 
-  Parts(const Geometry& geometry, const Tiling& tiling, DType dtype, bool bytes, bool with_tiles, bool with_digits) {
+  Parts(const Geometry& geometry, const Tiling& tiling, DType dtype, const Encodings& has) {
     const int64_t count = geometry.groups * tiling.tiles_per_group;
     const auto lines = [](int64_t n) { return (n + kLine - 1) / kLine * kLine; };
     units = kLine;
     tiles = units + lines(count * tiling.width() * static_cast<int64_t>(sizeof(float)));
-    digits = tiles + (with_tiles ? lines(count * tiling.tile_size * (bytes ? 1 : 4)) : 0);
-    size = digits + (with_digits ? lines(DigitWeights::size(geometry, tiling, dtype) * 4) : 0);
+    digits = tiles + (has.tiles ? lines(count * tiling.tile_size * (has.byte_blocks > 0 ? 1 : 4)) : 0);
+    size = digits + (has.digits ? lines(DigitWeights::size(geometry, tiling, dtype) * 4) : 0);
   }
 };
 
-void write(const Geometry& geometry, const Weights& weights, const Tiling& tiling, int64_t byte_blocks, bool with_tiles,
-           bool with_digits, char* memory, ParallelFor parallel) {
-  const bool bytes = byte_blocks > 0;
-  const Parts at(geometry, tiling, weights.dtype, bytes, with_tiles, with_digits);
-  *reinterpret_cast<int64_t*>(memory) = byte_blocks;
+void write(const Geometry& geometry, const Weights& weights, const Encodings& wanted, char* memory,
+           ParallelFor parallel) {
+  const Tiling tiling(geometry, wanted.byte_blocks);
+  const Parts at(geometry, tiling, weights.dtype, wanted);
+  const bool bytes = wanted.byte_blocks > 0;
+  *reinterpret_cast<int64_t*>(memory) = wanted.byte_blocks;
   void* tiles = memory + at.tiles;
-  pack(geometry, weights,
-       {tiling, reinterpret_cast<float*>(memory + at.units),
-        with_tiles && !bytes ? static_cast<int32_t*>(tiles) : nullptr,
-        with_tiles && bytes ? static_cast<int8_t*>(tiles) : nullptr,
-        with_digits ? reinterpret_cast<int32_t*>(memory + at.digits) : nullptr},
-       parallel);
-}
-
-bool can_have_digits(const Geometry& geometry, const Tiling& tiling, DType dtype) {
-  return DigitWeights::size(geometry, tiling, dtype) > 0;
+  Packed to{tiling, reinterpret_cast<float*>(memory + at.units), nullptr, nullptr, nullptr};
+  if (wanted.tiles && bytes) to.bytes = static_cast<int8_t*>(tiles);
+  if (wanted.tiles && !bytes) to.words = static_cast<int32_t*>(tiles);
+  if (wanted.digits) to.digits = reinterpret_cast<int32_t*>(memory + at.digits);
+  pack(geometry, weights, to, parallel);
 }
 
 }  // namespace
 
 int64_t prepared_size(const Geometry& geometry, const Weights& weights) {
   const Geometry packed = packed_geometry(geometry);
-  const int64_t byte_blocks = count_byte_blocks(packed, weights);
-  const Tiling tiling(packed, byte_blocks);
-  return Parts(packed, tiling, weights.dtype, byte_blocks > 0, true, can_have_digits(packed, tiling, weights.dtype))
-      .size;
+  const Encodings wanted = all(packed, weights);
+  return Parts(packed, Tiling(packed, wanted.byte_blocks), weights.dtype, wanted).size;
 }
 
 void prepare(const Geometry& geometry, const Weights& weights, void* memory, ParallelFor parallel) {
   const Geometry packed = packed_geometry(geometry);
-  const int64_t byte_blocks = count_byte_blocks(packed, weights);
-  const Tiling tiling(packed, byte_blocks);
-  const bool digits = can_have_digits(packed, tiling, weights.dtype);
-  write(packed, weights, tiling, byte_blocks, true, digits, static_cast<char*>(memory), parallel);
+  write(packed, weights, all(packed, weights), static_cast<char*>(memory), parallel);
 }
 
-Prepared::Prepared(const Layer& layer, bool tiles, bool digits, ParallelFor parallel)
+Prepared::Prepared(const Layer& layer, Algorithm algorithm, ParallelFor parallel)
     : byte_blocks_(layer.prepared != nullptr ? *static_cast<const int64_t*>(layer.prepared)
                                              : count_byte_blocks(layer.geometry, layer.weights)),
       tiling_(layer.geometry, byte_blocks_) {
@@ -108,30 +109,29 @@ Prepared::Prepared(const Layer& layer, bool tiles, bool digits, ParallelFor para
   thread_local DigitWeights digit_weights;
   const Geometry& geometry = layer.geometry;
   const DType dtype = layer.weights.dtype;
-  const bool possible = can_have_digits(geometry, tiling_, dtype);
+  const bool digits = algorithm == Algorithm::kDigits;
   const auto* from = static_cast<const char*>(layer.prepared);
-  const bool with_tiles = from != nullptr || tiles, with_digits = possible && (from != nullptr || digits);
-  const Parts at(geometry, tiling_, dtype, bytes(), with_tiles, with_digits);
+  Encodings has{byte_blocks_, !digits, digits};
+  if (from != nullptr) has.tiles = true, has.digits = has_digits(geometry);
+  const Parts at(geometry, tiling_, dtype, has);
   if (from == nullptr) {
     char* own = memory.reserve(at.size);
-    write(geometry, layer.weights, tiling_, byte_blocks_, with_tiles, with_digits, own, parallel);
+    write(geometry, layer.weights, has, own, parallel);
     from = own;
   }
   units_ = reinterpret_cast<const float*>(from + at.units);
   tiles_ = from + at.tiles;
-  if (with_digits && digits) {
+  if (digits) {
     digit_weights.read(geometry, tiling_, dtype, reinterpret_cast<const int32_t*>(from + at.digits));
     digits_ = &digit_weights;
   }
 }
 
-Tile Prepared::tile(const Layer& layer, int64_t group, int64_t i, int64_t q, const SpikeLists& lists, int64_t rows,
-                    int64_t first_row) const {
+Tile Prepared::tile(const Layer& layer, int64_t group, int64_t i, int64_t q, int64_t rows, int64_t first_row) const {
   const Geometry& geometry = layer.geometry;
   const int64_t number = group * tiling_.tiles_per_group + i - first_, first = i * tiling_.width();
   const int64_t offset = number * tiling_.tile_size + tiling_.block_offset(geometry, q);
-  return {lists,
-          rows,
+  return {rows,
           first_row,
           layer.plane_count(),
           tiling_.registers,

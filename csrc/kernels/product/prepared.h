@@ -1,10 +1,9 @@
 // The prepared weights of a layer, ready to be multiplied.
 #pragma once
 
-#include "lists.h"
-#include "matrix_unit/matrix_unit.h"
-#include "plan.h"
+#include "digits/digits.h"
 #include "tile.h"
+#include "tiling.h"
 
 namespace tandem::cpu {
 
@@ -12,9 +11,8 @@ namespace tandem::cpu {
 // thread until its next layer.
 class Prepared {
  public:
-  // Uses layer.prepared, or prepares the weights. `tiles`, `digits`: which of them are needed. There are digits only if
-  // the layer supports them.
-  Prepared(const Layer& layer, bool tiles, bool digits, ParallelFor parallel);
+  // Uses layer.prepared, or prepares the weights as the algorithm multiplies them.
+  Prepared(const Layer& layer, Algorithm algorithm, ParallelFor parallel);
 
   // A single tile packed by the caller, or no tile: then only the tiling is used.
   Prepared(const Tiling& tiling, int64_t number = 0, const int32_t* tile = nullptr, const float* unit = nullptr)
@@ -22,16 +20,14 @@ class Prepared {
 
   const Tiling& tiling() const { return tiling_; }
   bool bytes() const { return byte_blocks_ > 0; }
-  bool has_digits() const { return digits_ != nullptr; }
 
   // The columns of digits of tile i of a group.
   const DigitColumn* columns(int64_t group, int64_t i) const {
     return digits_->columns.data() + (group * tiling_.tiles_per_group + i) * tiling_.registers;
   }
 
-  // Tile i of a group, K-block q, for rows of these lists.
-  Tile tile(const Layer& layer, int64_t group, int64_t i, int64_t q, const SpikeLists& lists, int64_t rows,
-            int64_t first_row) const;
+  // Tile i of a group, K-block q, for some rows.
+  Tile tile(const Layer& layer, int64_t group, int64_t i, int64_t q, int64_t rows, int64_t first_row) const;
 
   // Fetches tile i of a group into the L2 cache, if it is in the memory of a whole layer and small enough.
   void fetch(int64_t group, int64_t i) const;

@@ -13,16 +13,16 @@ TANDEM_INLINE auto* sums_at(int32_t* sums, const Tile& tile, int64_t row, int p)
 }
 
 template <int G, class S>
-TANDEM_INLINE void list_sums(const Tile& tile, int64_t row, int p, S (&sums)[8]) {
+TANDEM_INLINE void list_sums(const Tile& tile, const SpikeLists& lists, int64_t row, int p, S (&sums)[8]) {
   const int64_t list = row * tile.planes + p;
-  sum_steps<G>(tile.weights, tile.lists.entries.data() + tile.lists.start.data()[list], tile.lists.bits, sums);
+  sum_steps<G>(tile.weights, lists.entries.data() + lists.start.data()[list], lists.bits, sums);
 }
 
-// Calls f(R, steps of a pattern). Tiles of int32 are 32 outputs wide only with AVX-512 (plan.h).
+// Calls f(R, steps of a pattern). Tiles of int32 are 32 outputs wide only with AVX-512 (tiling.h).
 template <int L, class F>
-TANDEM_INLINE void specialise(const Tile& tile, const F& f) {
+TANDEM_INLINE void specialise(const Tile& tile, int steps, const F& f) {
   const auto with_registers = [&](auto registers) TANDEM_INLINE_LAMBDA {
-    switch (tile.lists.steps) {
+    switch (steps) {
       case 1:
         return f(registers, std::integral_constant<int, 1>());
       case 2:
@@ -38,24 +38,25 @@ TANDEM_INLINE void specialise(const Tile& tile, const F& f) {
 }
 
 template <int L>
-TANDEM_INLINE void fire_lists_body(const Tile& tile, const Neuron<float>& neuron, uint8_t* open) {
-  specialise<L>(tile, [&](auto registers, auto steps) TANDEM_INLINE_LAMBDA {
+TANDEM_INLINE void fire_lists_body(const Tile& tile, const SpikeLists& lists, const Neuron<float>& neuron,
+                                   uint8_t* open) {
+  specialise<L>(tile, lists.steps, [&](auto registers, auto steps) TANDEM_INLINE_LAMBDA {
     constexpr int R = decltype(registers)::value, G = decltype(steps)::value;
     using S = WideSums<L, R>;
     run_neurons<L, R, true, S>(tile, neuron, open, [&](int64_t row, int p, S(&sums)[8]) TANDEM_INLINE_LAMBDA {
-      list_sums<G>(tile, row, p, sums);
+      list_sums<G>(tile, lists, row, p, sums);
     });
   });
 }
 
 template <int L>
-TANDEM_INLINE void sum_lists_body(const Tile& tile, int32_t* out, bool first) {
-  specialise<L>(tile, [&](auto registers, auto steps) TANDEM_INLINE_LAMBDA {
+TANDEM_INLINE void sum_lists_body(const Tile& tile, const SpikeLists& lists, int32_t* out, bool first) {
+  specialise<L>(tile, lists.steps, [&](auto registers, auto steps) TANDEM_INLINE_LAMBDA {
     constexpr int R = decltype(registers)::value, G = decltype(steps)::value;
     for (int64_t row = 0; row < tile.rows; ++row) {
       for (int p = 0; p < tile.planes; ++p) {
         WideSums<L, R> sums[8];
-        list_sums<G>(tile, row, p, sums);
+        list_sums<G>(tile, lists, row, p, sums);
         auto* target = sums_at<L, R>(out, tile, row, p);
 #pragma GCC unroll 8
         for (int t = 0; t < 8; ++t) target[t] = first ? sums[t] : target[t] + sums[t];
@@ -78,9 +79,11 @@ TANDEM_INLINE void fire_sums_body(const Tile& tile, const int32_t* sums, const N
 
 }  // namespace
 
-TANDEM_CPU_LANES_KERNEL(fire_lists, (const Tile& tile, const Neuron<float>& neuron, uint8_t* open),
-                        (tile, neuron, open))
-TANDEM_CPU_LANES_KERNEL(sum_lists, (const Tile& tile, int32_t* sums, bool first), (tile, sums, first))
+TANDEM_CPU_LANES_KERNEL(fire_lists,
+                        (const Tile& tile, const SpikeLists& lists, const Neuron<float>& neuron, uint8_t* open),
+                        (tile, lists, neuron, open))
+TANDEM_CPU_LANES_KERNEL(sum_lists, (const Tile& tile, const SpikeLists& lists, int32_t* sums, bool first),
+                        (tile, lists, sums, first))
 TANDEM_CPU_LANES_KERNEL(fire_sums, (const Tile& tile, const int32_t* sums, const Neuron<float>& neuron, uint8_t* open),
                         (tile, sums, neuron, open))
 

@@ -8,8 +8,7 @@ namespace tandem::cpu {
 
 // A tile is 16 R consecutive output channels. Its weights are [inputs + 1, 16 R], the last row zero.
 struct Tile {
-  const SpikeLists& lists;
-  int64_t rows;       // of the lists
+  int64_t rows;
   int64_t first_row;  // number of the first row within the layer
   int planes;         // P
   int registers;      // R, 1 or 2
@@ -25,15 +24,15 @@ struct Tile {
 
 // Multiplies a whole tile with one K-block by lists, and fires the neurons in registers. `open`, null or a byte per
 // neuron, replaces the mask.
-void fire_lists(const Tile& tile, const Neuron<float>& neuron, uint8_t* open);
+void fire_lists(const Tile& tile, const SpikeLists& lists, const Neuron<float>& neuron, uint8_t* open);
 
 // Multiplies by lists and writes the sums, [rows, planes, 8, 16 R]. Adds to the sums in memory unless `first`.
-void sum_lists(const Tile& tile, int32_t* sums, bool first);
+void sum_lists(const Tile& tile, const SpikeLists& lists, int32_t* sums, bool first);
 
 // The same for int8 weights and patterns of four steps.
 constexpr int kByteSteps = 4;
-void fire_byte_lists(const Tile& tile, const Neuron<float>& neuron, uint8_t* open);
-void sum_byte_lists(const Tile& tile, int32_t* sums, bool first);
+void fire_byte_lists(const Tile& tile, const SpikeLists& lists, const Neuron<float>& neuron, uint8_t* open);
+void sum_byte_lists(const Tile& tile, const SpikeLists& lists, int32_t* sums, bool first);
 
 // Fires the neurons from sums in memory.
 void fire_sums(const Tile& tile, const int32_t* sums, const Neuron<float>& neuron, uint8_t* open);

@@ -1,39 +1,18 @@
+// Products of bytes by the matrix unit, AMX: tiles of 16 rows by 16 outputs, of one or two steps at a time.
 #include <algorithm>
 
-#include "layout.h"
-#include "matrix_unit.h"
+#include "loops.h"
 
 #if TANDEM_MULTIVERSION
-#include <cpuid.h>
 #include <immintrin.h>
-#endif
-#if defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
+
+#define TANDEM_TARGET_AMX [[gnu::target("arch=x86-64-v4,amx-tile,amx-int8" TANDEM_WIDE_VECTORS)]]
 
 namespace tandem::cpu {
 
-#if TANDEM_MULTIVERSION
-
 namespace {
 
-// Chunks per pass: their digits, 39 KB for three, stay in L1 while the spikes of many rows stream by.
-constexpr int64_t kPassChunks = 13;
-
-bool permitted() {
-  constexpr int kFirstLeaf = 7, kTileBit = 24, kInt8Bit = 25;
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  if (__get_cpuid_count(kFirstLeaf, 0, &a, &b, &c, &d) == 0 || !(d >> kTileBit & 1) || !(d >> kInt8Bit & 1)) {
-    return false;
-  }
-#if defined(__linux__)
-  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // Linux provides the tile registers on request
-  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-#else
-  return false;
-#endif
-}
+constexpr int64_t kPassChunks = 13;  // 39 KB of three digits
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -41,30 +20,9 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// A pass over the rows: some chunks of some digits of a column.
-struct Pass {
-  const int64_t* offsets;  // of the chunks within the spikes of a row
-  int64_t chunks;
-  const int8_t* digits;
-  int64_t chunk_bytes;
-  int shift;
-  bool first;  // overwrite the sums instead of adding
-};
-
-// Prefetches digits into L2, some cache lines with every chunk: the L3 cache is slower than the unit.
-struct Fetch {
-  const int8_t *at, *end;
-  int64_t lines;
-
-  TANDEM_INLINE void advance() {
-    if (at >= end) return;
-    for (int64_t i = 0; i < lines; ++i) __builtin_prefetch(at + i * 64, 0, 2);
-    at += lines * 64;
-  }
-};
-
 // At most 16 rows of a strip and a plane.
 struct Rows {
+  const int64_t* offsets;  // of the chunks within the spikes of a row
   const uint8_t* spikes;
   int64_t count, step_bytes, row_bytes;
   int steps;
@@ -83,7 +41,7 @@ TANDEM_TARGET_AMX TANDEM_INLINE void multiply(const Pass& pass, const Rows& rows
   _tile_zero(5);
   const int8_t* digits = pass.digits;
   for (int64_t c = 0; c < pass.chunks; ++c, digits += pass.chunk_bytes) {
-    const uint8_t* first = spikes + pass.offsets[c];
+    const uint8_t* first = spikes + rows.offsets[c];
     fetch.advance();
     _tile_stream_loadd(6, first, rows.row_bytes);
     _tile_loadd(7, digits, 64);
@@ -171,77 +129,47 @@ TANDEM_TARGET_AMX TANDEM_INLINE void run_pass(const Pass& pass, const Rows& rows
   }
 }
 
-// Computes the sums of a tile of R columns: [rows, planes, steps of a plane, 16 R].
+// Computes the sums of a column: [rows, planes, steps of a plane].
 template <class Sum>
-TANDEM_TARGET_AMX TANDEM_INLINE void run_tile(const ExpandedInputs& inputs, int T, const DigitColumn* columns,
-                                              int registers, Sum* sums) {
+TANDEM_TARGET_AMX TANDEM_INLINE void run_rows(const ExpandedInputs& inputs, int T, const Pass& pass, Fetch& fetch,
+                                              Sum* out) {
   const int planes = (T + inputs.steps - 1) / inputs.steps;
-  const int64_t width = 16 * registers, row_stride = planes * inputs.steps * width;
-  const int64_t passes = (inputs.chunks + kPassChunks - 1) / kPassChunks;
-  int64_t tiles = 0;
-  for (const ExpandedPiece& piece : inputs.pieces) tiles += whole_tiles(piece.rows) / kTileRows;
-  const int64_t turns = tiles * ((T + 1) / 2);  // calls of multiply() in a pass
-  const TileConfig config;
-  _tile_loadconfig(&config);
-  for (int r = 0; r < registers; ++r) {
-    const DigitColumn& column = columns[r];
-    const int groups = column.count == kMostDigits ? 2 : 1, digits = column.count / groups;
-    const int64_t lines = column.count * kTileBytes / 64;
-    Fetch fetch{column.next, column.next + inputs.chunks * lines * 64, (lines + turns * groups - 1) / (turns * groups)};
-    for (int64_t i = 0; i < passes * groups; ++i) {
-      const int64_t begin = inputs.chunks * (i / groups) / passes, end = inputs.chunks * (i / groups + 1) / passes;
-      const int digit = static_cast<int>(i % groups) * digits;
-      Pass pass{nullptr,
-                end - begin,
-                column.digits + (begin * column.count + digit) * kTileBytes,
-                column.count * kTileBytes,
-                column.shift + 8 * digit,
-                i == 0};
-      Sum* out = sums + r * 16;
-      for (const ExpandedPiece& piece : inputs.pieces) {
-        pass.offsets = piece.offsets + begin;
-        for (int64_t row = 0; row < piece.rows; row += kTileRows) {
-          const int64_t count = std::min(kTileRows, piece.rows - row);
-          const uint8_t* spikes = inputs.bytes.data() + piece.start + row / kTileRows * piece.tile_bytes;
-          for (int p = 0; p < planes; ++p, spikes += inputs.steps * piece.step_bytes) {
-            const Rows rows{spikes, count, piece.step_bytes, piece.row_bytes,
-                            std::min(inputs.steps, T - inputs.steps * p)};
-            Sum* plane = out + p * inputs.steps * width;
-            if (digits == 1) run_pass<1>(pass, rows, plane, width, row_stride, fetch);
-            if (digits == 2) run_pass<2>(pass, rows, plane, width, row_stride, fetch);
-            if (digits == 3) run_pass<3>(pass, rows, plane, width, row_stride, fetch);
-          }
-          out += count * row_stride;
-        }
+  const int64_t row_stride = planes * inputs.steps * pass.stride;
+  for (const ExpandedPiece& piece : inputs.pieces) {
+    for (int64_t row = 0; row < piece.rows; row += kTileRows) {
+      const int64_t count = std::min(kTileRows, piece.rows - row);
+      const uint8_t* spikes = inputs.row(piece, row);
+      for (int p = 0; p < planes; ++p, spikes += inputs.steps * piece.step_bytes) {
+        const Rows rows{piece.offsets + pass.begin, spikes,          count,
+                        piece.step_bytes,           piece.row_bytes, std::min(inputs.steps, T - inputs.steps * p)};
+        Sum* plane = out + p * inputs.steps * pass.stride;
+        if (pass.count == 1) run_pass<1>(pass, rows, plane, pass.stride, row_stride, fetch);
+        if (pass.count == 2) run_pass<2>(pass, rows, plane, pass.stride, row_stride, fetch);
+        if (pass.count == 3) run_pass<3>(pass, rows, plane, pass.stride, row_stride, fetch);
       }
+      out += count * row_stride;
     }
   }
-  _tile_release();
+}
+
+TANDEM_TARGET_AMX void begin() {
+  const TileConfig config;
+  _tile_loadconfig(&config);
+}
+
+TANDEM_TARGET_AMX void end() { _tile_release(); }
+
+TANDEM_TARGET_AMX void steps(const ExpandedInputs& inputs, int T, const Pass& pass, Fetch& fetch, int32_t* sums) {
+  run_rows(inputs, T, pass, fetch, sums);
+}
+
+TANDEM_TARGET_AMX void counts(const ExpandedInputs& inputs, const Pass& pass, Fetch& fetch, double* sums) {
+  run_rows(inputs, 1, pass, fetch, sums);
 }
 
 }  // namespace
 
-bool has_matrix_unit() {
-  static const bool has = capability() == Capability::kV4 && permitted();
-  return has;
-}
-
-TANDEM_TARGET_AMX void multiply_tile(const ExpandedInputs& inputs, int T, const DigitColumn* columns, int registers,
-                                     int32_t* sums) {
-  run_tile(inputs, T, columns, registers, sums);
-}
-
-TANDEM_TARGET_AMX void multiply_counts(const ExpandedInputs& inputs, const DigitColumn* columns, int registers,
-                                       double* sums) {
-  run_tile(inputs, 1, columns, registers, sums);
-}
-
-#else
-
-bool has_matrix_unit() { return false; }
-void multiply_tile(const ExpandedInputs&, int, const DigitColumn*, int, int32_t*) {}
-void multiply_counts(const ExpandedInputs&, const DigitColumn*, int, double*) {}
-
-#endif
+const Loops kAmxLoops{kPassChunks, begin, end, steps, counts};
 
 }  // namespace tandem::cpu
+#endif

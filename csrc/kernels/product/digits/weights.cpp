@@ -1,10 +1,9 @@
-// Splits weights into the digits that the matrix unit and products of bytes multiply.
+// Splits weights into digits.
 #include <algorithm>
 
-#include "../dense.h"
 #include "../lists.h"
 #include "../units.h"
-#include "layout.h"
+#include "digits.h"
 
 namespace tandem::cpu {
 
@@ -48,8 +47,13 @@ struct ColumnMemory {
 
 }  // namespace
 
+bool has_digits(const Geometry& geometry) {
+  const int64_t inputs = geometry.inputs();
+  return byte_products() != ByteProducts::kNone && inputs > 0 && inputs <= kMaxInputs;
+}
+
 int64_t DigitWeights::size(const Geometry& geometry, const Tiling& tiling, DType dtype) {
-  if (byte_products() == ByteProducts::kNone || geometry.inputs() == 0 || geometry.inputs() > kMaxInputs) return 0;
+  if (!has_digits(geometry)) return 0;
   const ColumnMemory at(geometry, tiling, dtype);
   return at.header + at.columns * at.column_bytes / 4;
 }

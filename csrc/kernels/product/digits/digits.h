@@ -1,22 +1,47 @@
-// Dense products on the processor's matrix unit (AMX): every input, active or not, times every weight.
+// Products by bytes: every input, active or not, times every weight.
 //
-// The unit multiplies bytes. Integer weights are split into signed digits to the base 256, three for most layers;
-// spikes of a step are bytes of 0 and 1. Sums of digits are exact and combine to the same integers that lists give.
+// Processors multiply bytes faster than floats. Integer weights are split into signed digits to the base 256, three for
+// most layers; spikes of a step are bytes of 0 and 1, counts are bytes anyway. Sums of digits are exact and combine to
+// the same integers that lists give.
+//
+//   weights.cpp    weights -> digits, four inputs of an output next to each other, sixteen outputs in a row
+//   inputs.cpp     spikes or counts of a block of rows -> bytes
+//   multiply.cpp   the loop over digits and inputs, for every instruction set
+//   amx, vnni, avx_vnni, avx2.cpp      the loop over rows, one for each instruction
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
 #include "../../cpu/scratch.h"
-#include "../plan.h"
-#include "../rows.h"
+#include "../tiling.h"
 
 namespace tandem::cpu {
 
-// Whether there is a matrix unit that the system and the capability in use permit.
-bool has_matrix_unit();
+// The instructions for products of bytes, from the slowest to the fastest. VNNI adds four products to a 32-bit sum;
+// AVX2 adds two to a 16-bit sum, which is widened before it overflows. Processors with AVX-VNNI may lack AVX-512. AMX
+// is a matrix unit, which multiplies tiles of 16 rows by 16 outputs.
+enum class ByteProducts { kNone, kAvx2, kAvxVnni, kAvx512Vnni, kAmx };
 
-// The inputs of one output as the unit reads them: `segments` runs of contiguous bytes, each padded to whole chunks of
+// Whether the processor has these instructions at the capability in use.
+bool has(ByteProducts kind);
+// The fastest that it has.
+ByteProducts byte_products();
+
+// Whether digits can represent the layer on this processor.
+bool has_digits(const Geometry& geometry);
+
+constexpr int64_t kChunk = 64;     // inputs per product of tiles
+constexpr int64_t kTileRows = 16;  // rows of the layer per tile
+constexpr int64_t kTileBytes = 1024;
+constexpr int kMostDigits = 4;
+
+// Whether pixels that adjoin in the kernel adjoin in the image.
+inline bool adjoin(const Geometry& geometry) { return geometry.dilation[1] == 1; }
+
+inline int64_t whole_tiles(int64_t rows) { return (rows + kTileRows - 1) / kTileRows * kTileRows; }
+
+// The inputs of one output as they are multiplied: `segments` runs of contiguous bytes, each padded to whole chunks of
 // 64.
 struct ChunkShape {
   int64_t segments, length, chunks_per_segment;
@@ -79,21 +104,29 @@ struct ExpandedPiece {
 // The inputs of a block of rows, expanded to bytes, from input channel `first` on; zero outside of the image.
 struct ExpandedInputs {
   int steps;  // bytes per input and plane: 8, one for each step, or 1, the spike count
-  int most;   // an upper bound of the counts, which only AVX2 needs
+  int most;   // an upper bound of the bytes, which only AVX2 needs
   int64_t chunks;
   std::vector<ExpandedPiece> pieces;
   std::vector<int64_t> offsets;  // [pieces, chunks]
   Scratch<uint8_t> bytes;
+
+  // The bytes of a row of a piece.
+  const uint8_t* row(const ExpandedPiece& piece, int64_t i) const {
+    return bytes.data() + piece.start + i / kTileRows * piece.tile_bytes + i % kTileRows * piece.row_bytes;
+  }
 
   void expand(const Layer& layer, int64_t first, const Block& block);
   // One plane of counts: of the spikes in all planes, or the counts that a layer of window timing reads.
   void count_spikes(const Layer& layer, int64_t first, const Block& block);
 };
 
-// Writes the sums of a tile of R columns for the rows of the inputs: [rows, planes, 8, 16 R]; none beyond step T.
-void multiply_tile(const ExpandedInputs& inputs, int T, const DigitColumn* columns, int registers, int32_t* sums);
+// Writes the sums of a tile of R columns for the rows of the inputs: [rows, planes, 8, 16 R]; none beyond step T. Only
+// AMX multiplies steps by more than one digit.
+void multiply_steps(const ExpandedInputs& inputs, int T, const DigitColumn* columns, int registers, int32_t* sums,
+                    ByteProducts by = byte_products());
 
 // Writes the sums over all steps, from counts: [rows, 16 R], exact integers.
-void multiply_counts(const ExpandedInputs& inputs, const DigitColumn* columns, int registers, double* sums);
+void multiply_counts(const ExpandedInputs& inputs, const DigitColumn* columns, int registers, double* sums,
+                     ByteProducts by = byte_products());
 
 }  // namespace tandem::cpu

@@ -1,14 +1,21 @@
-// Expands spikes, or spike counts, to the bytes that the matrix unit multiplies.
+// Expands spikes, or spike counts, to bytes.
 #include <algorithm>
 #include <cstring>
 
 #include "../../cpu/vectors.h"
-#include "../dense.h"
-#include "layout.h"
+#include "digits.h"
 
 namespace tandem::cpu {
 
 namespace {
+
+int64_t whole_chunks(int64_t n) { return (n + kChunk - 1) / kChunk * kChunk; }
+
+// Bytes from pixel to pixel. Rows of a product begin at cache lines, unless they span several pixels, which then must
+// be contiguous.
+int64_t pitch(const Geometry& geometry) {
+  return geometry.kernel[1] == 1 ? whole_chunks(geometry.group_channels()) : geometry.group_channels();
+}
 
 double idle_rows(int64_t rows) { return static_cast<double>(whole_tiles(rows)) / static_cast<double>(rows); }
 
@@ -65,9 +72,7 @@ TANDEM_CPU_KERNEL(largest_byte, (const uint8_t* bytes, int64_t n, int* most), (b
 
 // Pixel (y, x) of sample b in plane p, from input channel `first` on.
 const uint8_t* pixel(const Layer& layer, int p, int64_t b, int64_t y, int64_t x, int64_t first) {
-  const Geometry& geometry = layer.geometry;
-  return layer.planes + (((p * geometry.batch + b) * geometry.height + y) * geometry.width + x) * geometry.channels +
-         first;
+  return layer.planes + layer.geometry.pixel(p, b, y, x) + first;
 }
 
 // Makes each strip a piece: [lines of the kernel, pixels] at each step.
@@ -99,14 +104,14 @@ void copy_lines(ExpandedInputs& inputs, const Layer& layer, int planes, int64_t 
   for (int64_t j = 0; j < block.count; ++j) {
     const Strip& strip = block.strips[j];
     const ExpandedPiece& piece = inputs.pieces[j];
-    const int64_t pixels = pixels_for(piece.rows), x = strip.x0 * geometry.stride[1] - geometry.padding[1];
+    const int64_t pixels = pixels_for(piece.rows), x = geometry.input(1, strip.x0, 0);
     const int64_t begin = std::clamp<int64_t>(-x, 0, pixels);
     const int64_t end = std::clamp<int64_t>(geometry.width - x, begin, pixels);
     for (int p = 0; p < planes; ++p) {
       uint8_t* to = bytes + piece.start + p * inputs.steps * piece.step_bytes;
       for (int64_t line = 0; line < lines; ++line, to += pixels * size) {
-        const int64_t y = strip.y * geometry.stride[0] - geometry.padding[0] + line * geometry.dilation[0];
-        const bool inside = y >= 0 && y < geometry.height;
+        const int64_t y = geometry.input(0, strip.y, line);
+        const bool inside = geometry.has_input(0, y);
         const int64_t from = inside ? begin : pixels, until = inside ? end : pixels;
         for (int t = 0; t < inputs.steps; ++t) {
           std::fill_n(to + t * piece.step_bytes, from * size, uint8_t{0});
@@ -142,10 +147,9 @@ void gather_rows(ExpandedInputs& inputs, const Layer& layer, int planes, int64_t
       for (int64_t x = strip->x0; x < strip->x1; ++x, ++row) {
         uint8_t* out = to + row / kTileRows * tile_bytes + row % kTileRows * kChunk;
         for (int64_t tap = 0; tap < geometry.taps(); ++tap) {
-          const int64_t line = tap / geometry.kernel[1];
-          const int64_t in_y = strip->y * geometry.stride[0] - geometry.padding[0] + line * geometry.dilation[0];
-          const int64_t in_x = x * geometry.stride[1] - geometry.padding[1] + tap % geometry.kernel[1];
-          const bool inside = in_y >= 0 && in_y < geometry.height && in_x >= 0 && in_x < geometry.width;
+          const int64_t in_y = geometry.input(0, strip->y, tap / geometry.kernel[1]);
+          const int64_t in_x = geometry.input(1, x, tap % geometry.kernel[1]);
+          const bool inside = geometry.has_input(0, in_y) && geometry.has_input(1, in_x);
           const uint8_t* in = inside ? pixel(layer, p, strip->b, in_y, in_x, first) : nullptr;
           for (int64_t i = 0; i < channels; i += kChunk, out += kTileBytes) {
             if (inside) fill(in + i, std::min(kChunk, channels - i), out, step_bytes);

@@ -1,0 +1,160 @@
+#include "choose.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#include "../cpu/vectors.h"
+#include "depthwise.h"
+#include "digits/digits.h"
+#include "lists.h"
+#include "tiling.h"
+
+namespace tandem::cpu {
+
+namespace {
+
+Algorithm read_path() {
+  const char* wish = std::getenv("TANDEM_PATH");
+  if (wish == nullptr || *wish == '\0') return Algorithm::kFastest;
+  const std::string path = wish, start = "TANDEM_PATH=" + path + ": ";
+  if (path == "lists") return Algorithm::kLists;
+  if (path != "digits") throw std::runtime_error(start + "allowed are lists, digits");
+  if (byte_products() != ByteProducts::kNone) return Algorithm::kDigits;
+  throw std::runtime_error(start + "this processor has no products of bytes at capability \"" +
+                           capability_name(capability()) + "\"");
+}
+
+}  // namespace
+
+Algorithm fixed_algorithm() {
+  static const Algorithm fixed = read_path();
+  return fixed;
+}
+
+Way choose(const Layer& layer, Task task, const Density& density) {
+  const Geometry& in = layer.geometry;
+  const bool steps = task == Task::kSpikes && !layer.counted();  // each step is multiplied, not the counts
+  if (is_depthwise(in)) return {Algorithm::kDepthwise, 0};
+  if (in.taps() > kMaxInputs) return {Algorithm::kPlain, 0};
+  const Algorithm wish = layer.way.algorithm == Algorithm::kFastest ? fixed_algorithm() : layer.way.algorithm;
+  if (wish == Algorithm::kPlain && layer.weights.dtype != DType::kInt8) return layer.way;
+
+  // Weights of one digit may take less time as bytes than by lists even for steps: for K inputs and 16 outputs VNNI has
+  // 2 K products, lists have up to 4 K additions in many short runs.
+  const bool unit = byte_products() == ByteProducts::kAmx;
+  const bool can_digits = has_digits(in) && (!steps || unit || layer.weights.dtype == DType::kInt8);
+  const Way digits{Algorithm::kDigits, 0};
+  if (can_digits && wish == Algorithm::kDigits) return digits;
+
+  // A few rows do not pay for packing weights to memory first.
+  constexpr int64_t kFewRows = 8;
+  const bool free = wish == Algorithm::kFastest || wish == Algorithm::kTileByTile || layer.way.steps == 0;
+  const bool few = wish == Algorithm::kTileByTile || (free && in.rows() * layer.plane_count() <= kFewRows);
+  Way lists{Algorithm::kLists, layer.way.steps > 0 ? layer.way.steps : cheapest_steps(in, density)};
+  if (few && layer.prepared == nullptr && task == Task::kSpikes) lists.algorithm = Algorithm::kTileByTile;
+
+  if (!can_digits || wish != Algorithm::kFastest || lists.algorithm == Algorithm::kTileByTile) return lists;
+  if (task == Task::kWindow && !layer.counted()) return digits;  // one product of counts, not one of each step
+  const auto cost = steps ? steps_cost : counts_cost;
+  return cost(in, layer.prepared != nullptr, unit) < lists_cost(in, lists.steps, density) ? digits : lists;
+}
+
+namespace {
+
+// Counts bits, nonzero pairs and nonzero nibbles of sampled words. Multiversioned for its popcounts. The samples are at
+// multiples of the golden ratio: with a regular distance they would meet the same channels again and again.
+TANDEM_INLINE void count_patterns_body(const uint8_t* bytes, uint64_t words, int64_t samples, int64_t* counts) {
+  for (int64_t i = 0; i < samples; ++i) {
+    const uint64_t fraction = static_cast<uint32_t>(i) * 2654435769u;
+    uint64_t word;
+    std::memcpy(&word, bytes + 8 * (fraction * words >> 32), sizeof(word));
+    const uint64_t pair = (word | word >> 1) & 0x5555555555555555ull;
+    counts[0] += __builtin_popcountll(word);
+    counts[1] += __builtin_popcountll(pair);
+    counts[2] += __builtin_popcountll((pair | pair >> 2) & 0x1111111111111111ull);
+  }
+}
+TANDEM_CPU_KERNEL(count_patterns, (const uint8_t* bytes, uint64_t words, int64_t samples, int64_t* counts),
+                  (bytes, words, samples, counts))
+
+}  // namespace
+
+Density Density::measure(const uint8_t* bytes, int64_t size) {
+  constexpr int64_t kSamples = 512;
+  const int64_t words = std::min<int64_t>(size / 8, UINT32_MAX), samples = std::min(words, kSamples);
+  int64_t counts[3] = {};
+  count_patterns(bytes, words, samples, counts);
+  const double seen = 8.0 * static_cast<double>(std::max<int64_t>(samples, 1));
+  return {{counts[0] / seen, counts[1] / seen, counts[2] / seen}};
+}
+
+Density Density::of(const Layer& layer) {
+  const Geometry& in = layer.geometry;
+  return measure(layer.planes, in.batch * in.height * in.width * in.channels * layer.plane_count());
+}
+
+const ListCosts& ListCosts::here() {
+  static const ListCosts costs = [] {
+    ListCosts of = kCompressedLists;
+    if (capability() == Capability::kV3) of = kAvx2Lists;
+    if (capability() == Capability::kDefault) of = kNarrowLists;
+    of.compressed = can_compress();
+    return of;
+  }();
+  return costs;
+}
+
+double lists_cost(const Geometry& geometry, int steps, const Density& density, const ListCosts& costs) {
+  const int index = steps == 4 ? 2 : steps - 1;
+  const int64_t channels = geometry.group_channels();
+  const bool columns = has_columns(geometry);
+  const int64_t pixels = columns ? geometry.kernel[0] * geometry.stride[1] : geometry.taps();
+  const int64_t copies = columns ? geometry.kernel[1] : 0;
+  const double tiles = static_cast<double>(geometry.group_outputs()) / 16,
+               inputs = static_cast<double>(geometry.inputs());
+  const double blocks = static_cast<double>(Tiling(geometry).blocks);
+  const int64_t runs = runs_per_plane(steps);
+  const int64_t compares = 8 * runs * pixels * ((channels + 63) / 64),
+                look_ups = 8 * 8 / steps * pixels * ((channels + 15) / 16);
+  const double sorting = steps == 1 ? 0 : 6 * density.adds[index] * static_cast<double>(pixels * channels);
+  return tiles *
+             (costs.addition * density.adds[index] * inputs + costs.fold_and_fire[index] + costs.block * (blocks - 1)) +
+         static_cast<double>(8 * runs * copies) +
+         (costs.compressed ? static_cast<double>(compares) : static_cast<double>(look_ups) + sorting);
+}
+
+int cheapest_steps(const Geometry& geometry, const Density& density, const ListCosts& costs) {
+  int best = 1;
+  for (const int steps : {2, 4}) {
+    if (lists_cost(geometry, steps, density, costs) < lists_cost(geometry, best, density, costs)) best = steps;
+  }
+  return best;
+}
+
+namespace {
+
+// chunk, fire: of 16 outputs; expand: of an input channel.
+double digits_cost(const Geometry& geometry, bool prepared, double chunk, double fire, double expand) {
+  const double tiles = static_cast<double>(geometry.group_outputs()) / 16;
+  const double weights = prepared ? 0 : static_cast<double>(geometry.inputs() * geometry.group_outputs());
+  const auto pixels = static_cast<double>(ExpandedRows(geometry).pixels * geometry.group_channels());
+  return tiles * (chunk * static_cast<double>(ChunkShape(geometry).chunks()) + fire) + expand * pixels +
+         1.1 * weights / static_cast<double>(geometry.rows());
+}
+
+}  // namespace
+
+double steps_cost(const Geometry& geometry, bool prepared, bool matrix_unit) {
+  if (!matrix_unit) return digits_cost(geometry, prepared, 140, 130, 1.9);
+  return digits_cost(geometry, prepared, 31 * ExpandedRows(geometry).idle, 190, 1.9);
+}
+
+double counts_cost(const Geometry& geometry, bool prepared, bool matrix_unit) {
+  const double chunk = matrix_unit ? 6 * ExpandedRows(geometry).idle : 40;
+  return digits_cost(geometry, prepared, chunk, 50, 0.2);
+}
+
+}  // namespace tandem::cpu

@@ -1,0 +1,54 @@
+// Chooses how a layer is multiplied. All ways give the same bits, so the choice is free.
+#pragma once
+
+#include "../layer.h"
+
+namespace tandem::cpu {
+
+// Nonzero patterns per input byte, for patterns of 1, 2 and 4 steps.
+struct Density {
+  double adds[3];
+
+  static Density measure(const uint8_t* bytes, int64_t size);
+  static Density of(const Layer& layer);
+};
+
+// What is computed: the neurons' spikes, or the product of the window alone.
+enum class Task { kSpikes, kWindow };
+
+// The way that takes the least time by the cost model below, or the one that the layer or TANDEM_PATH asks for, if the
+// processor and the layer support it.
+Way choose(const Layer& layer, Task task, const Density& density);
+
+// The algorithm that TANDEM_PATH (lists | digits) sets for all layers that may choose, else kFastest. Throws
+// std::runtime_error for any other value, and for digits if the processor has no products of bytes.
+Algorithm fixed_algorithm();
+
+// The costs of lists on a processor, fitted to measured times. They depend on its vectors, and on whether it can
+// compress bytes (AVX-512 VBMI2) or has to look up positions in a table and sort them by pattern.
+struct ListCosts {
+  double addition;          // of 16 weights
+  double fold_and_fire[3];  // of 16 outputs, for patterns of 1, 2 and 4 steps
+  double block;             // of each K-block beyond the first
+  bool compressed;
+
+  static const ListCosts& here();
+};
+constexpr ListCosts kCompressedLists{1, {180, 180, 260}, 80, true};  // AVX-512
+constexpr ListCosts kAvx2Lists{1.4, {150, 190, 300}, 110, false}, kNarrowLists{2.8, {240, 250, 350}, 220, false};
+
+// The time of lists per row and group of channels, in additions of 16 weights (1 cycle of a Xeon): additions, folding
+// and firing, building the lists. The constants are fitted to measured times of linear and 3 x 3 layers.
+double lists_cost(const Geometry& geometry, int steps, const Density& density,
+                  const ListCosts& costs = ListCosts::here());
+
+// The steps of a pattern whose lists cost the least.
+int cheapest_steps(const Geometry& geometry, const Density& density, const ListCosts& costs = ListCosts::here());
+
+// The time of digits in the same unit, for the steps of a plane or for counts, on a matrix unit or by products of bytes
+// in vectors. Those are AVX-512 VNNI's; AVX2 takes twice the time, but so do lists there. The constants are fitted as
+// above.
+double steps_cost(const Geometry& geometry, bool prepared, bool matrix_unit);
+double counts_cost(const Geometry& geometry, bool prepared, bool matrix_unit);
+
+}  // namespace tandem::cpu

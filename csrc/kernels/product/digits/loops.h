@@ -1,0 +1,64 @@
+// What an instruction set multiplies in one pass: all rows by some chunks of inputs and some digits of a column.
+#pragma once
+
+#include <cstring>
+
+#include "../../cpu/capability.h"
+#include "digits.h"
+
+namespace tandem::cpu {
+
+// Digits that are needed soon, to be prefetched into L2, some cache lines with every chunk: the L3 cache is slower than
+// a matrix unit.
+struct Fetch {
+  const int8_t *at, *end;
+  int64_t lines;
+
+  TANDEM_INLINE void advance() {
+    if (at >= end) return;
+    for (int64_t i = 0; i < lines; ++i) __builtin_prefetch(at + i * 64, 0, 2);
+    at += lines * 64;
+  }
+};
+
+struct Pass {
+  int64_t begin, chunks;  // the first chunk, and how many
+  const int8_t* digits;   // of the first chunk
+  int64_t chunk_bytes;    // of a chunk with all digits
+  int count;              // digits, 1 to 3
+  int shift;              // the lowest is worth 1 << shift
+  bool first;             // overwrite the sums instead of adding
+  int64_t stride;         // from row to row of 16 sums, or from step to step
+};
+
+// steps() writes [rows, planes, 8] rows of sums, counts() [rows].
+struct Loops {
+  int64_t pass_chunks;  // whose digits stay in L1 while the inputs of many rows stream by
+  void (*begin)();      // before the first pass and after the last one
+  void (*end)();
+  void (*steps)(const ExpandedInputs& inputs, int T, const Pass& pass, Fetch& fetch, int32_t* sums);
+  void (*counts)(const ExpandedInputs& inputs, const Pass& pass, Fetch& fetch, double* sums);
+};
+
+// Lines of inputs that vectors multiply at a time.
+struct Lines {
+  const uint8_t* bytes;
+  int64_t pitch;           // from line to line
+  const int64_t* offsets;  // of the chunks within a line
+  int most;                // the largest byte
+};
+
+constexpr int64_t kVectorChunks = 8;    // 24 KB of three digits
+constexpr int64_t kWords = kChunk / 4;  // words of four inputs per chunk
+
+TANDEM_INLINE int32_t word_at(const uint8_t* p) {
+  int32_t word;
+  std::memcpy(&word, p, sizeof(word));
+  return word;
+}
+
+#if TANDEM_MULTIVERSION
+extern const Loops kAmxLoops, kVnniLoops, kAvxVnniLoops, kAvx2Loops;
+#endif
+
+}  // namespace tandem::cpu

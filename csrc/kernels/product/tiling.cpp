@@ -1,0 +1,70 @@
+#include "tiling.h"
+
+#include <algorithm>
+
+#include "../cpu/capability.h"
+#include "../cpu/vectors.h"
+#include "lists.h"
+
+namespace tandem::cpu {
+
+namespace {
+
+// The largest K-block of a tile in bytes: beyond it even the L2 cache delivers weights too slowly.
+constexpr int64_t kBlockBytes = 128 << 10;
+
+}  // namespace
+
+Tiling::Tiling(const Geometry& geometry, int64_t byte_blocks) {
+  const int64_t taps = geometry.taps(), channels = std::max<int64_t>(geometry.group_channels(), 1);
+  const bool wide = byte_blocks > 0 || capability() == Capability::kV4;
+  registers = wide && geometry.group_outputs() > kLanes ? 2 : 1;
+  const int64_t bytes = taps * channels * width() * static_cast<int64_t>(sizeof(int32_t));
+  const int64_t wanted = byte_blocks > 0 ? byte_blocks : std::max<int64_t>(1, (bytes + kBlockBytes - 1) / kBlockBytes);
+  block_channels = (channels + wanted - 1) / wanted;
+  if (block_channels > 64 && wanted > 1) block_channels = (block_channels + 63) / 64 * 64;
+  block_channels =
+      std::clamp<int64_t>(block_channels, 1, std::max<int64_t>(1, kMaxInputs / std::max<int64_t>(taps, 1)));
+  blocks = (channels + block_channels - 1) / block_channels;
+  tiles_per_group = (geometry.group_outputs() + width() - 1) / width();
+  tile_size = (geometry.inputs() + blocks) * width();
+}
+
+int64_t listed_rows(const Geometry& geometry, const Tiling& tiling, int planes) {
+  constexpr int64_t kMaxBytes = 1 << 22;  // input bytes listed at a time: lists take up to 16 times as much
+  const int64_t rows = kMaxBytes / (planes * std::max<int64_t>(geometry.inputs(), 1));
+  return std::clamp<int64_t>(rows, 1, (tiling.blocks == 1 ? 256 : 64));
+}
+
+int64_t expanded_rows(const Geometry& geometry, int bytes) {
+  constexpr int64_t kMaxBytes = 3 << 18;  // bytes of spikes expanded at a time: the L2 cache also holds digits
+  const int64_t rows = kMaxBytes / (bytes * std::max<int64_t>(geometry.inputs(), 1));
+  return std::clamp<int64_t>((rows + 8) / 16 * 16, 16, 128);
+}
+
+Blocks::Blocks(const Geometry& geometry, int64_t rows) {
+  const int64_t width = geometry.out_width(), cuts = (width + rows - 1) / rows;
+  int64_t row = 0;
+  const auto begin_block = [&] {
+    first_.push_back(static_cast<int64_t>(strips_.size()));
+    first_row_.push_back(row);
+  };
+  for (int64_t b = 0; b < geometry.batch; ++b) {
+    for (int64_t y = 0; y < geometry.out_height(); ++y) {
+      for (int64_t cut = 0; cut < cuts; ++cut) {
+        const Strip strip{b, y, width * cut / cuts, width * (cut + 1) / cuts};
+        const int64_t size = strip.x1 - strip.x0;
+        if (first_.empty() || row + size > first_row_.back() + rows) begin_block();
+        row += size;
+        strips_.push_back(strip);
+      }
+    }
+  }
+  begin_block();
+}
+
+Block Blocks::operator[](int64_t i) const {
+  return {strips_.data() + first_[i], first_[i + 1] - first_[i], first_row_[i], first_row_[i + 1] - first_row_[i]};
+}
+
+}  // namespace tandem::cpu

@@ -1,0 +1,70 @@
+// How a product is divided: tiles of outputs, K-blocks of inputs, blocks of rows. Nothing here changes a result.
+#pragma once
+
+#include <vector>
+
+#include "../layer.h"
+
+namespace tandem::cpu {
+
+// How the weights of a layer are divided. This depends only on their shape and the instruction set, because weights are
+// prepared accordingly.
+//
+// A tile is 16 R consecutive outputs of a group. R is 2 for int8 weights, and with AVX-512: weights from the L3 cache
+// then arrive faster. Narrower vectors gain nothing from wide tiles, which would exceed their L1 cache. A K-block is as
+// many input channels as stay in the L2 cache.
+struct Tiling {
+  int registers;           // R, 1 or 2
+  int64_t block_channels;  // input channels per K-block
+  int64_t blocks;          // K-blocks
+  int64_t tiles_per_group;
+  int64_t tile_size;  // weights of one prepared tile: K-blocks of [inputs + 1, 16 R]
+
+  // `byte_blocks`: the number of K-blocks of int8 weights; 0: int32 weights.
+  explicit Tiling(const Geometry& geometry, int64_t byte_blocks = 0);
+
+  int width() const { return 16 * registers; }
+  // Channels [first, last) of K-block q within a group.
+  int64_t first_channel(int64_t q) const { return q * block_channels; }
+  int64_t last_channel(const Geometry& geometry, int64_t q) const {
+    const int64_t last = (q + 1) * block_channels;
+    return last < geometry.group_channels() ? last : geometry.group_channels();
+  }
+  // The offset of K-block q in a tile.
+  int64_t block_offset(const Geometry& geometry, int64_t q) const {
+    return q * (geometry.taps() * block_channels + 1) * width();
+  }
+};
+
+// The number of rows whose inputs are listed at a time, and of those whose inputs are expanded to bytes.
+int64_t listed_rows(const Geometry& geometry, const Tiling& tiling, int planes);
+// bytes: per input, one for each step or one for the count.
+int64_t expanded_rows(const Geometry& geometry, int bytes);
+
+// Output pixels [x0, x1) of line y of sample b.
+struct Strip {
+  int64_t b, y, x0, x1;
+};
+
+// Consecutive strips, and the rows in them.
+struct Block {
+  const Strip* strips;
+  int64_t count;
+  int64_t first_row, rows;
+};
+
+// Cuts long output lines into strips and gathers strips into blocks of at most `rows` rows.
+class Blocks {
+ public:
+  Blocks(const Geometry& geometry, int64_t rows);
+
+  int64_t size() const { return static_cast<int64_t>(first_.size()) - 1; }
+  Block operator[](int64_t i) const;
+
+ private:
+  std::vector<Strip> strips_;
+  std::vector<int64_t> first_;      // first strip of each block, then the number of strips
+  std::vector<int64_t> first_row_;  // first row of each block, then the number of rows
+};
+
+}  // namespace tandem::cpu
