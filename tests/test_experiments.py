@@ -22,7 +22,7 @@ import tandem_snn.nn as tnn
 import train as script
 from architectures import create
 from data import augmented, load
-from measures import early_exit, interval, over_time, packed, step_times, tables
+from measures import early_exit, following, interval, over_time, packed, step_times, tables
 from recipe import Recipe
 from tandem_snn import freeze
 from training import Task, World, evaluate, train
@@ -381,6 +381,19 @@ def test_over_time_and_early_exit_are_those_of_single_steps(digits):
         assert one["accuracy"] == pytest.approx((logits.argmax(1) == y).double().mean().item())
     assert early_exit(readouts, y)[-1]["steps"] == 6
     assert Task(RECIPE).values(readouts[-1], y).mean().item() == pytest.approx(expected[-1] / 100)
+
+
+def test_following_ends_in_the_answer_of_the_window(digits):
+    net = create(tnn, "FC32-FC16", (1, 8, 8), 10, 6, timing="window")
+    x, y = next(digits.test.batches(450))
+    net(x)
+    frozen = freeze(net.eval())
+    found = following(RECIPE, digits, net)
+    right = (frozen.readouts(x).argmax(2) == y).double().mean(1)
+    assert found["accuracy_over_time"] == pytest.approx((100 * right).tolist(), abs=1e-4)
+    steps = frozen.settle(x)[1]
+    assert (found["steps"], found["most_steps"]) == (pytest.approx(steps.double().mean().item()), steps.max())
+    assert found["synops_ratio"] >= 1  # each spike of the window is a move, and some are taken back
 
 
 def test_step_times_leave_the_networks_alone():

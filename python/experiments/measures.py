@@ -83,8 +83,11 @@ def following(recipe: Recipe, data: Data, net: nn.Module) -> dict[str, Any]:
         frozen.reset()
         curve: list[Tensor] = []
         last = torch.ones(len(x))  # the last step in which anything of the sample moved
-        while len(curve) < len(shown) or bool(frozen.moved.any()):
-            curve.append(task.values(frozen.step(shown[len(curve)] if len(curve) < len(shown) else None), y))
+        while True:
+            answer = frozen.step(shown[len(curve)] if len(curve) < len(shown) else None)
+            if len(curve) >= len(shown) and not bool(frozen.moved.any()):
+                break
+            curve.append(task.values(answer, y))
             last[frozen.moved > 0] = len(curve)
         curves.append(curve)
         steps.append(last)
