@@ -48,7 +48,7 @@ def rehearsed(folder, *stages):
     (archive,) = folder.glob("gpu-rehearsal-*.zip")
     assert "attach " + str(archive) in done.stdout
     names = {Path(name).name for name in zipfile.ZipFile(archive).namelist()}
-    assert names >= {"result.json", "preflight.log", f"{stages[0]}.log"}
+    assert names == {"result.json", *(f"{stage}.log" for stage in ("preflight", *stages) if stage != "sanitizer")}
     return done.stdout, found
 
 
@@ -210,6 +210,23 @@ def test_a_stage_that_dies_is_a_failure(tmp_path):
         "bits": "1 WRONG (process)", "nccl": "1 WRONG (process)", "device": "3 right, 1 WRONG (process)",
         "tests": "skipped, no pytest",
     }  # fmt: skip
+
+
+def test_the_sanitizer(tmp_path, monkeypatch):
+    """One that finds something by one of its tools."""
+    tool = tmp_path / "bin" / "compute-sanitizer"
+    tool.parent.mkdir()
+    tool.write_text('#!/bin/sh\necho "$@"\ntest "$2" != racecheck || exit 9\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    whole = check.Check(check.parse(["--out", str(tmp_path)]))
+    found = whole.sanitize()
+    assert found == {"passed": 3, "failures": {"racecheck": "ended with status 9; sanitizer-racecheck.log"}}
+    said = {log.name: log.read_text() for log in whole.logs}
+    assert "--tool initcheck --error-exitcode 9 " in said["sanitizer-initcheck.log"]
+    assert all(("kns=tandem" in text) == ("initcheck" not in name) for name, text in said.items())
+    assert all(text.endswith(" --stage verdict\n") for text in said.values())
 
 
 @pytest.mark.parametrize(

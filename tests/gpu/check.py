@@ -9,10 +9,9 @@ right, 1 something is wrong, 2 there is no GPU. `--dry-run` rehearses it on the 
 Every stage is a process with a time limit, so that one that ends the GPU's context ends no other. After each of them
 result.json is written; at the end one archive holds it and all logs, and one line is to be pasted into an issue.
 
-Stages: verdict (each instruction of ptx.cuh, and every op in every type on small layers: the bits of the reference and
-the CPU), timings (beside predictions.py), bits (many and large layers), device (more than 2^31 elements, CUDA graphs,
-streams), compile (torch.compile), nccl (two GPUs), tests (the repository's, where pytest and hypothesis are), sanitizer
-(compute-sanitizer's four tools, where it is).
+Stages: verdict (instructions, and every op and type on small layers: the bits of the reference and the CPU), timings
+(beside predictions.py), bits (many and large layers), device (more than 2^31 elements, graphs, streams), compile, nccl,
+tests (the repository's, where pytest and hypothesis are), sanitizer (compute-sanitizer's four tools, where it is).
 """
 
 import argparse
@@ -39,7 +38,6 @@ from gpu import report  # noqa: E402
 
 LIMITS = {"verdict": 120, "timings": 150, "bits": 90, "device": 90, "compile": 90, "nccl": 60, "tests": 110,
           "sanitizer": 110}  # fmt: skip
-TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -72,7 +70,7 @@ def make_plan(archs: str) -> Plan:
 def build_wrappers(library: Path, plan: Plan) -> str | None:
     """Compiles wrappers.cu, for the plan's architectures; why it is not there, otherwise."""
     if plan.toolkit is None:
-        return f"no nvcc: {plan.note}"
+        return plan.note
     source = Path(__file__).parent / "wrappers.cu"
     command = [plan.toolkit.nvcc, "-std=c++17", "-O1", "-shared", "-Xcompiler=-fPIC", *plan.gencode(), "-o", library]
     done = subprocess.run([*map(str, command), str(source)], cwd=ROOT, capture_output=True, text=True)
@@ -127,14 +125,12 @@ class Check:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.begin = options, time.monotonic()
         commit = output_of(["git", "-C", str(ROOT), "rev-parse", "HEAD"]).strip()
-        smi = output_of(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
-        self.result: dict[str, Any] = {
-            "rehearsal": options.dry_run, "commit": commit if len(commit) == 40 else "unknown", "driver": smi.strip(),
-            "preflight": {}, "checks": {}, "peaks": {}, "rows": [],
-        }  # fmt: skip
+        driver = output_of(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]).splitlines()
+        known = {"commit": commit if len(commit) == 40 else "unknown", "driver": "".join(driver[:1])}
+        empty = {"preflight": {}, "checks": {}, "peaks": {}, "rows": []}
+        self.result: dict[str, Any] = {"rehearsal": options.dry_run, **known, **empty}
         options.out.mkdir(parents=True, exist_ok=True)
-        for old in options.out.glob("*.log"):
-            old.unlink()
+        self.logs: set[Path] = set()
 
     def say(self, text: str) -> None:
         rehearsal = "rehearsal: " * self.options.dry_run
@@ -142,7 +138,8 @@ class Check:
             print(f"{time.monotonic() - self.begin:6.1f} s  {rehearsal}{line}", flush=True)
 
     def log_of(self, stage: str) -> Path:
-        return self.options.out / f"{stage}.log"
+        self.logs.add(log := self.options.out / f"{stage}.log")
+        return log
 
     def write(self) -> None:
         self.result["seconds"] = time.monotonic() - self.begin
@@ -162,7 +159,7 @@ class Check:
         """Says on one line what there is, and compiles what is missing. The exit status if nothing can be checked."""
         found = self.look()
         if self.options.dry_run:
-            self.say(f"torch {found.get('torch')}, the CPU's kernels, commit {self.result['commit'][:8]}")
+            self.say(f"torch {found.get('torch')}, {self.options.library or 'the kernels of the CPU'}")
             return 0
         capability = found.get("capability", "0.0")
         if tuple(map(int, capability.split("."))) < OLDEST_ARCH:
@@ -245,17 +242,17 @@ class Check:
             return {"skipped": "no GPU" if self.options.dry_run else f"no compute-sanitizer on PATH or in {home}"}
         # Without torch's pool every tensor is an allocation whose ends the tool knows.
         env = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        logs = {name: self.log_of(f"sanitizer-{name}") for name in TOOLS}
+        logs = {name: self.log_of(f"sanitizer-{name}") for name in ("memcheck", "racecheck", "initcheck", "synccheck")}
 
         def run(name: str) -> str | None:
             wrong = supervise(sanitizer_command(tool, name), logs[name], LIMITS["sanitizer"], env)
             return wrong or ("a case fails" if " FAILS: " in logs[name].read_text() else None)
 
-        with ThreadPoolExecutor(len(TOOLS)) as pool:  # each takes a minute, most of it on the host
-            wrong = {name: why for name, why in zip(TOOLS, pool.map(run, TOOLS), strict=True) if why}
+        with ThreadPoolExecutor(len(logs)) as pool:  # each takes a minute, most of it on the host
+            wrong = {name: why for name, why in zip(logs, pool.map(run, logs), strict=True) if why}
         slow = [name for name, why in wrong.items() if why.startswith("killed")]
         failures = {name: f"{why}; {logs[name].name}" for name, why in wrong.items() if name not in slow}
-        found: dict[str, Any] = {"passed": len(TOOLS) - len(wrong), "failures": failures}
+        found: dict[str, Any] = {"passed": len(logs) - len(wrong), "failures": failures}
         return found | ({"unfinished": f"no time for {', '.join(slow)}"} if slow else {})
 
 
@@ -281,7 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return status
     for stage in options.only:
         check.run(stage)
-    archive = report.archive(check.result, options.out)
+    archive = report.archive(check.result, options.out, check.logs)
     check.say(f"paste this into an issue and attach {archive}:")
     check.say(report.line(check.result))
     return 0 if report.right(check.result) else 1

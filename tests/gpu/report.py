@@ -3,6 +3,7 @@
 import json
 import re
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ def write(result: dict[str, Any], folder: Path) -> None:
     (folder / "result.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
-def archive(result: dict[str, Any], folder: Path) -> Path:
-    """All logs and the JSON in one file: gpu-<card>-<commit>.zip, without what a file name had better not hold."""
+def archive(result: dict[str, Any], folder: Path, logs: Iterable[Path]) -> Path:
+    """The JSON and these logs in one file: gpu-<card>-<commit>.zip, without what a file name had better not hold."""
     write(result, folder)
     card = re.sub(r"[^a-z0-9]+", "-", "rehearsal" if result["rehearsal"] else result["preflight"]["card"].lower())
     path = folder / f"gpu-{card}-{result['commit'][:8]}.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        for part in [folder / "result.json", *sorted(folder.glob("*.log"))]:
+        for part in [folder / "result.json", *sorted(logs)]:
             file.write(part, f"{path.stem}/{part.name}")
     return path
 
@@ -71,7 +72,9 @@ def line(result: dict[str, Any]) -> str:
     """All that matters, on one line."""
     found, checks = result["preflight"], result["checks"]
     card = f"{found.get('card', 'no GPU')} ({found.get('capability', 'CPU')})"
-    parts = [f"gpu-check {result['commit'][:8]}, {card}, driver {result['driver'] or 'none'}, torch {found['torch']}"]
+    parts = [
+        f"gpu-check {result['commit'][:8]}, {card}, driver {result['driver'] or 'none'}, torch {found.get('torch')}"
+    ]
     parts += [verdict(result)] if "verdict" in checks else []
     parts += [f"{stage}: {state(ended)}" for stage, ended in checks.items()]
     known = [row for row in result["rows"] if "predicted_us" in row and "us" in row]

@@ -41,8 +41,9 @@ class Log:
 
     def say(self, text: str) -> None:
         print(f"{time.monotonic() - self.begin:6.1f} s  {'rehearsal: ' * self.options.dry_run}{text}", flush=True)
-        if self.options.result is not None:
-            self.options.result.write_text(json.dumps(self.found))
+        if (result := self.options.result) is not None:  # whole, whenever this process is killed
+            (part := result.with_suffix(".part")).write_text(json.dumps(self.found))
+            part.replace(result)
 
     def run(self, cases: list[Case]) -> None:
         """Every case, whatever becomes of the others."""
@@ -51,11 +52,9 @@ class Log:
             if time.monotonic() > self.until:
                 self.checks["unfinished"] = f"no time for {len(cases) - i} of {len(cases)}"
                 break
-            error = failure_of(partial(run, device))
-            if error is not None:
+            if error := failure_of(partial(run, device)):
                 self.checks["failures"][case] = error
-            else:
-                self.checks["passed"] += 1
+            self.checks["passed"] += error is None
             self.say(f"{case} FAILS: {error}" if error else case)
 
 
