@@ -63,9 +63,10 @@ def test_statistics(checked: Emulator, dtype: torch.dtype, offset: int) -> None:
 
 
 def test_a_mean_far_from_zero(plain: Emulator) -> None:
-    """Eight rows are summed in float32 with what that loses, so that the mean's square does not drown the variance."""
-    p = Problem(plain, 2050, 8, torch.float32, seed=0)
-    p.u = 1000 + torch.randn(2050, 8, generator=torch.Generator().manual_seed(0))
+    """Eight rows are summed in float32 with what that loses, so that the mean's square does not drown the variance. A
+    thread has ten rows here."""
+    p = Problem(plain, rows := 20_000, channels := 32, torch.float32, seed=0, offset=1)
+    p.u = 1000 + torch.randn(rows, channels, generator=torch.Generator().manual_seed(0))
     out = p.statistics(exact=False)
     torch.testing.assert_close(out["mean"], p.u.double().mean(0).float(), rtol=0, atol=0)
     torch.testing.assert_close(out["var"].double(), p.u.double().var(0, correction=0), rtol=1e-6, atol=0)

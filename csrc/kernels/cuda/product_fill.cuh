@@ -6,7 +6,6 @@
 
 #include <climits>
 
-#include "digits.h"
 #include "product_tile.cuh"
 
 namespace tandem::cuda {
@@ -145,16 +144,19 @@ class Filler {
     }
   }
 
-  // Returns to the first depth, for the next lower digit.
-  __device__ __forceinline__ void begin_digit(const DeviceGeometry& g, int stages) {
-    weights_ -= stages * kTileDepth + g.digit_row;
-    weights_left_ += stages * kTileDepth;
+  // Moves on from digit to digit, and by `depth` inputs.
+  __device__ __forceinline__ void move(const DeviceGeometry& g, int digits, int depth) {
+    weights_ += depth - digits * g.digit_row;
+    weights_left_ -= depth;
+    digit_ -= digits;
+  }
+  // Returns the spikes to the first depth.
+  __device__ __forceinline__ void rewind_spikes(const DeviceGeometry& g) {
     tap_ = tap_at(g, static_cast<int>(threadIdx.x) % kPieces * 16);
-    --digit_;
   }
 
-  // Starts the copies of the next stage.
-  __device__ __forceinline__ void fill(Shared stage, const DeviceGeometry& g) {
+  // Starts the copies of a stage's weights.
+  __device__ __forceinline__ void fill_weights(Shared stage, const DeviceGeometry& g) const {
     const int digit = weights_left_ > 0 ? digit_ : kMostDigits;
     const int8_t* from = weights_;
 #pragma unroll
@@ -162,8 +164,9 @@ class Filler {
       cp_async<16>(stage + (weights_to_ + S::row_of(turn * kRows) * S::kRow), from, digit < digit_counts_[turn]);
       from += kRows * g.digit_rows;
     }
-    weights_ += kTileDepth;
-    weights_left_ -= kTileDepth;
+  }
+  // Starts the copies of the next depth's spikes.
+  __device__ __forceinline__ void fill_spikes(Shared stage, const DeviceGeometry& g) {
     if (is_short(g)) {
       copy_channels(stage + spikes_to_, g);
       return;
@@ -253,20 +256,24 @@ __device__ __forceinline__ void wait_for_copies(int groups) {
   cp_async_wait<6>();
 }
 
-// Adds the products of the whole depth with the spikes of a round of `steps` steps that begins at plane `first_plane`:
-// digit by digit, from digits - 1 down to `lowest`.
+// Adds the products of the whole depth with the spikes of a round of `steps` steps that begins at plane `first_plane`.
+// With steps the sums of all digits are one, so a stage follows the next depth of the same digit, the highest first.
+// Counts have sums for each digit: all digits of a depth follow each other and share its counts.
 template <class S>
-__device__ __forceinline__ void multiply(const DeviceGeometry& g, int first_plane, int steps, int digits, int lowest,
-                                         unsigned char* memory, const typename S::Place& at, Sums<S>& sums) {
+__device__ __forceinline__ void multiply(const DeviceGeometry& g, int first_plane, int steps, int digits,
+                                         unsigned char* memory, const typename S::Place& at,
+                                         Sums<S> (&sums)[S::kDigits]) {
   const Shared ring(memory);
   const int depths = static_cast<int>((static_cast<unsigned>(g.depth) + kTileDepth - 1) / kTileDepth);
-  const int stages = (digits - lowest) * depths;
-  const int ahead = min(stages, g.stages - 1);  // stages in flight while one is multiplied
+  const int stages = digits * depths;
+  const int turns = S::kCounted ? digits : depths;  // stages until a digit or a depth is done
+  const int ahead = min(stages, g.stages - 1);      // stages in flight while one is multiplied
   const int in_flight = ahead == g.stages - 1 ? ahead - 1 : 0;
   const int last = (g.stages - 1) * S::kStageBytes;
   Filler<S> filler(g, first_plane, digits);
-  int filled = 0, full = 0;
-  int left_to_fill = depths, left = depths;  // stages of the current digit
+  int filled = 0, full = 0;                // the slots of weights
+  int spikes_filled = 0, spikes_full = 0;  // and of spikes
+  int left_to_fill = turns, left = turns;
   const auto next = [&](int stage) { return stage == last ? 0 : stage + S::kStageBytes; };
 #pragma unroll 1
   for (int stage = -ahead; stage < stages; ++stage) {
@@ -275,20 +282,39 @@ __device__ __forceinline__ void multiply(const DeviceGeometry& g, int first_plan
       __syncthreads();  // this stage has arrived, and the slot that is filled next is no longer read
     }
     if (stage + ahead < stages) {
-      filler.fill(ring + filled, g);
-      if (--left_to_fill == 0) {
-        filler.begin_digit(g, depths);
-        left_to_fill = depths;
+      filler.fill_weights(ring + filled, g);
+      if (!S::kCounted || left_to_fill == turns) {
+        filler.fill_spikes(ring + (S::kCounted ? spikes_filled : filled), g);
+        spikes_filled = next(spikes_filled);
+      }
+      if (--left_to_fill > 0) {
+        S::kCounted ? filler.move(g, 1, 0) : filler.move(g, 0, kTileDepth);
+      } else {
+        S::kCounted ? filler.move(g, 1 - turns, kTileDepth) : filler.move(g, 1, (1 - turns) * kTileDepth);
+        if (!S::kCounted) filler.rewind_spikes(g);
+        left_to_fill = turns;
       }
     }
     cp_async_commit();
     filled = next(filled);
     if (stage < 0) continue;
-    if (left-- == 0) {
-      begin_digit<S>(sums);
-      left = depths - 1;
+    if constexpr (S::kCounted) {
+      unroll_while<S::kDigits>([&](auto digit) {
+        if (digit.value != left - 1) return true;
+        multiply_stage<S>(ring + full, ring + spikes_full, at, steps, sums[digit.value]);
+        return false;
+      });
+      if (--left == 0) {
+        spikes_full = next(spikes_full);
+        left = turns;
+      }
+    } else {
+      if (left-- == 0) {
+        begin_digit<S>(sums[0]);
+        left = turns - 1;
+      }
+      multiply_stage<S>(ring + full, ring + full, at, steps, sums[0]);
     }
-    multiply_stage<S>(ring + full, at, steps, sums);
     full = next(full);
   }
 }

@@ -127,8 +127,9 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
   for (int first = 0; first < (S::kRounds ? a.T : 1); first += S::kSteps) {
     const typename S::Place at;
     auto* states = reinterpret_cast<int64_t*>(memory + S::ring_bytes(g.stages));
-    Sums<S> sums = {};
-    multiply<S>(g, first / kPlaneSteps, a.T - first, digits, 0, memory, at, sums);
+    Sums<S> all[1] = {};
+    multiply<S>(g, first / kPlaneSteps, a.T - first, digits, memory, at, all);
+    auto& sums = all[0];
     if constexpr (S::kWarpsDepth == 1) {
 #pragma unroll
       for (int item = 0; item < S::kItems; item += 2) {

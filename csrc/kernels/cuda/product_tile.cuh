@@ -3,6 +3,7 @@
 // sample of a linear layer is an image of one pixel.
 #pragma once
 
+#include "digits.h"
 #include "vec.cuh"
 
 namespace tandem::cuda {
@@ -25,6 +26,7 @@ struct Shape {
   static constexpr int kSteps = steps;
   static constexpr bool kRounds = steps == 2 * kPlaneSteps;  // longer windows take several rounds
   static constexpr int kWarpsDepth = warps_depth;
+  static constexpr int kDigits = kCounted ? kMostDigits : 1;  // that have sums of their own
   static constexpr int kPlanes = kCounted ? 1 : (kSteps + kPlaneSteps - 1) / kPlaneSteps;
   static constexpr int kPlaneSums = kSteps < kPlaneSteps ? kSteps : kPlaneSteps;
   static constexpr int kTiles = kCounted ? 2 : 16 / kSteps;  // of sixteen outputs, per warp
@@ -113,16 +115,26 @@ __device__ __forceinline__ void begin_digit(Sums<S>& sums) {
   }
 }
 
+// Adds the sums of a digit to those of the next lower one.
+template <class S>
+__device__ __forceinline__ void add_digit(const Sums<S>& digit, Sums<S>& lower) {
+#pragma unroll
+  for (int i = 0; i < S::kTiles * S::kSteps * 4; ++i) {
+    lower[i / (4 * S::kSteps)][i / 4 % S::kSteps][i % 4] += digit[i / (4 * S::kSteps)][i / 4 % S::kSteps][i % 4] * 256;
+  }
+}
+
 // Adds the products of one stage. A byte of a spike plane has eight steps, so one load of spikes serves eight products.
 // `steps`: of the round; products of steps beyond it are left out, in pairs.
 template <class S>
-__device__ __forceinline__ void multiply_stage(Shared stage, const typename S::Place& at, int steps, Sums<S>& sums) {
+__device__ __forceinline__ void multiply_stage(Shared stage, Shared spike_stage, const typename S::Place& at, int steps,
+                                               Sums<S>& sums) {
   constexpr int kGroups = S::kCounted ? S::kSteps : S::kPlanes;  // of eight rows of spikes
   constexpr int kGroupRows = S::kCounted ? kMmaPixels : S::kPixels;
   const Shared lane_weights = stage + ((at.row + at.lane % 16) * S::kRow + at.depth * kMmaDepth + at.lane / 16 * 16);
   const int group = at.lane / 16 * (kGroups - 1);  // the upper half of the lanes points to the second group
-  const Shared lane_spikes = stage + (S::kWeightBytes + (at.column + group * kGroupRows + at.lane % 8) * S::kRow +
-                                      at.depth * kMmaDepth + at.lane / 8 % 2 * 16);
+  const Shared lane_spikes = spike_stage + (S::kWeightBytes + (at.column + group * kGroupRows + at.lane % 8) * S::kRow +
+                                            at.depth * kMmaDepth + at.lane / 8 % 2 * 16);
   unroll_while<kTileDepth / kMmaDepth / S::kWarpsDepth>([&](auto turn) {
     constexpr int k = turn.value * kMmaDepth * S::kWarpsDepth;
     uint32_t spikes[2 * kGroups];  // of each group the two halves of the depth

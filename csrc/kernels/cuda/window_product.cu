@@ -7,20 +7,17 @@ namespace tandem::cuda {
 
 namespace {
 
-// int32 has no room for the sums of all digits: those of all digits but the lowest are added first.
+// int32 has no room for the sum of all digits, but for that of all digits but the lowest.
 template <class S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     window_product_kernel(const __grid_constant__ DeviceGeometry g, const __grid_constant__ WindowEnd end) {
   extern __shared__ __align__(16) unsigned char memory[];
   const typename S::Place at;
   const int digits = count_digits<S>(g);
-  Sums<S> higher = {};
-  if (digits > 1) {
-    multiply<S>(g, 0, 1, digits, 1, memory, at, higher);
-    __syncthreads();
-  }
-  Sums<S> lowest = {};
-  multiply<S>(g, 0, 1, 1, 0, memory, at, lowest);
+  Sums<S> sums[S::kDigits] = {};
+  multiply<S>(g, 0, 1, digits, memory, at, sums);
+#pragma unroll
+  for (int digit = S::kDigits - 1; digit > 1; --digit) add_digit<S>(sums[digit], sums[digit - 1]);
 #pragma unroll
   for (int item = 0; item < S::kItems; ++item) {
     const int output = static_cast<int>(blockIdx.y) * S::kOutputs + at.row + (item / 2 * 8 + at.g) * S::kVec;
@@ -37,8 +34,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
       products.live = pixel < g.pixels ? live : 0;
       products.channel = channel;
       products.n = pixel * (static_cast<int64_t>(gridDim.z) * g.group_outputs) + channel;
-      const auto above = sums_of<S>(higher, item, t);
-      const auto below = sums_of<S>(lowest, item, t);
+      const auto above = sums_of<S>(sums[1], item, t);
+      const auto below = sums_of<S>(sums[0], item, t);
 #pragma unroll
       for (int j = 0; j < S::kVec; ++j) {
         const int64_t sum = static_cast<int64_t>(above.at[j]) * 256 + below.at[j];
