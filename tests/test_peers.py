@@ -154,17 +154,12 @@ SIMULATORS = {
 }
 
 
+@pytest.mark.parametrize("made", [lambda net: net, meeting], ids=["", "potentials that equal the threshold"])
 @pytest.mark.parametrize("name", SIMULATORS)
-def test_a_simulator_runs_the_file_to_the_same_counts(name: str, tmp_path: Path) -> None:
+def test_a_simulator_runs_the_file_to_the_same_counts(name: str, made: Any, tmp_path: Path) -> None:
     """With its neurons put right; as its import makes them, the counts are others."""
     run, least = SIMULATORS[name]
-    net, x = network(), images()
+    net, x = made(network()), images()
     path, ours = file_of(net, x, tmp_path), own_counts(net, x)
     networks.assert_same(ours, counts_of(*run(path), x))
     assert least(differing(ours[0], counts_of(*run(path, soft=False), x)[0])) > 0.01
-
-
-@pytest.mark.parametrize("name", SIMULATORS)
-def test_a_simulator_has_the_same_counts_where_potentials_equal_the_threshold(name: str, tmp_path: Path) -> None:
-    net, x = meeting(network()), images()
-    networks.assert_same(own_counts(net, x), counts_of(*SIMULATORS[name][0](file_of(net, x, tmp_path)), x))
