@@ -3,6 +3,7 @@
 
 #include "../../csrc/kernels/cuda/choose.h"
 #include "../../csrc/kernels/neuron/scan.h"
+#include "../../csrc/kernels/norm/batch_norm.h"
 #include "../../csrc/kernels/planes/bits.h"
 
 using namespace tandem;
