@@ -18,7 +18,7 @@ from torch._subclasses import FakeTensor
 from ._load import CUDA_ARCHS
 from .signal import Signal
 
-GATES = ("relu", "clip", "resu")  # in the order of the kernels' enum
+GATES = ("relu", "clip")
 MOST_STEPS = {"step": 65535, "window": 255}  # a burst's count is one byte
 TIMINGS = tuple(MOST_STEPS)
 _CPU = torch.device("cpu")
@@ -99,6 +99,14 @@ def _floats(name: str, value: object, what: str = "a floating-point tensor", hin
 def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r:.80}")
+
+
+def gate(name: str, value: object) -> None:
+    if value == "resu":
+        raise ValueError(
+            f"{name}: expected one of 'relu', 'clip'; timing='window' replaces 'resu': no neuron fires early"
+        )
+    one_of(name, value, GATES)
 
 
 # --- trains and inputs ------------------------------------------------------------------------------------------------

@@ -268,8 +268,6 @@ def _neurons(
             stored = fired.to(torch.uint8).unsqueeze(0)
         else:
             spikes, v = integrate_and_fire(currents, v, fire_at, leak)
-            if gate == "resu":
-                spikes = spikes * (z > 0)
             stored, fired = pack(spikes), spikes.sum(0)
     theta = unit if isinstance(threshold, Tensor) else y.new_tensor(threshold)
     is_open = open_gate(z, gate, fire_at, T)

@@ -39,7 +39,7 @@ def neurons(random, T, shape, dtype=torch.float32, device=None, timing="step"):
         "scale": vector(low=1) if chance(random) else None,
         "shift": vector() if chance(random) else None,
         "residual": residual(),
-        "gate": random.choice(["relu", "clip", *["resu"] * step]),
+        "gate": random.choice(["relu", "clip"]),
         "return_v": True,
         **({"leak": random.choice([1.0, 1.0, 0.5]), "steps": random.choice([None, T, 2 * T])} if step else {}),
         **({} if step else {"timing": "window"}),

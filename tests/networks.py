@@ -38,8 +38,6 @@ def in_windows(net: nn.Module) -> nn.Module:
     """The same network, all of whose neurons have timing "window"."""
     for layer in net.modules():
         if hasattr(layer, "timing"):
-            if getattr(layer, "gate", None) == "resu":
-                layer.gate = "relu"
             if hasattr(layer, "leak"):
                 layer.leak = 1.0
             layer.timing = "window"
@@ -152,7 +150,7 @@ def block(**neuron: Any) -> nn.Module:
         tnn.Encoder(8), tnn.Conv2d(1, 4, 3, padding=1, norm=True, **neuron),
         tnn.Residual(tnn.Conv2d(4, 4, 3, padding=1, **neuron)),
         tnn.Residual(tnn.Conv2d(4, 6, 1, **neuron), tnn.Conv2d(4, 6, 1, norm=True)),
-        tnn.AvgPool2d(2), tnn.Flatten(), tnn.Linear(24, 5, gate="resu", **neuron), tnn.Readout(5, 3),
+        tnn.AvgPool2d(2), tnn.Flatten(), tnn.Linear(24, 5, gate="clip", **neuron), tnn.Readout(5, 3),
     )  # fmt: skip
 
 

@@ -80,7 +80,7 @@ def convolutional() -> tuple[nn.Module, Tensor]:
         tnn.Residual(tnn.Conv2d(24, 24, 3, padding=1, threshold=torch.rand(24) + 0.5, v_init=0.5)),
         tnn.Dropout(),
         tnn.Flatten(),
-        tnn.Linear(24 * 4, 20, gate="resu"),
+        tnn.Linear(24 * 4, 20, gate="clip"),
         tnn.Readout(20, 10),
     )
     return in_64ths(trained(net, torch.rand(4, 3, 11, 15))), torch.randint(0, 16, (5, 3, 11, 15)) / 16
@@ -129,7 +129,7 @@ def test_networks(make: Any, bits: int | None, timing: str, classify: Path, tmp_
                 layer.threshold = 2.0 ** layer.threshold.log2().round()
     for layer in net.modules():
         if isinstance(layer, (tnn.SpikingLayer, tnn.AvgPool2d)):
-            fits = not isinstance(layer, tnn.SpikingLayer) or (layer.leak == 1 and layer.gate != "resu")
+            fits = not isinstance(layer, tnn.SpikingLayer) or layer.leak == 1
             layer.timing = timing if fits else "step"
     frozen = ts.freeze(net, weight_bits=bits)
     if bits is not None:  # the steps are not dyadic: make the numbers so
@@ -146,7 +146,7 @@ def test_networks(make: Any, bits: int | None, timing: str, classify: Path, tmp_
     assert done.stdout == text(frozen, x, answers=True)
     if timing == "window" and make is not convolutional:
         followed = run(classify, tmp_path / "net.tandem", tmp_path / "x.f32", "--answers", "--follow")
-        assert followed.stdout == text_of_stream(ts.load_frozen(tmp_path / "net.tandem"), x)
+        assert followed.stdout == text_of_stream(ts.load(tmp_path / "net.tandem"), x)
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ def results():
             f.if_scan(random(9, 33, 30011), leak=0.9, return_v=True),
             f.if_scan(te.ConstantInput(random(33, 301), 9), threshold=0.3),
             f.linear_if(x, weight, shift=shift, residual=train(9, 33, 301, gain=0.3), return_v=True),
-            f.linear_if(x, weight.detach(), shift=shift, gate="resu"),
+            f.linear_if(x, weight.detach(), shift=shift, gate="clip"),
             f.conv2d_if(image, kernel, padding=1, stride=2, return_v=True),
             f.linear_bn_if(x, weight),
             f.conv2d_bn_if(image, kernel, padding=1),

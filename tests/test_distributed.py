@@ -185,7 +185,7 @@ def test_the_general_way_has_the_statistics_of_all_processes(monkeypatch):
 
 @pytest.mark.parametrize(("name", "options"), [
     *((name, {}) for name in (*LAYERS, "constant")),
-    *itertools.product(("linear", "constant"), [{"bias": True}, {"gate": "resu"}, {"threshold": torch.tensor(0.5)}]),
+    *itertools.product(("linear", "constant"), [{"bias": True}, {"gate": "clip"}, {"threshold": torch.tensor(0.5)}]),
 ])  # fmt: skip
 def test_alone_the_layer_is_the_fused_one(name, options, monkeypatch):
     """Its statistics are those of the kernels' product: the very spikes and running statistics, on any numbers."""

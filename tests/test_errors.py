@@ -10,6 +10,7 @@ from cases import dyadic, train
 import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_ext import checks
+from tandem_snn.nn import general
 
 f, nan = te.functional, math.nan
 X, IMAGE, W = train(8, 3, 7), train(8, 3, 4, 6, 6), dyadic(5, 7)
@@ -128,8 +129,12 @@ CASES = [
     (linear(v_init=torch.ones(4)), ValueError, "v_init: expected"),
     (linear(v_init=torch.nn.Parameter(torch.ones(5))), ValueError, "v_init: it is not learned and has no gradient"),
     *((linear(v_init=value), TypeError, "v_init: expected") for value in ("0", torch.ones(5, dtype=torch.int64))),
-    (linear(gate="sigmoid"), ValueError, "gate: expected one of 'relu', 'clip', 'resu', got 'sigmoid'"),
+    (linear(gate="sigmoid"), ValueError, "gate: expected one of 'relu', 'clip', got 'sigmoid'"),
     (linear(gate=None), ValueError, "gate: expected"),
+    *((call, ValueError, "gate: expected one of 'relu', 'clip'; timing='window' replaces 'resu'") for call in (
+        linear(gate="resu"), linear(timing="window", gate="resu"), lambda: tnn.Linear(3, 2, gate="resu"),
+        lambda: general.Neurons(gate="resu"), lambda: te.functional.couple(train(8, 3), torch.ones(3), gate="resu"),
+    )),
     (linear(steps=0), ValueError, "steps: expected a positive int"),
     (linear(steps=1.5), TypeError, "steps: expected"),
     (linear(bias=torch.ones(4)), ValueError, "bias: expected shape [5], one value per channel, got [4]"),
@@ -146,7 +151,6 @@ CASES = [
     (linear(timing="late"), ValueError, "timing: expected one of 'step', 'window', got 'late'"),
     (linear(timing=None), ValueError, "timing: expected one of"),
     (linear(timing="window", leak=0.9), ValueError, "leak: with timing='window' neurons do not leak, expected 1"),
-    (linear(timing="window", gate="resu"), ValueError, "gate: with timing='window'"),
     (linear(timing="window", steps=16), ValueError,
      "steps: with timing='window' x is the whole window, expected 8, got 16"),
     (linear(timing="window", residual=torch.ones(2, 3, 5)), ValueError, "residual: expected currents of shape [8"),

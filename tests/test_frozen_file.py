@@ -218,6 +218,7 @@ HOSTILE: list[tuple[int | None, str, int, str]] = [
     (0, "residual_scale", 2**63 - 4, "residual_scale: its numbers lie outside"), (0, "v_height", 2**62, "v_init"),
     (0, "threshold", bits(-1.0), "threshold"), (0, "threshold", bits(float("nan")), "threshold"),
     (0, "leak", bits(2.0), "leak"), (0, "leak", bits(float("inf")), "leak"), (0, "gate", 3, "gate"),
+    (0, "gate", 2, "layer '1': gate: \"resu\" is gone: freeze a network with timing \"window\""),
     (0, "timing", 2, "timing"), (1, "timing", 1, "layer '2.body': timing: it reads the other form of trains"),
     (2, "gain", bits(float("nan")), "layer '3': gain"), (2, "axes", 1, "axes"),
 ]  # fmt: skip

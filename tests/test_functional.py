@@ -20,7 +20,7 @@ def test_results_and_gradients_are_the_reference(product, timing, random, dtype,
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("gate", ["relu", "clip", "resu"])
+@pytest.mark.parametrize("gate", ["relu", "clip"])
 @pytest.mark.parametrize("rule", [f, ref], ids=["functional", "reference"])
 def test_gates_at_their_borders(rule, gate, dtype, device):
     """In every lane of a vector: z below, at and above 0 and θT, and NaN."""
@@ -249,7 +249,7 @@ def test_a_constant_channel(kind, device):
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (2, 5, 3, 4)])
-@pytest.mark.parametrize("gate", ["relu", "clip", "resu"])
+@pytest.mark.parametrize("gate", ["relu", "clip"])
 @pytest.mark.parametrize("threshold", [0.5, torch.tensor(0.5), torch.tensor([0.25, 0.5, 1.0, 2.0, 4.0])],
                          ids=["float", "one", "per channel"])  # fmt: skip
 def test_couple(shape, gate, threshold, device):

@@ -98,8 +98,32 @@ def test_the_release_fires_by_the_running_statistics_in_training():
     assert torch.equal(train.planes, layer(x).planes)  # the statistics already include the batch
 
 
-@pytest.mark.parametrize("gate", ["clip", "resu"])
-def test_the_release_with_other_gates_and_a_learned_threshold(gate):
+def test_a_layer_in_the_scheme_of_the_release():
+    """Our own code: each layer has two paths, spikes and counts, which are the values of the ANN's activations."""
+    T, synapses = 8, nn.Conv2d(1, 4, 3)
+    with torch.no_grad():
+        for p in synapses.parameters():
+            p.copy_(torch.randint(-32, 33, p.shape) / 64)  # so that all sums are exact
+    image = torch.randint(0, 9, (2, 1, 6, 6)) / 8
+    potential, fired = 0, []
+    for _ in range(T):
+        with torch.no_grad():
+            potential = potential + F.conv2d(image, synapses.weight, synapses.bias / T)
+        fired.append((potential >= 1).float())
+        potential = potential - fired[-1]
+    spikes, activation = torch.stack(fired), torch.relu(synapses(T * image))
+    counts = activation + (spikes.sum(0) - activation).detach()  # the value of the counts, the gradient of the ANN
+    counts.square().sum().backward()
+    ours = tnn.Conv2d(1, 4, 3)
+    ours.load_state_dict(synapses.state_dict())
+    train = ours(tnn.Encoder(T)(image))
+    train.counts.square().sum().backward()
+    assert torch.equal(train.to_dense(), spikes)
+    torch.testing.assert_close(ours.weight.grad, synapses.weight.grad)
+
+
+@pytest.mark.parametrize("gate", ["relu", "clip"])
+def test_the_release_with_each_gate_and_a_learned_threshold(gate):
     theta = nn.Parameter(torch.full((5,), 0.5, dtype=F64))
     layer, _, features = pair("linear", bn_stats="running", gate=gate, threshold=theta)
     x = train_with_edge(8, 6, *features, dtype=F64)
@@ -107,7 +131,7 @@ def test_the_release_with_other_gates_and_a_learned_threshold(gate):
     train = layer(x, residual=residual)
     layer.norm.momentum = 0.0
     z = layer.preactivation(x, residual)
-    opened = (z > 0) & ((z < 8 * 0.5) | (gate == "resu"))
+    opened = (z > 0) & ((z < 8 * 0.5) | (gate == "relu"))
     w = torch.randn_like(z)
     got = torch.autograd.grad((train.counts * w).sum(), [theta, residual.counts])
     torch.testing.assert_close(got[0], -(w * opened * train.counts / 0.5).sum(0))

@@ -335,7 +335,6 @@ def test_what_has_no_counterpart_is_named(tmp_path: Path) -> None:
     for layers, message in (
         ([conv, tnn.MaxPool2d(2), flat, tnn.Readout(32, 2)], "n2: NIR has no MaxP"),
         ([tnn.Conv2d(1, 2, 2, padding="same"), flat, tnn.Readout(128, 2)], "both"),
-        ([flat, tnn.Linear(64, 4, gate="resu"), tnn.Readout(4, 2)], "resu"),
         ([conv], "Readout"),
         (
             [tnn.Conv2d(1, 2, (1, 2)), flat, tnn.Readout(112, 2)],

@@ -142,12 +142,8 @@ def test_errors(tmp_path: Path) -> None:
     net, x = network(), images(1797)
     with pytest.raises(ValueError, match="x: expected a batch of inputs"):
         ts.to_onnx(ts.freeze(net), tmp_path / "net.onnx")
-    for layers, message in (
-        ([tnn.Linear(64, 4, gate="resu"), tnn.Readout(4, 2)], "resu"),
-        ([tnn.Linear(64, 4)], "Readout"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            ts.to_onnx(nn.Sequential(tnn.Encoder(T), tnn.Flatten(), *layers), tmp_path / "net.onnx", x)
+    with pytest.raises(ValueError, match="Readout"):
+        ts.to_onnx(nn.Sequential(tnn.Encoder(T), tnn.Flatten(), tnn.Linear(64, 4)), tmp_path / "net.onnx", x)
     conv, mean = tnn.Conv2d(1, 2, 3), tnn.AdaptiveAvgPool2d(4)
     uneven = nn.Sequential(tnn.Encoder(T), conv, mean, tnn.Flatten(), tnn.Readout(32, 2))
     with pytest.raises(ValueError, match="windows of different sizes"):

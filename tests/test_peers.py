@@ -163,3 +163,46 @@ def test_a_simulator_runs_the_file_to_the_same_counts(name: str, made: Any, tmp_
     path, ours = file_of(net, x, tmp_path), own_counts(net, x)
     networks.assert_same(ours, counts_of(*run(path), x))
     assert least(differing(ours[0], counts_of(*run(path, soft=False), x)[0])) > 0.01
+
+
+T, SYNAPSES = 8, (torch.randint(-32, 33, (20, 12)) / 64, torch.randint(-32, 33, (20,)) / 64)  # sums of these are exact
+
+
+@pytest.mark.parametrize(("decay_input", "factor"), [(False, 1.0), (True, 0.5)])
+def test_leaky_neurons_of_spikingjelly_line_by_line(decay_input: bool, factor: float) -> None:
+    """As docs/coming-from.md says: its leak acts on the reset too."""
+    neuron, (weight, bias), tau, theta = needs("spikingjelly.activation_based.neuron"), SYNAPSES, 2.0, 1.0
+    spikes, leak = (torch.rand(T, 5, 12) < 0.4).float(), 1 - 1 / tau
+    node = neuron.LIFNode(tau=tau, decay_input=decay_input, v_threshold=theta, v_reset=None, step_mode="m")
+    ours = te.functional.linear_if(
+        te.SpikeTrain.from_dense(spikes), factor * weight, T * (factor * bias - (1 - leak) ** 2 * theta),
+        leak=leak, threshold=leak * theta, v_init=-leak * (1 - leak) * theta,
+    )  # fmt: skip
+    assert torch.equal(ours.to_dense(), node(F.linear(spikes, weight, bias)))
+
+
+def test_leaky_neurons_and_losses_of_snntorch_line_by_line() -> None:
+    """As docs/coming-from.md says: it spikes at v > 1, and here at v ≥ the next number."""
+    snntorch, (weight, bias) = needs("snntorch"), SYNAPSES
+    spikes = (torch.rand(T, 5, 12) < 0.4).float()
+    node = snntorch.Leaky(beta=0.5, threshold=1.0, reset_mechanism="subtract")
+    potential, recorded = node.init_leaky(), []
+    for current in F.linear(spikes, weight, bias):
+        fired, potential = node(current, potential)
+        recorded.append(fired)
+    theirs = torch.stack(recorded)
+    train = te.SpikeTrain.from_dense(spikes)
+    ours = te.functional.linear_if(train, weight, T * bias, leak=0.5, threshold=1 + 2**-20)
+    assert torch.equal(ours.to_dense(), theirs)
+    labels, one_hot, loss = torch.arange(5), F.one_hot(torch.arange(5), 20).float(), needs("snntorch.functional")
+    torch.testing.assert_close(F.mse_loss(ours.counts / T, one_hot), F.mse_loss(theirs.mean(0), one_hot))
+    torch.testing.assert_close(F.cross_entropy(ours.counts, labels), loss.ce_count_loss()(theirs, labels))
+    frames = spikes.transpose(0, 1)  # [B, T, features], as a DataLoader stacks them
+    assert torch.equal(te.SpikeTrain.from_frames(frames, batch_first=True).planes, train.planes)
+
+
+def test_the_latency_encoder_of_snntorch() -> None:
+    """That of docs/coming-from.md."""
+    spikegen, x = needs("snntorch.spikegen"), torch.rand(5, 12)
+    ours = torch.arange(T).view(-1, 1, 1) == ((1 - x) * (T - 1)).round()
+    assert torch.equal(ours.float(), spikegen.latency(x, T, normalize=True, linear=True))

@@ -97,10 +97,10 @@ def test_tensor_threshold_equals_float_threshold():
     assert_same(ref.linear_if(x, weight, bias, threshold=torch.full((5,), 0.5), **arguments), expected)
 
 
-def test_resu_silences():
-    currents = torch.tensor([2.0, -3.0]).view(2, 1, 1)  # an early spike, but z = -1
+def test_only_a_window_fires_no_spike_too_early():
+    currents = torch.tensor([2.0, -3.0]).view(2, 1, 1)  # z = -1
     assert ref.if_scan(currents).counts.item() == 1
-    assert ref.if_scan(currents, gate="resu").counts.item() == 0
+    assert ref.if_scan(currents, timing="window").counts.item() == 0
 
 
 def test_batch_norm_is_torchs():

@@ -256,9 +256,8 @@ def test_conversion(example):
 
 @pytest.mark.parametrize(("first", "second", "message"), [
     ({"leak": 0.9}, ("timing", "window"), "leak: with timing='window' neurons do not leak"),
-    ({"gate": "resu"}, ("timing", "window"), "gate: with timing='window'"),
     ({"timing": "window"}, ("leak", 0.9), "leak: with timing='window'"),
-    ({"timing": "window"}, ("gate", "resu"), "gate: with timing='window'"),
+    ({"timing": "window"}, ("gate", "resu"), "gate: expected one of 'relu', 'clip'; timing='window' replaces 'resu'"),
     ({}, ("timing", "late"), "timing: expected one of 'step', 'window', got 'late'"),
 ])  # fmt: skip
 def test_bad_attributes(first, second, message):

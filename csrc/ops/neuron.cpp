@@ -11,8 +11,7 @@ namespace {
 Gate parse_gate(const std::string& gate) {
   if (gate == "relu") return Gate::kRelu;
   if (gate == "clip") return Gate::kClip;
-  if (gate == "resu") return Gate::kResu;
-  TANDEM_CHECK(false, "gate must be \"relu\", \"clip\" or \"resu\", got \"", gate, "\"");
+  TANDEM_CHECK(false, "gate must be \"relu\" or \"clip\", got \"", gate, "\"");
 }
 
 }  // namespace
@@ -38,8 +37,6 @@ NeuronLayer::NeuronLayer(const NeuronInputs& inputs, const Shape& shape, int64_t
   TANDEM_CHECK(inputs.leak > 0 && inputs.leak <= 1, "leak must be in (0, 1], got ", inputs.leak);
   TANDEM_CHECK(!window_ || inputs.leak == 1, "leak must be 1 with timing \"window\", got ", inputs.leak);
   TANDEM_CHECK(!window_ || inputs.steps == T, "steps must be T = ", T, " with timing \"window\", got ", inputs.steps);
-  TANDEM_CHECK(!window_ || inputs.gate != "resu",
-               "gate must be \"relu\" or \"clip\" with timing \"window\", which never fires too early; got \"resu\"");
   scale_ = per_channel(inputs.scale, channels_, compute_, device_of, "scale");
   shift_ = per_channel(inputs.shift, channels_, compute_, device_of, "shift");
   residual_scale_ = per_channel(inputs.residual_scale, channels_, compute_, device_of, "residual_scale");

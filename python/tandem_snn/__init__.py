@@ -1,11 +1,10 @@
 """Layers, conversion, inference and measures for spiking neural networks with the tandem learning rule."""
 
-from typing import Any
-
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, __version__, build_info
 
 from . import ann, measure, nn, plots, tonic
 from .convert import calibrate, convert, to_ann
+from .errors import moved
 from .frozen import FrozenNetwork, freeze, load
 from .nir import from_nir, to_nir
 from .onnx import to_onnx
@@ -46,12 +45,7 @@ _MOVED = {
     **dict.fromkeys(("from_snntorch", "from_spikingjelly", "to_snntorch", "to_spikingjelly"), _EXAMPLE),
     "training": f"a loop in plain torch, as in {_EXPERIMENTS}",
 }
-
-
-def __getattr__(name: str) -> Any:
-    if name in _MOVED:  # an ImportError, since `from tandem_snn import name` replaces an AttributeError's text
-        raise ImportError(f"tandem_snn.{name} is gone since 0.2.0: {_MOVED[name]}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = moved(__name__, _MOVED)
 
 
 def __dir__() -> list[str]:

@@ -27,8 +27,7 @@ def couple(train: SpikeTrain, z: Tensor, *, threshold: float | Tensor = 1.0, gat
         z: floating point [B, *features], the ANN's pre-activation.
         threshold: the threshold ϑ of the neurons that fired: a float, or a 0-dim or per-channel tensor, whose gradient
             is -Σ grad·gate·c/ϑ.
-        gate: where gradients pass: "relu": z > 0; "clip": 0 < z < ϑT; "resu": as "relu", for a train in which neurons
-            with z ≤ 0 have been silenced.
+        gate: where gradients pass: "relu": z > 0; "clip": 0 < z < ϑT.
 
     Returns:
         A SpikeTrain with the spikes and gain of ``train``, and counts whose gradient goes to z.
@@ -47,7 +46,7 @@ def couple(train: SpikeTrain, z: Tensor, *, threshold: float | Tensor = 1.0, gat
     checks.preactivation("z", z, train)
     shape = train.shape
     checks.threshold(threshold, shape[1] if len(shape) > 1 else 1, z.device)
-    checks.one_of("gate", gate, checks.GATES)
+    checks.gate("gate", gate)
     theta = over_space(threshold, shape)
     open_ = z > 0
     if gate == "clip":

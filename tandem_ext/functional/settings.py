@@ -31,11 +31,10 @@ class NeuronSettings(TypedDict, total=False):
         leak: λ in (0, 1]; 1 is the IF neuron, less is a leaky (LIF) one.
         v_init: the membrane potential before the first step: a float, or a tensor that is 0-dim, [N], [*features] or
             [B, *features]. It is not learned. None: 0, or with timing "window" ϑ/2, which rounds to the nearest count.
-        gate: where gradients pass. "relu": z > 0; "clip": 0 < z < ϑT; "resu": z > 0, and neurons with z ≤ 0 are
-            silenced.
+        gate: where gradients pass. "relu": z > 0; "clip": 0 < z < ϑT.
         timing: "step": a neuron fires as soon as it reaches the threshold. "window": it integrates a whole window, then
             fires, so that a layer is one product for any T, and the order of input spikes does not matter. Then leak
-            must be 1, and gate cannot be "resu".
+            must be 1.
 
     >>> neuron: te.functional.NeuronSettings = {"leak": 0.9, "gate": "clip"}
     >>> te.functional.if_scan(torch.rand(4, 2, 3), **neuron).T
@@ -45,7 +44,7 @@ class NeuronSettings(TypedDict, total=False):
     threshold: Annotated[float | Tensor, Setting(1.0, lambda value, n: checks.threshold(value, n), each_call=True)]
     leak: Annotated[float, Setting(1.0, lambda value, _: checks.share("leak", value, ", where 1 means no leak"))]
     v_init: Annotated[float | Tensor | None, Setting(None, lambda value, _: checks.v_init(value), each_call=True)]
-    gate: Annotated[str, Setting("relu", lambda value, _: checks.one_of("gate", value, checks.GATES))]
+    gate: Annotated[str, Setting("relu", lambda value, _: checks.gate("gate", value))]
     timing: Annotated[str, Setting("step", lambda value, _: checks.one_of("timing", value, checks.TIMINGS))]
 
 
@@ -75,14 +74,10 @@ SETTINGS = declared(Neuron)
 DEFAULTS = {name: setting.default for name, setting in SETTINGS.items()}
 
 
-def check_together(timing: str, leak: float, gate: str) -> None:
-    """With timing "window" neurons integrate the whole window before they fire: without leak or premature spikes."""
+def check_together(timing: str, leak: float) -> None:
+    """With timing "window" neurons integrate the whole window before they fire, without a leak."""
     if timing == "window" and leak != 1:
         raise ValueError(f"leak: with timing='window' neurons do not leak, expected 1, got {leak}")
-    if timing == "window" and gate == "resu":
-        raise ValueError(
-            "gate: with timing='window' no neuron fires too early, so 'resu' is not needed: use 'relu' or 'clip'"
-        )
 
 
 def default_v_init(threshold: float | Tensor, timing: str) -> float | Tensor:
@@ -124,7 +119,7 @@ def checked(source: Product | str, T: int, channels: int, eps: float | None, neu
         given = {**DEFAULTS, **neuron}
     threshold, timing, steps = given["threshold"], given["timing"], given["steps"]
     if timing == "window":
-        check_together(timing, given["leak"], given["gate"])
+        check_together(timing, given["leak"])
         if steps not in (None, T):
             raise ValueError(f"steps: with timing='window' x is the whole window, expected {T}, got {steps}")
     static = Static(

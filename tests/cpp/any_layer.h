@@ -53,7 +53,7 @@ inline std::optional<ProductLayer> any_layer(Input& in) {
   a.steps = static_cast<int32_t>(in.range(1, 255));
   a.threshold = in.pick({1.f, 0.37f, 20.f});
   a.leak = in.pick({1.f, 0.9f});
-  a.gate = in.pick({Gate::kRelu, Gate::kClip, Gate::kResu});
+  a.gate = in.pick({Gate::kRelu, Gate::kClip});
   a.counts_dtype = in.pick(kDTypes);
   if (T > 256) a.counts_dtype = DType::kFloat32;  // bfloat16 does not represent all counts
   if (!layer.plain) {
@@ -65,7 +65,6 @@ inline std::optional<ProductLayer> any_layer(Input& in) {
     a.timing = Timing::kWindow;
     a.steps = T;
     a.leak = 1;
-    a.gate = a.gate == Gate::kResu ? Gate::kRelu : a.gate;
     layer.planes.resize(layer.inputs());
     const int most = static_cast<int>(in.pick({255, 8, 15, 127, 128}));
     for (uint8_t& count : layer.planes) count = static_cast<uint8_t>(std::min<int>(count, most));

@@ -71,10 +71,6 @@ PlainNeuron<C> plain_neuron(const Neuron<C>& a, int64_t n, C u, const Y& y) {
   z = rounded_add(z, rounded_mul(a.shift ? a.shift[channel] : C(0), share));
   if (a.residual_planes || a.residual_currents) z = rounded_add(z, rounded_mul(residual_scale, r));
   out.open = gate_open(z, a.gate, a.threshold * static_cast<C>(a.T));
-  if (a.gate == Gate::kResu && !out.open) {
-    std::fill(out.train.begin(), out.train.end(), uint8_t{0});
-    out.count = 0;
-  }
   return out;
 }
 

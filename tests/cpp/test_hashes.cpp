@@ -93,7 +93,7 @@ struct RoundingLayer : ProductLayer {
     shift = draw<float>(random, g.outputs, 2.0);
     args.threshold = 0.7f;
     args.leak = steps % 2 == 0 ? 1.f : 0.9f;
-    args.gate = static_cast<Gate>(seed % 3);
+    args.gate = seed % 3 == 1 ? Gate::kClip : Gate::kRelu;
     for (float& r : residual_scale) r *= 0.3f;
     finish();
     args.scale = scale.data();
@@ -193,7 +193,7 @@ void scan(DType dtype, unsigned seed, Hash& hash) {
   args.T = args.steps = T;
   args.threshold = C(1.1);
   args.leak = seed % 2 == 0 ? C(1) : C(0.8);
-  args.gate = static_cast<Gate>(seed / 3 % 3);
+  args.gate = seed / 3 % 3 == 1 ? Gate::kClip : Gate::kRelu;
   args.scale = scale.data();
   args.shift = shift.data();
   args.residual_currents = seed % 4 == 0 ? residual.data() : nullptr;

@@ -42,7 +42,7 @@ void scan(const Case& c, Input& in) {
 
 // A window in pieces gives the same as at once.
 TEST(pieces_of_a_window) {
-  for (Gate gate : {Gate::kRelu, Gate::kClip, Gate::kResu}) {
+  for (Gate gate : {Gate::kRelu, Gate::kClip}) {
     for (Residual residual : {Residual::kNone, Residual::kPlanes, Residual::kCurrents}) {
       Case c;
       c.gate = gate;
@@ -95,7 +95,7 @@ FUZZ(in) {
   c.dtype = in.pick(kDTypes);
   c.counts_dtype = in.pick(kDTypes);
   c.source = in.pick({Source::kTrain, Source::kConstant, Source::kImpulse});
-  c.gate = in.pick({Gate::kRelu, Gate::kClip, Gate::kResu});
+  c.gate = in.pick({Gate::kRelu, Gate::kClip});
   c.residual = in.pick({Residual::kNone, Residual::kPlanes, Residual::kCurrents});
   c.leak = in.pick({1.0, 0.9, 1e-3});
   c.scaled = in.flag();
@@ -110,7 +110,6 @@ FUZZ(in) {
     c.timing = Timing::kWindow;
     c.leak = 1;
     c.steps = c.T;
-    c.gate = c.gate == Gate::kResu ? Gate::kRelu : c.gate;
   }
   c.dtype == DType::kFloat64 ? scan<double>(c, in) : scan<float>(c, in);
 }

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import torch
 from cases import compute_dtype
-from harness import DTYPES, INOUT, MARKS, OUTPUT, Buffer, Emulator, Outputs, Struct, output
+from harness import DTYPES, MARKS, OUTPUT, Buffer, Emulator, Outputs, Struct, output
 from torch import Tensor
 
 from tandem_ext.reference import pack
 
 TRAIN, CONSTANT, IMPULSE = 0, 1, 2
-GATES = ["relu", "clip", "resu"]
+GATES = ["relu", "clip"]
 
 
 @dataclass
@@ -39,13 +39,12 @@ class Layer:
         real, neurons = compute_dtype(dtype), shape.numel()
         spikes = self.residual is not None and self.residual.dtype == torch.uint8
         planes = torch.zeros(1 if self.window else (self.T + 7) // 8, *shape, dtype=torch.uint8)
-        rewritten = self.gate == "resu" and self.T > 8  # a train that is silenced after its first planes were written
         fields = {
             "neurons": neurons, "channels": shape[-1], "T": self.T, "steps": self.steps or self.T,
             "threshold": self.threshold, "leak": self.leak, "gate": GATES.index(self.gate), "timing": int(self.window),
             "residual_planes" if spikes else "residual_currents": self.residual,
             "v_init_size": 0 if self.v_init is None else self.v_init.numel(),
-            "planes": Buffer(planes, INOUT if rewritten else OUTPUT), "counts": output(neurons, dtype=dtype),
+            "planes": Buffer(planes, OUTPUT), "counts": output(neurons, dtype=dtype),
             "counts_dtype": DTYPES[dtype],
             "mask": output((neurons + 7) // 8, dtype=torch.uint8) if self.train else None,
             "v": output(neurons, dtype=real), "bad": Buffer(torch.zeros(shape[0]), MARKS), "sample": shape[-1],
@@ -86,7 +85,7 @@ def random_layer(
     layer = Layer((0.6 * draw(*([T] if source == TRAIN else []), *shape) + 0.1).to(dtype), T, source)
     layer.scale, layer.shift, layer.residual_scale = (draw(C) if chance() else None for _ in range(3))
     layer.v_init = [None, draw(), draw(C), draw(*shape)][seed % 4]
-    layer.gate, layer.leak, layer.steps = GATES[seed % 3], 1.0 if chance() else 0.9, T if chance() else 3
+    layer.gate, layer.leak, layer.steps = GATES[seed % 3 % 2], 1.0 if chance() else 0.9, T if chance() else 3
     layer.threshold = 1.0 if chance() else 0.3
     if residual == "planes":
         layer.residual = pack(draw(T, *shape) > 0)

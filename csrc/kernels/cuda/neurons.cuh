@@ -105,8 +105,7 @@ struct Neurons {
     }
   }
 
-  // Call after the last step of plane p, unless it is the window's last plane: end() stores that one, since gate "resu"
-  // may silence it.
+  // Call after the last step of plane p, unless it is the window's last plane, which end() stores.
   __device__ __forceinline__ void end_plane(const Args& a, int64_t n, int p) {
     counts.add(plane);
     put_planes(a.planes + p * a.neurons + n);
@@ -238,17 +237,6 @@ struct Neurons {
     if (is_gated(a)) sum_up(a, u);
     const uint32_t gates = open_gates(a);
     counts.add(plane);
-    if (a.gate == Gate::kResu) {
-      const uint32_t open_bytes = (gates * 0x00204081u & 0x01010101u) * 255u;  // 0xff for each open gate
-      plane &= open_bytes;
-      counts.keep(open_bytes);
-      for (int p = kLong ? -a.before / kPlaneSteps : 0; p < last; ++p) {
-#pragma unroll
-        for (int i = 0; i < kVec; ++i) {
-          if ((gates >> i & 1u) == 0 && i < live) a.planes[p * a.neurons + n + i] = 0;
-        }
-      }
-    }
     return write(a, n, last, gates);
   }
 

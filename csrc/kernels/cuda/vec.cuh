@@ -139,8 +139,6 @@ struct Counts {
   uint32_t bytes = 0;
 
   __device__ __forceinline__ void add(uint32_t plane) { bytes += popcount_bytes(plane); }
-  // open: a byte for each neuron, 255, or 0 to silence its train.
-  __device__ __forceinline__ void keep(uint32_t open) { bytes &= open; }
   __device__ __forceinline__ uint32_t operator[](int i) const { return bytes >> 8 * i & 255u; }
 };
 template <>
@@ -151,10 +149,6 @@ struct Counts<true> {
     const uint32_t bytes = popcount_bytes(plane);
     even += bytes & 0x00ff00ffu;
     odd += bytes >> 8 & 0x00ff00ffu;
-  }
-  __device__ __forceinline__ void keep(uint32_t open) {
-    even &= (open & 0x00ff00ffu) * 257u;
-    odd &= (open >> 8 & 0x00ff00ffu) * 257u;
   }
   __device__ __forceinline__ void set(int i, uint32_t count) { (i & 1 ? odd : even) |= count << 8 * (i & 2); }
   __device__ __forceinline__ uint32_t operator[](int i) const { return (i & 1 ? odd : even) >> 8 * (i & 2) & 0xffffu; }

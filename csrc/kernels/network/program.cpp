@@ -9,6 +9,7 @@ namespace tandem::network {
 namespace {
 
 constexpr double kLargest = std::numeric_limits<double>::max();
+constexpr int64_t kResu = 2;  // a gate of earlier versions, which silenced spikes
 
 void check_range(const char* name, int64_t value, int64_t least, int64_t most) {
   if (value >= least && value <= most) return;
@@ -36,14 +37,13 @@ class Checker {
     check_axis(i_.kernel_w, i_.stride_w, i_.padding_w, i_.after_w, i_.dilation_w);
     check_range("start_dim", i_.first, -8, 8);
     check_range("end_dim", i_.last, -8, 8);
-    check_range("gate", i_.gate, 0, static_cast<int64_t>(Gate::kResu));
+    if (i_.gate == kResu) refuse("gate: \"resu\" is gone: freeze a network with timing \"window\"");
+    check_range("gate", i_.gate, 0, static_cast<int64_t>(Gate::kClip));
     check_double("threshold", i_.threshold, std::numeric_limits<double>::denorm_min(), kLargest);
     check_double("leak", i_.leak, std::numeric_limits<double>::denorm_min(), 1);
     check_double("gain", i_.gain, -kLargest, kLargest);
     check_range("timing", i_.timing, 0, static_cast<int64_t>(Timing::kWindow));
-    if (has_window_timing() && (real(i_.leak) != 1 || i_.gate == static_cast<int64_t>(Gate::kResu))) {
-      refuse("timing: neurons that integrate a window have no leak, and not the gate resu");
-    }
+    if (has_window_timing() && real(i_.leak) != 1) refuse("timing: neurons that integrate a window have no leak");
     if (kind == Kind::layer || kind == Kind::readout) {
       check_weights();
     } else {
@@ -210,7 +210,7 @@ double real(int64_t bits) {
 void Instruction::set_neurons(Neuron<float>& a) const {
   a.threshold = fires != 0 ? static_cast<float>(real(threshold)) : std::numeric_limits<float>::max();
   a.leak = fires != 0 ? static_cast<float>(real(leak)) : 1.f;
-  a.gate = static_cast<Gate>(gate);
+  a.gate = Gate::kRelu;  // without gradients no gate matters
   a.timing = static_cast<Timing>(timing);
 }
 

@@ -53,7 +53,7 @@ constexpr int64_t kMostWorkspace = int64_t{1} << 46;  // bytes of one run
   X(v_height) X(v_width)  /* [v_height, v_width, outputs]; 0: one number */                         \
   X(threshold) X(leak)    /* bits of a double */                                                    \
   X(gain)            /* bits of a double: factor of the counts that a readout or a mean reads */    \
-  X(gate)            /* as Gate */                                                                  \
+  X(gate)            /* 0 or 1, without effect; 2, which silenced spikes, is refused */             \
   X(timing)          /* as Timing */
 // clang-format on
 

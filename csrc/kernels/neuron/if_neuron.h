@@ -67,7 +67,7 @@ TANDEM_HOST_DEVICE auto is_finite(V v) {
 // When a layer fires.
 enum class Timing : int32_t {
   kStep = 0,    // at every step of its input
-  kWindow = 1,  // in the T steps after its input's window, which it integrates first; no leak, no gate "resu"
+  kWindow = 1,  // in the T steps after its input's window, which it integrates first; no leak
 };
 
 // z = scale u + share shift, the ANN's pre-activation; to it the sum r of the residual is added, times its scale. u is
@@ -94,7 +94,6 @@ TANDEM_HOST_DEVICE int burst(C& v, C threshold, int T) {
 enum class Gate : int32_t {
   kRelu = 0,  // z > 0
   kClip = 1,  // 0 < z < threshold * T
-  kResu = 2,  // z > 0, and a neuron with z <= 0 is silenced
 };
 
 template <class V, class C>
@@ -173,7 +172,7 @@ Neuron<C> piece(Neuron<C> a, int32_t first, int32_t steps, const Carried<C>& car
 // Whether the layer needs z.
 template <class C>
 TANDEM_HOST_DEVICE bool is_gated(const Neuron<C>& a) {
-  return a.mask != nullptr || a.gate == Gate::kResu;
+  return a.mask != nullptr;
 }
 
 // One step of a layer's neurons.

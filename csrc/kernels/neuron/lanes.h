@@ -160,23 +160,15 @@ struct NeuronLanes {
     for (int i = 0; a.after > 0 && i < lanes(); ++i) a.carried.u[n + i] = u[i];
   }
 
-  // Call after the last step and, if is_gated(), after sum_up(). Writes gate, counts, mask and membrane potential;
-  // "resu" silences the trains already written. `open_neurons`, null or a byte per neuron, replaces the mask where
-  // lanes do not fill its bytes.
+  // Call after the last step and, if is_gated(), after sum_up(). Writes gate, counts, mask and membrane potential.
+  // `open_neurons`, null or a byte per neuron, replaces the mask where lanes do not fill its bytes.
   TANDEM_INLINE void end(const Neuron<C>& a, int64_t n, uint8_t* open_neurons = nullptr) {
     if (__builtin_expect(a.after > 0, 0)) return pause(a.carried, n);
     if (is_gated(a)) {
       const ByteLanes open = is_open(a);
-      if (a.gate == Gate::kResu) {
-        count &= convert<uint16_t, int8_t, kLanes>(reinterpret_cast<Simd<int8_t, kLanes>::type>(open));
-        for (int p = -a.before / 8; p < (a.T + 7) / 8; ++p) {
-          uint8_t* train = a.planes + p * a.neurons + n;
-          store_first(train, load_first<ByteLanes>(train, lanes()) & open, lanes());
-        }
-      }
       if (open_neurons != nullptr) {
         store_first(open_neurons + n, open & 1, lanes());
-      } else if (a.mask != nullptr) {
+      } else {
         store_bits(a.mask, n, bits_of(open), lanes());
       }
     }

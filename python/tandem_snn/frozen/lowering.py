@@ -184,8 +184,8 @@ class Lowering:
     ) -> None:
         weight, gain = _weighted(layer, gain)
         stage = _synapses(name, "layer", x, layer, weight)
-        for setting, value in (layer.numbers() | ({} if fire else INTEGRATE_ONLY)).items():
-            setattr(stage, setting, value)
+        neuron = layer.numbers() | ({} if fire else INTEGRATE_ONLY)
+        stage.threshold, stage.leak, stage.timing = neuron["threshold"], neuron["leak"], neuron["timing"]
         stage.fires, channels, tensors = fire, len(weight), Tensors()
         if fire:
             given = layer.v_init.shape if isinstance(layer.v_init, Tensor) and layer.v_init.dim() > 1 else ()

@@ -31,7 +31,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in th
 _ALIGNMENT = 64
 FORMAT = "tandem_snn frozen 4"
 _MODES = list(SIGNALS)
-_NAMES = {"kind": KINDS, "gate": checks.GATES, "timing": checks.TIMINGS}  # these fields are stored as indices of names
+_NAMES = {"kind": KINDS, "timing": checks.TIMINGS}  # these fields are stored as indices of names
 _TYPES = {each.name: str(each.type) for each in fields(Stage) if each.name != "name"}
 Row = dict[str, int]
 Answer = TypeVar("Answer", bound=Callable[..., Any])
@@ -173,8 +173,6 @@ class Program:
             raise ValueError(f"steps are computed on the CPU: move the network and its input there from {device}")
         if self.refusal is not None:
             raise self.refusal
-        if any(getattr(stage, "gate", None) == "resu" for stage in self.layers.modules()):
-            raise ValueError('gate: a network with the gate "resu" needs the whole window and cannot stream')
         return self
 
     def _named(self, call: Callable[[], Any]) -> Any:
@@ -226,7 +224,7 @@ def _row(stage: Stage, block: _Block, dtype: torch.dtype) -> Row:
     outputs = len(stage.scale) if stage.weight is None and stage.scale is not None else outputs
     few_bits = int(stage.step is not None)
     row = {"axes": stage.axes, "outputs": outputs, "channels": channels, "few_bits": few_bits}
-    row |= {"v_height": 0, "v_width": 0, "analog": 0}
+    row |= {"v_height": 0, "v_width": 0, "analog": 0, "gate": 0}
     if stage.v_init is not None and stage.v_init.dim():
         row["v_height"], row["v_width"] = (1, 1, *stage.v_init.shape[1:])[-2:]
     for name, kind in _TYPES.items():

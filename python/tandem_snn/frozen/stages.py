@@ -89,7 +89,6 @@ class Stage(nn.Module):
     threshold: float = 1.0
     leak: float = 1.0
     gain: float = 1.0
-    gate: str = "relu"
     timing: str = "step"
 
     def __new__(cls, *_: Any, **__: Any) -> Any:
@@ -167,7 +166,7 @@ class Stage(nn.Module):
         more = residual.stored if isinstance(residual, SpikeTrain) else residual
         before = reduce(add_flags, [signal.bad for signal in (x, residual) if isinstance(signal, SpikeTrain)], None)
         spikes, *_, bad = self._run(
-            x, steps=x.T, threshold=self.threshold, leak=self.leak, gate=self.gate, v_init=v_init, residual=more,
+            x, steps=x.T, threshold=self.threshold, leak=self.leak, v_init=v_init, residual=more,
             residual_scale=self.residual_scale, bad=before,
         )  # fmt: skip
         return SpikeTrain.unchecked(spikes, x.T, None, 1.0, self.dtype, self.timing, bad)

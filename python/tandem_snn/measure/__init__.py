@@ -2,6 +2,7 @@
 between spike counts and ANN branch.
 """
 
+from ..errors import moved
 from .coupling import Activation, Mismatch, activations, mismatch
 from .monitor import Monitor, Recording, firing_rates
 from .operations import Energy, LayerOps, SynOps, energy, fan_out, synops, synops_penalty
@@ -22,3 +23,11 @@ __all__ = [
     "synops",
     "synops_penalty",
 ]
+
+__getattr__ = moved(
+    __name__,
+    {
+        "early_exit": "frozen.anytime(x, confidence)",
+        "metric_over_time": "(frozen.readouts(x).argmax(2) == y).float().mean(1)",
+    },
+)

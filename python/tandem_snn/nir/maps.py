@@ -20,7 +20,7 @@ from ..convert.graph import CannotConvert, Op
 from ..convert.layers import average_of, is_over_space, norm_of, sizes_of
 from ..convert.to_ann import Scale, to_ann
 from ..frozen import stages as frozen
-from ..frozen.listing import NO_STEP, Stage, identifier
+from ..frozen.listing import Stage, identifier
 from ..frozen.lowering import geometry_of, trace
 from ..frozen.network import FrozenNetwork
 from ..frozen.stages import INPUT, CannotLower
@@ -65,9 +65,6 @@ class _Walk:
         self.mode = "events" if encoder is None else encoder.mode
         T = x.T if isinstance(x, SpikeTrain) or encoder is None else encoder.T
         window_timing = any(getattr(m, "timing", "step") == "window" for m in net.modules())
-        for name, module in net.named_modules():
-            if getattr(module, "gate", "relu") == "resu":
-                raise CannotLower(name, NO_STEP)
         try:
             self.graph = exported(to_ann(net), x)
         except CannotConvert as error:

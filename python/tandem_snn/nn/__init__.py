@@ -6,8 +6,7 @@
 torch.Size([2, 10])
 """
 
-from typing import Any
-
+from ..errors import moved
 from .batch_norm import SyncBatchNorm, initial_gamma
 from .neuron import SpikingLayer, init_gamma_
 from .options import NeuronOptions
@@ -34,11 +33,8 @@ __all__ = [
     "initial_gamma",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name.startswith("Lazy"):
-        raise ImportError(f"{__name__}.{name} is gone since 0.2.0: give the layer its sizes")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+_LAZY = ("LazyConv1d", "LazyConv2d", "LazyLinear", "LazyReadout")
+__getattr__ = moved(__name__, dict.fromkeys(_LAZY, "give the layer its sizes"))
 
 
 def __dir__() -> list[str]:

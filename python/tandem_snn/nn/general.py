@@ -267,8 +267,8 @@ class Neurons(HasNeurons):
         gain: the value of a spike; "threshold": ϑ, so that gain times count approximates ρ(z).
         ceiling: c of a ReLU6 or hardtanh(0, c), the largest activation. None: a ReLU.
         sums: names of the operators that feed the neurons, for repr and error messages.
-        neuron: other settings of ``tandem_ext.functional.NeuronSettings``; gate is "relu" or "resu". With timing
-            "window" there are as many products as in the ANN.
+        neuron: other settings of ``tandem_ext.functional.NeuronSettings``. With timing "window" there are as many
+            products as in the ANN.
 
     Shape: train or currents [B, *features] -> SpikeTrain of the same shape.
 
@@ -300,7 +300,6 @@ class Neurons(HasNeurons):
             made = None if value is None else torch.as_tensor(value, dtype=torch.float32).detach().clone()
             self.register_buffer(name, made)
         checks.threshold(self.threshold, self.threshold.numel(), self.threshold.device)
-        checks.one_of("gate", neuron.get("gate", "relu"), ("relu", "resu"))
         if neuron.keys() - _OTHERS.keys():
             raise TypeError(f"{min(neuron.keys() - _OTHERS.keys())}: no such argument; there are {', '.join(_OTHERS)}")
         self.gain, self.ceiling, self.sums = gain, ceiling, sums
@@ -319,8 +318,6 @@ class Neurons(HasNeurons):
             z = z + u.T * over_space(self.offset, u.shape)
         if self.ceiling is not None:
             z = nn.functional.hardtanh(z, -1.0, self.ceiling)  # no gradient beyond the ceiling
-        if self.gate == "resu":
-            train = SpikeTrain.unchecked(train.stored * (z > 0), u.T, None, 1.0, u.total.dtype, bad=train.bad)
         sums = u.total.detach().flatten(1).sum(1)  # not finite if any current is not; spikes would not show it
         train = train.replace(bad=add_flags(train.bad, (sums - sums).float()))
         train = te.functional.couple(train, z, threshold=self.threshold, gate=self.gate)

@@ -189,7 +189,7 @@ class SpikingLayer(HasNeurons):
         if self.norm is not None and uses_batch(self.norm):
             raise ValueError("potentials: batch norm must be in evaluation mode, call eval() first")
         scale, shift = fold_norm(self.norm)
-        static = self._static(x.T)._replace(gate="relu", return_v=True)
+        static = self._static(x.T)._replace(return_v=True)
         x, weight, step = self._weights(x)
 
         def after(start: int, stop: int, v: float | Tensor, static: Static) -> Tensor:

@@ -123,7 +123,7 @@ class HasNeurons(nn.Module):
             return super().__setattr__(name, value)
         if not (setting.each_call and isinstance(value, Tensor)):
             setting.check(value, self._channels)
-        neuron = {"timing": self.timing, "leak": self.leak, "gate": self.gate}
+        neuron = {"timing": self.timing, "leak": self.leak}
         if name in neuron:
             check_together(**{**neuron, name: value})
         with suppress(AttributeError):  # a number may replace a tensor, or the reverse
@@ -163,4 +163,4 @@ class HasNeurons(nn.Module):
         return shown
 
 
-INTEGRATE_ONLY: dict[str, Any] = {"threshold": NEVER, "leak": 1.0, "gate": "relu"}  # settings; see HasNeurons.numbers
+INTEGRATE_ONLY: dict[str, Any] = {"threshold": NEVER, "leak": 1.0}  # settings; see HasNeurons.numbers
