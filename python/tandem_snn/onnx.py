@@ -74,7 +74,7 @@ class Graph:
         self.inputs: list[Any] = []
         self.outputs: list[Any] = []
         self._weights: dict[str, str] = {}
-        self._spoilers: list[str] = []  # [batch], NaN where a potential is not finite, else 0
+        self._not_finite: list[str] = []  # [batch], NaN where a potential is not finite, else 0
 
     def model(self) -> Any:
         """Return the model, after onnx's checker has accepted it."""
@@ -281,12 +281,12 @@ class Graph:
     def watch(self, stage: Stage, v: str) -> None:
         """Make the answer of a sample NaN if one of its potentials is infinite or NaN."""
         axes = self.constant(f"{len(stage.shape)} axes", torch.arange(len(stage.shape)) + 1)
-        self._spoilers.append(self.op("ReduceSum", self.op("Sub", v, v), axes, keepdims=0))
+        self._not_finite.append(self.op("ReduceSum", self.op("Sub", v, v), axes, keepdims=0))
 
     def answer(self, value: str, shape: tuple[int, ...]) -> None:
-        if self._spoilers:
+        if self._not_finite:
             axis = self.constant("1 axes", torch.tensor([1]))
-            value = self.op("Add", value, self.op("Unsqueeze", self.op("Sum", *self._spoilers), axis))
+            value = self.op("Add", value, self.op("Unsqueeze", self.op("Sum", *self._not_finite), axis))
         self.output("answer", value, shape)
 
     def weight(self, name: str, layer: Layer) -> str:

@@ -124,12 +124,12 @@ def from_nir(
         graph, version = read_nir(Path(graph))
         if version < HARD_RESET_SINCE:
             reset = "subtract"
-    facts = {} if graph.metadata is dict else {key: plain(value) for key, value in graph.metadata.items()}
-    T = facts.get("T") if T is None else T
+    metadata = {} if graph.metadata is dict else {key: plain(value) for key, value in graph.metadata.items()}
+    T = metadata.get("T") if T is None else T
     if T is None:
         raise ValueError("T: give the number of time steps: the graph does not say it")
-    encoder = tnn.Encoder(int(T), mode or facts.get("input", "direct"))
-    return Reader(nir, graph, encoder, float(dt or facts.get("dt", 1.0)), reset).network()
+    encoder = tnn.Encoder(int(T), mode or metadata.get("input", "direct"))
+    return Reader(nir, graph, encoder, float(dt or metadata.get("dt", 1.0)), reset).network()
 
 
 def read_nir(path: Path) -> tuple[Any, tuple[int, ...]]:

@@ -32,10 +32,10 @@ class Writer:
 
     def graph(self, answer: list[str], shape: tuple[int, ...], mode: str, depth: int) -> Any:
         self.add("output", self.nir.Output({"output": np.array(shape)}), *answer)
-        facts = {"producer": "tandem_snn", "T": self.T, "dt": self.dt, "input": mode}
+        metadata = {"producer": "tandem_snn", "T": self.T, "dt": self.dt, "input": mode}
         if self.window_timing:  # ``phase`` is the delay of the answer in windows
-            facts |= {"timing": "window", "phase": depth}
-        return self.nir.NIRGraph(self.nodes, self.edges, metadata=facts)
+            metadata |= {"timing": "window", "phase": depth}
+        return self.nir.NIRGraph(self.nodes, self.edges, metadata=metadata)
 
     def write(self, stage: Stage) -> None:
         kind = stage.layer.kind
@@ -124,16 +124,16 @@ class Writer:
         return spikes
 
     def _if(self, stage: Stage) -> Any:
-        facts: dict[str, Any] = {"reset": "subtract", "fires": "v >= v_threshold"}
+        metadata: dict[str, Any] = {"reset": "subtract", "fires": "v >= v_threshold"}
         if self.window_timing:
-            facts |= {"timing": stage.layer.timing, "phase": stage.depth}
+            metadata |= {"timing": stage.layer.timing, "phase": stage.depth}
         if stage.window_timing and stage.layer.v_init is not None and bool(stage.layer.v_init.any()):
-            facts["v_init"] = full(stage.shape, stage.layer.v_init)
+            metadata["v_init"] = full(stage.shape, stage.layer.v_init)
         zeros, threshold = np.zeros(stage.shape, np.float32), full(stage.shape, torch.as_tensor(stage.layer.threshold))
         cls = self.nir.IF if stage.layer.leak == 1.0 else self.nir.LIF
         if cls is self.nir.LIF:
-            facts["leak"] = "before the reset: v = (1 - dt / tau) v - v_threshold"
-        return cls(**self._dynamics(stage), v_threshold=threshold, v_reset=zeros, metadata=facts)
+            metadata["leak"] = "before the reset: v = (1 - dt / tau) v - v_threshold"
+        return cls(**self._dynamics(stage), v_threshold=threshold, v_reset=zeros, metadata=metadata)
 
     def _dynamics(self, stage: Stage) -> dict[str, np.ndarray]:
         """Return the parameters with which a step of length dt is v = λv + I."""
