@@ -153,7 +153,7 @@ double steps_cost(const Geometry& geometry, bool prepared, bool matrix_unit) {
 }
 
 double counts_cost(const Geometry& geometry, bool prepared, bool matrix_unit) {
-  const double chunk = matrix_unit ? 6 * ExpandedRows(geometry).idle : 40;
+  const double chunk = matrix_unit ? 6 * ExpandedRows(geometry).idle : 32;
   return digits_cost(geometry, prepared, chunk, 50, 0.2);
 }
 
