@@ -242,14 +242,14 @@ TEST(products_of_bytes_take_dense_or_narrow_layers) {
   CHECK(by_bytes(64, half), "narrow");
 }
 
-// For counts, lists pay if few inputs are active or few rows would share the weights.
+// For counts, lists pay if few inputs are active or few rows would share the weights. Both costs are of AVX-512.
 TEST(counts_as_lists_or_digits) {
   const auto by_digits = [](int64_t rows, bool packed, double nibbles, bool matrix_unit) {
     Geometry geometry = linear(800, 800);
     geometry.batch = rows;
     const Density density{{4 * nibbles, 2 * nibbles, nibbles}};
     return counts_cost(geometry, packed, matrix_unit) <
-           lists_cost(geometry, cheapest_steps(geometry, density), density);
+           lists_cost(geometry, cheapest_steps(geometry, density, kCompressedLists), density, kCompressedLists);
   };
   for (const bool unit : {false, true}) {
     CHECK(by_digits(128, true, 0.9, unit) && by_digits(128, false, 0.9, unit), "many rows, unit %d", int(unit));
