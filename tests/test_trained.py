@@ -77,12 +77,13 @@ def test_it_is_the_reference_bit_for_bit(trained, monkeypatch):
     assert torch.equal(freeze(net)(images), expected)
 
 
-def by_reference(x, weight, bias, scale, shift, step, residual, threshold, v_init, static):
+def by_reference(x, weight, settings, **affine):
+    static, threshold, v_init = settings
     product = static.source
     layer = te.reference.conv2d_if if product.stride else te.reference.linear_if
     train = layer(
-        x, weight, bias, *(product[:4] if product.stride else ()), scale=scale, shift=shift, step=step,
-        residual=residual, threshold=threshold, v_init=v_init, leak=static.leak, gate=static.gate,
+        x, weight, affine.pop("bias"), *(product[:4] if product.stride else ()), **affine,
+        threshold=threshold, v_init=v_init, leak=static.leak, gate=static.gate,
     )  # fmt: skip
     return train, None, None
 
@@ -118,17 +119,18 @@ def test_every_path_gives_the_evaluations_bits(trained):
 def conserving(layer, checked):
     """``layer``, which also checks neurons behind batch norm: what flowed in left as spikes or is in the potential."""
 
-    def check(x, weight, bias, gamma, beta, step, residual, threshold, v_init, static):
-        arguments = x, weight, bias, gamma, beta, step, residual, threshold, v_init
+    def check(x, weight, settings, **given):
+        static, threshold, v_init = settings
         if static.eps is None:
-            return layer(*arguments, static)
-        (train, v), mean, var = layer(*arguments, static._replace(return_v=True))
+            return layer(x, weight, settings, **given)
+        settings = static._replace(return_v=True), threshold, v_init
+        (train, v), mean, var = layer(x, weight, settings, **given)
         geometry, eps = static.source[:4] if static.source.stride else (), static.eps
         product = nn.functional.conv2d if weight.dim() == 4 else nn.functional.linear
         with torch.no_grad():
             u = product(tnn.signals.effective_counts(x).to(weight.dtype), weight, None, *geometry)
             over = (slice(None), *[None] * (u.dim() - 2))
-            z = (u - mean[over]) / (var + eps).sqrt()[over] * gamma[over] + beta[over]
+            z = (u - mean[over]) / (var + eps).sqrt()[over] * given["scale"][over] + given["shift"][over]
             counts = train.counts
             assert bool(((counts >= 0) & (counts <= train.T)).all())
             assert torch.equal(counts, te.counts(train.planes))

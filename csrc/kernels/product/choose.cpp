@@ -136,13 +136,16 @@ int cheapest_steps(const Geometry& geometry, const Density& density, const ListC
 
 namespace {
 
+// Of a weight, shared by all rows: all are read, where lists read those of active inputs; and unprepared ones are made.
+constexpr double kRead = 0.02, kPrepare = 1.1;
+
 // chunk, fire: of 16 outputs; expand: of an input channel.
 double digits_cost(const Geometry& geometry, bool prepared, double chunk, double fire, double expand) {
   const double tiles = static_cast<double>(geometry.group_outputs()) / 16;
-  const double weights = prepared ? 0 : static_cast<double>(geometry.inputs() * geometry.group_outputs());
+  const auto weights = static_cast<double>(geometry.inputs() * geometry.group_outputs());
   const auto pixels = static_cast<double>(ExpandedRows(geometry).pixels * geometry.group_channels());
   return tiles * (chunk * static_cast<double>(ChunkShape(geometry).chunks()) + fire) + expand * pixels +
-         1.1 * weights / static_cast<double>(geometry.rows());
+         (prepared ? kRead : kPrepare) * weights / static_cast<double>(geometry.rows());
 }
 
 }  // namespace
