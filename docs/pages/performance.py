@@ -31,18 +31,21 @@ HEADLINES = {
     "conv-128-256-rate-10": "inference of a convolution, 128→256 channels",
 }
 OTHERS = {
-    "mlp-train-T16-rate": "training step, that MLP, T = 16", "conv-64-64-rate-10": "inference, convolution 64→64",
+    "mlp-train-T16-rate": "training step, that MLP, T = 16",
+    "mlp-train-T32-rate": "training step, that MLP, T = 32",
+    "conv-64-64-rate-10": "inference, convolution 64→64",
     "conv-norm-train-rate": "training step, convolution 64→128, batch norm",
     "linear-norm-train-rate": "training step, linear 800×800, batch norm",
     "conv-net-train-20": "training step, convolutional network, 20 %",
-}  # fmt: skip
+}
+ELSEWHERE = {"bench-2": "Two threads", "xeon-1": "A Xeon with AMX"}
 WAYS = {
-    "frozen": "frozen, step timing", "frozen, windows": "frozen, window timing", "frozen, 8 bits": "the same, 8 bits",
-    "frozen, 8 bits, windows": "the same, 8 bits, window timing", "tandem": "step timing", "windows": "window timing",
-    "naive, loop compiled": "plain PyTorch", "BPTT": "BPTT", "SpikingJelly": "SpikingJelly",
-    "SpikingJelly, compiled": "the same, compiled", "snnTorch": "snnTorch",
+    "tandem": "step timing", "windows": "window timing", "frozen": "frozen, step timing",
+    "frozen, windows": "frozen, window timing", "naive, loop compiled": "plain PyTorch", "BPTT": "BPTT",
+    "SpikingJelly": "SpikingJelly", "SpikingJelly, compiled": "the same, compiled", "snnTorch": "snnTorch",
 }  # fmt: skip
-TIMINGS = {"v4": "AVX-512", "v3": "AVX2", "default": "SSE2"}
+INSTRUCTIONS = {"bench-1": "AVX-512", "bench-v3": "AVX2", "bench-v1": "SSE2"}
+PORTABLE = ("mlp-infer-128-rate", "mlp-infer-1-rate", "mlp-train-T8-rate", "conv-128-256-rate-10", "conv-64-64-rate-10")
 STYLES = {"tandem": ("tandem_ext, step timing", "tab:blue", "o-"),
           "windows": ("tandem_ext, window timing", "tab:cyan", "o-"), "ANN": ("the ANN", "black", "--"),
           "BPTT": ("backpropagation through time", "tab:purple", "s-"),
@@ -55,74 +58,62 @@ def read(name: str) -> dict[str, Any]:
     return result
 
 
-def about(result: dict[str, Any]) -> str:
-    versions = result["versions"]
-    build = versions["tandem_ext"]
-    others = [f"{name} {versions[name]}" for name in ("torch", "spikingjelly", "snntorch") if name in versions]
-    return (
-        f"`{result['command']}` on {result['date'][:10]}, commit {result['commit'][:10]}; {machine_of(result)}; "
-        f"tandem_ext {build['version']} ({build['cpu_capability']}), {', '.join(others)}."
-    )
-
-
 def compared(result: dict[str, Any], titles: dict[str, str]) -> Iterator[str]:
-    """Rows relative to their base, by the fastest tenth of the samples, in the columns that any of them has."""
-    cases = {row["case"]: row for row in result["rows"]}
-    rows = [cases[case] for case in titles]
+    """Those of the cases that were measured, relative to their base, in the columns that any of them has."""
+    rows = sorted((r for r in result["rows"] if r["case"] in titles), key=lambda row: [*titles].index(row["case"]))
     ways = [way for way in WAYS if any(way in row["values"] for row in rows)]
     lines = []
     for row in rows:
         base = row["values"][row["base"]]
-        cells = [f"{ratio(row['values'][way], base).fast:.2f}" if way in row["values"] else "" for way in ways]
+        cells = [relative(row, way) if way in row["values"] else "" for way in ways]
         lines.append([titles[row["case"]], amount(fastest(base), row["quantity"]), *cells])
     yield from markdown(("", "ANN", *(WAYS[way] for way in ways)), lines)
 
 
+def relative(row: dict[str, Any], way: str) -> str:
+    """To its base, by the fastest tenth of the samples."""
+    return f"{ratio(row['values'][way], row['values'][row['base']]).fast:.2f}"
+
+
 def headlines(result: dict[str, Any]) -> Iterator[str]:
-    """What most people come for."""
-    yield from (about(result), "")
+    """What most people come for, and how it was measured."""
+    libraries = ", ".join(f"{name} {result['versions'][name]}" for name in ("torch", "spikingjelly", "snntorch"))
+    when = f"{result['date'][:10]}, commit {result['commit'][:10]}"
+    yield from (f"`{result['command']}`; {when}; {machine_of(result)}; {libraries}.", "")
     yield from compared(result, HEADLINES)
 
 
-def section(result: dict[str, Any], first: dict[str, Any]) -> Iterator[str]:
-    """Other cases of the first result, or what most people come for elsewhere; all other rows are in the files."""
-    titles = OTHERS if result is first else HEADLINES
-    clock = f"{result['threads']} threads" if result["threads"] > 1 else "One thread"
-    yield from (f"### {clock} {result.get('capability') or ''}".strip(), "")
-    if result is not first:
-        yield from (f"{result['date'][:10]}; {machine_of(result)}.", "")
-    cases = [row["case"] for row in result["rows"]]
-    yield from compared(result, {case: title for case, title in titles.items() if case in cases})
+def others(result: dict[str, Any]) -> Iterator[str]:
+    """Other cases, and what most people come for elsewhere; all other rows are in the files."""
+    yield from compared(result, OTHERS)
+    for name, title in ELSEWHERE.items():
+        result = read(name)
+        yield from (f"### {title}", "", f"{result['date'][:10]}; {machine_of(result)}.", "")
+        yield from compared(result, HEADLINES)
 
 
 def timings() -> Iterator[str]:
     """Both timings at each instruction set, relative to the ANN at the same one."""
     rows = []
-    for name, instructions in TIMINGS.items():
-        result = read(f"timings-{name}")
-        for row in result["rows"]:
-            values = {way: f"{fast:.2f}" for way, (*_, fast) in row["values"].items()}
-            ways = [("", "tandem", "windows")]
-            if "frozen" in values:
-                kinds = ("frozen", "frozen, 8 bits")
-                ways = [(f", {kind}", kind, f"{kind}, windows") for kind in kinds]
-            for what, step, window in ways:
+    for name, instructions in INSTRUCTIONS.items():
+        cases = {row["case"]: row for row in read(name)["rows"]}
+        for row in map(cases.__getitem__, PORTABLE):
+            kinds = ("frozen", "frozen, 8 bits") if "frozen" in row["values"] else ("",)
+            for kind in kinds:
+                ways = (kind, f"{kind}, windows") if kind else ("tandem", "windows")
                 case = row["case"].removesuffix("-rate").replace("-rate-", "-")
-                rows.append([instructions, case + what, values[step], values[window], values["naive, windows"]])
-    head = ("instructions", "case", "step timing", "window timing", "plain PyTorch, window timing")
-    yield from (f"{result['date']}, commit {result['commit'][:10]}; {machine_of(result)}; torch 2.13.0.", "")
-    yield from markdown(head, rows)
+                cells = [relative(row, way) for way in (*ways, "naive, windows")]
+                rows.append([instructions, f"{case}, {kind}".removesuffix(", "), *cells])
+    yield from markdown(("instructions", "case", "step timing", "window timing", "plain PyTorch, window timing"), rows)
 
 
 def verdicts() -> Iterator[str]:
-    """Of each case with a limit that was measured with both timings: the measured ratios, and the limits."""
-    for row in read("timings-v4")["rows"]:
-        found = []
-        for way, limit in LIMITS.get(row["case"], {}).items():
-            if way in row["values"]:
-                fast = row["values"][way][-1]
-                found.append(f"{way} {fast:.2f} ({'met' if fast <= limit else 'missed'}: {limit:.2f})")
-        yield f"- {row['case']}: {'; '.join(found)}"
+    """The ratios that are above their limit, and the limits."""
+    for row in read("bench-1")["rows"]:
+        ways = {way: limit for way, limit in LIMITS.get(row["case"], {}).items() if way in row["values"]}
+        found = {way: ratio(row["values"][way], row["values"][row["base"]]).fast for way in ways}
+        if missed := [f"{way} {found[way]:.2f} ({limit:.2f})" for way, limit in ways.items() if found[way] > limit]:
+            yield f"- {row['case']}: {', '.join(missed)}"
 
 
 def by_T(result: dict[str, Any], quantity: str) -> dict[int, dict[str, float]]:
@@ -136,12 +127,13 @@ def by_T(result: dict[str, Any], quantity: str) -> dict[int, dict[str, float]]:
 
 def cost(result: dict[str, Any]) -> Iterator[str]:
     times, peaks = by_T(result, "time"), by_T(result, "peak")
-    ways = list(times[4])
+    names = {"tandem": "step timing", "windows": "window timing", "ANN": "ANN", "BPTT": "BPTT"}
     rows = []
     for T in times:
-        seconds = [f"{times[T][way] * EPOCH / 128:.1f}" for way in ways]
-        rows.append([str(T), *seconds, *(f"{peaks[T][way] / 2**20:.1f}" for way in ways)])
-    yield from markdown(("T", *(f"{way}, s per epoch" for way in ways), *(f"{way}, peak MiB" for way in ways)), rows)
+        seconds = [f"{times[T][way] * EPOCH / 128:.1f}" for way in names]
+        rows.append([str(T), *seconds, *(f"{peaks[T][way] / 2**20:.1f}" for way in names)])
+    head = [f"{name}, {unit}" for unit in ("s per epoch", "peak MiB") for name in names.values()]
+    yield from markdown(("T", *head), rows)
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -170,11 +162,11 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 def document(page: str) -> str:
     """The page with the tables of what is in docs/results."""
-    measured = [read(path.stem) for path in sorted((DOCS / "results").glob("bench-*.json"))]
-    page = with_table(page, "headlines", headlines(measured[0]))
+    here = read("bench-1")
+    page = with_table(page, "headlines", headlines(here))
     page = with_table(page, "timings", timings())
-    page = with_table(page, "cost", cost(measured[0]))
-    return with_table(page, "cases", [line for result in measured for line in section(result, measured[0])])
+    page = with_table(page, "cost", cost(here))
+    return with_table(page, "cases", others(here))
 
 
 def contributors(page: str) -> str:

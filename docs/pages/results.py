@@ -13,7 +13,7 @@ from tables import markdown, with_table
 
 DOCS = Path(__file__).parents[1]
 sys.path.append(str(DOCS.parent / "python" / "experiments"))
-from measures import interval  # noqa: E402
+from measures import points  # noqa: E402
 
 NAMES = {
     "cifar10": "CIFAR-10",
@@ -71,8 +71,7 @@ def beside(run: dict[str, Any], kind: str) -> str:
         return ""
     if run["metric"] == "mse":
         return f"{own / other:.2f}"
-    low, high = interval(own / 100, other / 100, run["samples"]["test"])
-    return f"{own - other:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]"
+    return points(own / 100, other / 100, run["samples"]["test"])
 
 
 def timing(run: dict[str, Any]) -> str:

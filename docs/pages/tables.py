@@ -27,4 +27,4 @@ def machine_of(result: dict[str, object]) -> str:
     """Where it was measured, in words."""
     machine = result["machine"]
     assert isinstance(machine, dict)
-    return ", ".join(f"{key} {value}" for key, value in machine.items())
+    return f"{machine['cpu']}, family {machine['family']}, {machine['cores']} cores"

@@ -60,67 +60,59 @@ def measure(recipe: Recipe, data: Data, runs: Sequence[dict[str, nn.Module]]) ->
         found[prefix + "step_time_ms"] = 1e3 * median(seconds)
     if len(times) == 2:
         found["step_time_ratio"] = median(map(operator.truediv, *times))
-    if recipe.timing == "window":
-        found["following"] = following(recipe, data, nets[0])
     return found | over_time(recipe, data, nets)
 
 
-def following(recipe: Recipe, data: Data, net: nn.Module) -> dict[str, Any]:
-    """How the neurons of a network with window timing follow each test sample, from silence: an image, or the steps of
-    a recording as a stream, one at each step.
-
-    Returns:
-        The test metric after each step; steps and most_steps, mean and largest number of them until no neuron moves;
-        synops_ratio, operations / those of the whole window, of a stream that rests after each step of a recording.
-    """
-    frozen, task = ts.freeze(net).cpu(), Task(recipe)
-    curves, steps = [], []
-    spent = whole = 0.0
-    for x, y in data.test.to("cpu").batches(500):
-        shown = x.to_dense(torch.float32) if isinstance(x, te.SpikeTrain) else x.unsqueeze(0)
-        spent += ts.measure.synops(frozen, shown).sum().item()
-        whole += ts.measure.synops(net, x).snn * len(x)
-        frozen.reset()
-        curve: list[Tensor] = []
-        last = torch.ones(len(x))  # the last step in which anything of the sample moved
-        while True:
-            answer = frozen.step(shown[len(curve)] if len(curve) < len(shown) else None)
-            if len(curve) >= len(shown) and not bool(frozen.moved.any()):
-                break
-            curve.append(task.values(answer, y))
-            last[frozen.moved > 0] = len(curve)
-        curves.append(curve)
-        steps.append(last)
-    most = max(map(len, curves))
-    found = torch.stack([torch.cat([curve[min(t, len(curve) - 1)] for curve in curves]).mean() for t in range(most)])
-    return {
-        f"{task.metric}_over_time": [rounded(task.metric, value) for value in found.tolist()],
-        "steps": torch.cat(steps).mean().item(),
-        "most_steps": int(torch.cat(steps).max()),
-        "synops_ratio": spent / whole,
-    }
-
-
 def over_time(recipe: Recipe, data: Data, nets: Sequence[nn.Module]) -> dict[str, Any]:
-    """The test metric after each step, mean over the networks, and the early exit of the first one."""
-    task, test = Task(recipe), data.test.to("cpu")
+    """The test metric after each step, mean over the networks; of the first one the early exit and, with window timing,
+    how its neurons follow: steps and most_steps, mean and largest number of them until nothing of a sample moves, and
+    synops_ratio, operations / those of the whole window.
+    """
+    task, test, window = Task(recipe), data.test.to("cpu"), recipe.timing == "window"
     curves: list[list[float]] = []
-    exits: list[dict[str, float]] = []
+    found: dict[str, Any] = {}
     for net in nets:
         frozen = ts.freeze(net).cpu()
-        found = [(frozen.readouts(x), y) for x, y in test.batches(500)]
-        steps = max(len(r) for r, _ in found)  # with window timing a batch ends at rest
-        readouts = torch.cat([torch.cat([r, r[-1:].expand(steps - len(r), -1, -1)]) for r, _ in found], 1)
-        targets = torch.cat([y for _, y in found])
+        batches = [(*streamed(frozen, x, window), y) for x, y in test.batches(500)]
+        most = max(len(r) for r, _, _ in batches)  # with window timing a batch ends at rest
+        readouts = torch.cat([torch.cat([r, r[-1:].expand(most - len(r), -1, -1)]) for r, _, _ in batches], 1)
+        targets = torch.cat([y for _, _, y in batches])
         # With step timing the readout after t steps is about t/T of a whole window's.
-        scales = [1.0 if recipe.timing == "window" else steps / t for t in range(1, steps + 1)]
+        scales = [1.0 if window else most / t for t in range(1, most + 1)]
         scaled = (one * scale for one, scale in zip(readouts, scales, strict=True))
         curves.append([task.values(one, targets).mean().item() for one in scaled])
-        exits = exits or (early_exit(readouts, targets) if task.classifies else [])
-    most = max(map(len, curves))
-    curves = [[*curve, *curve[-1:] * (most - len(curve))] for curve in curves]
-    shown = [rounded(task.metric, fmean(values)) for values in zip(*curves, strict=True)]
-    return {f"test_{task.metric}_over_time": shown} | ({"early_exit": exits} if exits else {})
+        if net is nets[0] and task.classifies:
+            found["early_exit"] = early_exit(readouts, targets)
+        if net is nets[0] and window:
+            steps = torch.cat([last for _, last, _ in batches])
+            spent = sum(ts.measure.synops(frozen, shown(x)).sum().item() for x, _ in test.batches(500))
+            whole = sum(ts.measure.synops(net, x).snn * len(x) for x, _ in test.batches(500))
+            found["following"] = {"steps": steps.mean().item(), "most_steps": int(steps.max())}
+            found["following"]["synops_ratio"] = spent / whole
+    curves = [[*curve, *curve[-1:] * (max(map(len, curves)) - len(curve))] for curve in curves]
+    means = [rounded(task.metric, fmean(values)) for values in zip(*curves, strict=True)]
+    return {f"test_{task.metric}_over_time": means} | found
+
+
+def shown(x: te.SpikeTrain | Tensor) -> Tensor:
+    """What a stream sees: an image, or the steps of a recording, one at each step."""
+    return x.to_dense(torch.float32) if isinstance(x, te.SpikeTrain) else x.unsqueeze(0)
+
+
+def streamed(frozen: ts.FrozenNetwork, x: te.SpikeTrain | Tensor, window: bool) -> tuple[Tensor, Tensor]:
+    """The readouts [steps, B, outputs] from silence, and the last step [B] in which anything of a sample moved."""
+    if not window:
+        readouts = frozen.readouts(x)
+        return readouts, torch.full((len(x),), float(len(readouts)))
+    frozen.reset()
+    frames, last = shown(x), torch.ones(len(x))
+    answers: list[Tensor] = []
+    while True:
+        answer = frozen.step(frames[len(answers)] if len(answers) < len(frames) else None)
+        if len(answers) >= len(frames) and not bool(frozen.moved.any()):
+            return torch.stack(answers), last
+        answers.append(answer)
+        last[frozen.moved > 0] = len(answers)
 
 
 def early_exit(readouts: Tensor, targets: Tensor) -> list[dict[str, float]]:

@@ -159,14 +159,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         if kind is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
             continue
-        group.add_argument(
-            flag,
-            nargs="*" if get_origin(kind) is tuple else None,
-            type=_or_none if optional else str,
-            default=argparse.SUPPRESS,
-            metavar=one.name.upper(),
-            help=text,
-        )
+        several, read = "*" if get_origin(kind) is tuple else None, _or_none if optional else str
+        group.add_argument(flag, nargs=several, type=read, default=argparse.SUPPRESS, help=text)
 
 
 def _or_none(text: str) -> str | None:

@@ -79,9 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recipe = recipes.chosen(options)
         folder = options.out or Path("runs") / Path(options.recipe).stem
         with processes(options.device) as (world, device):
-            data_dir = None if options.data_dir is None else Path(options.data_dir)
             command = shlex.join(["python", "python/experiments/train.py", *given])
-            run(recipe, folder, data_dir, device, world, command, options.tensorboard)
+            run(recipe, folder, options.data_dir, device, world, command, options.tensorboard)
     except (ValueError, OSError) as error:
         print("train.py: " + " ".join(str(error).split()), file=sys.stderr)
         return 2

@@ -48,9 +48,7 @@ class Task:
         self.metric = "accuracy" if self.classifies else "mse"
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        if self.classifies:
-            return F.cross_entropy(output, target)
-        return F.mse_loss(output, target)
+        return F.cross_entropy(output, target) if self.classifies else F.mse_loss(output, target)
 
     def values(self, output: Tensor, target: Tensor) -> Tensor:
         """The metric of each sample, float64 [B]."""

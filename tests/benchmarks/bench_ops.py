@@ -1,5 +1,4 @@
-"""``make bench``: ops without products, whose floor is the memory's bandwidth, and the smallest calls, whose price is
-that of any call, timed by pytest-benchmark.
+"""``make bench``: ops without products, whose floor is the memory's bandwidth, timed by pytest-benchmark.
 
 This file is not called test_*.py: speed is measured here and asserted nowhere.
 """
@@ -81,29 +80,3 @@ def test_op(benchmark, op, inputs, moved, T, shape):
         benchmark(op, *given)
     if benchmark.stats is not None:
         benchmark.extra_info["GB/s"] = round(moved * torch.Size(shape).numel() / benchmark.stats["median"] / 1e9, 2)
-
-
-@pytest.mark.parametrize("layer", ["tandem", "ANN"])
-@pytest.mark.parametrize("training", [False, True])
-def test_small_call(benchmark, layer, training):
-    torch.set_num_threads(1)
-    spikes = te.pack(rate_coded(8, (1, 16), 0.3, GENERATOR))
-    counts, weight, grad = te.counts(spikes), real((16, 16)), real((1, 16))
-    x = te.SpikeTrain(spikes, 8, counts)
-    infer = {
-        "tandem": lambda: te.functional.linear_if(x, weight),
-        "ANN": lambda: torch.relu(torch.nn.functional.linear(counts, weight)),
-    }[layer]
-
-    def train() -> None:
-        counts.grad = weight.grad = None
-        output: Any = infer()
-        (output.counts if layer == "tandem" else output).backward(grad)
-
-    if training:
-        counts.requires_grad_(), weight.requires_grad_()
-    with torch.inference_mode(not training):
-        call: Callable[[], object] = train if training else infer
-        for _ in range(1000):  # Python and the allocator adapt to what runs often
-            call()
-        benchmark(call)
