@@ -1,4 +1,4 @@
-"""FLOP formulas of the ops for torch's FlopCounterMode and fvcore: the operations of the ANN twin.
+"""FLOP formulas of the ops for torch's FlopCounterMode: the operations of the ANN twin.
 
 They do not depend on T or on firing rates, so that networks can be compared. ``tandem_snn.measure.synops`` counts the
 synaptic operations, which do.
@@ -6,7 +6,7 @@ synaptic operations, which do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -19,27 +19,15 @@ from . import _load  # noqa: F401  (registers the ops)
 PRODUCTS = ("linear_if", "linear_bn_if", "conv_if", "conv_bn_if")
 
 
-def macs(weight: Sequence[int], planes: Sequence[int]) -> int:
-    """Return the multiply-accumulates of a product with a weight [N, K, *kernel] and output [P, B, N, *space]."""
-    return prod(weight) * planes[1] * prod(planes[3:])
-
-
 @register_flop_formula([getattr(torch.ops.tandem, name) for name in PRODUCTS])
 def _(planes: Any, T: int, weight: Sequence[int], *_: Any, out_shape: Sequence[Any], **__: Any) -> int:
-    return 2 * macs(weight, out_shape[0])
+    spikes = out_shape[0]  # [P, B, N, *space]
+    return 2 * prod(weight) * spikes[1] * prod(spikes[3:])
 
 
-def fvcore_handles() -> dict[str, Callable[[Sequence[Any], Sequence[Any]], int]]:
-    """Return the handles with which ``fvcore.nn.FlopCountAnalysis`` counts the ops, in multiply-accumulates.
-
-    Use ``FlopCountAnalysis(net, x).set_op_handle(**te.flops.fvcore_handles())`` within ``torch.no_grad()``: with
-    gradients fvcore's trace contains autograd Functions instead of the ops, and fvcore warns.
-
-    >>> sorted(fvcore_handles())[0]
-    'tandem::conv_bn_if'
-    """
-
-    def handle(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-        return macs(inputs[2].type().sizes(), outputs[0].type().sizes())
-
-    return dict.fromkeys((f"tandem::{name}" for name in PRODUCTS), handle)
+def __getattr__(name: str) -> Any:
+    if name == "fvcore_handles":
+        raise ImportError(
+            f"{__name__}.{name} is gone since 0.2.0: torch.utils.flop_counter.FlopCounterMode counts the same"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

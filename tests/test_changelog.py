@@ -9,6 +9,7 @@ import tomllib
 import torch
 from torch import nn
 
+import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
 from train import make_parser
@@ -31,7 +32,8 @@ def evaluated(code: str) -> Any:
     net = nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 3), tnn.Readout(3, 2))
     names = {"frozen": ts.freeze(net), "x": torch.rand(5, 4), "y": torch.tensor([0, 1, 0, 1, 0]), "confidence": 0.9}
     ann = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-    return eval(code, {"ts": ts, "tnn": tnn, "nn": nn, "torch": torch, "ann": ann, "net": net, "T": 8, **names})
+    modules = {"te": te, "ts": ts, "tnn": tnn, "nn": nn, "torch": torch}
+    return eval(code, {**modules, "ann": ann, "net": net, "T": 8, **names})
 
 
 def test_the_table_is_found() -> None:
