@@ -60,7 +60,8 @@ def read(name: str) -> dict[str, Any]:
 
 def compared(result: dict[str, Any], titles: dict[str, str]) -> Iterator[str]:
     """Those of the cases that were measured, relative to their base, in the columns that any of them has."""
-    rows = sorted((r for r in result["rows"] if r["case"] in titles), key=lambda row: [*titles].index(row["case"]))
+    cases = {row["case"]: row for row in result["rows"]}
+    rows = [cases[case] for case in titles if case in cases]
     ways = [way for way in WAYS if any(way in row["values"] for row in rows)]
     lines = []
     for row in rows:

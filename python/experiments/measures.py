@@ -73,23 +73,23 @@ def over_time(recipe: Recipe, data: Data, nets: Sequence[nn.Module]) -> dict[str
     found: dict[str, Any] = {}
     for net in nets:
         frozen = ts.freeze(net).cpu()
-        batches = [(*streamed(frozen, x, window), y) for x, y in test.batches(500)]
-        most = max(len(r) for r, _, _ in batches)  # with window timing a batch ends at rest
-        readouts = torch.cat([torch.cat([r, r[-1:].expand(most - len(r), -1, -1)]) for r, _, _ in batches], 1)
-        targets = torch.cat([y for _, _, y in batches])
+        batches = [(x, y, *streamed(frozen, x, window)) for x, y in test.batches(500)]
+        most = max(len(r) for *_, r, _ in batches)  # with window timing a batch ends at rest
+        readouts = torch.cat([torch.cat([r, r[-1:].expand(most - len(r), -1, -1)]) for *_, r, _ in batches], 1)
+        targets = torch.cat([y for _, y, *_ in batches])
         # With step timing the readout after t steps is about t/T of a whole window's.
-        scales = [1.0 if window else most / t for t in range(1, most + 1)]
-        scaled = (one * scale for one, scale in zip(readouts, scales, strict=True))
-        curves.append([task.values(one, targets).mean().item() for one in scaled])
+        answers = [one if window else one * (most / t) for t, one in enumerate(readouts, 1)]
+        curves.append([task.values(one, targets).mean().item() for one in answers])
         if net is nets[0] and task.classifies:
             found["early_exit"] = early_exit(readouts, targets)
         if net is nets[0] and window:
-            steps = torch.cat([last for _, last, _ in batches])
-            spent = sum(ts.measure.synops(frozen, shown(x)).sum().item() for x, _ in test.batches(500))
-            whole = sum(ts.measure.synops(net, x).snn * len(x) for x, _ in test.batches(500))
+            steps = torch.cat([last for *_, last in batches])
+            spent = sum(ts.measure.synops(frozen, shown(x)).sum().item() for x, *_ in batches)
+            whole = sum(ts.measure.synops(net, x).snn * len(x) for x, *_ in batches)
             found["following"] = {"steps": steps.mean().item(), "most_steps": int(steps.max())}
             found["following"]["synops_ratio"] = spent / whole
-    curves = [[*curve, *curve[-1:] * (max(map(len, curves)) - len(curve))] for curve in curves]
+    longest = max(map(len, curves))
+    curves = [[*curve, *curve[-1:] * (longest - len(curve))] for curve in curves]
     means = [rounded(task.metric, fmean(values)) for values in zip(*curves, strict=True)]
     return {f"test_{task.metric}_over_time": means} | found
 
