@@ -22,7 +22,7 @@ from ..nn.signals import check_network, describe, inputs_of
 from .lowering import Grid, grids_of, lower, round_, snapshot
 from .program import MOST_KEPT, Facts, Graph, Program, capture, inference, key_of, read, write
 from .stages import CannotLower, Stage, Stages, check_finite
-from .stream import UNTIL_REST, Stream, explain
+from .stream import UNTIL_REST, Stream, explained
 
 _TRACING = threading.Lock()  # torch.fx patches classes while it traces
 
@@ -303,11 +303,7 @@ class FrozenNetwork(nn.Module):
             return torch.stack(answers), torch.stack(moves)
         if steps is not None and steps > T:
             raise ValueError(f'steps: expected at most T={T} with timing "step", got {steps}')
-        try:
-            each = stream.program.run(x, T, every=True)
-        except (RuntimeError, ValueError):
-            explain(stream.program, x, T)
-            raise
+        each = explained(stream.program, x, T, stream.program.run, x, T, every=True)
         if each.isnan().any():  # a potential may have become NaN at a later step
             for t in range(len(each)):
                 now: Any = part_of(x, t, t + 1) if isinstance(x, SpikeTrain) else x

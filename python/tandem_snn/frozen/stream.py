@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import reduce
 from itertools import count
 from typing import Any
@@ -20,12 +20,18 @@ _follow = torch.ops.tandem.frozen_follow.default
 UNTIL_REST = 2**40  # more steps than any network takes
 
 
-def explain(program: Program, x: Tensor | SpikeTrain | None, T: int) -> None:
-    """If x does not fit, raise the error of the program's layers, which is clearer than that of the executor."""
-    if isinstance(x, SpikeTrain) and x.T != T:
-        x = SpikeTrain.unchecked(x.stored[:1].expand((T + 7) // 8, *x.shape), T)
-    if x is not None:
-        program.layers(x)
+def explained(
+    program: Program, x: Tensor | SpikeTrain | None, T: int, op: Callable[..., Any], *arguments: Any, **named: Any
+) -> Any:
+    """Call ``op``. If x does not fit, raise the error of the program's layers, which is clearer than the executor's."""
+    try:
+        return op(*arguments, **named)
+    except (RuntimeError, ValueError):
+        if isinstance(x, SpikeTrain) and x.T != T:
+            x = SpikeTrain.unchecked(x.stored[:1].expand((T + 7) // 8, *x.shape), T)
+        if x is not None:
+            program.layers(x)
+        raise
 
 
 class Stream:
@@ -42,11 +48,7 @@ class Stream:
 
     def __init__(self, program: Program, x: Tensor | SpikeTrain, T: int) -> None:
         self.program, self.T, self.shape = program, T, x.shape
-        try:
-            self._state, self.follows, self._places = program.state(self.shape, T)
-        except (RuntimeError, ValueError):
-            explain(program, x, T)
-            raise
+        self._state, self.follows, self._places = explained(program, x, T, program.state, self.shape, T)
         self._bad: deque[Tensor | None] = deque(maxlen=T)  # the NaN flags of the last T steps, once there are any
         self.restart()
 
@@ -72,11 +74,7 @@ class Stream:
 
     def step(self, x: Tensor | SpikeTrain) -> Tensor:
         """Run a step of neurons with step timing; return the readout so far."""
-        try:
-            answer = self.program.run(x, self.T, self._state, self._steps)
-        except (RuntimeError, ValueError):
-            explain(self.program, x, self.T)
-            raise
+        answer: Tensor = explained(self.program, x, self.T, self.program.run, x, self.T, self._state, self._steps)
         self._steps += 1
         return answer
 
@@ -93,14 +91,11 @@ class Stream:
             source = x.planes
             if self._bad or x.bad is not None:
                 self._bad.extend([x.bad] * x.T)
-        try:
-            answer, self.facts, moved = _follow(
-                source, isinstance(x, SpikeTrain) and x.T == 1, self.shape, self.T, *self.program.tensors, self._state,
-                self._steps == 0, steps, moves,
-            )  # fmt: skip
-        except (RuntimeError, ValueError):
-            explain(self.program, x, self.T)
-            raise
+        answer, self.facts, moved = explained(
+            self.program, x, self.T, _follow,
+            source, isinstance(x, SpikeTrain) and x.T == 1, self.shape, self.T, *self.program.tensors, self._state,
+            self._steps == 0, steps, moves,
+        )  # fmt: skip
         self._steps = 1
         return (with_flags(answer, reduce(add_flags, self._bad, None)) if self._bad else answer), moved
 
