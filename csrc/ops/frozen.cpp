@@ -51,6 +51,37 @@ Tensor laid_out(const Tensor& x, bool last) {
   return view_channels_last(to_channels_last(x, lead), shape, lead);
 }
 
+// Whether torch multiplies the patches of a single image (ConvParams::use_mkldnn in its Convolution.cpp) and takes
+// longer to copy them, number by number, than to multiply.
+bool copies_patches(const RealWindow& w) {
+  const Instruction& i = w.instruction;
+  return w.batch == 1 && i.groups == 1 && i.channels <= 4 && (i.kernel_h <= 3 || i.kernel_w <= 3) &&
+         w.in.features() <= 20480;
+}
+
+// The numbers that each output pixel reads, [pixels, kernel_h, kernel_w, channels], of an image with its channels last.
+Tensor patches(const RealWindow& w, const Tensor& image) {
+  const Instruction& i = w.instruction;
+  const int64_t height = image.size(2), width = image.size(3), channels = i.channels;
+  const int64_t each = i.kernel_h * i.kernel_w * channels;
+  const Tensor rows = empty_channels_last({w.out.height * w.out.width, each}, 2, ScalarType::Float, image);
+  auto* to = pointer<float>(rows);
+  std::fill_n(to, rows.numel(), 0.f);
+  for (int64_t k = 0; k < each; ++k) {
+    const int64_t below = k / channels / i.kernel_w * i.dilation_h - i.padding_h;
+    const int64_t right = k / channels % i.kernel_w * i.dilation_w - i.padding_w;
+    const int64_t first = right < 0 ? (-right + i.stride_w - 1) / i.stride_w : 0;
+    const int64_t end = std::min(w.out.width, (width - right + i.stride_w - 1) / i.stride_w);
+    for (int64_t y = 0; y < w.out.height; ++y) {
+      const int64_t line = y * i.stride_h + below;
+      if (line < 0 || line >= height) continue;
+      const float* from = pointer<float>(image) + (line * width + right) * channels + k % channels;
+      for (int64_t x = first; x < end; ++x) to[(y * w.out.width + x) * each + k] = from[x * i.stride_w * channels];
+    }
+  }
+  return rows;
+}
+
 class TorchNumbers : public network::Host {
  public:
   // `input` is float32 for every `type`, the type of the arithmetic. `address`: by which the executor names it, if not
@@ -75,9 +106,15 @@ class TorchNumbers : public network::Host {
     size.insert(size.begin(), {i.outputs, i.channels});
     const bool last = runs_channels_last(i);
     const auto wide = [&](const Tensor& x) { return laid_out(aten::to_type(x, ScalarType::Float), last); };
-    const Tensor y = aten::convolution(
-        wide(images), wide(rounded(view(weight, size))), of_axes(i.axes, i.stride_h, i.stride_w),
-        of_axes(i.axes, i.padding_h, i.padding_w), of_axes(i.axes, i.dilation_h, i.dilation_w), i.groups);
+    images = wide(images);
+    const Tensor weights = wide(rounded(view(weight, size)));
+    if (last && copies_patches(w)) {
+      const Tensor flat = view_channels_last(weights, {i.outputs, i.weights() / i.outputs}, 2);
+      return keep(w, rounded(aten::linear(patches(w, images), flat)));
+    }
+    const Tensor y = aten::convolution(images, weights, of_axes(i.axes, i.stride_h, i.stride_w),
+                                       of_axes(i.axes, i.padding_h, i.padding_w),
+                                       of_axes(i.axes, i.dilation_h, i.dilation_w), i.groups);
     return keep(w, to_channels_last(rounded(y), 1));
   }
 
