@@ -22,7 +22,7 @@ import tandem_snn.nn as tnn
 import train as script
 from architectures import create
 from data import augmented, load
-from measures import early_exit, interval, over_time, packed, step_times, tables
+from measures import compared, early_exit, over_time, packed, step_times, tables
 from recipe import Recipe
 from tandem_snn import freeze
 from training import Task, World, evaluate, train
@@ -357,13 +357,26 @@ def test_an_interruption_is_one_line(tmp_path):
 
 
 def test_intervals_hold_what_they_should():
-    """Of 2,000 pairs of test splits about 95 % give an interval that holds the true difference."""
+    """Of 2,000 choices of three seeds about 95 % give an interval that holds the true difference, -0.4."""
     generator = torch.Generator().manual_seed(0)
-    for p, q, n in (0.99, 0.97, 100), (0.934, 0.93, 10_000), (0.5, 0.8, 50):
-        right = [torch.binomial(torch.full((2000,), float(n)), torch.full((2000,), r), generator) / n for r in (p, q)]
-        intervals = (interval(a, b, n) for a, b in zip(*(r.tolist() for r in right), strict=True))
-        assert 0.93 < sum(low <= p - q <= high for low, high in intervals) / 2000 < 0.99
-    assert interval(1.0, 1.0, 100) == pytest.approx((-0.037, 0.037), abs=1e-3)
+    found = []
+    for luck, own, twin in torch.randn(2000, 3, 3, generator=generator).mul(0.3).transpose(1, 2).tolist():
+        per_seed = [
+            {"test_accuracy": 92.9 + both + a, "ann_test_accuracy": 93.3 + both + b}
+            for both, a, b in zip(luck, own, twin, strict=True)
+        ]
+        low, high = re.fullmatch(r"\S+ \[(\S+), (\S+)\]", compared(per_seed)[0]).groups()
+        found.append(float(low) <= -0.4 <= float(high))
+    assert 0.93 < sum(found) / len(found) < 0.97
+
+
+def test_mcnemar_counts_the_samples_on_which_two_networks_differ():
+    right, other = torch.zeros(100), torch.zeros(100)
+    right[:90] = other[5:91] = 1  # 5 of the first alone, 1 of the other alone: 2 * (1 + 6) / 2 ** 6
+    one = {"test_accuracy": 90.0, "right": packed(right), "ann_test_accuracy": 86.0, "ann_right": packed(other)}
+    assert compared([one]) == ("+4.00", "0.22")
+    assert compared([one, {**one, "ann_right": one["right"]}])[1] == "0.22, 1"
+    assert compared([{name: value for name, value in one.items() if "right" not in name}]) == ("+4.00", "")
 
 
 def test_over_time_and_early_exit_are_those_of_single_steps(digits):

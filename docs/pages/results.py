@@ -13,7 +13,7 @@ from tables import markdown, with_table
 
 DOCS = Path(__file__).parents[1]
 sys.path.append(str(DOCS.parent / "python" / "experiments"))
-from measures import points  # noqa: E402
+from measures import compared  # noqa: E402
 
 NAMES = {
     "cifar10": "CIFAR-10",
@@ -31,7 +31,8 @@ REMARKS = {
     "digits": "Too few samples for a validation split: the weights of the last epoch are tested.",
     "n-mnist": "A subset of 70,000 recordings: its accuracy cannot be compared with published results.",
 }
-HEAD = ("run", "T", "timing", "start", "seeds", "SNN", "twin", "twin, trained as long", "{}", "SynOps")
+HEAD = ("run", "T", "timing", "start", "seeds", "SNN", "twin", "twin, trained as long")
+COMPARED = ("difference to it", "McNemar's p")
 CONFIDENCES = (0.7, 0.9, 0.99)  # at which a sample stops
 
 
@@ -64,14 +65,11 @@ def mean(run: dict[str, Any], kind: str = "") -> str:
     return " ± ".join(f"{value:{form}}" for value in values if value is not None)
 
 
-def beside(run: dict[str, Any], kind: str) -> str:
+def beside(run: dict[str, Any], kind: str) -> tuple[str, ...]:
     """The metric beside that of another kind of network."""
-    own, other = run[metric(run)], run.get(f"{kind}{metric(run)}")
-    if other is None:
-        return ""
     if run["metric"] == "mse":
-        return f"{own / other:.2f}"
-    return points(own / 100, other / 100, run["samples"]["test"])
+        return (f"{run[metric(run)] / run[f'{kind}{metric(run)}']:.2f}",)
+    return compared(run["per_seed"], kind)
 
 
 def timing(run: dict[str, Any]) -> str:
@@ -83,7 +81,7 @@ def row(run: dict[str, Any]) -> list[str]:
     control = "ann_continued_" if start else "ann_"
     return [
         f"`{run['name']}`", str(run["T"]), timing(run), start or "random", str(len(run["per_seed"])),
-        mean(run), mean(run, "ann_"), mean(run, control) if start else "the twin", beside(run, control),
+        mean(run), mean(run, "ann_"), mean(run, control) if start else "the twin", *beside(run, control),
         f"{run['synops_ratio']:.2f}",
     ]  # fmt: skip
 
@@ -92,9 +90,9 @@ def section(runs: list[dict[str, Any]]) -> Iterator[str]:
     data, regression = runs[0]["recipe"]["data"], runs[0]["metric"] == "mse"
     yield from (f"## {NAMES[data]}{', reconstruction' if regression else ''}", "")
     samples = ", ".join(f"{number:,} {split}" for split, number in runs[0]["samples"].items() if number)
-    measured, difference = ("Mean squared error", "SNN / it") if regression else ("Accuracy in %", "difference to it")
+    measured, head = ("Mean squared error", ["SNN / it"]) if regression else ("Accuracy in %", COMPARED)
     yield from (f"{measured}; {samples} samples. {REMARKS.get(data, '')}".rstrip(), "")
-    yield from markdown([name.format(difference) for name in HEAD], map(row, runs))
+    yield from markdown([*HEAD, *head, "SynOps"], map(row, runs))
 
 
 def exits(runs: list[dict[str, Any]]) -> Iterator[str]:

@@ -137,8 +137,7 @@ class Data:
     outputs: int
 
     def to(self, device: torch.device | str) -> Data:
-        validation = None if self.validation is None else self.validation.to(device)
-        return replace(self, train=self.train.to(device), validation=validation, test=self.test.to(device))
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items() if hasattr(value, "to")})
 
 
 def load(recipe: Recipe, folder: Path | None) -> Data:
