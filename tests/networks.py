@@ -1,5 +1,6 @@
 """Small networks of every layer with inputs for them, one trained on real images, and their spike counts."""
 
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -42,6 +43,14 @@ def in_windows(net: nn.Module) -> nn.Module:
                 layer.leak = 1.0
             layer.timing = "window"
     return net
+
+
+def exported(net: nn.Module, *inputs: Any, **options: Any) -> Any:
+    """The network as a file of torch.export has it."""
+    file = io.BytesIO()
+    torch.export.save(torch.export.export(net, inputs, **options), file)
+    file.seek(0)
+    return torch.export.load(file).module()
 
 
 def mlp() -> tuple[nn.Module, Tensor]:

@@ -36,24 +36,16 @@ def test_windows(times, neurons, options, spikes):
 def test_events_in_other_forms():
     events = recording(200, (5, 6, 2))
     expected = te.SpikeTrain.from_events(events, (2, 6, 5), 8)
-    mapping = {name: torch.from_numpy(events[name].copy()) for name in "txyp"}
-    assert_same(te.SpikeTrain.from_events(mapping, (2, 6, 5), 8), expected)
-    signed = mapping | {"p": torch.where(mapping["p"] == 0, -1, 1)}
-    assert_same(te.SpikeTrain.from_events(signed, (2, 6, 5), 8), expected)
-    boolean = mapping | {"p": mapping["p"].bool()}
-    assert_same(te.SpikeTrain.from_events(boolean, (2, 6, 5), 8), expected)
-    shuffled = events[np.random.default_rng(1).permutation(200)]
-    assert_same(te.SpikeTrain.from_events(shuffled, (2, 6, 5), 8), expected)
+    fields = {name: torch.from_numpy(events[name].copy()) for name in "txyp"}
     flat = events["p"] * 30 + events["y"] * 5 + events["x"]
-    assert_same(te.SpikeTrain.from_events((events["t"], flat), (2, 6, 5), 8), expected)
-
-
-def test_merged_polarities_and_cochleas():
-    events = recording(200, (5, 6, 2))
+    for same in (
+        fields, fields | {"p": torch.where(fields["p"] == 0, -1, 1)}, fields | {"p": fields["p"].bool()},
+        np.random.default_rng(1).permutation(events), (events["t"], flat),
+    ):  # fmt: skip
+        assert_same(te.SpikeTrain.from_events(same, (2, 6, 5), 8), expected)
     merged = te.SpikeTrain.from_events(events, (1, 6, 5), 8)
-    both = te.SpikeTrain.from_events(events, (2, 6, 5), 8).to_dense()
-    assert torch.equal(merged.to_dense(), both.amax(2, keepdim=True))
-    assert te.SpikeTrain.from_events({"t": [0, 1], "x": [3, 4]}, [700], 4).counts.sum() == 2
+    assert torch.equal(merged.to_dense(), expected.to_dense().amax(2, keepdim=True))
+    assert te.SpikeTrain.from_events({"t": [0, 1], "x": [3, 4]}, [700], 4).counts.sum() == 2  # of a cochlea
 
 
 def test_narrow_time_types_do_not_overflow():

@@ -3,7 +3,7 @@
 import any_layer
 import pytest
 import torch
-from cases import DTYPES, assert_reference, assert_same, compute_dtype, dyadic, train, train_with_edge
+from cases import DTYPES, assert_reference, assert_same, bursts, compute_dtype, dyadic, train, train_with_edge
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,19 +69,16 @@ def test_scan_of_any_numbers_is_the_reference(dtype, train_mode, device):
     """The scan only adds in step order, so it is exact on numbers that are not dyadic as well."""
     currents = torch.randn(16, 5, 37, 3, dtype=dtype, device=device).requires_grad_(train_mode)
     C = compute_dtype(dtype)
-    arguments = {
-        "threshold": 0.7, "leak": 0.9, "v_init": 0.1, "scale": torch.randn(37, dtype=C, device=device),
-        "shift": torch.randn(37, dtype=C, device=device), "residual": train(16, 5, 37, 3, gain=0.3, device=device),
-        "return_v": True,
-    }  # fmt: skip
-    assert_same(f.if_scan(currents, **arguments), ref.if_scan(currents, **arguments))
+    assert_reference(
+        "if_scan", currents, threshold=0.7, leak=0.9, v_init=0.1, scale=torch.randn(37, dtype=C, device=device),
+        shift=torch.randn(37, dtype=C, device=device), residual=train(16, 5, 37, 3, gain=0.3, device=device),
+        return_v=True,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("v_init", [0.25, torch.tensor(0.25), torch.tensor([0.25, 0.5, -1.0])], ids=repr)
 def test_neurons_without_features_are_one_channel(v_init):
-    arguments = {"threshold": torch.tensor([0.5]), "v_init": v_init, "return_v": True}
-    currents = dyadic(8, 3)
-    assert_same(f.if_scan(currents, **arguments), ref.if_scan(currents, **arguments))
+    assert_reference("if_scan", dyadic(8, 3), threshold=torch.tensor([0.5]), v_init=v_init, return_v=True)
 
 
 @pytest.mark.parametrize("leak", [1.0, 0.5])
@@ -108,25 +105,19 @@ def test_a_change_of_the_weights_by_any_route_is_seen(device):
     """Nothing of a weight is remembered from call to call, its address and version least of all."""
     x, weight = train(8, 4, 40, device=device), dyadic(33, 40, device=device)
 
-    def by_numpy():
-        weight.numpy()[:] *= -1
-
-    def by_another_tensor():
-        weight.data = dyadic(33, 40, device=device)
-
-    def by_its_data():
-        weight.data.copy_(dyadic(33, 40, device=device))
-
-    def in_place():
-        weight.neg_()
-
-    routes = [in_place, by_its_data, by_another_tensor, *([by_numpy] if device.type == "cpu" else [])]
-    for change in routes:
+    routes = {
+        "in place": weight.neg_,
+        "by its data": lambda: weight.data.copy_(dyadic(33, 40, device=device)),
+        "by another tensor": lambda: setattr(weight, "data", dyadic(33, 40, device=device)),
+    }
+    if device.type == "cpu":
+        routes["by NumPy"] = lambda: weight.numpy().__imul__(-1)
+    for name, change in routes.items():
         before = f.linear_if(x, weight).planes
         change()
         after = f.linear_if(x, weight)
         assert_same(after, ref.linear_if(x, weight))
-        assert not torch.equal(after.planes, before), change.__name__
+        assert not torch.equal(after.planes, before), name
 
 
 @pytest.mark.parametrize("T", [1, 8, 20])
@@ -137,8 +128,8 @@ def test_short_lines_are_the_reference(T, channels, groups, kernel, stride, dila
     """So dense that every input is multiplied, where the processor can: rows of several lines then share a tile."""
     x = train(T, 5, channels, 7, 9, rate=0.6, device=device)
     weight = dyadic(48 * groups, channels // groups, kernel, kernel, device=device)
-    arguments = {"stride": stride, "padding": kernel // 2, "dilation": dilation, "groups": groups}
-    assert_same(f.conv2d_if(x, weight, **arguments), ref.conv2d_if(x, weight, **arguments))
+    options = {"stride": stride, "padding": kernel // 2, "dilation": dilation, "groups": groups}
+    assert_reference("conv2d_if", x, weight, **options)
 
 
 @pytest.mark.parametrize(("shape", "weight_shape"), [((0, 3, 5, 5), (4, 3, 3, 3)), ((2, 3, 5, 5), (0, 3, 3, 3)),
@@ -162,9 +153,7 @@ def test_any_weights_are_the_reference(timing, dtype, device):
     weight = torch.randn(38, K) * size
     weight[::5] *= 2.0 ** -torch.randint(0, 30, (K,))  # of several magnitudes in one row
     weight[1] = 0
-    x = train(9, 8, K, device=device) if timing == "step" else te.SpikeTrain.from_counts(
-        torch.randint(10, (8, K), device=device), 9
-    )  # fmt: skip
+    x = train(9, 8, K, device=device) if timing == "step" else bursts(9, 8, K).to(device)
     weight = weight.to(device, dtype)
     assert_reference("linear_if", x, weight, timing=timing, threshold=0.3, return_v=True)
     assert_reference("linear_bn_if", x, weight, timing=timing, return_v=True)
@@ -226,20 +215,16 @@ def test_many_rows_are_the_reference(T, groups, width, device):
     """So many that the sums of all steps leave the cache: their statistics come from the counts where that is cheap."""
     x = train(T, 2, 8 * groups, width, width, device=device)
     weight = dyadic(21 * groups, 8, 3, 3, device=device)
-    arguments = {
-        "groups": groups, "padding": 2, "dilation": 2, "return_v": True, "gamma": dyadic(21 * groups, device=device),
-    }  # fmt: skip
-    with torch.no_grad():
-        assert_same(f.conv2d_bn_if(x, weight, **arguments), ref.conv2d_bn_if(x, weight, **arguments))
+    options = {"groups": groups, "padding": 2, "dilation": 2, "gamma": dyadic(21 * groups, device=device)}
+    assert_reference("conv2d_bn_if", x, weight, **options, return_v=True)
 
 
 @pytest.mark.parametrize("kind", ["train", "constant"])
 def test_a_constant_channel(kind, device):
     """No variance: eps decides, and rounding must not make the variance negative."""
     weight = torch.randn(97, 11, dtype=torch.float64, device=device, requires_grad=True)
-    if kind == "train":
-        x = train(8, 7, 11, rate=1.0, device=device)
-    else:
+    x = train(8, 7, 11, rate=1.0, device=device)
+    if kind == "constant":
         x = te.ConstantInput(torch.randn(1, 11, dtype=torch.float64, device=device).expand(7, 11), 8)
     y, _, var = f.linear_bn_if(x, weight, beta=torch.full((97,), 16.0, device=device))
     assert (var >= 0).all()

@@ -27,12 +27,9 @@ def test_gradients_are_the_anns(rule, gate, norm, device):
     vector = lambda: leaf(dyadic(N, low=1, dtype=torch.float64, **on))  # noqa: E731
     x = train_with_edge(T, 3, 5, 6, 5, gain=number(0.5), dtype=torch.float64, **on)
     weight, theta = leaf(dyadic(N, 5, 3, 2, dtype=torch.float64, **on)), vector()
-    affine = (
-        {"gamma": vector(), "beta": leaf(-vector())}
-        if norm
-        else {"scale": vector(), "shift": vector(), "bias": vector()}
-    )
-    affine |= {"eps": 0.25} if norm else {}  # with a small one the gain has no effect
+    affine = {"scale": vector(), "shift": vector(), "bias": vector()}
+    if norm:
+        affine = {"gamma": vector(), "beta": leaf(-vector()), "eps": 0.25}  # with a small one the gain has no effect
     layer = rule.conv2d_bn_if if norm else rule.conv2d_if
     run = lambda **more: layer(x, weight, **conv, **affine, threshold=theta, gate=gate, **more)  # noqa: E731
     shape = (run()[0] if norm else run()).shape
@@ -77,24 +74,14 @@ def test_gradient_of_currents_is_a_view():
     assert grad.stride(0) == 0
 
 
-def second_by_backward(loss, x, weight):
-    (grad,) = torch.autograd.grad(loss(x), x, create_graph=True)
-    grad.sum().backward()
-
-
-def second_by_grad(loss, x, weight):
-    (grad,) = torch.autograd.grad(loss(x), x, create_graph=True)
-    torch.autograd.grad(grad.square().sum(), weight)
-
-
-def second_by_nested_grads(loss, x, weight):
-    torch.func.grad(lambda x: torch.func.grad(loss)(x).square().sum())(x.detach())
+def first(loss, x):
+    return torch.autograd.grad(loss(x), x, create_graph=True)[0]
 
 
 SECOND = {
-    "backward": second_by_backward,
-    "autograd.grad": second_by_grad,
-    "func.grad": second_by_nested_grads,
+    "backward": lambda loss, x, weight: first(loss, x).sum().backward(),
+    "autograd.grad": lambda loss, x, weight: torch.autograd.grad(first(loss, x).square().sum(), weight),
+    "func.grad": lambda loss, x, _: torch.func.grad(lambda x: torch.func.grad(loss)(x).square().sum())(x.detach()),
     "jacrev": lambda loss, x, weight: torch.func.jacrev(torch.func.jacrev(loss))(x.detach()),
     "hessian": lambda loss, x, weight: torch.autograd.functional.hessian(loss, x.detach()),
 }
@@ -107,22 +94,16 @@ def test_second_derivatives_are_refused(ask):
     x, weights = leaf(torch.rand(3, 7)), [leaf(torch.randn(5, 7)), leaf(torch.randn(5, 5))]
     norm = {"gamma": leaf(torch.ones(5)), "beta": leaf(torch.zeros(5))}
 
-    def linear(x):
-        return f.linear_if(f.linear_if(te.ConstantInput(x, 8), weights[0]), weights[1]).counts.square().sum()
-
-    def normed(x):
-        return f.linear_bn_if(te.ConstantInput(x, 8), weights[0], **norm)[0].counts.square().sum()
-
-    def coupled(x):
-        z = x @ weights[0].T
-        return f.couple(train(8, 3, 5), z).counts.pow(3).sum()
-
-    for loss in (linear, normed, coupled):
+    for loss in (
+        lambda x: f.linear_if(f.linear_if(te.ConstantInput(x, 8), weights[0]), weights[1]).counts.square().sum(),
+        lambda x: f.linear_bn_if(te.ConstantInput(x, 8), weights[0], **norm)[0].counts.square().sum(),
+        lambda x: f.couple(train(8, 3, 5), x @ weights[0].T).counts.pow(3).sum(),
+    ):
         with pytest.raises(RuntimeError, match="second derivatives of spiking layers are not supported"):
             ask(loss, x, weights[0])
 
 
-def _dual(function, at):
+def dual(function, at):
     with torch.autograd.forward_ad.dual_level():
         return function(torch.autograd.forward_ad.make_dual(at, torch.ones_like(at)))
 
@@ -130,7 +111,7 @@ def _dual(function, at):
 FORWARD = {
     "jvp": lambda function, at: torch.func.jvp(function, (at,), (torch.ones_like(at),)),
     "jacfwd": lambda function, at: torch.func.jacfwd(function)(at),
-    "dual numbers": _dual,  # which need not require a gradient
+    "dual numbers": dual,  # which need not require a gradient
 }
 
 
@@ -142,22 +123,15 @@ def test_forward_mode_is_refused(ask):
         (lambda weight: f.linear_bn_if(x, weight)[0].counts, dyadic(5, 7)),
         (lambda z: f.couple(x, z).counts, dyadic(3, 7)),
     ):
-        with pytest.raises(
-            NotImplementedError, match=r"forward-mode derivatives .* of spiking layers are not supported"
-        ):
+        with pytest.raises(NotImplementedError, match=r"forward-mode derivatives .* of spiking layers are not supp"):
             ask(function, at)
 
 
 def test_first_derivatives_with_a_graph_are_those_without():
-    weight = leaf(torch.randn(5, 7))
-    x = train(8, 3, 7)
-
-    def loss(weight):
-        return f.linear_if(x, weight).counts.square().sum()
-
+    weight, x = leaf(torch.randn(5, 7)), train(8, 3, 7)
+    loss = lambda weight: f.linear_if(x, weight).counts.square().sum()  # noqa: E731
     (expected,) = torch.autograd.grad(loss(weight), weight)
-    (grad,) = torch.autograd.grad(loss(weight), weight, create_graph=True)
-    assert torch.equal(grad, expected)
+    assert torch.equal(first(loss, weight), expected)
     assert torch.equal(torch.func.grad(loss)(weight.detach()), expected)
 
 

@@ -1,61 +1,141 @@
-"""Threads and processes: ops called at once, after fork and spawn, at the interpreter's exit, under signals."""
+"""The same bits whatever the instruction set, the way of multiplying and the number of threads; ops called at once,
+after fork and spawn, at the interpreter's exit, under signals.
+"""
 
+import gc
+import hashlib
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
+import child
 import pytest
 import torch
-from cases import assert_same, dyadic, train
+from cases import DTYPES, assert_same, bursts, dyadic, train, train_with_edge
+from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset
 
 import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
 
-f, ref = te.functional, te.reference
+f = te.functional
+CAPABILITIES = ("default", "v3", "v4")
 THREADS = 8
 
 
-def calls(seed=0):
-    """One call of each family, large enough for the kernels to share it among threads."""
-    torch.manual_seed(seed)
-    x, image = train(8, 64, 300), train(8, 4, 16, 12, 12)
-    weight, kernel = dyadic(257, 300), dyadic(33, 16, 3, 3)
-    return [
-        lambda m: m.if_scan(dyadic_currents, threshold=0.5),
-        lambda m: m.linear_if(x, weight),
-        lambda m: m.conv2d_if(image, kernel, padding=1),
-        lambda m: m.linear_bn_if(x, weight),
-        lambda _: te.pack(x.to_dense()),
-    ]
+def results():
+    """Of layers on numbers that are not dyadic, sizes with remainders and with work for two threads."""
+    torch.manual_seed(0)
+    for dtype in DTYPES:
+        random = lambda *shape: torch.randn(*shape).to(dtype)  # noqa: B023, E731
+        x, image = train_with_edge(9, 33, 203, dtype=dtype), train(9, 3, 13, 11, 10)
+        weight, kernel = random(301, 203).requires_grad_(), random(21, 13, 3, 3).requires_grad_()
+        shift = torch.randn(301)
+        y, v = f.linear_if(x, weight, shift=shift, residual=train(9, 33, 301, gain=0.3), return_v=True)
+        layers = [
+            y, v, f.if_scan(random(9, 33, 30011), leak=0.9, return_v=True),
+            f.if_scan(te.ConstantInput(random(33, 301), 9), threshold=0.3),
+            f.linear_if(x, weight.detach(), shift=shift, gate="clip"),
+            f.conv2d_if(image, kernel, padding=1, stride=2, return_v=True),
+            f.linear_bn_if(x, weight),
+            f.conv2d_bn_if(image, kernel, padding=1),
+            f.linear_if(bursts(9, 33, 203), weight, shift=shift, timing="window", return_v=True),
+            f.conv2d_bn_if(image, kernel, padding=1, timing="window"),
+        ]  # fmt: skip
+        for part in pytree.tree_leaves(layers, is_leaf=lambda part: isinstance(part, te.SpikeTrain)):
+            yield from (part.planes, part.counts.detach()) if isinstance(part, te.SpikeTrain) else (part,)
+        mask = torch.randint(0, 256, ((y.counts.numel() + 7) // 8,), dtype=torch.uint8)
+        yield torch.ops.tandem.gate_grad(torch.randn_like(y.counts), mask, 0.3)
+        dense = y.to_dense()
+        yield from (dense, te.pack(dense), te.counts(y.planes))
 
 
-dyadic_currents = (torch.arange(8 * 64 * 257).remainder(97).view(8, 64, 257) - 40) / 64
+def digest():
+    total = hashlib.sha256()
+    for tensor in results():
+        total.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
 
 
-def at_once(function, threads=THREADS):
+def capability_and_digest(**environment):
+    """In a process of its own."""
+    program = "import test_processes as t; print(t.te.build_info()['cpu_capability'], t.digest())"
+    return child.run("-c", program, **environment).split()
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return capability_and_digest()
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_every_instruction_set_gives_the_same_bits(capability, expected):
+    best, bits = expected
+    if CAPABILITIES.index(capability) > CAPABILITIES.index(best):
+        pytest.skip(f"this machine has no {capability}")
+    assert capability_and_digest(TANDEM_CPU_CAPABILITY=capability) == [capability, bits]
+
+
+@pytest.mark.parametrize("path", ["lists", "digits"])
+def test_every_way_gives_the_same_bits(path, expected):
+    try:
+        assert capability_and_digest(TANDEM_PATH=path) == expected
+    except AssertionError as error:
+        if f"TANDEM_PATH={path}: this processor has no" not in str(error):
+            raise
+        pytest.skip(str(error).splitlines()[-1])
+
+
+@pytest.mark.parametrize(("environment", "words"), [
+    ({"TANDEM_CPU_CAPABILITY": "v5"}, "v5"), ({"TANDEM_PATH": "lisst"}, "TANDEM_PATH=lisst: .*allowed are lists, dig"),
+    ({"TANDEM_PATH": "digits", "TANDEM_CPU_CAPABILITY": "default"}, "TANDEM_PATH=digits: .*no products of bytes"),
+])  # fmt: skip
+def test_what_does_not_exist_is_refused(environment, words):
+    with pytest.raises(AssertionError, match=words):
+        capability_and_digest(**environment)
+
+
+def test_any_number_of_threads_gives_the_same_bits(expected):
+    threads = torch.get_num_threads()
+    try:
+        for n in (1, 2, 3):
+            torch.set_num_threads(n)
+            assert digest() == expected[1]
+    finally:
+        torch.set_num_threads(threads)
+
+
+def at_once(function):
     """The results of ``function(i)`` in as many threads, which start together; the first error is raised."""
-    barrier = threading.Barrier(threads)
+    barrier = threading.Barrier(THREADS)
 
     def run(i):
         barrier.wait(60)
         return function(i)
 
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(run, range(threads)))
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(run, range(THREADS)))
 
 
 def test_ops_from_eight_threads_at_once():
-    todo = calls()
-    expected = [call(f) for call in todo]
+    """One call of each family, large enough for the kernels to share it among threads."""
+    x, image, currents = train(8, 64, 300), train(8, 4, 16, 12, 12), dyadic(8, 64, 257)
+    weight, kernel = dyadic(257, 300), dyadic(33, 16, 3, 3)
+    todo = [
+        lambda: f.if_scan(currents, threshold=0.5),
+        lambda: f.linear_if(x, weight),
+        lambda: f.conv2d_if(image, kernel, padding=1),
+        lambda: f.linear_bn_if(x, weight),
+        lambda: te.pack(x.to_dense()),
+    ]
+    expected = [call() for call in todo]
 
     def run(i):
-        return [(j % len(todo), todo[j % len(todo)](f)) for j in range(i, i + 3 * len(todo))]
+        return [(j % len(todo), todo[j % len(todo)]()) for j in range(i, i + 3 * len(todo))]
 
     for results in at_once(run):
         for index, result in results:
@@ -68,17 +148,8 @@ def test_gradients_from_several_threads_add_up():
     inputs = [train(8, 16, 128) for _ in range(THREADS)]
     for x in inputs:
         f.linear_if(x, weight).counts.sum().backward()
-    expected, weight.grad = weight.grad, None
-    lock = threading.Lock()
-
-    def backward(i):
-        counts = f.linear_if(inputs[i], weight).counts
-        (grad,) = torch.autograd.grad(counts.sum(), weight)
-        with lock:
-            weight.grad = grad if weight.grad is None else weight.grad + grad
-
-    at_once(backward)
-    assert torch.equal(weight.grad, expected)
+    grads = at_once(lambda i: torch.autograd.grad(f.linear_if(inputs[i], weight).counts.sum(), weight)[0])
+    assert torch.equal(sum(grads), weight.grad)
 
 
 def test_one_network_serves_many_threads():
@@ -87,13 +158,9 @@ def test_one_network_serves_many_threads():
     batches = torch.rand(THREADS, 16, 40)
     with torch.no_grad():
         expected = [net(batch) for batch in batches]
-
-        def run(i):
-            return [(net(batches[i]), frozen(batches[i])) for _ in range(20)]
-
-        for i, results in enumerate(at_once(run)):
-            for result in results:
-                assert all(torch.equal(r, expected[i]) for r in result)
+        answers = at_once(lambda i: [(net(batches[i]), frozen(batches[i])) for _ in range(20)])
+    for want, results in zip(expected, answers, strict=True):
+        assert all(torch.equal(got, want) for pair in results for got in pair)
 
 
 class Spikes(Dataset):
@@ -123,24 +190,11 @@ def test_workers_of_a_data_loader(method):
         assert threads == 0
 
 
-def script(source, **arguments):
-    """A Python process that runs ``source`` with this folder's modules at hand."""
-    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
-    return subprocess.Popen(
-        [sys.executable, "-c", source], env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, **arguments,
-    )  # fmt: skip
-
-
 BUSY = """
-import threading, time, torch
+import signal, sys, torch
+from concurrent.futures import ThreadPoolExecutor
 import tandem_ext as te
-x = te.SpikeTrain.from_dense((torch.rand(8, 512, 1024) < 0.3).float())
-weight = torch.randn(1024, 1024)
-def work():
-    while True:
-        te.functional.linear_if(x, weight)
-{body}
+x, weight = te.SpikeTrain.from_dense((torch.rand(8, 512, 1024) < 0.3).float()), torch.randn(1024, 1024)
 """
 
 
@@ -149,32 +203,29 @@ def test_the_main_thread_may_end_while_ops_run():
     3.13: they are torch's, not ours.)
     """
     body = """
-from concurrent.futures import ThreadPoolExecutor
 pool = ThreadPoolExecutor(3)
 expected = te.functional.linear_if(x, weight).counts
 for _ in range(6):
     work = pool.submit(lambda: torch.equal(te.functional.linear_if(x, weight).counts, expected))
     work.add_done_callback(lambda done: print(f"{done.result()}\\n", end="", flush=True))  # as one piece
 """
-    process = script(BUSY.format(body=body))
-    out, err = process.communicate(timeout=120)
-    assert (process.returncode, out.split()) == (0, ["True"] * 6), err
+    assert child.run("-c", BUSY + body).split() == ["True"] * 6
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_during_a_kernel(number):
     """It acts after the op that runs: Python's handler raises, and the process ends as it would without us."""
     body = """
-import signal, sys
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's jobs in the background ignore it
 print("ready", flush=True)
 try:
-    work()
+    while True:
+        te.functional.linear_if(x, weight)
 except KeyboardInterrupt:
     sys.exit(7)
 """
-    process = script(BUSY.format(body=body))
+    process = child.start("-c", BUSY + body)
     assert process.stdout.readline().strip() == "ready"
     time.sleep(0.2)
     process.send_signal(number)
@@ -208,26 +259,20 @@ def resident():
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="no /proc/self/statm: memory cannot be read")
 def test_ten_thousand_calls_leak_nothing():
-    import gc
-    import tracemalloc
-
-    x, weight = train(8, 4, 64), dyadic(32, 64).requires_grad_()
+    x, weight, currents = train(8, 4, 64), dyadic(32, 64).requires_grad_(), dyadic(8, 2, 32)
     image, kernel = train(8, 1, 4, 5, 5), dyadic(4, 4, 3, 3).requires_grad_()
     net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(16, 8), tnn.Readout(8, 4)).eval()
     frozen, sample = ts.freeze(net), torch.rand(1, 16)
 
-    def once():
-        f.linear_if(x, weight).counts.sum().backward()
-        f.linear_bn_if(x, weight)[0].counts.sum().backward()
-        f.conv2d_if(image, kernel, return_v=True)[0].counts.sum().backward()
-        te.pack(f.if_scan(dyadic_currents[:, :2, :32]).to_dense())
-        frozen(sample)
-        with pytest.raises(ValueError, match="weight"):
-            f.linear_if(x, weight[:, 1:])
-
     def run(times):
         for _ in range(times):
-            once()
+            f.linear_if(x, weight).counts.sum().backward()
+            f.linear_bn_if(x, weight)[0].counts.sum().backward()
+            f.conv2d_if(image, kernel, return_v=True)[0].counts.sum().backward()
+            te.pack(f.if_scan(currents).to_dense())
+            frozen(sample)
+            with pytest.raises(ValueError, match="weight"):
+                f.linear_if(x, weight[:, 1:])
         gc.collect()
 
     run(100)

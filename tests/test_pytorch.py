@@ -1,4 +1,6 @@
-"""Networks as citizens of PyTorch: compiled whole, exported, checkpointed, copied, saved, profiled."""
+"""Trains, layers and networks as citizens of PyTorch: compiled whole, exported, mapped, checkpointed, copied, saved,
+profiled.
+"""
 
 import copy
 import io
@@ -6,17 +8,24 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import train
+from cases import assert_same, bursts, dyadic, spikes, train, train_with_edge
 from extras import needs
+from networks import exported
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.utils import _apply_to_tensors
 from torch.func import functional_call, grad, grad_and_value, vmap
+from torch.nn.parallel.distributed import _find_tensors
 from torch.utils.checkpoint import checkpoint
 
+import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
+from tandem_ext.functional.layer import window_product
+from tandem_ext.functional.products import convolution
 
-SHAPE = (1, 8, 8)
+f, SHAPE = te.functional, (1, 8, 8)
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +49,67 @@ def with_linear_norm():
 
 def batch(size, shape=SHAPE):
     return torch.rand(size, *shape), torch.randint(10, (size,))
+
+
+def for_any(name, axis=0):
+    return {axis: torch.export.Dim(name, min=2, max=64)}
+
+
+def assert_compiles(function, inputs, leaves, backend="aot_eager"):
+    """As one graph, to the same results, of which the first has gradients."""
+    results = []
+    for call in (function, torch.compile(function, fullgraph=True, backend=backend)):
+        first, *others = call(*inputs)
+        grads = torch.autograd.grad((first * torch.arange(first.shape[-1])).sum(), leaves)
+        results.append([first.detach(), *others, *grads])
+    torch.testing.assert_close(*results)
+
+
+def functions(dense, w1, w2, w3, bias, theta, gain):
+    """A bit of everything, from dense spikes to a tensor."""
+    x = te.SpikeTrain.from_dense(dense, gain)
+    x = f.linear_if(x, w1, bias, threshold=theta)
+    x, v = f.linear_if(x, w2, residual=x, gate="clip", return_v=True)
+    x, u = f.linear_if(x, w2, residual=x, return_v=True, timing="window")
+    x = f.linear_if(x, w2, residual=x)  # which reads bursts
+    x, *_ = f.linear_bn_if(x, w2, timing="window")
+    x, mean, _ = f.linear_bn_if(x, w3)
+    return x.counts, v, u, mean, x.to_dense()
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compile_forward_and_backward(backend):
+    leaves = [leaf.requires_grad_() for leaf in (
+        spikes(8, 4, 12), dyadic(10, 12), dyadic(10, 10), dyadic(5, 10), dyadic(10), torch.tensor(1.25),
+        torch.tensor(0.5),
+    )]  # fmt: skip
+    assert_compiles(functions, leaves, leaves, backend)
+
+
+@pytest.mark.parametrize("timing", ["step", "window"])
+def test_layers_that_share_a_tensor_of_thresholds_compile(timing):
+    options = {"threshold": nn.Parameter(torch.tensor([0.25, 0.5, 1.0, 2.0])), "gain": "threshold"}
+    layers = [tnn.Linear(4, 4, timing=timing, **options) for _ in range(3)]
+    net = nn.Sequential(tnn.Encoder(8), *layers[:2], tnn.Residual(layers[2]), tnn.Readout(4, 2))
+    assert_compiles(lambda x: [net(x).square()], [torch.rand(5, 4)], [*net.parameters()])
+
+
+def convolutions(x, w1, w2):
+    y = f.conv2d_if(x, w1, stride=2, padding=1)
+    y = f.conv2d_if(y, w2, padding="same", residual=y)
+    return f.if_scan(y.to_dense())
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("make", [lambda: train(8, 2, 3, 6, 6), lambda: te.ConstantInput(dyadic(2, 3, 6, 6), 8)],
+                         ids=["train", "constant"])  # fmt: skip
+def test_compile_trains_in_and_out(backend, make):
+    x, w1, w2 = make(), dyadic(4, 3, 3, 3), dyadic(4, 4, 3, 3)
+    compiled = torch.compile(convolutions, fullgraph=True, backend=backend)
+    with torch.no_grad():
+        expected, actual = convolutions(x, w1, w2), compiled(x, w1, w2)
+    assert_same(actual, expected)
+    assert actual.planes.stride() == expected.planes.stride()
 
 
 def training_step(net, lr):
@@ -99,28 +169,138 @@ def test_a_network_compiles_once_for_batches_that_were_announced():
     torch.testing.assert_close(found, expected)
 
 
+class Layer(nn.Module):
+    def __init__(self, timing):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(dyadic(5, 7)), nn.Parameter(dyadic(5))
+        self.timing = timing
+
+    def forward(self, x):
+        return f.linear_if(x, self.weight, self.bias, timing=self.timing)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(("timing", "make"), [("step", train), ("window", bursts)])
+def test_a_layer_is_exported_as_its_op(strict, dynamic, timing, make):
+    module, shapes = Layer(timing), {"x": [for_any("B", 1)]} if dynamic else None
+    with torch.no_grad():
+        loaded = exported(module, make(20, 3, 7), strict=strict, dynamic_shapes=shapes)
+    calls = [node.target for node in loaded.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
+    start = [torch.ops.aten.full.default] if timing == "window" else []  # of the potential, ϑ/2
+    assert calls == [*start, torch.ops.tandem.linear_if.default]
+    for size in (3, 8) if dynamic else (3,):
+        y = make(20, size, 7)
+        assert_same(loaded(y), module(y))
+    with pytest.raises(ValueError, match="spec"):
+        loaded((bursts if timing == "step" else train)(20, 3, 7))  # a program is for the form that it has seen
+
+
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_a_whole_network_is_exported(dynamic):
     net = everything().eval()
-    x, _ = batch(4)
-    shapes = ({0: torch.export.Dim("batch", min=2, max=256)},) if dynamic else None
     with torch.no_grad():
-        program = torch.export.export(net, (x,), dynamic_shapes=shapes)
-    file = io.BytesIO()
-    torch.export.save(program, file)
-    file.seek(0)
-    loaded = torch.export.load(file).module()
+        loaded = exported(net, batch(4)[0], dynamic_shapes=(for_any("batch"),) if dynamic else None)
     for size in (4, 9) if dynamic else (4,):
         x, _ = batch(size)
         torch.testing.assert_close(loaded(x), net(x))
 
 
 def test_training_mode_is_exported_for_any_batch():
-    net = everything().train()
-    program = torch.export.export(net, (batch(4)[0],), dynamic_shapes=({0: torch.export.Dim("batch", min=2, max=64)},))
-    exported, (x, _) = program.module(), batch(9)
-    torch.testing.assert_close(exported(x), net(x))
-    torch.testing.assert_close(dict(exported.named_buffers())["1.norm.running_var"], net[1].norm.running_var)
+    net, (x, _) = everything().train(), batch(9)
+    program = torch.export.export(net, (batch(4)[0],), dynamic_shapes=(for_any("batch"),)).module()
+    torch.testing.assert_close(program(x), net(x))
+    torch.testing.assert_close(dict(program.named_buffers())["1.norm.running_var"], net[1].norm.running_var)
+
+
+def test_fake_and_meta_tensors_are_not_read():
+    for context, options in ((FakeTensorMode(), {}), (torch.no_grad(), {"device": "meta"})):
+        with context:
+            x = te.SpikeTrain(torch.empty(1, 4, 7, dtype=torch.uint8, **options), 7)
+            weight, theta = torch.empty(5, 7, **options), torch.empty(5, **options)
+            assert f.linear_if(x, weight, threshold=theta, v_init=theta).counts.shape == (4, 5)
+            assert te.SpikeTrain.from_dense(torch.empty(8, 4, 7, **options)).shape == (4, 7)
+
+
+def loss(weight, planes, bias=None):
+    hidden = f.linear_if(te.SpikeTrain(planes, 8), weight, bias, gate="clip")
+    hidden = f.linear_if(te.SpikeTrain.from_counts(hidden.counts, 8), torch.eye(len(weight)), timing="window")
+    y = f.linear_if(hidden, torch.ones(5, len(weight)) / 4)
+    return (y.counts * torch.arange(5)).sum()
+
+
+def loss_grad(weight, *args):
+    leaf = weight.clone().requires_grad_()
+    return torch.autograd.grad(loss(leaf, *args), leaf)[0]
+
+
+@pytest.mark.parametrize("N", [8, 7])  # with and without a mask of whole bytes
+@pytest.mark.parametrize("B", [1, 3])
+def test_gradients_of_each_sample_and_of_each_weight(N, B):
+    weight, planes = dyadic(N, 12), train(8, 4 * B, 12).planes.view(1, 4, B, 12)
+    expected = torch.stack([loss_grad(weight, planes[:, i]) for i in range(4)])
+    assert torch.equal(vmap(grad(loss), in_dims=(None, 1))(weight, planes), expected)
+    assert torch.equal(grad(lambda w: vmap(loss, in_dims=(None, 1))(w, planes).sum())(weight), expected.sum(0))
+    weights, biases = dyadic(4, N, 12), dyadic(4, N)
+    expected = torch.stack([loss_grad(w, planes[:, 0], b) for w, b in zip(weights, biases, strict=True)])
+    assert torch.equal(vmap(grad(loss), in_dims=(0, None, 0))(weights, planes[:, 0], biases), expected)
+
+
+def test_gradients_of_each_sample_of_a_network():
+    net = nn.Sequential(tnn.Encoder(8), tnn.Conv2d(1, 4, 3), tnn.Flatten(), tnn.Linear(144, 12), tnn.Readout(12, 10))
+    x, y = batch(5)
+
+    def loss(p, x, y):
+        return F.cross_entropy(functional_call(net, p, (x[None],)), y[None])
+
+    found = vmap(grad(loss), in_dims=(None, 0, 0))(dict(net.named_parameters()), x, y)
+    for i in range(5):
+        net.zero_grad()
+        F.cross_entropy(net(x[i : i + 1]), y[i : i + 1]).backward()
+        torch.testing.assert_close({k: g[i] for k, g in found.items()}, {k: p.grad for k, p in net.named_parameters()})
+
+
+@pytest.mark.parametrize("channels", [8, 5])
+def test_vmap_of_every_layer(channels):
+    x = train(8, 6, channels, 6, 6).planes.view(1, 3, 2, channels, 6, 6)
+    r = dyadic(3, 8, 2, channels, 6, 6)
+    weight, v_init = dyadic(channels, channels, 3, 3), dyadic(2, channels, 6, 6)
+    w = weight.clone().requires_grad_()
+    image, counts = dyadic(3, 2, channels, 6, 6), torch.randint(9, (3, 2, channels, 6, 6))
+
+    def conv(planes, residual):
+        y, v = f.conv2d_if(te.SpikeTrain(planes, 8), w, padding=1, residual=residual, return_v=True)
+        return y.planes, y.counts, v
+
+    layers = [
+        (conv, (x, r), (1, 0)),
+        (lambda p: f.conv2d_if(te.SpikeTrain(p, 8), weight, padding=1, v_init=v_init).counts, (x,), 1),
+        (lambda p: f.conv2d_bn_if(te.SpikeTrain(p, 8), weight)[0].counts, (x,), 1),
+        (lambda c: f.if_scan(c, residual=te.SpikeTrain(x[:, 0], 8)).counts, (r,), 0),
+        (lambda a: f.conv2d_if(te.ConstantInput(a, 8), weight, padding=1).counts, (image,), 0),
+        (lambda a: f.if_scan(te.ImpulseInput(a, 8)).planes, (image,), 0),
+        (lambda p: window_product(te.SpikeTrain(p, 8), w, convolution((3, 3), 2, 1, 1, 1)), (x,), 1),
+        (lambda p: te.SpikeTrain(p, 8).to_dense(), (x,), 1),
+        (lambda c: f.conv2d_if(te.SpikeTrain.from_counts(c, 8), weight, timing="window").counts, (counts,), 0),
+        (lambda c: f.conv2d_if(te.SpikeTrain.from_counts(c, 8), weight).planes, (counts,), 0),
+        (lambda s: te.SpikeTrain.from_dense(s).planes, (spikes(8, 2, 3, 5, 5),), 2),
+    ]  # fmt: skip
+    for layer, inputs, in_dims in layers:
+        dims = in_dims if isinstance(in_dims, tuple) else (in_dims,) * len(inputs)
+        mapped = vmap(layer, in_dims=dims)(*inputs)
+        size = inputs[0].shape[dims[0]]
+        single = [layer(*(t.select(d, i) for t, d in zip(inputs, dims, strict=True))) for i in range(size)]
+        if not isinstance(mapped, tuple):
+            mapped, single = (mapped,), [(s,) for s in single]
+        for result, expected in zip(mapped, zip(*single, strict=True), strict=True):
+            assert torch.equal(result, torch.stack(expected))
+
+
+def test_vmap_over_a_train():
+    x, weight = te.SpikeTrain.unchecked(train(8, 6, 7).planes.view(1, 3, 2, 7), 8), dyadic(8, 7)
+    dims = te.SpikeTrain.unchecked(1, 8)
+    planes = vmap(lambda x: f.linear_if(x, weight).planes, in_dims=(dims,))(x)
+    assert torch.equal(planes[1], f.linear_if(te.SpikeTrain(x.planes[:, 1], 8), weight).planes)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -163,22 +343,6 @@ def test_channels_last_is_the_same_network():
     torch.testing.assert_close(*grads)
 
 
-def test_gradients_of_each_sample():
-    net = nn.Sequential(tnn.Encoder(8), tnn.Conv2d(1, 4, 3), tnn.Flatten(), tnn.Linear(144, 12), tnn.Readout(12, 10))
-    x, y = batch(5)
-    parameters = {name: p.detach() for name, p in net.named_parameters()}
-
-    def loss(p, x, y):
-        return F.cross_entropy(functional_call(net, p, (x[None],)), y[None])
-
-    found = vmap(grad(loss), in_dims=(None, 0, 0))(parameters, x, y)
-    for i in range(5):
-        net.zero_grad()
-        F.cross_entropy(net(x[i : i + 1]), y[i : i + 1]).backward()
-        for name, p in net.named_parameters():
-            torch.testing.assert_close(found[name][i], p.grad)
-
-
 def test_activation_checkpointing():
     layers = [tnn.Conv2d(4, 8, 3, padding=1), tnn.Dropout(0.5), tnn.Residual(tnn.Conv2d(8, 8, 3, padding=1))]
     segment, x = nn.Sequential(*layers), train(8, 3, 4, 6, 6)
@@ -187,10 +351,8 @@ def test_activation_checkpointing():
     results = []
     for call in segment, lambda x: checkpoint(segment, x, use_reentrant=False):
         torch.manual_seed(1)
-        segment.zero_grad()
         y = call(x)
-        (y.counts * weights).sum().backward()
-        results.append([y.planes, *(p.grad.clone() for p in segment.parameters())])
+        results.append([y.planes, *torch.autograd.grad((y.counts * weights).sum(), [*segment.parameters()])])
     assert len(runs) == 3
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -208,6 +370,15 @@ def test_weights_are_plain_tensors_in_files(tmp_path):
         other = everything()
         load(other)
         assert torch.equal(other.eval()(x), net.eval()(x))
+
+
+def test_trains_are_saved_and_walked_like_tensors():
+    x, file = train_with_edge(9, 3, 5), io.BytesIO()
+    torch.save(x.detach(), file)
+    file.seek(0)
+    assert_same(torch.load(file, weights_only=True), x)
+    assert_same(_apply_to_tensors(torch.clone, x), x)
+    assert any(t is x.counts for t in _find_tensors(x))
 
 
 def test_a_network_made_on_the_meta_device():
@@ -229,19 +400,12 @@ def test_a_network_made_on_the_meta_device():
             assert torch.equal(a, b), name
         else:
             assert b.isfinite().all(), name
-            assert b.double().std(unbiased=False).item() == pytest.approx(
-                a.double().std(unbiased=False).item(), rel=0.5
-            )
+            spread = [values.double().std(unbiased=False).item() for values in (a, b)]
+            assert spread[1] == pytest.approx(spread[0], rel=0.5)
     loaded.load_state_dict(real.state_dict(), assign=True)
     x, _ = batch(4)
     assert torch.equal(loaded.eval()(x), real.eval()(x))
-
-
-def test_initialisation_can_be_skipped():
-    layer = nn.utils.skip_init(tnn.Linear, 5, 3)
-    assert layer.weight.shape == (3, 5)
-    layer.reset_parameters()
-    assert layer(train(8, 2, 5)).shape == (2, 3)
+    assert nn.utils.skip_init(tnn.Linear, 5, 3).weight.shape == (3, 5)
 
 
 def test_names_in_a_profile():
