@@ -1,17 +1,23 @@
-"""Simulators that run a NIR file, each behind the lines that put its import right, and a network for them."""
+"""Simulators that run a NIR graph: each tool's own import, where that changes the neuron with the lines that put it
+right, and NIR's formulas themselves.
+"""
 
 import contextlib
 import io
 import warnings
 from collections.abc import Callable
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from extras import needs
 from networks import stepped
 from torch import Tensor, nn
 
+import tandem_ext as te
 from tandem_snn import to_nir
 
 nir = needs("nir")
@@ -31,19 +37,21 @@ def counts_of(model: nn.Module, neurons: list[nn.Module], x: Tensor) -> tuple[li
     return stepped(model, [x] * T, lambda _, module: module in neurons, step)
 
 
-# Each simulator's own import of the file and, where that changes the neuron, the neuron put right.
-
-
 def file_of(net: nn.Module, x: Any, path: Path, **options: Any) -> str:
     nir.write(path / "net.nir", to_nir(net, x, window=True, **options))
     return str(path / "net.nir")
 
 
+def dynamics(node: Any) -> tuple[Any, Tensor]:
+    """What a step of length 1 leaves of a potential, and the factor of its current."""
+    r, tau = (torch.from_numpy(getattr(node, name, np.ones(()))) for name in ("r", "tau"))
+    return (1 - 1 / tau if hasattr(node, "tau") else 1.0), r / tau
+
+
 class Integrator(nn.Module):
     def __init__(self, node: Any) -> None:
         super().__init__()
-        self.kept = 1 - 1 / torch.tensor(node.tau) if isinstance(node, nir.LI) else torch.tensor(1.0)
-        self.factor = torch.tensor(node.r) * (1 - self.kept if isinstance(node, nir.LI) else 1)
+        self.kept, self.factor = dynamics(node)
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         v = self.factor * x if state is None else self.kept * state + self.factor * x
@@ -137,3 +145,43 @@ def by_sinabs(path: str, batch: int, soft: bool = True) -> tuple[nn.Module, list
         if soft:
             neuron.spike_fn, neuron.min_v_mem = SingleSpike, None  # else several spikes a step, and a floor
     return Stepped(model), neurons
+
+
+@torch.no_grad()
+def simulated(graph: Any, x: Tensor | te.SpikeTrain) -> tuple[list[Tensor], Tensor]:
+    """What NIR says that a graph does, node by node and step by step: the counts of its neurons, and its answers."""
+    sources = {name: [a for a, b in graph.edges if b == name] for name in graph.nodes}
+    order = list(TopologicalSorter(sources).static_order())
+    steps = x.to_dense() if isinstance(x, te.SpikeTrain) else x.expand(T, *x.shape)
+    potentials: dict[str, Any] = dict.fromkeys(order, 0.0)
+    sums: dict[str, Any] = dict.fromkeys(order, 0.0)
+    for step in steps:
+        values: dict[str, Any] = {}
+        for name in order:
+            node, given = graph.nodes[name], sum(values[source] for source in sources[name])
+            if isinstance(node, nir.IF | nir.LIF):
+                kept, factor = dynamics(node)
+                v = kept * potentials[name] + factor * given
+                values[name] = (v >= torch.from_numpy(node.v_threshold)).float()
+                potentials[name] = v - values[name] * torch.from_numpy(node.v_threshold)
+            else:
+                values[name] = step if isinstance(node, nir.Input) else mapped(node, given)
+            sums[name] = sums[name] + values[name]
+    return [sums[name] for name in graph.nodes if isinstance(graph.nodes[name], nir.IF | nir.LIF)], sums["output"]
+
+
+def mapped(node: Any, x: Tensor) -> Tensor:
+    if isinstance(node, nir.Output):
+        return x
+    if isinstance(node, nir.Scale):
+        return x * torch.from_numpy(node.scale)
+    if isinstance(node, nir.Flatten):
+        return x.flatten(*(int(d) + (d >= 0) for d in (node.start_dim, node.end_dim)))  # they count without the batch
+    if isinstance(node, nir.AvgPool2d | nir.SumPool2d):
+        window = (tuple(map(int, v)) for v in (node.kernel_size, node.stride, node.padding))
+        return F.avg_pool2d(x, *window, divisor_override=1 if isinstance(node, nir.SumPool2d) else None)
+    weight, bias = torch.from_numpy(node.weight), torch.from_numpy(node.bias)
+    if isinstance(node, nir.Affine):
+        return F.linear(x, weight, bias)
+    geometry = [v if isinstance(v, int) else tuple(v) for v in (node.stride, node.padding, node.dilation)]
+    return (F.conv1d if weight.dim() == 3 else F.conv2d)(x, weight, bias, *geometry)

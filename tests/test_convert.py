@@ -4,19 +4,19 @@ import copy
 import importlib
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from extras import needs
-from networks import Net
+from networks import Net, trained
 from torch import Tensor, nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
 from architectures import create
 from tandem_snn import ann, calibrate, convert, freeze, to_ann
-from tandem_snn import ann as twins
 from tandem_snn.nn.general import Neurons
 from tandem_snn.nn.maximum import MaxPool
 from tandem_snn.nn.signals import effective_counts
@@ -42,62 +42,42 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, out: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, out, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out)
-        self.conv2 = nn.Conv2d(out, out, 3, padding="same")
-        self.bn2 = nn.BatchNorm2d(out)
+        self.first = nn.Sequential(nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out))
+        self.second = nn.Sequential(nn.Conv2d(out, out, 3, padding="same"), nn.BatchNorm2d(out))
         self.relu = nn.ReLU(inplace=True)
         project = nn.Sequential(nn.Conv2d(channels, out, 1, stride), nn.BatchNorm2d(out))
         self.project = project if channels != out else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        y = self.second(self.relu(self.first(x)))
         y += self.project(x)
         return self.relu(y)
 
 
-class Functional(nn.Module):
+def functional() -> tuple[nn.Module, Tensor]:
     """Everything as functions and methods, with what surrounds the network: a standardised input, a log-softmax."""
 
-    def __init__(self, pool: Callable[..., Tensor] = F.max_pool2d) -> None:
-        super().__init__()
-        self.pool = pool
-        self.register_buffer("mean", torch.tensor(0.3))
-        self.conv1 = nn.Conv2d(2, 6, 3, padding=1)
-        self.conv2 = nn.Conv2d(6, 8, 3, groups=2)
-        self.block = Block(8, 8, 1)
-        self.grow = Block(8, 10, 2)
-        self.fc1 = nn.Linear(10 * 4, 20)
-        self.skip = nn.Identity()
-        self.bn = nn.BatchNorm1d(20)
-        self.fc2 = nn.Linear(20, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.pool(self.conv1(x - self.mean), 2))  # pooled before the ReLU, with which maximum commutes
-        x = torch.relu(self.conv2(x)).contiguous()
-        x = F.avg_pool2d(self.grow(self.block(x)), (2, 2), stride=1)
-        x = F.dropout(x, 0.1, self.training)
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = F.relu(F.max_pool2d(m.conv1(x - m.mean), 2))  # pooled before the ReLU, with which maximum commutes
+        x = torch.relu(m.conv2(x)).contiguous()
+        x = F.avg_pool2d(m.grow(m.block(x)), (2, 2), stride=1)
+        x = F.dropout(x, 0.1, m.training)
         x = x.view(x.size(0), -1)
-        x = self.bn(self.fc1(self.skip(x))).relu()
-        return F.log_softmax(self.fc2(x), dim=1)
+        return F.log_softmax(m.fc2(m.bn(m.fc1(m.skip(x))).relu()), dim=1)
+
+    layers = {"conv1": nn.Conv2d(2, 6, 3, padding=1), "conv2": nn.Conv2d(6, 8, 3, groups=2), "skip": nn.Identity()}
+    dense = {"fc1": nn.Linear(10 * 4, 20), "bn": nn.BatchNorm1d(20), "fc2": nn.Linear(20, 5)}
+    net = Net(forward, **layers, block=Block(8, 8, 1), grow=Block(8, 10, 2), **dense)
+    net.register_buffer("mean", torch.tensor(0.3))
+    return net, torch.rand(6, 2, 16, 16)
 
 
 def sequential() -> tuple[nn.Module, Tensor]:
     net = nn.Sequential(
-        nn.Sequential(nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
-        nn.MaxPool2d(2, ceil_mode=True),
-        nn.Dropout(0.2),
-        nn.Conv2d(8, 12, 3, 2, 1),
-        nn.ReLU(),
-        nn.AvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(48, 10),
-    )
+        nn.Sequential(nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()), nn.MaxPool2d(2, ceil_mode=True),
+        nn.Dropout(0.2), nn.Conv2d(8, 12, 3, 2, 1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(48, 10),
+    )  # fmt: skip
     return net, torch.rand(6, 1, 18, 18)
-
-
-def functional() -> tuple[nn.Module, Tensor]:
-    return Functional(), torch.rand(6, 2, 16, 16)
 
 
 def line() -> tuple[nn.Module, Tensor]:
@@ -114,22 +94,22 @@ class OwnLinear(nn.Linear):
     pass
 
 
-class Products(nn.Module):
+def products() -> tuple[nn.Module, Tensor]:
     """Products as functions of Parameters, and a class of the user's own."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.kernel, self.offset = nn.Parameter(torch.randn(6, 2, 3, 3) / 3), nn.Parameter(torch.zeros(6))
-        self.bn = nn.BatchNorm2d(6)
-        self.fc1, self.fc2 = OwnLinear(96, 8), OwnLinear(8, 4)
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = F.relu(m.bn(F.conv2d(x, m.kernel, m.offset, stride=2, padding=1)))
+        return m.fc2(F.relu(m.fc1(x.flatten(1))))
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn(F.conv2d(x, self.kernel, self.offset, stride=2, padding=1)))
-        return self.fc2(F.relu(self.fc1(x.flatten(1))))
+    net = Net(forward, bn=nn.BatchNorm2d(6), fc1=OwnLinear(96, 8), fc2=OwnLinear(8, 4))
+    net.kernel, net.offset = nn.Parameter(torch.randn(6, 2, 3, 3) / 3), nn.Parameter(torch.zeros(6))
+    return net, torch.rand(6, 2, 8, 8)
 
 
-def products() -> tuple[nn.Module, Tensor]:
-    return Products(), torch.rand(6, 2, 8, 8)
+def twice() -> tuple[nn.Module, Tensor]:
+    """A module that becomes two layers with one weight."""
+    layers = {"a": nn.Linear(4, 4), "b": nn.Linear(4, 2)}
+    return Net(lambda m, x: m.b(torch.relu(m.a(torch.relu(m.a(x))))), **layers), torch.rand(3, 4)
 
 
 def twin() -> tuple[nn.Module, Tensor]:
@@ -137,7 +117,7 @@ def twin() -> tuple[nn.Module, Tensor]:
     return create(ann, "8C3-16C3s2-FC24", (2, 8, 8), 5), torch.rand(6, 2, 8, 8)
 
 
-NETWORKS = {make.__name__: make for make in (sequential, functional, line, products, twin, resnet)}
+NETWORKS = {make.__name__: make for make in (sequential, functional, line, products, twice, twin, resnet)}
 
 
 def strided() -> tuple[nn.Module, Tensor]:
@@ -195,19 +175,34 @@ def test_calibration() -> None:
     one = nn.Sequential(tnn.Encoder(8, gain=1 / 8), tnn.Linear(4, 3, gain="threshold"), tnn.Readout(3, 2))
     calibrate(one, [torch.rand(9, 4)])
     assert isinstance(one[1].threshold, float)
-    for keywords, message in (({"percentile": 0}, "percentile"), *(({"data": e}, "got none") for e in ([], [x[:0]]))):
+
+
+def small() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+
+
+@pytest.mark.parametrize("call", [calibrate, lambda snn, data: convert(small(), T=8, data=data)], ids=["later", "now"])
+@pytest.mark.parametrize(("data", "error", "message"), [
+    ([], ValueError, "data: expected at least one sample, got none"),
+    ([torch.rand(0, 4)], ValueError, r"expected at least one sample, (got none|\[B, \*features\], got .*\[0, 4\])"),
+    ([{"images": 1}], TypeError, r"data: expected tensors or SpikeTrains.*got dict"),
+    (torch.rand(2, 4), TypeError, r"data: expected an iterable of batches, such as \[x\], got a tensor"),
+    ([torch.rand(2, 4), torch.full((2, 4), torch.inf)], ValueError, r"in a batch the activations of '0' are infinite"),
+])  # fmt: skip
+def test_data_that_cannot_be(data: Any, error: type[Exception], message: str, call: Any) -> None:
+    with pytest.raises(error, match=message):
+        call(convert(small(), T=8), data)
+
+
+def test_what_cannot_be_calibrated() -> None:
+    snn = convert(small(), T=8)
+    for net, percentile, message in (
+        (snn, 0, "percentile"),
+        (freeze(snn), None, "net: a frozen network cannot be calibrated"),
+        (create(tnn, "mlp", (4,), 2, 4), None, "gain"),
+    ):
         with pytest.raises(ValueError, match=message):
-            calibrate(snn, **{"data": [x], **keywords})
-    with pytest.raises(TypeError, match=r"data: expected tensors or SpikeTrains.*got dict"):
-        calibrate(snn, [{"images": x}])
-    with pytest.raises(TypeError, match=r"data: expected an iterable of batches, such as \[x\], got a tensor"):
-        calibrate(snn, x)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="net: a frozen network cannot be calibrated"):
-        calibrate(freeze(snn), [x])
-    with pytest.raises(ValueError, match=r"data: in a batch the activations of '0\.0' are infinite or NaN"):
-        calibrate(snn, [x, x / 0])
-    with pytest.raises(ValueError, match="gain"):
-        calibrate(create(tnn, "mlp", (4,), 2, 4), [torch.rand(2, 4)])
+            calibrate(net, [torch.rand(2, 4)], percentile)
 
 
 def test_convert_calibrates_on_data() -> None:
@@ -228,12 +223,6 @@ def test_convert_calibrates_on_data() -> None:
     )
     images = torch.rand(5, 3, 2, 3)
     assert convert(rows, T=8, data=[images])(images).shape == (5, 2)
-    with pytest.raises(ValueError, match="data: expected at least one sample, got none"):
-        convert(net, T=8, data=[])
-    with pytest.raises(TypeError, match=r"data: expected an iterable of batches, such as \[x\], got a tensor"):
-        convert(net, T=8, data=x)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"data: expected tensors or SpikeTrains.*got dict"):
-        convert(net, T=8, data=[{"images": x}])
 
 
 def test_calibration_keeps_a_limited_number_of_activations(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,55 +246,37 @@ def test_calibration_keeps_a_limited_number_of_activations(monkeypatch: pytest.M
         assert (ours / expected - 1).abs().median() < 0.05
 
 
-def test_spikes_in() -> None:
-    net = nn.Sequential(nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 4))
-    train = te.SpikeTrain.from_dense(torch.rand(200, 5, 12).lt(0.4).float(), gain=1 / 200)
-    snn = calibrate(convert(net, T=200, mode="events"), [train], percentile=100)
-    torch.testing.assert_close(snn(train), net(train.counts / 200), atol=0.01, rtol=0.02)
-    assert torch.equal(to_ann(snn)(train.counts / 200), net(train.counts / 200))
-
-
-def test_zero_expand() -> None:
+@pytest.mark.parametrize(("mode", "v_init", "rtol"), [("zero_expand", 0.0, 0.2), ("events", 0.5, 0.02)])
+def test_encodings(mode: str, v_init: float, rtol: float) -> None:
     net, x = line()
     settled(net, x)
-    snn = convert(net, T=200, mode="zero_expand", v_init=0.0)
+    given = x
+    if mode == "events":
+        given = te.SpikeTrain.from_dense(torch.rand(200, *x.shape).lt(0.4).float(), gain=1 / 200)
+        x = given.counts / 200
+    snn = convert(net, T=200, mode=mode, v_init=v_init)
     assert torch.equal(to_ann(snn)(x), net(x))
-    calibrate(snn, [x], percentile=100)
-    torch.testing.assert_close(snn(x), net(x), atol=0.1, rtol=0.2)
+    calibrate(snn, [given], percentile=100)
+    torch.testing.assert_close(snn(given), net(x), atol=rtol / 2, rtol=rtol)
 
 
-def test_the_twin_computes_with_weights_of_few_bits() -> None:
-    net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 16, weight_bits=3), tnn.Readout(16, 3, weight_bits=2))
-    x, twin = torch.rand(5, 6), to_ann(net)
-    a = torch.relu(F.linear(8 * x, net[1].used_weight(), net[1].bias))
-    torch.testing.assert_close(twin(x), F.linear(a, net[2].used_weight(), net[2].bias))
-    assert {id(p) for p in twin.parameters()} == {id(p) for p in net.parameters()}
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{}, {"threshold": 0.5}, {"threshold": torch.rand(16) + 0.5}, {"gain": 0.7}, {"gain": torch.rand(16) + 0.5}],
-)
+@pytest.mark.parametrize("options", [
+    {}, {"threshold": 0.5}, {"threshold": torch.rand(16) + 0.5}, {"gain": 0.7}, {"gain": torch.rand(16) + 0.5},
+    {"weight_bits": 3},
+])  # fmt: skip
 def test_the_twin_of_any_spiking_network(options: dict) -> None:
-    """Activations count as spikes do: T times the input, ρ(z)/ϑ times the gain."""
-    net = nn.Sequential(
-        tnn.Encoder(T=8),
-        tnn.Linear(6, 16, norm=True, **options),
-        tnn.Residual(tnn.Linear(16, 16)),
-        tnn.Dropout(0.5),
-        tnn.Readout(16, 3),
-    )
-    x = torch.rand(5, 6)
-    for _ in range(3):
-        net(x)
-    twin = to_ann(net.eval())
+    """Activations count as spikes do: T times the input, ρ(z)/ϑ times the gain; weights of few bits are rounded."""
+    bits, x = {key: options[key] - 1 for key in ("weight_bits",) if key in options}, torch.rand(5, 6)
+    layers = [tnn.Linear(6, 16, norm=True, **options), tnn.Residual(tnn.Linear(16, 16)), tnn.Dropout(0.5)]
+    net = trained(nn.Sequential(tnn.Encoder(T=8), *layers, tnn.Readout(16, 3, **bits)), x)
+    twin = to_ann(net)
     threshold, gain = options.get("threshold", 1.0), options.get("gain", 1.0)
-    a = torch.relu(net[1].norm(F.linear(8 * x, net[1].weight, net[1].bias))) * gain / threshold
+    a = torch.relu(net[1].norm(F.linear(8 * x, net[1].used_weight(), net[1].bias))) * gain / threshold
     a = torch.relu(F.linear(a, net[2].body.weight, net[2].body.bias) + a)
-    torch.testing.assert_close(twin(x), F.linear(a, net[4].weight, net[4].bias))
+    torch.testing.assert_close(twin(x), F.linear(a, net[4].used_weight(), net[4].bias))
     assert {id(p) for p in twin.parameters()} == {id(p) for p in net.parameters()}
     assert not any(isinstance(m, tnn.SpikingLayer) for m in twin.modules())
-    assert any(isinstance(m, twins.Linear) for m in twin.modules())
+    assert any(isinstance(m, ann.Linear) for m in twin.modules())
 
 
 def test_a_learned_threshold_gets_both_gradients() -> None:
@@ -318,12 +289,3 @@ def test_a_learned_threshold_gets_both_gradients() -> None:
     readout(train).sum().backward()
     closed = layer.preactivation(x) <= 0
     torch.testing.assert_close(threshold.grad, (readout.weight * train.counts * closed).sum(), atol=1e-4, rtol=1e-4)
-
-
-def test_a_module_used_twice() -> None:
-    """It becomes two layers with one weight."""
-    layers, x = {"a": nn.Linear(4, 4), "b": nn.Linear(4, 2)}, torch.rand(3, 4)
-    net = Net(lambda m, x: m.b(torch.relu(m.a(torch.relu(m.a(x))))), **layers)
-    snn = convert(net, T=8)
-    assert torch.equal(to_ann(snn)(x), net(x))
-    assert len(list(snn.parameters())) == 4

@@ -23,20 +23,17 @@ def assert_approaches(snn: nn.Module, net: nn.Module, x: Tensor) -> None:
     assert (snn(x) - net(x)).norm() < 0.05 * net(x).norm()
 
 
-class Net(nn.Module):
+def between(body: Callable[[Any, Tensor, Tensor], Tensor], channels: int = 8) -> nn.Module:
     """Spikes of eight channels, ``body`` on them, and a second layer of spikes."""
 
-    def __init__(self, body: Callable[[Any, Tensor, Tensor], Tensor], channels: int) -> None:
-        super().__init__()
-        self.first, self.second = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(channels, 6, 3, padding=1)
-        self.head = nn.Linear(6, 5)
-        self.pos, self.gain = nn.Parameter(torch.randn(8, 8, 8)), nn.Parameter(torch.rand(8, 1, 1) + 0.5)
-        self.register_buffer("coords", torch.rand(1, 2, 8, 8))
-        self.body = body
+    def forward(m: Any, x: Tensor) -> Tensor:
+        return m.head(torch.relu(m.second(body(m, torch.relu(m.first(x)), x))).mean([2, 3]))
 
-    def forward(self, x: Tensor) -> Tensor:
-        a = torch.relu(self.first(x))
-        return self.head(torch.relu(self.second(self.body(self, a, x))).mean([2, 3]))
+    layers = {"first": nn.Conv2d(2, 8, 3, padding=1), "second": nn.Conv2d(channels, 6, 3, padding=1)}
+    net = networks.Net(forward, **layers, head=nn.Linear(6, 5))
+    net.pos, net.gain = nn.Parameter(torch.randn(8, 8, 8)), nn.Parameter(torch.rand(8, 1, 1) + 0.5)
+    net.register_buffer("coords", torch.rand(1, 2, 8, 8))
+    return net.eval()
 
 
 CONSTANTS: dict[str, tuple[Callable[[Any, Tensor, Tensor], Tensor], int]] = {
@@ -68,7 +65,7 @@ CONSTANTS: dict[str, tuple[Callable[[Any, Tensor, Tensor], Tensor], int]] = {
 @pytest.mark.parametrize("timing", ["step", "window"])
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_constants_enter_once_a_window(name: str, timing: str) -> None:
-    net, x = Net(*CONSTANTS[name]).eval(), torch.rand(6, 2, 8, 8)
+    net, x = between(*CONSTANTS[name]), torch.rand(6, 2, 8, 8)
     snn = convert(net, T=64, example=x[:1], timing=timing, data=[x])
     with torch.no_grad():
         torch.testing.assert_close(to_ann(snn)(x), net(x))
@@ -84,17 +81,16 @@ def test_constants_enter_once_a_window(name: str, timing: str) -> None:
         assert (ours - theirs).norm() < 0.2 * theirs.norm()
 
 
-class Tokens(nn.Module):
+def tokens() -> tuple[nn.Module, Tensor]:
     """A class token is a constant."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.token, self.embed = nn.Parameter(torch.randn(1, 1, 8)), nn.Linear(6, 8)
-        self.mix, self.head = nn.Linear(5, 5), nn.Linear(8, 3)
+    def forward(m: Any, x: Tensor) -> Tensor:
+        a = torch.cat([m.token.expand(x.size(0), -1, -1), torch.relu(m.embed(x))], 1)
+        return m.head(torch.relu(m.mix(a.transpose(1, 2)).transpose(1, 2))[:, 0])
 
-    def forward(self, x: Tensor) -> Tensor:
-        a = torch.cat([self.token.expand(x.size(0), -1, -1), torch.relu(self.embed(x))], 1)
-        return self.head(torch.relu(self.mix(a.transpose(1, 2)).transpose(1, 2))[:, 0])
+    net = networks.Net(forward, embed=nn.Linear(6, 8), mix=nn.Linear(5, 5), head=nn.Linear(8, 3))
+    net.token = nn.Parameter(torch.randn(1, 1, 8))
+    return net, torch.rand(7, 4, 6)
 
 
 def of_channels() -> tuple[nn.Module, Tensor]:
@@ -116,30 +112,10 @@ def of_currents() -> tuple[nn.Module, Tensor]:
 
 
 @pytest.mark.parametrize("timing", ["step", "window"])
-@pytest.mark.parametrize("make", [lambda: (Tokens(), torch.rand(7, 4, 6)), of_channels, of_currents])
+@pytest.mark.parametrize("make", [tokens, of_channels, of_currents])
 def test_tokens_and_maxima_of_currents(make: Callable[[], tuple[nn.Module, Tensor]], timing: str) -> None:
     net, x = make()
     assert_approaches(convert(net.eval(), T=128, example=x[:1], timing=timing, data=[x]), net, x)
-
-
-def test_shapes_of_images_of_any_size() -> None:
-    """Without an example there is no size that a constant could be fixed to."""
-
-    class Shifted(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.shift = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 3, 3), nn.Parameter(torch.randn(4, 1, 1))
-
-        def forward(self, x: Tensor) -> Tensor:
-            a = torch.relu(self.a(x))
-            return torch.relu(self.b(a + self.shift.expand_as(a))).mean([2, 3])
-
-    net = Shifted().eval()
-    snn = calibrate(convert(net, T=255, timing="window"), [torch.rand(4, 1, 9, 12)])
-    for size in (9, 12), (11, 7):
-        x = torch.rand(3, 1, *size)
-        assert torch.equal(to_ann(snn)(x), net(x))
-        torch.testing.assert_close(snn(x), net(x), atol=0.02, rtol=0.02)
 
 
 MIXED: dict[str, tuple[Callable[[Any, Tensor, Tensor], Tensor], str]] = {
@@ -149,6 +125,8 @@ MIXED: dict[str, tuple[Callable[[Any, Tensor, Tensor], Tensor], str]] = {
     "mean of the images": (lambda m, a, x: a + x.mean(), "'mean'"),
     "mean image": (lambda m, a, x: a + x.mean((0, 1), keepdim=True), "'mean'"),
     "mean of the spikes": (lambda m, a, x: a - a.mean(), "'mean'"),
+    "maximum of the samples": (lambda m, a, x: a - a.amax(0, keepdim=True), "'amax'"),
+    "maximum": (lambda m, a, x: a - a.max(), "'max_1'"),
     "flipped": (lambda m, a, x: a + a.flip(0), "'flip'"),
     "rolled": (lambda m, a, x: a + a.roll(1, 0), "'roll'"),
     "rolled as a whole": (lambda m, a, x: a + a.roll(1), "'roll'"),
@@ -163,12 +141,12 @@ MIXED: dict[str, tuple[Callable[[Any, Tensor, Tensor], Tensor], str]] = {
 def test_what_mixes_the_samples_is_refused_with_its_line(name: str, timing: str) -> None:
     body, node = MIXED[name]
     with pytest.raises(CannotConvert, match=rf"node {node} .*test_convert_nodes.py:\d+: .*mixes the samples"):
-        convert(Net(body, 8), T=8, example=torch.rand(1, 2, 8, 8), timing=timing)
+        convert(between(body), T=8, example=torch.rand(1, 2, 8, 8), timing=timing)
 
 
 def test_a_fixed_batch_is_refused() -> None:
     """``len`` makes a number of the size of the batch."""
-    net = Net(lambda m, a, x: a + m.pos.repeat(len(a), 1, 1, 1), 8)
+    net = between(lambda m, a, x: a + m.pos.repeat(len(a), 1, 1, 1))
     with pytest.raises(CannotConvert, match=r"fixes the size of the batch.*len\(x\).*x\.shape\[0\]"):
         convert(net, T=8, example=torch.rand(1, 2, 8, 8))
 
@@ -209,13 +187,35 @@ def test_a_global_maximum_however_written(timing: str, before: bool) -> None:
         assert all(torch.equal(answer, answers[0]) for answer in answers)
 
 
-@pytest.mark.parametrize("name", ["amax", "max", "adaptive"])
-def test_without_an_example_the_maximum_is_of_any_size(name: str) -> None:
-    net, x = made(GLOBAL[name])
-    snn = calibrate(convert(net, T=64, timing="window"), [x])
-    for size in (8, 8), (5, 9):
+def shifted() -> tuple[nn.Module, tuple[int, int]]:
+    """By a constant of the images' size."""
+    layers = {"a": nn.Conv2d(2, 4, 3), "b": nn.Conv2d(4, 3, 3)}
+    read = lambda m, a: torch.relu(m.b(a + m.shift.expand_as(a))).mean([2, 3])  # noqa: E731
+    net = networks.Net(lambda m, x: read(m, torch.relu(m.a(x))), **layers)
+    net.shift = nn.Parameter(torch.randn(4, 1, 1))
+    return net.eval(), (11, 7)
+
+
+def pooled() -> tuple[nn.Module, tuple[int, int]]:
+    """In windows that depend on the size."""
+    layers = nn.Conv2d(2, 6, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 8), nn.ReLU()
+    return nn.Sequential(*layers, nn.Linear(8, 3)).eval(), (11, 20)
+
+
+SIZES = {name: lambda name=name: (made(GLOBAL[name])[0], (5, 9)) for name in ("amax", "max", "adaptive")}
+
+
+@pytest.mark.parametrize("make", [shifted, pooled, *SIZES.values()], ids=["shifted", "pooled", *SIZES])
+def test_where_no_size_is_given_none_is_taken_for_granted(make: Any) -> None:
+    net, other = make()
+    snn = calibrate(convert(net, T=255), [torch.rand(4, 2, 17, 17)], percentile=100)
+    for size in (17, 17), other:
         x = torch.rand(4, 2, *size)
         assert_approaches(snn, net, x)
+        torch.testing.assert_close(snn(x), net(x), atol=0.02, rtol=0.02)
+    if make is pooled:  # the windows are those of each image, or with an example those of a layer
+        assert snn.meta["ways"]["5"] == "general: adaptive_avg_pool2d, flatten, linear"
+        assert convert(net, T=255, example=torch.rand(1, 2, 17, 17)).meta["ways"]["4"] == "fused: linear"
 
 
 @pytest.mark.parametrize("max_pool", ["exact", "or"])
@@ -245,15 +245,3 @@ def test_with_step_timing_maximum_pooling_is_exact_unless_told(given: bool) -> N
     assert not largest[0].any()
     assert largest[1].min() >= 0
     assert largest[1].any()
-
-
-def test_a_maximum_over_the_batch_or_with_indices_is_refused() -> None:
-    for pool, why in (
-        (lambda a: a - a.amax(0, keepdim=True), "mixes the samples"),
-        (lambda a: a - a.max(), "mixes the samples"),
-        (lambda a: (lambda m: m.values + m.indices)(a.max(3, keepdim=True)), "indices"),
-    ):
-        net, x = made(pool)
-        net.c = nn.Flatten()
-        with pytest.raises(CannotConvert, match=why):
-            convert(net, T=8, example=x[:1])

@@ -1,58 +1,30 @@
 """What convert takes as the ANN's input, what convert and to_ann refuse, and how they say it."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from networks import Net
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import tandem_snn.nn as tnn
-from tandem_snn import calibrate, convert, freeze, to_ann
+from tandem_snn import convert, freeze, to_ann
 from tandem_snn.convert import CannotConvert
 
 
-class Branching(nn.Module):
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.a, self.b, self.kind = nn.Linear(4, 4), nn.Linear(4, 4), kind
-
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        if self.kind == "data":
-            return x if x.sum() > 0 else -x
-        z = self.a(x)
-        if self.kind == "two inputs":
-            return self.b(torch.relu(z) + y)
-        if self.kind == "gate":
-            return self.b(torch.relu(self.b(torch.relu(z) * torch.sigmoid(z))))
-        if self.kind == "product":
-            return self.b(torch.relu(torch.relu(z) * self.b(x)))
-        if self.kind == "two outputs":
-            return torch.relu(z), z
-        if self.kind == "batch":
-            return self.b(torch.relu(self.b(torch.relu(z).sum(0, keepdim=True) + z)))
-        a = torch.relu(z)
-        return self.b(torch.relu(self.b(torch.cat([a, a]))))
+class Bilinear(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.relu(x + y)
 
 
-class Pooled(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3)
-
+class Gate(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
-        a, _ = nn.functional.max_pool2d(torch.relu(self.a(x)), 2, return_indices=True)
-        return torch.relu(self.b(a))
-
-
-class Shuffled(Pooled):
-    """It asks for the size, so the numbers in its graph are those of one size."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        a = torch.relu(self.a(x))
-        return torch.relu(self.b(a.view(a.shape[0], 2, 2, *a.shape[2:]).transpose(1, 2).reshape(a.shape)))
+        z = super().forward(x)
+        return torch.relu(z) * torch.sigmoid(z)
 
 
 class Last(nn.LSTM):
@@ -65,21 +37,33 @@ def image(*layers: nn.Module) -> nn.Module:
 
 
 def linear(*layers: nn.Module) -> nn.Module:
-    return nn.Sequential(nn.Linear(4, 4), *layers)
+    return nn.Sequential(nn.Linear(4, 4), *layers, nn.Linear(4, 4), nn.ReLU())
 
 
+def vectors(forward: Callable[[Any, Tensor], Any]) -> nn.Module:
+    return Net(forward, a=nn.Linear(4, 4), b=nn.Linear(4, 4))
+
+
+def images(forward: Callable[[Any, Tensor], Any]) -> nn.Module:
+    return Net(forward, a=nn.Conv2d(1, 4, 3), b=nn.Conv2d(4, 4, 3))
+
+
+def shuffled(m: Any, x: Tensor) -> Tensor:
+    """It asks for the size, so the numbers in its graph are those of one size."""
+    a = torch.relu(m.a(x))
+    return torch.relu(m.b(a.view(a.shape[0], 2, 2, *a.shape[2:]).transpose(1, 2).reshape(a.shape)))
+
+
+relu = torch.relu
 REFUSED = {
     "GELU": (
-        linear(nn.GELU(), nn.Linear(4, 4), nn.ReLU()),
+        linear(nn.GELU()),
         r"'gelu' \(aten.gelu.default in module '1', GELU\): it has no spiking counterpart: put nn.ReLU",
     ),
-    "LeakyReLU": (linear(nn.LeakyReLU(), nn.Linear(4, 4), nn.ReLU()), r"'1'.*put nn.ReLU"),
-    "LayerNorm": (linear(nn.LayerNorm(4), nn.ReLU()), r"'1'.*use batch norm"),
-    "no ReLU": (linear(nn.Sigmoid(), nn.Linear(4, 4)), r"module '1', Sigmoid\).*nothing would spike"),
-    "hardtanh": (
-        linear(nn.Hardtanh(), nn.Linear(4, 4), nn.ReLU()),
-        r"module '1', Hardtanh\): it has no spiking counterpart",
-    ),
+    "LeakyReLU": (linear(nn.LeakyReLU()), r"'1'.*put nn.ReLU"),
+    "LayerNorm": (linear(nn.LayerNorm(4)), r"'1'.*use batch norm"),
+    "no ReLU": (nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 4)), "'1', Sigmoid.*nothing would spike"),
+    "hardtanh": (linear(nn.Hardtanh()), r"module '1', Hardtanh\): it has no spiking counterpart"),
     "lazy": (nn.Sequential(nn.LazyLinear(4), nn.ReLU()), "module '0', LazyLinear: give it a batch first"),
     "spiking": (nn.Sequential(tnn.Encoder(4), tnn.Linear(4, 2)), "module '0': it is spiking already"),
     "recurrent": (nn.Sequential(Last(4, 4, batch_first=True), nn.ReLU(), nn.Linear(4, 4)), "'lstm'.*recurrent"),
@@ -90,26 +74,34 @@ REFUSED = {
         ),
         r"'silu'.*module '3', SiLU.*put nn.ReLU",
     ),
-    "no activation": (linear(nn.Flatten()), "nothing would spike: put nn.ReLU between"),
-    "indices": (Pooled(), "'max_pool2d_with_indices'.*indices"),
-    "sizes": (Shuffled(), "depend on the size of its input: give `example`"),
+    "no activation": (nn.Sequential(nn.Linear(4, 4), nn.Flatten()), "nothing would spike: put nn.ReLU between"),
+    "indices": (
+        images(lambda m, x: relu(m.b(F.max_pool2d(relu(m.a(x)), 2, return_indices=True)[0]))),
+        "'max_pool2d_with_indices'.*indices",
+    ),
+    "indices of a maximum": (
+        vectors(lambda m, x: relu(m.b(relu(m.a(x)).max(1, keepdim=True)[1] + m.a(x)))), "indices",
+    ),
+    "sizes": (images(shuffled), "depend on the size of its input: give `example`"),
     "not square": (image(nn.Flatten(), nn.Linear(12, 2)), r"found no input.*weight of shape \[2, 12\].*give `example`"),
-    **{
-        kind: (Branching(kind), message)
-        for kind, message in (
-            ("data", "depends on values of the data"),
-            ("two inputs", "found no input that the ANN accepts .*NoneType.*give `example`"),
-            ("two outputs", "returns 2 values, tuple"),
-            (
-                "gate",
-                r"'sigmoid' \(aten.sigmoid.default in Branching; test_convert_refusals.py:\d+: .*sigmoid.*: .*a gate",
-            ),
-            ("product", r"'mul'.*a product of two activations"),
-            ("batch", r"'sum_1'.*mixes the samples"),
-            ("concatenated", "'cat'.*puts samples together|'cat'.*mixes the samples"),
-        )
-    },
-}
+    "data": (vectors(lambda m, x: x if x.sum() > 0 else -x), "depends on values of the data"),
+    "two inputs": (
+        vectors(lambda m, x: m.b(relu(m.a(x)) + None)), "found no input that the ANN accepts .*None.*give `example`",
+    ),
+    "two outputs": (vectors(lambda m, x: (relu(m.a(x)), m.b(x))), "returns 2 values, tuple"),
+    "gate": (
+        nn.Sequential(Gate(4, 4), nn.Linear(4, 4), nn.ReLU()),
+        r"'sigmoid' \(aten.sigmoid.default in module '0', Gate; test_convert_refusals.py:\d+: .*sigmoid.*: .*a gate",
+    ),
+    "product": (vectors(lambda m, x: m.b(relu(relu(m.a(x)) * m.b(x)))), r"'mul'.*a product of two activations"),
+    "batch": (
+        vectors(lambda m, x: m.b(relu(m.b(relu(m.a(x)).sum(0, keepdim=True) + m.a(x))))), "'sum_1'.*mixes the samples",
+    ),
+    "concatenated": (
+        vectors(lambda m, x: m.b(relu(m.b(torch.cat([relu(m.a(x)), relu(m.a(x))]))))),
+        "'cat'.*puts samples together|'cat'.*mixes the samples",
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -120,31 +112,29 @@ def test_what_cannot_be_converted_is_named(name: str) -> None:
     assert all(module.training for module in net.modules())
 
 
-class Written(nn.Module):
+def written(kind: str) -> Callable[[Any, Tensor], Tensor]:
     """Part of a tensor is written in place, and the whole is read."""
 
-    def __init__(self, kind: str) -> None:
-        super().__init__()
-        self.a, self.b, self.kind = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), kind
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.a(x)
-        if self.kind == "relu":
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.a(x)
+        if kind == "relu":
             x.flatten(2).relu_()
-        elif self.kind == "mul":
+        elif kind == "mul":
             part = torch.relu_(x)[:, :2]
             part *= 2
         else:
             x = torch.relu(x)
             x[:, :2] = 0.0
-        return torch.relu(self.b(x))
+        return torch.relu(m.b(x))
+
+    return forward
 
 
 @pytest.mark.parametrize("kind", ["relu", "mul", "fill"])
 def test_what_is_written_in_place_through_a_view_is_named(kind: str) -> None:
     """The graph of torch.export reads the whole as it was before."""
     with pytest.raises(CannotConvert, match=rf"'{kind}_' .*test_convert_refusals.py:\d+.* writes into"):
-        convert(Written(kind), T=8, example=torch.rand(1, 1, 8, 8))
+        convert(images(written(kind)), T=8, example=torch.rand(1, 1, 8, 8))
 
 
 def test_the_reason_is_the_modules_own() -> None:
@@ -156,43 +146,31 @@ def test_the_reason_is_the_modules_own() -> None:
         convert(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), T=8, example=torch.rand(1, 8), until="0")
 
 
-def test_examples() -> None:
-    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
-    for example, error, message in (
-        ([1], TypeError, "example: expected a batch"),
-        (torch.rand(4), ValueError, r"example: expected at least one sample, .*\[4\]"),
-        (torch.rand(0, 1, 5, 5), ValueError, "at least one sample"),
-        (torch.rand(2, 3, 5, 5), ValueError, "example: the ANN does not accept it"),
-    ):
-        with pytest.raises(error, match=message):
-            convert(net, T=8, example=example)
-
-    class Two(nn.Module):
-        def forward(self, x: Tensor, y: Tensor) -> Tensor:
-            return torch.relu(x + y)
-
-    with pytest.raises(CannotConvert, match="a second input, 'y'"):
-        convert(Two(), T=8, example=torch.rand(1, 4))
-    for name in "after", "until":
-        with pytest.raises(ValueError, match=f"{name}: the ANN calls no module 'layer4'"):
-            convert(net, T=8, **{name: "layer4"})
+@pytest.mark.parametrize(("keywords", "error", "message"), [
+    ({"example": [1]}, TypeError, "example: expected a batch"),
+    ({"example": torch.rand(4)}, ValueError, r"example: expected at least one sample, .*\[4\]"),
+    ({"example": torch.rand(0, 4)}, ValueError, "at least one sample"),
+    ({"example": torch.rand(2, 3)}, ValueError, "example: the ANN does not accept it: .*mat1 and mat2"),
+    *(({name: "layer4"}, ValueError, f"{name}: the ANN calls no module 'layer4'") for name in ("after", "until")),
+    ({"T": 0}, ValueError, "T"), ({"mode": "rate"}, ValueError, "mode"),
+    ({"T": 256}, ValueError, r"T: expected .* timing='window' \(up to 65535 with timing='step'\), got 256"),
+    ({"threshold": -1.0}, ValueError, "threshold: expected a positive number, got -1.0"),
+    ({"threshold": "1"}, ValueError, "threshold: expected a positive number, got '1'"),
+    ({"v_init": float("nan")}, ValueError, "v_init: expected a number, got nan"),
+    ({"max_pool": "max"}, ValueError, "max_pool: expected one of 'exact', 'or', got 'max'"),
+    ({"ann": "resnet18"}, TypeError, r"ann: expected a torch\.nn\.Module, got str"),
+    ({"ann": Bilinear()}, CannotConvert, "a second input, 'y'"),
+])  # fmt: skip
+def test_arguments(keywords: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        convert(**{"ann": nn.Sequential(nn.Linear(4, 4), nn.ReLU()), "T": 8, **keywords})
 
 
-def test_arguments() -> None:
-    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
-    for keywords, message in (
-        ({"T": 0}, "T"),
-        ({"mode": "rate"}, "mode"),
-        ({"threshold": -1.0}, "threshold: expected a positive number, got -1.0"),
-        ({"threshold": "1"}, "threshold: expected a positive number, got '1'"),
-        ({"v_init": float("nan")}, "v_init: expected a number, got nan"),
-        ({"max_pool": "max"}, "max_pool: expected one of 'exact', 'or', got 'max'"),
-        ({"example": torch.rand(2, 3)}, "example: the ANN does not accept it: .*mat1 and mat2"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            convert(net, **{"T": 8, **keywords})
-    with pytest.raises(TypeError, match=r"ann: expected a torch\.nn\.Module, got str"):
-        convert("resnet18", T=8)  # type: ignore[arg-type]
+def test_long_windows_need_step_timing() -> None:
+    assert convert(linear(), T=256, timing="step")(torch.rand(1, 4)).shape == (1, 4)
+
+
+def test_what_has_no_twin() -> None:
     with pytest.raises(TypeError, match=r"net: expected a torch\.nn\.Module, got str"):
         to_ann("resnet18")  # type: ignore[arg-type]
     pruned = tnn.Linear(4, 4)
@@ -245,20 +223,6 @@ def test_rows_as_samples_are_no_flattened_image() -> None:
     assert torch.equal(to_ann(snn)(x), net(x))
 
 
-def test_where_no_size_is_given_none_is_taken_for_granted() -> None:
-    """Windows that depend on it are those of each image: the general way; with an example they are a layer's."""
-    layers = nn.Conv2d(2, 6, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 8), nn.ReLU()
-    net = nn.Sequential(*layers, nn.Linear(8, 3)).eval()
-    x = torch.rand(4, 2, 17, 17)
-    snn = calibrate(convert(net, T=255), [x], percentile=100)
-    assert snn.meta["ways"]["5"] == "general: adaptive_avg_pool2d, flatten, linear"
-    assert convert(net, T=255, example=x).meta["ways"]["4"] == "fused: linear"
-    for size in (17, 17), (11, 20):
-        x = torch.rand(4, 2, *size)
-        torch.testing.assert_close(snn(x), net(x), atol=0.02, rtol=0.02)
-        assert torch.equal(to_ann(snn)(x), net(x))
-
-
 def test_auxiliary_heads_are_left_out_and_said() -> None:
     def forward(m: Any, x: Tensor) -> Any:
         a = torch.relu(m.body(x))
@@ -276,12 +240,3 @@ def test_torchscript_is_named() -> None:
     for module in torch.jit.trace(net, x), torch.jit.script(net):
         with pytest.raises(TypeError, match=r"ann: TorchScript .*: give the module that was traced or scripted"):
             convert(module, T=8, example=x)
-
-
-def test_windows_of_more_than_255_steps_are_refused_at_once() -> None:
-    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-    with pytest.raises(
-        ValueError, match=r"T: expected .* with timing='window' \(up to 65535 with timing='step'\), got 256"
-    ):
-        convert(net, T=256)
-    assert convert(net, T=256, timing="step")(torch.rand(1, 4)).shape == (1, 2)

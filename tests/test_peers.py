@@ -17,7 +17,7 @@ from cases import WINDOWS, dyadic, train
 from extras import needs
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import differing, images, meeting, network, own_counts
+from networks import differing, images, in_windows, meeting, network, own_counts
 from nir_simulators import Stepped, by_nirtorch, by_sinabs, by_snntorch, by_spikingjelly, counts_of, file_of
 from test_first_layer import product
 from torch import nn
@@ -51,6 +51,11 @@ def test_layers_spike_as_neurons_of_spikingjelly(random: Random, seed: int, T: i
     node.v = start.clone()
     assert torch.equal(ours.to_dense(), node(currents + residual))
     assert torch.equal(v, node.v)
+
+
+def of_images(run: Any) -> Any:
+    """sinabs has to be told the size of the batch."""
+    return lambda path, **options: run(path, len(images()), **options)
 
 
 def of_sinabs(batch: int) -> tuple[nn.Module, Any, dict[str, float], list[str]]:
@@ -141,16 +146,46 @@ def test_networks_of_spikingjelly_are_copied_there_and_back() -> None:
     assert done.stdout.count("the same counts in both libraries") == 2
 
 
-def test_nirtorch_runs_the_primitives_to_the_same_counts(tmp_path: Path) -> None:
-    net, x = network(), images()
-    path = file_of(net, x, tmp_path, neurons="primitives")
-    networks.assert_same(own_counts(net, x), counts_of(*by_nirtorch(path), x))
+def thirds() -> nn.Module:
+    """Averages that are sums in the file, which not every simulator knows."""
+    layers = tnn.Conv2d(1, 8, 3), tnn.AvgPool2d(3), tnn.Conv2d(8, 4, 1), tnn.Flatten(), tnn.Readout(16, 3)
+    return networks.dyadic(nn.Sequential(tnn.Encoder(8), *layers))
+
+
+@pytest.mark.parametrize(("make", "run", "form"), [
+    (network, by_nirtorch, "primitives"), (thirds, by_nirtorch, "primitives"), (thirds, of_images(by_sinabs), "IF"),
+])  # fmt: skip
+def test_a_file_runs_to_the_same_counts(make: Any, run: Any, form: str, tmp_path: Path) -> None:
+    net, x = make(), images()
+    path = file_of(net, x, tmp_path, neurons=form)
+    networks.assert_same(own_counts(net, x), counts_of(*run(path), x))
+
+
+@torch.no_grad()
+def test_spikingjelly_runs_windows_layer_by_layer(tmp_path: Path) -> None:
+    """Its import, and the two phases that the metadata ask for: currents are added up, then the neurons fire."""
+    nir, (net, x) = needs("nir"), (in_windows(network()), images())
+    path = file_of(net, x, tmp_path)
+    model, _ = by_spikingjelly(path)
+    facts = {name: node.metadata for name, node in nir.read(path).nodes.items() if isinstance(node, nir.IF)}
+    assert {value["timing"] for value in facts.values()} == {"window"}
+    train, counts = [x] * T, []
+    for name, module in model.named_children():
+        if name in facts:
+            node = module.module
+            node.reset()
+            node.v = torch.tensor(facts[name]["v_init"]) + torch.stack(train).sum(0)
+            train = [node(torch.zeros_like(node.v)) for _ in range(T)]
+            counts.append(torch.stack(train).sum(0))
+        elif name not in ("input", "output"):
+            train = [module(value) for value in train]
+    networks.assert_same(own_counts(net, x), (counts, torch.stack(train).sum(0)))
 
 
 SIMULATORS = {
     "SpikingJelly": (by_spikingjelly, min),  # its import resets to 0
     "snnTorch": (by_snntorch, min),  # leaks a tenth
-    "sinabs": (lambda path, **options: by_sinabs(path, len(images()), **options), max),  # fires several times a step
+    "sinabs": (of_images(by_sinabs), max),  # fires several times a step
 }
 
 
