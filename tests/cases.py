@@ -21,6 +21,14 @@ def dyadic(*shape, low=-64, high=64, unit=64, dtype=torch.float32, device=None):
     return (torch.randint(low, high + 1, shape) / unit).to(device, dtype)
 
 
+def dyadic_(net):
+    """A module whose parameters are rounded to dyadic numbers."""
+    with torch.no_grad():
+        for p in net.parameters():
+            p.copy_((64 * p).round() / 64)
+    return net
+
+
 def spikes(T, *shape, rate=0.3, dtype=torch.float32, device=None):
     return (torch.rand(T, *shape) < rate).to(device, dtype)
 

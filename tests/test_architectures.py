@@ -167,15 +167,3 @@ def test_many_steps_answer_as_the_trained_network(options, gain):
     start_from_twin(net, twin, gain)
     x = torch.randn(32, 3, 8, 8)
     assert nn.functional.cosine_similarity(net.eval()(x), twin(x)).min() > 0.98
-
-
-def test_an_encoder_of_events_lets_them_pass():
-    train = te.SpikeTrain.from_dense(torch.ones(8, 2, 3))
-    encoder = tnn.Encoder(8, "events")
-    assert encoder(train) is train
-    with pytest.raises(TypeError, match="takes a SpikeTrain, got a tensor of shape"):
-        encoder(torch.ones(2, 3))
-    with pytest.raises(TypeError, match="Encoder with mode \"events\", this one has 'direct'"):
-        tnn.Encoder(8)(train)
-    with pytest.raises(ValueError, match="T=8 takes a SpikeTrain of as many steps, got T=4"):
-        encoder(te.SpikeTrain.from_dense(torch.ones(4, 2, 3)))

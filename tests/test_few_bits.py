@@ -186,11 +186,3 @@ def test_the_twin_keeps_its_weights():
     assert not hasattr(twin.conv1, "weight_bits")
     assert "weight_bits=2" in repr(net.conv1)
     assert net.state_dict().keys() == twin.state_dict().keys()
-
-
-def test_bits_are_checked():
-    for bits in (1, 9, 4.0, True):
-        with pytest.raises(ValueError, match="weight_bits: expected None or an int from 2 to 8"):
-            tnn.Linear(3, 2, weight_bits=bits)
-        with pytest.raises(ValueError, match="weight_bits"):
-            tnn.Readout(3, 2, weight_bits=bits)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import train_with_edge
+from cases import dyadic_, train_with_edge
 from torch import nn
 
 import tandem_ext as te
@@ -46,20 +46,26 @@ def gate(z, loss_weights, threshold=1.0):
     return (torch.where(z.detach() > 0, z, 0) / threshold * loss_weights).sum()
 
 
+def pair(name, norm=True, **options):
+    """A layer, its twin and the features of their input."""
+    cls, _, sizes, geometry, features = LAYERS[name]
+    layer = cls(*sizes, **geometry, norm=norm, dtype=F64, **options)
+    twin = getattr(ann, cls.__name__)(*sizes, **geometry, norm=norm, dtype=F64)
+    if norm:
+        twin.norm.momentum = layer.norm.momentum
+        nn.init.normal_(layer.norm.weight)
+        nn.init.normal_(layer.norm.bias)
+    twin.load_state_dict(layer.state_dict(), strict=not torch.is_tensor(options.get("threshold")))
+    return layer, twin, features
+
+
 @pytest.mark.parametrize("timing", ["step", "window"])
 @pytest.mark.parametrize("norm", [None, "batch", "running"])
 @pytest.mark.parametrize("name", LAYERS)
 def test_gradients_and_statistics_are_the_twins(name, norm, timing):
     """In training and, with the statistics that came of it, in evaluation."""
-    cls, _, sizes, options, features = LAYERS[name]
-    stats = {} if norm is None else {"norm": True, "bn_stats": norm}
-    layer = cls(*sizes, **options, **stats, dtype=F64, threshold=0.75, timing=timing)
-    twin = getattr(ann, cls.__name__)(*sizes, **options, norm=norm is not None, dtype=F64)
-    if norm is not None:
-        twin.norm.momentum = layer.norm.momentum
-        nn.init.normal_(layer.norm.weight)
-        nn.init.normal_(layer.norm.bias)
-    twin.load_state_dict(layer.state_dict())
+    stats = {"norm": False} if norm is None else {"bn_stats": norm}
+    layer, twin, features = pair(name, **stats, threshold=0.75, timing=timing)
     for training, kind in itertools.product((True, False), KINDS):
         x = signal(kind, 6, *features, gain=0.5)
         counts = leaf(x).detach().clone().requires_grad_()
@@ -78,17 +84,6 @@ def test_gradients_and_statistics_are_the_twins(name, norm, timing):
             torch.testing.assert_close(layer.preactivation(x), z)
 
 
-def pair(name, **options):
-    cls, _, sizes, geometry, features = LAYERS[name]
-    layer = cls(*sizes, **geometry, norm=True, dtype=F64, **options)
-    norm = {"norm": True, "eps": layer.norm.eps, "momentum": layer.norm.momentum}
-    twin = getattr(ann, cls.__name__)(*sizes, **geometry, **norm, dtype=F64)
-    nn.init.normal_(layer.norm.weight)
-    nn.init.normal_(layer.norm.bias)
-    twin.load_state_dict(layer.state_dict(), strict="threshold" not in options)
-    return layer, twin, features
-
-
 def test_the_release_fires_by_the_running_statistics_in_training():
     layer, _, features = pair("linear", bn_stats="running")
     assert layer.norm.momentum == 0.9
@@ -100,10 +95,7 @@ def test_the_release_fires_by_the_running_statistics_in_training():
 
 def test_a_layer_in_the_scheme_of_the_release():
     """Our own code: each layer has two paths, spikes and counts, which are the values of the ANN's activations."""
-    T, synapses = 8, nn.Conv2d(1, 4, 3)
-    with torch.no_grad():
-        for p in synapses.parameters():
-            p.copy_(torch.randint(-32, 33, p.shape) / 64)  # so that all sums are exact
+    T, synapses = 8, dyadic_(nn.Conv2d(1, 4, 3))  # so that all sums are exact
     image = torch.randint(0, 9, (2, 1, 6, 6)) / 8
     potential, fired = 0, []
     for _ in range(T):
@@ -118,6 +110,7 @@ def test_a_layer_in_the_scheme_of_the_release():
     ours.load_state_dict(synapses.state_dict())
     train = ours(tnn.Encoder(T)(image))
     train.counts.square().sum().backward()
+    assert spikes.any()
     assert torch.equal(train.to_dense(), spikes)
     torch.testing.assert_close(ours.weight.grad, synapses.weight.grad)
 
@@ -166,20 +159,15 @@ def test_without_running_statistics_evaluation_uses_the_batch(affine):
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("name", LAYERS)
 def test_state_dict_goes_to_the_twin_and_back(name, norm):
-    cls, twin_cls, sizes, options, features = LAYERS[name]
-    layer = cls(*sizes, **options, norm=norm)
-    own_twin = getattr(ann, cls.__name__)(*sizes, **options, norm=norm)
-    assert own_twin.load_state_dict(layer.state_dict())
-    assert layer.load_state_dict(own_twin.state_dict())
-
-    torch_twin = nn.Module()
-    torch_twin.norm = layer._norm_class(sizes[1]) if norm else nn.Identity()
-    keys = {f"norm.{key}": value for key, value in torch_twin.norm.state_dict().items()}
-    keys |= twin_cls(*sizes, **options).state_dict()
+    _, torchs, sizes, options, _ = LAYERS[name]
+    layer, twin, features = pair(name, norm)
+    assert layer.load_state_dict(twin.state_dict())
+    keys = torchs(*sizes, **options).state_dict()
+    keys |= {f"norm.{key}": value for key, value in layer._norm_class(sizes[1]).state_dict().items()} if norm else {}
     assert layer.load_state_dict(keys)
-    assert list(layer.state_dict()) == list(own_twin.state_dict())
-    shape = layer(te.ConstantInput(torch.randn(2, *features), 4)).shape
-    assert own_twin(torch.randn(2, *features)).shape == shape
+    assert list(layer.state_dict()) == list(twin.state_dict())
+    x = torch.randn(2, *features, dtype=F64)
+    assert twin(x).shape == layer(te.ConstantInput(x, 4)).shape
 
 
 def test_moves():
@@ -222,14 +210,25 @@ def test_threshold_lives_where_it_belongs(kind):
 
 
 def test_encoder_modes():
-    x = torch.randn(2, 3)
+    x, train = torch.randn(2, 3), te.SpikeTrain.from_dense(torch.ones(8, 2, 3))
     assert torch.equal(tnn.Encoder(8)(x).counts, 8 * x)
     assert torch.equal(tnn.Encoder(8, mode="zero_expand", gain=0.5)(x).counts, x)
     assert tnn.Encoder(8, gain=0.5)(x).gain == 0.5
-    assert repr(tnn.Readout(4, 3)) == "Readout(in_features=4, out_features=3, bias=True)"
-    assert repr(tnn.Readout(4, 3, weight_bits=5)) == "Readout(in_features=4, out_features=3, bias=True, weight_bits=5)"
-    assert repr(tnn.Encoder(4)) == "Encoder(T=4, mode='direct')"
-    assert repr(tnn.AvgPool2d(2, v_init=0.5)).endswith("v_init=0.5)")
+    assert tnn.Encoder(8, "events")(train) is train
+
+
+@pytest.mark.parametrize(("layer", "text"), [
+    (tnn.Linear(4, 3), "Linear(in_features=4, out_features=3, bias=True)"),
+    (tnn.Linear(4, 3, leak=0.5, threshold=torch.ones(3)),
+     "Linear(in_features=4, out_features=3, bias=True, threshold=Tensor[3], leak=0.5)"),
+    (tnn.Readout(4, 3), "Readout(in_features=4, out_features=3, bias=True)"),
+    (tnn.Readout(4, 3, weight_bits=5), "Readout(in_features=4, out_features=3, bias=True, weight_bits=5)"),
+    (tnn.Encoder(4), "Encoder(T=4, mode='direct')"),
+    (tnn.AvgPool2d(2, v_init=0.5),
+     "AvgPool2d(kernel_size=(2, 2), stride=(2, 2), padding=(0, 0), spiking=True, v_init=0.5)"),
+], ids=lambda value: str(value)[:8])  # fmt: skip
+def test_reprs_name_what_is_not_default(layer, text):
+    assert repr(layer) == text
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "tensor"])
@@ -248,71 +247,83 @@ def test_init_gamma():
     tnn.init_gamma_(net, T=2)
     assert net[1].body.norm.weight.tolist() == [tnn.initial_gamma(2)] * 4
     assert tnn.Linear(4, 3, norm=True).norm.weight.tolist() == [tnn.initial_gamma(8)] * 3
-    with pytest.raises(ValueError, match="no Encoder"):
-        tnn.init_gamma_(net[1])
-    with pytest.raises(ValueError, match=r"T = \[4, 8\]"):
-        tnn.init_gamma_(nn.Sequential(net, tnn.Encoder(4)))
 
 
-def test_layers_are_torchs_layers_and_their_repr_names_what_is_not_default():
-    net = nn.Sequential(tnn.Linear(4, 3), tnn.Conv2d(1, 2, 3), tnn.Conv1d(1, 2, 3))
-    assert [isinstance(m, t) for m, t in zip(net, (nn.Linear, nn.Conv2d, nn.Conv1d), strict=True)] == [True] * 3
-    assert repr(tnn.Linear(4, 3)) == "Linear(in_features=4, out_features=3, bias=True)"
-    layer = tnn.Linear(4, 3, leak=0.5, threshold=torch.ones(3))
-    assert repr(layer) == "Linear(in_features=4, out_features=3, bias=True, threshold=Tensor[3], leak=0.5)"
+def test_layers_are_torchs_layers():
+    for name in "Linear", "Conv1d", "Conv2d":
+        assert issubclass(getattr(tnn, name), getattr(nn, name))
+
+
+SPIKES = te.SpikeTrain.from_dense(torch.ones(8, 2, 4))
 
 
 def direct(*shape):
     return te.ConstantInput(torch.randn(shape), 8)
 
 
-def spikes():
-    return te.SpikeTrain.from_dense(torch.ones(8, 2, 4))
+def two_timings(body, shortcut):
+    return tnn.Residual(tnn.Linear(4, 3, timing=body), tnn.Linear(4, 3, timing=shortcut))(SPIKES)
 
 
-BAD = {
-    "bare tensor": (lambda: tnn.Linear(4, 3)(torch.randn(2, 4)), TypeError, "tnn.Encoder"),
-    "T": (lambda: tnn.Encoder(65536), ValueError, "T: expected an int from 1 to 65535, got 65536"),
-    "mode": (lambda: tnn.Encoder(8, mode="rate"), ValueError, "zero_expand"),
-    "integer image": (lambda: tnn.Encoder(8)(torch.zeros(2, 4, dtype=torch.uint8)), TypeError, "floating-point"),
-    "threshold size": (lambda: tnn.Linear(4, 3, threshold=torch.ones(2)), ValueError, "threshold"),
-    "groups": (lambda: tnn.Conv2d(3, 4, 3, groups=2), ValueError, "groups"),
-    "readout features": (lambda: tnn.Readout(4, 2)(torch.randn(2, 5)), ValueError, "4 features"),
-    "readout of an image": (lambda: tnn.Readout(4, 2)(direct(2, 1, 2, 4)), ValueError, "Flatten"),
-    "readout of a list": (lambda: tnn.Readout(4, 2)([1.0]), TypeError, "list"),
-    "batch of one in batch norm": (lambda: tnn.Linear(4, 3, norm=True)(direct(1, 4)), ValueError, "batch"),
-    "a pool that starts at NaN": (lambda: tnn.AvgPool2d(2, v_init=math.nan), ValueError, "v_init: expected a finite"),
-    "a pool of nothing": (lambda: tnn.AvgPool2d(0), ValueError, "kernel_size: expected at least 1, got 0"),
-    "a pool of a half": (lambda: tnn.MaxPool2d(2, 0.5), TypeError, "stride: expected an int or 2 ints, got 0.5"),
-    "residual without neurons": (
-        lambda: tnn.Linear(4, 4)(spikes(), residual=spikes(), fire=False), ValueError, "residual",
-    ),
-    "norm": (lambda: tnn.Linear(4, 4, norm=torch.nn.BatchNorm1d(4)), TypeError, "norm: expected True or False"),
-    "gamma": (lambda: tnn.Linear(4, 4, norm=True, gamma="3"), ValueError, "gamma: expected None or a finite number"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input(name):
-    call, error, match = BAD[name]
+@pytest.mark.parametrize(("call", "error", "match"), [
+    (lambda: tnn.Linear(4, 3)(torch.randn(2, 4)), TypeError, "tnn.Encoder"),
+    (lambda: tnn.Encoder(65536), ValueError, "T: expected an int from 1 to 65535, got 65536"),
+    (lambda: tnn.Encoder(8, mode="rate"), ValueError, "zero_expand"),
+    (lambda: tnn.Encoder(8)(torch.zeros(2, 4, dtype=torch.uint8)), TypeError, "floating-point"),
+    (lambda: tnn.Encoder(8, "events")(torch.ones(2, 3)), TypeError, "takes a SpikeTrain, got a tensor of shape"),
+    (lambda: tnn.Encoder(8)(SPIKES), TypeError, "Encoder with mode \"events\", this one has 'direct'"),
+    (lambda: tnn.Encoder(4, "events")(SPIKES), ValueError, "T=4 takes a SpikeTrain of as many steps, got T=8"),
+    (lambda: tnn.Linear(4, 3, threshold=torch.ones(2)), ValueError, "threshold"),
+    (lambda: tnn.Conv2d(3, 4, 3, groups=2), ValueError, "groups"),
+    (lambda: tnn.Readout(4, 2)(torch.randn(2, 5)), ValueError, "4 features"),
+    (lambda: tnn.Readout(4, 2)(direct(2, 1, 2, 4)), ValueError, "Flatten"),
+    (lambda: tnn.Readout(4, 2)([1.0]), TypeError, "list"),
+    (lambda: tnn.Flatten(0), ValueError, "batch"),
+    (lambda: tnn.Flatten()([1]), TypeError, "list"),
+    (lambda: tnn.Dropout(1.5), ValueError, "dropout probability"),
+    (lambda: tnn.Linear(4, 3, norm=True)(direct(1, 4)), ValueError, "batch"),
+    (lambda: tnn.AvgPool2d(2, v_init=math.nan), ValueError, "v_init: expected a finite"),
+    (lambda: tnn.AvgPool2d(0), ValueError, "kernel_size: expected at least 1, got 0"),
+    (lambda: tnn.MaxPool2d(2, 0.5), TypeError, "stride: expected an int or 2 ints, got 0.5"),
+    (lambda: tnn.Linear(4, 4)(SPIKES, residual=SPIKES, fire=False), ValueError, "residual"),
+    (lambda: tnn.Linear(4, 4, norm=torch.nn.BatchNorm1d(4)), TypeError, "norm: expected True or False"),
+    (lambda: tnn.Linear(4, 4, norm=True, gamma="3"), ValueError, "gamma: expected None or a finite number"),
+    *((lambda bits=bits: tnn.Readout(3, 2, weight_bits=bits), ValueError, "weight_bits: expected None or an int from 2")
+      for bits in (1, 9, 4.0, True)),
+    (lambda: tnn.Residual(nn.Sequential(tnn.Linear(4, 4), tnn.Flatten())), TypeError, r"body.*Flatten"),
+    (lambda: tnn.Residual(tnn.Linear(4, 4), nn.Identity()), TypeError, r"shortcut.*Identity"),
+    (lambda: tnn.Residual(tnn.Linear(4, 4))(direct(2, 4)), TypeError, "residual"),
+    (lambda: tnn.Residual(tnn.Linear(4, 3))(SPIKES), ValueError, "residual"),
+    (lambda: two_timings("window", "step"), ValueError, "timing: both paths need the same"),
+    (lambda: two_timings("step", "window"), ValueError, "timing: both paths need the same"),
+    (lambda: tnn.init_gamma_(tnn.Linear(4, 4, norm=True)), ValueError, "no Encoder"),
+    (lambda: tnn.init_gamma_(nn.Sequential(tnn.Encoder(8), tnn.Encoder(4))), ValueError, r"T = \[4, 8\]"),
+])  # fmt: skip
+def test_bad_input(call, error, match):
     with pytest.raises(error, match=match):
         call()
 
 
-@pytest.mark.parametrize(("name", "value", "error"), [
-    ("threshold", -1, ValueError), ("threshold", "1", TypeError), ("threshold", float("nan"), ValueError),
-    ("leak", 1.5, ValueError), ("leak", None, TypeError), ("gate", "sigmoid", ValueError),
-    ("bn_stats", "ema", ValueError), ("v_init", float("nan"), ValueError), ("gain", float("inf"), ValueError),
-    ("weight_bits", 9, ValueError), ("gain", "treshold", ValueError), ("gain", torch.ones(3), ValueError),
-    ("gain", torch.ones(2, dtype=torch.int64), TypeError),
+@pytest.mark.parametrize(("given", "name", "value", "error", "message"), [
+    *(({}, name, value, error, f"{name}: expected") for name, value, error in (
+        ("threshold", -1, ValueError), ("threshold", "1", TypeError), ("threshold", math.nan, ValueError),
+        ("leak", 1.5, ValueError), ("leak", None, TypeError), ("gate", "sigmoid", ValueError),
+        ("bn_stats", "ema", ValueError), ("v_init", math.nan, ValueError), ("gain", math.inf, ValueError),
+        ("gain", "treshold", ValueError), ("gain", torch.ones(3), ValueError),
+        ("gain", torch.ones(2, dtype=torch.int64), TypeError), ("timing", "late", ValueError),
+        ("weight_bits", 1, ValueError), ("weight_bits", 9, ValueError), ("weight_bits", 4.0, ValueError),
+        ("weight_bits", True, ValueError),
+    )),
+    ({"leak": 0.9}, "timing", "window", ValueError, "leak: with timing='window' neurons do not leak"),
+    ({"timing": "window"}, "leak", 0.9, ValueError, "leak: with timing='window'"),
 ])  # fmt: skip
 @pytest.mark.parametrize("make", [lambda **o: tnn.Linear(3, 2, **o), lambda **o: tnn.Conv2d(2, 2, 3, **o)])
-def test_an_attribute_is_checked_when_it_is_given_and_when_it_is_set(make, name, value, error):
-    with pytest.raises(error, match=f"{name}: expected"):
-        make(**{name: value})
-    layer = make()
+def test_an_attribute_is_checked_when_it_is_given_and_when_it_is_set(make, given, name, value, error, message):
+    with pytest.raises(error, match=message):
+        make(**given, **{name: value})
+    layer = make(**given)
     before = getattr(layer, name)
-    with pytest.raises(error, match=f"{name}: expected"):
+    with pytest.raises(error, match=message):
         setattr(layer, name, value)
     assert getattr(layer, name) == before
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import dyadic, train, train_with_edge
+from cases import dyadic_, train, train_with_edge
 from test_convert import at_the_counts
 from torch import nn
 
@@ -21,8 +21,8 @@ POOLS = [{"kernel_size": 2}, {"kernel_size": 3, "stride": 2, "padding": 1}, {"ke
 
 def channels_last(x):
     """The same train, as convolutions give it."""
-    planes = x.planes.movedim(2, -1).contiguous().movedim(-1, 2)
-    return te.SpikeTrain(planes, x.T, x.counts.contiguous(memory_format=torch.channels_last), x.gain)
+    stored = x.stored.movedim(2, -1).contiguous().movedim(-1, 2)
+    return x.replace(stored=stored, counts=x.counts.contiguous(memory_format=torch.channels_last))
 
 
 @pytest.mark.parametrize("options", POOLS)
@@ -48,11 +48,11 @@ def values_of(kernel):
 
 @pytest.mark.parametrize("v_init", [None, 0.0, 0.5])
 @pytest.mark.parametrize("timing", ["step", "window"])
-@pytest.mark.parametrize("kernel", [2, 3, (2, 3), 5, 6, 7])
-def test_average_pooling_is_integer_arithmetic(kernel, timing, v_init, tmp_path):
+@pytest.mark.parametrize(("kernel", "T"), [(2, 32), (3, 32), ((2, 3), 32), (5, 32), (6, 32), (7, 32), (17, 255)])
+def test_average_pooling_is_integer_arithmetic(kernel, T, timing, v_init, tmp_path):
     """Nothing is rounded, for any kernel: layers in all types, frozen networks, files."""
-    T, k2, spikes = 32, values_of(kernel), []
-    given = torch.rand(T, 2, 3, 14, 14) < 0.4
+    k2, spikes = values_of(kernel), []
+    given = torch.rand(T, 2, 3, *[34 if kernel == 17 else 14] * 2) < 0.4
     sums = (k2 * F.avg_pool2d(given.double().flatten(0, 1), kernel)).round().long().unflatten(0, (T, 2))
     half = k2 * (v_init == 0.5 or (v_init is None and timing == "window"))
     v = half + (2 * sums.sum(0) if timing == "window" else 0)  # in units of half a spike
@@ -61,31 +61,42 @@ def test_average_pooling_is_integer_arithmetic(kernel, timing, v_init, tmp_path)
         spikes.append(v >= 2 * k2)
         v = v - 2 * k2 * spikes[-1]
     expected, pool = torch.stack(spikes), tnn.AvgPool2d(kernel, v_init=v_init, timing=timing)
-    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+    for dtype in (torch.bfloat16, torch.float64, torch.float32):
         x = te.SpikeTrain.from_dense(given.to(dtype))
         assert torch.equal(pool(x).to_dense(torch.bool), expected), dtype
+        assert pool(x).timing == timing
     assert torch.equal(pool.potentials(x)[-1], v / 2)
+    if timing == "window":
+        assert torch.equal(pool(te.SpikeTrain.from_counts(x.counts, T)).to_dense(torch.bool), expected)
     net = nn.Sequential(pool, tnn.Flatten(), tnn.Readout(expected[0, 0].numel(), 5))
     freeze(net).save(tmp_path / "net.tandem")
-    x = te.SpikeTrain.from_dense(given)
     for network in (net, freeze(net), load(tmp_path / "net.tandem")):
         assert torch.equal(network(x), net[2](expected.sum(0).flatten(1).float()))
 
 
-@pytest.mark.parametrize("spiking", [True, False])
-def test_avg_pool_on_other_inputs(spiking):
-    pool = tnn.AvgPool2d(2, spiking=spiking)
-    x = torch.randn(2, 3, 4, 4)
-    assert torch.equal(pool(x), F.avg_pool2d(x, 2))
+@pytest.mark.parametrize(("layer", "function"), [
+    (tnn.AvgPool2d(2), lambda x: F.avg_pool2d(x, 2)), (tnn.MaxPool2d(2), lambda x: F.max_pool2d(x, 2)),
+    (tnn.Flatten(), lambda x: x.flatten(1)),
+])  # fmt: skip
+def test_tensors_and_direct_inputs_pass_as_through_torchs_layer(layer, function):
+    x = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(layer(x), function(x))
     for kind in DIRECT:
-        out = pool(kind(x, 8, 0.5))
-        counts = out.counts * out.gain if spiking else out
-        torch.testing.assert_close(counts, 0.5 * F.avg_pool2d(kind(x, 8).counts, 2))
-        assert isinstance(out, kind) == spiking
-    spikes = train_with_edge(8, 2, 3, 4, 4, gain=0.5)
-    if not spiking:
-        torch.testing.assert_close(pool(spikes), 0.5 * F.avg_pool2d(spikes.counts, 2))
-    assert not list(pool.state_dict())
+        out = layer(kind(x, 8, 0.5))
+        assert (type(out), out.T, out.gain) == (kind, 8, 0.5)
+        assert torch.equal(out.x, function(x))
+    assert not layer.state_dict()
+
+
+@pytest.mark.parametrize("layer", [tnn.AvgPool2d(2, spiking=False), tnn.AdaptiveAvgPool2d(1)])
+def test_means_are_those_of_what_counts_are_worth(layer):
+    mean = nn.AvgPool2d(2) if isinstance(layer, tnn.AvgPool2d) else nn.AdaptiveAvgPool2d(1)
+    x, image = train_with_edge(8, 2, 3, 5, 4, gain=0.5), torch.randn(2, 3, 5, 4)
+    assert torch.equal(layer(image), mean(image))
+    for signal in (x, *(kind(image, 8, 0.5) for kind in DIRECT)):
+        torch.testing.assert_close(layer(signal), mean(0.5 * signal.counts))
+    grads = (torch.autograd.grad(y.sum(), x.counts)[0] for y in (layer(x), mean(0.5 * x.counts)))
+    torch.testing.assert_close(*grads)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -98,18 +109,6 @@ def test_avg_pool_keeps_the_type_of_counts(dtype):
     assert net(x).dtype == dtype
 
 
-def test_adaptive_avg_pool_gives_mean_counts():
-    pool = tnn.AdaptiveAvgPool2d(1)
-    x = train_with_edge(8, 2, 3, 5, 4, gain=0.5)
-    out = pool(x)
-    torch.testing.assert_close(out, 0.5 * x.counts.mean((2, 3), keepdim=True))
-    (grad,) = torch.autograd.grad(out.sum(), x.counts)
-    torch.testing.assert_close(grad, torch.full_like(grad, 0.5 / 20))
-    y = torch.randn(2, 3, 5, 4)
-    torch.testing.assert_close(pool(te.ConstantInput(y, 8)), 8 * pool(y))
-    torch.testing.assert_close(pool(te.ImpulseInput(y, 8)), pool(y))
-
-
 MAX_POOLS = [
     *POOLS,
     {"kernel_size": 2, "dilation": 2},
@@ -118,41 +117,25 @@ MAX_POOLS = [
 ]
 
 
+@pytest.mark.parametrize("timing", ["step", "window"])
 @pytest.mark.parametrize("layout", [lambda x: x, channels_last])
 @pytest.mark.parametrize("T", [3, 8, 17])
 @pytest.mark.parametrize("options", MAX_POOLS)
-def test_max_pool_is_the_or_of_the_window(options, T, layout):
-    x = layout(train(T, 2, 3, 8, 7, rate=0.2, gain=0.5))
-    pooled = tnn.MaxPool2d(**options)(x)
-    expected = torch.stack([F.max_pool2d(s, **options) for s in x.to_dense()])
-    assert torch.equal(pooled.to_dense(), expected)
-    assert torch.equal(pooled.counts, expected.sum(0))
-    assert pooled.gain == 0.5
-    te.SpikeTrain(pooled.planes, T)  # no high bit
-
-
-@pytest.mark.parametrize("layout", [lambda x: x, channels_last])
-@pytest.mark.parametrize("options", MAX_POOLS)
-def test_max_pool_has_torchs_gradient_on_the_counts(options, layout):
-    leaf = train_with_edge(8, 2, 3, 8, 7, dtype=F64)
+def test_max_pool_is_the_or_of_the_window_with_torchs_gradient_on_the_counts(options, T, layout, timing):
+    leaf = train_with_edge(T, 2, 3, 8, 7, rate=0.2, gain=0.5, dtype=F64)
+    if timing == "window":
+        leaf = te.SpikeTrain.from_counts(torch.randint(T + 1, (2, 3, 8, 7), dtype=F64).requires_grad_(), T, 0.5)
     x = layout(leaf)
-    pooled = tnn.MaxPool2d(**options)(x)
-    assert torch.equal(pooled.counts, pooled.detach().to_dense(F64).sum(0))
+    expected = torch.stack([F.max_pool2d(s, **options) for s in x.to_dense()])
+    torch_s = F.max_pool2d(leaf.counts, **options)
+    for pooled in tnn.MaxPool2d(**options)(x.detach()), tnn.MaxPool2d(**options)(x):
+        assert torch.equal(pooled.to_dense(), expected)
+        assert torch.equal(pooled.counts, expected.sum(0).double())
+        assert (pooled.gain, pooled.T, pooled.timing) == (0.5, T, timing)
+        assert timing == "step" or torch.equal(pooled.counts, torch_s)
+        te.SpikeTrain(pooled.planes, T)  # no high bit
     w = torch.randn(pooled.shape, dtype=F64)
-    (got,) = torch.autograd.grad((pooled.counts * w).sum(), leaf.counts)
-    counts = leaf.counts.detach().clone().requires_grad_()
-    (expected,) = torch.autograd.grad((F.max_pool2d(counts, **options) * w).sum(), counts)
-    torch.testing.assert_close(got, expected)
-
-
-def test_max_pool_on_other_inputs():
-    pool, x = tnn.MaxPool2d(2), torch.randn(2, 3, 4, 4)
-    assert torch.equal(pool(x), F.max_pool2d(x, 2))
-    for kind in DIRECT:
-        out = pool(kind(x, 8, 0.5))
-        assert isinstance(out, kind)
-        assert torch.equal(out.x, F.max_pool2d(x, 2))
-        assert (out.T, out.gain) == (8, 0.5)
+    torch.testing.assert_close(*(torch.autograd.grad((y * w).sum(), leaf.counts)[0] for y in (pooled.counts, torch_s)))
 
 
 @pytest.mark.parametrize("layout", [lambda x: x, channels_last])
@@ -165,19 +148,8 @@ def test_flatten_keeps_the_order_of_channels_and_space(layout):
     assert flat.gain == 0.5
     assert tnn.Flatten(2)(x).shape == (2, 3, 20)
     assert tnn.Flatten(-3, -2)(x).shape == (2, 12, 5)
-
-
-def test_flatten_on_other_inputs():
-    x = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
-    assert torch.equal(tnn.Flatten()(x), x.flatten(1))
-    for kind in DIRECT:
-        assert torch.equal(tnn.Flatten()(kind(x, 8)).x, x.flatten(1))
     flat = train(8, 2, 3)
     assert torch.equal(tnn.Flatten()(flat).planes, flat.planes)
-    with pytest.raises(ValueError, match="batch"):
-        tnn.Flatten(0)
-    with pytest.raises(TypeError, match="list"):
-        tnn.Flatten()([1])
 
 
 @pytest.mark.parametrize("layout", [lambda x: x, channels_last])
@@ -213,16 +185,11 @@ def test_dropout_is_off_in_evaluation_and_on_other_inputs_scales_what_they_are_w
     assert tnn.Dropout(0.0)(spikes) is spikes
     assert tnn.Dropout(1.0)(spikes).counts.sum() == 0
     assert tnn.Dropout(1.0)(spikes).gain == 1.0
-    with pytest.raises(ValueError, match="dropout probability"):
-        tnn.Dropout(1.5)
 
 
 def test_identity_residual_adds_what_the_spikes_are_worth():
     x = train(8, 2, 4, 6, 6, gain=0.5)
-    body = tnn.Conv2d(4, 4, 3, padding=1)
-    with torch.no_grad():
-        body.weight.copy_(dyadic(*body.weight.shape))
-        body.bias.copy_(dyadic(4))
+    body = dyadic_(tnn.Conv2d(4, 4, 3, padding=1))
     out = tnn.Residual(body)(x)
     currents = torch.stack([F.conv2d(0.5 * s, body.weight, padding=1) + 0.5 * s for s in x.to_dense()])
     currents += body.bias.view(-1, 1, 1) / 8
@@ -257,18 +224,3 @@ def test_projection_of_a_direct_input(kind):
     expected = torch.stack(per_step) + shortcut.bias.view(-1, 1, 1) / 8
     torch.testing.assert_close(currents, expected)
     assert tnn.Residual(tnn.Conv2d(4, 4, 3, padding=1), shortcut)(x).shape == (3, 4, 6, 6)
-
-
-def test_residual_refuses_what_cannot_be_added():
-    with pytest.raises(TypeError, match=r"body.*Flatten"):
-        tnn.Residual(nn.Sequential(tnn.Linear(4, 4), tnn.Flatten()))
-    with pytest.raises(TypeError, match=r"shortcut.*Identity"):
-        tnn.Residual(tnn.Linear(4, 4), nn.Identity())
-    with pytest.raises(TypeError, match="residual"):
-        tnn.Residual(tnn.Linear(4, 4))(te.ConstantInput(torch.randn(2, 4), 8))
-    with pytest.raises(ValueError, match="residual"):
-        tnn.Residual(tnn.Linear(4, 3))(train(8, 2, 4))
-    for timings in ("window", "step"), ("step", "window"):
-        body, shortcut = (tnn.Linear(4, 3, timing=timing) for timing in timings)
-        with pytest.raises(ValueError, match="timing: both paths need the same"):
-            tnn.Residual(body, shortcut)(train(8, 2, 4))
