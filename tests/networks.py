@@ -176,19 +176,25 @@ class Shortcut(nn.Module):
         return self.readout(self.second(spikes, residual=spikes) if self.named else self.second(spikes, spikes))
 
 
-def own_counts(net: nn.Module, x: Any) -> tuple[list[Tensor], Tensor]:
-    """Spike counts of each layer with neurons, and the answer."""
-    counts: list[Tensor] = []
+@torch.no_grad()
+def own_trains(net: nn.Module, x: Any) -> tuple[list[te.SpikeTrain], Tensor]:
+    """The spikes of each layer with neurons, and the answer."""
+    trains: list[te.SpikeTrain] = []
     hooks = [
-        layer.register_forward_hook(lambda _, __, y: counts.append(y.counts) if isinstance(y, te.SpikeTrain) else None)
+        layer.register_forward_hook(lambda _, __, y: trains.append(y) if isinstance(y, te.SpikeTrain) else None)
         for layer in net.modules()
         if isinstance(layer, (tnn.SpikingLayer, tnn.AvgPool2d, Neurons))
     ]
-    with torch.no_grad():
-        answer = net(x)
+    answer = net(x)
     for hook in hooks:
         hook.remove()
-    return counts, answer
+    return trains, answer
+
+
+def own_counts(net: nn.Module, x: Any) -> tuple[list[Tensor], Tensor]:
+    """Spike counts of each layer with neurons, and the answer."""
+    trains, answer = own_trains(net, x)
+    return [train.counts for train in trains], answer
 
 
 @torch.no_grad()

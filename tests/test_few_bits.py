@@ -10,6 +10,7 @@ from networks import assert_frozen_is
 import tandem_ext as te
 import tandem_snn.nn as tnn
 from architectures import create
+from tandem_ext.functional.neuron import over_inputs
 from tandem_snn import ann, freeze
 from tandem_snn.frozen.lowering import lower
 from tandem_snn.nn.quantise import quantise
@@ -34,7 +35,7 @@ def test_the_kernel_rounds_as_torch_does(shape, bits):
         peak = w.abs().flatten(1).amax(1) if w[:1].numel() else w.new_zeros(len(w))
         shares = torch.tensor([[1], [0.75], [0.5], [0.375], [0.25]] if bits <= 3 else [[1]])
         assert (step == shares * torch.where(peak / largest == 0, 1.0, peak / largest)).any(0).all()
-        quotient = w / step.view(-1, *[1] * (w.dim() - 1))
+        quotient = w / over_inputs(step, w)
         assert torch.equal(q.float(), quotient.round().clamp(-largest, largest))
         assert w.dim() == 2 or q.stride() == w.stride()
 
@@ -111,12 +112,17 @@ def few_bits(name, bits, **options):
         q.view(7, -1)[:, 0] = largest
         q.view(7, -1)[:, 1:] += torch.rand_like(q.view(7, -1)[:, 1:]) * 0.2 - 0.1
         step = 2.0 ** (torch.randint(-3, 0, (7,)) - bits + 2)
-        layer.weight.copy_(q.clamp(-largest, largest) * step.view(-1, *[1] * (q.dim() - 1)))
+        layer.weight.copy_(q.clamp(-largest, largest) * over_inputs(step, q))
         layer.bias.copy_(dyadic(7))
     expected, found = quantise(layer.weight.detach(), bits)
     assert torch.equal(found, step)
-    assert not torch.equal(expected * step.view(-1, *[1] * (q.dim() - 1)), layer.weight)
+    assert not torch.equal(expected * over_inputs(step, q), layer.weight)
     return layer, features, expected.requires_grad_(), step
+
+
+def gradients(train, of):
+    torch.manual_seed(1)
+    return torch.autograd.grad((train.counts * dyadic(*train.shape)).sum(), of)
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -130,12 +136,9 @@ def test_training_is_the_reference_bit_for_bit(name, bits, kind):
     actual = layer(x)
     assert torch.equal(actual.planes, expected.planes)
     assert 0.02 < actual.counts.mean() / 8 < 0.95
-    weights = dyadic(*actual.shape)
-    (actual.counts * weights).sum().backward()
-    (expected.counts * weights).sum().backward()
-    straight = q.grad / step.view(-1, *[1] * (q.dim() - 1))
-    assert straight.abs().sum() > 0
-    assert torch.equal(layer.weight.grad, straight)
+    (ours,), (theirs,) = gradients(actual, [layer.weight]), gradients(expected, [q])
+    assert theirs.abs().sum() > 0
+    assert torch.equal(ours, theirs / over_inputs(step, q))
     with torch.no_grad():
         assert torch.equal(layer.eval()(x).planes, expected.planes)
 
@@ -144,20 +147,15 @@ def test_training_is_the_reference_bit_for_bit(name, bits, kind):
 @pytest.mark.parametrize("kind", ["train", "constant"])
 def test_training_with_batch_norm_is_the_reference(name, kind):
     layer, features, q, step = few_bits(name, 4, norm=True)
-    x = train_with_edge(8, 4, *features, gain=0.5)
+    x, norm = train_with_edge(8, 4, *features, gain=0.5), layer.norm
     x = x if kind == "train" else te.ConstantInput(dyadic(4, *features).requires_grad_(), 8, 0.5)
-    norm = layer.norm
-    bn = getattr(te.reference, f"{name}_bn_if")
     arguments = q, layer.bias.detach(), norm.weight.detach(), norm.bias.detach()
-    expected, mean, var = bn(x, *arguments, eps=norm.eps, step=step)
+    expected, mean, var = getattr(te.reference, f"{name}_bn_if")(x, *arguments, eps=norm.eps, step=step)
     actual = layer(x)
     assert torch.equal(actual.planes, expected.planes)
-    weights = dyadic(*actual.shape)
     leaf = x.counts if kind == "train" else x.x
-    ours = torch.autograd.grad((actual.counts * weights).sum(), [layer.weight, leaf])
-    theirs = torch.autograd.grad((expected.counts * weights).sum(), [q, leaf])
-    torch.testing.assert_close(ours[0], theirs[0] / step.view(-1, *[1] * (q.dim() - 1)), rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(ours[1], theirs[1], rtol=1e-3, atol=1e-4)
+    ours, (of_q, of_x) = gradients(actual, [layer.weight, leaf]), gradients(expected, [q, leaf])
+    torch.testing.assert_close(ours, (of_q / over_inputs(step, q), of_x), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(norm.running_mean, 0.1 * mean)
     n = actual.shape.numel() // 7
     torch.testing.assert_close(norm.running_var, 0.9 + 0.1 * var * n / (n - 1))

@@ -3,13 +3,11 @@
 import pytest
 import torch
 from cases import bursts, train, train_with_edge
-from networks import in_windows
-from torch import nn
+from networks import conv, in_windows, residual
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
 import tandem_ext as te
-import tandem_snn.nn as tnn
 from tandem_snn import to_ann
 
 f = te.functional
@@ -80,21 +78,6 @@ def test_a_learned_threshold_keeps_the_output_planes_too():
     assert y.planes.untyped_storage().data_ptr() not in storages
 
 
-def network(T, timing="step"):
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        tnn.Encoder(T),
-        tnn.Conv2d(1, 4, 3, norm=True),
-        tnn.Conv2d(4, 6, 3, stride=2, bias=False),
-        tnn.Residual(tnn.Conv2d(6, 6, 3, padding=1, groups=3, norm=True)),
-        tnn.Flatten(),
-        tnn.Linear(6 * 36, 20, norm=True),
-        tnn.Linear(20, 20),
-        tnn.Readout(20, 10),
-    )
-    return net if timing == "step" else in_windows(net)
-
-
 def flops(net, x, backward):
     with FlopCounterMode(display=False) as counter:
         output = net(x)
@@ -103,11 +86,14 @@ def flops(net, x, backward):
     return counter.get_total_flops()
 
 
+@pytest.mark.parametrize("make", [conv, residual])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("backward", [True, False])
 @pytest.mark.parametrize(("T", "timing"), [(1, "step"), (8, "step"), (20, "step"), (20, "window")])
-def test_flops_are_those_of_the_twin(T, timing, backward, training):
-    net, x = network(T, timing).train(training), torch.rand(2, 1, 16, 16)
+def test_flops_are_those_of_the_twin(T, timing, backward, training, make):
+    net, x = make()
+    net[0].T = T
+    net = (in_windows(net) if timing == "window" else net).train(training)
     twin = to_ann(net).train(training)
     assert flops(net, x, backward) == flops(twin, x, backward) > 0
 

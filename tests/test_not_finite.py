@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import io
 import math
 import pickle
 
@@ -10,7 +9,7 @@ import pytest
 import torch
 from cases import dyadic, train
 from extras import needs
-from networks import in_windows
+from networks import exported, in_windows
 from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import default_collate
@@ -94,35 +93,30 @@ def test_an_input_spoils_its_own_sample(name, value, grad):
         check_sample_1(net.eval()(bad), net(x))
 
 
-@pytest.mark.parametrize("mode", ["compiled", "exported", "frozen", "streamed", "readouts", "loaded"])
+def loaded(net, folder):
+    ts.freeze(net).save(folder / "net.tandem")
+    return ts.load(folder / "net.tandem")
+
+
+WAYS = {
+    "compiled": lambda net, x, bad, _: [torch.compile(net, backend="aot_eager", fullgraph=True)(bad)],
+    "exported": lambda net, x, bad, _: [exported(net, x)(bad)],
+    "frozen": lambda net, x, bad, _: [ts.freeze(net)(bad)],
+    "streamed": lambda net, x, bad, _: [*map(ts.freeze(net).step, [bad] * (3 * T if net[1].timing == "window" else T))],
+    "readouts": lambda net, x, bad, _: ts.freeze(net).readouts(bad),
+    "loaded": lambda net, x, bad, folder: [loaded(net, folder)(bad)],
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("timing", ["step", "window"])
-def test_wherever_a_network_runs(mode, timing, tmp_path):
+@torch.no_grad()
+def test_wherever_a_network_runs(way, timing, tmp_path):
     net, x, bad = made("mlp")
     net = in_windows(net.eval()) if timing == "window" else net.eval()
-    with torch.no_grad():
-        if mode == "compiled":
-            run = torch.compile(net, backend="aot_eager", fullgraph=True)
-        elif mode == "exported":
-            file = io.BytesIO()
-            torch.export.save(torch.export.export(net, (x,)), file)
-            file.seek(0)
-            run = torch.export.load(file).module()
-        else:
-            run = ts.freeze(net)
-            if mode == "loaded":
-                run.save(tmp_path / "net.tandem")
-                run = ts.load(tmp_path / "net.tandem")
-        if mode == "streamed":
-            answers = [run.step(bad) for _ in range(T if timing == "step" else 3 * T)]
-            assert all(spoiled_rows(answer) == [1] for answer in answers)
-            answer = answers[-1]
-        elif mode == "readouts":
-            answers = run.readouts(bad)
-            assert all(spoiled_rows(answer) == [1] for answer in answers)
-            answer = answers[-1]
-        else:
-            answer = run(bad)
-        check_sample_1(answer, net(x))
+    answers = way(net, x, bad, tmp_path)
+    assert all(spoiled_rows(answer) == [1] for answer in answers)
+    check_sample_1(answers[-1], net(x))
 
 
 @pytest.mark.parametrize("statistics", ["batch", "running", "synchronised"])

@@ -1,8 +1,10 @@
 """A network trained on real data: what every path must agree on, and what holds at every step of its training."""
 
+import copy
+
 import pytest
 import torch
-from networks import assert_frozen_is
+from networks import assert_frozen_is, own_trains
 from torch import nn
 
 import tandem_ext as te
@@ -30,9 +32,6 @@ def steps_of(net, data, epochs):
             yield loss.item()
 
 
-LAYERS = (tnn.Linear, tnn.Conv2d)
-
-
 @pytest.fixture(scope="module")
 def trained(digits):
     """The network after training, and the test images."""
@@ -50,7 +49,7 @@ def onto_grid(net, images):
     snap = lambda x, unit: (x * unit).round() / unit  # noqa: E731
     with torch.no_grad():
         for layer in net.modules():
-            if isinstance(layer, LAYERS):
+            if isinstance(layer, tnn.SpikingLayer):
                 norm = layer.norm
                 scale = norm.weight / (norm.running_var + norm.eps).sqrt()
                 shift = norm.bias - scale * norm.running_mean
@@ -61,20 +60,6 @@ def onto_grid(net, images):
                 norm.bias.copy_(snap(shift, 64))
                 layer.weight.copy_(snap(layer.weight, 64))
     return snap(images, 16)
-
-
-def test_it_is_the_reference_bit_for_bit(trained, monkeypatch):
-    net, images = freshly(trained)
-    images = onto_grid(net, images)
-    ours, answers = spikes_and_answers(net, images)
-    monkeypatch.setattr(tnn.neuron, "layer", by_reference)
-    theirs, expected = spikes_and_answers(net, images)
-    assert len(ours) == 4
-    for a, b in zip(ours, theirs, strict=True):
-        assert 0.01 < a.counts.mean() / a.T < 0.5
-        assert torch.equal(a.planes, b.planes)
-    assert torch.equal(answers, expected)
-    assert torch.equal(freeze(net)(images), expected)
 
 
 def by_reference(x, weight, settings, **affine):
@@ -88,59 +73,49 @@ def by_reference(x, weight, settings, **affine):
     return train, None, None
 
 
-def freshly(trained):
-    net, images = trained
-    copy = fresh().eval()
-    copy.load_state_dict(net.state_dict())
-    return copy, images
-
-
-def spikes_and_answers(net, images):
-    trains = []
-    kinds = (*LAYERS, tnn.AvgPool2d)
-    hooks = [m.register_forward_hook(lambda *a: trains.append(a[-1])) for m in net.modules() if isinstance(m, kinds)]
-    with torch.no_grad():
-        answers = net(images)
-    for hook in hooks:
-        hook.remove()
-    return trains, answers
+def test_it_is_the_reference_bit_for_bit(trained, monkeypatch):
+    net, images = copy.deepcopy(trained[0]), trained[1]
+    images = onto_grid(net, images)
+    ours, answers = own_trains(net, images)
+    monkeypatch.setattr(tnn.neuron, "layer", by_reference)
+    theirs, expected = own_trains(net, images)
+    assert len(ours) == 4
+    for a, b in zip(ours, theirs, strict=True):
+        assert 0.01 < a.counts.mean() / a.T < 0.5
+        assert torch.equal(a.planes, b.planes)
+    assert torch.equal(answers, expected)
+    assert torch.equal(freeze(net)(images), expected)
 
 
 def test_every_path_gives_the_evaluations_bits(trained):
     net, images = trained
-    with torch.no_grad():
-        assert_frozen_is(net, images)
-        trains, _ = spikes_and_answers(net, images)
-        for i in (0, 1, 150):
-            alone, _ = spikes_and_answers(net, images[i : i + 1])
-            assert all(torch.equal(a.planes, b.planes[:, i : i + 1]) for a, b in zip(alone, trains, strict=True))
+    assert_frozen_is(net, images)
+    trains, _ = own_trains(net, images)
+    for i in (0, 1, 150):
+        alone, _ = own_trains(net, images[i : i + 1])
+        assert all(torch.equal(a.planes, b.planes[:, i : i + 1]) for a, b in zip(alone, trains, strict=True))
 
 
 def conserving(layer, checked):
-    """``layer``, which also checks neurons behind batch norm: what flowed in left as spikes or is in the potential."""
+    """``layer`` behind batch norm, which also checks that what flowed in left as spikes or is in the potential."""
 
-    def check(x, weight, settings, **given):
+    @torch.no_grad()
+    def check(train, v, z, threshold):
+        assert bool(((train.counts >= 0) & (train.counts <= train.T)).all())
+        assert torch.equal(train.counts, te.counts(train.planes))
+        # Eight float32 additions of currents, and a product in another order.
+        assert torch.allclose(train.counts * threshold + v, z, rtol=1e-4, atol=1e-3)
+
+    def checking(x, weight, settings, **given):
         static, threshold, v_init = settings
-        if static.eps is None:
-            return layer(x, weight, settings, **given)
-        settings = static._replace(return_v=True), threshold, v_init
-        (train, v), mean, var = layer(x, weight, settings, **given)
-        geometry, eps = static.source[:4] if static.source.stride else (), static.eps
-        product = nn.functional.conv2d if weight.dim() == 4 else nn.functional.linear
-        with torch.no_grad():
-            u = product(tnn.signals.effective_counts(x).to(weight.dtype), weight, None, *geometry)
-            over = (slice(None), *[None] * (u.dim() - 2))
-            z = (u - mean[over]) / (var + eps).sqrt()[over] * given["scale"][over] + given["shift"][over]
-            counts = train.counts
-            assert bool(((counts >= 0) & (counts <= train.T)).all())
-            assert torch.equal(counts, te.counts(train.planes))
-            left = counts * threshold + v - (0 if v_init is None else v_init)
-            # Eight float32 additions of currents, and a product in another order.
-            assert torch.allclose(left, z, rtol=1e-4, atol=1e-3)
+        (train, v), mean, var = layer(x, weight, (static._replace(return_v=True), threshold, v_init), **given)
+        u = static.source.direct(tnn.signals.effective_counts(x), weight)
+        z = nn.functional.batch_norm(u, mean, var, given["scale"], given["shift"], False, 0.0, static.eps)
+        check(train, v, z, threshold)
         checked.append(type(x).__name__)
         return train, mean, var
 
-    return check
+    return checking
 
 
 @pytest.mark.parametrize("steps", [100, pytest.param(2000, marks=pytest.mark.slow)])
