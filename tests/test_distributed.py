@@ -5,12 +5,11 @@ import itertools
 import os
 import pickle
 import socket
-import subprocess
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+import child
 import pytest
 import torch
 from cases import dyadic
@@ -20,7 +19,6 @@ from torch.distributed.fsdp import fully_shard
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
-from architectures import create
 from data import load
 from recipe import Recipe
 from tandem_snn import ann, freeze, to_ann
@@ -35,19 +33,16 @@ SCRIPT = Path(__file__).parents[1] / "python/experiments/train.py"
 def free_port():
     with socket.socket() as s:
         s.bind(("localhost", 0))
-        return s.getsockname()[1]
+        return str(s.getsockname()[1])
 
 
-def environment(rank, port):
-    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD), "MASTER_ADDR": "localhost",
-            "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}  # fmt: skip
-
-
-def _work(rank, port, folder):
-    os.environ |= environment(rank, port)
+def work(rank, port, folder):
+    """What a process makes of the functions that take a world, by their names."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(WORLD), "MASTER_ADDR": "localhost",
+                   "MASTER_PORT": port}  # fmt: skip
     torch.set_num_threads(1)
     with processes("cpu") as (world, _):
-        found = {run.__name__: run(world) for run in (all_layers, exact_step, sharded, whole_training)}
+        found = {run.__name__: run(world) for run in (all_layers, sharded, whole_training)}
         torch.save(found, folder / f"{rank}.pt")
 
 
@@ -58,55 +53,50 @@ def share(world, n=16):
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """What each process makes of the functions that take a world, by their names."""
     folder = tmp_path_factory.mktemp("parts")
-    torch.multiprocessing.spawn(_work, (free_port(), folder), nprocs=WORLD)
+    torch.multiprocessing.spawn(work, (free_port(), folder), nprocs=WORLD)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(WORLD)]
+
+
+def block(layers, **options):
+    options |= {"bias": False, "norm": True}
+    return layers.Residual(layers.Conv2d(12, 8, 3, padding=1, **options), layers.Conv2d(12, 8, 1, **options))
 
 
 LAYERS = {
     "linear": lambda layers: layers.Linear(12, 8, bias=False, norm=True),
     "conv": lambda layers: layers.Conv2d(12, 8, 3, padding=1, bias=False, norm=True),
-    "residual": lambda layers: layers.Residual(
-        layers.Conv2d(12, 8, 3, padding=1, bias=False, norm=True), layers.Conv2d(12, 8, 1, bias=False, norm=True)
-    ),
-    "windows": lambda layers: layers.Residual(
-        layers.Conv2d(12, 8, 3, padding=1, bias=False, norm=True, timing="window"),
-        layers.Conv2d(12, 8, 1, bias=False, norm=True, timing="window"),
-    ),
+    "residual": block,
+    "windows": lambda layers: block(layers, timing="window"),
 }
+
+
+def dyadic_weights(net):
+    with torch.no_grad():
+        for weight in (p for p in net.parameters() if p.dim() > 1):
+            weight.copy_(dyadic(*weight.shape))
+    return net
 
 
 def layer_and_input(name, layers):
     """Dyadic weights and spikes, so that every sum is exact, for the whole batch."""
     torch.manual_seed(1)
-    layer = LAYERS[name](layers)
-    with torch.no_grad():
-        for weight in (p for p in layer.parameters() if p.dim() > 1):
-            weight.copy_(dyadic(*weight.shape))
-    x = spikes(8, 16, 12, *([5, 4] if name != "linear" else []))
-    return layer, x
+    return dyadic_weights(LAYERS[name](layers)), spikes(8, 16, 12, *([5, 4] if name != "linear" else []))
 
 
 def pass_through(name, layers, world):
+    """Counts, state and gradients; and counts and state with torch's own way to say it, which is Lightning's too."""
     layer, x = layer_and_input(name, layers)
-    x = x[share(world)]
-    # By torch's own way to say it, which is Lightning's too.
-    converted = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(layer)) if layers is tnn else layer
-    converted_counts = converted(x).counts.detach() if layers is tnn else None
+    x, converted = x[share(world)], None
+    if layers is tnn:
+        other = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(layer))
+        converted = other(x).counts.detach(), other.state_dict()
     if world.size > 1:
         with_shared_statistics(layer)
-    y = layer(x.counts if layers is ann else x)
-    counts = y if layers is ann else y.counts
+    counts = layer(x.counts) if layers is ann else layer(x).counts
     torch.manual_seed(2)
-    weights = torch.randn(16, *counts.shape[1:])[share(world)]
-    (counts * weights).sum().backward()
-    return {
-        "out": counts.detach(),
-        "state": layer.state_dict(),
-        "converted": (converted_counts, converted.state_dict()),
-        "grads": {key: p.grad for key, p in layer.named_parameters()},
-    }
+    (counts * torch.randn(16, *counts.shape[1:])[share(world)]).sum().backward()
+    return counts.detach(), layer.state_dict(), {key: p.grad for key, p in layer.named_parameters()}, converted
 
 
 def all_layers(world):
@@ -114,26 +104,22 @@ def all_layers(world):
 
 
 def test_layers_are_those_of_one_process(parts):
-    parts = [part["all_layers"] for part in parts]
-    for key, one in all_layers(World()).items():
-        spiking = key[1] == "tandem_snn.nn"
-        out = torch.cat([part[key]["out"] for part in parts])
-        if spiking:
-            assert torch.equal(out, one["out"]), key
-            assert torch.equal(torch.cat([part[key]["converted"][0] for part in parts]), one["out"])
-            for part in parts:
-                torch.testing.assert_close(part[key]["converted"][1], dict(part[key]["state"]), rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(out, one["out"], rtol=1e-5, atol=1e-5)
-        for name, value in one["state"].items():
-            for part in parts:
-                same = part[key]["state"][name]
+    for key, (counts, state, grads, converted) in all_layers(World()).items():
+        found = [part["all_layers"][key] for part in parts]
+        together = torch.cat([part[0] for part in found])
+        torch.testing.assert_close(together, counts, rtol=1e-5, atol=1e-5)
+        for part in found:
+            torch.testing.assert_close(dict(part[1]), dict(state), rtol=1e-5, atol=1e-6)
+        for name, grad in grads.items():
+            torch.testing.assert_close(sum(part[2][name] for part in found), grad, rtol=1e-4, atol=1e-4)
+        if converted is not None:
+            assert torch.equal(together, counts), key
+            assert torch.equal(torch.cat([part[3][0] for part in found]), counts)
+            for part in found:
+                torch.testing.assert_close(part[3][1], dict(part[1]), rtol=1e-5, atol=1e-6)
                 # The statistics of a shortcut's currents are torch's own in one process, summed in float32.
-                if spiking and not name.startswith("shortcut"):
-                    assert torch.equal(same, value), (key, name)
-                torch.testing.assert_close(same, value, rtol=1e-5, atol=1e-6)
-        for name, grad in one["grads"].items():
-            total = sum(part[key]["grads"][name] for part in parts)
-            torch.testing.assert_close(total, grad, rtol=1e-4, atol=1e-4)
+                for name in (name for name in state if not name.startswith("shortcut")):
+                    assert torch.equal(part[1][name], state[name]), (key, name)
 
 
 def test_a_converted_network_is_one_as_before():
@@ -213,30 +199,11 @@ def test_alone_the_layer_is_the_fused_one(name, options, monkeypatch):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-4, msg=key)
 
 
-def exact_step(world):
-    """One step of which every sum is exact: dyadic weights, images and learning rate, squared errors."""
-    torch.manual_seed(0)
-    net = create(tnn, "FC32", (64,), 64, 2, norm=False)
-    with torch.no_grad():
-        for p in net.parameters():
-            p.copy_(torch.randint(-2, 3, p.shape) / 4)  # few bits, so that sums of their products need few
-    images = torch.randint(17, (16, 64)) / 16
-    own = images[share(world)]
-    model = nn.parallel.DistributedDataParallel(net) if world.size > 1 else net
-    optimizer = torch.optim.SGD(net.parameters(), 2.0**-6)
-    nn.functional.mse_loss(model(own), own).backward()
-    optimizer.step()
-    return net.state_dict()
-
-
 def sharded(world):
     """Three steps with FSDP2, each process of which holds half of every weight."""
     torch.manual_seed(0)
-    net = nn.Sequential(tnn.Linear(12, 16), tnn.Residual(tnn.Linear(16, 16)), tnn.Linear(16, 8), tnn.Readout(8, 3))
-    with torch.no_grad():
-        for p in net.parameters():
-            p.copy_(dyadic(*p.shape, unit=16, low=-16, high=16))
-    x, weights = spikes(8, 8, 12), torch.randn(8, 3)
+    layers = tnn.Linear(12, 16), tnn.Residual(tnn.Linear(16, 16)), tnn.Linear(16, 8), tnn.Readout(8, 3)
+    net, x, weights = dyadic_weights(nn.Sequential(*layers)), spikes(8, 8, 12), torch.randn(8, 3)
     if world.size > 1:
         mesh = torch.distributed.init_device_mesh("cpu", (WORLD,))
         for layer in [*net, net]:
@@ -267,12 +234,6 @@ def whole_training(world):
     return found
 
 
-def test_a_step_is_that_of_one_process_bit_for_bit(parts):
-    state = exact_step(World())
-    for other in (part["exact_step"] for part in parts):
-        assert all(torch.equal(value, other[key]) for key, value in state.items())
-
-
 def test_fsdp2_is_one_process(parts):
     for part in parts:
         torch.testing.assert_close(part["sharded"], sharded(World()), rtol=1e-5, atol=1e-6)
@@ -280,11 +241,9 @@ def test_fsdp2_is_one_process(parts):
 
 def test_training_is_that_of_one_process(parts):
     for kind, one in whole_training(World()).items():
-        for part in parts:
-            other = part["whole_training"][kind]
+        for other in (part["whole_training"][kind] for part in parts):
             assert other["epoch"] == one["epoch"]
-            for key, value in one["weights"].items():
-                torch.testing.assert_close(other["weights"][key], value, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(dict(other["weights"]), dict(one["weights"]), rtol=1e-5, atol=1e-5)
             for record, expected in zip(other["history"], one["history"], strict=True):
                 for name in ("loss", "accuracy", "validation_accuracy"):
                     assert record[name] == pytest.approx(expected[name], abs=1e-5)
@@ -292,16 +251,12 @@ def test_training_is_that_of_one_process(parts):
 
 def test_one_process_writes(tmp_path):
     """The script under torchrun; of a finished run only the tables are printed."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(WORLD), "--master-port"]
-    options = ["--model", "FC32", "--epochs", "2", "--no-twin", "--seeds", "1", "--out", str(tmp_path)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    launch = ["-m", "torch.distributed.run", "--nproc-per-node", WORLD, "--master-port"]
+    options = ["--model", "FC32", "--epochs", "2", "--no-twin", "--seeds", "1", "--out", tmp_path]
     for last in "snn.pt", "finished before":
-        done = subprocess.run(
-            [*launch, str(free_port()), SCRIPT, *options], env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("test accuracy") == 2  # in the first table, and in that of early exit
-        assert last in done.stdout or (tmp_path / "seed-0" / last).exists()
+        out = child.run(*launch, free_port(), SCRIPT, *options, OMP_NUM_THREADS="1")
+        assert out.count("test accuracy") == 2  # in the first table, and in that of early exit
+        assert last in out or (tmp_path / "seed-0" / last).exists()
     assert {"picture.png", "summary.json", "seed-0"} == {path.name for path in tmp_path.iterdir()}
 
 
