@@ -4,14 +4,12 @@ since torch may end it.
 """
 
 import ctypes.util
-import os
 import random
-import subprocess
 import sys
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import child
 import pytest
 import torch
 from torch import Tensor, nn
@@ -20,7 +18,6 @@ import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
 
-ROOT = Path(__file__).parents[1]
 # glibc's own checks of the heap, which find most writes beyond an array.
 CHECKED = {"LD_PRELOAD": "libc_malloc_debug.so.0", "GLIBC_TUNABLES": "glibc.malloc.check=3"}
 FLOAT32_MIN = torch.finfo(torch.float32).tiny
@@ -33,11 +30,7 @@ class Shape(NamedTuple):
     channels: int
     outputs: int
     size: tuple[int, ...] = ()
-    kernel: tuple[int, ...] = ()
-    stride: tuple[int, ...] = ()
-    padding: tuple[int, ...] | str = ()
-    dilation: tuple[int, ...] = ()
-    groups: int = 1
+    geometry: tuple[Any, ...] = ()  # kernel, stride, padding, dilation, groups
     dtype: str = "float32"
     layout: str = "contiguous"  # of the image
 
@@ -45,29 +38,25 @@ class Shape(NamedTuple):
 def random_shape(seed: int) -> Shape:
     """Small ones of every kind; a fifth with a single output along an axis, some large with a strided 1x1 kernel."""
     r = random.Random(seed)
-    dtype = r.choice(["float32"] * 4 + ["bfloat16"])
-    layout = r.choice(["contiguous", "channels last", "strided", "slice"])
+    kind = r.choice(["float32"] * 4 + ["bfloat16"]), r.choice(["contiguous", "channels last", "strided", "slice"])
     batch, axes = r.choice([1, 1, 2, 3, 8]), r.choice([2, 2, 2, 2, 1, 0])
-    channels, outputs = (
-        r.choice([1, 1, 2, 3, 3, 4, 5, 8, 15, 16, 17, 32]),
-        r.choice([1, 2, 3, 7, 8, 16, 24, 32, 48, 64]),
-    )
+    channels = r.choice([1, 1, 2, 3, 3, 4, 5, 8, 15, 16, 17, 32])
+    outputs = r.choice([1, 2, 3, 7, 8, 16, 24, 32, 48, 64])
     if axes == 0:
-        return Shape(batch, channels * r.choice([1, 10, 49]), outputs, dtype=dtype, layout=layout)
+        return Shape(batch, channels * r.choice([1, 10, 49]), outputs, (), (), *kind)
     if axes == 2 and r.random() < 0.02:
         size, stride = (r.choice([64, 100, 128]), 128), r.choice([(2, 2), (1, 2), (2, 1)])
-        return Shape(4, channels, outputs, size, (1, 1), stride, (0, 0), (1, 1), 1, dtype, layout)
+        return Shape(4, channels, outputs, size, ((1, 1), stride, (0, 0), (1, 1), 1), *kind)
 
-    def along(values: Sequence[int]) -> tuple[int, ...]:
-        first = r.choice(values)
-        return (first,) * axes if r.random() < 0.5 else tuple(r.choice(values) for _ in range(axes))
+    def along(*values: int) -> tuple[int, ...]:
+        return (r.choice(values),) * axes if r.random() < 0.5 else tuple(r.choice(values) for _ in range(axes))
 
     groups = r.choice([1, 1, 1, 2, 3, channels])
     channels, outputs = (n if n % groups == 0 else n * groups for n in (channels, outputs))
     while True:
-        kernel, stride, dilation = along([1, 1, 2, 3, 3, 4, 5, 7]), along([1, 1, 2, 2, 3, 4]), along([1, 1, 1, 2, 3])
-        padding: Any = along([0, 0, 1, 2, 3])
-        size = along([1, 2, 3, 5, 6, 7, 8, 9, 12, 14, 16, 17, 20, 28, 32, 33])
+        kernel, stride, dilation = along(1, 1, 2, 3, 3, 4, 5, 7), along(1, 1, 2, 2, 3, 4), along(1, 1, 1, 2, 3)
+        padding: Any = along(0, 0, 1, 2, 3)
+        size = along(1, 2, 3, 5, 6, 7, 8, 9, 12, 14, 16, 17, 20, 28, 32, 33)
         spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
         if r.random() < 0.2:
             axis = r.randrange(axes)
@@ -77,16 +66,13 @@ def random_shape(seed: int) -> Shape:
             break
     if max(stride) == 1 and r.random() < 0.2:
         padding = "same"
-    return Shape(batch, channels, outputs, size, kernel, stride, padding, dilation, groups, dtype, layout)
+    return Shape(batch, channels, outputs, size, (kernel, stride, padding, dilation, groups), *kind)
 
 
 def layer_of(shape: Shape, **neuron: Any) -> Any:
+    kind = (tnn.Linear, tnn.Conv1d, tnn.Conv2d)[len(shape.size)]
     dtype = getattr(torch, shape.dtype)
-    if not shape.size:
-        return tnn.Linear(shape.channels, shape.outputs, bias=False, dtype=dtype, **neuron)
-    kind = tnn.Conv1d if len(shape.size) == 1 else tnn.Conv2d
-    geometry = shape.kernel, shape.stride, shape.padding, shape.dilation, shape.groups
-    return kind(shape.channels, shape.outputs, *geometry, bias=False, dtype=dtype, **neuron)
+    return kind(shape.channels, shape.outputs, *shape.geometry, bias=False, dtype=dtype, **neuron)
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:
@@ -97,51 +83,40 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
     return torch.stack([x, x], -1)[..., 0] if layout == "strided" else x
 
 
-def product(layer: Any, x: Tensor, weight: Tensor) -> Tensor:
-    """The same in plain torch."""
-    axes = weight.dim() - 2
-    if axes == 0:
-        return nn.functional.linear(x, weight)
-    convolution: Any = nn.functional.conv1d if axes == 1 else nn.functional.conv2d
-    return convolution(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
-
-
-def close(name: str, got: Tensor, want: Tensor) -> None:
+def assert_near(got: Tensor, want: Tensor) -> None:
     tolerance = (1e-4 if got.dtype == torch.float32 else 5e-2) * (want.abs().max().item() + 1 if want.numel() else 1)
-    assert got.shape == want.shape, name
-    assert ((got.double() - want).abs() <= tolerance).all(), name
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=tolerance)
+
+
+def exact(layer: Any, x: Tensor, grad: Tensor | None = None) -> list[Tensor]:
+    """By plain torch in float64: the product, its gradient, and with that the gradients of x and of the weight."""
+    x, weight = (t.detach().double().requires_grad_() for t in (x, layer.weight))
+    y = nn.functional.linear(x, weight) if weight.dim() == 2 else layer._conv_forward(x, weight, None)
+    grad = torch.randn_like(y).to(layer.weight.dtype) if grad is None else grad
+    y.backward(grad.double())
+    return [y.detach(), grad, x.grad, weight.grad]
 
 
 def check_values(shape: Shape) -> None:
     """The product, and its gradients in a first layer and behind spikes, against float64."""
     layer = layer_of(shape)
-    weight, dtype = layer.weight, layer.weight.dtype
-    image = torch.randn(shape.batch, shape.channels, *shape.size).to(dtype)
-    counts = torch.randint(0, 3, image.shape)
+    image = torch.randn(shape.batch, shape.channels, *shape.size).to(layer.weight.dtype)
+    want, grad, grad_x, grad_weight = exact(layer, image)
+    given = laid_out(image, shape.layout).detach().requires_grad_()
+    got = layer.real_product(given)
+    assert_near(got, want)
+    got.backward(laid_out(grad, "channels last"))
+    assert_near(given.grad, grad_x)
+    assert_near(layer.weight.grad, grad_weight)
+
+    counts, synapses = torch.randint(0, 3, image.shape), layer.synapses()
     train = te.SpikeTrain.from_dense(torch.stack([counts > 0, counts > 1]))
-    for behind_spikes in False, True:
-        x = (counts.to(dtype) if behind_spikes else image).double().requires_grad_()
-        exact = weight.detach().double().requires_grad_()
-        want = product(layer, x, exact)
-        grad = torch.randn_like(want).to(dtype)
-        want.backward(grad.double())
-        if behind_spikes:
-            synapses = layer.synapses()
-            if synapses.sides:
-                continue
-            stored = laid_out(train.planes[0], "channels last").unsqueeze(0)
-            for layout in "contiguous", "channels last":
-                given = laid_out(grad, layout)
-                grad_x, grad_weight = synapses.gradients(given, stored, "step", weight, True, True)
-                close("gradient of the spikes", grad_x, x.grad)
-                close("gradient of the weight behind spikes", grad_weight, exact.grad)
-            continue
-        given = laid_out(image, shape.layout).detach().requires_grad_()
-        got = layer.real_product(given)
-        close("product", got, want)
-        got.backward(laid_out(grad, "channels last"))
-        close("gradient of the image", given.grad, x.grad)
-        close("gradient of the weight", weight.grad, exact.grad)
+    _, grad, *want = exact(layer, counts)
+    stored = laid_out(train.planes[0], "channels last").unsqueeze(0)
+    for layout in ("contiguous", "channels last") if not synapses.sides else ():
+        found = synapses.gradients(laid_out(grad, layout), stored, "step", layer.weight, True, True)
+        for a, b in zip(found, want, strict=True):
+            assert_near(a, b)
 
 
 @torch.no_grad()
@@ -165,43 +140,36 @@ def check_bits(shape: Shape) -> None:
         assert torch.equal(frozen.step(images), want), "stream"
 
 
-def check(shape: Shape) -> None:
-    check_values(shape)
-    check_bits(shape)
-
-
 def check_all(shapes: Iterable[Shape]) -> None:
     """It says each before it runs it."""
+    torch.set_num_threads(1)
     for shape in shapes:
         print(shape, flush=True)
         torch.manual_seed(0)
-        check(shape)
+        check_values(shape)
+        check_bits(shape)
 
 
 def assert_runs(shapes: str) -> None:
     """The checks of these shapes, in a process of its own."""
     checked = CHECKED if sys.platform == "linux" and ctypes.util.find_library("c_malloc_debug") else {}
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "python"), str(ROOT / "tests")])
-    env = {**os.environ, **checked, "PYTHONPATH": paths}
-    program = f"from test_first_layer import *; torch.set_num_threads(1); check_all({shapes})"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=env)
-    assert done.returncode == 0, "".join(done.stdout.splitlines()[-1:]) + done.stderr[-2000:]
+    child.run("-c", f"from test_first_layer import *; check_all({shapes})", **checked)
 
 
 def one_column(dtype: str, layout: str) -> Shape:
     """Of outputs: torch's channels-last convolution reads foreign memory."""
-    return Shape(8, 1, 16, (9, 5), (5, 5), (1, 3), (0, 0), (1, 1), 1, dtype, layout)
+    return Shape(8, 1, 16, (9, 5), ((5, 5), (1, 3), (0, 0), (1, 1), 1), dtype, layout)
 
 
-def strided_point(channels: int, size: int = 128) -> Shape:
+def strided_point(channels: int) -> Shape:
     """torch's channels-last gradient of the weight writes beyond it."""
-    return Shape(4, channels, 48, (size, size), (1, 1), (2, 2), (0, 0), (1, 1))
+    return Shape(4, channels, 48, (128, 128), ((1, 1), (2, 2), (0, 0), (1, 1), 1))
 
 
 FAULTS = {
     "one column": [one_column(d, lie) for d in ("float32", "bfloat16") for lie in ("contiguous", "channels last")],
     "strided points": [*map(strided_point, (2, 3, 15))],
-    "another layout has other bits": [Shape(1, 3, 32, (64, 64), (3, 3), (1, 1), (1, 1), (1, 1))],
+    "another layout has other bits": [Shape(1, 3, 32, (64, 64), ((3, 3), (1, 1), (1, 1), (1, 1), 1))],
 }
 
 
