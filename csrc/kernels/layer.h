@@ -23,6 +23,7 @@ struct Geometry {
   int64_t taps() const { return kernel[0] * kernel[1]; }
   int64_t inputs() const { return taps() * group_channels(); }  // terms of one current
   bool is_linear() const { return height * width * taps() == 1 && rows() == batch; }
+  bool is_depthwise() const { return groups > 1 && channels == groups; }  // every output reads one channel
 
   // The row (axis 0) or column (axis 1) of the input that an output reads at position k of the kernel, and whether it
   // exists: outside of the image are zeros.
@@ -30,6 +31,7 @@ struct Geometry {
     return output * stride[axis] - padding[axis] + k * dilation[axis];
   }
   bool has_input(int axis, int64_t i) const { return i >= 0 && i < (axis == 0 ? height : width); }
+  int64_t plane_size() const { return batch * height * width * channels; }
   // The offset of a pixel of sample b in plane p.
   int64_t pixel(int64_t p, int64_t b, int64_t y, int64_t x) const {
     return (((p * batch + b) * height + y) * width + x) * channels;
@@ -55,8 +57,7 @@ enum class Algorithm : int32_t {
   kLists = 1,       // active inputs are listed by their spike pattern (product/lists.h)
   kTileByTile = 2,  // lists of a few rows; each tile of weights is prepared just before its use
   kDigits = 3,      // all inputs times all weights, as products of bytes (product/digits/digits.h)
-  kPlain = 4,       // input by input (product/plain.h), for kernels with more taps than list entries can name
-  kDepthwise = 5,   // channel by channel (product/depthwise.h)
+  kPlain = 4,       // input by input (product/plain.h): depthwise layers, and kernels with too many taps for lists
 };
 
 // How a layer is multiplied.

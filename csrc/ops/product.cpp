@@ -149,15 +149,11 @@ void Synapses::check_sizes() const {
 }
 
 void Synapses::fire(const NeuronLayer& neurons) {
-  [[maybe_unused]] Layer whole = layer(neurons.args<float>());
-#ifdef TANDEM_WITH_CUDA
-  if (on_gpu(in_.weight)) {
-    const Tensor open = empty(whole.gate_bytes() ? neurons.neurons() : 0, ScalarType::Byte, in_.planes);
-    whole.open = pointer<uint8_t>(open);
-    return launch(in_.weight, "run", [&](void* stream) { return cuda::run(whole, stream); });
-  }
-#endif
-  cpu::run(whole, torch_parallel);
+  Layer whole = layer(neurons.args<float>());
+  OptionalTensor open;
+  if (on_gpu(in_.weight) && whole.gate_bytes()) open = empty(neurons.neurons(), ScalarType::Byte, in_.planes);
+  whole.open = pointer<uint8_t>(open);
+  TANDEM_RUN(in_.weight, run, whole);
 }
 
 void Synapses::scan(const NeuronLayer& neurons) {
@@ -184,33 +180,22 @@ Tensor Synapses::currents(const Tensor& planes, int64_t T) const {
   return view_channels_last(product_of(view_channels_last(spikes, batched, 1)), prepend(T, output_shape()), 2);
 }
 
-#ifdef TANDEM_WITH_CUDA
-void Synapses::multiply(const Tensor& u) {
-  Neuron<float> window{};
-  window.timing = Timing::kWindow;
-  const Layer whole = layer(window);
-  launch(in_.weight, "window_product",
-         [&](void* stream) { return cuda::window_product(whole, pointer<float>(u), stream); });
-}
-#endif
-
 Tensor Synapses::window_product() {
   if (!is_fused()) return counts_product();
-  const Tensor u = empty_channels_last(output_shape(), 1, ScalarType::Float, in_.planes);
-#ifdef TANDEM_WITH_CUDA
-  if (on_gpu(in_.planes)) {
+  if (on_gpu(in_.planes) && !in_.counted) {
     if (in_.T > most_steps(Timing::kWindow)) return aten::to_type(counts_product(), ScalarType::Float);
-    Synapses bytes = *this;
-    if (!in_.counted) bytes.in_.planes = count_bytes(in_.planes);
-    bytes.in_.counted = true;
-    if (u.numel() > 0) bytes.multiply(u);
-    return u;
+    SynapseInputs counts = in_;
+    counts.planes = count_bytes(in_.planes);
+    counts.counted = true;
+    return Synapses(std::move(counts)).window_product();
   }
-#endif
+  const Tensor u = empty_channels_last(output_shape(), 1, ScalarType::Float, in_.planes);
+  if (u.numel() == 0) return u;
   Neuron<float> window{};
   window.T = static_cast<int32_t>(in_.T);
   window.timing = in_.counted ? Timing::kWindow : Timing::kStep;
-  cpu::window_product(layer(window), pointer<float>(u), torch_parallel);
+  const Layer whole = layer(window);
+  TANDEM_RUN(in_.planes, window_product, whole, pointer<float>(u));
   return u;
 }
 

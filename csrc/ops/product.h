@@ -53,8 +53,7 @@ class Synapses {
   Tensor window_product();
 
  private:
-  void multiply(const Tensor& u);  // multiplies counts on a GPU
-  void check_sizes() const;        // on a GPU
+  void check_sizes() const;  // on a GPU
   Tensor currents(const Tensor& planes, int64_t T) const;
   Tensor counts_product() const;
   Tensor product_of(const Tensor& images) const;  // [images, K] or [images, C, spatial...]

@@ -105,13 +105,15 @@ TEST(products_by_blocks_of_rows_or_within_one) {
   CHECK(divides(one_block[0], 64, 1024, 32768), "lists");
   CHECK(divides(one_block[1], 96 / cpu::Tiling(linear(1024, 96)).width(), 64 * 1024, 65536), "tiles");
   CHECK(calls_of_product(linear(8, 96, 256 * 7), 1)[0].pieces == 256, "seven blocks");
-  CHECK(divides(calls_of_product(linear(8, 96, 256 * 8), 1)[0], 8), "eight blocks");
+  CHECK(divides(calls_of_product(linear(1024, 96, 256 * 8), 1)[0], 8), "eight blocks");
+  const int64_t bytes_and_tiles = 256 * 2 * 96 / cpu::Tiling(linear(2, 96)).width();
+  CHECK(divides(calls_of_product(linear(2, 96, 256 * 8), 1)[0], 8, bytes_and_tiles, 65536), "eight small blocks");
 }
 
 TEST(depthwise_products_by_rows) {
   Geometry shape = image(64, 3, 1, 16, 16, 16);
   shape.batch = 1;
-  CHECK(divides(calls_of_product(shape, 9)[0], 64, 64 * 2 * 9 * 16, 1 << 20), "depthwise");
+  CHECK(divides(calls_of_product(shape, 9)[0], 64, 64 * 2 * 9, 65536), "depthwise");
 }
 
 TEST(gradients_by_rows) {

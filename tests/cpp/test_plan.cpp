@@ -49,9 +49,10 @@ TEST(k_blocks) {
     const Tiling tiling(geometry);
     int64_t channels = 0, offset = 0;
     for (int64_t q = 0; q < tiling.blocks; ++q) {
-      const int64_t block = tiling.last_channel(geometry, q) - tiling.first_channel(q);
+      const int64_t block = tiling.last_channel(q) - tiling.first_channel(q);
       CHECK(geometry.taps() * block <= kMaxInputs, "block %ld of %ld inputs", long(q), long(geometry.inputs()));
-      CHECK(tiling.block_offset(geometry, q) == offset, "block %ld of %ld inputs", long(q), long(geometry.inputs()));
+      CHECK(tiling.first_row(q) * tiling.width() == offset, "block %ld of %ld inputs", long(q),
+            long(geometry.inputs()));
       channels += block;
       offset += (geometry.taps() * block + 1) * tiling.width();
     }
@@ -119,8 +120,7 @@ TEST(units_are_larger_where_that_saves_a_digit) {
     const Tiling tiling(geometry);
     std::vector<float> units(tiling.width());
     std::vector<int32_t> tile(tiling.tile_size);
-    pack(geometry, {weights.data(), DType::kFloat32, false}, {tiling, units.data(), tile.data(), nullptr, nullptr},
-         serial_for);
+    pack({weights.data(), DType::kFloat32, false}, {tiling, units.data(), tile.data(), nullptr, nullptr}, serial_for);
     CHECK(units[0] == c.unit, "%ld inputs: %g", long(c.inputs), units[0]);
     CHECK(static_cast<float>(tile[0]) * units[0] == weights[0], "%ld inputs: %d", long(c.inputs), tile[0]);
   }
@@ -268,25 +268,27 @@ TEST(what_choose_takes) {
   test::ProductLayer made(test::linear(800, 64, 32), 8, 0.1, 1);
   made.finish();
   Layer layer = made.layer();
-  const auto taken = [&](Task task = Task::kSpikes) { return choose(layer, task, low).algorithm; };
+  const auto taken = [&](Timing timing = Timing::kStep) {
+    layer.neuron.timing = timing;
+    return choose(layer, low).algorithm;
+  };
   const bool unit = byte_products() == ByteProducts::kAmx, bytes = byte_products() != ByteProducts::kNone;
   for (const int steps : {1, 2, 4}) {
     layer.way = {Algorithm::kLists, steps};
-    CHECK(taken() == Algorithm::kLists && choose(layer, Task::kSpikes, low).steps == steps, "%d steps", steps);
+    CHECK(taken() == Algorithm::kLists && choose(layer, low).steps == steps, "%d steps", steps);
   }
   layer.way = {Algorithm::kDigits, 0};
   CHECK(taken() == (unit ? Algorithm::kDigits : Algorithm::kLists), "float weights have several digits");
-  CHECK(taken(Task::kWindow) == (bytes ? Algorithm::kDigits : Algorithm::kLists), "counts");
+  CHECK(taken(Timing::kWindow) == (bytes ? Algorithm::kDigits : Algorithm::kLists), "counts");
   layer.weights.dtype = DType::kInt8;
   CHECK(taken() == (bytes ? Algorithm::kDigits : Algorithm::kLists), "int8 weights have one");
   layer = made.layer();
-  CHECK(taken(Task::kWindow) == (bytes ? Algorithm::kDigits : Algorithm::kLists), "one product instead of eight");
   layer.geometry.batch = 8;
-  CHECK(taken() == Algorithm::kTileByTile && taken(Task::kWindow) != Algorithm::kTileByTile, "a few rows");
+  CHECK(taken() == Algorithm::kTileByTile && taken(Timing::kWindow) == Algorithm::kTileByTile, "a few rows");
   layer.prepared = made.planes.data();
   CHECK(taken() != Algorithm::kTileByTile, "prepared");
   layer.geometry = test::image(9, 3, 1, 20, 20, 20);
-  CHECK(taken() == Algorithm::kDepthwise && taken(Task::kWindow) == Algorithm::kDepthwise, "depthwise");
+  CHECK(taken() == Algorithm::kPlain && taken(Timing::kWindow) == Algorithm::kPlain, "depthwise");
   layer.geometry = test::line(8300, 8200, 0, 2, 9);
   CHECK(taken() == Algorithm::kPlain, "many taps");
 }

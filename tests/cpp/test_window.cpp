@@ -43,7 +43,7 @@ TEST(every_kind_of_byte_products) {
         const Layer of = layer.layer();
         if (!cpu::has_digits(of.geometry)) return;
         const cpu::Prepared prepared(of, Algorithm::kDigits, serial_for);
-        const cpu::Digits digits(of, prepared, true);
+        const cpu::Digits digits(of, prepared);
         const cpu::Blocks blocks(of.geometry, digits.most_rows());
         const int width = prepared.tiling().width();
         cpu::BlockInputs in;

@@ -200,13 +200,13 @@ void Run::to_currents(int64_t i, const float* y, int64_t n, float times, float* 
 void Run::currents(int64_t i) {
   Layer of = layer_of_train(i, neurons(i));
   Geometry& g = of.geometry;
-  const int64_t inputs = g.pixel(1, 0, 0, 0), steps = program_.has_window_timing(i) ? 1 : T_;
+  const int64_t inputs = g.plane_size(), steps = program_.has_window_timing(i) ? 1 : T_;
   if (steps > 1) {
     thread_local cpu::Scratch<uint8_t> memory;
     uint8_t* spikes = memory.reserve(steps * inputs);
     cpu::unpack(of.planes, static_cast<int32_t>(steps), inputs, spikes, 1, 1, call_.parallel);
     of.planes = spikes;
-    of.neuron.T = 1;
+    of.neuron.timing = Timing::kWindow;  // the count of one step
     g.batch *= steps;
   }
   auto* y = reinterpret_cast<float*>(result(i));

@@ -7,7 +7,6 @@
 #include <string>
 
 #include "../cpu/vectors.h"
-#include "depthwise.h"
 #include "digits/digits.h"
 #include "lists.h"
 #include "tiling.h"
@@ -34,18 +33,16 @@ Algorithm fixed_algorithm() {
   return fixed;
 }
 
-Way choose(const Layer& layer, Task task, const Density& density) {
+Way choose(const Layer& layer, const Density& density) {
   const Geometry& in = layer.geometry;
-  const bool steps = task == Task::kSpikes && !layer.counted();  // each step is multiplied, not the counts
-  if (is_depthwise(in)) return {Algorithm::kDepthwise, 0};
-  if (in.taps() > kMaxInputs) return {Algorithm::kPlain, 0};
+  if (in.is_depthwise() || in.taps() > kMaxInputs) return {Algorithm::kPlain, 0};
   const Algorithm wish = layer.way.algorithm == Algorithm::kFastest ? fixed_algorithm() : layer.way.algorithm;
   if (wish == Algorithm::kPlain && layer.weights.dtype != DType::kInt8) return layer.way;
 
   // Weights of one digit may take less time as bytes than by lists even for steps: for K inputs and 16 outputs VNNI has
   // 2 K products, lists have up to 4 K additions in many short runs.
   const bool unit = byte_products() == ByteProducts::kAmx;
-  const bool can_digits = has_digits(in) && (!steps || unit || layer.weights.dtype == DType::kInt8);
+  const bool can_digits = has_digits(in) && (layer.counted() || unit || layer.weights.dtype == DType::kInt8);
   const Way digits{Algorithm::kDigits, 0};
   if (can_digits && wish == Algorithm::kDigits) return digits;
 
@@ -54,11 +51,10 @@ Way choose(const Layer& layer, Task task, const Density& density) {
   const bool free = wish == Algorithm::kFastest || wish == Algorithm::kTileByTile || layer.way.steps == 0;
   const bool few = wish == Algorithm::kTileByTile || (free && in.rows() * layer.plane_count() <= kFewRows);
   Way lists{Algorithm::kLists, layer.way.steps > 0 ? layer.way.steps : cheapest_steps(in, density)};
-  if (few && layer.prepared == nullptr && task == Task::kSpikes) lists.algorithm = Algorithm::kTileByTile;
+  if (few && layer.prepared == nullptr) lists.algorithm = Algorithm::kTileByTile;
 
   if (!can_digits || wish != Algorithm::kFastest || lists.algorithm == Algorithm::kTileByTile) return lists;
-  if (task == Task::kWindow && !layer.counted()) return digits;  // one product of counts, not one of each step
-  const auto cost = steps ? steps_cost : counts_cost;
+  const auto cost = layer.counted() ? counts_cost : steps_cost;
   return cost(in, layer.prepared != nullptr, unit) < lists_cost(in, lists.steps, density) ? digits : lists;
 }
 
@@ -92,8 +88,7 @@ Density Density::measure(const uint8_t* bytes, int64_t size) {
 }
 
 Density Density::of(const Layer& layer) {
-  const Geometry& in = layer.geometry;
-  return measure(layer.planes, in.batch * in.height * in.width * in.channels * layer.plane_count());
+  return measure(layer.planes, layer.geometry.plane_size() * layer.plane_count());
 }
 
 const ListCosts& ListCosts::here() {

@@ -13,12 +13,9 @@ struct Density {
   static Density of(const Layer& layer);
 };
 
-// What is computed: the neurons' spikes, or the product of the window alone.
-enum class Task { kSpikes, kWindow };
-
 // The way that takes the least time by the cost model below, or the one that the layer or TANDEM_PATH asks for, if the
 // processor and the layer support it.
-Way choose(const Layer& layer, Task task, const Density& density);
+Way choose(const Layer& layer, const Density& density);
 
 // The algorithm that TANDEM_PATH (lists | digits) sets for all layers that may choose, else kFastest. Throws
 // std::runtime_error for any other value, and for digits if the processor has no products of bytes.

@@ -4,7 +4,6 @@
 
 #include "../cpu/level.h"
 #include "../cpu/vectors.h"
-#include "depthwise.h"
 #include "window.h"
 
 namespace tandem::cpu {
@@ -42,11 +41,6 @@ TANDEM_INLINE void take_changes_body(int32_t* changes, double* sums, int64_t n) 
 }
 TANDEM_CPU_KERNEL(take_changes, (int32_t* changes, double* sums, int64_t n), (changes, sums, n))
 
-Layer packed(Layer layer) {
-  layer.geometry = packed_geometry(layer.geometry);
-  return layer;
-}
-
 Prepared prepared_of(const Layer& layer) {
   if (layer.prepared == nullptr) return Prepared(Tiling(layer.geometry));
   return Prepared(layer, Algorithm::kLists, serial_for);
@@ -56,8 +50,7 @@ Prepared prepared_of(const Layer& layer) {
 
 MovingSums::MovingSums(const Layer& layer, int64_t image_height, int64_t image_width)
     : layer_(layer),
-      packed_(packed(layer)),
-      prepared_(prepared_of(packed_)),
+      prepared_(prepared_of(layer)),
       image_width_(static_cast<int32_t>(image_width)),
       width_(prepared_.tiling().width()),
       rows_(layer.geometry.out_height() * layer.geometry.out_width()),
@@ -86,11 +79,11 @@ int64_t MovingSums::size(int64_t outputs, int64_t groups, int64_t rows) {
 Tile MovingSums::tile(int64_t number, int64_t rows, int64_t first_row) const {
   static const std::vector<float> ones(2 * kLanes, 1.f);
   const int64_t per_group = prepared_.tiling().tiles_per_group;
-  if (packed_.prepared == nullptr) {
+  if (layer_.prepared == nullptr) {
     const int64_t first = number * width_, channels = std::min(width_, layer_.geometry.outputs - first);
     return {rows, first_row, 1, prepared_.tiling().registers, false, nullptr, ones.data(), first, channels};
   }
-  return prepared_.tile(packed_, number / per_group, number % per_group, 0, rows, first_row);
+  return prepared_.tile(layer_, number / per_group, number % per_group, 0, rows, first_row);
 }
 
 template <class F>
@@ -122,7 +115,7 @@ TANDEM_INLINE int64_t MovingSums::add_as(const Moves& moves, int32_t* changes, u
     const int32_t q = block >= each ? 0 : within / block, step = std::min(block, each - q * block);
     const int32_t first = pixel * channels + group * each + q * block;
     while (end < moves.end() && neuron_of(*end) < first + step) ++end;
-    const E* rows = weights + group * tiles * tile_size + tiling.block_offset(g, q);
+    const E* rows = weights + group * tiles * tile_size + tiling.first_row(q) * width_;
     int32_t* to = changes + group * tiles * change_size;
     for_rows(pixel, [&](int32_t tap, int32_t row) TANDEM_INLINE_LAMBDA {
       reached[row] |= 1;
@@ -139,7 +132,7 @@ TANDEM_INLINE int64_t MovingSums::add_as(const Moves& moves, int32_t* changes, u
 int64_t MovingSums::add_by_channel(const Moves& moves, int32_t* changes, uint8_t* reached) const {
   const auto channels = static_cast<int32_t>(layer_.geometry.channels);
   const int64_t each = layer_.geometry.outputs / channels;
-  const bool ones = packed_.prepared == nullptr;
+  const bool ones = layer_.prepared == nullptr;
   int64_t synapses = 0;
   for (const int32_t move : moves) {
     const int32_t pixel = neuron_of(move) / channels, sign = sign_of(move);
@@ -159,7 +152,7 @@ int64_t MovingSums::add_by_channel(const Moves& moves, int32_t* changes, uint8_t
 }
 
 int64_t MovingSums::add(const Moves& moves, int32_t* changes, uint8_t* reached) const {
-  if (is_depthwise(layer_.geometry) || packed_.prepared == nullptr) return add_by_channel(moves, changes, reached);
+  if (layer_.geometry.is_depthwise() || layer_.prepared == nullptr) return add_by_channel(moves, changes, reached);
   int64_t synapses = 0;
   at_level([&](auto lanes) TANDEM_INLINE_LAMBDA {
     constexpr int L = decltype(lanes)::value, S = kLanes / L;
@@ -177,7 +170,7 @@ int64_t MovingSums::add(const Moves& moves, int32_t* changes, uint8_t* reached) 
 
 void MovingSums::fire(int32_t* changes, double* sums, int64_t first_row, int64_t rows,
                       const Neuron<float>& neuron) const {
-  const int64_t tiles = packed_.geometry.groups * prepared_.tiling().tiles_per_group;
+  const int64_t tiles = prepared_.tiling().tiles();
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t begin = (i * rows_ + first_row) * width_;
     take_changes(changes + begin, sums + begin, rows * width_);

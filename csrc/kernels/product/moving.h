@@ -82,7 +82,7 @@ class MovingSums {
   template <int L, int S, class E>
   int64_t add_as(const Moves& moves, int32_t* changes, uint8_t* reached) const;
 
-  Layer layer_, packed_;
+  Layer layer_;
   Prepared prepared_;
   int32_t image_width_;
   int64_t width_, rows_;  // of a tile

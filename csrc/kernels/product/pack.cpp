@@ -6,7 +6,6 @@
 #include <optional>
 
 #include "../cpu/scratch.h"
-#include "digits/digits.h"
 #include "units.h"
 
 namespace tandem::cpu {
@@ -14,7 +13,6 @@ namespace tandem::cpu {
 namespace {
 
 struct PackJob {
-  const Geometry& geometry;
   const Weights& weights;
   const Tiling& tiling;
   const int64_t* position;
@@ -55,7 +53,7 @@ TANDEM_INLINE void transpose(Int<float, L> (&m)[L]) {
 template <int L, class E>
 TANDEM_INLINE void pack_rows(const PackJob& job, const E* const (&row)[L], const float (&factor)[L], int64_t ahead,
                              int32_t* out) {
-  const int64_t inputs = job.geometry.inputs();
+  const int64_t inputs = job.tiling.inputs();
   const int width = job.tiling.width();
   int64_t j = 0;
   for (; j + L <= inputs; j += L) {
@@ -80,27 +78,26 @@ TANDEM_INLINE void pack_rows(const PackJob& job, const E* const (&row)[L], const
 template <int L, class E>
 TANDEM_INLINE void pack_typed(const PackJob& job, int64_t tile, int32_t* out, float* unit) {
   thread_local Scratch<float> active_memory;
-  const Geometry& geometry = job.geometry;
   const Tiling& tiling = job.tiling;
-  const int64_t row_size = job.active != nullptr ? job.active->inputs : geometry.inputs();
+  const int64_t row_size = job.active != nullptr ? job.active->inputs : tiling.inputs();
   const int width = tiling.width();
   int scale = 0;
   const int64_t group = tile / tiling.tiles_per_group;
   const int64_t first = tile % tiling.tiles_per_group * width;
   for (int64_t q = 0; q < tiling.blocks; ++q) {
-    const int64_t rows = geometry.taps() * (tiling.last_channel(geometry, q) - tiling.first_channel(q));
-    std::memset(out + tiling.block_offset(geometry, q) + rows * width, 0, width * sizeof(int32_t));
+    const int64_t rows = tiling.taps * (tiling.last_channel(q) - tiling.first_channel(q));
+    std::memset(out + (tiling.first_row(q) + rows) * width, 0, width * sizeof(int32_t));
   }
   for (int lane = 0; lane < width; lane += L) {
     const E* row[L];
     const float* active_row[L];
     float factor[L];
     bool finite[L];
-    const int64_t active_size = geometry.inputs() + 16;
+    const int64_t active_size = tiling.inputs() + 16;
     float* to = job.active != nullptr ? active_memory.reserve(L * active_size) : nullptr;
     for (int i = 0; i < L; ++i) {
-      const bool exists = first + lane + i < geometry.group_outputs();
-      const int64_t output = group * geometry.group_outputs() + (exists ? first + lane + i : 0);
+      const bool exists = first + lane + i < tiling.outputs;
+      const int64_t output = group * tiling.outputs + (exists ? first + lane + i : 0);
       row[i] = static_cast<const E*>(job.weights.data) + output * row_size;
       active_row[i] = to + i * active_size;
       std::optional<Magnitudes> seen;
@@ -118,7 +115,7 @@ TANDEM_INLINE void pack_typed(const PackJob& job, int64_t tile, int32_t* out, fl
       pack_rows<L>(job, row, factor, L * row_size, out + lane);
     }
     for (int i = 0; i < L; ++i) {
-      const int64_t inputs = finite[i] ? 0 : geometry.inputs();
+      const int64_t inputs = finite[i] ? 0 : tiling.inputs();
       for (int64_t j = 0; j < inputs; ++j) out[job.position[j] * width + lane + i] = 0;
     }
   }
@@ -143,46 +140,34 @@ TANDEM_INLINE void pack_tile_body(const PackJob& job, int64_t tile, int32_t* out
 TANDEM_CPU_LANES_KERNEL(pack_tile, (const PackJob& job, int64_t tile, int32_t* out, float* unit),
                         (job, tile, out, unit))
 
-// Fills position[j], the tile's row for weight j of an output. The rows of a tile are in the order K-block, tap,
-// channel.
-void fill_positions(const Geometry& geometry, bool channels_last, const Tiling& tiling, int64_t* position) {
-  const int64_t taps = geometry.taps(), channels = geometry.group_channels();
-  for (int64_t c = 0; c < channels; ++c) {
-    const int64_t q = c / tiling.block_channels;
-    const int64_t block = tiling.last_channel(geometry, q) - tiling.first_channel(q);
-    const int64_t row = q * (taps * tiling.block_channels + 1) + c - tiling.first_channel(q);
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      position[channels_last ? tap * channels + c : c * taps + tap] = row + tap * block;
+}  // namespace
+
+TilePacker::TilePacker(const Weights& weights, const Tiling& tiling, const ActiveInputs* active)
+    : weights_(weights), tiling_(tiling), active_(active), positions_(tiling.inputs()) {
+  for (int64_t c = 0; c < tiling.channels; ++c) {
+    for (int64_t tap = 0; tap < tiling.taps; ++tap) {
+      positions_[weights.channels_last ? tap * tiling.channels + c : c * tiling.taps + tap] = tiling.row(tap, c);
     }
   }
 }
 
-}  // namespace
-
-TilePacker::TilePacker(const Geometry& of, const Weights& values, const Tiling& cut, const ActiveInputs* active)
-    : geometry_(of), weights_(values), tiling_(cut), active_(active), positions_(of.inputs()) {
-  fill_positions(of, values.channels_last, cut, positions_.data());
-}
-
 void TilePacker::operator()(int64_t i, int32_t* tile, float* unit) const {
-  pack_tile({geometry_, weights_, tiling_, positions_.data(), active_}, i, tile, unit);
+  pack_tile({weights_, tiling_, positions_.data(), active_}, i, tile, unit);
 }
 
-void pack(const Geometry& geometry, const Weights& weights, const Packed& to, ParallelFor parallel) {
+void pack(const Weights& weights, const Packed& to, ParallelFor parallel) {
   const Tiling& tiling = to.tiling;
-  const TilePacker pack_one(geometry, weights, tiling);
-  std::optional<DigitPacker> digits;
-  if (to.digits != nullptr) digits.emplace(geometry, tiling, weights.dtype, to.digits);
+  const TilePacker pack_one(weights, tiling);
   constexpr int64_t kGrain = 1 << 16;  // weights worth a thread
   const int64_t grain = 1 + kGrain / (tiling.tile_size + 1);
-  parallel_ranges(parallel, geometry.groups * tiling.tiles_per_group, grain, [&](int64_t begin, int64_t end) {
+  parallel_ranges(parallel, tiling.tiles(), grain, [&](int64_t begin, int64_t end) {
     thread_local Scratch<int32_t> tile_memory;
     int32_t* passing = to.words == nullptr ? tile_memory.reserve(tiling.tile_size) : nullptr;
     for (int64_t i = begin; i < end; ++i) {
       int32_t* tile = to.words == nullptr ? passing : to.words + i * tiling.tile_size;
       pack_one(i, tile, to.units + i * tiling.width());
       if (to.bytes != nullptr) std::copy_n(tile, tiling.tile_size, to.bytes + i * tiling.tile_size);
-      if (digits) digits->pack(i, tile);
+      if (to.digits != nullptr) to.digits->pack(i, tile);
     }
   });
 }

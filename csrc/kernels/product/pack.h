@@ -5,21 +5,20 @@
 #include <vector>
 
 #include "active.h"
+#include "digits/digits.h"
 #include "tiling.h"
 
 namespace tandem::cpu {
 
-// Packs tiles of words (int32) one by one. Geometry, weights, tiling and active inputs must outlive the packer. If
-// `active` is given, geometry and tiling are those of the active inputs.
+// Packs tiles of words (int32) one by one. Weights, tiling and active inputs must outlive the packer. If `active` is
+// given, the tiling is that of the active inputs.
 class TilePacker {
  public:
-  TilePacker(const Geometry& geometry, const Weights& weights, const Tiling& tiling,
-             const ActiveInputs* active = nullptr);
+  TilePacker(const Weights& weights, const Tiling& tiling, const ActiveInputs* active = nullptr);
   // Packs tile i. tile: [tile_size], unit: [16 R].
   void operator()(int64_t i, int32_t* tile, float* unit) const;
 
  private:
-  const Geometry& geometry_;
   const Weights& weights_;
   const Tiling& tiling_;
   const ActiveInputs* active_;
@@ -29,12 +28,12 @@ class TilePacker {
 // The memory for all tiles in each encoding; all but the units may be null.
 struct Packed {
   const Tiling& tiling;
-  float* units;     // [tiles, 16 R], the value of a sum of 1
-  int32_t* words;   // [tiles, tile_size]
-  int8_t* bytes;    // [tiles, tile_size], if every weight fits
-  int32_t* digits;  // DigitPacker
+  float* units;    // [tiles, 16 R], the value of a sum of 1
+  int32_t* words;  // [tiles, tile_size]
+  int8_t* bytes;   // [tiles, tile_size], if every weight fits
+  const DigitPacker* digits;
 };
 
-void pack(const Geometry& geometry, const Weights& weights, const Packed& to, ParallelFor parallel);
+void pack(const Weights& weights, const Packed& to, ParallelFor parallel);
 
 }  // namespace tandem::cpu

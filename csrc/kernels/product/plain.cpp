@@ -1,46 +1,114 @@
 #include "plain.h"
 
-#include <algorithm>
-
-#include "../cpu/capability.h"
+#include "fire.h"
 
 namespace tandem::cpu {
 
 namespace {
 
-// Adds the weights of an input to the steps at which it spikes.
-TANDEM_INLINE void add_input_body(const int32_t* weights, int width, int byte, int32_t* sums) {
-  for (int t = 0; t < 8; ++t) {
-    if ((byte >> t & 1) == 0) continue;
-    for (int i = 0; i < width; ++i) sums[t * width + i] += weights[i];
+// Where the outputs of a tile find their bytes in a pixel.
+struct Reader {
+  bool depthwise;  // output n reads channel n / group_outputs
+  int64_t group_outputs, outputs;
+
+  explicit Reader(const Geometry& geometry)
+      : depthwise(geometry.is_depthwise()), group_outputs(geometry.group_outputs()), outputs(geometry.outputs) {}
+
+  // The bytes of L outputs; all outputs of a group read the same.
+  template <int L>
+  TANDEM_INLINE Bytes<L> bytes(const uint8_t* input, int64_t output) const {
+    if (!depthwise) return Bytes<L>{} + *input;
+    if (group_outputs == 1 && output + L <= outputs) return load<Bytes<L>>(input + output);
+    uint8_t bytes[L] = {};
+    for (int i = 0; i < L && output + i < outputs; ++i) bytes[i] = input[(output + i) / group_outputs];
+    return load<Bytes<L>>(bytes);
+  }
+};
+
+// Calls f(weights, input) for every input of a tile's group that is inside of the image: its weights, and the byte in
+// plane p, of a depthwise layer that of the first channel.
+template <int R, class F>
+TANDEM_INLINE void for_inputs(const Layer& layer, const Tiling& tiling, const Tile& tile, int64_t row, int p,
+                              const F& f) {
+  const Geometry& geometry = layer.geometry;
+  const auto* weights = static_cast<const int32_t*>(tile.weights);
+  const int64_t out_width = geometry.out_width(), lines = row / out_width;
+  const int64_t x = row % out_width, y = lines % geometry.out_height(), b = lines / geometry.out_height();
+  const int64_t channel = geometry.is_depthwise() ? 0 : tile.channel / tiling.outputs * tiling.channels;
+  for (int64_t tap = 0; tap < tiling.taps; ++tap) {
+    const int64_t iy = geometry.input(0, y, tap / geometry.kernel[1]);
+    const int64_t ix = geometry.input(1, x, tap % geometry.kernel[1]);
+    if (!geometry.has_input(0, iy) || !geometry.has_input(1, ix)) continue;
+    const uint8_t* pixel = layer.planes + geometry.pixel(p, b, iy, ix) + channel;
+    if (tiling.channels == 1) {
+      f(weights + tap * 16 * R, pixel);
+      continue;
+    }
+    for (int64_t c = 0; c < tiling.channels; ++c) f(weights + tiling.row(tap, c) * 16 * R, pixel + c);
   }
 }
-TANDEM_CPU_KERNEL(add_input, (const int32_t* weights, int width, int byte, int32_t* sums), (weights, width, byte, sums))
+
+// The sums of the eight steps of plane p, for a row and the outputs of a tile.
+template <int L, int R>
+TANDEM_INLINE void step_sums(const Layer& layer, const Tiling& tiling, const Tile& tile, int64_t row, int p,
+                             WideSums<L, R> (&sums)[8]) {
+#pragma GCC unroll 8
+  for (int t = 0; t < 8; ++t) sums[t] = WideSums<L, R>{};
+  const Reader reader(layer.geometry);
+  for_inputs<R>(layer, tiling, tile, row, p, [&](const int32_t* weights, const uint8_t* input) TANDEM_INLINE_LAMBDA {
+#pragma GCC unroll 8
+    for (int s = 0; s < R * kLanes / L; ++s) {
+      const auto bytes = reader.bytes<L>(input, tile.channel + s * L);
+      const auto spikes = convert<int32_t, uint8_t, L>(bytes), weight = load<Int<float, L>>(weights + s * L);
+#pragma GCC unroll 8
+      for (int t = 0; t < 8; ++t) sums[t].part[s] += weight & (spikes << (31 - t) >> 31);
+    }
+  });
+}
+
+template <int L, int R>
+TANDEM_INLINE void fire_steps(const Layer& layer, const Tiling& tiling, const Tile& tile, uint8_t* open) {
+  using S = WideSums<L, R>;
+  run_neurons<L, R, false, S>(tile, layer.neuron, open, [&](int64_t row, int p, S(&sums)[8]) TANDEM_INLINE_LAMBDA {
+    step_sums<L, R>(layer, tiling, tile, tile.first_row + row, p, sums);
+  });
+}
+
+template <int L, int R>
+TANDEM_INLINE void sum_counts(const Layer& layer, const Tiling& tiling, const Tile& tile, double* out) {
+  constexpr int H = L / 2, S = R * kLanes / H;
+  typedef Vec<double, H> Wide;
+  const Reader reader(layer.geometry);
+  for (int64_t row = 0; row < tile.rows; ++row, out += 16 * R) {
+    Wide sum[S] = {};
+    for_inputs<R>(layer, tiling, tile, tile.first_row + row, 0,
+                  [&](const int32_t* weights, const uint8_t* input) TANDEM_INLINE_LAMBDA {
+#pragma GCC unroll 16
+                    for (int s = 0; s < S; ++s) {
+                      const auto bytes = reader.bytes<H>(input, tile.channel + s * H);
+                      const auto counts = convert<int32_t, uint8_t, H>(bytes);
+                      const auto weight = load<Int<float, H>>(weights + s * H);
+                      sum[s] += __builtin_convertvector(counts, Wide) * __builtin_convertvector(weight, Wide);
+                    }
+                  });
+    std::memcpy(out, sum, sizeof(sum));
+  }
+}
+
+template <int L>
+TANDEM_INLINE void fire_plain_body(const Layer& layer, const Tiling& tiling, const Tile& tile, uint8_t* open) {
+  tile.registers == 1 ? fire_steps<L, 1>(layer, tiling, tile, open) : fire_steps<L, 2>(layer, tiling, tile, open);
+}
+template <int L>
+TANDEM_INLINE void sum_plain_body(const Layer& layer, const Tiling& tiling, const Tile& tile, double* windows) {
+  tile.registers == 1 ? sum_counts<L, 1>(layer, tiling, tile, windows) : sum_counts<L, 2>(layer, tiling, tile, windows);
+}
 
 }  // namespace
 
-void sum_plain(const Layer& layer, const Tiling& tiling, const Tile& tile, int64_t group, int32_t* sums) {
-  const Geometry& g = layer.geometry;
-  const int width = tile.width();
-  const auto* weights = static_cast<const int32_t*>(tile.weights);
-  std::fill_n(sums, tile.rows * tile.planes * 8 * width, 0);
-  for (int64_t row = tile.first_row; row < tile.first_row + tile.rows; ++row) {
-    const int64_t x = row % g.out_width(), lines = row / g.out_width();
-    const int64_t y = lines % g.out_height(), b = lines / g.out_height();
-    for (int p = 0; p < tile.planes; ++p, sums += 8 * width) {
-      for (int64_t tap = 0; tap < g.taps(); ++tap) {
-        const int64_t iy = g.input(0, y, tap / g.kernel[1]), ix = g.input(1, x, tap % g.kernel[1]);
-        if (!g.has_input(0, iy) || !g.has_input(1, ix)) continue;
-        const uint8_t* pixel = layer.planes + g.pixel(p, b, iy, ix);
-        for (int64_t c = 0; c < g.group_channels(); ++c) {
-          const int byte = pixel[group * g.group_channels() + c];
-          const int64_t q = c / tiling.block_channels, first = tiling.first_channel(q);
-          const int64_t in_block = tap * (tiling.last_channel(g, q) - first) + c - first;
-          if (byte != 0) add_input(weights + tiling.block_offset(g, q) + in_block * width, width, byte, sums);
-        }
-      }
-    }
-  }
-}
+TANDEM_CPU_LANES_KERNEL(fire_plain, (const Layer& layer, const Tiling& tiling, const Tile& tile, uint8_t* open),
+                        (layer, tiling, tile, open))
+TANDEM_CPU_LANES_KERNEL(sum_plain, (const Layer& layer, const Tiling& tiling, const Tile& tile, double* windows),
+                        (layer, tiling, tile, windows))
 
 }  // namespace tandem::cpu

@@ -1,9 +1,9 @@
 #include "prepared.h"
 
 #include <algorithm>
+#include <optional>
 
 #include "../cpu/scratch.h"
-#include "depthwise.h"
 #include "pack.h"
 
 namespace tandem::cpu {
@@ -35,7 +35,7 @@ int64_t count_byte_blocks(const Geometry& geometry, const Weights& weights) {
   const auto fits = [&](const Tiling& tiling) {
     for (int64_t i = 0; i < geometry.outputs * tiling.blocks; ++i) {
       const int64_t q = i % tiling.blocks, first = tiling.first_channel(q);
-      const int64_t size = tiling.last_channel(geometry, q) - first;
+      const int64_t size = tiling.last_channel(q) - first;
       const int8_t* row = data + i / tiling.blocks * inputs;
       if (weights.channels_last ? !fits_int16(row + first, taps, size, channels)
                                 : !fits_int16(row + first * taps, 1, size * taps, 0)) {
@@ -65,7 +65,7 @@ struct Parts {
   int64_t units, tiles, digits, size;
 
   Parts(const Geometry& geometry, const Tiling& tiling, DType dtype, const Encodings& has) {
-    const int64_t count = geometry.groups * tiling.tiles_per_group;
+    const int64_t count = tiling.tiles();
     const auto lines = [](int64_t n) { return (n + kLine - 1) / kLine * kLine; };
     units = kLine;
     tiles = units + lines(count * tiling.width() * static_cast<int64_t>(sizeof(float)));
@@ -84,27 +84,30 @@ void write(const Geometry& geometry, const Weights& weights, const Encodings& wa
   Packed to{tiling, reinterpret_cast<float*>(memory + at.units), nullptr, nullptr, nullptr};
   if (wanted.tiles && bytes) to.bytes = static_cast<int8_t*>(tiles);
   if (wanted.tiles && !bytes) to.words = static_cast<int32_t*>(tiles);
-  if (wanted.digits) to.digits = reinterpret_cast<int32_t*>(memory + at.digits);
-  pack(geometry, weights, to, parallel);
+  std::optional<DigitPacker> digits;
+  if (wanted.digits) {
+    to.digits = &digits.emplace(geometry, tiling, weights.dtype, reinterpret_cast<int32_t*>(memory + at.digits));
+  }
+  pack(weights, to, parallel);
 }
 
 }  // namespace
 
 int64_t prepared_size(const Geometry& geometry, const Weights& weights) {
-  const Geometry packed = packed_geometry(geometry);
-  const Encodings wanted = all(packed, weights);
-  return Parts(packed, Tiling(packed, wanted.byte_blocks), weights.dtype, wanted).size;
+  const Encodings wanted = all(geometry, weights);
+  return Parts(geometry, Tiling(geometry, wanted.byte_blocks), weights.dtype, wanted).size;
 }
 
 void prepare(const Geometry& geometry, const Weights& weights, void* memory, ParallelFor parallel) {
-  const Geometry packed = packed_geometry(geometry);
-  write(packed, weights, all(packed, weights), static_cast<char*>(memory), parallel);
+  write(geometry, weights, all(geometry, weights), static_cast<char*>(memory), parallel);
 }
 
 Prepared::Prepared(const Layer& layer, Algorithm algorithm, ParallelFor parallel)
-    : byte_blocks_(layer.prepared != nullptr ? *static_cast<const int64_t*>(layer.prepared)
-                                             : count_byte_blocks(layer.geometry, layer.weights)),
+    : byte_blocks_(layer.prepared != nullptr             ? *static_cast<const int64_t*>(layer.prepared)
+                   : algorithm == Algorithm::kTileByTile ? 0
+                                                         : count_byte_blocks(layer.geometry, layer.weights)),
       tiling_(layer.geometry, byte_blocks_) {
+  if (algorithm == Algorithm::kTileByTile) return;
   thread_local Scratch<char> memory;
   thread_local DigitWeights digit_weights;
   const Geometry& geometry = layer.geometry;
@@ -128,9 +131,8 @@ Prepared::Prepared(const Layer& layer, Algorithm algorithm, ParallelFor parallel
 }
 
 Tile Prepared::tile(const Layer& layer, int64_t group, int64_t i, int64_t q, int64_t rows, int64_t first_row) const {
-  const Geometry& geometry = layer.geometry;
   const int64_t number = group * tiling_.tiles_per_group + i - first_, first = i * tiling_.width();
-  const int64_t offset = number * tiling_.tile_size + tiling_.block_offset(geometry, q);
+  const int64_t offset = number * tiling_.tile_size + tiling_.first_row(q) * tiling_.width();
   return {rows,
           first_row,
           layer.plane_count(),
@@ -138,8 +140,8 @@ Tile Prepared::tile(const Layer& layer, int64_t group, int64_t i, int64_t q, int
           bytes(),
           static_cast<const char*>(tiles_) + offset * (bytes() ? 1 : 4),
           units_ + number * tiling_.width(),
-          group * geometry.group_outputs() + first,
-          std::min<int64_t>(tiling_.width(), geometry.group_outputs() - first)};
+          group * tiling_.outputs + first,
+          std::min<int64_t>(tiling_.width(), tiling_.outputs - first)};
 }
 
 void Prepared::fetch(int64_t group, int64_t i) const {
@@ -149,9 +151,9 @@ void Prepared::fetch(int64_t group, int64_t i) const {
   for (int64_t at = 0; at < size; at += kLine) __builtin_prefetch(tile + at, 0, 2);
 }
 
-uint8_t* reserve_open(const Layer& layer) {
+uint8_t* reserve_open(const Layer& layer, const Tiling& tiling) {
   thread_local Scratch<uint8_t> memory;
-  const bool needed = layer.neuron.mask != nullptr && layer.geometry.group_outputs() % 8 != 0;
+  const bool needed = layer.neuron.mask != nullptr && tiling.outputs % 8 != 0;
   return needed ? memory.reserve(layer.neuron.neurons) : nullptr;
 }
 

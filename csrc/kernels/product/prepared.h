@@ -11,7 +11,7 @@ namespace tandem::cpu {
 // thread until its next layer.
 class Prepared {
  public:
-  // Uses layer.prepared, or prepares the weights as the algorithm multiplies them.
+  // Uses layer.prepared, or prepares the weights as the algorithm multiplies them: tile by tile not yet.
   Prepared(const Layer& layer, Algorithm algorithm, ParallelFor parallel);
 
   // A single tile packed by the caller, or no tile: then only the tiling is used.
@@ -42,7 +42,7 @@ class Prepared {
 };
 
 // Memory of this thread with a byte per neuron, if the gates of a group do not fill whole bytes of the mask; else null.
-uint8_t* reserve_open(const Layer& layer);
+uint8_t* reserve_open(const Layer& layer, const Tiling& tiling);
 // Packs these bytes into the mask, unless null.
 void write_mask(const Layer& layer, const uint8_t* open, ParallelFor parallel);
 

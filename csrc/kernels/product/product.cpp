@@ -6,27 +6,21 @@
 
 namespace tandem::cpu {
 
-void Product::sum_window(const Place& at, const BlockInputs& inputs, double* windows) const {
-  thread_local Scratch<int32_t> memory;
-  const int width = prepared_.tiling().width();
-  int32_t* sums = memory.reserve(at.block.rows * layer_.plane_count() * 8 * width);
-  sum(at, inputs, sums);
-  if (layer_.counted()) return add_bits(sums, at.block.rows, width, windows);
-  add_steps(sums, layer_.neuron.T, at.block.rows, width, windows);
+void Product::fire(const Place& at, const BlockInputs& inputs, uint8_t* open) const {
+  if (layer_.counted()) return fire_sums(tile(at), windows(at, inputs), layer_.neuron, open);
+  fire_steps(at, inputs, open);
 }
 
-void Product::fire(const Place& at, const BlockInputs& inputs, uint8_t* open) const {
-  const int64_t size = at.block.rows * prepared_.tiling().width();
-  if (layer_.counted()) {
-    thread_local Scratch<double> memory;
-    double* windows = memory.reserve(size);
-    sum_window(at, inputs, windows);
-    return fire_sums(tile(at), windows, layer_.neuron, open);
-  }
+const double* Product::windows(const Place& at, const BlockInputs& inputs) const {
+  thread_local Scratch<double> memory;
+  double* windows = memory.reserve(at.block.rows * tiling().width());
+  sum_counts(at, inputs, windows);
+  return windows;
+}
+
+int32_t* Product::step_sums(const Place& at) const {
   thread_local Scratch<int32_t> memory;
-  int32_t* sums = memory.reserve(size * layer_.plane_count() * 8);
-  sum(at, inputs, sums);
-  fire_sums(tile(at), sums, layer_.neuron, open);
+  return memory.reserve(at.block.rows * layer_.plane_count() * 8 * tiling().width());
 }
 
 // --- lists -----------------------------------------------------------------------------------------------------------
@@ -46,9 +40,8 @@ TANDEM_CPU_KERNEL(or_bytes, (const uint8_t* bytes, int64_t size, uint64_t* all),
 
 // Whether no count exceeds 15.
 bool are_nibbles(const Layer& layer) {
-  const Geometry& in = layer.geometry;
   uint64_t all = 0;
-  or_bytes(layer.planes, in.batch * in.height * in.width * in.channels, &all);
+  or_bytes(layer.planes, layer.geometry.plane_size(), &all);
   return (all & 0xf0f0f0f0f0f0f0f0ull) == 0;
 }
 
@@ -59,28 +52,33 @@ Lists::Lists(const Layer& layer, const Prepared& weights, int steps)
   if (steps_ == 4 && layer.counted() && are_nibbles(layer)) bits_ = 4;
 }
 
-int64_t Lists::most_rows() const { return listed_rows(layer_.geometry, prepared_.tiling(), layer_.plane_count()); }
+int64_t Lists::most_rows() const { return listed_rows(layer_.geometry, tiling(), layer_.plane_count()); }
 
 void Lists::load(int64_t group, const Block& block, BlockInputs& inputs, ParallelFor parallel) const {
-  const Tiling& tiling = prepared_.tiling();
-  const int64_t channel = group * layer_.geometry.group_channels();
-  if (static_cast<int64_t>(inputs.lists.size()) < tiling.blocks) inputs.lists.resize(tiling.blocks);
-  for (int64_t q = 0; q < tiling.blocks; ++q) {
-    build_lists(layer_, steps_, bits_, channel + tiling.first_channel(q),
-                channel + tiling.last_channel(layer_.geometry, q), block, inputs.lists[q], parallel);
+  const int64_t channel = group * tiling().channels;
+  if (static_cast<int64_t>(inputs.lists.size()) < tiling().blocks) inputs.lists.resize(tiling().blocks);
+  for (int64_t q = 0; q < tiling().blocks; ++q) {
+    build_lists(layer_, steps_, bits_, channel + tiling().first_channel(q), channel + tiling().last_channel(q), block,
+                inputs.lists[q], parallel);
   }
 }
 
-void Lists::sum(const Place& at, const BlockInputs& inputs, int32_t* sums) const {
+const int32_t* Lists::sum(const Place& at, const BlockInputs& inputs) const {
   const auto sum_block = prepared_.bytes() ? sum_byte_lists : sum_lists;
-  for (int64_t q = 0; q < prepared_.tiling().blocks; ++q) sum_block(tile(at, q), inputs.lists[q], sums, q == 0);
+  int32_t* sums = step_sums(at);
+  for (int64_t q = 0; q < tiling().blocks; ++q) sum_block(tile(at, q), inputs.lists[q], sums, q == 0);
+  return sums;
 }
 
 // Whole tiles with one K-block fire in registers.
-void Lists::fire(const Place& at, const BlockInputs& inputs, uint8_t* open) const {
+void Lists::fire_steps(const Place& at, const BlockInputs& inputs, uint8_t* open) const {
   const Tile whole = tile(at);
-  if (layer_.counted() || prepared_.tiling().blocks > 1 || !whole.is_whole()) return Product::fire(at, inputs, open);
+  if (tiling().blocks > 1 || !whole.is_whole()) return fire_sums(whole, sum(at, inputs), layer_.neuron, open);
   (prepared_.bytes() ? fire_byte_lists : fire_lists)(whole, inputs.lists[0], layer_.neuron, open);
+}
+
+void Lists::sum_counts(const Place& at, const BlockInputs& inputs, double* windows) const {
+  add_bits(sum(at, inputs), at.block.rows, tiling().width(), windows);
 }
 
 // Lists read weights in an order that the processor does not foresee. Fewer rows leave much of a tile unread, and with
@@ -93,28 +91,32 @@ void Lists::fetch(int64_t group, int64_t i, int64_t rows) const {
 
 // --- digits ----------------------------------------------------------------------------------------------------------
 
-int64_t Digits::most_rows() const { return expanded_rows(layer_.geometry, counts_ ? 1 : 8 * layer_.plane_count()); }
+int64_t Digits::most_rows() const {
+  return expanded_rows(layer_.geometry, layer_.counted() ? 1 : 8 * layer_.plane_count());
+}
 
 void Digits::load(int64_t group, const Block& block, BlockInputs& inputs, ParallelFor) const {
-  const int64_t channel = group * layer_.geometry.group_channels();
-  counts_ ? inputs.expanded.count_spikes(layer_, channel, block) : inputs.expanded.expand(layer_, channel, block);
+  inputs.expanded.load(layer_, group * tiling().channels, block);
 }
 
-void Digits::sum(const Place& at, const BlockInputs& inputs, int32_t* sums) const {
-  multiply_steps(inputs.expanded, layer_.neuron.T, prepared_.columns(at.group, at.tile), prepared_.tiling().registers,
-                 sums);
+void Digits::fire_steps(const Place& at, const BlockInputs& inputs, uint8_t* open) const {
+  int32_t* sums = step_sums(at);
+  multiply_steps(inputs.expanded, layer_.neuron.T, prepared_.columns(at.group, at.tile), tiling().registers, sums);
+  fire_sums(tile(at), sums, layer_.neuron, open);
 }
 
-void Digits::sum_window(const Place& at, const BlockInputs& inputs, double* windows) const {
-  multiply_counts(inputs.expanded, prepared_.columns(at.group, at.tile), prepared_.tiling().registers, windows);
+void Digits::sum_counts(const Place& at, const BlockInputs& inputs, double* windows) const {
+  multiply_counts(inputs.expanded, prepared_.columns(at.group, at.tile), tiling().registers, windows);
 }
 
 // --- plain -----------------------------------------------------------------------------------------------------------
 
-int64_t Plain::most_rows() const { return listed_rows(layer_.geometry, prepared_.tiling(), layer_.plane_count()); }
+void Plain::fire_steps(const Place& at, const BlockInputs&, uint8_t* open) const {
+  fire_plain(layer_, tiling(), tile(at), open);
+}
 
-void Plain::sum(const Place& at, const BlockInputs&, int32_t* sums) const {
-  sum_plain(layer_, prepared_.tiling(), tile(at), at.group, sums);
+void Plain::sum_counts(const Place& at, const BlockInputs&, double* windows) const {
+  sum_plain(layer_, tiling(), tile(at), windows);
 }
 
 }  // namespace tandem::cpu

@@ -28,25 +28,29 @@ class Product {
   virtual ~Product() = default;
 
   const Layer& layer() const { return layer_; }
-  const Prepared& prepared() const { return prepared_; }
+  const Tiling& tiling() const { return prepared_.tiling(); }
   Tile tile(const Place& at, int64_t k_block = 0) const {
     return prepared_.tile(layer_, at.group, at.tile, k_block, at.block.rows, at.block.first_row);
   }
+
+  // Fires the neurons of the tile. `open`, null or a byte per neuron, replaces the mask.
+  void fire(const Place& at, const BlockInputs& inputs, uint8_t* open) const;
+  // The products of counts, [rows, 16 R], exact integers, in memory of this thread.
+  const double* windows(const Place& at, const BlockInputs& inputs) const;
 
   // The most rows of a block.
   virtual int64_t most_rows() const = 0;
   // Loads the inputs of a group for a block of rows.
   virtual void load(int64_t group, const Block& block, BlockInputs& inputs, ParallelFor parallel) const = 0;
-  // Writes the sums of each step, [rows, planes, 8, 16 R]; for counts those of their bits.
-  virtual void sum(const Place& at, const BlockInputs& inputs, int32_t* sums) const = 0;
-  // Writes the sums over the window, [rows, 16 R], exact integers.
-  virtual void sum_window(const Place& at, const BlockInputs& inputs, double* windows) const;
-  // Fires the neurons of the tile. `open`, null or a byte per neuron, replaces the mask.
-  virtual void fire(const Place& at, const BlockInputs& inputs, uint8_t* open) const;
   // Fetches the weights of tile i of a group, if it pays.
   virtual void fetch(int64_t /*group*/, int64_t /*i*/, int64_t /*rows*/) const {}
 
  protected:
+  virtual void fire_steps(const Place& at, const BlockInputs& inputs, uint8_t* open) const = 0;
+  virtual void sum_counts(const Place& at, const BlockInputs& inputs, double* windows) const = 0;
+  // Memory of this thread for the sums of each step, [rows, planes, 8, 16 R].
+  int32_t* step_sums(const Place& at) const;
+
   const Layer& layer_;
   const Prepared& prepared_;
 };
@@ -61,27 +65,28 @@ class Lists : public Product {
 
   int64_t most_rows() const override;
   void load(int64_t group, const Block& block, BlockInputs& inputs, ParallelFor parallel) const override;
-  void sum(const Place& at, const BlockInputs& inputs, int32_t* sums) const override;
-  void fire(const Place& at, const BlockInputs& inputs, uint8_t* open) const override;
   void fetch(int64_t group, int64_t i, int64_t rows) const override;
 
  private:
+  void fire_steps(const Place& at, const BlockInputs& inputs, uint8_t* open) const override;
+  void sum_counts(const Place& at, const BlockInputs& inputs, double* windows) const override;
+  // The sums of each step or, for counts, of their bits.
+  const int32_t* sum(const Place& at, const BlockInputs& inputs) const;
+
   int steps_, bits_;  // of a pattern; of the bytes that are listed, 4 or 8
 };
 
 // All inputs times all weights, as products of bytes (digits/digits.h).
 class Digits : public Product {
  public:
-  // `counts`: of the window's spikes, or counts anyway.
-  Digits(const Layer& layer, const Prepared& weights, bool counts) : Product(layer, weights), counts_(counts) {}
+  using Product::Product;
 
   int64_t most_rows() const override;
   void load(int64_t group, const Block& block, BlockInputs& inputs, ParallelFor parallel) const override;
-  void sum(const Place& at, const BlockInputs& inputs, int32_t* sums) const override;
-  void sum_window(const Place& at, const BlockInputs& inputs, double* windows) const override;
 
  private:
-  bool counts_;
+  void fire_steps(const Place& at, const BlockInputs& inputs, uint8_t* open) const override;
+  void sum_counts(const Place& at, const BlockInputs& inputs, double* windows) const override;
 };
 
 // Input by input (plain.h).
@@ -89,9 +94,12 @@ class Plain : public Product {
  public:
   using Product::Product;
 
-  int64_t most_rows() const override;
+  int64_t most_rows() const override { return 64; }  // whose bytes stay in the cache
   void load(int64_t, const Block&, BlockInputs&, ParallelFor) const override {}
-  void sum(const Place& at, const BlockInputs& inputs, int32_t* sums) const override;
+
+ private:
+  void fire_steps(const Place& at, const BlockInputs& inputs, uint8_t* open) const override;
+  void sum_counts(const Place& at, const BlockInputs& inputs, double* windows) const override;
 };
 
 }  // namespace tandem::cpu

@@ -2,10 +2,9 @@
 // multiplied block by block of rows and tile by tile of outputs.
 #include <algorithm>
 
-#include "../cpu/vectors.h"
+#include "../planes/bits.h"
 #include "active.h"
 #include "choose.h"
-#include "depthwise.h"
 #include "pack.h"
 #include "product.h"
 #include "window.h"
@@ -14,168 +13,154 @@ namespace tandem::cpu {
 
 namespace {
 
-// Steps of a window that are multiplied at a time, so that their sums stay in the cache; and steps that are counted at
-// a time: whole planes whose counts fit a byte.
-constexpr int kPieceSteps = 32;
-constexpr int kCountedSteps = 248;
-
-// Calls use(product).
-template <class Use>
-void by_way(const Layer& layer, const Prepared& prepared, const Way& way, Task task, const Use& use) {
-  switch (way.algorithm) {
-    case Algorithm::kDigits:
-      return use(Digits(layer, prepared, task == Task::kWindow || layer.counted()));
-    case Algorithm::kPlain:
-      return use(Plain(layer, prepared));
-    default:
-      return use(Lists(layer, prepared, way.steps));
-  }
-}
-
-// Runs body(block, parallel) on every block. With many blocks a thread takes whole blocks; a few blocks are divided
-// among the threads one after the other.
-template <class Body>
-void for_blocks(const Blocks& blocks, ParallelFor parallel, const Body& body) {
-  constexpr int64_t kManyBlocks = 8;
-  if (blocks.size() < kManyBlocks) {
-    for (int64_t i = 0; i < blocks.size(); ++i) body(blocks[i], parallel);
-    return;
-  }
-  parallel_ranges(parallel, blocks.size(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) body(blocks[i], serial_for);
-  });
-}
-
-// Calls use(place, inputs) for every tile of every block. `preparing`: the work of preparing a tile, in input bytes.
+// Calls use(product, place, inputs) for every tile of every block. With many blocks a thread takes whole blocks; a few
+// blocks are divided among the threads one after the other. `preparing`: the work of preparing a tile, in input bytes.
 template <class Use>
 void for_tiles(const Product& product, int64_t preparing, ParallelFor parallel, const Use& use) {
-  constexpr int64_t kGrain = 1 << 16;  // input bytes of rows worth a thread
+  constexpr int64_t kGrain = 1 << 16;  // input bytes, for every tile that reads them, worth a thread
+  constexpr int64_t kManyBlocks = 8;
   const Layer& layer = product.layer();
-  const Geometry& geometry = layer.geometry;
-  for_blocks(Blocks(geometry, product.most_rows()), parallel, [&](const Block& block, ParallelFor inner) {
+  const Tiling& tiling = product.tiling();
+  const Blocks blocks(layer.geometry, product.most_rows());
+  const auto run_block = [&](const Block& block, ParallelFor inner) {
     thread_local BlockInputs own;
     BlockInputs& inputs = own;
-    const int64_t work = block.rows * layer.plane_count() * geometry.inputs() + preparing;
-    for (int64_t group = 0; group < geometry.groups; ++group) {
+    const int64_t work = block.rows * layer.plane_count() * tiling.inputs() + preparing;
+    for (int64_t group = 0; group < tiling.groups; ++group) {
       product.load(group, block, inputs, inner);
-      parallel_ranges(inner, product.prepared().tiling().tiles_per_group, 1 + kGrain / (work + 1),
-                      [&](int64_t begin, int64_t end) {
-                        for (int64_t i = begin; i < end; ++i) {
-                          if (i + 1 < end) product.fetch(group, i + 1, block.rows);
-                          use(Place{group, i, block}, inputs);
-                        }
-                      });
+      parallel_ranges(inner, tiling.tiles_per_group, 1 + kGrain / (work + 1), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          if (i + 1 < end) product.fetch(group, i + 1, block.rows);
+          use(product, Place{group, i, block}, inputs);
+        }
+      });
     }
-  });
-}
-
-// Whether the layer is run in pieces of at most `most` steps.
-bool has_pieces(const Layer& layer, int most) { return !layer.counted() && layer.neuron.T > most; }
-
-// Calls use(layer) for each piece of the layer, or for the whole layer.
-template <class Use>
-void for_pieces(const Layer& layer, int most, const Carried<float>& carried, const Use& use) {
-  if (!has_pieces(layer, most)) return use(layer);
-  const Geometry& in = layer.geometry;
-  const int T = layer.neuron.T;
-  for (int first = 0; first < T; first += most) {
-    Layer part = layer;
-    part.planes += in.pixel(first / 8, 0, 0, 0);
-    part.neuron = piece(layer.neuron, first, std::min(most, T - first), carried);
-    use(part);
+  };
+  if (blocks.size() < kManyBlocks) {
+    for (int64_t i = 0; i < blocks.size(); ++i) run_block(blocks[i], parallel);
+    return;
   }
+  const int64_t bytes = layer.geometry.rows() * layer.plane_count() * tiling.inputs();
+  const int64_t grain = 1 + kGrain / (bytes * tiling.tiles() / blocks.size() + 1);
+  parallel_ranges(parallel, blocks.size(), grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) run_block(blocks[i], serial_for);
+  });
 }
 
 // Lists whose tiles are packed one by one, with all inputs or, if `active` is given, only the active ones as channels.
-void run_tiles(const Layer& layer, int steps, const ActiveInputs* active, ParallelFor parallel) {
+template <class Use>
+void pack_and_multiply(const Layer& layer, int steps, const ActiveInputs* active, ParallelFor parallel,
+                       const Use& use) {
   const Tiling tiling(layer.geometry);
-  const TilePacker pack_one(layer.geometry, layer.weights, tiling, active);
+  const TilePacker pack_one(layer.weights, tiling, active);
   const Prepared none(tiling);
   const Lists lists(layer, none, steps);
-  uint8_t* open = reserve_open(layer);
-  for_tiles(lists, 2 * tiling.tile_size, parallel, [&](const Place& at, const BlockInputs& inputs) {
+  for_tiles(lists, 2 * tiling.tile_size, parallel, [&](const Product&, const Place& at, const BlockInputs& inputs) {
     thread_local Scratch<int32_t> words;
     int32_t* tile = words.reserve(tiling.tile_size);
     float unit[32];
     const int64_t number = at.group * tiling.tiles_per_group + at.tile;
     pack_one(number, tile, unit);
-    Lists(lists, Prepared(tiling, number, tile, unit)).fire(at, inputs, open);
+    use(Lists(lists, Prepared(tiling, number, tile, unit)), at, inputs);
   });
-  write_mask(layer, open, parallel);
 }
 
-void run_tile_by_tile(const Layer& layer, int steps, ParallelFor parallel) {
-  if (!ActiveInputs::possible(layer.geometry)) return run_tiles(layer, steps, nullptr, parallel);
+template <class Use>
+void multiply_tile_by_tile(const Layer& layer, int steps, ParallelFor parallel, const Use& use) {
+  if (!ActiveInputs::possible(layer.geometry)) return pack_and_multiply(layer, steps, nullptr, parallel, use);
   const ActiveInputs active(layer);
-  if (!active.pays()) return run_tiles(layer, steps, nullptr, parallel);
+  if (!active.pays()) return pack_and_multiply(layer, steps, nullptr, parallel, use);
   Layer few = layer;
   few.geometry.channels = active.count;
   few.planes = active.planes.data();
-  run_tiles(few, steps, &active, parallel);
+  pack_and_multiply(few, steps, &active, parallel, use);
+}
+
+// Multiplies a layer, or a piece of it: calls use(product, place, inputs) for every tile.
+template <class Use>
+void multiply(const Layer& layer, const Way& way, const Prepared& prepared, ParallelFor parallel, const Use& use) {
+  switch (way.algorithm) {
+    case Algorithm::kTileByTile:
+      return multiply_tile_by_tile(layer, way.steps, parallel, use);
+    case Algorithm::kDigits:
+      return for_tiles(Digits(layer, prepared), 0, parallel, use);
+    case Algorithm::kPlain:
+      return for_tiles(Plain(layer, prepared), 0, parallel, use);
+    default:
+      return for_tiles(Lists(layer, prepared, way.steps), 0, parallel, use);
+  }
+}
+
+// Calls use(layer) for each piece of the layer, or for the whole layer: the sums of a piece stay in the cache.
+template <class Use>
+void for_pieces(const Layer& layer, const Use& use) {
+  constexpr int kSteps = 32;
+  thread_local Scratch<float> state;
+  thread_local Scratch<double> sums;
+  thread_local Scratch<uint16_t> counts;
+  const int T = layer.neuron.T;
+  if (layer.counted() || T <= kSteps) return use(layer);
+  const int64_t n = layer.neuron.neurons;
+  float* v = state.reserve(2 * n);
+  const Carried<float> carried{v, v + n, sums.reserve(n), counts.reserve(n)};
+  for (int first = 0; first < T; first += kSteps) {
+    Layer part = layer;
+    part.planes += layer.geometry.pixel(first / 8, 0, 0, 0);
+    part.neuron = piece(layer.neuron, first, std::min(kSteps, T - first), carried);
+    use(part);
+  }
 }
 
 }  // namespace
 
 void run(const Layer& layer, ParallelFor parallel) {
-  thread_local Scratch<float> state;
-  thread_local Scratch<double> sums;
-  thread_local Scratch<uint16_t> counts;
   if (layer.neuron.neurons == 0) return;
-  const Way way = choose(layer, Task::kSpikes, Density::of(layer));
-  if (way.algorithm == Algorithm::kDepthwise) return run_depthwise(layer, parallel);
-  if (way.algorithm == Algorithm::kTileByTile) return run_tile_by_tile(layer, way.steps, parallel);
+  const Way way = choose(layer, Density::of(layer));
   const Prepared prepared(layer, way.algorithm, parallel);
-  uint8_t* open = reserve_open(layer);
-  const int64_t n = has_pieces(layer, kPieceSteps) ? layer.neuron.neurons : 0;
-  float* v = state.reserve(2 * n);
-  for_pieces(layer, kPieceSteps, {v, v + n, sums.reserve(n), counts.reserve(n)}, [&](const Layer& part) {
-    by_way(part, prepared, way, Task::kSpikes, [&](const Product& product) {
-      for_tiles(product, 0, parallel,
-                [&](const Place& at, const BlockInputs& inputs) { product.fire(at, inputs, open); });
+  uint8_t* open = reserve_open(layer, prepared.tiling());
+  for_pieces(layer, [&](const Layer& part) {
+    multiply(part, way, prepared, parallel, [&](const Product& product, const Place& at, const BlockInputs& inputs) {
+      product.fire(at, inputs, open);
     });
   });
   write_mask(layer, open, parallel);
 }
 
-namespace {
-
-TANDEM_INLINE void add_body(const double* more, int64_t n, double* sum) {
-  for (int64_t i = 0; i < n; ++i) sum[i] += more[i];
-}
-TANDEM_CPU_KERNEL(add, (const double* more, int64_t n, double* sum), (more, n, sum))
-
-}  // namespace
-
+// Spikes are counted first, for one product instead of one of each step; in a long window by whole planes whose counts
+// fit a byte.
 void window_product(const Layer& layer, float* u, ParallelFor parallel) {
-  thread_local Scratch<double> totals_memory;  // exact sums, rounded once they are complete
-  const Geometry& geometry = layer.geometry;
-  if (geometry.neurons() == 0) return;
-  const Way way = choose(layer, Task::kWindow, Density::of(layer));
-  if (way.algorithm == Algorithm::kDepthwise) return multiply_depthwise(layer, u, parallel);
-  const Prepared prepared(layer, way.algorithm, parallel);
-  const Tiling& tiling = prepared.tiling();
-  const int most = way.algorithm == Algorithm::kDigits ? kCountedSteps : kPieceSteps, width = tiling.width();
-  const int64_t tiles = geometry.groups * tiling.tiles_per_group;
-  double* totals = totals_memory.reserve(has_pieces(layer, most) ? tiles * geometry.rows() * width : 0);
-  for_pieces(layer, most, {}, [&](const Layer& part) {
-    const bool first = part.neuron.before == 0, last = part.neuron.after == 0;
-    by_way(part, prepared, way, Task::kWindow, [&](const Product& product) {
-      for_tiles(product, 0, parallel, [&](const Place& at, const BlockInputs& inputs) {
-        thread_local Scratch<double> memory;
-        const int64_t size = at.block.rows * width;
-        double* windows = memory.reserve(size);
-        product.sum_window(at, inputs, windows);
-        if (!first || !last) {
-          const int64_t tile = at.group * tiling.tiles_per_group + at.tile;
-          double* total = totals + (tile * geometry.rows() + at.block.first_row) * width;
-          if (first) std::fill_n(total, size, 0.0);
-          add(windows, size, total);
-          windows = total;
-        }
-        if (last) write_products(product.tile(at), windows, u, geometry.outputs);
-      });
+  thread_local Scratch<uint8_t> memory;
+  thread_local Scratch<double> totals;
+  constexpr int kPlanes = 31;
+  const int64_t size = layer.geometry.plane_size(), outputs = layer.geometry.outputs;
+  const int64_t neurons = layer.geometry.neurons();
+  if (neurons == 0) return;
+  const int planes = layer.plane_count(), pieces = layer.neuron.T <= UINT8_MAX ? 1 : (planes + kPlanes - 1) / kPlanes;
+  Layer counted = layer;
+  if (!layer.counted()) {
+    uint8_t* counts = memory.reserve(pieces * size);
+    for (int i = 0; i < pieces; ++i) {
+      const int first = i * kPlanes, count = pieces == 1 ? planes : std::min(kPlanes, planes - first);
+      count_bytes(layer.planes + first * size, count, size, counts + i * size, parallel);
+    }
+    counted.planes = counts;
+    counted.neuron.timing = Timing::kWindow;
+  }
+  const Way way = choose(counted, Density::of(counted));
+  const Prepared prepared(counted, way.algorithm, parallel);
+  if (pieces == 1) {
+    return multiply(counted, way, prepared, parallel, [&](const Product& product, const Place& at, const auto& inputs) {
+      write_products(product.tile(at), product.windows(at, inputs), u, outputs);
     });
-  });
+  }
+  double* sums = totals.reserve(neurons);
+  std::fill_n(sums, neurons, 0.0);
+  for (int i = 0; i < pieces; ++i, counted.planes += size) {
+    multiply(counted, way, prepared, parallel, [&](const Product& product, const Place& at, const auto& inputs) {
+      add_products(product.tile(at), product.windows(at, inputs), sums, outputs);
+    });
+  }
+  std::copy_n(sums, neurons, u);
 }
 
 }  // namespace tandem::cpu

@@ -15,19 +15,22 @@ constexpr int64_t kBlockBytes = 128 << 10;
 
 }  // namespace
 
-Tiling::Tiling(const Geometry& geometry, int64_t byte_blocks) {
-  const int64_t taps = geometry.taps(), channels = std::max<int64_t>(geometry.group_channels(), 1);
+Tiling::Tiling(const Geometry& geometry, int64_t byte_blocks)
+    : groups(geometry.is_depthwise() ? 1 : geometry.groups),
+      outputs(geometry.outputs / groups),
+      channels(geometry.group_channels()),
+      taps(geometry.taps()) {
   const bool wide = byte_blocks > 0 || capability() == Capability::kV4;
-  registers = wide && geometry.group_outputs() > kLanes ? 2 : 1;
-  const int64_t bytes = taps * channels * width() * static_cast<int64_t>(sizeof(int32_t));
+  registers = wide && outputs > kLanes ? 2 : 1;
+  const int64_t some = std::max<int64_t>(channels, 1), bytes = taps * some * width() * int64_t{sizeof(int32_t)};
   const int64_t wanted = byte_blocks > 0 ? byte_blocks : std::max<int64_t>(1, (bytes + kBlockBytes - 1) / kBlockBytes);
-  block_channels = (channels + wanted - 1) / wanted;
+  block_channels = (some + wanted - 1) / wanted;
   if (block_channels > 64 && wanted > 1) block_channels = (block_channels + 63) / 64 * 64;
   block_channels =
       std::clamp<int64_t>(block_channels, 1, std::max<int64_t>(1, kMaxInputs / std::max<int64_t>(taps, 1)));
-  blocks = (channels + block_channels - 1) / block_channels;
-  tiles_per_group = (geometry.group_outputs() + width() - 1) / width();
-  tile_size = (geometry.inputs() + blocks) * width();
+  blocks = (some + block_channels - 1) / block_channels;
+  tiles_per_group = (outputs + width() - 1) / width();
+  tile_size = (inputs() + blocks) * width();
 }
 
 int64_t listed_rows(const Geometry& geometry, const Tiling& tiling, int planes) {

@@ -14,25 +14,31 @@ namespace tandem::cpu {
 // then arrive faster. Narrower vectors gain nothing from wide tiles, which would exceed their L1 cache. A K-block is as
 // many input channels as stay in the L2 cache.
 struct Tiling {
-  int registers;           // R, 1 or 2
-  int64_t block_channels;  // input channels per K-block
-  int64_t blocks;          // K-blocks
+  int64_t groups, outputs, channels, taps;  // of the weights; the outputs and channels of a group
+  int registers;                            // R, 1 or 2
+  int64_t block_channels;                   // input channels per K-block
+  int64_t blocks;                           // K-blocks
   int64_t tiles_per_group;
   int64_t tile_size;  // weights of one prepared tile: K-blocks of [inputs + 1, 16 R]
 
-  // `byte_blocks`: the number of K-blocks of int8 weights; 0: int32 weights.
+  // `byte_blocks`: the number of K-blocks of int8 weights; 0: int32 weights. Depthwise weights, [outputs, 1, kernel],
+  // are those of one group with one input channel.
   explicit Tiling(const Geometry& geometry, int64_t byte_blocks = 0);
 
   int width() const { return 16 * registers; }
+  int64_t tiles() const { return groups * tiles_per_group; }
+  int64_t inputs() const { return taps * channels; }
   // Channels [first, last) of K-block q within a group.
   int64_t first_channel(int64_t q) const { return q * block_channels; }
-  int64_t last_channel(const Geometry& geometry, int64_t q) const {
+  int64_t last_channel(int64_t q) const {
     const int64_t last = (q + 1) * block_channels;
-    return last < geometry.group_channels() ? last : geometry.group_channels();
+    return last < channels ? last : channels;
   }
-  // The offset of K-block q in a tile.
-  int64_t block_offset(const Geometry& geometry, int64_t q) const {
-    return q * (geometry.taps() * block_channels + 1) * width();
+  // The rows of a tile, one for each input, are in the order K-block, tap, channel. The last one of a K-block is zero.
+  int64_t first_row(int64_t q) const { return q * (taps * block_channels + 1); }
+  int64_t row(int64_t tap, int64_t channel) const {
+    const int64_t q = channel / block_channels, first = first_channel(q);
+    return first_row(q) + tap * (last_channel(q) - first) + channel - first;
   }
 };
 

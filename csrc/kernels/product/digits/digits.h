@@ -103,8 +103,8 @@ struct ExpandedPiece {
 
 // The inputs of a block of rows, expanded to bytes, from input channel `first` on; zero outside of the image.
 struct ExpandedInputs {
-  int steps;  // bytes per input and plane: 8, one for each step, or 1, the spike count
-  int most;   // an upper bound of the bytes, which only AVX2 needs
+  int steps;  // bytes per input and plane: 8, one for each step, or 1, the count
+  int most;   // an upper bound of the counts, which only AVX2 needs
   int64_t chunks;
   std::vector<ExpandedPiece> pieces;
   std::vector<int64_t> offsets;  // [pieces, chunks]
@@ -115,9 +115,7 @@ struct ExpandedInputs {
     return bytes.data() + piece.start + i / kTileRows * piece.tile_bytes + i % kTileRows * piece.row_bytes;
   }
 
-  void expand(const Layer& layer, int64_t first, const Block& block);
-  // One plane of counts: of the spikes in all planes, or the counts that a layer of window timing reads.
-  void count_spikes(const Layer& layer, int64_t first, const Block& block);
+  void load(const Layer& layer, int64_t first, const Block& block);
 };
 
 // Writes the sums of a tile of R columns for the rows of the inputs: [rows, planes, 8, 16 R]; none beyond step T. Only

@@ -48,18 +48,6 @@ TANDEM_INLINE void split_bits_body(const uint8_t* in, int64_t n, uint8_t* out, i
 TANDEM_CPU_KERNEL(split_bits, (const uint8_t* in, int64_t n, uint8_t* out, int64_t step_bytes),
                   (in, n, out, step_bytes))
 
-// Counts the spikes of `n` inputs in all planes, which are `plane_bytes` apart.
-TANDEM_INLINE void add_counts_body(const uint8_t* in, int64_t n, int planes, int64_t plane_bytes, uint8_t* out) {
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const int lanes = static_cast<int>(std::min<int64_t>(kLanes, n - i));
-    ByteLanes count{};
-    for (int p = 0; p < planes; ++p) count += popcount(load_first<ByteLanes>(in + p * plane_bytes + i, lanes));
-    store_first(out + i, count, lanes);
-  }
-}
-TANDEM_CPU_KERNEL(add_counts, (const uint8_t* in, int64_t n, int planes, int64_t plane_bytes, uint8_t* out),
-                  (in, n, planes, plane_bytes, out))
-
 TANDEM_INLINE void largest_byte_body(const uint8_t* bytes, int64_t n, int* most) {
   ByteLanes largest{};
   for (int64_t i = 0; i < n; i += kLanes) {
@@ -77,8 +65,8 @@ const uint8_t* pixel(const Layer& layer, int p, int64_t b, int64_t y, int64_t x,
 
 // Makes each strip a piece: [lines of the kernel, pixels] at each step.
 template <class Fill>
-void copy_lines(ExpandedInputs& inputs, const Layer& layer, int planes, int64_t first, const Block& block,
-                const Fill& fill) {
+void copy_lines(ExpandedInputs& inputs, const Layer& layer, int64_t first, const Block& block, const Fill& fill) {
+  const int planes = layer.plane_count();
   const Geometry& geometry = layer.geometry;
   const ChunkShape shape(geometry);
   const int64_t lines = geometry.kernel[0], channels = geometry.group_channels(), size = pitch(geometry);
@@ -133,8 +121,8 @@ void copy_lines(ExpandedInputs& inputs, const Layer& layer, int planes, int64_t 
 
 // Makes all rows of the block one piece, with the bytes of a tile together: [tiles, chunks, 16 rows, 64] at each step.
 template <class Fill>
-void gather_rows(ExpandedInputs& inputs, const Layer& layer, int planes, int64_t first, const Block& block,
-                 const Fill& fill) {
+void gather_rows(ExpandedInputs& inputs, const Layer& layer, int64_t first, const Block& block, const Fill& fill) {
+  const int planes = layer.plane_count();
   const Geometry& geometry = layer.geometry;
   const int64_t channels = geometry.group_channels(), tile_bytes = inputs.chunks * kTileBytes;
   const int64_t step_bytes = whole_tiles(block.rows) / kTileRows * tile_bytes;
@@ -163,37 +151,26 @@ void gather_rows(ExpandedInputs& inputs, const Layer& layer, int planes, int64_t
 
 // fill(in, n, out, step_bytes) expands n bytes.
 template <class Fill>
-void lay_out(ExpandedInputs& inputs, const Layer& layer, int planes, int64_t first, const Block& block,
-             const Fill& fill) {
+void lay_out(ExpandedInputs& inputs, const Layer& layer, int64_t first, const Block& block, const Fill& fill) {
   inputs.chunks = ChunkShape(layer.geometry).chunks();
   inputs.pieces.clear();
   inputs.offsets.clear();
   const auto& lay = ExpandedRows(layer.geometry).gathered ? gather_rows<Fill> : copy_lines<Fill>;
-  lay(inputs, layer, planes, first, block, fill);
+  lay(inputs, layer, first, block, fill);
   for (size_t j = 0; j < inputs.pieces.size(); ++j)
     inputs.pieces[j].offsets = inputs.offsets.data() + j * inputs.chunks;
 }
 
 }  // namespace
 
-void ExpandedInputs::expand(const Layer& layer, int64_t first, const Block& block) {
-  steps = 8;
-  lay_out(*this, layer, layer.plane_count(), first, block, split_bits);
-}
-
-void ExpandedInputs::count_spikes(const Layer& layer, int64_t first, const Block& block) {
-  steps = 1;
-  const Geometry& in = layer.geometry;
-  const int64_t plane_bytes = in.batch * in.height * in.width * in.channels;
-  const bool limited = layer.counted() && byte_products() == ByteProducts::kAvx2;
-  most = limited ? 0 : layer.neuron.T;
-  lay_out(*this, layer, 1, first, block, [&](const uint8_t* bytes, int64_t n, uint8_t* out, int64_t) {
-    if (layer.counted()) {
-      std::memcpy(out, bytes, n);
-      if (limited) largest_byte(bytes, n, &most);
-    } else {
-      add_counts(bytes, n, layer.plane_count(), plane_bytes, out);
-    }
+void ExpandedInputs::load(const Layer& layer, int64_t first, const Block& block) {
+  steps = layer.counted() ? 1 : 8;
+  if (!layer.counted()) return lay_out(*this, layer, first, block, split_bits);
+  const bool limited = byte_products() == ByteProducts::kAvx2;
+  most = limited ? 0 : UINT8_MAX;
+  lay_out(*this, layer, first, block, [&](const uint8_t* bytes, int64_t n, uint8_t* out, int64_t) {
+    std::memcpy(out, bytes, n);
+    if (limited) largest_byte(bytes, n, &most);
   });
 }
 

@@ -17,14 +17,12 @@ namespace {
 // The position of each input of a column in a tile; padding points to the tile's first row of zeros.
 std::vector<int64_t> input_positions(const Geometry& geometry, const Tiling& tiling) {
   const ChunkShape shape(geometry);
-  const int64_t channels = geometry.group_channels(), zero = geometry.taps() * tiling.block_channels * tiling.width();
+  const int64_t channels = tiling.channels, zero = tiling.taps * tiling.block_channels * tiling.width();
   std::vector<int64_t> position;
   for (int64_t segment = 0; segment < shape.segments; ++segment) {
     for (int64_t i = 0; i < shape.chunks_per_segment * kChunk; ++i) {
-      const int64_t input = segment * shape.length + i, q = input % channels / tiling.block_channels;
-      const int64_t size = tiling.last_channel(geometry, q) - tiling.first_channel(q);
-      const int64_t row = input / channels * size + input % channels - tiling.first_channel(q);
-      position.push_back(i < shape.length ? tiling.block_offset(geometry, q) + row * tiling.width() : zero);
+      const int64_t input = segment * shape.length + i;
+      position.push_back(i < shape.length ? tiling.row(input / channels, input % channels) * tiling.width() : zero);
     }
   }
   return position;
@@ -40,7 +38,7 @@ struct ColumnMemory {
   int64_t column_bytes;
 
   ColumnMemory(const Geometry& geometry, const Tiling& tiling, DType dtype)
-      : columns(geometry.groups * tiling.tiles_per_group * tiling.registers),
+      : columns(tiling.tiles() * tiling.registers),
         header((2 * columns + 15) / 16 * 16),
         column_bytes(ChunkShape(geometry).chunks() * most_digits(dtype) * kTileBytes) {}
 };
@@ -49,7 +47,7 @@ struct ColumnMemory {
 
 bool has_digits(const Geometry& geometry) {
   const int64_t inputs = geometry.inputs();
-  return byte_products() != ByteProducts::kNone && inputs > 0 && inputs <= kMaxInputs;
+  return byte_products() != ByteProducts::kNone && inputs > 0 && inputs <= kMaxInputs && !geometry.is_depthwise();
 }
 
 int64_t DigitWeights::size(const Geometry& geometry, const Tiling& tiling, DType dtype) {
