@@ -56,7 +56,7 @@ STABLE_TORCH_LIBRARY(tandem, m) {
   m.def(
       "frozen_follow(Tensor? input, bool advances, int[] shape, int T, Tensor program, Tensor numbers, "
       "Tensor prepared, Tensor(a!) state, bool begins, int steps, bool with_moves) -> "
-      "(Tensor readout, Tensor facts, Tensor moves)");
+      "(Tensor readout, Tensor facts, Tensor? moves)");
 }
 
 // Weak, so that the module loads without Python when only its ops are needed. Python 3.13 no longer has this name.

@@ -1,6 +1,7 @@
 // The few torch operators that our ops call.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/library.h>
 
 #include <array>
@@ -24,6 +25,19 @@ inline Tensor to_type(const Tensor& tensor, ScalarType dtype) {
 // input [..., K], weight [N, K] -> [..., N].
 inline Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias = std::nullopt) {
   return call("aten::linear", input, weight, bias);
+}
+
+// The same without the dispatcher, whose ways take longer than a small product: on the CPU, contiguous.
+inline Tensor small_linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias = std::nullopt) {
+  const std::array<int64_t, 2> shape{weight.size(1), weight.size(0)}, strides{1, weight.size(1)};
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(weight.get(), 2, shape.data(), strides.data(), 0, &handle));
+  const Tensor columns(handle);
+  Tensor out = empty_channels_last({input.size(0), weight.size(0)}, 2, input.scalar_type(), input);
+  TORCH_ERROR_CODE_CHECK(bias.has_value()
+                             ? aoti_torch_cpu_addmm_out(out.get(), bias->get(), input.get(), columns.get(), 1, 1)
+                             : aoti_torch_cpu_mm_out(out.get(), input.get(), columns.get()));
+  return out;
 }
 
 // input [B, C, spatial...], weight [N, C / groups, kernel...] -> [B, N, spatial...].

@@ -100,7 +100,7 @@ class TorchNumbers : public network::Host {
     if (i.axes == 0) {
       OptionalTensor shift;
       if (bias != nullptr) shift = rounded(view(bias, {i.outputs}));
-      return keep(w, to_contiguous(aten::linear(images, rounded(view(weight, {i.outputs, i.channels})), shift)));
+      return keep(w, aten::small_linear(images, rounded(view(weight, {i.outputs, i.channels})), shift));
     }
     Shape size = of_axes(i.axes, i.kernel_h, i.kernel_w);
     size.insert(size.begin(), {i.outputs, i.channels});
@@ -110,7 +110,7 @@ class TorchNumbers : public network::Host {
     const Tensor weights = wide(rounded(view(weight, size)));
     if (last && copies_patches(w)) {
       const Tensor flat = view_channels_last(weights, {i.outputs, i.weights() / i.outputs}, 2);
-      return keep(w, rounded(aten::linear(patches(w, images), flat)));
+      return keep(w, rounded(aten::small_linear(patches(w, images), flat)));
     }
     const Tensor y = aten::convolution(images, weights, of_axes(i.axes, i.stride_h, i.stride_w),
                                        of_axes(i.axes, i.padding_h, i.padding_w),
@@ -140,15 +140,13 @@ class TorchNumbers : public network::Host {
 
  private:
   // Contiguous, or with lead = 1 channels last.
-  Tensor view(const float* x, const Shape& shape, int lead = 5) const {
-    const Tensor flat = torch::stable::from_blob(const_cast<float*>(x), {tandem::ops::product(shape)}, {1},
-                                                 input_.device(), ScalarType::Float);
-    return view_channels_last(flat, shape, std::min(lead, static_cast<int>(shape.size())));
+  static Tensor view(const float* x, const Shape& shape, int lead = 5) {
+    return from_memory(x, shape, std::min(lead, static_cast<int>(shape.size())));
   }
   // The network's input may have any layout; all later values are contiguous.
   Tensor tensor(const float* x, const Shape& shape) const {
-    const bool is_input = input_.scalar_type() == ScalarType::Float && x == address_;
-    return rounded(is_input ? torch::stable::reshape(input_, shape) : view(x, shape));
+    if (input_.scalar_type() != ScalarType::Float || x != address_) return rounded(view(x, shape));
+    return rounded(shape_of(input_) == shape ? input_ : torch::stable::reshape(input_, shape));
   }
   Tensor rounded(const Tensor& x) const { return type_ == ScalarType::Float ? x : aten::to_type(x, type_); }
   const float* keep(const RealWindow& w, const Tensor& result) {
@@ -320,9 +318,9 @@ std::tuple<Tensor, bool, Tensor> frozen_state(Tensor program, Tensor numbers, Sh
 // the state's values are ignored. Returns the readout [B, outputs], facts int64 [3, B]: the steps that a sample took,
 // the neurons that moved in the last step, and synaptic operations; and with_moves, of a single step, the moves int8
 // [B, *] (frozen_state has the places of neurons).
-std::tuple<Tensor, Tensor, Tensor> frozen_follow(OptionalTensor input, bool advances, Shape shape, int64_t T,
-                                                 Tensor program, Tensor numbers, Tensor prepared, Tensor state,
-                                                 bool begins, int64_t steps, bool with_moves) {
+std::tuple<Tensor, Tensor, OptionalTensor> frozen_follow(OptionalTensor input, bool advances, Shape shape, int64_t T,
+                                                         Tensor program, Tensor numbers, Tensor prepared, Tensor state,
+                                                         bool begins, int64_t steps, bool with_moves) {
   const Network& net = last_network().of(program, numbers);
   check_prepared(net, prepared);
   TANDEM_CHECK(steps >= 0 && (!with_moves || steps == 1), "moves are those of a single step");
@@ -345,18 +343,20 @@ std::tuple<Tensor, Tensor, Tensor> frozen_follow(OptionalTensor input, bool adva
   const network::Plan& plan = last_network().plan(shape, T, network::Mode::kFollowing);
   const Shape out = batched(plan.batch, plan.answer());
   Tensor answer = empty_channels_last(out, static_cast<int>(out.size()), ScalarType::Float, state);
-  Tensor facts = empty(3 * plan.batch, ScalarType::Long, state);
-  Tensor moves = empty(with_moves ? plan.batch * plan.moves : 0, ScalarType::Char, state);
-  if (with_moves) torch::stable::zero_(moves);
-  auto* each = static_cast<int64_t*>(facts.data_ptr());
+  Tensor facts = empty_channels_last({3, plan.batch}, 2, ScalarType::Long, state);
+  auto* each = pointer<int64_t>(facts);
+  OptionalTensor moves;
+  if (with_moves) {
+    moves = empty_channels_last({plan.batch, plan.moves}, 2, ScalarType::Char, state);
+    torch::stable::zero_(*moves);
+  }
   TorchNumbers host(read, type, static_cast<const float*>(dense.data_ptr()));
   net.follow(plan, {input.has_value() ? dense.data_ptr() : nullptr, advances, layout,
                     static_cast<const uint8_t*>(prepared.data_ptr()), checked_state(state, plan), begins, steps,
                     static_cast<float*>(answer.data_ptr()), each, each + plan.batch, each + 2 * plan.batch,
-                    with_moves ? static_cast<int8_t*>(moves.data_ptr()) : nullptr, &host, torch_parallel});
+                    pointer<int8_t>(moves), &host, torch_parallel});
   if (half) answer = aten::to_type(answer, type);
-  if (with_moves) moves = torch::stable::view(moves, {plan.batch, plan.moves});
-  return {answer, torch::stable::view(facts, {3, plan.batch}), moves};
+  return {answer, facts, moves};
 }
 
 // The names of fields and kinds, for the code that writes programs.

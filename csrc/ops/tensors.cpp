@@ -99,6 +99,11 @@ Tensor empty_channels_last(const Shape& shape, int lead, ScalarType dtype, const
   return allocate(static_cast<int64_t>(shape.size()), shape.data(), strides.data(), dtype, device_of);
 }
 
+Tensor from_memory(const float* memory, const Shape& shape, int lead) {
+  return torch::stable::from_blob(const_cast<float*>(memory), shape, channels_last_strides(shape, lead),
+                                  torch::stable::Device(torch::headeronly::DeviceType::CPU), ScalarType::Float);
+}
+
 Tensor empty(int64_t size, ScalarType dtype, const Tensor& device_of) {
   const int64_t stride = 1;
   return allocate(1, &size, &stride, dtype, device_of);

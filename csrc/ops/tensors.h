@@ -41,6 +41,9 @@ Tensor to_channels_last(const Tensor& tensor, int lead);
 // A view of the same memory with another shape. `dense` must be dense in the channels-last layout.
 Tensor view_channels_last(const Tensor& dense, const Shape& shape, int lead);
 
+// A tensor of that layout in memory of the caller's, on the CPU.
+Tensor from_memory(const float* memory, const Shape& shape, int lead);
+
 // A vector of `size` elements.
 Tensor empty(int64_t size, ScalarType dtype, const Tensor& device_of);
 

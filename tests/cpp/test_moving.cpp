@@ -93,3 +93,12 @@ TEST(convolutions) {
     }
   }
 }
+
+TEST(points_that_read_one_pixel_or_none) {
+  for (int64_t padding : {0, 1}) {
+    Geometry g = image(padding == 0 ? 3 : 1, 1, padding, 4, 8, 1);
+    g.batch = 1;
+    g.stride[0] = g.stride[1] = 3;
+    check_moving(ProductLayer(g, 4, 0, 2), "point");
+  }
+}

@@ -103,15 +103,22 @@ class Follower : public Run {
     std::copy_n(image, plan_.batch * n, image_);
   }
 
+  // Marks the rows whose products differ; whole lines are compared first, since most are as before.
   void update_product(int64_t i, const float* y) {
-    const int64_t channels = plan_.steps[i].out.channels;
+    const int64_t channels = plan_.steps[i].out.channels, width = plan_.steps[i].out.width;
     auto* product = all<float>(kept(i).product);
     auto* marks = all<uint8_t>(kept(i).marks);
-    for (int64_t row = 0; row < plan_.batch * rows(i); ++row, y += channels, product += channels) {
-      if (marks[row] == 0 && std::memcmp(product, y, channels * sizeof(float)) == 0) continue;
-      marks[row] |= kDue;
-      std::copy_n(y, channels, product);
-      rests_[row / rows(i)] = 0;
+    const auto same = [&](int64_t row, int64_t n) {
+      return std::memcmp(product + row * channels, y + row * channels, n * channels * sizeof(float)) == 0;
+    };
+    for (int64_t line = 0; line < plan_.batch * rows(i); line += width) {
+      if (same(line, width)) continue;
+      for (int64_t row = line; row < line + width; ++row) {
+        if (same(row, 1)) continue;
+        marks[row] |= kDue;
+        std::copy_n(y + row * channels, channels, product + row * channels);
+        rests_[row / rows(i)] = 0;
+      }
     }
   }
 
@@ -331,21 +338,16 @@ class Follower : public Run {
     return cpu::any(late);
   }
 
-  // Sorted by channels, moves are in ascending order again.
   void flatten(int64_t i, int64_t b, const Moves& from, Moves& moves) const {
     const Shape& in = plan_.steps[i].in;
-    const auto channels = static_cast<int32_t>(in.channels), pixels = static_cast<int32_t>(in.height * in.width);
+    const int64_t channels = in.channels, pixels = in.height * in.width;
     uint8_t* counts = counts_of(i, b);
-    thread_local std::vector<int32_t> places;
-    places.assign(channels + 1, 0);
-    for (const int32_t each : from) ++places[neuron_of(each) % channels + 1];
-    std::partial_sum(places.begin(), places.end(), places.begin());
-    moves.resize(from.size());
-    for (const int32_t each : from) {
-      const int32_t sign = cpu::sign_of(each), pixel = neuron_of(each) / channels, c = neuron_of(each) % channels;
-      const int32_t n = c * pixels + pixel;
-      counts[n] = static_cast<uint8_t>(counts[n] + 2 * sign + 1);
-      moves.begin()[places[c]++] = n ^ sign;
+    int64_t pixel = 0;
+    for (const int32_t move : from) {
+      while (neuron_of(move) >= (pixel + 1) * channels) ++pixel;
+      const int64_t n = (neuron_of(move) - pixel * channels) * pixels + pixel;
+      counts[n] = static_cast<uint8_t>(counts[n] + (move < 0 ? -1 : 1));
+      moves.add(n, move < 0);
     }
   }
 

@@ -19,20 +19,27 @@ TANDEM_INLINE Int<float, L> load_integers(const int8_t* p) {
   return convert<int32_t, int8_t, L>(load<typename Simd<int8_t, L>::type>(p));
 }
 
-// Adds the weights of inputs that moved, rows of a tile of which the first is that of neuron `first`.
-template <int L, int S, class E>
-TANDEM_INLINE void add_weights(const E* rows, int32_t first, const int32_t* move, const int32_t* end, int32_t* sums) {
-  Int<float, L> sum[S];
+// Adds the weights of inputs that moved to the sums of N tiles, S vectors each. The weights of neuron `first` begin at
+// `rows` in the first tile; `tile` and `next` are the distances to the next tile's weights and sums.
+template <int L, int S, int N, class E>
+TANDEM_INLINE void add_weights(const E* rows, int64_t tile, int32_t first, const int32_t* move, const int32_t* end,
+                               int32_t* sums, int64_t next) {
+  typedef typename Simd<uint32_t, L>::type Words;  // which wrap
+  Words sum[N * S];
 #pragma GCC unroll 8
-  for (int s = 0; s < S; ++s) sum[s] = load<Int<float, L>>(sums + s * L);
+  for (int k = 0; k < N * S; ++k) sum[k] = load<Words>(sums + k / S * next + k % S * L);
+  uint32_t falls = 0;
   for (; move < end; ++move) {
     const int32_t sign = sign_of(*move);
     const E* row = rows + (neuron_of(*move) - first) * int64_t{L * S};
 #pragma GCC unroll 8
-    for (int s = 0; s < S; ++s) sum[s] += (load_integers<L>(row + s * L) ^ sign) - sign;
+    for (int k = 0; k < N * S; ++k) {
+      sum[k] += reinterpret_cast<Words>(load_integers<L>(row + k / S * tile + k % S * L) ^ sign);
+    }
+    falls -= sign;  // -w = ~w + 1
   }
 #pragma GCC unroll 8
-  for (int s = 0; s < S; ++s) store(sums + s * L, sum[s]);
+  for (int k = 0; k < N * S; ++k) store(sums + k / S * next + k % S * L, sum[k] + falls);
 }
 
 // An input moves by one, so a change is a sum of weights with signs, which fits int32 (unit.h).
@@ -99,7 +106,24 @@ TANDEM_INLINE void MovingSums::for_rows(int32_t pixel, const F& f) const {
   }
 }
 
-// Moves of one input pixel and K-block are added together.
+// Adds the weights of moves that read the same taps to the sums of a row: `rows` and `sums` are those of the first of
+// the group's tiles.
+template <int L, int S, class E>
+TANDEM_INLINE void MovingSums::add_to_row(const E* rows, int32_t first, const int32_t* move, const int32_t* end,
+                                          int32_t* sums) const {
+  const int64_t tiles = prepared_.tiling().tiles_per_group, tile = prepared_.tiling().tile_size;
+  const int64_t next = rows_ * width_;
+  const auto add = [&](auto at_once, int64_t i) TANDEM_INLINE_LAMBDA {
+    add_weights<L, S, decltype(at_once)::value>(rows + i * tile, tile, first, move, end, sums + i * next, next);
+  };
+  constexpr int N = std::max(1, 8 / S);  // as many as there are registers for
+  int64_t i = 0;
+  for (; i + N <= tiles; i += N) add(std::integral_constant<int, N>{}, i);
+  if (N > 2 && i + 2 <= tiles) add(std::integral_constant<int, 2>{}, i), i += 2;
+  for (; i < tiles; ++i) add(std::integral_constant<int, 1>{}, i);
+}
+
+// Moves of one input pixel and K-block are added together; of a linear layer all, by the rows of their weights.
 template <int L, int S, class E>
 TANDEM_INLINE int64_t MovingSums::add_as(const Moves& moves, int32_t* changes, uint8_t* reached) const {
   const Geometry& g = layer_.geometry;
@@ -107,7 +131,15 @@ TANDEM_INLINE int64_t MovingSums::add_as(const Moves& moves, int32_t* changes, u
   const auto* weights = static_cast<const E*>(tile(0, 0, 0).weights);
   const auto channels = static_cast<int32_t>(g.channels), each = static_cast<int32_t>(g.group_channels());
   const auto block = static_cast<int32_t>(tiling.block_channels);
-  const int64_t tiles = tiling.tiles_per_group, tile_size = tiling.tile_size, change_size = rows_ * width_;
+  if (g.height * g.width * g.taps() == 1 && g.padding[0] + g.padding[1] == 0 && each == channels) {
+    thread_local Scratch<int32_t> memory;
+    int32_t* const rows = memory.reserve(moves.size());
+    std::transform(moves.begin(), moves.end(), rows,
+                   [&](int32_t move) { return static_cast<int32_t>(tiling.row(0, neuron_of(move))) ^ sign_of(move); });
+    add_to_row<L, S>(weights, 0, rows, rows + moves.size(), changes);
+    reached[0] |= moves.size() > 0;
+    return moves.size() * g.outputs;
+  }
   int64_t synapses = 0;
   for (const int32_t *begin = moves.begin(), *end = begin; begin < moves.end(); begin = end) {
     const int32_t pixel = neuron_of(*begin) / channels, channel = neuron_of(*begin) - pixel * channels;
@@ -115,15 +147,12 @@ TANDEM_INLINE int64_t MovingSums::add_as(const Moves& moves, int32_t* changes, u
     const int32_t q = block >= each ? 0 : within / block, step = std::min(block, each - q * block);
     const int32_t first = pixel * channels + group * each + q * block;
     while (end < moves.end() && neuron_of(*end) < first + step) ++end;
-    const E* rows = weights + group * tiles * tile_size + tiling.first_row(q) * width_;
-    int32_t* to = changes + group * tiles * change_size;
+    const E* rows = weights + group * tiling.tiles_per_group * tiling.tile_size + tiling.first_row(q) * width_;
+    int32_t* to = changes + group * tiling.tiles_per_group * rows_ * width_;
     for_rows(pixel, [&](int32_t tap, int32_t row) TANDEM_INLINE_LAMBDA {
       reached[row] |= 1;
       synapses += (end - begin) * g.group_outputs();
-      for (int64_t i = 0; i < tiles; ++i) {
-        add_weights<L, S>(rows + i * tile_size + int64_t{tap} * step * (L * S), first, begin, end,
-                          to + i * change_size + int64_t{row} * (L * S));
-      }
+      add_to_row<L, S>(rows + int64_t{tap} * step * (L * S), first, begin, end, to + int64_t{row} * (L * S));
     });
   }
   return synapses;

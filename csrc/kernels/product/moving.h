@@ -9,8 +9,8 @@
 
 namespace tandem::cpu {
 
-// The neurons of a sample that moved in a step, in ascending order: n if the count of neuron n rose by one, ~n if it
-// fell.
+// The neurons of a sample that moved in a step: n if the count of neuron n rose by one, ~n if it fell. Those of images
+// are in ascending order.
 class Moves {
  public:
   // Forgets the moves. There is room for `most` until the next call.
@@ -20,10 +20,6 @@ class Moves {
   }
   void add(int64_t neuron, bool falls) { moves_[size_++] = static_cast<int32_t>(neuron) ^ -int32_t{falls}; }
   int64_t size() const { return size_; }
-  void resize(int64_t size) { size_ = size; }  // their values are arbitrary
-  int32_t operator[](int64_t i) const { return moves_[i]; }
-  int32_t* begin() { return moves_; }
-  int32_t* end() { return moves_ + size_; }
   const int32_t* begin() const { return moves_; }
   const int32_t* end() const { return moves_ + size_; }
 
@@ -79,6 +75,8 @@ class MovingSums {
   template <class F>
   void for_rows(int32_t pixel, const F& f) const;
   int64_t add_by_channel(const Moves& moves, int32_t* changes, uint8_t* reached) const;
+  template <int L, int S, class E>
+  void add_to_row(const E* rows, int32_t first, const int32_t* move, const int32_t* end, int32_t* sums) const;
   template <int L, int S, class E>
   int64_t add_as(const Moves& moves, int32_t* changes, uint8_t* reached) const;
 

@@ -47,7 +47,7 @@ def inference(answer: Answer) -> Answer:
                 return answer(*args, **kwargs)
         if torch.is_inference_mode_enabled():  # entering it again takes as long as a small layer
             return answer(*args, **kwargs)
-        with torch.inference_mode():
+        with torch._C._InferenceMode(True):  # torch.inference_mode() takes 2 us longer
             return answer(*args, **kwargs)
 
     return run  # type: ignore[return-value]
