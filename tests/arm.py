@@ -36,7 +36,6 @@ def run(command: list[str | Path], **environment: str) -> None:
 
 
 def emulated(arguments: list[str | Path], *paths: Path, **environment: str) -> None:
-    """Runs ARM's Python."""
     root = FOLDER / "root"
     run(
         ["qemu-aarch64", "-L", root, root / f"usr/bin/python{PYTHON}", *arguments],
@@ -109,7 +108,6 @@ def make_wheel() -> Path:
 
 
 def main() -> None:
-    """Prepares, builds and tests."""
     prepare()
     wheel = make_wheel()
     installed = FOLDER / "installed"

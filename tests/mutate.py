@@ -19,13 +19,12 @@ import subprocess
 import sys
 import tempfile
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "cuda_host")]
 NOT_TRIED = ("does not compile", "changes no code")
 SURVIVES = "SURVIVES"
 IN_BOTH = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "==", "+": "-", "-": "+", "*": "+", "/": "*",
@@ -138,34 +137,45 @@ class Python:
         return python_tests(self.tree, file)
 
 
-class Cpp:
-    """CPU kernels and ops: C++ tests first, then Python's with the extension built again."""
+class Compiled:
+    """Code that is compiled; ``code`` is what all of it has become."""
 
-    files = ("csrc/kernels/*.cpp", "csrc/kernels/*.h", "csrc/ops/*.cpp", "csrc/ops/*.h", ":!csrc/kernels/cuda")
     mutants = staticmethod(in_cpp)
 
     def __init__(self, tree: Path) -> None:
-        self.tree, self.all = tree, sorted(path.stem for path in (ROOT / "tests" / "cpp").glob("test_*.cpp"))
-        self.unchanged = b""
-        if not run(tree, "cmake", "--preset", "cpu", "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG="):
-            raise SystemExit("needs CMake and Ninja")
-        if self.build(listed(*self.files)[0]) is not None:
+        self.tree = tree
+        if not self.compile(""):
             raise SystemExit("the unchanged code does not compile")
-        self.unchanged = self.compiled()
-
-    def compiled(self) -> bytes:
-        """The machine code of kernels and ops."""
-        parts = [self.tree / "build" / "cmake-cpu" / "libtandem_kernels.a", *self.tree.glob("tandem_ext/*.so")]
-        return b"".join(part.read_bytes() for part in parts)
-
-    def programs(self, file: str) -> list[str]:
-        return CPP_TESTS.get(file.split("/")[2], self.all)
+        self.unchanged = self.code()
 
     def build(self, file: str) -> str | None:
-        built = run(self.tree, "cmake", "--build", "--preset", "cpu", "--target", *self.programs(file))
-        if not built or not run(self.tree, sys.executable, "setup.py", "-q", "build_ext", "--inplace"):
+        """Why a change of ``file`` is not tried."""
+        if not self.compile(file):
             return NOT_TRIED[0]
-        return NOT_TRIED[1] if self.compiled() == self.unchanged else None
+        return NOT_TRIED[1] if self.code() == self.unchanged else None
+
+
+class Cpp(Compiled):
+    """CPU kernels and ops: C++ tests first, then Python's with the extension built again."""
+
+    files = ("csrc/kernels/*.cpp", "csrc/kernels/*.h", "csrc/ops/*.cpp", "csrc/ops/*.h", ":!csrc/kernels/cuda")
+
+    def __init__(self, tree: Path) -> None:
+        if not run(tree, "cmake", "--preset", "cpu", "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG="):
+            raise SystemExit("needs CMake and Ninja")
+        super().__init__(tree)
+
+    def programs(self, file: str) -> list[str]:
+        every = sorted(path.stem for path in (self.tree / "tests" / "cpp").glob("test_*.cpp"))
+        return next((names for folder, names in CPP_TESTS.items() if f"/{folder}/" in file), every)
+
+    def compile(self, file: str) -> bool:
+        built = run(self.tree, "cmake", "--build", "--preset", "cpu", "--target", *self.programs(file))
+        return built and run(self.tree, sys.executable, "setup.py", "-q", "build_ext", "--inplace")
+
+    def code(self) -> bytes:
+        parts = [self.tree / "build" / "cmake-cpu" / "libtandem_kernels.a", *self.tree.glob("tandem_ext/*.so")]
+        return b"".join(part.read_bytes() for part in parts)
 
     def test(self, file: str) -> str:
         for program in self.programs(file):
@@ -174,75 +184,30 @@ class Cpp:
         return python_tests(self.tree, file)
 
 
-class Cuda:
+class Cuda(Compiled):
     """CUDA kernels, and the headers that they share with the CPU, by the tests of the emulator."""
 
     files = ("csrc/kernels/cuda/*.cu*", "csrc/kernels/cuda/*.h", "csrc/kernels/neuron/if_neuron.h",
              "csrc/kernels/norm/batch_norm.h", "csrc/kernels/product/unit.h")  # fmt: skip
-    mutants = staticmethod(in_cpp)
-    names = re.compile(r"_GLOBAL__N__\w{8}_\d+_\w+?_cu_\w{8}|^\.(?:loc|file).*$|^//.*$", re.MULTILINE)
+    library = "import harness; harness.build('kernels', harness.library_parts(), harness.find_toolkit())"
+    names = re.compile(rb"tmpxft_\w+-\d+")  # nvcc's files of one call, whose names objects have
 
-    def __init__(self, tree: Path) -> None:
-        import harness
+    def compile(self, file: str) -> bool:
+        paths = {"PYTHONPATH": f"{self.tree}:{self.tree / 'tests' / 'cuda_host'}"}
+        return run(self.tree, sys.executable, "-c", self.library, memory=resource.RLIM_INFINITY, **paths)
 
-        self.tree, self.harness, self.toolkit = tree, harness, harness.find_toolkit()
-        self.originals: dict[str, tuple[str, bytes] | None] = {}
-        if self.toolkit is None:
-            raise SystemExit("needs a CUDA toolkit")
-        self.library = harness.build("kernels", harness.library_parts(), self.toolkit)
+    def code(self) -> list[bytes]:
+        return [self.names.sub(b"", path.read_bytes()) for path in sorted(self.tree.glob("build/*/ptx*/**/*.o"))]
 
-    def changed(self, file: str) -> list[str]:
-        """The kernel files that are, or include at any depth, ``file``."""
-
-        def included(source: Path) -> set[Path]:
-            found, queue = set(), [source]
-            while queue:
-                path = queue.pop().resolve()
-                if path not in found:
-                    found.add(path)
-                    queue += [path.parent / name for name in re.findall(r'^#include "(.+)"', path.read_text(), re.M)]
-            return found
-
-        return [path.stem for path in self.harness.kernel_sources() if (ROOT / file).resolve() in included(path)]
-
-    def code_of(self, tree: Path, stem: str, to: Path) -> tuple[str, bytes] | None:
-        """Compiles a kernel file: its PTX without names and lines, and the host's code; None if it does not compile."""
-        command = [*self.harness.machine_rules(self.toolkit)["ptx"], "-keep", f"-keep-dir={to.parent}", "-c"]
-        command += [f"csrc/kernels/cuda/{stem}.cu", "-o", str(to)]
-        if subprocess.run(command, cwd=tree, capture_output=True).returncode != 0:
-            return None
-        text = (to.parent / f"{stem}.ptx").read_text().split(".section")[0]
-        host = to.with_suffix(".text")
-        subprocess.run(["objcopy", "-O", "binary", "--only-section=.text*", to, host], check=True)
-        return self.names.sub("", text.replace("\t", "")), host.read_bytes()
-
-    def build(self, file: str) -> str | None:
-        stems = self.changed(file)
-        parts = self.harness.library_parts()
-        objects = [to for _, source, to in parts if Path(source).stem not in stems or source.endswith(".cpp")]
-        differs = False
-        for stem in stems:
-            if stem not in self.originals:
-                self.originals[stem] = self.code_of(ROOT, stem, self.tree / f"{stem}.original.o")
-            objects.append(self.tree / f"{stem}.o")
-            if (code := self.code_of(self.tree, stem, objects[-1])) is None:
-                return NOT_TRIED[0]
-            differs |= code != self.originals[stem]
-        if not differs:
-            return NOT_TRIED[1]
-        self.library = self.tree / "kernels.so"
-        subprocess.run(["g++", *map(str, objects), *self.harness.LINK, "-o", self.library], cwd=ROOT, check=True)
-        return None
-
-    def test(self, file: str, names: Sequence[str] = ()) -> str:
-        """``names``: of the emulator's tests; without, all of them, and first those that are named like the change."""
-        changed = self.changed(file)
-        known = {path.stem[14:] for path in self.harness.HERE.glob("test_emulated_*.py")} - {"ops"}
-        names = names or sorted(known, key=lambda name: (not any(name in stem for stem in changed), name))
+    def test(self, file: str) -> str:
+        """By all of the emulator's tests, and first those that are named like the change."""
+        tests = [
+            path for path in (self.tree / "tests" / "cuda_host").glob("test_emulated_*.py") if "ops" not in path.stem
+        ]
+        tests.sort(key=lambda path: (path.stem.removeprefix("test_emulated_") not in file, path))
         limits = ["-o", "faulthandler_timeout=100", "-o", "faulthandler_exit_on_timeout=true"]
-        files = [f"tests/cuda_host/test_emulated_{name}.py" for name in names]
         # Tests of far offsets map more memory than there is.
-        passed = pytest(ROOT, *limits, *files, memory=resource.RLIM_INFINITY, TANDEM_EMULATED=str(self.library))
+        passed = pytest(self.tree, *limits, *map(str, tests), memory=resource.RLIM_INFINITY)
         return SURVIVES if passed else "the emulator's tests"
 
 

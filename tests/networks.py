@@ -210,6 +210,19 @@ def assert_frozen_is(net: nn.Module, x: Any) -> FrozenNetwork:
     return frozen
 
 
+def seen_by(net: nn.Module, x: Any) -> dict[str, tuple[Any, Any]]:
+    """The first argument and the result of each module."""
+    seen: dict[str, tuple[Any, Any]] = {}
+    hooks = [
+        layer.register_forward_hook(lambda _, args, y, name=name: seen.update({name: (args[0], y)}))
+        for name, layer in net.named_modules()
+    ]
+    net(x)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
 def differing(ours: list[Tensor], theirs: list[Tensor]) -> list[float]:
     """Share of each layer's neurons whose count is another."""
     return [(c != other).double().mean().item() for c, other in zip(ours, theirs, strict=True)]

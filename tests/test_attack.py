@@ -175,7 +175,6 @@ VALUES = tuple(_with(value) for value in (math.nan, math.inf, -math.inf, -0.0, 1
 
 
 def hostile(kind: str, value: object) -> st.SearchStrategy:
-    """Other values of an argument's schema type."""
     if kind.startswith("Optional") or kind.endswith("?"):
         return st.none() | hostile(kind.removeprefix("Optional[").removesuffix("]").removesuffix("?"), value)
     if kind == "Tensor":
@@ -221,7 +220,6 @@ def same(a, b):
 
 
 def complaint_of(function, arguments):
-    """(the results, None) or (None, the error)."""
     try:
         result = function(*arguments)
         return (result,) if torch.is_tensor(result) else result, None

@@ -9,11 +9,16 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import child
 import pytest
+import torch
 
 import tandem_ext as te
 from build_tools import backend, compile
+from build_tools.compile import write_commit
 from build_tools.decide import Plan, compiler_flags, decide, default_jobs, linker_flags
+from tandem_ext._load import _old_driver
+from tandem_snn import info
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLKIT_FILES = ("bin/nvcc", "include/cuda_runtime.h", "lib64/libcudart_static.a")
@@ -89,12 +94,8 @@ def test_arch_list_defaults_where_it_is_empty_and_wins_where_it_is_set() -> None
     assert TOOLKIT.decide(TORCH_CUDA_ARCH_LIST="").archs == ("7.5", "8.0", "9.0", "12.0+PTX")
     plan = TOOLKIT.decide(TORCH_CUDA_ARCH_LIST="8.6 9.0a;12.0+PTX")
     assert plan.archs == ("8.6", "9.0a", "12.0+PTX")
-    assert plan.gencode() == [
-        "-gencode=arch=compute_86,code=sm_86",
-        "-gencode=arch=compute_90a,code=sm_90a",
-        "-gencode=arch=compute_120,code=sm_120",
-        "-gencode=arch=compute_120,code=compute_120",
-    ]
+    codes = ("86,code=sm_86", "90a,code=sm_90a", "120,code=sm_120", "120,code=compute_120")
+    assert plan.gencode() == [f"-gencode=arch=compute_{code}" for code in codes]
 
 
 @pytest.mark.parametrize(("cores", "gigabytes", "jobs"), [(8, 64, 8), (8, 6, 3), (8, 1, 1), (1, 64, 1)])
@@ -136,10 +137,8 @@ def test_clang_reads_every_source_as_for_macos(arch: str) -> None:
     if shutil.which("clang++-19") is None or not libcxx.exists() or (arch == "arm64" and libc == Path("/usr/include")):
         pytest.skip("needs Debian's clang-19, libc++-19-dev and, for arm64, g++-aarch64-linux-gnu")
     system = [ROOT / "tests/apple", libcxx, libc, Path("/usr/include/x86_64-linux-gnu")][: 3 if arch == "arm64" else 4]
-    flags = [
-        "-fsyntax-only", "-Wall", "-Wno-unused-private-field", "-Werror", "-U__nonnull", "-D_GNU_SOURCE", "-nostdinc++",
-    ]  # fmt: skip
-    flags += [f"--target={arch}-apple-macos14", *(f"-isystem{folder}" for folder in system)]
+    flags = ["-fsyntax-only", "-Wall", "-Wno-unused-private-field", "-Werror", "-U__nonnull", "-D_GNU_SOURCE"]
+    flags += ["-nostdinc++", f"--target={arch}-apple-macos14", *(f"-isystem{folder}" for folder in system)]
     rules, _ = compile.commands(Plan(), "0")
     for group, paths in compile.read_sources().items():
         for path in paths if group in rules else ():
@@ -168,9 +167,9 @@ def test_both_builds_have_the_same_rules_of_rounding() -> None:
     assert not re.search("fast-math|march=native", cmake + (ROOT / "build_tools/compile.py").read_text())
 
 
-@pytest.mark.parametrize(
-    ("cxx", "expected"), [("", []), ("clang++ -m64", ["-ccbin=clang++"]), ("/opt/bin/ccache g++", ["-ccbin=g++"])]
-)
+@pytest.mark.parametrize(("cxx", "expected"), [
+    ("", []), ("clang++ -m64", ["-ccbin=clang++"]), ("/opt/bin/ccache g++", ["-ccbin=g++"]),
+])  # fmt: skip
 def test_nvcc_is_told_the_host_compiler(cxx: str, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", cxx)
     monkeypatch.delenv("NVCC_CCBIN", raising=False)
@@ -211,12 +210,6 @@ def test_build_info() -> None:
     assert te.build_info()["version"] == te.__version__
 
 
-def test_imports_from_another_folder(tmp_path: Path) -> None:
-    code = "import tandem_ext, tandem_snn.nn; print(tandem_ext.build_info()['version'])"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout.strip() == te.__version__, done.stderr
-
-
 def test_source_folder_without_the_module_says_how_to_build(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "tandem_ext", tmp_path / "tandem_ext", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     # An editable installation would serve the missing module from the repository.
@@ -224,3 +217,63 @@ def test_source_folder_without_the_module_says_how_to_build(tmp_path: Path) -> N
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0
     assert re.search(r"ImportError: .*source folder, build it first: `pip install \.`", done.stderr, re.DOTALL)
+
+
+def test_info_has_what_a_bug_report_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = child.run("-m", "tandem_snn", TANDEM_DATA="/some/folder")
+    rows = dict(re.findall(r"^(\S+) +(\S.*)$", shown, re.MULTILINE))
+    assert {*te.build_info()} < {*rows}
+    assert rows["folder"] == str(Path(te.__file__).parent)
+    assert rows["torch"].startswith(torch.__version__)
+    assert rows["TANDEM_DATA"] == "/some/folder"
+    assert {"commit", "cpu", "cores", "memory", "system", "Python", "GPU", "numpy"} <= {*rows}
+    monkeypatch.setitem(sys.modules, "numpy", None)  # neither it nor an extra is needed
+    assert rows["folder"] in info.info()
+
+
+def test_an_installed_package_knows_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The build writes it beside the compiled part; a tree that the package merely lies in is not its own."""
+    write_commit(tmp_path)
+    written = (tmp_path / "commit.txt").read_text().strip() if (tmp_path / "commit.txt").exists() else None
+    if written is None:
+        pytest.skip("the sources are in no git tree")
+    assert re.fullmatch(r"[0-9a-f]{40}\+?", written)
+    assert info.commit() == written  # here, of the tree
+    (tmp_path / "commit.txt").write_text("0123+\n")
+    monkeypatch.setattr(te, "__file__", str(tmp_path / "__init__.py"))
+    assert info.commit() == "0123+"
+    (tmp_path / "commit.txt").unlink()
+    monkeypatch.setattr(info, "__file__", str(ROOT / "tests" / "untracked.py"))
+    assert info.commit() is None
+
+
+@pytest.mark.parametrize(("toolkit", "driver", "says"), [
+    (13000, 12060, "CUDA 13.0 .* supports CUDA 12.6, "), (13000, 13000, None), (13010, 13000, None), (13000, 0, None),
+    (12080, 13000, None),
+])  # fmt: skip
+def test_an_old_driver(toolkit: int, driver: int, says: str | None) -> None:
+    """A driver runs what any toolkit of its major version has made."""
+    note = _old_driver(toolkit, driver)
+    assert (note is None) == (says is None)
+    assert note is None or re.search(str(says), note)
+
+
+def test_load_by_path() -> None:
+    """As a Python must that the module was not built for."""
+    (library,) = Path(te.__path__[0]).glob("_C.*.so")
+    program = (
+        "import sys, torch, tandem_ext as te; assert 'tandem_ext._C' not in sys.modules;"
+        "print(te.build_info()['library'], te.pack(torch.ones(2, 1, 1)).item())"
+    )
+    assert child.run("-c", program, TANDEM_LIBRARY=str(library)).split() == [str(library), "3"]
+
+
+def test_an_import_brings_nothing_that_only_some_need() -> None:
+    """Optional packages, and Dynamo, which costs most of a second, are imported where they are used."""
+    rare = {
+        "aedat", "matplotlib", "nir", "onnx", "onnxruntime", "rich", "safetensors", "sklearn", "tensorboard", "tonic",
+        "torch._dynamo", "torch._inductor", "torchvision", "typer", "yaml",
+    }  # fmt: skip
+    found = child.run("-c", "import sys, tandem_ext, tandem_snn, tandem_snn.nn; print(*sys.modules)").split()
+    assert "tandem_snn" in found
+    assert not rare & set(found)

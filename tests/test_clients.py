@@ -2,8 +2,6 @@
 wrong; never a silent difference.
 """
 
-import warnings
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -28,14 +26,12 @@ def network(layers=tnn):
 
 def images(layers=tnn):
     torch.manual_seed(0)
-    return nn.Sequential(
-        layers.Encoder(T=8), layers.Conv2d(1, 8, 3, padding=1, norm=True), layers.Flatten(), layers.Readout(512, 3)
-    )
+    conv = layers.Conv2d(1, 8, 3, padding=1, norm=True)
+    return nn.Sequential(layers.Encoder(T=8), conv, layers.Flatten(), layers.Readout(512, 3))
 
 
 @pytest.fixture(scope="module")
 def items():
-    """(train, label) of each sample."""
     torch.manual_seed(1)
     x = te.SpikeTrain.from_dense((torch.rand(T, SAMPLES, 12) < 0.3).float())
     return [(x[i], torch.tensor(i % 3)) for i in range(SAMPLES)]
@@ -43,11 +39,6 @@ def items():
 
 def loader(items, batch_size=11):
     return DataLoader(items, batch_size=batch_size)
-
-
-def assert_equal(a, b):
-    assert a.keys() == b.keys()
-    assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 @pytest.fixture(scope="module")
@@ -86,30 +77,21 @@ def trainer(pl, epochs=3, **options):
     return pl.Trainer(max_epochs=epochs, accelerator="cpu", devices=1, **(quiet | options))
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("make", [
-    lambda x, y: [x, y],
-    lambda x, y: {"spikes": x},
-    lambda x, y: x,
+    lambda x, y: [x, y], lambda x, y: {"spikes": x}, lambda x, y: x,
     lambda x, y: (y, te.ConstantInput(torch.rand(SAMPLES, 4), 8), te.ImpulseInput(torch.rand(SAMPLES, 4), 8)),
 ], ids=["list", "dict", "train", "inputs"])  # fmt: skip
+@pytest.mark.filterwarnings("error")
 def test_lightning_finds_the_batch_size(make, pl, items):
     extract = needs("lightning.pytorch.utilities.data").extract_batch_size
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        assert extract(make(*torch.utils.data.default_collate(items))) == SAMPLES
-    assert not said
+    assert extract(make(*torch.utils.data.default_collate(items))) == SAMPLES
 
 
 OPTIONS = {
-    "plain": lambda pl: {},
-    "bf16": lambda pl: {"precision": "bf16-mixed"},
-    "float64": lambda pl: {"precision": "64-true"},
-    "accumulation": lambda pl: {"accumulate_grad_batches": 2},
-    "clipping": lambda pl: {"gradient_clip_val": 0.5},
-    "swa": lambda pl: {"callbacks": [pl.callbacks.StochasticWeightAveraging(0.05, swa_epoch_start=1)]},
-    "sync batch norm": lambda pl: {"sync_batchnorm": True},
-}
+    "plain": {}, "bf16": {"precision": "bf16-mixed"}, "float64": {"precision": "64-true"},
+    "accumulation": {"accumulate_grad_batches": 2}, "clipping": {"gradient_clip_val": 0.5}, "swa": {},
+    "sync batch norm": {"sync_batchnorm": True},
+}  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -119,7 +101,8 @@ def test_lightning_fits_and_validates(name, pl, items):
     steps = []
     for one in net, twin:
         before = trainer(pl).validate(one, loader(items), verbose=False)[0]["loss"]
-        driver = trainer(pl, **OPTIONS[name](pl))
+        callbacks = [pl.callbacks.StochasticWeightAveraging(0.05, swa_epoch_start=1)] if name == "swa" else []
+        driver = trainer(pl, callbacks=callbacks, **OPTIONS[name])
         driver.fit(one, loader(items), loader(items))
         (measured,) = driver.validate(one, loader(items, 32), verbose=False)
         assert measured["first"] == pytest.approx(32 / 33)  # a batch of 32 and one of 1, the mean over the samples
@@ -137,7 +120,7 @@ def test_lightning_resumes_from_a_checkpoint_bit_for_bit(pl, items, tmp_path):
     driver.fit(half, loader(items), loader(items))
     driver.save_checkpoint(tmp_path / "half.ckpt")
     trainer(pl, 4).fit(resumed, loader(items), loader(items), ckpt_path=tmp_path / "half.ckpt")
-    assert_equal(resumed.state_dict(), whole.state_dict())
+    torch.testing.assert_close(resumed.state_dict(), whole.state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -170,7 +153,7 @@ def accelerator():
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_accelerate_trains(precision, accelerator, items):
     accelerated = accelerator(mixed_precision=precision, gradient_accumulation_steps=2)
-    net, optimizer = network(), None
+    net = network()
     optimizer = torch.optim.SGD(net.parameters(), 0.05)
     net, optimizer, batches = accelerated.prepare(net, optimizer, loader(items))
     losses, seen = [], 0

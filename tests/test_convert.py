@@ -107,13 +107,11 @@ def products() -> tuple[nn.Module, Tensor]:
 
 
 def twice() -> tuple[nn.Module, Tensor]:
-    """A module that becomes two layers with one weight."""
     layers = {"a": nn.Linear(4, 4), "b": nn.Linear(4, 2)}
     return Net(lambda m, x: m.b(torch.relu(m.a(torch.relu(m.a(x))))), **layers), torch.rand(3, 4)
 
 
 def twin() -> tuple[nn.Module, Tensor]:
-    """A network of this package's own ANN layers."""
     return create(ann, "8C3-16C3s2-FC24", (2, 8, 8), 5), torch.rand(6, 2, 8, 8)
 
 

@@ -118,7 +118,6 @@ def made(name: str) -> tuple[Any, Tensor]:
 
 @pytest.mark.parametrize("name", ["line", "strided", *QUICK, *slowly(n for n in BODIES if n not in QUICK)])
 def test_many_steps_approach_the_ann(name: str) -> None:
-    """z is the ANN's own pre-activation: the answer converges to the ANN's."""
     net, x = made(name)
     errors = []
     with torch.no_grad():
@@ -242,7 +241,6 @@ def test_the_mode_and_the_modules_are_live() -> None:
 
 
 def test_a_part_that_spikes() -> None:
-    """Between what has no spiking counterpart."""
     layers = {
         "stem": nn.Sequential(conv(2, 8, padding=1), nn.GELU()),
         "layer1": nn.Sequential(conv(8, 8), nn.ReLU(), conv(8, 8), nn.ReLU()),

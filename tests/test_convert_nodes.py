@@ -82,8 +82,6 @@ def test_constants_enter_once_a_window(name: str, timing: str) -> None:
 
 
 def tokens() -> tuple[nn.Module, Tensor]:
-    """A class token is a constant."""
-
     def forward(m: Any, x: Tensor) -> Tensor:
         a = torch.cat([m.token.expand(x.size(0), -1, -1), torch.relu(m.embed(x))], 1)
         return m.head(torch.relu(m.mix(a.transpose(1, 2)).transpose(1, 2))[:, 0])
@@ -161,8 +159,6 @@ GLOBAL: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def made(pool: Callable[[Tensor], Tensor], before: bool = False) -> tuple[Any, Tensor]:
-    """A network with ``pool`` between two layers, after or before the ReLU."""
-
     def forward(m: Any, x: Tensor) -> Tensor:
         a = torch.relu(pool(m.a(x))) if before else pool(torch.relu(m.a(x)))
         return m.c(torch.relu(m.b(a)).flatten(1))
@@ -188,7 +184,6 @@ def test_a_global_maximum_however_written(timing: str, before: bool) -> None:
 
 
 def shifted() -> tuple[nn.Module, tuple[int, int]]:
-    """By a constant of the images' size."""
     layers = {"a": nn.Conv2d(2, 4, 3), "b": nn.Conv2d(4, 3, 3)}
     read = lambda m, a: torch.relu(m.b(a + m.shift.expand_as(a))).mean([2, 3])  # noqa: E731
     net = networks.Net(lambda m, x: read(m, torch.relu(m.a(x))), **layers)

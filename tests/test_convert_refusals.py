@@ -132,7 +132,6 @@ def written(kind: str) -> Callable[[Any, Tensor], Tensor]:
 
 @pytest.mark.parametrize("kind", ["relu", "mul", "fill"])
 def test_what_is_written_in_place_through_a_view_is_named(kind: str) -> None:
-    """The graph of torch.export reads the whole as it was before."""
     with pytest.raises(CannotConvert, match=rf"'{kind}_' .*test_convert_refusals.py:\d+.* writes into"):
         convert(images(written(kind)), T=8, example=torch.rand(1, 1, 8, 8))
 
@@ -196,7 +195,6 @@ class Viewed(nn.Module):
 
 @pytest.mark.parametrize("layer", [nn.Linear(2, 3), nn.Conv1d(2, 3, 50), nn.Conv3d(2, 3, 5), nn.Conv2d(2, 3, 60)])
 def test_what_the_ann_takes_is_found(layer: nn.Module) -> None:
-    """Kernels and a Linear behind them that the first guess does not fit."""
     side = {nn.Linear: [], nn.Conv1d: [600], nn.Conv3d: [9] * 3, nn.Conv2d: [61] * 2}[type(layer)]
     x = torch.rand(3, 2, *side)
     body = nn.Sequential(layer, nn.ReLU(), nn.Flatten())

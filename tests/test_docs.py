@@ -1,27 +1,39 @@
-"""The documents: their code runs, their commands run, and the site builds and is complete."""
+"""The documents: their code runs, their commands run, and the site builds and is complete; of CHANGELOG's table of old
+and new code what is gone says so, and what replaces it is there.
+"""
 
 import importlib
 import inspect
-import os
 import re
 import shlex
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
+import child
 import pytest
+import tomllib
+import torch
 from extras import needs
+from torch import nn
 
+import tandem_ext as te
+import tandem_snn as ts
+import tandem_snn.nn as tnn
 from train import make_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 OTHERS = ("spikingjelly", "snntorch", "nir", "onnx", "onnxruntime", "tonic")  # libraries that a page is about
+PATH = re.compile(r"(?<![\w/.:-])(?:python|tests|docs|csrc|tandem_ext|build_tools|cmake)/[\w/.*<-]+")
 SIMULATORS = re.compile("spikingjelly|snntorch")
 PROJECT = [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]  # what they name is there too
 NOTEBOOKS = ("tutorial-events.md",)  # pages whose code is that of a notebook, which takes data and minutes
+TABLE = (ROOT / "CHANGELOG.md").read_text().partition("| before | now |")[2].partition("\n\n")[0]
+ROWS = [line.strip(" |").split(" | ") for line in TABLE.splitlines()[2:]]
+PACKAGE = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+OPTION = re.compile(r"--[a-z]")
 NOT_RUN = ("pip install", "make ")  # they change the environment; the tests of the build are about them
 
 
@@ -39,7 +51,6 @@ def having(*languages):
 
 @having("python")
 def test_code_runs(page, tmp_path, monkeypatch):
-    """In the order of the page, which may build on itself."""
     if page.name in NOTEBOOKS:
         pytest.skip("the same code runs as a notebook: tests/test_notebooks.py")
     monkeypatch.chdir(tmp_path)
@@ -66,8 +77,7 @@ def test_commands_run(page, tmp_path, monkeypatch):
         else:
             assert words[0] == "python"
             arguments = [ROOT / word if word.startswith("python/") else word for word in words[1:]]
-            environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-            subprocess.run([sys.executable, *arguments], check=True, timeout=300, env=environment)
+            child.run(*arguments)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -95,9 +105,7 @@ def test_what_the_text_names_is_there(page):
     text = FENCE.sub("", page.read_text())
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for code in re.findall(r"`([^`\n]+)`", text):
-        for path in re.findall(
-            r"(?<![\w/.:-])(?:python|tests|docs|csrc|tandem_ext|build_tools|cmake)/[\w/.*<-]+", code
-        ):
+        for path in re.findall(PATH, code):
             assert not {"*", "<"}.isdisjoint(path) or (ROOT / path).exists(), path
         if target := re.match(r"(?:\w+=\S+ )*make ([\w-]+)", code):
             assert target[1] in targets
@@ -116,9 +124,7 @@ def site(tmp_path_factory):
     needs("mkdocs")
     needs("mkdocstrings")
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "-q", "--strict", "--site-dir", folder]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    child.run("-m", "mkdocs", "build", "-q", "--strict", "-f", ROOT / "mkdocs.yml", "--site-dir", folder)
     return folder
 
 
@@ -150,3 +156,60 @@ def test_examples_in_docstrings_are_code(site):
     assert "<blockquote>" not in text  # what >>> is to Markdown
     assert ":func:" not in text
     assert ":class:" not in text
+
+
+def spans(column: int) -> Any:
+    """The pieces of code in a column, each with the text of its cell."""
+    found = {code: row[column] for row in ROWS for code in re.findall(r"`([^`]+)`", row[column])}
+    return pytest.mark.parametrize(("code", "cell"), found.items(), ids=found)
+
+
+def evaluated(code: str) -> Any:
+    """What an expression gives, where its variables are what their names say."""
+    net = nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 3), tnn.Readout(3, 2))
+    names = {"frozen": ts.freeze(net), "x": torch.rand(5, 4), "y": torch.tensor([0, 1, 0, 1, 0]), "confidence": 0.9}
+    ann = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    modules = {"te": te, "ts": ts, "tnn": tnn, "nn": nn, "torch": torch}
+    return eval(code, {**modules, "ann": ann, "net": net, "T": 8, **names})
+
+
+def test_the_table_is_found() -> None:
+    assert len(ROWS) > 15
+    assert all(len(row) == 2 for row in ROWS)
+
+
+@spans(0)
+def test_what_is_gone_says_so_in_a_line(code: str, cell: str) -> None:
+    if cell.startswith("extras"):
+        assert code not in PACKAGE["optional-dependencies"]
+    elif code.startswith("tandem-snn"):
+        assert "scripts" not in PACKAGE
+    elif OPTION.match(code):
+        with pytest.raises(SystemExit):
+            make_parser().parse_args(["digits", *code.split()])
+    else:
+        with pytest.raises((ImportError, TypeError, ValueError)) as caught:
+            evaluated(code)
+        assert "\n" not in str(caught.value)
+        gone = r"is gone since 0\.2\.0: .|timing='window' replaces 'resu'|unexpected keyword argument 'gate'"
+        assert re.search(gone, str(caught.value)), caught.value
+
+
+@spans(1)
+def test_what_replaces_it_is_there(code: str, cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "python/experiments")
+    written = "".join(path.read_text() for path in (ROOT / "python/experiments").glob("*.py"))
+    if any(code in row[1] and row[0].startswith("extras") for row in ROWS):
+        assert code in PACKAGE["optional-dependencies"]
+    elif OPTION.match(code):
+        make_parser().parse_args(["digits", *code.split()])
+    elif code.startswith("python python/experiments/train.py"):
+        make_parser().parse_args(code.split()[2:])
+    elif code.startswith("python -m "):
+        assert (ROOT / "python" / code.split()[2] / "__main__.py").exists()
+    elif code.endswith(".py"):
+        assert (ROOT / code).exists()
+    elif re.fullmatch(r"(seed-0/)?\w+\.(png|json|tandem)", code):
+        assert code.rpartition("/")[2] in written
+    else:
+        evaluated(code)

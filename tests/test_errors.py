@@ -2,6 +2,7 @@
 
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,6 +39,13 @@ def frames(numbers, **options):
 
 def bn(**changes):
     return lambda: f.linear_bn_if(X, W, **changes)
+
+
+def layer_of(threshold):
+    """A tensor of a layer is checked when it is used."""
+    layer = tnn.Linear(7, 2)
+    layer.threshold = threshold
+    return lambda: layer(X)
 
 
 CASES = [
@@ -121,6 +129,7 @@ CASES = [
     (linear(threshold=torch.ones(4)), ValueError, "threshold: expected shape [5]"),
     (linear(threshold=torch.tensor([1.0, 1.0, 1.0, 1.0, -1.0])), ValueError, "threshold: expected positive"),
     (linear(threshold=torch.tensor(nan)), ValueError, "threshold: expected positive"),
+    (layer_of(torch.tensor([1.5, -1.0])), ValueError, "threshold: expected positive values"),
     (linear(leak=0.0), ValueError, "leak: expected a float in (0, 1]"),
     *((linear(leak=value), ValueError, "leak: expected") for value in (1.5, nan)),
     (linear(leak=None), TypeError, "leak: expected a float in (0, 1], got None (NoneType)"),
@@ -215,25 +224,13 @@ def test_bad_arguments(call, error, message):
     assert ("NoneType" in str(caught.value)) == ("NoneType" in message)  # it says what the value was
 
 
-def test_a_tensor_of_a_layer_is_checked_when_it_is_used():
-    layer = tnn.Linear(7, 2)
-    layer.threshold = torch.tensor([1.5, -1.0])
-    with pytest.raises(ValueError, match="threshold: expected positive values"):
-        layer(X)
-
-
-class OnCuda:
-    """What checks.device looks at of a tensor."""
-
-    is_cuda, device = True, torch.device("cuda", 0)
-
-
 def test_cuda_tensor_on_a_cpu_only_build(monkeypatch):
+    on_cuda = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0))
     monkeypatch.setattr(checks, "CUDA_ARCHS", None)
     with pytest.raises(RuntimeError, match="TANDEM_CUDA=1 pip install"):
-        checks.device("weight", OnCuda)
+        checks.device("weight", on_cuda)
     monkeypatch.setattr(checks, "CUDA_ARCHS", ["9.0"])
-    checks.device("weight", OnCuda)
+    checks.device("weight", on_cuda)
 
 
 NAMES = [
@@ -252,28 +249,21 @@ def test_tensors_on_a_device_without_kernels_are_named(call, names, monkeypatch)
     assert set(seen) == names
 
 
-BAD_OP_CALLS = [
-    ("linear_if", (PLANES, 9, W), "tandem"), ("if_scan", (torch.zeros(8),), "tandem"),
-    ("conv_if", (IMAGE.planes, 8, KERNEL, [0, 1], [1, 1], [1, 1], 1), "tandem"),
-    ("constant_if", (dyadic(3, 7), 0), "tandem"),
+NEURON = [8, 1.0, 1.0, "relu", False, True, True, None, None, None, None, None, None]
+OP_CALLS = [
+    ("linear_if", (PLANES, 9, W), 0, 8), ("if_scan", (torch.zeros(8),), 0, 8), ("constant_if", (dyadic(3, 7), 0), 0, 8),
+    ("conv_if", (IMAGE.planes, 8, KERNEL, [0, 1], [1, 1], [1, 1], 1), 0, 8),
+    *(("linear_if", (PLANES, 8, W), position, value) for position, value in (
+        (7, torch.ones(4)), (7, torch.ones(5, dtype=torch.float64)), (10, dyadic(8, 3, 4)),
+        (10, train(8, 3, 4).planes), (12, torch.ones(4)), (0, 0), (1, 0.0), (1, nan), (2, 0.0), (2, 2.0), (3, "none"),
+        (4, "none"), (9, torch.ones(4)), (9, torch.ones(3, dtype=torch.int)),
+    )),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("op", "arguments", "message"), BAD_OP_CALLS)
-def test_ops_have_their_own_checks(op, arguments, message):
-    """C++ is the second line: no bad call of a bare op reaches a kernel."""
-    neuron = (8, 1.0, 1.0, "relu", False, True, True)
-    with pytest.raises(RuntimeError, match=message):
-        getattr(torch.ops.tandem, op)(*arguments, *neuron)
-
-
-@pytest.mark.parametrize(("position", "value"), [
-    (7, torch.ones(4)), (7, torch.ones(5, dtype=torch.float64)), (10, dyadic(8, 3, 4)), (10, train(8, 3, 4).planes),
-    (12, torch.ones(4)), (0, 0), (1, 0.0), (1, nan), (2, 0.0), (2, 2.0), (3, "none"), (4, "none"), (9, torch.ones(4)),
-    (9, torch.ones(3, dtype=torch.int)),
-])  # fmt: skip
-def test_ops_check_neurons(position, value):
-    neuron = [8, 1.0, 1.0, "relu", False, True, True, None, None, None, None, None, None]
-    neuron[position] = value
+@pytest.mark.parametrize(("op", "arguments", "position", "value"), OP_CALLS)
+def test_ops_have_their_own_checks(op, arguments, position, value):
+    """C++ is the second line: no bad call of a bare op, nor one with a bad argument of neurons, reaches a kernel."""
+    neuron = [*NEURON[:position], value, *NEURON[position + 1 :]]
     with pytest.raises(RuntimeError, match="tandem"):
-        torch.ops.tandem.linear_if(PLANES, 8, W, *neuron)
+        getattr(torch.ops.tandem, op)(*arguments, *neuron)

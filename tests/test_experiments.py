@@ -5,26 +5,24 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 
+import child
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 
 import recipe as recipes
+import tandem_snn as ts
 import tandem_snn.nn as tnn
 import train as script
 from architectures import create
 from data import augmented, load
-from measures import compared, early_exit, over_time, packed, step_times, tables
+from measures import compared, early_exit, over_time, packed, step_times
 from recipe import Recipe
-from tandem_snn import freeze
 from training import Task, World, evaluate, train
 
 ROOT = Path(__file__).parents[1]
@@ -109,22 +107,19 @@ def test_keys_are_options(monkeypatch, tmp_path):
     (["--model", "FC"], "unknown model 'FC'"), (["--weight-bits", "9"], "weight_bits"), (["--leak", "2"], "leak"),
     (["--device", "abacus"], "--device: 'abacus' cannot be used"), (["mnist"], "data set 'mnist' cannot be read"),
     (["--augment", "turn"], "augment: expected flip, shift or shift:PIXELS, got 'turn'"),
-])  # fmt: skip
-def test_what_is_wrong_is_one_line(arguments, words, refused, tmp_path):
-    refused([*arguments, "--data-dir", tmp_path, "--out", tmp_path / "run"], words)
-
-
-@pytest.mark.parametrize(("text", "words"), [
+    # content of a file
     ("- 1", "expected lines `key: value`"), ("T: [", "cannot be read"), ("t: 4", "unknown key 't'"),
     ("validation: 1", "validation: expected bool, got 1"), ("augment: flip", "augment: expected tuple"),
     ("base: digit", "unknown recipe 'digit'"), ("T: null", "T: expected int, got None"),
 ])  # fmt: skip
-def test_a_wrong_file_is_one_line(text, words, refused, tmp_path):
-    (tmp_path / "own.yaml").write_text(text)
-    refused([tmp_path / "own.yaml"], words)
+def test_what_is_wrong_is_one_line(arguments, words, refused, tmp_path):
+    if isinstance(arguments, str):
+        (tmp_path / "own.yaml").write_text(arguments)
+        arguments = [tmp_path / "own.yaml"]
+    refused([*arguments, "--data-dir", tmp_path, "--out", tmp_path / "run"], words)
 
 
-def ended(recipe, path, stop=None, on_step=None, kind="SNN"):
+def ended(recipe, path, stop=None):
     """The weights after training with a checkpoint at ``path``; None if it was stopped at a step."""
 
     def check(step, _):
@@ -133,20 +128,16 @@ def ended(recipe, path, stop=None, on_step=None, kind="SNN"):
 
     data = load(recipe, None)
     torch.manual_seed(recipe.seed)
-    net = script.build(recipe, data, kind)
+    net = script.build(recipe, data, "SNN")
     try:
-        result = train(net, data, recipe, recipe.seed, path, World(), on_step or check)
+        result = train(net, data, recipe, recipe.seed, path, World(), check)
     except KeyboardInterrupt:
         return None
-    assert all(torch.equal(value, result["weights"][name]) for name, value in net.state_dict().items())
+    assert_same(dict(net.state_dict()), result["weights"])
     return result["weights"]
 
 
-def assert_same(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-
-
+assert_same = partial(torch.testing.assert_close, rtol=0, atol=0)
 VARIANTS = {
     "adam": {},
     "sgd": {"optimizer": "sgd", "lr": 0.05, "schedule": "cosine", "timing": "window", "gate": "clip"},
@@ -157,7 +148,6 @@ VARIANTS = {
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_run_goes_on_bit_for_bit(name, tmp_path):
-    """It was stopped in its first epoch, right after the second, and twice within one."""
     recipe = replace(RECIPE, **VARIANTS[name])
     whole = ended(recipe, tmp_path / "whole.pt")
     steps = (1347 if name == "last epoch" else 1234) // 64
@@ -167,28 +157,23 @@ def test_a_run_goes_on_bit_for_bit(name, tmp_path):
     assert_same(ended(recipe, tmp_path / "snn.pt"), whole)  # of a finished network
 
 
-def test_another_end_of_writing_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+def test_checkpoints_that_cannot_be_written_or_do_not_fit(tmp_path, monkeypatch):
     path = tmp_path / "snn.pt"
     assert ended(RECIPE, path, 25) is None
-    before = path.read_bytes()
-    monkeypatch.setattr(os, "fsync", lambda _: exec("raise OSError(28, 'No space left on device')"))
-    with pytest.raises(OSError, match="No space left"):
-        ended(RECIPE, path)
-    assert path.read_bytes() == before
-    monkeypatch.undo()
-    assert_same(ended(RECIPE, path), ended(RECIPE, tmp_path / "whole.pt"))
-
-
-def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
-    path = tmp_path / "snn.pt"
-    assert ended(RECIPE, path, 25) is None
+    content = path.read_bytes()
     with pytest.raises(ValueError, match=r"another recipe: T is 8 there and 4 here; choose another folder with --out"):
         ended(replace(RECIPE, T=4), path)
-    content = path.read_bytes()
     for damaged in content[:-200], b"", bytes(len(content)):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"snn\.pt is damaged: delete it"):
             ended(RECIPE, path)
+    path.write_bytes(content)
+    monkeypatch.setattr(os, "fsync", lambda _: exec("raise OSError(28, 'No space left on device')"))
+    with pytest.raises(OSError, match="No space left"):
+        ended(RECIPE, path)
+    assert path.read_bytes() == content
+    monkeypatch.undo()
+    assert_same(ended(RECIPE, path), ended(RECIPE, tmp_path / "whole.pt"))
 
 
 def test_an_infinite_loss_is_said():
@@ -199,20 +184,15 @@ def test_an_infinite_loss_is_said():
 
 def test_the_kept_weights_are_the_best_on_the_validation_split(tmp_path):
     """Of equals the later; without a validation split they are the last."""
-    data = load(RECIPE, None)
-    for validation in True, False:
-        recipe = replace(RECIPE, validation=validation, epochs=8, lr=0.02)
-        path = tmp_path / f"{validation}.pt"
-        weights = ended(recipe, path)
-        found = torch.load(path, weights_only=True)
-        if not validation:
-            assert found["epoch"] == 8
-            continue
-        values = [record["validation_accuracy"] for record in found["history"]]
-        assert found["epoch"] == max(range(8), key=lambda i: (values[i], i)) + 1
-        net = script.build(recipe, data, "SNN")
-        net.load_state_dict(weights)
-        assert evaluate(net, data.validation, recipe).mean().item() == max(values)
+    data, recipe, path = load(RECIPE, None), replace(RECIPE, epochs=8, lr=0.02), tmp_path / "snn.pt"
+    ended(replace(recipe, validation=False), tmp_path / "last.pt")
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["epoch"] == 8
+    net = script.build(recipe, data, "SNN")
+    net.load_state_dict(ended(recipe, path))
+    found = torch.load(path, weights_only=True)
+    values = [record["validation_accuracy"] for record in found["history"]]
+    assert found["epoch"] == max(range(8), key=lambda i: (values[i], i)) + 1
+    assert evaluate(net, data.validation, recipe).mean().item() == max(values)
 
 
 SMALL = ("--model", "FC16", "--epochs", "2", "--init-from", "twin", "--init-gain", "2", "--seeds", "2")
@@ -260,8 +240,6 @@ def test_the_control_starts_from_the_twin(run):
 
 
 def test_the_file_for_inference_answers_as_the_network(run, digits):
-    import tandem_snn as ts
-
     weights = torch.load(run / "seed-1/snn.pt", weights_only=True)["weights"]
     net = create(tnn, "FC16", (1, 8, 8), 10, 8, timing="window", gate="clip").eval()
     net.load_state_dict(weights)
@@ -272,21 +250,16 @@ def test_the_file_for_inference_answers_as_the_network(run, digits):
         assert packed(net(x).argmax(1) == y) == right
 
 
-def test_a_finished_run_is_never_overwritten(run, refused, capsys):
+def test_a_finished_run_is_shown_and_never_overwritten(run, refused, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
     before = {name: ((run / name).read_bytes(), (run / name).stat().st_mtime_ns) for name in NAMES}
     assert main(*SMALL, "--out", run) == 0
-    assert "finished before" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    for words in ("digits, FC16, T=8, mean of 2 seeds", "test accuracy", "the twin, trained as long", "peak memory",
+                  "operations at inference", "fc1", "early exit, first seed", "finished before"):  # fmt: skip
+        assert words in shown
     refused([*SMALL, "--T", "4", "--out", run], "holds a finished run of another recipe: choose another folder")
     assert before == {name: ((run / name).read_bytes(), (run / name).stat().st_mtime_ns) for name in NAMES}
-
-
-def test_the_tables_of_a_run(run):
-    console = Console(record=True, width=120, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(*tables(json.loads((run / "summary.json").read_text())))
-    text = console.export_text()
-    for words in ("digits, FC16, T=8, mean of 2 seeds", "test accuracy", "the twin, trained as long", "peak memory",
-                  "operations at inference", "fc1", "early exit, first seed"):  # fmt: skip
-        assert words in text
 
 
 def test_images_are_reconstructed(tmp_path):
@@ -304,55 +277,46 @@ import os, signal, sys, threading
 sys.path[:0] = [{str(SCRIPT.parent)!r}]
 import train, training
 kind, number = os.environ["DIES"].split()
-folder, calls = sys.argv[sys.argv.index("--out") + 1], 0
+folder, calls = sys.argv[sys.argv.index("--out") + 1], []
 die = lambda: os.kill(os.getpid(), signal.SIGKILL)
 def watch(event, arguments):
-    global calls
     if event in ("open", "os.rename", "os.mkdir") and str(arguments[0]).startswith(folder):
-        calls += 1
-        if calls > int(number):
+        calls.append(event)
+        if len(calls) > int(number):
             die()
-if kind == "call":
-    sys.addaudithook(watch)
 make = training.make_optimizer
 def first(*arguments):
-    if kind == "second":
-        threading.Timer(float(number), die).start()
+    threading.Timer(float(number), die).start()
     return make(*arguments)
-training.make_optimizer = first
+if kind == "call":
+    sys.addaudithook(watch)
+if kind == "second":
+    training.make_optimizer = first
 sys.exit(train.main(sys.argv[1:]))
 """
-    options = ["--model", "FC32-D0.1", "--epochs", "6", "--no-twin", "--seeds", "1", "--out"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
 
-    def start(folder, dies):
-        command = [sys.executable, "-c", program, *options, str(folder)]
-        return subprocess.run(command, env=environment | {"DIES": dies}, capture_output=True, text=True)
+    def run(folder, dies):
+        options = ("--model", "FC32-D0.1", "--epochs", 6, "--no-twin", "--seeds", 1, "--out", tmp_path / folder)
+        process = child.start("-c", program, *options, OMP_NUM_THREADS="1", DIES=dies)
+        _, error = process.communicate()
+        assert process.returncode == (0 if dies == "never 0" else -signal.SIGKILL), error
+        assert (tmp_path / folder / "summary.json").exists() == (dies == "never 0")
 
-    assert start(tmp_path / "whole", "never 0").returncode == 0
-    for dies in "call 4", "call 7", "second 0.05", "call 12":
-        done = start(tmp_path / "killed", dies)
-        assert done.returncode == -signal.SIGKILL, done.stderr
-        assert not (tmp_path / "killed/summary.json").exists()
-    assert start(tmp_path / "killed", "never 0").returncode == 0
+    run("whole", "never 0")
+    for dies in "call 4", "call 7", "second 0.05", "call 12", "never 0":
+        run("killed", dies)
     assert_same(*(torch.load(tmp_path / name / "seed-0/snn.pt")["weights"] for name in ("killed", "whole")))
     ours, theirs = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("killed", "whole"))
     assert ours["per_seed"] == theirs["per_seed"]
 
 
-def test_an_interruption_is_one_line(tmp_path):
-    command = [sys.executable, SCRIPT, "--model", "FC32", "--epochs", "5000", "--no-twin", "--out", tmp_path]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in the background ignore it
-    )  # fmt: skip
-    while not (tmp_path / "seed-0/snn.pt").exists():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    error = process.communicate(timeout=60)[1]
-    assert process.returncode == 130
+def test_an_interruption_is_one_line(tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "train", interrupted)
+    assert main("--out", tmp_path) == 130
+    error = capsys.readouterr().err
     assert error == "train.py: interrupted; the same command resumes from the last whole epoch\n"
 
 
@@ -379,12 +343,15 @@ def test_mcnemar_counts_the_samples_on_which_two_networks_differ():
     assert compared([{name: value for name, value in one.items() if "right" not in name}]) == ("+4.00", "")
 
 
-def test_over_time_and_early_exit_are_those_of_single_steps(digits):
-    net = create(tnn, "FC32", (1, 8, 8), 10, 6)
+def on_digits(digits, timing):
+    net = create(tnn, "FC32-FC16", (1, 8, 8), 10, 6, timing=timing)
     x, y = next(digits.test.batches(450))
     net(x)
-    frozen = freeze(net.eval())
-    found = over_time(RECIPE, digits, [net])
+    return over_time(replace(RECIPE, timing=timing), digits, [net.eval()]), ts.freeze(net), x, y
+
+
+def test_over_time_and_early_exit_are_those_of_single_steps(digits):
+    found, frozen, x, y = on_digits(digits, "step")
     readouts = torch.stack([frozen.step(x) for _ in range(6)])
     expected = [100 * (r.argmax(1) == y).double().mean().item() for r in readouts]
     assert found["test_accuracy_over_time"] == pytest.approx(expected, abs=1e-4)
@@ -397,11 +364,7 @@ def test_over_time_and_early_exit_are_those_of_single_steps(digits):
 
 
 def test_following_ends_in_the_answer_of_the_window(digits):
-    net = create(tnn, "FC32-FC16", (1, 8, 8), 10, 6, timing="window")
-    x, y = next(digits.test.batches(450))
-    net(x)
-    frozen = freeze(net.eval())
-    found = over_time(replace(RECIPE, timing="window"), digits, [net])
+    found, frozen, x, y = on_digits(digits, "window")
     right = (frozen.readouts(x).argmax(2) == y).double().mean(1)
     assert found["test_accuracy_over_time"] == pytest.approx((100 * right).tolist(), abs=1e-4)
     steps, following = frozen.settle(x)[1], found["following"]

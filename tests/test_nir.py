@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from extras import needs
 from networks import Net, assert_same, differing, dyadic, images, network, own_counts
 from nir_simulators import T, by_nirtorch, counts_of, file_of, simulated
-from test_convert import Block
 from torch import Tensor, nn
 
 import tandem_ext as te
@@ -71,18 +70,6 @@ def vector(mode: str = "direct", steps: int = T) -> tuple[nn.Module, Any]:
     return dyadic(nn.Sequential(tnn.Encoder(steps, mode), *layers)), image(16 if mode == "direct" else 2, 4, 1, 4, 4)
 
 
-def residual(pool: nn.Module) -> tuple[nn.Module, Any]:
-    """A converted ANN with residual blocks, whose layers have thresholds of their own."""
-    stem = nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()
-    blocks = Block(8, 8, 1), Block(8, 12, 2), nn.AvgPool2d(2), Block(12, 12, 1)
-    ann = dyadic(nn.Sequential(*stem, *blocks, pool, nn.Flatten(), nn.Linear(12, 5)))
-    net = convert(ann, T, timing="step", v_init=0.0)
-    for layer in net.modules():
-        if isinstance(layer, tnn.SpikingLayer):
-            layer.threshold = powers_of_two() / 8
-    return net, image(8)
-
-
 def image_pools() -> tuple[nn.Module, Any]:
     """Pooling of what is real-valued: the image before and after its encoder, and means of means."""
     conv = tnn.Conv2d(1, 6, 3, padding=1, threshold=0.5, gain="threshold")
@@ -103,7 +90,6 @@ def events() -> tuple[nn.Module, Any]:
 
 
 def few_bits() -> tuple[nn.Module, Any]:
-    """Rounded weights, largest 7/64 in every row."""
     net = create(tnn, "FC12", (1, 4, 4), 3, T, norm=False, weight_bits=4)
     for layer in dyadic(net).modules():
         if isinstance(layer, (tnn.Linear, tnn.Readout)):
@@ -122,9 +108,6 @@ def named() -> tuple[nn.Module, Any]:
     layers = {"first": tnn.Linear(8, 8, gain=0.5), "second": tnn.Linear(8, 8, threshold=powers_of_two(8))}
     others = {"second_shortcut": tnn.Linear(8, 8), "second_neurons": tnn.Linear(8, 8), "readout": tnn.Readout(8, 3)}
     return dyadic(Net(forward, encoder=tnn.Encoder(T), **layers, **others)), image(4, 4, 8)
-
-
-# The general way.
 
 
 def separable() -> nn.Module:
@@ -158,8 +141,6 @@ def preactivated() -> nn.Module:
 
 
 def flat() -> nn.Module:
-    """Pooled currents, and linear layers in a row."""
-
     def forward(m: Any, x: Tensor) -> Tensor:
         x = F.relu(F.avg_pool2d(m.c(x), 2))
         return m.e(m.d(F.relu(-m.b(m.a(x.flatten(1))) / 2)))
@@ -189,11 +170,7 @@ def converted(make: Callable[[], nn.Module], timing: str) -> tuple[nn.Module, An
     return net, x
 
 
-# Windows.
-
-
 def waiting(net: nn.Module, *at_once: str) -> nn.Module:
-    """With window timing, but for some layers."""
     for name, layer in net.named_modules():
         if isinstance(layer, (tnn.SpikingLayer, tnn.AvgPool2d)) and name not in at_once:
             layer.timing, layer.v_init = "window", 0.5
@@ -225,8 +202,7 @@ GENERAL = {f"{make.__name__}, {timing}": lambda make=make, timing=timing: conver
 NETWORKS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
     "digits": lambda: (network(), images()), "pooled": pooled, "thirds": thirds, "line": line, "wide": wide,
     "vector": vector, "zero_expand": lambda: vector("zero_expand"), "a long one": lambda: vector(steps=256),
-    "named": named, "mean pooling": lambda: residual(nn.AvgPool2d(2)), "image_pools": image_pools, "events": events,
-    "adaptive pooling": lambda: residual(nn.AdaptiveAvgPool2d(1)), "few_bits": few_bits,
+    "named": named, "image_pools": image_pools, "events": events, "few_bits": few_bits,
     "no neurons": lambda: (dyadic(nn.Sequential(tnn.Encoder(T, gain=0.5), tnn.Readout(4, 3))), torch.ones(2, 4)),
     **GENERAL, "digits, window": lambda: (waiting(network()), images()), "blocks, window": blocks,
     "every other, window": every_other, "event_line, window": event_line,
@@ -329,7 +305,6 @@ def test_layers_without_a_counterpart_are_named(layers: list[nn.Module], message
 
 
 def two(body: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
-    """Two layers of spikes with ``body`` between them."""
     return lambda m, x: F.relu(body(m, F.relu(m.first(x)))).mean([2, 3])
 
 

@@ -22,7 +22,6 @@ nir = needs("nir")
 
 
 def chain(*nodes: Any, shape: tuple[int, ...] = (2, 4, 4)) -> Any:
-    """A graph of nodes one after the other."""
     every = ["input", *(f"n{i}" for i in range(len(nodes))), "output"]
     ends = nir.Input({"input": np.array(shape)}), nir.Output({"output": np.array(shape)})
     named = dict(zip(every, [ends[0], *nodes, ends[1]], strict=True))

@@ -82,7 +82,6 @@ def test_events_runs(tmp_path):
 
 
 def test_gpu_check_is_rehearsed(tmp_path):
-    """Where there is no GPU, or one that other tests use."""
     notebook = nbformat.read(GPU, 4)
     nbformat.validate(notebook)
     assert not any(cell.get("outputs") for cell in notebook.cells)

@@ -4,25 +4,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import networks
 import numpy as np
 import pytest
 import torch
 from extras import needs
-from networks import (
-    average,
-    conv,
-    images,
-    in_64ths,
-    in_windows,
-    lif,
-    line,
-    mlp,
-    network,
-    own_counts,
-    projection,
-    residual,
-    trained,
-)
+from networks import images, in_64ths, in_windows, network, own_counts, trained
 from test_frozen_window import NETWORKS, of_timing, spiking
 from torch import Tensor, nn
 
@@ -47,12 +34,8 @@ def by_onnxruntime(path: Path, x: Any) -> tuple[list[Tensor], list[Tensor]]:
         assert outputs[-1] == "answer"
         return counts, [answer]
     assert (facts["input"] != "events") == images
-    batch = len(x)
-    state = {
-        i.name: np.zeros([batch, *i.shape[1:]], np.float32)
-        for i in session.get_inputs()
-        if i.name.endswith((".v", ".counts"))
-    }
+    kept = [i for i in session.get_inputs() if i.name.endswith((".v", ".counts"))]
+    state = {i.name: np.zeros([len(x), *i.shape[1:]], np.float32) for i in kept}
     by_name: dict[str, Tensor] = {}
     answers = []
     for t in range(int(facts["T"])):
@@ -85,15 +68,14 @@ def assert_the_same(net: Any, x: Any, path: Path, differing: float = 0.0) -> Non
     torch.testing.assert_close(answers[-1], expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("make", [mlp, lif, conv, residual, projection, line, average])
-def test_every_layer(make: Any, tmp_path: Path) -> None:
-    net, x = make()
-    assert_the_same(in_64ths(trained(net, x)), inputs_of(x), tmp_path, 1e-3 if make is lif else 0)  # λ = 0.9
+@pytest.mark.parametrize("name", ["mlp", "lif", "conv", "residual", "projection", "line", "average"])
+def test_every_layer(name: str, tmp_path: Path) -> None:
+    net, x = getattr(networks, name)()
+    assert_the_same(in_64ths(trained(net, x)), inputs_of(x), tmp_path, 1e-3 if name == "lif" else 0)  # λ = 0.9
 
 
 @torch.no_grad()
 def onto_grids(net: nn.Module, bits: int) -> None:
-    """Weights of few bits, whose steps are powers of two."""
     largest = 2 ** (bits - 1) - 1
     for layer in net.modules():
         if isinstance(layer, (tnn.SpikingLayer, tnn.Readout)):
@@ -122,10 +104,16 @@ def test_weights_of_few_bits(bits: int, timing: str, tmp_path: Path) -> None:
     assert torch.equal(answers[-1], expected)
 
 
-def test_spikes_in(tmp_path: Path) -> None:
-    net = in_64ths(nn.Sequential(tnn.Conv2d(2, 4, 3), tnn.MaxPool2d(2), tnn.Flatten(), tnn.Readout(4 * 9, 3)))
-    x = te.SpikeTrain.from_dense(torch.rand(11, 3, 2, 8, 8).lt(0.3).float())
-    assert_the_same(net, x, tmp_path)
+def spiking_images() -> nn.Module:
+    return nn.Sequential(tnn.Conv2d(2, 4, 3), tnn.MaxPool2d(2), tnn.Flatten(), tnn.Readout(4 * 9, 3))
+
+
+@pytest.mark.parametrize(("make", "T", "shape"), [
+    (spiking_images, 11, (2, 8, 8)), *((spiking, T, (3, 9)) for T in (1, 11, 200)),
+])  # fmt: skip
+def test_spikes_in(make: Any, T: int, shape: tuple[int, ...], tmp_path: Path) -> None:
+    x = te.SpikeTrain.from_dense(torch.rand(T, 3, *shape).lt(0.3).float())
+    assert_the_same(in_64ths(make()), x, tmp_path)
 
 
 def test_a_loaded_network_knows_its_shapes(tmp_path: Path) -> None:
@@ -139,15 +127,15 @@ def test_a_loaded_network_knows_its_shapes(tmp_path: Path) -> None:
 
 
 def test_errors(tmp_path: Path) -> None:
-    net, x = network(), images(1797)
-    with pytest.raises(ValueError, match="x: expected a batch of inputs"):
-        ts.to_onnx(ts.freeze(net), tmp_path / "net.onnx")
-    with pytest.raises(ValueError, match="Readout"):
-        ts.to_onnx(nn.Sequential(tnn.Encoder(T), tnn.Flatten(), tnn.Linear(64, 4)), tmp_path / "net.onnx", x)
-    conv, mean = tnn.Conv2d(1, 2, 3), tnn.AdaptiveAvgPool2d(4)
-    uneven = nn.Sequential(tnn.Encoder(T), conv, mean, tnn.Flatten(), tnn.Readout(32, 2))
-    with pytest.raises(ValueError, match="windows of different sizes"):
-        ts.to_onnx(uneven, tmp_path / "net.onnx", x)
+    net, x, mean = network(), images(1797), tnn.AdaptiveAvgPool2d(4)
+    uneven = nn.Sequential(tnn.Encoder(T), tnn.Conv2d(1, 2, 3), mean, tnn.Flatten(), tnn.Readout(32, 2))
+    for given, batch, message in (
+        (ts.freeze(net), (), "x: expected a batch of inputs"),
+        (nn.Sequential(tnn.Encoder(T), tnn.Flatten(), tnn.Linear(64, 4)), (x,), "Readout"),
+        (uneven, (x,), "windows of different sizes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ts.to_onnx(given, tmp_path / "net.onnx", *batch)
     assert not list(tmp_path.iterdir())
 
 
@@ -161,7 +149,7 @@ def test_every_layer_of_windows(make: Any, T: int, mixed: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("T", [1, 8, 200])
 def test_a_node_for_each_operation_whatever_t(T: int, tmp_path: Path) -> None:
-    net, x = of_timing(conv, T)
+    net, x = of_timing(networks.conv, T)
     assert_the_same(in_64ths(net), inputs_of(x), tmp_path)
     nodes = [node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node]
     assert nodes.count("Floor") == nodes.count("Clip") == 4
@@ -184,10 +172,3 @@ def test_thresholds_whose_multiples_are_rounded(threshold: float, tmp_path: Path
     assert torch.equal(counts, ours)
     divided = (layer.weight.detach().T / threshold).floor().clamp(0, 200)
     assert torch.equal(counts, divided) == (threshold != 0.1)
-
-
-@pytest.mark.parametrize("T", [1, 11, 200])
-def test_spikes_into_windows(T: int, tmp_path: Path) -> None:
-    net = in_64ths(spiking())
-    x = te.SpikeTrain.from_dense(torch.rand(T, 3, 3, 9).lt(0.3).float())
-    assert_the_same(net, x, tmp_path)

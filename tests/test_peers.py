@@ -54,7 +54,6 @@ def test_layers_spike_as_neurons_of_spikingjelly(random: Random, seed: int, T: i
 
 
 def of_images(run: Any) -> Any:
-    """sinabs has to be told the size of the batch."""
     return lambda path, **options: run(path, len(images()), **options)
 
 
@@ -126,20 +125,17 @@ def test_a_recurrent_file_is_refused_by_name(tmp_path: Path) -> None:
 def test_synaptic_operations_are_those_that_spikingjelly_counts() -> None:
     counter = needs("spikingjelly.activation_based.op_counter")
     layers = [tnn.Conv2d(1, 4, 3, padding=1, threshold=0.5), tnn.Conv2d(4, 6, 3, 2, 1), tnn.Conv2d(6, 6, 2, groups=3)]
-    net, x, seen = nn.Sequential(tnn.Encoder(8), *layers, tnn.Flatten(), tnn.Readout(54, 10)), images(64), {}
-    for name, layer in net.named_children():
-        layer.register_forward_hook(lambda _, args, __, name=name: seen.update({name: args[0]}))
-    ops = ts.measure.synops(net, x).layers
+    net, x = nn.Sequential(tnn.Encoder(8), *layers, tnn.Flatten(), tnn.Readout(54, 10)), images(64)
+    ops, seen = ts.measure.synops(net, x).layers, networks.seen_by(net, x)
     for name in "2", "3", "5":
         layer, count = net.get_submodule(name), counter.SynOpCounter()
         with counter.DispatchCounterMode([count]):
-            for spikes in seen[name].to_dense():
+            for spikes in seen[name][0].to_dense():
                 product(layer, spikes, layer.weight)
         assert count.get_total() == ops[name].acs * len(x) > 0
 
 
 def test_networks_of_spikingjelly_are_copied_there_and_back() -> None:
-    """The example compares every neuron of networks with IF and LIF neurons."""
     needs("spikingjelly")
     done = subprocess.run([sys.executable, EXAMPLE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -237,7 +233,6 @@ def test_leaky_neurons_and_losses_of_snntorch_line_by_line() -> None:
 
 
 def test_the_latency_encoder_of_snntorch() -> None:
-    """That of docs/coming-from.md."""
     spikegen, x = needs("snntorch.spikegen"), torch.rand(5, 12)
     ours = torch.arange(T).view(-1, 1, 1) == ((1 - x) * (T - 1)).round()
     assert torch.equal(ours.float(), spikegen.latency(x, T, normalize=True, linear=True))

@@ -21,9 +21,8 @@ def closed():
 @pytest.fixture(scope="module")
 def net():
     torch.manual_seed(0)
-    return torch.nn.Sequential(
-        tnn.Encoder(T=6), tnn.Conv2d(1, 4, 3, norm=True), tnn.Flatten(), tnn.Linear(64, 5, norm=True), tnn.Readout(5, 2)
-    ).eval()
+    layers = tnn.Conv2d(1, 4, 3, norm=True), tnn.Flatten(), tnn.Linear(64, 5, norm=True), tnn.Readout(5, 2)
+    return torch.nn.Sequential(tnn.Encoder(T=6), *layers).eval()
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +45,10 @@ def test_a_raster_has_a_mark_for_each_spike():
     assert axes.get_xticks().tolist() == [1, 50, 100, 150, 200]
 
 
-def test_a_raster_of_many_neurons_shows_some_and_says_so():
+def test_a_raster_of_many_neurons_shows_some_and_one_of_moves_their_signs():
     axes = ts.plots.raster(te.SpikeTrain.from_dense(torch.ones(3, 1, 500)), neurons=100)
     assert {neuron for _, neuron in points(axes)} == set(range(0, 500, 5))
     assert axes.get_ylabel() == "neuron, 1 of 5 shown"
-
-
-def test_a_raster_of_moves_has_a_colour_for_each_sign():
     moves = torch.tensor([[1, 0, -1], [0, 1, 1]], dtype=torch.int8).unsqueeze(1)
     rises, falls = ts.plots.raster(moves).collections
     assert rises.get_offsets().tolist() == [[1, 0], [2, 1], [2, 2]]
@@ -95,8 +91,7 @@ def test_rates_are_bars(net):
 
 
 def test_given_axes_are_drawn_into(net, monitor):
-    _, given = pyplot.subplots(1, 4)
-    x = torch.rand(2, 1, 6, 6)
+    given, x = pyplot.subplots(1, 4)[1], torch.rand(2, 1, 6, 6)
     assert ts.plots.raster(monitor["1"], given[0], sample=6) is given[0]
     assert len(points(given[0])) == monitor["1"].counts[6].sum()
     assert ts.plots.potentials(monitor, given[1]) is given[1]

@@ -45,7 +45,6 @@ def test_committed_results_are_consistent(path):
 
 
 def table(heading, page=README):
-    """The rows of a section's table, by their first cell."""
     lines = page.partition(f"## {heading}")[2].partition("## ")[0].splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")][2:]
     return {name: cells for name, *cells in rows}

@@ -36,8 +36,8 @@ class Recordings:
         return self.transform(recording(200, SENSOR, index)), index % 3
 
 
-def expected(T=8, indices=range(6)):
-    return te.cat([te.SpikeTrain.from_events(recording(200, SENSOR, i), T=T, sensor_size=SENSOR) for i in indices])
+def expected(T=8):
+    return te.cat([te.SpikeTrain.from_events(recording(200, SENSOR, i), T=T, sensor_size=SENSOR) for i in range(6)])
 
 
 def batch(dataset, **options):
@@ -62,11 +62,7 @@ def test_every_event_is_in_its_frame(bins, size):
         y, x = events["y"][i] * size[0] // 34, events["x"][i] * size[1] // 34
         expected[min(int(share * 11 + 1e-9), 10), events["p"][i], y, x] = 1
     assert torch.equal(bin_events(events, (2, 34, 34), 11, bins, size).to_dense()[:, 0], expected)
-
-
-def test_an_empty_recording_is_silent():
-    for bins in "time", "count":
-        assert not bin_events(recording(0, SENSOR), (2, 9, 12), 8, bins).counts.any()
+    assert not bin_events(events[:0], (2, 34, 34), 11, bins, size).counts.any()
 
 
 def test_bins_size_and_window():
@@ -76,19 +72,17 @@ def test_bins_size_and_window():
     assert (small.shape, small[0][0].shape) == ((2, 3, 3), (1, 2, 3, 3))
     window = from_tonic(Recordings(), 4, window=(0, 1e6))[0][0]
     assert window.to_dense()[1:].sum() == 0
+    column = from_tonic(Recordings(lambda events: events[:, None]), 8)  # as those of ASL-DVS are
+    assert torch.equal(batch(column)[0].planes, expected().planes)
     assert repr(from_tonic(Recordings(), 4)) == "TrainDataset(6 trains [2, 9, 12], T=4, of Recordings)"
 
 
 @pytest.mark.parametrize("of", ["events", "frames", "trains"])
-@pytest.mark.parametrize("cache", ["memory", "disk", "deprecated"])
+@pytest.mark.parametrize("cache", ["Memory", "Disk"])
 def test_caches_below_and_above(of, cache, tmp_path):
     def cached(dataset):
-        if cache == "memory":
-            return tonic.MemoryCachedDataset(dataset)
-        if cache == "disk":
-            return tonic.DiskCachedDataset(dataset, str(tmp_path / "cache"))
-        with pytest.warns(DeprecationWarning, match="CachedDataset"):
-            return tonic.CachedDataset(dataset, str(tmp_path / "cache"))
+        folder = [str(tmp_path / "cache")] if cache == "Disk" else []
+        return getattr(tonic, f"{cache}CachedDataset")(dataset, *folder)
 
     frames = tonic.transforms.ToFrame(SENSOR, n_time_bins=8)
     recordings = Recordings(frames if of == "frames" else None)
@@ -97,13 +91,9 @@ def test_caches_below_and_above(of, cache, tmp_path):
     once, again = batch(trains)[0], batch(trains)[0]
     assert recordings.read == 6
     assert torch.equal(once.planes, again.planes)
-    assert torch.equal(once.planes, expected_frames(8).planes if of == "frames" else expected().planes)
-
-
-def expected_frames(T):
-    """By tonic's own bins, whose edges lie elsewhere."""
-    frames = [tonic.transforms.ToFrame(SENSOR, n_time_bins=T)(recording(200, SENSOR, i)) for i in range(6)]
-    return te.SpikeTrain.from_frames(np.stack(frames), batch_first=True)
+    binned = [frames(recording(200, SENSOR, i)) for i in range(6)]  # by tonic, whose edges lie elsewhere
+    right = te.SpikeTrain.from_frames(np.stack(binned), batch_first=True) if of == "frames" else expected()
+    assert torch.equal(once.planes, right.planes)
 
 
 def test_slices():
@@ -124,7 +114,7 @@ def test_frames_of_counts_are_clipped_or_spread_over_sub_steps():
 
 
 def test_padded_frames():
-    """PadTensors is for frames of different number; what it stacks is a train by one line."""
+    """What PadTensors stacks is a train by one line."""
     recordings = Recordings(tonic.transforms.ToFrame(SENSOR, event_count=45, include_incomplete=True))
     for first in True, False:
         frames, targets = batch(recordings, collate_fn=tonic.collation.PadTensors(batch_first=first))
@@ -133,25 +123,26 @@ def test_padded_frames():
         assert torch.equal(trains.to_dense()[:, 3], torch.from_numpy(recordings[3][0]).clamp(max=1).float())
 
 
-def test_what_does_not_fit_is_said(tmp_path):
-    frames = Recordings(tonic.transforms.ToFrame(SENSOR, n_time_bins=5))
-    plain = list(Recordings())
-    for make, said in (
-        (lambda: from_tonic(plain), r"sensor_size: not known for list: give \(x, y, polarities\)"),
-        (lambda: from_tonic(plain, sensor_size=(9, 2)), "sensor_size: expected"),
-        (lambda: from_tonic(iter(plain)), "dataset: expected one with len"),
-        (lambda: from_tonic(Recordings(), 8, bins="tim"), "bins: expected one of 'time', 'count', got 'tim'"),
-        (lambda: from_tonic(Recordings(), 8, size=10), "size: expected 1 to 9"),
-        (lambda: from_tonic(Recordings(), 8, bins="count", window=(0, 1)), "window: "),
-        (lambda: from_tonic(Recordings(), 8, window=(10, 0)), "window: expected"),
-        (lambda: from_tonic(plain, sensor_size=(9, 12, 2))[1], "x: expected addresses in 0..8"),
-        (lambda: from_tonic(frames, 8)[1], "T: sample 1 has 5 frames, and T=8 is not a multiple of that"),
-        (lambda: from_tonic(frames, 5, size=3)[1], "size: frames cannot be resized"),
-        (lambda: from_tonic(frames, 5, sensor_size=(9, 12, 2))[1], r"expected frames \[T, \*\[2, 12, 9\]\]"),
-        (lambda: from_tonic(Recordings(lambda events: "x"), 5)[0], "got str as sample 0"),
-    ):
-        with pytest.raises((TypeError, ValueError), match=said):
-            make()
+PLAIN, FRAMES = list(Recordings()), Recordings(tonic.transforms.ToFrame(SENSOR, n_time_bins=5))
+
+
+@pytest.mark.parametrize(("make", "said"), [
+    (lambda: from_tonic(PLAIN), r"sensor_size: not known for list: give \(x, y, polarities\)"),
+    (lambda: from_tonic(PLAIN, sensor_size=(9, 2)), "sensor_size: expected"),
+    (lambda: from_tonic(iter(PLAIN)), "dataset: expected one with len"),
+    (lambda: from_tonic(Recordings(), 8, bins="tim"), "bins: expected one of 'time', 'count', got 'tim'"),
+    (lambda: from_tonic(Recordings(), 8, size=10), "size: expected 1 to 9"),
+    (lambda: from_tonic(Recordings(), 8, bins="count", window=(0, 1)), "window: "),
+    (lambda: from_tonic(Recordings(), 8, window=(10, 0)), "window: expected"),
+    (lambda: from_tonic(PLAIN, sensor_size=(9, 12, 2))[1], "x: expected addresses in 0..8"),
+    (lambda: from_tonic(FRAMES, 8)[1], "T: sample 1 has 5 frames, and T=8 is not a multiple of that"),
+    (lambda: from_tonic(FRAMES, 5, size=3)[1], "size: frames cannot be resized"),
+    (lambda: from_tonic(FRAMES, 5, sensor_size=(9, 12, 2))[1], r"expected frames \[T, \*\[2, 12, 9\]\]"),
+    (lambda: from_tonic(Recordings(lambda events: "x"), 5)[0], "got str as sample 0"),
+])  # fmt: skip
+def test_what_does_not_fit_is_said(make, said):
+    with pytest.raises((TypeError, ValueError), match=said):
+        make()
 
 
 @pytest.mark.parametrize("name", ["SHD", "SSC"])
@@ -159,18 +150,17 @@ def test_heidelberg_files(name, tmp_path):
     folder = tmp_path / name
     folder.mkdir()
     (folder / f"{name.lower()}_train.h5.zip").touch()
-    times = [np.sort(np.random.default_rng(i).random(300)).astype(np.float16) for i in range(3)]
-    units = [np.random.default_rng(i).integers(700, size=300).astype(np.uint16) for i in range(3)]
+    draw = np.random.default_rng(0)
+    times, units = (
+        np.sort(draw.random((3, 300)), 1).astype(np.float16),
+        draw.integers(700, size=(3, 300)).astype(np.uint16),
+    )
     with h5py.File(folder / f"{name.lower()}_train.h5", "w") as file:
-        for key, values, kind in ("times", times, np.float16), ("units", units, np.uint16):
-            ragged = np.empty(3, dtype=object)
-            ragged[:] = values
-            file.create_dataset(f"spikes/{key}", data=ragged, dtype=h5py.vlen_dtype(kind))
-        file["labels"] = np.array([2, 0, 1], np.uint16)
+        for key, values in ("times", times), ("units", units):
+            file.create_dataset(f"spikes/{key}", shape=3, dtype=h5py.vlen_dtype(values.dtype))[...] = [*values]
+        file["labels"], file["extra/speaker"] = np.array([2, 0, 1], np.uint16), np.zeros(3, np.uint16)
         file["extra/keys"] = np.array([b"zero", b"one", b"two"])
-        file["extra/speaker"] = np.zeros(3, np.uint16)
-    kind = getattr(tonic.datasets, name)
-    dataset = kind(str(tmp_path)) if name == "SHD" else kind(str(tmp_path), split="train")
+    dataset = getattr(tonic.datasets, name)(str(tmp_path), **({} if name == "SHD" else {"split": "train"}))
     trains = from_tonic(dataset, 100, window=(0, 1_000_000))
     (x, targets), *_ = DataLoader(trains, batch_size=3)
     assert (x.T, x.shape, targets.tolist()) == (100, (3, 700), [2, 0, 1])
@@ -180,21 +170,3 @@ def test_heidelberg_files(name, tmp_path):
         spikes = torch.zeros(100, 700)
         spikes[microseconds[inside] // 10_000, units[i][inside].astype(int)] = 1
         assert torch.equal(x.to_dense()[:, i], spikes)
-
-
-def test_asl_dvs_files(tmp_path):
-    scipy_io = needs("scipy.io")
-    folder = tmp_path / "ASLDVS" / "c"
-    folder.mkdir(parents=True)
-    (tmp_path / "ASLDVS" / "ASLDVS.zip").touch()
-    events = recording(500, (240, 180, 2), seed=1)
-    columns = {"ts": events["t"], "x": events["x"], "y": events["y"], "pol": events["p"]}
-    for i in range(4):
-        scipy_io.savemat(folder / f"c_{i:04}.mat", {name: values[:, None] for name, values in columns.items()})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tonic.datasets.ASLDVS, "_check_exists", lambda self: True)  # it wants all 100,800 recordings
-        dataset = tonic.datasets.ASLDVS(str(tmp_path))
-    x, target = from_tonic(dataset, 10)[0]
-    assert (x.shape, target) == ((1, 2, 180, 240), 2)
-    events["y"] = 179 - events["y"]
-    assert torch.equal(x.planes, te.SpikeTrain.from_events(events, (2, 180, 240), 10).planes)
