@@ -196,9 +196,9 @@ def test_a_layer_is_exported_as_its_op(strict, dynamic, timing, make):
         loaded((bursts if timing == "step" else train)(20, 3, 7))  # a program is for the form that it has seen
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_a_whole_network_is_exported(dynamic):
-    net = everything().eval()
+@pytest.mark.parametrize(("dynamic", "T"), [(False, 8), (True, 8), (False, 300)])
+def test_a_whole_network_is_exported(dynamic, T):
+    net = everything(T=T).eval()
     with torch.no_grad():
         loaded = exported(net, batch(4)[0], dynamic_shapes=(for_any("batch"),) if dynamic else None)
     for size in (4, 9) if dynamic else (4,):
@@ -211,6 +211,8 @@ def test_training_mode_is_exported_for_any_batch():
     program = torch.export.export(net, (batch(4)[0],), dynamic_shapes=(for_any("batch"),)).module()
     torch.testing.assert_close(program(x), net(x))
     torch.testing.assert_close(dict(program.named_buffers())["1.norm.running_var"], net[1].norm.running_var)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.export.export(everything(T=300), (x,))  # fakes know the type of counts that bfloat16 does not hold
 
 
 def test_fake_and_meta_tensors_are_not_read():
