@@ -26,7 +26,7 @@ def neurons(random, T, shape, dtype=torch.float32, device=None, timing="step"):
     channels = shape[1] if len(shape) > 1 else 1
     vector = lambda **k: dyadic(channels, dtype=C, device=device, **k)  # noqa: E731
     own = torch.rand(channels, dtype=C, device=device) + 0.1
-    thresholds = [own, own[0]] if len(shape) > 1 and channels else [2.0]
+    thresholds = [own, own[0]] if channels else [2.0]
     residual = random.choice([
         lambda: None, lambda: train(T, *shape, gain=random.choice([1.0, 0.5, 4.0]), device=device),
         lambda: dyadic(T, *shape, dtype=C, device=device),

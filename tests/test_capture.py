@@ -51,7 +51,6 @@ def step_of(net: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> Any:
 @pytest.mark.parametrize("make", [mlp, lif, conv, residual, projection, line, few_bits])
 def test_a_graph_trains_as_the_step_does(make: Any, timing: str) -> None:
     """On batches that it has not seen, bit for bit."""
-    torch.manual_seed(0)
     net, x = make()
     net = in_windows(net) if timing == "window" else net
     labels = torch.arange(len(x)) % 4

@@ -76,11 +76,6 @@ def test_scan_of_any_numbers_is_the_reference(dtype, train_mode, device):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("v_init", [0.25, torch.tensor(0.25), torch.tensor([0.25, 0.5, -1.0])], ids=repr)
-def test_neurons_without_features_are_one_channel(v_init):
-    assert_reference("if_scan", dyadic(8, 3), threshold=torch.tensor([0.5]), v_init=v_init, return_v=True)
-
-
 @pytest.mark.parametrize("leak", [1.0, 0.5])
 @given(seed=st.integers(0, 2**16), T=st.integers(2, 40), dtype=st.sampled_from(DTYPES))
 def test_a_window_in_two_pieces(leak, seed, T, dtype):

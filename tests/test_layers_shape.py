@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import dyadic_, train, train_with_edge
+from cases import train, train_with_edge
 from test_convert import at_the_counts
 from torch import nn
 
@@ -185,16 +185,6 @@ def test_dropout_is_off_in_evaluation_and_on_other_inputs_scales_what_they_are_w
     assert tnn.Dropout(0.0)(spikes) is spikes
     assert tnn.Dropout(1.0)(spikes).counts.sum() == 0
     assert tnn.Dropout(1.0)(spikes).gain == 1.0
-
-
-def test_identity_residual_adds_what_the_spikes_are_worth():
-    x = train(8, 2, 4, 6, 6, gain=0.5)
-    body = dyadic_(tnn.Conv2d(4, 4, 3, padding=1))
-    out = tnn.Residual(body)(x)
-    currents = torch.stack([F.conv2d(0.5 * s, body.weight, padding=1) + 0.5 * s for s in x.to_dense()])
-    currents += body.bias.view(-1, 1, 1) / 8
-    assert torch.equal(out.planes, te.reference.if_scan(currents).planes)
-    assert out.gain == 1.0
 
 
 @pytest.mark.parametrize("timing", ["step", "window"])

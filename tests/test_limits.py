@@ -63,7 +63,6 @@ def test_convolution(taps, groups, random, T):
 
 @pytest.mark.parametrize("rows", ROWS)
 def test_rows(rows):
-    torch.manual_seed(rows)
     for batch, outputs in (rows, 2), (2, rows):
         assert_reference("linear_if", train(3, batch, 3), dyadic(outputs, 3), shift=dyadic(outputs), return_v=True)
     assert_reference("if_scan", dyadic(9, rows, 1), return_v=True)
@@ -108,7 +107,6 @@ FROZEN += [(lambda n=n: (tnn.Conv1d(4, 4, n), tnn.Flatten()), (4, n + 2)) for n 
 
 @pytest.mark.parametrize(("layers", "features"), FROZEN, ids=[str(features) for _, features in FROZEN])
 def test_frozen(layers, features):
-    torch.manual_seed(features[0])
     net, x = nn.Sequential(*layers()), train(8, 2, *features)
     net.append(tnn.Readout(net(x).shape[1], 3))  # the call also gives batch norm its statistics
     assert_frozen_is(net.eval(), x)

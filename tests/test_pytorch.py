@@ -8,7 +8,7 @@ import io
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import assert_same, bursts, dyadic, spikes, train, train_with_edge
+from cases import assert_same, bursts, dyadic, dyadic_, spikes, train, train_with_edge
 from extras import needs
 from networks import exported
 from torch import nn
@@ -25,7 +25,7 @@ import tandem_snn.nn as tnn
 from tandem_ext.functional.layer import window_product
 from tandem_ext.functional.products import convolution
 
-f, SHAPE = te.functional, (1, 8, 8)
+f = te.functional
 
 
 @pytest.fixture(autouse=True)
@@ -47,8 +47,8 @@ def with_linear_norm():
     return everything().insert(9, tnn.Linear(16, 16, norm=True))
 
 
-def batch(size, shape=SHAPE):
-    return torch.rand(size, *shape), torch.randint(10, (size,))
+def batch(size):
+    return torch.rand(size, 1, 8, 8), torch.randint(10, (size,))
 
 
 def for_any(name, axis=0):
@@ -169,21 +169,11 @@ def test_a_network_compiles_once_for_batches_that_were_announced():
     torch.testing.assert_close(found, expected)
 
 
-class Layer(nn.Module):
-    def __init__(self, timing):
-        super().__init__()
-        self.weight, self.bias = nn.Parameter(dyadic(5, 7)), nn.Parameter(dyadic(5))
-        self.timing = timing
-
-    def forward(self, x):
-        return f.linear_if(x, self.weight, self.bias, timing=self.timing)
-
-
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize(("timing", "make"), [("step", train), ("window", bursts)])
 def test_a_layer_is_exported_as_its_op(strict, dynamic, timing, make):
-    module, shapes = Layer(timing), {"x": [for_any("B", 1)]} if dynamic else None
+    module, shapes = dyadic_(tnn.Linear(7, 5, timing=timing)), {"x": [for_any("B", 1)]} if dynamic else None
     with torch.no_grad():
         loaded = exported(module, make(20, 3, 7), strict=strict, dynamic_shapes=shapes)
     calls = [node.target for node in loaded.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
@@ -388,7 +378,7 @@ def test_a_network_made_on_the_meta_device():
     with torch.device("meta"):
         empty = everything()
     assert all(t.is_meta for t in [*empty.parameters(), *empty.buffers()])
-    assert empty(torch.empty(3, *SHAPE, device="meta")).shape == (3, 10)
+    assert empty(torch.empty(3, 1, 8, 8, device="meta")).shape == (3, 10)
     initialised = copy.deepcopy(empty).to_empty(device="cpu")
     loaded = copy.deepcopy(initialised)
     for module in initialised.modules():

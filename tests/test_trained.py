@@ -122,7 +122,6 @@ def conserving(layer, checked):
 def test_what_holds_at_every_step(steps, digits, monkeypatch):
     checked = []
     monkeypatch.setattr(tnn.neuron, "layer", conserving(tnn.neuron.layer, checked))
-    torch.manual_seed(0)
     net, losses = fresh(), []
     for loss in steps_of(net, digits, -(-steps // (len(digits.train) // BATCH))):
         for name, parameter in net.named_parameters():

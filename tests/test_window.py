@@ -128,6 +128,7 @@ def test_residual(name, x):
     direct = 0.5 * x.counts if shortcut is None else shortcut.preactivation(x)
     z = body[1].preactivation(hidden) + direct
     assert torch.equal(block(x).counts, (z + 0.5).floor().clamp(0, 8))
+    assert block(x).gain == 1.0
 
 
 @pytest.mark.parametrize("T", [3, 8, 20])
