@@ -268,21 +268,6 @@ def network(T: int = 8) -> nn.Module:
 
 
 @torch.no_grad()
-def in_64ths(net: nn.Module) -> nn.Module:
-    """Weights and batch norms with which float32 sums are exact in any order, in evaluation mode."""
-    for layer in net.modules():
-        if isinstance(layer, (tnn.SpikingLayer, tnn.Readout)):
-            layer.weight.copy_((layer.weight * 128).round() / 64)
-            if layer.bias is not None:
-                layer.bias.copy_((layer.bias * 64).round() / 64)
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            layer.running_mean.copy_((layer.running_mean * 16).round() / 16)
-            layer.running_var.fill_(1.0 - layer.eps)
-            layer.weight.copy_((layer.weight * 2).round() / 2)
-    return net.eval()
-
-
-@torch.no_grad()
 def meeting(net: nn.Module) -> nn.Module:
     """Weights in eighths and no biases: many a potential equals the threshold."""
     for module in net.modules():

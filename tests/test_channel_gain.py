@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import train
+from cases import assert_same, dyadic_, train
 from torch import Tensor, nn
 
 import tandem_ext as te
@@ -14,11 +14,6 @@ import tandem_snn as ts
 import tandem_snn.nn as tnn
 from tandem_snn.convert.calibrate import covering, set_threshold
 from tandem_snn.nn.signals import effective_counts
-
-
-def gains(n: int) -> Tensor:
-    """Powers of two, with which products are exact."""
-    return 2.0 ** torch.randint(-3, 3, (n,))
 
 
 def test_trains_of_counts_and_events_take_one_gain_per_channel() -> None:
@@ -32,26 +27,25 @@ def test_trains_of_counts_and_events_take_one_gain_per_channel() -> None:
 
 
 def test_what_passes_it_on() -> None:
-    gain = gains(4)
+    gain = 2.0 ** torch.randint(-3, 3, (4,))
     x = train(11, 3, 4, 6, 6, rate=0.4, gain=gain)
     expected = x.counts * gain.view(-1, 1, 1)
-    assert torch.equal(effective_counts(x), expected)
-    assert torch.equal(effective_counts(x[1:]), expected[1:])
-    assert torch.equal(effective_counts(tnn.Flatten()(x)), expected.flatten(1))
-    assert torch.equal(effective_counts(tnn.Flatten(2)(x)), expected.flatten(2))
+    for passed, worth in (
+        (x, expected), (x[1:], expected[1:]), (tnn.Flatten()(x), expected.flatten(1)),
+        (tnn.Flatten(2)(x), expected.flatten(2)), (te.cat([x, x], 1), torch.cat([expected, expected], 1)),
+        (te.cat([x, x]), torch.cat([expected, expected])),
+    ):  # fmt: skip
+        assert torch.equal(effective_counts(passed), worth)
     assert torch.equal(tnn.AdaptiveAvgPool2d(1)(x), F.adaptive_avg_pool2d(expected, 1))
-    pooled = tnn.AvgPool2d(2)(x)
-    assert torch.equal(pooled.gain, gain)
+    assert torch.equal(tnn.AvgPool2d(2)(x).gain, gain)
     dropped = tnn.Dropout(0.5)(x)
     assert set((effective_counts(dropped) / expected).nan_to_num().unique().tolist()) <= {0.0, 2.0}
-    assert torch.equal(effective_counts(te.cat([x, x], 1)), torch.cat([expected, expected], 1))
-    assert torch.equal(effective_counts(te.cat([x, x])), torch.cat([expected, expected]))
     readout = tnn.Readout(4 * 36, 5)
     torch.testing.assert_close(readout(tnn.Flatten()(x)), F.linear(expected.flatten(1), readout.weight, readout.bias))
-    body = tnn.Conv2d(4, 4, 3, padding=1)
-    z = body.preactivation(x, x)
-    torch.testing.assert_close(z, F.conv2d(expected, body.weight, body.bias, padding=1) + expected)
-    torch.testing.assert_close(tnn.Residual(body)(x).counts, z.relu().clamp(max=11).floor(), atol=11, rtol=0)
+    body = dyadic_(tnn.Conv2d(4, 4, 3, padding=1))
+    z = F.conv2d(expected, body.weight, body.bias, padding=1) + expected
+    torch.testing.assert_close(body.preactivation(x, x), z)
+    assert_same(tnn.Residual(body)(x), te.reference.conv2d_if(x, body.weight, body.bias, padding=1, residual=x))
 
 
 @torch.no_grad()
@@ -59,11 +53,10 @@ def everywhere(net: nn.Module, images: Tensor, timing: str, folder: Path) -> ts.
     """The frozen network, whose every path gives the evaluation's bits."""
     frozen, expected = ts.freeze(net), net(images)
     frozen.save(folder / "net.tandem")
-    for run in frozen, frozen.net, ts.load(folder / "net.tandem"), lambda x: frozen.readouts(x)[-1]:
-        assert torch.equal(run(images), expected)
     steps = [frozen.step(images) for _ in range(8 if timing == "step" else 40)]
-    assert torch.equal(steps[-1], expected)
-    answers, after = frozen.anytime(images)
+    loaded, (answers, after) = ts.load(folder / "net.tandem"), frozen.anytime(images)
+    for answer in frozen(images), frozen.net(images), loaded(images), frozen.readouts(images)[-1], steps[-1]:
+        assert torch.equal(answer, expected)
     assert answers.shape == expected.shape
     assert after.max() <= 8
     return frozen

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from extras import needs
-from networks import average, in_64ths, own_counts, trained
+from networks import average, dyadic, own_counts, trained
 from test_frozen_file import converted, events
 from test_frozen_window import NETWORKS
 from torch import Tensor, nn
@@ -72,18 +72,13 @@ def test_the_example_s_expected_output_is_python_s() -> None:
 
 def convolutional() -> tuple[nn.Module, Tensor]:
     net = nn.Sequential(
-        tnn.Encoder(11),
-        tnn.Conv2d(3, 12, 3, padding="same", dilation=2, norm=True),
-        tnn.MaxPool2d(3, 2, 1),
+        tnn.Encoder(11), tnn.Conv2d(3, 12, 3, padding="same", dilation=2, norm=True), tnn.MaxPool2d(3, 2, 1),
         tnn.Conv2d(12, 24, 3, stride=2, padding=(2, 1), groups=3, norm=True, leak=0.75, v_init=0.25),
         tnn.AvgPool2d(2, v_init=0.25),
         tnn.Residual(tnn.Conv2d(24, 24, 3, padding=1, threshold=torch.rand(24) + 0.5, v_init=0.5)),
-        tnn.Dropout(),
-        tnn.Flatten(),
-        tnn.Linear(24 * 4, 20, gate="clip"),
-        tnn.Readout(20, 10),
-    )
-    return in_64ths(trained(net, torch.rand(4, 3, 11, 15))), torch.randint(0, 16, (5, 3, 11, 15)) / 16
+        tnn.Dropout(), tnn.Flatten(), tnn.Linear(24 * 4, 20, gate="clip"), tnn.Readout(20, 10),
+    )  # fmt: skip
+    return net, torch.rand(5, 3, 11, 15)
 
 
 def raw(x: Any) -> bytes:
@@ -122,15 +117,12 @@ def run(program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
 def test_networks(make: Any, bits: int | None, timing: str, classify: Path, tmp_path: Path) -> None:
     """The sums of the first layer and of the readout, which are floats there and here, are exact."""
     net, x = make()
-    if make is not convolutional:
-        net, x = in_64ths(trained(net, x)), (x * 16).round() / 16 if isinstance(x, Tensor) else x
-        for layer in net.modules():
-            if getattr(layer, "gain", None) == "threshold" and isinstance(layer.threshold, Tensor):
-                layer.threshold = 2.0 ** layer.threshold.log2().round()
+    net, x = dyadic(trained(net, x)), (x * 16).round() / 16 if isinstance(x, Tensor) else x
     for layer in net.modules():
+        if getattr(layer, "gain", None) == "threshold" and isinstance(layer.threshold, Tensor):
+            layer.threshold = 2.0 ** layer.threshold.log2().round()
         if isinstance(layer, (tnn.SpikingLayer, tnn.AvgPool2d)):
-            fits = not isinstance(layer, tnn.SpikingLayer) or layer.leak == 1
-            layer.timing = timing if fits else "step"
+            layer.timing = timing if layer.leak == 1 else "step"
     frozen = ts.freeze(net, weight_bits=bits)
     if bits is not None:  # the steps are not dyadic: make the numbers so
         for name, grid in frozen.grids.items():
@@ -153,13 +145,11 @@ def test_networks(make: Any, bits: int | None, timing: str, classify: Path, tmp_
 def test_files_that_are_not_ours(classify: Path, tmp_path: Path) -> None:
     content = (EXAMPLE / "digits.tandem").read_bytes()
     path, x = tmp_path / "net", EXAMPLE / "digits.f32"
-    for length in range(0, len(content), 997):
-        path.write_bytes(content[:length])
-        done = run(classify, path, x)
-        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    broken = [bytearray(content[:length]) for length in range(0, len(content), 997)]
     for position in range(0, len(content), 97):
-        damaged = bytearray(content)
-        damaged[position] ^= 1 << (position % 8)
+        broken.append(bytearray(content))
+        broken[-1][position] ^= 1 << (position % 8)
+    for damaged in broken:
         path.write_bytes(damaged)
         done = run(classify, path, x)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)

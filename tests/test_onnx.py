@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from extras import needs
-from networks import images, in_64ths, in_windows, network, own_counts, trained
+from networks import dyadic, images, in_windows, network, own_counts, trained
 from test_frozen_window import NETWORKS, of_timing, spiking
 from torch import Tensor, nn
 
@@ -71,7 +71,7 @@ def assert_the_same(net: Any, x: Any, path: Path, differing: float = 0.0) -> Non
 @pytest.mark.parametrize("name", ["mlp", "lif", "conv", "residual", "projection", "line", "average"])
 def test_every_layer(name: str, tmp_path: Path) -> None:
     net, x = getattr(networks, name)()
-    assert_the_same(in_64ths(trained(net, x)), inputs_of(x), tmp_path, 1e-3 if name == "lif" else 0)  # λ = 0.9
+    assert_the_same(dyadic(trained(net, x)), inputs_of(x), tmp_path, 1e-3 if name == "lif" else 0)  # λ = 0.9
 
 
 @torch.no_grad()
@@ -113,7 +113,7 @@ def spiking_images() -> nn.Module:
 ])  # fmt: skip
 def test_spikes_in(make: Any, T: int, shape: tuple[int, ...], tmp_path: Path) -> None:
     x = te.SpikeTrain.from_dense(torch.rand(T, 3, *shape).lt(0.3).float())
-    assert_the_same(in_64ths(make()), x, tmp_path)
+    assert_the_same(dyadic(make()), x, tmp_path)
 
 
 def test_a_loaded_network_knows_its_shapes(tmp_path: Path) -> None:
@@ -144,13 +144,13 @@ def test_errors(tmp_path: Path) -> None:
 @pytest.mark.parametrize("make", NETWORKS)
 def test_every_layer_of_windows(make: Any, T: int, mixed: str, tmp_path: Path) -> None:
     net, x = of_timing(make, T, mixed)
-    assert_the_same(in_64ths(net), inputs_of(x), tmp_path)
+    assert_the_same(dyadic(net), inputs_of(x), tmp_path)
 
 
 @pytest.mark.parametrize("T", [1, 8, 200])
 def test_a_node_for_each_operation_whatever_t(T: int, tmp_path: Path) -> None:
     net, x = of_timing(networks.conv, T)
-    assert_the_same(in_64ths(net), inputs_of(x), tmp_path)
+    assert_the_same(dyadic(net), inputs_of(x), tmp_path)
     nodes = [node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node]
     assert nodes.count("Floor") == nodes.count("Clip") == 4
     assert len(nodes) < 50
