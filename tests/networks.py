@@ -59,39 +59,28 @@ def mlp() -> tuple[nn.Module, Tensor]:
 
 
 def lif() -> tuple[nn.Module, Tensor]:
-    net = nn.Sequential(
-        tnn.Encoder(T=12, mode="zero_expand"),
-        tnn.Linear(20, 40, norm=True, leak=0.9, threshold=torch.rand(40) + 0.5),
-        tnn.Linear(40, 30, v_init=0.5, gate="clip"),
-        tnn.Readout(30, 10, bias=False),
-    )
+    first = tnn.Linear(20, 40, norm=True, leak=0.9, threshold=torch.rand(40) + 0.5)
+    second = tnn.Linear(40, 30, v_init=0.5, gate="clip")
+    net = nn.Sequential(tnn.Encoder(T=12, mode="zero_expand"), first, second, tnn.Readout(30, 10, bias=False))
     return net, torch.rand(6, 20)
 
 
 def conv() -> tuple[nn.Module, Tensor]:
     net = nn.Sequential(
-        tnn.Encoder(T=8),
-        tnn.Conv2d(1, 12, 3, padding=1, norm=True),
-        tnn.MaxPool2d(3, 2, 1, ceil_mode=True),
+        tnn.Encoder(T=8), tnn.Conv2d(1, 12, 3, padding=1, norm=True), tnn.MaxPool2d(3, 2, 1, ceil_mode=True),
         tnn.Conv2d(12, 24, 3, stride=2, padding=1, norm=True, groups=2, v_init=torch.rand(24, 5, 4)),
-        tnn.AvgPool2d(2, v_init=0.5),
-        tnn.Dropout(0.2),
-        tnn.Flatten(),
-        tnn.Linear(24 * 4, 40, norm=True),
+        tnn.AvgPool2d(2, v_init=0.5), tnn.Dropout(0.2), tnn.Flatten(), tnn.Linear(24 * 4, 40, norm=True),
         tnn.Readout(40, 10),
-    )
+    )  # fmt: skip
     return net, torch.rand(5, 1, 17, 13)
 
 
 def residual() -> tuple[nn.Module, Tensor]:
     net = nn.Sequential(
-        tnn.Encoder(T=9),
-        tnn.Conv2d(3, 16, 3, padding="same", norm=True),
+        tnn.Encoder(T=9), tnn.Conv2d(3, 16, 3, padding="same", norm=True),
         tnn.Residual(nn.Sequential(tnn.Conv2d(16, 16, 3, padding=1, norm=True), tnn.Conv2d(16, 16, 1))),
-        tnn.AdaptiveAvgPool2d(1),
-        tnn.Flatten(),
-        tnn.Readout(16, 10),
-    )
+        tnn.AdaptiveAvgPool2d(1), tnn.Flatten(), tnn.Readout(16, 10),
+    )  # fmt: skip
     return net, torch.rand(5, 3, 8, 8)
 
 
@@ -101,14 +90,11 @@ def projection() -> tuple[nn.Module, Tensor]:
     )
     learned = tnn.Conv2d(12, 9, 2, padding="same", dilation=3, threshold=torch.rand(9) + 0.5, gain="threshold")
     net = nn.Sequential(
-        tnn.Encoder(T=11),
-        tnn.Conv2d(2, 8, 4, padding="same", norm=True),
+        tnn.Encoder(T=11), tnn.Conv2d(2, 8, 4, padding="same", norm=True),
         tnn.Residual(body, tnn.Conv2d(8, 12, 1, stride=2, norm=True)),
         tnn.Residual(nn.Sequential(learned), nn.Sequential(tnn.Conv2d(12, 12, 3, padding=1), tnn.Conv2d(12, 9, 1))),
-        tnn.AvgPool2d(2, spiking=False),
-        tnn.Flatten(),
-        tnn.Readout(9 * 4 * 3, 10),
-    )
+        tnn.AvgPool2d(2, spiking=False), tnn.Flatten(), tnn.Readout(9 * 4 * 3, 10),
+    )  # fmt: skip
     return net, torch.rand(5, 2, 16, 12)
 
 
@@ -116,13 +102,10 @@ def image_paths(mode: str = "direct") -> tuple[nn.Module, Tensor]:
     """Two synaptic paths from the image, the second time of pixels that were pooled."""
     body = nn.Sequential(tnn.Conv2d(2, 6, 3, padding=1, norm=True), tnn.Conv2d(6, 5, 3, padding=1))
     net = nn.Sequential(
-        tnn.Encoder(T=10, mode=mode),
-        tnn.MaxPool2d(2),
-        tnn.Residual(body, tnn.Conv2d(2, 5, 2, padding="same", norm=True)),
-        tnn.Residual(tnn.Conv2d(5, 5, 1)),
-        tnn.Flatten(),
-        tnn.Readout(60, 10),
-    )
+        tnn.Encoder(T=10, mode=mode), tnn.MaxPool2d(2),
+        tnn.Residual(body, tnn.Conv2d(2, 5, 2, padding="same", norm=True)), tnn.Residual(tnn.Conv2d(5, 5, 1)),
+        tnn.Flatten(), tnn.Readout(60, 10),
+    )  # fmt: skip
     return net, torch.rand(5, 2, 8, 6)
 
 
@@ -131,25 +114,15 @@ def impulse_paths() -> tuple[nn.Module, Tensor]:
 
 
 def line() -> tuple[nn.Module, Tensor]:
-    net = nn.Sequential(
-        tnn.Encoder(T=3),
-        tnn.Conv1d(2, 9, 5, stride=2, norm=True),
-        tnn.Conv1d(9, 8, 3, dilation=2, padding=1),
-        tnn.Flatten(),
-        tnn.Readout(8 * 8, 4),
-    )
-    return net, torch.rand(4, 2, 23)
+    layers = tnn.Conv1d(2, 9, 5, stride=2, norm=True), tnn.Conv1d(9, 8, 3, dilation=2, padding=1)
+    return nn.Sequential(tnn.Encoder(T=3), *layers, tnn.Flatten(), tnn.Readout(8 * 8, 4)), torch.rand(4, 2, 23)
 
 
 def average() -> tuple[nn.Module, Tensor]:
     net = nn.Sequential(
-        tnn.AvgPool2d(2),
-        tnn.Encoder(T=8, gain=0.5),
-        tnn.Conv2d(1, 6, 3, padding=(2, 1), gain=0.5, threshold=0.5),
-        tnn.AvgPool2d(3, 2, 1),
-        tnn.Flatten(),
-        tnn.Readout(6 * 12, 3),
-    )
+        tnn.AvgPool2d(2), tnn.Encoder(T=8, gain=0.5), tnn.Conv2d(1, 6, 3, padding=(2, 1), gain=0.5, threshold=0.5),
+        tnn.AvgPool2d(3, 2, 1), tnn.Flatten(), tnn.Readout(6 * 12, 3),
+    )  # fmt: skip
     return net, torch.rand(4, 1, 12, 10)
 
 
@@ -256,14 +229,10 @@ def network(T: int = 8) -> nn.Module:
     """For handwritten digits."""
     torch.manual_seed(1)
     net = nn.Sequential(
-        tnn.Encoder(T),
-        tnn.Conv2d(1, 8, 3, padding=1, threshold=0.5, gain=0.5),
-        tnn.Conv2d(8, 12, 3, stride=2, padding="valid", groups=1, threshold=2.0),
-        tnn.Dropout(0.5),
-        tnn.Flatten(),
-        tnn.Linear(12 * 9, 32),
-        tnn.Readout(32, 10),
-    )
+        tnn.Encoder(T), tnn.Conv2d(1, 8, 3, padding=1, threshold=0.5, gain=0.5),
+        tnn.Conv2d(8, 12, 3, stride=2, padding="valid", groups=1, threshold=2.0), tnn.Dropout(0.5), tnn.Flatten(),
+        tnn.Linear(12 * 9, 32), tnn.Readout(32, 10),
+    )  # fmt: skip
     return dyadic(net)
 
 

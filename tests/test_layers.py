@@ -84,15 +84,6 @@ def test_gradients_and_statistics_are_the_twins(name, norm, timing):
             torch.testing.assert_close(layer.preactivation(x), z)
 
 
-def test_the_release_fires_by_the_running_statistics_in_training():
-    layer, _, features = pair("linear", bn_stats="running")
-    assert layer.norm.momentum == 0.9
-    x = te.SpikeTrain.from_dense((torch.rand(8, 6, *features) < 0.3).double())
-    train = layer(x)
-    layer.eval()
-    assert torch.equal(train.planes, layer(x).planes)  # the statistics already include the batch
-
-
 def test_a_layer_in_the_scheme_of_the_release():
     """Our own code: each layer has two paths, spikes and counts, which are the values of the ANN's activations."""
     T, synapses = 8, dyadic_(nn.Conv2d(1, 4, 3))  # so that all sums are exact
@@ -116,12 +107,15 @@ def test_a_layer_in_the_scheme_of_the_release():
 
 
 @pytest.mark.parametrize("gate", ["relu", "clip"])
-def test_the_release_with_each_gate_and_a_learned_threshold(gate):
+def test_the_release_fires_by_the_running_statistics_with_each_gate_and_a_learned_threshold(gate):
     theta = nn.Parameter(torch.full((5,), 0.5, dtype=F64))
     layer, _, features = pair("linear", bn_stats="running", gate=gate, threshold=theta)
     x = train_with_edge(8, 6, *features, dtype=F64)
     residual = train_with_edge(8, 6, 5, gain=0.5, dtype=F64)
     train = layer(x, residual=residual)
+    assert layer.norm.momentum == 0.9
+    evaluated = copy.deepcopy(layer).eval()(x, residual=residual)
+    assert torch.equal(train.planes, evaluated.planes)  # the running statistics already include the batch
     layer.norm.momentum = 0.0
     z = layer.preactivation(x, residual)
     opened = (z > 0) & ((z < 8 * 0.5) | (gate == "relu"))

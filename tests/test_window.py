@@ -48,13 +48,11 @@ def test_what_is_not_a_number_does_not_fire():
 def test_properties(T, seed, threshold):
     torch.manual_seed(seed)
     v_init = 0.5 * (seed % 2)
-    z = dyadic(1, 50, low=-8 * T, high=64 * T + 64).sort(1).values
+    z = dyadic(1, 50, low=-8 * T, high=64 * T + 64)
     y, v = f.if_scan(te.ImpulseInput(z, T), threshold=threshold, v_init=float(v_init), timing="window", return_v=True)
-    assert bool((y.counts.diff(dim=1) >= 0).all())  # monotone in z
     assert torch.equal(threshold * y.counts + v, v_init + z)
     assert torch.equal(y.counts, ((v_init + z) / threshold).floor().clamp(0, T))
-    assert torch.equal(y.to_dense().cummin(0).values, y.to_dense())  # bursts
-    te.SpikeTrain(y.planes, T, timing="window")  # which are planes without a high bit
+    te.SpikeTrain(y.planes, T, timing="window")  # which are bursts without a high bit
 
 
 @pytest.mark.parametrize("threshold", [0.3, torch.tensor(0.3), torch.rand(9) + 0.5], ids=["number", "0-dim", "[C]"])
