@@ -40,7 +40,7 @@ void check_moving(ProductLayer layer, const char* name) {
   layer.finish();
   const PreparedWeights weights(g, layer.weights);
   layer.prepared = weights.data;
-  const cpu::MovingSums moving(layer.layer(), g.height, g.width);
+  const cpu::MovingSums moving(layer.layer(), g.width);
   const int64_t rows = g.rows(), size = cpu::MovingSums::size(g.outputs, g.group_channels() == 1 ? 1 : g.groups, rows);
   std::vector<int32_t> changes(size);
   std::vector<double> sums(size);

@@ -167,7 +167,7 @@ class Follower : public Run {
       if (!program_.reads_train(i)) continue;
       Layer of = layer(i, part.neuron);
       of.geometry.batch = 1;
-      part.sums.emplace(of, plan_.steps[i].in.height, plan_.steps[i].in.width);
+      part.sums.emplace(of, plan_.steps[i].in.width);
     }
   }
 

@@ -55,28 +55,14 @@ Prepared prepared_of(const Layer& layer) {
 
 }  // namespace
 
-MovingSums::MovingSums(const Layer& layer, int64_t image_height, int64_t image_width)
+MovingSums::MovingSums(const Layer& layer, int64_t image_width)
     : layer_(layer),
       prepared_(prepared_of(layer)),
       image_width_(static_cast<int32_t>(image_width)),
       width_(prepared_.tiling().width()),
-      rows_(layer.geometry.out_height() * layer.geometry.out_width()),
-      vertical_(axis_of(0, image_height, layer.geometry.kernel[1], layer.geometry.out_width())),
-      horizontal_(axis_of(1, image_width, 1, 1)) {}
-
-MovingSums::Axis MovingSums::axis_of(int axis, int64_t inputs, int64_t tap, int64_t row) const {
-  const Geometry& g = layer_.geometry;
-  Axis to;
-  to.begin.reserve(inputs + 1), to.readers.reserve(inputs * g.kernel[axis]);
-  for (int64_t i = 0; i < inputs; ++i) {
-    to.begin.push_back(static_cast<int32_t>(to.readers.size()));
-    for_readers(g, axis, i, axis == 0 ? g.out_height() : g.out_width(), [&](int64_t k, int64_t o) {
-      to.readers.push_back({static_cast<int32_t>(k * tap), static_cast<int32_t>(o * row)});
-    });
-  }
-  to.begin.push_back(static_cast<int32_t>(to.readers.size()));
-  return to;
-}
+      lines_(layer.geometry.out_height()),
+      line_(layer.geometry.out_width()),
+      rows_(lines_ * line_) {}
 
 int64_t MovingSums::size(int64_t outputs, int64_t groups, int64_t rows) {
   const int64_t each = outputs / groups, widest = each > kLanes ? 2 * kLanes : kLanes;
@@ -95,15 +81,11 @@ Tile MovingSums::tile(int64_t number, int64_t rows, int64_t first_row) const {
 
 template <class F>
 TANDEM_INLINE void MovingSums::for_rows(int32_t pixel, const F& f) const {
-  const int32_t *y = vertical_.begin.data() + pixel / image_width_,
-                *x = horizontal_.begin.data() + pixel % image_width_;
-  for (int32_t v = y[0]; v < y[1]; ++v) {
-    const Reader line = vertical_.readers[v];
-    for (int32_t h = x[0]; h < x[1]; ++h) {
-      const Reader column = horizontal_.readers[h];
-      f(line.tap + column.tap, line.row + column.row);
-    }
-  }
+  const Geometry& g = layer_.geometry;
+  for_readers(g, 0, pixel / image_width_, lines_, [&](int64_t line, int64_t y) TANDEM_INLINE_LAMBDA {
+    for_readers(g, 1, pixel % image_width_, line_,
+                [&](int64_t column, int64_t x) TANDEM_INLINE_LAMBDA { f(line * g.kernel[1] + column, y * line_ + x); });
+  });
 }
 
 // Adds the weights of moves that read the same taps to the sums of a row: `rows` and `sums` are those of the first of
@@ -149,10 +131,10 @@ TANDEM_INLINE int64_t MovingSums::add_as(const Moves& moves, int32_t* changes, u
     while (end < moves.end() && neuron_of(*end) < first + step) ++end;
     const E* rows = weights + group * tiling.tiles_per_group * tiling.tile_size + tiling.first_row(q) * width_;
     int32_t* to = changes + group * tiling.tiles_per_group * rows_ * width_;
-    for_rows(pixel, [&](int32_t tap, int32_t row) TANDEM_INLINE_LAMBDA {
+    for_rows(pixel, [&](int64_t tap, int64_t row) TANDEM_INLINE_LAMBDA {
       reached[row] |= 1;
       synapses += (end - begin) * g.group_outputs();
-      add_to_row<L, S>(rows + int64_t{tap} * step * (L * S), first, begin, end, to + int64_t{row} * (L * S));
+      add_to_row<L, S>(rows + tap * step * (L * S), first, begin, end, to + row * (L * S));
     });
   }
   return synapses;
@@ -166,7 +148,7 @@ int64_t MovingSums::add_by_channel(const Moves& moves, int32_t* changes, uint8_t
   for (const int32_t move : moves) {
     const int32_t pixel = neuron_of(move) / channels, sign = sign_of(move);
     const int64_t first = neuron_of(move) % channels * each;
-    for_rows(pixel, [&](int32_t tap, int32_t row) {
+    for_rows(pixel, [&](int64_t tap, int64_t row) {
       reached[row] |= 1;
       synapses += each;
       for (int64_t output = first; output < first + each; ++output) {

@@ -4,6 +4,7 @@
 
 #include <vector>
 
+#include "../cpu/capability.h"
 #include "../cpu/scratch.h"
 #include "prepared.h"
 
@@ -33,9 +34,9 @@ inline int32_t neuron_of(int32_t move) { return move ^ sign_of(move); }
 
 // Calls f(k, o) for each position k of the kernel at which output o reads input i along an axis.
 template <class F>
-void for_readers(const Geometry& g, int axis, int64_t i, int64_t outputs, const F& f) {
+TANDEM_INLINE void for_readers(const Geometry& g, int axis, int64_t i, int64_t outputs, const F& f) {
   const int64_t at = i + g.padding[axis], stride = g.stride[axis], dilation = g.dilation[axis];
-  int64_t o = at / stride, offset = at % stride;
+  int64_t o = stride == 1 ? at : at / stride, offset = at - o * stride;
   for (; o >= 0 && offset <= dilation * (g.kernel[axis] - 1); --o, offset += stride) {
     if (o < outputs && (dilation == 1 || offset % dilation == 0)) f(offset / dilation, o);
   }
@@ -43,9 +44,9 @@ void for_readers(const Geometry& g, int axis, int64_t i, int64_t outputs, const 
 
 class MovingSums {
  public:
-  // The layer's geometry is that of one sample, with the padding after the end of an image, whose own size is given
+  // The layer's geometry is that of one sample, with the padding after the end of an image, whose own width is given
   // too. Without prepared weights all of them are 1, which a depthwise layer may have.
-  MovingSums(const Layer& layer, int64_t image_height, int64_t image_width);
+  MovingSums(const Layer& layer, int64_t image_width);
 
   // The number of sums of a sample, [tiles, rows, 16 R]. It does not depend on the instruction set. Depthwise layers
   // have one group.
@@ -60,16 +61,6 @@ class MovingSums {
   void fire(int32_t* changes, double* sums, int64_t first_row, int64_t rows, const Neuron<float>& neuron) const;
 
  private:
-  // Where the inputs of a line (or column) of pixels are read: a part of the number of a tap, and of that of a row.
-  struct Reader {
-    int32_t tap, row;
-  };
-  struct Axis {
-    std::vector<Reader> readers;
-    std::vector<int32_t> begin;  // by input line, and the end
-  };
-  Axis axis_of(int axis, int64_t inputs, int64_t tap, int64_t row) const;
-
   Tile tile(int64_t number, int64_t rows, int64_t first_row) const;
   // Calls f(tap, row) for each output pixel that reads an input pixel.
   template <class F>
@@ -83,8 +74,9 @@ class MovingSums {
   Layer layer_;
   Prepared prepared_;
   int32_t image_width_;
-  int64_t width_, rows_;  // of a tile
-  Axis vertical_, horizontal_;
+  int64_t width_;         // of a tile
+  int64_t lines_, line_;  // output lines, and the pixels of one
+  int64_t rows_;
 };
 
 }  // namespace tandem::cpu
