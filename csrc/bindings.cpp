@@ -48,13 +48,13 @@ STABLE_TORCH_LIBRARY(tandem, m) {
   m.def("frozen_check(Tensor program, Tensor numbers) -> str");
   m.def("frozen_prepare(Tensor program, Tensor numbers) -> Tensor");
   m.def(
-      "frozen_run(Tensor input, int T, bool counted, Tensor program, Tensor numbers, Tensor prepared, "
-      "Tensor(a!)? state, int step, bool every_step) -> Tensor readout");
+      "frozen_run(Tensor input, int T, bool counted, Tensor program, Tensor numbers, Tensor prepared, bool every_step) "
+      "-> Tensor readout");
   m.def(
       "frozen_state(Tensor program, Tensor numbers, int[] shape, int T) -> (Tensor state, bool follows, Tensor "
       "places)");
   m.def(
-      "frozen_follow(Tensor? input, bool advances, int[] shape, int T, Tensor program, Tensor numbers, "
+      "frozen_step(Tensor? input, bool advances, int[] shape, int T, Tensor program, Tensor numbers, "
       "Tensor prepared, Tensor(a!) state, bool begins, int steps, bool with_moves) -> "
       "(Tensor readout, Tensor facts, Tensor? moves)");
 }

@@ -264,36 +264,28 @@ Shape check_input(const Network& net, const Tensor& input, int64_t planes, int64
 }
 
 // input: planes uint8 [P, B, *features], counts uint8 [1, B, *features], or numbers [B, *features] of the program's
-// type. Returns the readout [B, outputs], or [T, B, outputs] with every_step. With a state, it runs a single step of
-// neurons of step timing and changes the state; at step 0 the state's values are ignored.
+// type. Returns the readout [B, outputs], or [T, B, outputs] with every_step.
 Tensor frozen_run(Tensor input, int64_t T, bool counted, Tensor program, Tensor numbers, Tensor prepared,
-                  OptionalTensor state, int64_t step, bool every_step) {
+                  bool every_step) {
   const Network& net = last_network().of(program, numbers);
   check_prepared(net, prepared);
-  TANDEM_CHECK(step >= 0 && (!every_step || !state.has_value()),
-               "every_step is for a whole window, a state for one of its steps");
   const bool spikes = net.program().value(network::kNetworkInput) == network::Value::kSpikes;
   const ScalarType type = type_of(net.program().dtype());
   const bool half = type != ScalarType::Float;
-  TANDEM_CHECK(!counted || (spikes && !state.has_value()), "counts are of a whole window of spikes");
-  const Shape shape = check_input(net, input, state.has_value() || counted ? 1 : (T + 7) / 8, T);
+  TANDEM_CHECK(!counted || spikes, "counts are of spikes");
+  const Shape shape = check_input(net, input, counted ? 1 : (T + 7) / 8, T);
   Tensor dense = spikes ? to_channels_last(input, 2) : half ? aten::to_type(input, ScalarType::Float) : input;
-  // A stream compares the input's elements with those of the previous step, so they must be dense. A copy in
-  // channels-last would change the bits of torch's products.
-  if (!spikes && state.has_value() && !is_channels_last(dense, 1)) dense = to_contiguous(dense);
   if (counted && !net.reads_counts()) {
     dense = to_channels_last(burst_planes(dense, T), 2);
     counted = false;
   }
-  const auto mode = state.has_value() ? network::Mode::kSteps : network::Mode::kWindow;
-  const network::Plan& plan = last_network().plan(shape, T, mode);
+  const network::Plan& plan = last_network().plan(shape, T, network::Mode::kWindow);
   Shape out = batched(plan.batch, plan.answer());
   if (every_step) out = prepend(T, out);
   Tensor answer = empty_channels_last(out, static_cast<int>(out.size()), ScalarType::Float, input);
   TorchNumbers host(dense, type);
-  net.run(plan, {dense.data_ptr(), counted, static_cast<const uint8_t*>(prepared.data_ptr()), every_step,
-                 state.has_value() ? checked_state(*state, plan) : nullptr, step,
-                 static_cast<float*>(answer.data_ptr()), &host, torch_parallel});
+  net.run(plan, {dense.data_ptr(), counted, pointer<uint8_t>(prepared), every_step, pointer<float>(answer), &host,
+                 torch_parallel});
   return half ? aten::to_type(answer, type) : answer;
 }
 
@@ -313,25 +305,27 @@ std::tuple<Tensor, bool, Tensor> frozen_state(Tensor program, Tensor numbers, Sh
           torch::stable::view(places, {-1, 5})};
 }
 
-// Shows an input to neurons that follow it, and takes steps. input: as of frozen_run, or absent: the one before. With
-// `advances` planes [1, B, *features] of one step, by which the last T steps advance. Changes the state; with `begins`
-// the state's values are ignored. Returns the readout [B, outputs], facts int64 [3, B]: the steps that a sample took,
-// the neurons that moved in the last step, and synaptic operations; and with_moves, of a single step, the moves int8
-// [B, *] (frozen_state has the places of neurons).
-std::tuple<Tensor, Tensor, OptionalTensor> frozen_follow(OptionalTensor input, bool advances, Shape shape, int64_t T,
-                                                         Tensor program, Tensor numbers, Tensor prepared, Tensor state,
-                                                         bool begins, int64_t steps, bool with_moves) {
+// Takes steps of a stream. input: as of frozen_run, or, of neurons that follow, absent: the one before. With `advances`
+// planes [1, B, *features] of one step, by which the last T steps advance. Changes the state; with `begins` the state's
+// values are ignored. Returns the readout [B, outputs], facts int64 [3, B]: the steps that a sample took, the neurons
+// that moved in the last step, and synaptic operations; and with_moves, of a single step of neurons that follow, the
+// moves int8 [B, *] (frozen_state has the places of neurons).
+std::tuple<Tensor, Tensor, OptionalTensor> frozen_step(OptionalTensor input, bool advances, Shape shape, int64_t T,
+                                                       Tensor program, Tensor numbers, Tensor prepared, Tensor state,
+                                                       bool begins, int64_t steps, bool with_moves) {
   const Network& net = last_network().of(program, numbers);
   check_prepared(net, prepared);
+  const network::Mode mode = net.stepwise();
+  const bool follows = mode == network::Mode::kFollowing;
   TANDEM_CHECK(steps >= 0 && (!with_moves || steps == 1), "moves are those of a single step");
-  TANDEM_CHECK(input.has_value() || !begins, "a stream begins with an input");
+  TANDEM_CHECK(input.has_value() || (follows && !begins), "a stream begins with an input");
   const ScalarType type = type_of(net.program().dtype());
   const bool half = type != ScalarType::Float;
   Tensor read = input.value_or(state), dense = read;
   int64_t layout = 0;
   if (input.has_value()) {
-    TANDEM_CHECK(check_input(net, read, advances ? 1 : (T + 7) / 8, T) == shape, "input must have the shape ",
-                 shape_text(shape));
+    TANDEM_CHECK(check_input(net, read, advances || !follows ? 1 : (T + 7) / 8, T) == shape,
+                 "input must have the shape ", shape_text(shape));
     if (read.scalar_type() == ScalarType::Byte) {
       dense = to_channels_last(read, 2);
     } else {
@@ -340,7 +334,7 @@ std::tuple<Tensor, Tensor, OptionalTensor> frozen_follow(OptionalTensor input, b
       for (int64_t d = 0; d < read.dim(); ++d) layout = layout * 1000003 + read.stride(d);
     }
   }
-  const network::Plan& plan = last_network().plan(shape, T, network::Mode::kFollowing);
+  const network::Plan& plan = last_network().plan(shape, T, mode);
   const Shape out = batched(plan.batch, plan.answer());
   Tensor answer = empty_channels_last(out, static_cast<int>(out.size()), ScalarType::Float, state);
   Tensor facts = empty_channels_last({3, plan.batch}, 2, ScalarType::Long, state);
@@ -351,10 +345,10 @@ std::tuple<Tensor, Tensor, OptionalTensor> frozen_follow(OptionalTensor input, b
     torch::stable::zero_(*moves);
   }
   TorchNumbers host(read, type, static_cast<const float*>(dense.data_ptr()));
-  net.follow(plan, {input.has_value() ? dense.data_ptr() : nullptr, advances, layout,
-                    static_cast<const uint8_t*>(prepared.data_ptr()), checked_state(state, plan), begins, steps,
-                    static_cast<float*>(answer.data_ptr()), each, each + plan.batch, each + 2 * plan.batch,
-                    pointer<int8_t>(moves), &host, torch_parallel});
+  net.step(plan, {input.has_value() ? dense.data_ptr() : nullptr, advances, layout,
+                  static_cast<const uint8_t*>(prepared.data_ptr()), checked_state(state, plan), begins, steps,
+                  static_cast<float*>(answer.data_ptr()), each, each + plan.batch, each + 2 * plan.batch,
+                  pointer<int8_t>(moves), &host, torch_parallel});
   if (half) answer = aten::to_type(answer, type);
   return {answer, facts, moves};
 }
@@ -371,7 +365,7 @@ STABLE_TORCH_LIBRARY_IMPL(tandem, CPU, m) {
   m.impl("frozen_prepare", TORCH_BOX(&frozen_prepare));
   m.impl("frozen_run", TORCH_BOX(&frozen_run));
   m.impl("frozen_state", TORCH_BOX(&frozen_state));
-  m.impl("frozen_follow", TORCH_BOX(&frozen_follow));
+  m.impl("frozen_step", TORCH_BOX(&frozen_step));
 }
 
 }  // namespace tandem::ops

@@ -36,14 +36,15 @@ std::string signed_anew(std::string content) {
   return content.replace(at, 64, Sha256::of(content));
 }
 
-// Steps of neurons that follow. At rest, they have the answer of the window.
-void follow(const Network& network, const Plan& plan, const uint8_t* prepared, const void* input, bool spikes,
-            uint8_t* state, int64_t most, Input& in) {
+// Steps of a stream. At rest, neurons that follow have the answer of the window.
+void step(const Network& network, const Plan& plan, const uint8_t* prepared, const void* input, bool spikes,
+          uint8_t* state, int64_t most, Input& in) {
+  const bool follows = plan.mode == Mode::kFollowing;
   std::vector<float> answer(plan.batch * plan.answer().features()), whole(answer.size());
   std::vector<int64_t> facts(3 * plan.batch);
   std::vector<int8_t> moves(plan.batch * plan.moves);
   Frame frame{input,
-              false,
+              spikes && !follows,
               0,
               prepared,
               state,
@@ -59,16 +60,19 @@ void follow(const Network& network, const Plan& plan, const uint8_t* prepared, c
   for (int64_t step = 0; step <= most; ++step) {
     PlainNumbers host;
     frame.host = &host;
-    frame.advances = spikes && in.flag();
-    frame.input = frame.begins || frame.advances || in.flag() ? input : nullptr;
-    frame.moves = in.flag() ? moves.data() : nullptr;
-    if (step == most) frame.input = input, frame.advances = false, frame.moves = nullptr, frame.steps = 1 << 20;
-    network.follow(plan, frame);
+    if (follows) {
+      frame.advances = spikes && in.flag();
+      frame.input = frame.begins || frame.advances || in.flag() ? input : nullptr;
+      frame.moves = in.flag() ? moves.data() : nullptr;
+      if (step == most) frame.input = input, frame.advances = false, frame.moves = nullptr, frame.steps = 1 << 20;
+    }
+    network.step(plan, frame);
     frame.begins = false;
   }
+  if (!follows) return;
   PlainNumbers host;
   const Plan window = network.plan(plan.sample, plan.batch, plan.T, Mode::kWindow);
-  network.run(window, {input, false, prepared, false, nullptr, 0, whole.data(), &host, cut_for});
+  network.run(window, {input, false, prepared, false, whole.data(), &host, cut_for});
   CHECK(std::memcmp(answer.data(), whole.data(), answer.size() * sizeof(float)) == 0, "at rest, another answer");
 }
 
@@ -109,14 +113,11 @@ void run(const FrozenFile& file, Input& in) {
   tandem::cpu::Scratch<uint8_t> state_memory;
   uint8_t* state = state_memory.reserve(plan.state);
   const int64_t most = std::min<int64_t>(in.range(2, 40), 2 + (1 << 24) / std::max<int64_t>(work, 1));
-  if (mode == Mode::kFollowing) return follow(network, plan, prepared, input, spikes, state, most, in);
-  const bool streams = mode == Mode::kSteps, every_step = !streams && in.flag();
+  if (mode != Mode::kWindow) return step(network, plan, prepared, input, spikes, state, most, in);
+  const bool every_step = in.flag(), counted = spikes && network.reads_counts() && in.flag();
   std::vector<float> answer((every_step ? T : 1) * outputs);
-  const bool counted = spikes && !streams && network.reads_counts() && in.flag();
-  for (int64_t step = 0; step < (streams ? most : 1); ++step) {
-    PlainNumbers host;
-    network.run(plan, {input, counted, prepared, every_step, state, step, answer.data(), &host, cut_for});
-  }
+  PlainNumbers host;
+  network.run(plan, {input, counted, prepared, every_step, answer.data(), &host, cut_for});
 }
 
 // Gives window timing to the layers before some instruction, or to those from it on, and puts a conversion of trains

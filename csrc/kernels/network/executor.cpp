@@ -13,11 +13,12 @@
 
 namespace tandem::network {
 
-Run::Run(const Network& network, const Plan& plan, const Call& call)
+Run::Run(const Network& network, const Plan& plan, const Call& call, uint8_t* state)
     : network_(network),
       program_(network.program_),
       plan_(plan),
       call_(call),
+      state_(state),
       T_(plan.mode == Mode::kSteps ? 1 : plan.T),
       planes_(plan.planes),
       values_(program_.size()),
@@ -25,8 +26,8 @@ Run::Run(const Network& network, const Plan& plan, const Call& call)
   thread_local cpu::Scratch<uint8_t> workspace;
   workspace_ = workspace.reserve(plan.workspace);
   thread_local cpu::Scratch<float> bad;
-  bad_ = streams() ? reinterpret_cast<float*>(call.state) : bad.reserve(plan.batch);
-  if (!streams() || call.step == 0) std::fill_n(bad_, plan.batch, 0.f);
+  bad_ = streams() ? all<float>(plan.bad) : bad.reserve(plan.batch);
+  if (!streams() || stream().steps == 0) std::fill_n(bad_, plan.batch, 0.f);
 }
 
 void Run::operator()() {
@@ -38,7 +39,7 @@ void Run::operator()() {
   }
   const int64_t size = plan_.batch * plan_.answer().features();
   for (int64_t t = call_.every_step ? 0 : T_ - 1; t < T_; ++t) {
-    answer(t, (streams() ? call_.step : t) + 1, call_.answer + (call_.every_step ? t : 0) * size);
+    answer(t, (streams() ? stream().steps : t) + 1, call_.answer + (call_.every_step ? t : 0) * size);
   }
 }
 
@@ -134,7 +135,7 @@ void Run::fire(int64_t i) {
   a.bad = bad_;
   if (streams()) {
     a.v = state(i);
-    if (call_.step > 0) a.v_init = a.v, a.v_init_size = a.neurons;
+    if (stream().steps > 0) a.v_init = a.v, a.v_init_size = a.neurons;
   }
   if (program_.reads_train(i)) {
     cpu::run(layer_of_train(i, a), call_.parallel);
@@ -156,13 +157,13 @@ const float* Run::silence(int64_t neurons) {
 // The current of this step: W x, or 0 after an impulse. A stream keeps the product and x, because x is mostly the same
 // at the next step.
 const float* Run::now(int64_t i, int64_t neurons) {
-  if (is_impulse() && streams() && call_.step > 0) return silence(neurons);
+  if (is_impulse() && streams() && stream().steps > 0) return silence(neurons);
   if (!streams() || !program_.keeps_product(i)) return direct_product(i);
   const float* x = real(at(i).input);
   const int64_t inputs = plan_.batch * plan_.steps[i].in.features();
   float* y = state(i) + (program_.fires(i) ? neurons : 0);
   float* kept = y + neurons;
-  if (call_.step == 0 || std::memcmp(kept, x, inputs * sizeof(float)) != 0) {
+  if (stream().steps == 0 || std::memcmp(kept, x, inputs * sizeof(float)) != 0) {
     std::copy_n(direct_product(i), neurons, y);
     std::copy_n(x, inputs, kept);
   }
@@ -282,7 +283,7 @@ const float* Run::counts(int64_t i, int64_t t) {
   }
   if (streams()) {
     float* before = state(i);
-    for (int64_t k = 0; k < n; ++k) sum[k] = before[k] = (call_.step > 0 ? before[k] : 0.f) + sum[k];
+    for (int64_t k = 0; k < n; ++k) sum[k] = before[k] = (stream().steps > 0 ? before[k] : 0.f) + sum[k];
   }
   const auto gain = static_cast<float>(network::real(at(i).gain));
   const float* each = program_.kind(i) == Kind::readout ? nullptr : floats(at(i).scale);
@@ -292,9 +293,25 @@ const float* Run::counts(int64_t i, int64_t t) {
   return scaled_.data();
 }
 
+void Network::check_host(const Host& host) const {
+  if (!host.computes_in(program_.dtype())) throw std::invalid_argument("it computes in a half type");
+}
+
 void Network::run(const Plan& plan, const Call& call) const {
-  if (!call.host->computes_in(program_.dtype())) throw std::invalid_argument("it computes in a half type");
+  check_host(*call.host);
   Run(*this, plan, call)();
+}
+
+void Network::step(const Plan& plan, const Frame& frame) const {
+  check_host(*frame.host);
+  if (plan.mode == Mode::kFollowing) return follow(plan, frame);
+  const Call call{frame.input, false, frame.prepared, false, frame.answer, frame.host, frame.parallel};
+  auto& stream = *reinterpret_cast<Stream*>(frame.state);
+  if (frame.begins) stream = {};
+  Run(*this, plan, call, frame.state)();
+  ++stream.steps;
+  std::fill_n(frame.taken, plan.batch, 1);
+  for (int64_t* none : {frame.moved, frame.synapses}) std::fill_n(none, plan.batch, 0);
 }
 
 }  // namespace tandem::network

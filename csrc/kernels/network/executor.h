@@ -1,11 +1,11 @@
-// Runs a program: a whole window, with the readout at its end or after every step, or one step of a stream.
+// Runs a program: a whole window, with the readout at its end or after every step, or a stream step by step.
 //
 //   read (program.h)  untrusted words and bytes -> a checked list of instructions
 //   prepare           once per network: weights as the kernels multiply them, for images of any size
 //   plan              for a batch of one size: the shape of every value and its place in the shared workspace
-//   run               a loop over the instructions
-//
-//   follow            with window timing: steps towards the answer for the present input (follow.cpp)
+//   run               a whole window: a loop over the instructions
+//   step              a stream: with step timing a time step, the same loop with potentials that are kept; with window
+//                     timing steps towards the answer for the present input (follow.cpp)
 //
 // The kernels multiply spikes. Real-valued products and pools (direct encoding, mean counts, the readout) are computed
 // by the caller's functions and so have the same bits as the caller's own network.
@@ -53,18 +53,19 @@ class Host {
 // follow their input (follow.cpp).
 enum class Mode : int32_t { kWindow = 0, kSteps = 1, kFollowing = 2 };
 
-// What a stream of neurons that follow keeps: a Stream, then arrays of each instruction, [batch, ...], each from its
-// offset on, in bytes per sample.
+// What a stream keeps: a Stream, then arrays [batch, ...], each from its offset on, in bytes per sample. Those of an
+// instruction, if its neurons follow:
 //   layer, average   sums of a train's counts, or product, W x of real numbers; by row (output pixel) marks
 //                    (follow.cpp), and NaN if a potential is not finite
 //   popcount         the last T steps of spikes
 //   any train        its counts, and where they go; of a layer without neurons, its currents
 //   last             the answer
 struct Stream {
+  int64_t steps;     // that neurons with step timing have taken
   int64_t oldest;    // which of the T steps of spikes enters last and leaves first
   int64_t layout;    // Frame::layout of the image
   int64_t answered;  // whether the kept answer is that of the present counts
-  int64_t unused[5];
+  int64_t unused[4];
 };
 struct Kept {
   int64_t sums, product, target, marks, lost, planes, counts, currents, answer;
@@ -76,7 +77,7 @@ struct Plan {
   struct Step {
     Shape in, out;
     int64_t place, padded;  // of the result, and of the padded input
-    int64_t state;          // what the instruction keeps from step to step
+    int64_t state;          // what an instruction with step timing keeps: floats
     Kept kept;
     int64_t moves;  // of neurons that follow: where their moves are in Frame::moves, or kAbsent
   };
@@ -86,7 +87,8 @@ struct Plan {
   Mode mode;
   int64_t planes;        // planes of a spike train
   int64_t workspace;     // bytes
-  int64_t state;         // bytes; those of kSteps begin with `bad`, float [batch]
+  int64_t state;         // bytes of a stream
+  int64_t bad;           // in the state of kSteps: Neuron::bad of the steps so far
   int64_t moves;         // per sample
   int64_t rests, image;  // in the state of kFollowing: whether a sample is at rest, which means that no count differs
                          // from its target and no target must be computed; and the image
@@ -99,9 +101,7 @@ struct Call {
   bool counted;       // the input is counts, P = 1; only where reads_counts() says so
   const uint8_t* prepared;
   bool every_step;  // an answer after every step
-  uint8_t* state;   // with kSteps, else null: written, and read if step > 0; aligned to 64 bytes
-  int64_t step;
-  float* answer;  // [batch, *plan.answer()], with every_step [T, ...]
+  float* answer;    // [batch, *plan.answer()], with every_step [T, ...]
   Host* host;
   ParallelFor parallel;
 };
@@ -109,9 +109,9 @@ struct Call {
 // Frame::steps without a limit: more than any network takes.
 constexpr int64_t kUntilRest = int64_t{1} << 40;
 
-// An input to follow, and steps towards the answer of the whole window.
+// An input, and a time step (kSteps) or steps towards the answer of the whole window (kFollowing).
 struct Frame {
-  const void* input;  // as in Call, contiguous; null: as before
+  const void* input;  // as in Call, contiguous; with kFollowing null: as before
   bool advances;   // the input is one step of spikes, by which the last T steps advance; else all T steps, or an image
   int64_t layout;  // another number for images that Host reads in another memory layout
   const uint8_t* prepared;
@@ -147,7 +147,7 @@ class Network {
 
   Plan plan(const Shape& sample, int64_t batch, int64_t T, Mode mode) const;
   void run(const Plan& plan, const Call& call) const;
-  void follow(const Plan& plan, const Frame& frame) const;
+  void step(const Plan& plan, const Frame& frame) const;
 
  private:
   friend class Run;
@@ -163,6 +163,8 @@ class Network {
   Weights weights_of(int64_t i) const;
   const float* floats(int64_t offset) const;
   void widen(int64_t i, float* to) const;
+  void check_host(const Host& host) const;
+  void follow(const Plan& plan, const Frame& frame) const;
 
   Program program_;
   const uint8_t* numbers_;

@@ -32,7 +32,7 @@ constexpr uint8_t kDue = 1, kLate = 2;
 class Follower : public Run {
  public:
   Follower(const Network& network, const Plan& plan, const Frame& frame, const Call& call)
-      : Run(network, plan, call), frame_(frame), parts_(program_.size()) {
+      : Run(network, plan, call, frame.state), frame_(frame), parts_(program_.size()) {
     rests_ = all<uint8_t>(plan.rests);
     image_ = all<float>(plan.image);
   }
@@ -64,12 +64,6 @@ class Follower : public Run {
     Neuron<float> neuron;
   };
 
-  Stream& stream() const { return *reinterpret_cast<Stream*>(frame_.state); }
-  // The array [batch, ...] at this offset.
-  template <class E>
-  E* all(int64_t offset) const {
-    return reinterpret_cast<E*>(frame_.state + sizeof(Stream) + offset * plan_.batch);
-  }
   const Kept& kept(int64_t i) const { return plan_.steps[i].kept; }
   bool has_moves(int64_t i) const { return program_.values[i] == Value::kCounts; }
   int64_t features(int64_t i) const { return plan_.steps[i].out.features(); }
@@ -388,8 +382,7 @@ class Follower : public Run {
 };
 
 void Network::follow(const Plan& plan, const Frame& frame) const {
-  if (!frame.host->computes_in(program_.dtype())) throw std::invalid_argument("it computes in a half type");
-  const Call call{frame.input, false, frame.prepared, false, nullptr, 0, frame.answer, frame.host, frame.parallel};
+  const Call call{frame.input, false, frame.prepared, false, frame.answer, frame.host, frame.parallel};
   Follower(*this, plan, frame, call)();
 }
 

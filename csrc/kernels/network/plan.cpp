@@ -129,7 +129,7 @@ class Planner {
       }
       step.place = take(number, bytes_of(number, features), number);
     }
-    if (plan_.mode == Mode::kSteps) step.state = keep(state_of(number, step));
+    if (plan_.mode == Mode::kSteps) step.state = keep_array<float>(kept_floats(number, step));
     plan_.steps.push_back(step);
   }
 
@@ -179,17 +179,17 @@ class Planner {
     return start;
   }
 
-  // The bytes per sample that an instruction of a stream keeps:
+  // The numbers per sample that an instruction with step timing keeps:
   //   layer             potentials; if its current is constant, also the product and the input
   //   reader of counts  the counts
-  int64_t state_of(int64_t number, const Plan::Step& step) const {
+  int64_t kept_floats(int64_t number, const Plan::Step& step) const {
     const Value value = program_.values[number];
     int64_t floats = 0;
     if (program_.reads_train(number) && value == Value::kMeans) floats = step.in.features();
     if (program_.fires(number)) floats = step.out.features();
     const bool constant = program_.keeps_product(number) && (program_.fires(number) || value == Value::kCurrents);
     if (constant) floats += step.out.features() + step.in.features();
-    return floats * static_cast<int64_t>(sizeof(float));
+    return floats;
   }
 
   // Neurons that follow their input: everything is of one window, and its values are kept from step to step.
@@ -235,10 +235,10 @@ Plan Network::plan(const Shape& sample, int64_t batch, int64_t T, Mode mode) con
     refuse("T: expected 1 to " + std::to_string(program_.most_steps()) + ", got " + std::to_string(T));
   }
   if (mode != Mode::kWindow && mode != stepwise()) refuse("its neurons do not run in this mode");
-  Plan plan{{}, sample, batch, T, mode, mode == Mode::kSteps ? 1 : (T + 7) / 8, 0, 0, 0, 0, 0};
-  if (mode == Mode::kSteps) plan.state = sizeof(float);
+  Plan plan{{}, sample, batch, T, mode, mode == Mode::kSteps ? 1 : (T + 7) / 8, 0, 0, 0, 0, 0, 0};
   checked_product(checked_product(sample.channels, sample.height, kMostFeatures), sample.width, kMostFeatures);
   Planner planner(program_, plan);
+  if (mode == Mode::kSteps) plan.bad = planner.keep_array<float>(1);
   if (mode == Mode::kFollowing) {
     plan.rests = planner.keep_array<uint8_t>(1);
     plan.image = planner.keep_array<float>(program_.value(kNetworkInput) == Value::kReal ? sample.features() : 0);
@@ -251,7 +251,7 @@ Plan Network::plan(const Shape& sample, int64_t batch, int64_t T, Mode mode) con
     }
   }
   plan.workspace = checked_product(planner.workspace(), batch, kMostWorkspace);
-  plan.state = checked_product(plan.state, batch, kMostWorkspace) + (mode == Mode::kFollowing ? sizeof(Stream) : 0);
+  plan.state = checked_product(plan.state, batch, kMostWorkspace) + (mode == Mode::kWindow ? 0 : sizeof(Stream));
   return plan;
 }
 

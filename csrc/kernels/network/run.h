@@ -8,7 +8,8 @@ namespace tandem::network {
 
 class Run {
  public:
-  Run(const Network& network, const Plan& plan, const Call& call);
+  // state: of a stream, with its Stream.
+  Run(const Network& network, const Plan& plan, const Call& call, uint8_t* state = nullptr);
 
   void operator()();
 
@@ -38,6 +39,13 @@ class Run {
   void max_pool(int64_t i, int64_t images, const uint8_t* from, uint8_t* to, ParallelFor parallel) const;
   const uint8_t* prepared(int64_t i) const { return call_.prepared + network_.parts_[i]; }
 
+  Stream& stream() const { return *reinterpret_cast<Stream*>(state_); }
+  // The array [batch, ...] of a stream at this offset.
+  template <class E>
+  E* all(int64_t offset) const {
+    return reinterpret_cast<E*>(state_ + sizeof(Stream) + offset * plan_.batch);
+  }
+
   // Computes the answer after step t of this run and `steps` steps of the window.
   void answer(int64_t t, int64_t steps, float* to);
 
@@ -45,13 +53,14 @@ class Run {
   const Program& program_;
   const Plan& plan_;
   const Call& call_;
+  uint8_t* const state_;
   int64_t T_, planes_;               // steps of this run, planes of a spike train
   std::vector<const void*> values_;  // by instruction: a train, currents or real numbers
   float* bad_;  // [batch], of this thread or in a stream's state: NaN where a potential was not finite
 
  private:
   bool streams() const { return plan_.mode == Mode::kSteps; }
-  float* state(int64_t i) const { return reinterpret_cast<float*>(call_.state + plan_.steps[i].state * plan_.batch); }
+  float* state(int64_t i) const { return all<float>(plan_.steps[i].state); }
   // The images that instruction i reads: one per sample and plane.
   int64_t images(int64_t i) const {
     return plan_.batch * (program_.value(at(i).input) == Value::kCounts ? 1 : planes_);

@@ -87,8 +87,8 @@ void follow(const Network& network, const Shape& shape, const uint8_t* prepared,
     const std::vector<uint8_t> planes = spikes ? planes_of(sample, 1, T, shape) : std::vector<uint8_t>();
     const void* input = spikes ? static_cast<const void*>(planes.data()) : sample.data();
     PlainNumbers host;
-    network.follow(plan, {input, false, 0, prepared, state, b == 0, kUntilRest, answer.data(), &steps, &moved,
-                          &operations, nullptr, &host, tandem::serial_for});
+    network.step(plan, {input, false, 0, prepared, state, b == 0, kUntilRest, answer.data(), &steps, &moved,
+                        &operations, nullptr, &host, tandem::serial_for});
     print_sample(b, answer.data(), plan.answer().features(), answers);
     std::printf("; %ld steps, %ld operations\n", static_cast<long>(steps), static_cast<long>(operations));
   }
@@ -118,7 +118,7 @@ void classify(const char* path, const char* input, bool answers, bool follows) {
   std::vector<float> answer(batch * outputs);
   CountingNumbers host(file.names);
   const void* source = spikes ? static_cast<const void*>(planes.data()) : x.data();
-  network.run(plan, {source, false, prepared, false, nullptr, 0, answer.data(), &host, tandem::serial_for});
+  network.run(plan, {source, false, prepared, false, answer.data(), &host, tandem::serial_for});
 
   for (int64_t b = 0; b < batch; ++b) {
     print_sample(b, answer.data() + b * outputs, outputs, answers);

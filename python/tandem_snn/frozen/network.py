@@ -182,12 +182,9 @@ class FrozenNetwork(nn.Module):
         True
         """
         stream, signal = self._shown(x)
-        if stream.follows:
-            answer = stream.follow(signal, 1)[0]
-        elif signal is None or (isinstance(signal, SpikeTrain) and signal.T != 1):
+        if not stream.follows and (signal is None or (isinstance(signal, SpikeTrain) and signal.T != 1)):
             raise ValueError(f"x: expected one step, got {describe(x)}")
-        else:
-            answer = stream.step(signal)
+        answer, _ = stream.step(signal)
         self._go_on(stream)
         return answer
 
@@ -220,7 +217,7 @@ class FrozenNetwork(nn.Module):
             checks.T("steps", steps)
         stream, signal = self._shown(x)
         _check_follows(stream)
-        answer, _ = stream.follow(signal, UNTIL_REST if steps is None else steps)
+        answer, _ = stream.step(signal, UNTIL_REST if steps is None else steps)
         self._go_on(stream)
         return answer, stream.facts[0]
 
@@ -303,11 +300,11 @@ class FrozenNetwork(nn.Module):
             return torch.stack(answers), torch.stack(moves)
         if steps is not None and steps > T:
             raise ValueError(f'steps: expected at most T={T} with timing "step", got {steps}')
-        each = explained(stream.program, x, T, stream.program.run, x, T, every=True)
+        each = explained(stream.program, x, T, stream.program.run, x, T, every_step=True)
         if each.isnan().any():  # a potential may have become NaN at a later step
             for t in range(len(each)):
                 now: Any = part_of(x, t, t + 1) if isinstance(x, SpikeTrain) else x
-                each[t] = stream.step(now)
+                each[t], _ = stream.step(now)
         return (with_flags(each.movedim(1, 0), x.bad).movedim(0, 1) if isinstance(x, SpikeTrain) else each)[
             :steps
         ], None

@@ -179,12 +179,10 @@ class Program:
         layers: Any = self.layers
         return _named([stage.name for stage in layers.stages], call)
 
-    def run(
-        self, x: Tensor | SpikeTrain, T: int | None, state: Tensor | None = None, step: int = 0, every: bool = False
-    ) -> Tensor:
-        """Return the readout of the whole window, or of a step if a state is given; ``every``: after each step."""
+    def run(self, x: Tensor | SpikeTrain, T: int | None, every_step: bool = False) -> Tensor:
+        """Return the readout of the whole window, or after each of its steps."""
         source, counted = (x.stored, x.timing == "window") if isinstance(x, SpikeTrain) else (x, False)
-        return _ops.frozen_run.default(source, T, counted, *self.tensors, state, step, every)
+        return _ops.frozen_run.default(source, T, counted, *self.tensors, every_step)
 
     def state(self, shape: Sequence[int], T: int) -> tuple[Tensor, bool, Tensor]:
         """Return memory for the state of a stream of inputs [B, *features], whether its neurons follow their input, and

@@ -16,7 +16,7 @@ from tandem_ext.train import add_flags, with_flags
 
 from .program import Program
 
-_follow = torch.ops.tandem.frozen_follow.default
+_step = torch.ops.tandem.frozen_step.default
 UNTIL_REST = 2**40  # more steps than any network takes
 
 
@@ -54,13 +54,9 @@ class Stream:
 
     def restart(self) -> None:
         """Begin again from silence, in the same memory."""
-        self._steps = 0
+        self.is_new = True
         self.facts = torch.zeros(3, 0, dtype=torch.int64)
         self._bad.clear()
-
-    @property
-    def is_new(self) -> bool:
-        return self._steps == 0
 
     def refusal(self, program: Program, x: Tensor | SpikeTrain, T: int) -> str:
         """Return why an input is not for this stream, or ""."""
@@ -72,16 +68,8 @@ class Stream:
             return "x: the gain of its spikes differs from that of the steps before"
         return "" if x.device.type == "cpu" else f"x: the steps before were on the CPU, now on {x.device}"
 
-    def step(self, x: Tensor | SpikeTrain) -> Tensor:
-        """Run a step of neurons with step timing; return the readout so far."""
-        answer: Tensor = explained(self.program, x, self.T, self.program.run, x, self.T, self._state, self._steps)
-        self._steps += 1
-        return answer
-
-    def follow(
-        self, x: Tensor | SpikeTrain | None, steps: int = UNTIL_REST, moves: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Show an input, or go on with the one before, and take steps, by default until everything rests.
+    def step(self, x: Tensor | SpikeTrain | None, steps: int = 1, moves: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Show an input and take a step. Neurons that follow may go on with the input before, and take several steps.
 
         Returns:
             (readout [B, outputs], with ``moves`` those of a single step [B, *]).
@@ -92,20 +80,20 @@ class Stream:
             if self._bad or x.bad is not None:
                 self._bad.extend([x.bad] * x.T)
         answer, self.facts, moved = explained(
-            self.program, x, self.T, _follow,
+            self.program, x, self.T, _step,
             source, isinstance(x, SpikeTrain) and x.T == 1, self.shape, self.T, *self.program.tensors, self._state,
-            self._steps == 0, steps, moves,
+            self.is_new, steps, moves,
         )  # fmt: skip
-        self._steps = 1
+        self.is_new = False
         return (with_flags(answer, reduce(add_flags, self._bad, None)) if self._bad else answer), moved
 
     def until_rest(self, x: Tensor | SpikeTrain, steps: int | None = None, moves: bool = False) -> Iterator[Any]:
         """Show an input; yield (readout, moves) after each step, until nothing moves or for a number of steps."""
-        yield self.follow(x, 1, moves)
+        yield self.step(x, 1, moves)
         for taken in count(1):
             if taken == steps:
                 return
-            answer = self.follow(None, 1, moves)
+            answer = self.step(None, 1, moves)
             if steps is None and not bool(self.facts[1].any()):
                 return
             yield answer
