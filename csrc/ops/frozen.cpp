@@ -345,10 +345,15 @@ std::tuple<Tensor, Tensor, OptionalTensor> frozen_step(OptionalTensor input, boo
     torch::stable::zero_(*moves);
   }
   TorchNumbers host(read, type, static_cast<const float*>(dense.data_ptr()));
-  net.step(plan, {input.has_value() ? dense.data_ptr() : nullptr, advances, layout,
-                  static_cast<const uint8_t*>(prepared.data_ptr()), checked_state(state, plan), begins, steps,
-                  static_cast<float*>(answer.data_ptr()), each, each + plan.batch, each + 2 * plan.batch,
-                  pointer<int8_t>(moves), &host, torch_parallel});
+  const network::Call call{input.has_value() ? dense.data_ptr() : nullptr,
+                           false,
+                           pointer<uint8_t>(prepared),
+                           false,
+                           pointer<float>(answer),
+                           &host,
+                           torch_parallel};
+  net.step(plan, {call, advances, layout, checked_state(state, plan), begins, steps, each, each + plan.batch,
+                  each + 2 * plan.batch, pointer<int8_t>(moves)});
   if (half) answer = aten::to_type(answer, type);
   return {answer, facts, moves};
 }

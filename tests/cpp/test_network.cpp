@@ -43,20 +43,17 @@ void step(const Network& network, const Plan& plan, const uint8_t* prepared, con
   std::vector<float> answer(plan.batch * plan.answer().features()), whole(answer.size());
   std::vector<int64_t> facts(3 * plan.batch);
   std::vector<int8_t> moves(plan.batch * plan.moves);
-  Frame frame{input,
+  int64_t* each = facts.data();
+  Frame frame{{input, false, prepared, false, answer.data(), nullptr, cut_for},
               spikes && !follows,
               0,
-              prepared,
               state,
               true,
               1,
-              answer.data(),
-              facts.data(),
-              facts.data() + plan.batch,
-              facts.data() + 2 * plan.batch,
-              nullptr,
-              nullptr,
-              cut_for};
+              each,
+              each + plan.batch,
+              each + 2 * plan.batch,
+              nullptr};
   for (int64_t step = 0; step <= most; ++step) {
     PlainNumbers host;
     frame.host = &host;

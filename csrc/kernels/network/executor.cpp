@@ -305,10 +305,9 @@ void Network::run(const Plan& plan, const Call& call) const {
 void Network::step(const Plan& plan, const Frame& frame) const {
   check_host(*frame.host);
   if (plan.mode == Mode::kFollowing) return follow(plan, frame);
-  const Call call{frame.input, false, frame.prepared, false, frame.answer, frame.host, frame.parallel};
   auto& stream = *reinterpret_cast<Stream*>(frame.state);
   if (frame.begins) stream = {};
-  Run(*this, plan, call, frame.state)();
+  Run(*this, plan, frame, frame.state)();
   ++stream.steps;
   std::fill_n(frame.taken, plan.batch, 1);
   for (int64_t* none : {frame.moved, frame.synapses}) std::fill_n(none, plan.batch, 0);

@@ -109,20 +109,16 @@ struct Call {
 // Frame::steps without a limit: more than any network takes.
 constexpr int64_t kUntilRest = int64_t{1} << 40;
 
-// An input, and a time step (kSteps) or steps towards the answer of the whole window (kFollowing).
-struct Frame {
-  const void* input;  // as in Call, contiguous; with kFollowing null: as before
+// An input, contiguous or with kFollowing null: as before; and a time step (kSteps), or steps towards the answer of the
+// whole window (kFollowing), which is for the present counts.
+struct Frame : Call {
   bool advances;   // the input is one step of spikes, by which the last T steps advance; else all T steps, or an image
   int64_t layout;  // another number for images that Host reads in another memory layout
-  const uint8_t* prepared;
-  uint8_t* state;                     // plan.state bytes, aligned to 64; changed in place
-  bool begins;                        // the state has no values yet: silence
-  int64_t steps;                      // at most; a sample takes none once it is at rest
-  float* answer;                      // [batch, *plan.answer()], of the present counts
+  uint8_t* state;  // plan.state bytes, aligned to 64; changed in place
+  bool begins;     // the state has no values yet: silence
+  int64_t steps;   // at most; a sample takes none once it is at rest
   int64_t *taken, *moved, *synapses;  // [batch]: steps; neurons that moved in the last one; operations
   int8_t* moves;                      // [batch, plan.moves], zeros: receives 1 and -1; or null
-  Host* host;
-  ParallelFor parallel;
 };
 
 // A checked program with its numbers. Throws std::invalid_argument, which names the instruction, if it does not support

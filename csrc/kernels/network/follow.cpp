@@ -31,8 +31,8 @@ constexpr uint8_t kDue = 1, kLate = 2;
 
 class Follower : public Run {
  public:
-  Follower(const Network& network, const Plan& plan, const Frame& frame, const Call& call)
-      : Run(network, plan, call, frame.state), frame_(frame), parts_(program_.size()) {
+  Follower(const Network& network, const Plan& plan, const Frame& frame)
+      : Run(network, plan, frame, frame.state), frame_(frame), parts_(program_.size()) {
     rests_ = all<uint8_t>(plan.rests);
     image_ = all<float>(plan.image);
   }
@@ -381,9 +381,6 @@ class Follower : public Run {
   float* image_;
 };
 
-void Network::follow(const Plan& plan, const Frame& frame) const {
-  const Call call{frame.input, false, frame.prepared, false, frame.answer, frame.host, frame.parallel};
-  Follower(*this, plan, frame, call)();
-}
+void Network::follow(const Plan& plan, const Frame& frame) const { Follower(*this, plan, frame)(); }
 
 }  // namespace tandem::network

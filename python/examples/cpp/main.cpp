@@ -87,8 +87,8 @@ void follow(const Network& network, const Shape& shape, const uint8_t* prepared,
     const std::vector<uint8_t> planes = spikes ? planes_of(sample, 1, T, shape) : std::vector<uint8_t>();
     const void* input = spikes ? static_cast<const void*>(planes.data()) : sample.data();
     PlainNumbers host;
-    network.step(plan, {input, false, 0, prepared, state, b == 0, kUntilRest, answer.data(), &steps, &moved,
-                        &operations, nullptr, &host, tandem::serial_for});
+    const Call call{input, false, prepared, false, answer.data(), &host, tandem::serial_for};
+    network.step(plan, {call, false, 0, state, b == 0, kUntilRest, &steps, &moved, &operations, nullptr});
     print_sample(b, answer.data(), plan.answer().features(), answers);
     std::printf("; %ld steps, %ld operations\n", static_cast<long>(steps), static_cast<long>(operations));
   }

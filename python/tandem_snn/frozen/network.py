@@ -10,17 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from tandem_ext import SpikeTrain, checks
 from tandem_ext.train import with_flags
 
 from .. import nn as tnn
 from ..nn.currents import part_of
-from ..nn.quantise import check_bits
-from ..nn.signals import check_network, describe, inputs_of
+from ..nn.signals import describe
 from .lowering import Grid, grids_of, lower, round_, snapshot
-from .program import MOST_KEPT, Facts, Graph, Program, capture, inference, key_of, read, write
+from .program import MOST_KEPT, Graph, Metadata, Program, capture, inference, key_of, write
 from .stages import CannotLower, Stage, Stages, check_finite
 from .stream import UNTIL_REST, Stream, explained
 
@@ -394,7 +392,7 @@ class FrozenNetwork(nn.Module):
         >>> freeze(net).save("net.tandem")
         """
         try:
-            write(path, lower(self.net), Facts(self.T, self.weight_bits, self.shape))
+            write(path, lower(self.net), Metadata(self.T, self.weight_bits, self.shape))
         except CannotLower as error:
             raise ValueError(f"net: layer {error.layer!r} cannot be saved: {error.why}") from error
 
@@ -403,85 +401,14 @@ class FrozenNetwork(nn.Module):
         return self._program_for(x.gain if isinstance(x, SpikeTrain) else 1.0)
 
     def _program_for(self, gain: float | Tensor) -> Program:
-        key: Any = tuple(gain.tolist()) if isinstance(gain, Tensor) and gain.dim() else float(gain)
-        if isinstance(key, tuple) and any(getattr(layer, "weight_bits", None) for layer in self.net.modules()):
+        by_channel = isinstance(gain, Tensor) and gain.dim() > 0
+        if not by_channel:
+            gain = float(gain)
+        elif any(getattr(layer, "weight_bits", None) for layer in self.net.modules()):
             raise ValueError("x: weights of few bits are rounded already, so the gain must be one for all channels")
+        key: Any = tuple(gain.tolist()) if isinstance(gain, Tensor) else gain
         with _TRACING:
-            worth = gain if isinstance(key, tuple) else key
-            return _kept(self._programs, key, lambda: Program(self.net, worth))
-
-
-def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = None) -> FrozenNetwork:
-    """Freeze a network for inference: a snapshot in evaluation mode that runs as a single call.
-
-    Batch norm is folded into scale and shift, weights are packed once, and no Python runs between the layers. Sums over
-    spikes are exact integers. So the answer is bit-identical to that of the network in evaluation mode, for any number
-    of threads and any processor, and :meth:`FrozenNetwork.step` reaches it step by step. A sample's answer does not
-    depend on its batch, except that torch may round the product of a real-valued input differently for other batch
-    sizes. A network that has no program (because of other modules between the layers, forward hooks or float64 weights)
-    runs layer by layer; so does one in bfloat16 with T above 256 or in float16 with T above 2,048, since these types
-    cannot represent larger counts. On a GPU the kernels run as one CUDA graph for each batch shape, of which the latest
-    eight are kept, and multiply float32 weights as the same integers.
-
-    Args:
-        net: a network of this package's layers that ends in a Readout, in any mode; it is not changed. DataParallel,
-            DistributedDataParallel and AveragedModel are unwrapped.
-        weight_bits: round the weights symmetrically to 2 to 8 bits: integers times one quantisation step per output
-            channel, see ``grids``. None: round only layers that have ``weight_bits`` themselves.
-        T: the number of time steps; needed for a network without Encoder that streams before it has seen a train.
-
-    Returns:
-        A FrozenNetwork.
-
-    Raises:
-        TypeError: net is not a module, or T is not an int.
-        ValueError: net has several inputs; weight_bits or T is out of range; weight_bits is given, but neurons use the
-            general way; or a weight, scale, threshold or statistic is not finite (the message names the layer).
-
-    >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5, norm=True), tnn.Linear(5, 5), tnn.Readout(5, 3)).eval()
-    >>> x = torch.rand(4, 6)
-    >>> torch.equal(freeze(net)(x), net(x))
-    True
-    """
-    check_network("net", net)
-    if isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
-        return freeze(net.module, weight_bits, T=T)
-    if isinstance(net, FrozenNetwork):
-        return freeze(net.net, weight_bits, T=net.T if T is None else T)
-    if isinstance(net, Stages) and weight_bits is not None:
-        raise ValueError("weight_bits: a network from a file cannot be rounded: freeze the original network")
-    check_bits(weight_bits)
-    inputs = inputs_of(net)
-    if len(inputs) > 1:
-        raise ValueError(f"net: its forward takes {', '.join(inputs)}, where a frozen network takes one input")
-    if T is not None:
-        checks.T("T", T)
-    return FrozenNetwork(net, weight_bits, T)
-
-
-def load(path: str | PathLike[str]) -> FrozenNetwork:
-    """Load a frozen network from a file of :meth:`FrozenNetwork.save`, with bit-identical answers.
-
-    The file may be untrusted: it contains no code, sizes are checked before memory is allocated, and the checksum and
-    every setting of every layer are checked. The cost of running its layers is not limited.
-
-    Args:
-        path: the file.
-
-    Raises:
-        UserError: the file does not exist, is not a frozen network, is damaged, has another version of the format, or
-            its network is not valid. It is a ValueError.
-
-    >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5), tnn.Readout(5, 3))
-    >>> x, frozen = torch.rand(4, 6), freeze(net, weight_bits=4)
-    >>> frozen.save("net.tandem")
-    >>> torch.equal(load("net.tandem")(x), frozen(x))
-    True
-    """
-    stages, facts = read(path)
-    frozen = FrozenNetwork(stages, facts.weight_bits, facts.T)
-    frozen.shape = facts.shape
-    return frozen
+            return _kept(self._programs, key, lambda: Program(self.net, gain))
 
 
 def _check_follows(stream: Stream) -> None:

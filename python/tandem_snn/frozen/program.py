@@ -53,30 +53,28 @@ def inference(answer: Answer) -> Answer:
     return run  # type: ignore[return-value]
 
 
-class Facts(NamedTuple):
-    """Further metadata of a program: T if there is no Encoder, the bits of its weights, the shape of its input."""
+class Metadata(NamedTuple):
+    """What a file says beside the stages: T if there is no Encoder, the bits of the weights, the shape of the input."""
 
     T: int | None = None
     weight_bits: int | None = None
     shape: tuple[int, ...] | None = None
 
 
-_NO_FACTS = Facts()
-
-
-def encode(stages: Stages, facts: Facts = _NO_FACTS) -> tuple[Tensor, Tensor]:
+def encode(stages: Stages, metadata: Metadata | None = None) -> tuple[Tensor, Tensor]:
     """Return the program (int64) and its data (uint8)."""
+    known = metadata or Metadata()
     block = _Block()
     dtype = next((stage.dtype for stage in stages.stages if stage.weight is not None), torch.float32)
     rows = [_row(stage, block, dtype) for stage in stages.stages]
-    shape = facts.shape or ()
+    shape = known.shape or ()
     channels, height, width = [*shape[:1], *[1] * (3 - len(shape)), *shape[1:]] if shape else (0, 0, 0)
     header = {
         "format": CONSTANTS["format"],
         "dtype": _DTYPES.index(dtype),
-        "weight_bits": facts.weight_bits or 0,
+        "weight_bits": known.weight_bits or 0,
         "source": _MODES.index(stages.mode),
-        "T": stages.T or facts.T or 0,
+        "T": stages.T or known.T or 0,
         "any_T": int(stages.T is None),
         "dims": len(shape),
         "channels": channels,
@@ -90,7 +88,7 @@ def encode(stages: Stages, facts: Facts = _NO_FACTS) -> tuple[Tensor, Tensor]:
     return program, numbers
 
 
-def decode(program: Tensor, numbers: Tensor, names: Sequence[str]) -> tuple[Stages, Facts]:
+def decode(program: Tensor, numbers: Tensor, names: Sequence[str]) -> tuple[Stages, Metadata]:
     """Decode a program and its data, which may be untrusted: raise ValueError if they are not valid."""
     if program.dtype != torch.int64 or program.dim() != 1 or numbers.dtype != torch.uint8 or numbers.dim() != 1:
         raise ValueError("a program is int64, and its numbers are bytes")
@@ -107,7 +105,7 @@ def decode(program: Tensor, numbers: Tensor, names: Sequence[str]) -> tuple[Stag
     shape = (*sizes[:1], *sizes[4 - header["dims"] :]) if header["dims"] else None
     network = Stages(stages, _MODES[header["source"]], None if header["any_T"] else header["T"])
     check_finite(network)
-    return network, Facts(header["T"] or None, header["weight_bits"] or None, shape)
+    return network, Metadata(header["T"] or None, header["weight_bits"] or None, shape)
 
 
 def _named(names: Sequence[str], call: Callable[[], Any]) -> Any:
@@ -121,16 +119,16 @@ def _named(names: Sequence[str], call: Callable[[], Any]) -> Any:
         raise CannotLower(name, found[2] if found else why) from error
 
 
-def write(path: str | PathLike[str], stages: Stages, facts: Facts) -> None:
+def write(path: str | PathLike[str], stages: Stages, metadata: Metadata) -> None:
     """Save a network as a file, atomically; ValueError names the layer that cannot be saved."""
-    program, numbers = encode(stages, facts)
+    program, numbers = encode(stages, metadata)
     names = "\n".join(stage.name for stage in stages.stages).encode()
     tensors = {"program": program, "numbers": numbers, "names": torch.frombuffer(bytearray(names), dtype=torch.uint8)}
     content = pack(tensors, {}, FORMAT)
     atomically(Path(path), lambda temporary: temporary.write_bytes(content))
 
 
-def read(path: str | PathLike[str]) -> tuple[Stages, Facts]:
+def read(path: str | PathLike[str]) -> tuple[Stages, Metadata]:
     """Load a file of :func:`write`, and check its sizes, checksum and program; UserError if it is not valid."""
     path = Path(path)
     tensors, _ = unpack(path, FORMAT, "frozen network", "FrozenNetwork.save()")

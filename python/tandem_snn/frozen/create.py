@@ -1,0 +1,89 @@
+"""freeze() and load() make a FrozenNetwork, of a module or of a file."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from tandem_ext import checks
+
+from ..nn.quantise import check_bits
+from ..nn.signals import check_network, inputs_of
+from .network import FrozenNetwork
+from .program import read
+from .stages import Stages
+
+
+def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = None) -> FrozenNetwork:
+    """Freeze a network for inference: a snapshot in evaluation mode that runs as a single call.
+
+    Batch norm is folded into scale and shift, weights are packed once, and no Python runs between the layers. Sums over
+    spikes are exact integers. So the answer is bit-identical to that of the network in evaluation mode, for any number
+    of threads and any processor, and :meth:`FrozenNetwork.step` reaches it step by step. A sample's answer does not
+    depend on its batch, except that torch may round the product of a real-valued input differently for other batch
+    sizes. A network that has no program (because of other modules between the layers, forward hooks or float64 weights)
+    runs layer by layer; so does one in bfloat16 with T above 256 or in float16 with T above 2,048, since these types
+    cannot represent larger counts. On a GPU the kernels run as one CUDA graph for each batch shape, of which the latest
+    eight are kept, and multiply float32 weights as the same integers.
+
+    Args:
+        net: a network of this package's layers that ends in a Readout, in any mode; it is not changed. DataParallel,
+            DistributedDataParallel and AveragedModel are unwrapped.
+        weight_bits: round the weights symmetrically to 2 to 8 bits: integers times one quantisation step per output
+            channel, see ``grids``. None: round only layers that have ``weight_bits`` themselves.
+        T: the number of time steps; needed for a network without Encoder that streams before it has seen a train.
+
+    Returns:
+        A FrozenNetwork.
+
+    Raises:
+        TypeError: net is not a module, or T is not an int.
+        ValueError: net has several inputs; weight_bits or T is out of range; weight_bits is given, but neurons use the
+            general way; or a weight, scale, threshold or statistic is not finite (the message names the layer).
+
+    >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5, norm=True), tnn.Linear(5, 5), tnn.Readout(5, 3)).eval()
+    >>> x = torch.rand(4, 6)
+    >>> torch.equal(freeze(net)(x), net(x))
+    True
+    """
+    check_network("net", net)
+    if isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
+        return freeze(net.module, weight_bits, T=T)
+    if isinstance(net, FrozenNetwork):
+        return freeze(net.net, weight_bits, T=net.T if T is None else T)
+    if isinstance(net, Stages) and weight_bits is not None:
+        raise ValueError("weight_bits: a network from a file cannot be rounded: freeze the original network")
+    check_bits(weight_bits)
+    inputs = inputs_of(net)
+    if len(inputs) > 1:
+        raise ValueError(f"net: its forward takes {', '.join(inputs)}, where a frozen network takes one input")
+    if T is not None:
+        checks.T("T", T)
+    return FrozenNetwork(net, weight_bits, T)
+
+
+def load(path: str | PathLike[str]) -> FrozenNetwork:
+    """Load a frozen network from a file of :meth:`FrozenNetwork.save`, with bit-identical answers.
+
+    The file may be untrusted: it contains no code, sizes are checked before memory is allocated, and the checksum and
+    every setting of every layer are checked. The cost of running its layers is not limited.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: the file does not exist, is not a frozen network, is damaged, has another version of the format, or
+            its network is not valid. It is a ValueError.
+
+    >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5), tnn.Readout(5, 3))
+    >>> x, frozen = torch.rand(4, 6), freeze(net, weight_bits=4)
+    >>> frozen.save("net.tandem")
+    >>> torch.equal(load("net.tandem")(x), frozen(x))
+    True
+    """
+    stages, metadata = read(path)
+    frozen = FrozenNetwork(stages, metadata.weight_bits, metadata.T)
+    frozen.shape = metadata.shape
+    return frozen
