@@ -1,29 +1,82 @@
-"""A training step can be captured as a CUDA graph: it neither waits for a value nor brings one from the host, and what
-is replayed trains as the step does. Without a GPU the graph is that of recorded.py."""
+"""CUDA graphs of training steps and of frozen networks: nothing waits for a value or brings one from the host, and what
+is replayed is what was captured. Without a GPU a graph keeps the calls of operators, and does them again in place.
+"""
 
+import contextlib
 import copy
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import train
 from gpu.on_device import capture
-from networks import conv, in_windows, lif, line, mlp, projection, residual
-from recorded import Recorder, record
+from networks import Net, conv, in_windows, lif, line, mlp, projection, residual, trained
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+import tandem_snn as ts
 import tandem_snn.nn as tnn
+from tandem_ext import checks
+from tandem_snn.frozen.program import MOST_KEPT, Graph
 from tandem_snn.nn import quantise
 
 PAGE = Path(__file__).parents[1] / "docs" / "cuda.md"
 
+# What a capture does not allow: to wait for a value, or to bring one from the host.
+FORBIDDEN = ("_local_scalar_dense", "nonzero", "lift_fresh", "item", "masked_select")
+
+
+class Recorder(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Any] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(name in func.name() for name in FORBIDDEN):
+            raise RuntimeError(f"{func.name()} is not permitted when stream is capturing")
+        out = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, out))
+        return out
+
+
+class FakeGraph:
+    def __init__(self) -> None:
+        self.recorder = Recorder()
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        with torch._C._AutoDispatchBelowAutograd():  # it knows nothing of gradients and views
+            self._replay()
+
+    def _replay(self) -> None:
+        for func, args, kwargs, out in self.recorder.calls:
+            given = {t.untyped_storage().data_ptr() for t in tensors(args, kwargs)}
+            again = func(*args, **kwargs)
+            for old, new in zip(tensors(out), tensors(again), strict=True):
+                if old.untyped_storage().data_ptr() not in given:  # else a view, or written in place
+                    old.copy_(new)
+
+
+def tensors(*values: Any) -> list[torch.Tensor]:
+    return [t for t in tree_leaves(values) if isinstance(t, torch.Tensor)]
+
 
 @pytest.fixture(autouse=True)
 def _no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    record(monkeypatch)
+    """torch.cuda captures what runs on the CPU."""
+    monkeypatch.setattr(checks, "_readable", lambda _: False)  # values are checked on the CPU only
     monkeypatch.setattr(quantise, "_has_kernel", lambda _: False)  # weights on a GPU are quantised by torch
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **_: graph.recorder)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda *_: Mock())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: Mock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())
 
 
 def few_bits() -> tuple[nn.Module, torch.Tensor]:
@@ -93,3 +146,66 @@ def test_the_example_of_the_page() -> None:
 def test_what_waits_is_noticed(read: Any) -> None:
     with pytest.raises(RuntimeError, match="not permitted when stream is capturing"), Recorder():
         read(torch.ones(()))
+
+
+@pytest.mark.parametrize("timing", ["step", "window"])
+@pytest.mark.parametrize("make", [mlp, lif, conv, residual, projection, line])
+def test_a_graph_of_a_frozen_network_is_the_evaluation(make: Any, timing: str) -> None:
+    """On inputs it has not seen: nothing of the first one is left in it."""
+    net, x = make()
+    trained(in_windows(net) if timing == "window" else net, x)
+    frozen = ts.freeze(net)
+    with torch.inference_mode():
+        for seen in (x, x.flip(0), torch.zeros_like(x), x):
+            assert torch.equal(frozen._replay(seen), net(seen))
+    (graph,) = frozen._graphs.values()
+    assert isinstance(graph, Graph)
+    assert graph._graph.replays == 4
+
+
+def test_trains_have_graphs_too() -> None:
+    net = nn.Sequential(tnn.Linear(30, 60), tnn.Linear(60, 20), tnn.Readout(20, 5)).eval()
+    frozen = ts.freeze(net)
+    with torch.inference_mode():
+        for T in (8, 11, 8):
+            x = train(T, 7, 30)
+            assert torch.equal(frozen._replay(x), net(x))
+            half = type(x)(x.planes, T, gain=0.5)
+            assert torch.equal(frozen._replay(half), net(half))
+    assert len(frozen._graphs) == 4
+
+
+def small(*first: nn.Module) -> tuple[nn.Module, ts.FrozenNetwork]:
+    net = nn.Sequential(*first, tnn.Encoder(4), tnn.Linear(3, 5), tnn.Readout(5, 2)).eval()
+    return net, ts.freeze(net)
+
+
+@torch.inference_mode()
+def test_answers_are_the_callers_and_shapes_do_not_pile_up() -> None:
+    _, frozen = small()
+    first = frozen._replay(torch.ones(2, 3))
+    kept = first.clone()
+    frozen._replay(torch.zeros(2, 3))
+    assert torch.equal(first, kept)
+    for batch in range(1, MOST_KEPT + 4):
+        assert frozen._replay(torch.rand(batch, 3)).shape == (batch, 2)
+    assert len(frozen._graphs) == MOST_KEPT
+    assert not copy.deepcopy(frozen)._graphs
+    frozen.float()
+    assert not frozen._graphs
+
+
+@torch.inference_mode()
+def test_what_cannot_be_captured_runs_layer_by_layer() -> None:
+    net, frozen = small(Net(lambda m, x: x if x.sum().item() > 1e9 else x + 0))  # it reads a value back
+    x = torch.rand(2, 3)
+    for _ in range(2):
+        assert torch.equal(frozen._replay(x), net(x))
+    assert list(frozen._graphs.values()) == [None]
+
+
+@torch.inference_mode()
+def test_other_errors_are_raised() -> None:
+    _, frozen = small(Net(Mock(side_effect=RuntimeError("CUDA error: an illegal memory access was encountered"))))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        frozen._replay(torch.rand(2, 3))
