@@ -36,13 +36,9 @@ def run(command: list[str | Path], **environment: str) -> None:
 
 
 def emulated(arguments: list[str | Path], *paths: Path, **environment: str) -> None:
-    root = FOLDER / "root"
-    run(
-        ["qemu-aarch64", "-L", root, root / f"usr/bin/python{PYTHON}", *arguments],
-        PYTHONPATH=os.pathsep.join(map(str, [*paths, FOLDER / "site"])),
-        OMP_NUM_THREADS="1",
-        **environment,
-    )
+    root, path = FOLDER / "root", os.pathsep.join(map(str, [*paths, FOLDER / "site"]))
+    python = ["qemu-aarch64", "-L", root, root / f"usr/bin/python{PYTHON}"]
+    run([*python, *arguments], PYTHONPATH=path, OMP_NUM_THREADS="1", **environment)
 
 
 def unpack(release: str, packages: list[str], root: Path) -> None:

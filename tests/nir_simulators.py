@@ -5,7 +5,6 @@ right, and NIR's formulas themselves.
 import contextlib
 import io
 import warnings
-from collections.abc import Callable
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from extras import needs
-from networks import stepped
+from networks import Net, stepped
 from torch import Tensor, nn
 
 import tandem_ext as te
@@ -58,15 +57,6 @@ class Integrator(nn.Module):
         return v, v
 
 
-class Elementwise(nn.Module):
-    def __init__(self, f: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.f = f
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.f(x)
-
-
 def affine(node: Any) -> nn.Linear:
     layer = nn.Linear(*node.weight.shape[::-1])
     layer.weight.data, layer.bias.data = torch.tensor(node.weight), torch.tensor(node.bias)
@@ -76,8 +66,8 @@ def affine(node: Any) -> nn.Linear:
 PRIMITIVES = {
     nir.I: Integrator,
     nir.LI: Integrator,
-    nir.Threshold: lambda node: Elementwise(lambda v: (v >= torch.tensor(node.threshold)).float()),
-    nir.Scale: lambda node: Elementwise(torch.tensor(node.scale).mul),
+    nir.Threshold: lambda node: Net(lambda _, v: (v >= torch.tensor(node.threshold)).float()),
+    nir.Scale: lambda node: Net(lambda _, x: torch.tensor(node.scale) * x),
     nir.Affine: affine,  # nirtorch's own leaves out the bias
 }
 
@@ -94,9 +84,8 @@ def by_spikingjelly(path: str, soft: bool = True) -> tuple[nn.Module, list[nn.Mo
 
     model = exchange.import_from_nir(path, dt=1.0)
     neurons = [m for m in model.modules() if isinstance(getattr(m, "module", None), IFNode)]
-    for neuron in neurons:
-        if soft:
-            neuron.module.v_reset = None  # SpikingJelly's way to say: subtract
+    for neuron in neurons if soft else ():
+        neuron.module.v_reset = None  # SpikingJelly's way to say: subtract
     return model, neurons
 
 
@@ -141,9 +130,8 @@ def by_sinabs(path: str, batch: int, soft: bool = True) -> tuple[nn.Module, list
         warnings.simplefilter("ignore")
         model = sinabs.from_nir(graph, batch_size=batch)
     neurons = [m for m in model.modules() if isinstance(m, IAFSqueeze)]
-    for neuron in neurons:
-        if soft:
-            neuron.spike_fn, neuron.min_v_mem = SingleSpike, None  # else several spikes a step, and a floor
+    for neuron in neurons if soft else ():
+        neuron.spike_fn, neuron.min_v_mem = SingleSpike, None  # else several spikes a step, and a floor
     return Stepped(model), neurons
 
 

@@ -120,31 +120,13 @@ CALLS = {
 OPS = sorted(CALLS)
 
 
-def _expanded(x):
-    return x[:1].expand(x.shape) if x.dim() and x.shape[0] else x
-
-
-def _overlapping(x):
-    if x.dim() == 0 or x.numel() == 0:
-        return x
-    return torch.as_strided(x.contiguous(), x.shape, [min(1, s) for s in x.contiguous().stride()])
-
-
-def _offset(x):
-    return torch.cat([x.flatten()[:1], x.flatten()])[1:].view(x.shape) if x.numel() else x
-
-
-def _every_second(x):
-    return torch.stack([x, x], -1)[..., 0]
-
-
-def _negative_view(x):
-    """Real numbers of which torch only notes that their sign is the other one."""
-    return torch.complex(torch.zeros_like(x), -x).conj().imag if x.dtype in (torch.float32, torch.float64) else x
-
-
 LAYOUTS = (
-    _expanded, _overlapping, _offset, _every_second, _negative_view,
+    lambda x: x[:1].expand(x.shape) if x.dim() and len(x) else x,
+    lambda x: x.contiguous().as_strided(x.shape, [min(1, s) for s in x.contiguous().stride()]) if x.numel() else x,
+    lambda x: torch.cat([x.flatten()[:1], x.flatten()])[1:].view(x.shape) if x.numel() else x,
+    lambda x: torch.stack([x, x], -1)[..., 0],
+    # Real numbers of which torch only notes that their sign is the other one.
+    lambda x: torch.complex(torch.zeros_like(x), -x).conj().imag if x.dtype in (torch.float32, torch.float64) else x,
     lambda x: x.transpose(0, -1).contiguous().transpose(0, -1) if x.dim() > 1 else x,
     lambda x: x.movedim(0, -1).contiguous().movedim(-1, 0) if x.dim() else x, lambda x: x.flip(0) if x.dim() else x,
 )  # fmt: skip

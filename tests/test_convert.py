@@ -72,24 +72,6 @@ def functional() -> tuple[nn.Module, Tensor]:
     return net, torch.rand(6, 2, 16, 16)
 
 
-def sequential() -> tuple[nn.Module, Tensor]:
-    net = nn.Sequential(
-        nn.Sequential(nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()), nn.MaxPool2d(2, ceil_mode=True),
-        nn.Dropout(0.2), nn.Conv2d(8, 12, 3, 2, 1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(48, 10),
-    )  # fmt: skip
-    return net, torch.rand(6, 1, 18, 18)
-
-
-def line() -> tuple[nn.Module, Tensor]:
-    layers = [nn.Conv1d(2, 6, 5, 2), nn.BatchNorm1d(6), nn.ReLU(), nn.Flatten(), nn.Linear(48, 8)]
-    return nn.Sequential(*layers, nn.ReLU(), nn.Linear(8, 3)), torch.rand(6, 2, 19)
-
-
-def resnet() -> tuple[nn.Module, Tensor]:
-    models = needs("torchvision.models")
-    return models.resnet18(num_classes=10), torch.rand(3, 3, 32, 32)
-
-
 class OwnLinear(nn.Linear):
     pass
 
@@ -106,20 +88,25 @@ def products() -> tuple[nn.Module, Tensor]:
     return net, torch.rand(6, 2, 8, 8)
 
 
-def twice() -> tuple[nn.Module, Tensor]:
-    layers = {"a": nn.Linear(4, 4), "b": nn.Linear(4, 2)}
-    return Net(lambda m, x: m.b(torch.relu(m.a(torch.relu(m.a(x))))), **layers), torch.rand(3, 4)
-
-
-def twin() -> tuple[nn.Module, Tensor]:
-    return create(ann, "8C3-16C3s2-FC24", (2, 8, 8), 5), torch.rand(6, 2, 8, 8)
-
-
-NETWORKS = {make.__name__: make for make in (sequential, functional, line, products, twice, twin, resnet)}
+NETWORKS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
+    "functional": functional, "products": products,
+    "sequential": lambda: (nn.Sequential(
+        nn.Sequential(nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()), nn.MaxPool2d(2, ceil_mode=True),
+        nn.Dropout(0.2), nn.Conv2d(8, 12, 3, 2, 1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(48, 10),
+    ), torch.rand(6, 1, 18, 18)),
+    "line": lambda: (nn.Sequential(
+        nn.Conv1d(2, 6, 5, 2), nn.BatchNorm1d(6), nn.ReLU(), nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, 3),
+    ), torch.rand(6, 2, 19)),
+    "a module called twice": lambda: (Net(
+        lambda m, x: m.b(torch.relu(m.a(torch.relu(m.a(x))))), a=nn.Linear(4, 4), b=nn.Linear(4, 2),
+    ), torch.rand(3, 4)),
+    "layers of tandem_snn.ann": lambda: (create(ann, "8C3-16C3s2-FC24", (2, 8, 8), 5), torch.rand(6, 2, 8, 8)),
+    "resnet": lambda: (needs("torchvision.models").resnet18(num_classes=10), torch.rand(3, 3, 32, 32)),
+}  # fmt: skip
 
 
 def strided() -> tuple[nn.Module, Tensor]:
-    net, x = resnet()
+    net, x = NETWORKS["resnet"]()
     net.maxpool = nn.Identity()  # the OR of spike trains is more than the largest of their counts, at any T
     return net, x
 
@@ -155,7 +142,7 @@ def at_the_counts(snn: nn.Module, x: Tensor) -> Tensor:
 
 
 def test_calibration() -> None:
-    net, x = sequential()
+    net, x = NETWORKS["sequential"]()
     settled(net, x)
     snn = convert(net, T=8, v_init=0.25)
     assert calibrate(snn, [(x, None), (x, None)], percentile=100) is snn
@@ -205,7 +192,7 @@ def test_what_cannot_be_calibrated() -> None:
 
 def test_convert_calibrates_on_data() -> None:
     """All batches count, also of what can be read once; the first one is the example."""
-    net, x = sequential()
+    net, x = NETWORKS["sequential"]()
     settled(net, x)
     with pytest.warns(UserWarning, match=r"thresholds are not calibrated.*convert\(ann, T, data=batches\)"):
         plain = convert(net, T=8)
@@ -225,7 +212,7 @@ def test_convert_calibrates_on_data() -> None:
 
 def test_calibration_keeps_a_limited_number_of_activations(monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole training set fits: of what is too much, evenly spaced activations."""
-    net, x = sequential()
+    net, x = NETWORKS["sequential"]()
     settled(net, x)
     batches, kept = [torch.rand(64, 1, 18, 18) for _ in range(12)], list[int]()
     wanted = convert(net, T=8, data=batches)
@@ -246,7 +233,7 @@ def test_calibration_keeps_a_limited_number_of_activations(monkeypatch: pytest.M
 
 @pytest.mark.parametrize(("mode", "v_init", "rtol"), [("zero_expand", 0.0, 0.2), ("events", 0.5, 0.02)])
 def test_encodings(mode: str, v_init: float, rtol: float) -> None:
-    net, x = line()
+    net, x = NETWORKS["line"]()
     settled(net, x)
     given = x
     if mode == "events":

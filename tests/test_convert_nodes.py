@@ -91,28 +91,24 @@ def tokens() -> tuple[nn.Module, Tensor]:
     return net, torch.rand(7, 4, 6)
 
 
-def of_channels() -> tuple[nn.Module, Tensor]:
-    """A maximum over them is of currents: their thresholds differ, so a spike of one is not worth one of another."""
-    net = networks.Net(
+MAXIMA = {
+    # Over channels it is of currents: their thresholds differ, so a spike of one is not worth one of another.
+    "of channels": lambda: networks.Net(
         lambda m, x: m.c(torch.relu(m.b(torch.relu(m.a(x)).amax(1, keepdim=True))).flatten(1)),
         a=nn.Conv2d(2, 8, 3), b=nn.Conv2d(1, 6, 6), c=nn.Linear(6, 3),
-    )  # fmt: skip
-    return net, torch.rand(6, 2, 8, 8)
-
-
-def of_currents() -> tuple[nn.Module, Tensor]:
-    """That no layer computes: the neurons come first, then what stood before their ReLU, and so have channels."""
-    net = networks.Net(
+    ),
+    # That no layer computes: the neurons come first, then what stood before their ReLU, and so have channels.
+    "of currents": lambda: networks.Net(
         lambda m, x: m.c(torch.relu(F.max_pool2d(m.p(m.d(torch.relu(m.a(x)))), 2).flatten(1))),
         a=nn.Conv2d(2, 8, 3), d=nn.Conv2d(8, 8, 1, groups=8), p=nn.Conv2d(8, 6, 1), c=nn.Linear(54, 3),
-    )  # fmt: skip
-    return net, torch.rand(6, 2, 8, 8)
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("timing", ["step", "window"])
-@pytest.mark.parametrize("make", [tokens, of_channels, of_currents])
-def test_tokens_and_maxima_of_currents(make: Callable[[], tuple[nn.Module, Tensor]], timing: str) -> None:
-    net, x = make()
+@pytest.mark.parametrize("name", ["tokens", *MAXIMA])
+def test_tokens_and_maxima_of_currents(name: str, timing: str) -> None:
+    net, x = tokens() if name == "tokens" else (MAXIMA[name](), torch.rand(6, 2, 8, 8))
     assert_approaches(convert(net.eval(), T=128, example=x[:1], timing=timing, data=[x]), net, x)
 
 

@@ -3,6 +3,7 @@
 import os
 import socket
 import struct
+from itertools import product
 
 import numpy as np
 import pytest
@@ -77,20 +78,15 @@ def expected(events, T, height, size=None):
     return te.SpikeTrain.from_events(scaled, (2, side, side), T).to_dense()[:, 0]
 
 
-def write_n_mnist(path, events):
-    """40 bits per event: x, y, polarity and 23 bits of time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    rows = zip(*(events[name].tolist() for name in "xypt"), strict=True)
-    path.write_bytes(b"".join(bytes([x, y, p << 7 | t >> 16, t >> 8 & 255, t & 255]) for x, y, p, t in rows))
-
-
 @pytest.fixture
 def n_mnist(tmp_path):
+    """Files have 40 bits per event: x, y, polarity and 23 bits of time."""
     needs("tonic")
-    for part, n in ("Train", 3), ("Test", 1):
-        for digit in range(10):
-            for i in range(n):
-                write_n_mnist(tmp_path / f"NMNIST/{part}/{digit}/{i:05}.bin", recording(200, N_MNIST, digit + 100 * i))
+    for part, digit, i in [("Test", digit, 0) for digit in range(10)] + [*product(["Train"], range(10), range(3))]:
+        path, events = tmp_path / f"NMNIST/{part}/{digit}/{i:05}.bin", recording(200, N_MNIST, digit + 100 * i)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = zip(*(events[name].tolist() for name in "xypt"), strict=True)
+        path.write_bytes(b"".join(bytes([x, y, p << 7 | t >> 16, t >> 8 & 255, t & 255]) for x, y, p, t in rows))
     return tmp_path
 
 
@@ -115,13 +111,11 @@ def test_trains_are_augmented_as_images_are(n_mnist):
 
 def test_gestures_are_read(tmp_path):
     needs("tonic")
-    for part, users in ("ibmGestureTrain", (1, 2)), ("ibmGestureTest", (24,)):
-        for user in users:
-            for gesture in 0, 10:
-                folder = tmp_path / "DVSGesture" / part / f"user{user:02}_led"
-                folder.mkdir(parents=True, exist_ok=True)
-                events = recording(300, DVS, user + gesture)
-                np.save(folder / f"{gesture}.npy", np.stack([events[name] for name in "xypt"], 1).astype(np.int64))
+    for (part, user), gesture in product([("Train", 1), ("Train", 2), ("Test", 24)], (0, 10)):
+        folder = tmp_path / "DVSGesture" / f"ibmGesture{part}" / f"user{user:02}_led"
+        folder.mkdir(parents=True, exist_ok=True)
+        events = recording(300, DVS, user + gesture)
+        np.save(folder / f"{gesture}.npy", np.stack([events[name] for name in "xypt"], 1).astype(np.int64))
     data = load(Recipe(data="dvs-gesture", T=20, size=32, validation=False), tmp_path)
     train, targets = next(data.test.batches(2))
     assert (data.shape, data.outputs, train.T, targets.tolist()) == ((2, 32, 32), 11, 20, [0, 10])

@@ -20,6 +20,7 @@ POOLS = [{"kernel_size": 2}, {"kernel_size": 3, "stride": 2, "padding": 1}, {"ke
 
 
 def channels_last(x):
+    """The same train, as convolutions give it."""
     stored = x.stored.movedim(2, -1).contiguous().movedim(-1, 2)
     return x.replace(stored=stored, counts=x.counts.contiguous(memory_format=torch.channels_last))
 

@@ -46,23 +46,11 @@ def pooled() -> tuple[nn.Module, Any]:
     ), image(4)  # fmt: skip
 
 
-def thirds() -> tuple[nn.Module, Any]:
-    pools = tnn.AvgPool2d(3, 2, 1), tnn.AvgPool2d((1, 3))
-    return encoded(
-        tnn.Conv2d(1, 8, 3, padding=1), pools[0], tnn.Conv2d(8, 4, 1), pools[1], tnn.Flatten(), tnn.Readout(16, 3)
-    ), image(4)  # fmt: skip
-
-
 def line() -> tuple[nn.Module, Any]:
     threshold = torch.tensor([0.5, 1.0, 2.0, 1.0, 0.25, 4.0])
     grouped = tnn.Conv1d(6, 6, 5, stride=2, groups=2, threshold=threshold)
     layers = tnn.Conv1d(2, 6, 3, dilation=2, padding="same"), grouped, tnn.Flatten(), tnn.Readout(6 * 4, 3)
     return dyadic(nn.Sequential(*layers)), te.SpikeTrain.from_dense(torch.rand(T, 4, 2, 12).lt(0.4).float())
-
-
-def wide() -> tuple[nn.Module, Any]:
-    convs = tnn.Conv2d(1, 4, (1, 5), padding=(0, 2), dilation=(1, 2)), tnn.Conv2d(4, 3, (5, 3), stride=2, padding=1)
-    return encoded(*convs, tnn.Flatten(), tnn.Readout(18, 3)), image(16)
 
 
 def vector(mode: str = "direct", steps: int = T) -> tuple[nn.Module, Any]:
@@ -170,11 +158,12 @@ def converted(make: Callable[[], nn.Module], timing: str) -> tuple[nn.Module, An
     return net, x
 
 
-def waiting(net: nn.Module, *at_once: str) -> nn.Module:
+def waiting(net: nn.Module, x: Any, *at_once: str) -> tuple[nn.Module, Any]:
+    """With window timing, but for some layers."""
     for name, layer in net.named_modules():
         if isinstance(layer, (tnn.SpikingLayer, tnn.AvgPool2d)) and name not in at_once:
             layer.timing, layer.v_init = "window", 0.5
-    return net
+    return net, x
 
 
 def blocks() -> tuple[nn.Module, Any]:
@@ -185,27 +174,30 @@ def blocks() -> tuple[nn.Module, Any]:
         tnn.Conv2d(1, 8, 3, padding=1, gain=0.5), tnn.AvgPool2d(2), tnn.Residual(body),
         tnn.Residual(grown, tnn.Conv2d(8, 6, 1, 2)), tnn.AvgPool2d(2, spiking=False), tnn.Flatten(), tnn.Readout(6, 3),
     )  # fmt: skip
-    return waiting(net, "3.body.1"), images()
-
-
-def event_line() -> tuple[nn.Module, te.SpikeTrain]:
-    net = nn.Sequential(tnn.Conv1d(2, 6, 3), tnn.Residual(tnn.Conv1d(6, 6, 1)), tnn.Flatten(), tnn.Readout(60, 3))
-    return waiting(dyadic(net)), te.SpikeTrain.from_dense(torch.rand(T, 4, 2, 12).lt(0.4).float())
+    return waiting(net, images(), "3.body.1")
 
 
 def every_other() -> tuple[nn.Module, Any]:
-    return waiting(network(), "2"), images()
+    return waiting(network(), images(), "2")
 
 
 GENERAL = {f"{make.__name__}, {timing}": lambda make=make, timing=timing: converted(make, timing)
            for make in (separable, preactivated, flat, lines) for timing in ("step", "window")}  # fmt: skip
 NETWORKS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
-    "digits": lambda: (network(), images()), "pooled": pooled, "thirds": thirds, "line": line, "wide": wide,
+    "digits": lambda: (network(), images()), "pooled": pooled, "line": line, "named": named, "events": events,
+    "thirds": lambda: (encoded(
+        tnn.Conv2d(1, 8, 3, padding=1), tnn.AvgPool2d(3, 2, 1), tnn.Conv2d(8, 4, 1), tnn.AvgPool2d((1, 3)),
+        tnn.Flatten(), tnn.Readout(16, 3),
+    ), image(4)),
+    "wide": lambda: (encoded(
+        tnn.Conv2d(1, 4, (1, 5), padding=(0, 2), dilation=(1, 2)), tnn.Conv2d(4, 3, (5, 3), stride=2, padding=1),
+        tnn.Flatten(), tnn.Readout(18, 3),
+    ), image(16)),
     "vector": vector, "zero_expand": lambda: vector("zero_expand"), "a long one": lambda: vector(steps=256),
-    "named": named, "image_pools": image_pools, "events": events, "few_bits": few_bits,
+    "image_pools": image_pools, "few_bits": few_bits, **GENERAL,
     "no neurons": lambda: (dyadic(nn.Sequential(tnn.Encoder(T, gain=0.5), tnn.Readout(4, 3))), torch.ones(2, 4)),
-    **GENERAL, "digits, window": lambda: (waiting(network()), images()), "blocks, window": blocks,
-    "every other, window": every_other, "event_line, window": event_line,
+    "digits, window": lambda: waiting(network(), images()), "blocks, window": blocks,
+    "every other, window": every_other, "events, window": lambda: waiting(*events()),
 }  # fmt: skip
 FORMS = [(name, form) for name in NETWORKS for form in ("IF", "primitives")[: 1 if "window" in name else 2]]
 
@@ -215,7 +207,7 @@ def test_every_network_comes_back_and_again(name: str, form: str, tmp_path: Path
     torch.manual_seed(3)
     net, x = NETWORKS[name]()
     ours = own_counts(net, x)
-    if name == "events" or name in GENERAL:  # a file has its nodes, and so the counts of paths, in another order
+    if "events" in name or name in GENERAL:  # a file has its nodes, and so the counts of paths, in another order
         graph = to_nir(net, x, neurons=form, window=True)
     else:
         graph = file_of(net, x, tmp_path, neurons=form)
@@ -254,7 +246,7 @@ def test_an_initial_potential_and_batch_norm_by_primitives(make: Any, reader: st
 
 def test_averages_of_thirds_are_sums() -> None:
     """1/9 would be rounded; sums are exact in every simulator that knows them."""
-    graph = to_nir(*thirds())
+    graph = to_nir(*NETWORKS["thirds"]())
     assert type(graph.nodes["n2"]).__name__ == type(graph.nodes["n4"]).__name__ == "SumPool2d"
     assert np.unique(graph.nodes["n2_neurons"].v_threshold) == 9
     assert [type(m).__name__ for m in from_nir(graph).children()].count("AvgPool2d") == 2

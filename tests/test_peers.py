@@ -19,7 +19,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks import differing, images, in_windows, meeting, network, own_counts
 from nir_simulators import Stepped, by_nirtorch, by_sinabs, by_snntorch, by_spikingjelly, counts_of, file_of
-from test_first_layer import product
 from torch import nn
 
 import tandem_ext as te
@@ -127,11 +126,12 @@ def test_synaptic_operations_are_those_that_spikingjelly_counts() -> None:
     layers = [tnn.Conv2d(1, 4, 3, padding=1, threshold=0.5), tnn.Conv2d(4, 6, 3, 2, 1), tnn.Conv2d(6, 6, 2, groups=3)]
     net, x = nn.Sequential(tnn.Encoder(8), *layers, tnn.Flatten(), tnn.Readout(54, 10)), images(64)
     ops, seen = ts.measure.synops(net, x).layers, networks.seen_by(net, x)
-    for name in "2", "3", "5":
+    convolution = lambda spikes, c: F.conv2d(spikes, c.weight, None, c.stride, c.padding, c.dilation, c.groups)  # noqa: E731
+    for name, product in ("2", convolution), ("3", convolution), ("5", lambda spikes, c: F.linear(spikes, c.weight)):
         layer, count = net.get_submodule(name), counter.SynOpCounter()
         with counter.DispatchCounterMode([count]):
             for spikes in seen[name][0].to_dense():
-                product(layer, spikes, layer.weight)
+                product(spikes, layer)
         assert count.get_total() == ops[name].acs * len(x) > 0
 
 

@@ -17,6 +17,9 @@ def read(name):
     return json.loads((ROOT / f"docs/results/{name}.json").read_text())
 
 
+MEASURED = {row["case"]: row for row in read("bench-1")["rows"]}
+
+
 def test_files_that_are_no_results(tmp_path):
     path = tmp_path / "x.json"
     for text in "{", "[]", '{"T": 8}', '{"recipe": {"data": "letters"}}':
@@ -44,8 +47,8 @@ def test_committed_results_are_consistent(path):
         assert one[f"{metric}_over_time"][-1] == pytest.approx(one[metric], rel=1e-3)
 
 
-def table(heading, page=README):
-    lines = page.partition(f"## {heading}")[2].partition("## ")[0].splitlines()
+def table(heading):
+    lines = README.partition(f"## {heading}")[2].partition("## ")[0].splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")][2:]
     return {name: cells for name, *cells in rows}
 
@@ -81,22 +84,18 @@ COSTS = {
 
 
 def test_the_costs_in_the_readme():
-    rows = {row["case"]: row for row in read("bench-1")["rows"]}
     shown = table("Cost")
     assert len(shown) == len(COSTS)
     for (what, cells), (start, (case, *ours)) in zip(shown.items(), COSTS.items(), strict=True):
         assert what.startswith(start)
-        assert cells[:2] == [performance.relative(rows[case], way) for way in ours], what
+        assert cells[:2] == [performance.relative(MEASURED[case], way) for way in ours], what
         for name, cell in zip(("SpikingJelly", "snnTorch"), cells[2:], strict=True):
-            assert cell == "" or cell == f"{float(performance.relative(rows[case], name)):.1f}", what
+            assert cell == "" or cell == f"{float(performance.relative(MEASURED[case], name)):.1f}", what
 
 
 def test_the_numbers_at_the_top():
-    top = (ROOT / "README.md").read_text().partition("## ")[0]
-    run = read("training/fashion-mnist-window-from-twin-t4")
-    (step,) = (
-        performance.relative(row, "windows") for row in read("bench-1")["rows"] if row["case"] == "conv-net-train-9"
-    )
+    top, run = README.partition("## ")[0], read("training/fashion-mnist-window-from-twin-t4")
+    step = performance.relative(MEASURED["conv-net-train-9"], "windows")
     memory = performance.by_T(read("bench-1"), "peak")[8]
     for shown in (
         f"**{run['test_accuracy']:.2f} %**", f"{run['ann_test_accuracy']:.2f} %", f"**{step} ×**",

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from cases import assert_reference, assert_same, bursts, dyadic, dyadic_, train
 from hypothesis import given
 from hypothesis import strategies as st
-from test_layers import LAYERS
 from torch import nn
 
 import tandem_ext as te
@@ -85,15 +84,22 @@ def test_the_sum_over_a_window_is_that_of_both_forms():
     assert torch.equal(window_product(x, weight, product), window_product(as_steps, weight, product))
 
 
-@pytest.mark.parametrize("name", ["linear", "conv1d", "conv2d same", "conv2d valid"])
+LAYERS = {
+    "linear": (lambda **o: tnn.Linear(12, 9, **o), (5, 12)),
+    "conv1d": (lambda **o: tnn.Conv1d(4, 6, 3, stride=2, **o), (5, 4, 9)),
+    "conv2d": (lambda **o: tnn.Conv2d(4, 6, 3, padding="same", groups=2, **o), (5, 4, 7, 6)),
+}
+
+
+@pytest.mark.parametrize("name", list(LAYERS))
 @pytest.mark.parametrize("options", [
     {}, {"threshold": 0.75, "v_init": 0.25, "gate": "clip"}, {"weight_bits": 4}, {"threshold": torch.tensor(0.5)},
     {"gain": "threshold", "threshold": 0.5}, {"norm": True}, {"norm": True, "bn_stats": "running"},
 ])  # fmt: skip
 def test_counts_are_those_of_the_ann_rounded(name, options):
     """The layer's whole meaning, beside torch's own product: c = clip(⌊(z + v_init)/ϑ⌋, 0, T)."""
-    cls, _, sizes, geometry, features = LAYERS[name]
-    layer, shape = dyadic_(cls(*sizes, **geometry, timing="window", **options)), (5, *features)
+    make, shape = LAYERS[name]
+    layer = dyadic_(make(timing="window", **options))
     for x in (train(8, *shape, gain=0.5), bursts(8, *shape), te.ConstantInput(dyadic(*shape), 8)):
         with torch.no_grad():
             twin = copy.deepcopy(layer)

@@ -167,20 +167,16 @@ void check_program(const Tensor& program) {
                "program must be contiguous int64");
 }
 
-uint8_t* bytes_of(const Tensor& tensor, int64_t size, int64_t alignment, const char* what) {
-  TANDEM_CHECK(tensor.scalar_type() == ScalarType::Byte && tensor.is_contiguous() && tensor.numel() == size &&
-                   reinterpret_cast<uintptr_t>(tensor.data_ptr()) % alignment == 0,
-               what, ", ", size, " bytes, contiguous, aligned to ", alignment);
-  return pointer<uint8_t>(tensor);
-}
-
 // The network of a thread's last call and its plan, kept because reading and planning take as long as a small layer.
 class LastNetwork {
  public:
   const Network& of(const Tensor& program, const Tensor& numbers) {
     check_program(program);
-    const uint8_t* bytes = bytes_of(numbers, numbers.numel(), 8, "numbers must be uint8");
-    const auto* words = pointer<int64_t>(program);
+    TANDEM_CHECK(numbers.scalar_type() == ScalarType::Byte && numbers.is_contiguous() &&
+                     reinterpret_cast<uintptr_t>(numbers.data_ptr()) % 8 == 0,
+                 "numbers must be contiguous uint8, aligned to 8 bytes");
+    const auto* words = static_cast<const int64_t*>(program.data_ptr());
+    const auto* bytes = static_cast<const uint8_t*>(numbers.data_ptr());
     if (network_.has_value() && size_ == numbers.numel() &&
         std::equal(words_.begin(), words_.end(), words, words + program.numel())) {
       network_->use(bytes);
@@ -234,8 +230,18 @@ Tensor frozen_prepare(Tensor program, Tensor numbers) {
   return prepared;
 }
 
-const uint8_t* bytes_of_weights(const Network& net, const Tensor& prepared) {
-  return bytes_of(prepared, net.prepared_size(), 64, "prepared must be what frozen_prepare gives");
+void check_prepared(const Network& net, const Tensor& prepared) {
+  TANDEM_CHECK(prepared.scalar_type() == ScalarType::Byte && prepared.is_contiguous() &&
+                   prepared.numel() == net.prepared_size() &&
+                   reinterpret_cast<uintptr_t>(prepared.data_ptr()) % 64 == 0,
+               "prepared must be what frozen_prepare gives");
+}
+
+uint8_t* checked_state(const Tensor& state, const network::Plan& plan) {
+  TANDEM_CHECK(state.scalar_type() == ScalarType::Byte && state.is_contiguous() && state.numel() == plan.state &&
+                   reinterpret_cast<uintptr_t>(state.data_ptr()) % 64 == 0,
+               "state must be what frozen_state gives, ", plan.state, " bytes");
+  return static_cast<uint8_t*>(state.data_ptr());
 }
 
 // The input and the shape [batch, *features] of its values; checked for `planes` planes if it has spikes.
@@ -262,7 +268,7 @@ Shape check_input(const Network& net, const Tensor& input, int64_t planes, int64
 Tensor frozen_run(Tensor input, int64_t T, bool counted, Tensor program, Tensor numbers, Tensor prepared,
                   bool every_step) {
   const Network& net = last_network().of(program, numbers);
-  const uint8_t* weights = bytes_of_weights(net, prepared);
+  check_prepared(net, prepared);
   const bool spikes = net.program().value(network::kNetworkInput) == network::Value::kSpikes;
   const ScalarType type = type_of(net.program().dtype());
   const bool half = type != ScalarType::Float;
@@ -278,7 +284,8 @@ Tensor frozen_run(Tensor input, int64_t T, bool counted, Tensor program, Tensor 
   if (every_step) out = prepend(T, out);
   Tensor answer = empty_channels_last(out, static_cast<int>(out.size()), ScalarType::Float, input);
   TorchNumbers host(dense, type);
-  net.run(plan, {dense.data_ptr(), counted, weights, every_step, pointer<float>(answer), &host, torch_parallel});
+  net.run(plan, {dense.data_ptr(), counted, pointer<uint8_t>(prepared), every_step, pointer<float>(answer), &host,
+                 torch_parallel});
   return half ? aten::to_type(answer, type) : answer;
 }
 
@@ -307,7 +314,7 @@ std::tuple<Tensor, Tensor, OptionalTensor> frozen_step(OptionalTensor input, boo
                                                        Tensor program, Tensor numbers, Tensor prepared, Tensor state,
                                                        bool begins, int64_t steps, bool with_moves) {
   const Network& net = last_network().of(program, numbers);
-  const uint8_t* weights = bytes_of_weights(net, prepared);
+  check_prepared(net, prepared);
   const network::Mode mode = net.stepwise();
   const bool follows = mode == network::Mode::kFollowing;
   TANDEM_CHECK(steps >= 0 && (!with_moves || steps == 1), "moves are those of a single step");
@@ -328,7 +335,6 @@ std::tuple<Tensor, Tensor, OptionalTensor> frozen_step(OptionalTensor input, boo
     }
   }
   const network::Plan& plan = last_network().plan(shape, T, mode);
-  uint8_t* bytes = bytes_of(state, plan.state, 64, "state must be what frozen_state gives");
   const Shape out = batched(plan.batch, plan.answer());
   Tensor answer = empty_channels_last(out, static_cast<int>(out.size()), ScalarType::Float, state);
   Tensor facts = empty_channels_last({3, plan.batch}, 2, ScalarType::Long, state);
@@ -339,10 +345,15 @@ std::tuple<Tensor, Tensor, OptionalTensor> frozen_step(OptionalTensor input, boo
     torch::stable::zero_(*moves);
   }
   TorchNumbers host(read, type, static_cast<const float*>(dense.data_ptr()));
-  const void* shown = input.has_value() ? dense.data_ptr() : nullptr;
-  const network::Call call{shown, false, weights, false, pointer<float>(answer), &host, torch_parallel};
-  net.step(plan, {call, advances, layout, bytes, begins, steps, each, each + plan.batch, each + 2 * plan.batch,
-                  pointer<int8_t>(moves)});
+  const network::Call call{input.has_value() ? dense.data_ptr() : nullptr,
+                           false,
+                           pointer<uint8_t>(prepared),
+                           false,
+                           pointer<float>(answer),
+                           &host,
+                           torch_parallel};
+  net.step(plan, {call, advances, layout, checked_state(state, plan), begins, steps, each, each + plan.batch,
+                  each + 2 * plan.batch, pointer<int8_t>(moves)});
   if (half) answer = aten::to_type(answer, type);
   return {answer, facts, moves};
 }

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <optional>
 #include <stdexcept>
 
@@ -363,10 +364,7 @@ class Follower : public Run {
         if (program_.values[i] == Value::kCounts) values_[i] = counts_of(i, 0);
         if (program_.fires(i)) {
           const auto* lost = all<float>(kept(i).lost);
-          for (int64_t b = 0; b < batch; ++b, lost += rows(i)) {
-            const float* found = std::find_if(lost, lost + rows(i), [](float flag) { return flag != 0; });
-            if (found != lost + rows(i)) bad_[b] = *found;
-          }
+          for (int64_t b = 0; b < batch; ++b, lost += rows(i)) bad_[b] = std::accumulate(lost, lost + rows(i), bad_[b]);
         }
         if (program_.kind(i) != Kind::readout || program_.reads_train(i)) continue;
         for (int64_t b = 0; b < batch; ++b) frame_.synapses[b] += worked[b] * at(i).weights();
