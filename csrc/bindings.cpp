@@ -50,13 +50,11 @@ STABLE_TORCH_LIBRARY(tandem, m) {
   m.def(
       "frozen_run(Tensor input, int T, bool counted, Tensor program, Tensor numbers, Tensor prepared, bool every_step) "
       "-> Tensor readout");
-  m.def(
-      "frozen_state(Tensor program, Tensor numbers, int[] shape, int T) -> (Tensor state, bool follows, Tensor "
-      "places)");
+  m.def("frozen_state(Tensor program, Tensor numbers, int[] shape, int T) -> (Tensor state, bool follows)");
   m.def(
       "frozen_step(Tensor? input, bool advances, int[] shape, int T, Tensor program, Tensor numbers, "
       "Tensor prepared, Tensor(a!) state, bool begins, int steps, bool with_moves) -> "
-      "(Tensor readout, Tensor facts, Tensor? moves)");
+      "(Tensor readout, Tensor facts, Tensor[] moves)");
 }
 
 // Weak, so that the module loads without Python when only its ops are needed. Python 3.13 no longer has this name.

@@ -167,16 +167,20 @@ void check_program(const Tensor& program) {
                "program must be contiguous int64");
 }
 
+uint8_t* bytes_of(const Tensor& tensor, int64_t size, int64_t alignment, const char* what) {
+  TANDEM_CHECK(tensor.scalar_type() == ScalarType::Byte && tensor.is_contiguous() && tensor.numel() == size &&
+                   reinterpret_cast<uintptr_t>(tensor.data_ptr()) % alignment == 0,
+               what, ", ", size, " bytes, contiguous, aligned to ", alignment);
+  return pointer<uint8_t>(tensor);
+}
+
 // The network of a thread's last call and its plan, kept because reading and planning take as long as a small layer.
 class LastNetwork {
  public:
   const Network& of(const Tensor& program, const Tensor& numbers) {
     check_program(program);
-    TANDEM_CHECK(numbers.scalar_type() == ScalarType::Byte && numbers.is_contiguous() &&
-                     reinterpret_cast<uintptr_t>(numbers.data_ptr()) % 8 == 0,
-                 "numbers must be contiguous uint8, aligned to 8 bytes");
-    const auto* words = static_cast<const int64_t*>(program.data_ptr());
-    const auto* bytes = static_cast<const uint8_t*>(numbers.data_ptr());
+    const uint8_t* bytes = bytes_of(numbers, numbers.numel(), 8, "numbers must be uint8");
+    const auto* words = pointer<int64_t>(program);
     if (network_.has_value() && size_ == numbers.numel() &&
         std::equal(words_.begin(), words_.end(), words, words + program.numel())) {
       network_->use(bytes);
@@ -230,18 +234,8 @@ Tensor frozen_prepare(Tensor program, Tensor numbers) {
   return prepared;
 }
 
-void check_prepared(const Network& net, const Tensor& prepared) {
-  TANDEM_CHECK(prepared.scalar_type() == ScalarType::Byte && prepared.is_contiguous() &&
-                   prepared.numel() == net.prepared_size() &&
-                   reinterpret_cast<uintptr_t>(prepared.data_ptr()) % 64 == 0,
-               "prepared must be what frozen_prepare gives");
-}
-
-uint8_t* checked_state(const Tensor& state, const network::Plan& plan) {
-  TANDEM_CHECK(state.scalar_type() == ScalarType::Byte && state.is_contiguous() && state.numel() == plan.state &&
-                   reinterpret_cast<uintptr_t>(state.data_ptr()) % 64 == 0,
-               "state must be what frozen_state gives, ", plan.state, " bytes");
-  return static_cast<uint8_t*>(state.data_ptr());
+const uint8_t* bytes_of_weights(const Network& net, const Tensor& prepared) {
+  return bytes_of(prepared, net.prepared_size(), 64, "prepared must be what frozen_prepare gives");
 }
 
 // The input and the shape [batch, *features] of its values; checked for `planes` planes if it has spikes.
@@ -268,7 +262,7 @@ Shape check_input(const Network& net, const Tensor& input, int64_t planes, int64
 Tensor frozen_run(Tensor input, int64_t T, bool counted, Tensor program, Tensor numbers, Tensor prepared,
                   bool every_step) {
   const Network& net = last_network().of(program, numbers);
-  check_prepared(net, prepared);
+  const uint8_t* weights = bytes_of_weights(net, prepared);
   const bool spikes = net.program().value(network::kNetworkInput) == network::Value::kSpikes;
   const ScalarType type = type_of(net.program().dtype());
   const bool half = type != ScalarType::Float;
@@ -284,37 +278,27 @@ Tensor frozen_run(Tensor input, int64_t T, bool counted, Tensor program, Tensor 
   if (every_step) out = prepend(T, out);
   Tensor answer = empty_channels_last(out, static_cast<int>(out.size()), ScalarType::Float, input);
   TorchNumbers host(dense, type);
-  net.run(plan, {dense.data_ptr(), counted, pointer<uint8_t>(prepared), every_step, pointer<float>(answer), &host,
-                 torch_parallel});
+  net.run(plan, {dense.data_ptr(), counted, weights, every_step, pointer<float>(answer), &host, torch_parallel});
   return half ? aten::to_type(answer, type) : answer;
 }
 
-// Memory for the state of a stream of inputs [batch, *features], of any values; whether its neurons follow; and where
-// their moves are, int64 [instructions, 5]: (offset, dims, channels, height, width) of a sample, the offset -1 if an
-// instruction has none.
-std::tuple<Tensor, bool, Tensor> frozen_state(Tensor program, Tensor numbers, Shape shape, int64_t T) {
+// Memory for the state of a stream of inputs [batch, *features], of any values, and whether its neurons follow.
+std::tuple<Tensor, bool> frozen_state(Tensor program, Tensor numbers, Shape shape, int64_t T) {
   const network::Mode mode = last_network().of(program, numbers).stepwise();
   const network::Plan& plan = last_network().plan(shape, T, mode);
-  Tensor places = empty(5 * static_cast<int64_t>(plan.steps.size()), ScalarType::Long, numbers);
-  auto* row = static_cast<int64_t*>(places.data_ptr());
-  for (const network::Plan::Step& step : plan.steps) {
-    const network::Shape& s = step.out;
-    for (const int64_t number : {step.moves, s.dims, s.channels, s.height, s.width}) *row++ = number;
-  }
-  return {empty(plan.state, ScalarType::Byte, numbers), mode == network::Mode::kFollowing,
-          torch::stable::view(places, {-1, 5})};
+  return {empty(plan.state, ScalarType::Byte, numbers), mode == network::Mode::kFollowing};
 }
 
 // Takes steps of a stream. input: as of frozen_run, or, of neurons that follow, absent: the one before. With `advances`
 // planes [1, B, *features] of one step, by which the last T steps advance. Changes the state; with `begins` the state's
 // values are ignored. Returns the readout [B, outputs], facts int64 [3, B]: the steps that a sample took, the neurons
 // that moved in the last step, and synaptic operations; and with_moves, of a single step of neurons that follow, the
-// moves int8 [B, *] (frozen_state has the places of neurons).
-std::tuple<Tensor, Tensor, OptionalTensor> frozen_step(OptionalTensor input, bool advances, Shape shape, int64_t T,
-                                                       Tensor program, Tensor numbers, Tensor prepared, Tensor state,
-                                                       bool begins, int64_t steps, bool with_moves) {
+// moves by instruction, int8 [B, *features] where it has counts.
+std::tuple<Tensor, Tensor, std::vector<Tensor>> frozen_step(OptionalTensor input, bool advances, Shape shape, int64_t T,
+                                                            Tensor program, Tensor numbers, Tensor prepared,
+                                                            Tensor state, bool begins, int64_t steps, bool with_moves) {
   const Network& net = last_network().of(program, numbers);
-  check_prepared(net, prepared);
+  const uint8_t* weights = bytes_of_weights(net, prepared);
   const network::Mode mode = net.stepwise();
   const bool follows = mode == network::Mode::kFollowing;
   TANDEM_CHECK(steps >= 0 && (!with_moves || steps == 1), "moves are those of a single step");
@@ -335,25 +319,24 @@ std::tuple<Tensor, Tensor, OptionalTensor> frozen_step(OptionalTensor input, boo
     }
   }
   const network::Plan& plan = last_network().plan(shape, T, mode);
+  uint8_t* bytes = bytes_of(state, plan.state, 64, "state must be what frozen_state gives");
   const Shape out = batched(plan.batch, plan.answer());
   Tensor answer = empty_channels_last(out, static_cast<int>(out.size()), ScalarType::Float, state);
   Tensor facts = empty_channels_last({3, plan.batch}, 2, ScalarType::Long, state);
   auto* each = pointer<int64_t>(facts);
-  OptionalTensor moves;
-  if (with_moves) {
-    moves = empty_channels_last({plan.batch, plan.moves}, 2, ScalarType::Char, state);
-    torch::stable::zero_(*moves);
+  std::vector<Tensor> moves;
+  std::vector<int8_t*> places;
+  for (size_t i = 0; with_moves && i < plan.steps.size(); ++i) {
+    const bool counts = net.program().values[i] == network::Value::kCounts;
+    moves.push_back(
+        empty_channels_last(counts ? batched(plan.batch, plan.steps[i].out) : Shape{0}, 1, ScalarType::Char, state));
+    places.push_back(pointer<int8_t>(torch::stable::zero_(moves.back())));
   }
   TorchNumbers host(read, type, static_cast<const float*>(dense.data_ptr()));
-  const network::Call call{input.has_value() ? dense.data_ptr() : nullptr,
-                           false,
-                           pointer<uint8_t>(prepared),
-                           false,
-                           pointer<float>(answer),
-                           &host,
-                           torch_parallel};
-  net.step(plan, {call, advances, layout, checked_state(state, plan), begins, steps, each, each + plan.batch,
-                  each + 2 * plan.batch, pointer<int8_t>(moves)});
+  const void* shown = input.has_value() ? dense.data_ptr() : nullptr;
+  const network::Call call{shown, false, weights, false, pointer<float>(answer), &host, torch_parallel};
+  net.step(plan, {call, advances, layout, bytes, begins, steps, each, each + plan.batch, each + 2 * plan.batch,
+                  with_moves ? places.data() : nullptr});
   if (half) answer = aten::to_type(answer, type);
   return {answer, facts, moves};
 }

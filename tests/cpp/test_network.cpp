@@ -42,7 +42,12 @@ void step(const Network& network, const Plan& plan, const uint8_t* prepared, con
   const bool follows = plan.mode == Mode::kFollowing;
   std::vector<float> answer(plan.batch * plan.answer().features()), whole(answer.size());
   std::vector<int64_t> facts(3 * plan.batch);
-  std::vector<int8_t> moves(plan.batch * plan.moves);
+  std::vector<std::vector<int8_t>> moves;
+  std::vector<int8_t*> places;
+  for (const Plan::Step& one : plan.steps) {
+    moves.emplace_back(plan.batch * one.out.features());
+    places.push_back(moves.back().data());
+  }
   int64_t* each = facts.data();
   Frame frame{{input, false, prepared, false, answer.data(), nullptr, cut_for},
               spikes && !follows,
@@ -60,7 +65,7 @@ void step(const Network& network, const Plan& plan, const uint8_t* prepared, con
     if (follows) {
       frame.advances = spikes && in.flag();
       frame.input = frame.begins || frame.advances || in.flag() ? input : nullptr;
-      frame.moves = in.flag() ? moves.data() : nullptr;
+      frame.moves = in.flag() ? places.data() : nullptr;
       if (step == most) frame.input = input, frame.advances = false, frame.moves = nullptr, frame.steps = 1 << 20;
     }
     network.step(plan, frame);

@@ -79,7 +79,6 @@ struct Plan {
     int64_t place, padded;  // of the result, and of the padded input
     int64_t state;          // what an instruction with step timing keeps: floats
     Kept kept;
-    int64_t moves;  // of neurons that follow: where their moves are in Frame::moves, or kAbsent
   };
   std::vector<Step> steps;
   Shape sample;
@@ -89,7 +88,6 @@ struct Plan {
   int64_t workspace;     // bytes
   int64_t state;         // bytes of a stream
   int64_t bad;           // in the state of kSteps: Neuron::bad of the steps so far
-  int64_t moves;         // per sample
   int64_t rests, image;  // in the state of kFollowing: whether a sample is at rest, which means that no count differs
                          // from its target and no target must be computed; and the image
 
@@ -118,7 +116,8 @@ struct Frame : Call {
   bool begins;     // the state has no values yet: silence
   int64_t steps;   // at most; a sample takes none once it is at rest
   int64_t *taken, *moved, *synapses;  // [batch]: steps; neurons that moved in the last one; operations
-  int8_t* moves;                      // [batch, plan.moves], zeros: receives 1 and -1; or null
+  // By instruction with counts [batch, ...], zeros: they receive 1 and -1. Null if there are none.
+  int8_t* const* moves;
 };
 
 // A checked program with its numbers. Throws std::invalid_argument, which names the instruction, if it does not support

@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 #include <optional>
 #include <stdexcept>
 
@@ -211,8 +210,8 @@ class Follower : public Run {
         follow_targets(i, b, moves);
         moved += moves.size();
       }
-      if (frame_.moves != nullptr && plan_.steps[i].moves != kAbsent) {
-        int8_t* to = frame_.moves + b * plan_.moves + plan_.steps[i].moves;
+      if (frame_.moves != nullptr && has_moves(i)) {
+        int8_t* to = frame_.moves[i] + b * features(i);
         for (const int32_t move : moves) to[neuron_of(move)] = move < 0 ? -1 : 1;
       }
     }
@@ -364,7 +363,10 @@ class Follower : public Run {
         if (program_.values[i] == Value::kCounts) values_[i] = counts_of(i, 0);
         if (program_.fires(i)) {
           const auto* lost = all<float>(kept(i).lost);
-          for (int64_t b = 0; b < batch; ++b, lost += rows(i)) bad_[b] = std::accumulate(lost, lost + rows(i), bad_[b]);
+          for (int64_t b = 0; b < batch; ++b, lost += rows(i)) {
+            const float* found = std::find_if(lost, lost + rows(i), [](float flag) { return flag != 0; });
+            if (found != lost + rows(i)) bad_[b] = *found;
+          }
         }
         if (program_.kind(i) != Kind::readout || program_.reads_train(i)) continue;
         for (int64_t b = 0; b < batch; ++b) frame_.synapses[b] += worked[b] * at(i).weights();

@@ -205,9 +205,6 @@ class Planner {
     }
     const int64_t neurons = step.out.features(), rows = step.out.height * step.out.width;
     if (value == Value::kSpikes) step.place = take(number, bytes_of(number, neurons), number);
-    const bool moves = value == Value::kCounts && kind != Kind::flatten;
-    step.moves = moves ? plan_.moves : kAbsent;
-    if (moves) plan_.moves += neurons;
     Kept& k = step.kept;
     if (program_.has_neurons(number) && program_.reads_train(number)) {
       const bool by_channel = kind == Kind::average || (in.groups > 1 && in.channels == 1);
@@ -235,7 +232,7 @@ Plan Network::plan(const Shape& sample, int64_t batch, int64_t T, Mode mode) con
     refuse("T: expected 1 to " + std::to_string(program_.most_steps()) + ", got " + std::to_string(T));
   }
   if (mode != Mode::kWindow && mode != stepwise()) refuse("its neurons do not run in this mode");
-  Plan plan{{}, sample, batch, T, mode, mode == Mode::kSteps ? 1 : (T + 7) / 8, 0, 0, 0, 0, 0, 0};
+  Plan plan{{}, sample, batch, T, mode, mode == Mode::kSteps ? 1 : (T + 7) / 8, 0, 0, 0, 0, 0};
   checked_product(checked_product(sample.channels, sample.height, kMostFeatures), sample.width, kMostFeatures);
   Planner planner(program_, plan);
   if (mode == Mode::kSteps) plan.bad = planner.keep_array<float>(1);

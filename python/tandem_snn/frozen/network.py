@@ -254,6 +254,11 @@ class FrozenNetwork(nn.Module):
             raise ValueError(f"{why}; reset() begins a new stream")
         return stream, signal
 
+    def _stream_of(self, x: Tensor | SpikeTrain) -> Stream:
+        """Return a new stream, which begins with a batch of inputs as for a call."""
+        T: Any = self._window_of(x)
+        return Stream(self._program(x).streaming(x.device), x, T)
+
     @inference
     def readouts(self, x: Tensor | SpikeTrain, steps: int | None = None) -> Tensor:
         """Return the readout after each step, from silence, and leave the stream as it is.
@@ -286,8 +291,7 @@ class FrozenNetwork(nn.Module):
 
         With timing "window" no step follows once ``enough(readout)`` was true for each sample.
         """
-        T: Any = self._window_of(x)
-        stream = Stream(self._program(x).streaming(x.device), x, T)
+        stream = self._stream_of(x)
         if stream.follows:
             answers, moves, done = [], [], torch.zeros(len(x), dtype=torch.bool)
             for answer, _ in stream.until_rest(x, steps):
@@ -296,6 +300,7 @@ class FrozenNetwork(nn.Module):
                 if enough is not None and bool((done := done | enough(answer)).all()):
                     break
             return torch.stack(answers), torch.stack(moves)
+        T = stream.T
         if steps is not None and steps > T:
             raise ValueError(f'steps: expected at most T={T} with timing "step", got {steps}')
         each = explained(stream.program, x, T, stream.program.run, x, T, every_step=True)
@@ -303,9 +308,9 @@ class FrozenNetwork(nn.Module):
             for t in range(len(each)):
                 now: Any = part_of(x, t, t + 1) if isinstance(x, SpikeTrain) else x
                 each[t], _ = stream.step(now)
-        return (with_flags(each.movedim(1, 0), x.bad).movedim(0, 1) if isinstance(x, SpikeTrain) else each)[
-            :steps
-        ], None
+        if isinstance(x, SpikeTrain):
+            each = with_flags(each.movedim(1, 0), x.bad).movedim(0, 1)
+        return each[:steps], None
 
     @torch.inference_mode()
     def anytime(self, x: Tensor | SpikeTrain, confidence: float = 0.9) -> tuple[Tensor, Tensor]:
@@ -371,8 +376,7 @@ class FrozenNetwork(nn.Module):
         """
         if steps is not None:
             checks.T("steps", steps)
-        T: Any = self._window_of(x)
-        stream = Stream(self._program(x).streaming(x.device), x, T)
+        stream = self._stream_of(x)
         _check_follows(stream)
         for answer, moves in stream.until_rest(x, steps, moves=True):
             yield answer, stream.by_layer(moves)

@@ -182,9 +182,8 @@ class Program:
         source, counted = (x.stored, x.timing == "window") if isinstance(x, SpikeTrain) else (x, False)
         return _ops.frozen_run.default(source, T, counted, *self.tensors, every_step)
 
-    def state(self, shape: Sequence[int], T: int) -> tuple[Tensor, bool, Tensor]:
-        """Return memory for the state of a stream of inputs [B, *features], whether its neurons follow their input, and
-        where the moves of each stage are.
+    def state(self, shape: Sequence[int], T: int) -> tuple[Tensor, bool]:
+        """Return memory for the state of a stream of inputs [B, *features], and whether its neurons follow their input.
 
         Raise CannotLower, which names the layer, if the network does not run step by step.
         """

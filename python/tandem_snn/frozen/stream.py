@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from itertools import count
 from typing import Any
@@ -48,7 +48,7 @@ class Stream:
 
     def __init__(self, program: Program, x: Tensor | SpikeTrain, T: int) -> None:
         self.program, self.T, self.shape = program, T, x.shape
-        self._state, self.follows, self._places = explained(program, x, T, program.state, self.shape, T)
+        self._state, self.follows = explained(program, x, T, program.state, self.shape, T)
         self._bad: deque[Tensor | None] = deque(maxlen=T)  # the NaN flags of the last T steps, once there are any
         self.restart()
 
@@ -68,11 +68,11 @@ class Stream:
             return "x: the gain of its spikes differs from that of the steps before"
         return "" if x.device.type == "cpu" else f"x: the steps before were on the CPU, now on {x.device}"
 
-    def step(self, x: Tensor | SpikeTrain | None, steps: int = 1, moves: bool = False) -> tuple[Tensor, Tensor | None]:
+    def step(self, x: Tensor | SpikeTrain | None, steps: int = 1, moves: bool = False) -> tuple[Tensor, list[Tensor]]:
         """Show an input and take a step. Neurons that follow may go on with the input before, and take several steps.
 
         Returns:
-            (readout [B, outputs], with ``moves`` those of a single step [B, *]).
+            (readout [B, outputs], with ``moves`` those of a single step by stage [B, *features]).
         """
         source: Any = x
         if isinstance(x, SpikeTrain):
@@ -98,13 +98,12 @@ class Stream:
                 return
             yield answer
 
-    def by_layer(self, moves: Tensor) -> dict[str, Tensor]:
-        """Return the moves [B, *] of a step by the name of the layer, and "input", as int8 [B, *features]."""
+    def by_layer(self, moves: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return the moves of a step by the name of the layer, and "input", as int8 [B, *features]."""
         layers: Any = self.program.layers
-        parts = {}
-        for stage, (start, dims, channels, *space) in zip(layers.stages, self._places.tolist(), strict=True):
-            if start >= 0 and stage.kind != "max_pool":
-                part = moves[:, start : start + channels * space[0] * space[1]]
-                shaped = part.unflatten(1, (*space[3 - dims :], channels)).movedim(-1, 1)
-                parts["input" if stage.kind == "popcount" else stage.name] = shaped
-        return parts
+        kinds = ("layer", "average", "popcount")
+        return {
+            "input" if stage.kind == "popcount" else stage.name: of
+            for stage, of in zip(layers.stages, moves, strict=True)
+            if stage.kind in kinds and of.dim() > 1
+        }
