@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -101,11 +101,8 @@ BODIES: dict[str, Callable[[], Any]] = {
 }  # fmt: skip
 
 
-QUICK = ("trains side by side", "maximum of currents")
-
-
-def slowly(names: Iterable[str]) -> list[Any]:
-    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+QUICK = ("line", "strided", "trains side by side", "maximum of currents")
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in BODIES if name not in QUICK]
 
 
 def made(name: str) -> tuple[Any, Tensor]:
@@ -116,7 +113,7 @@ def made(name: str) -> tuple[Any, Tensor]:
     return settled(net, x), x
 
 
-@pytest.mark.parametrize("name", ["line", "strided", *QUICK, *slowly(n for n in BODIES if n not in QUICK)])
+@pytest.mark.parametrize("name", [*QUICK, *SLOW])
 def test_many_steps_approach_the_ann(name: str) -> None:
     net, x = made(name)
     errors = []
