@@ -39,7 +39,6 @@ def spikes_of(frozen: ts.FrozenNetwork, x: Any) -> tuple[dict[str, int], Tensor]
 
 
 def text(frozen: ts.FrozenNetwork, x: Any, answers: bool = False) -> str:
-    """What the program prints."""
     spikes, answer = spikes_of(frozen, x)
     lines = [f"layer {name}: {count} spikes" for name, count in spikes.items()]
     for i, row in enumerate(answer):

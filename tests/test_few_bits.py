@@ -78,7 +78,6 @@ def test_weights_that_are_no_numbers_make_the_step_none():
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_freezing_rounds_as_training_does(bits):
-    """Networks that were trained so, frozen: test_architectures.py."""
     net, plain = create(tnn, "cnn", **OPTIONS, weight_bits=bits), create(tnn, "cnn", **OPTIONS).eval()
     x = torch.randn(16, 3, 8, 8)
     net(x)

@@ -248,7 +248,8 @@ def test_layers_are_torchs_layers():
         assert issubclass(getattr(tnn, name), getattr(nn, name))
 
 
-SPIKES = te.SpikeTrain.from_dense(torch.ones(8, 2, 4))
+def spikes():
+    return te.SpikeTrain.from_dense(torch.ones(8, 2, 4))
 
 
 def direct(*shape):
@@ -256,7 +257,7 @@ def direct(*shape):
 
 
 def two_timings(body, shortcut):
-    return tnn.Residual(tnn.Linear(4, 3, timing=body), tnn.Linear(4, 3, timing=shortcut))(SPIKES)
+    return tnn.Residual(tnn.Linear(4, 3, timing=body), tnn.Linear(4, 3, timing=shortcut))(spikes())
 
 
 @pytest.mark.parametrize(("call", "error", "match"), [
@@ -265,8 +266,8 @@ def two_timings(body, shortcut):
     (lambda: tnn.Encoder(8, mode="rate"), ValueError, "zero_expand"),
     (lambda: tnn.Encoder(8)(torch.zeros(2, 4, dtype=torch.uint8)), TypeError, "floating-point"),
     (lambda: tnn.Encoder(8, "events")(torch.ones(2, 3)), TypeError, "takes a SpikeTrain, got a tensor of shape"),
-    (lambda: tnn.Encoder(8)(SPIKES), TypeError, "Encoder with mode \"events\", this one has 'direct'"),
-    (lambda: tnn.Encoder(4, "events")(SPIKES), ValueError, "T=4 takes a SpikeTrain of as many steps, got T=8"),
+    (lambda: tnn.Encoder(8)(spikes()), TypeError, "Encoder with mode \"events\", this one has 'direct'"),
+    (lambda: tnn.Encoder(4, "events")(spikes()), ValueError, "T=4 takes a SpikeTrain of as many steps, got T=8"),
     (lambda: tnn.Linear(4, 3, threshold=torch.ones(2)), ValueError, "threshold"),
     (lambda: tnn.Conv2d(3, 4, 3, groups=2), ValueError, "groups"),
     (lambda: tnn.Readout(4, 2)(torch.randn(2, 5)), ValueError, "4 features"),
@@ -279,7 +280,7 @@ def two_timings(body, shortcut):
     (lambda: tnn.AvgPool2d(2, v_init=math.nan), ValueError, "v_init: expected a finite"),
     (lambda: tnn.AvgPool2d(0), ValueError, "kernel_size: expected at least 1, got 0"),
     (lambda: tnn.MaxPool2d(2, 0.5), TypeError, "stride: expected an int or 2 ints, got 0.5"),
-    (lambda: tnn.Linear(4, 4)(SPIKES, residual=SPIKES, fire=False), ValueError, "residual"),
+    (lambda: tnn.Linear(4, 4)(spikes(), residual=spikes(), fire=False), ValueError, "residual"),
     (lambda: tnn.Linear(4, 4, norm=torch.nn.BatchNorm1d(4)), TypeError, "norm: expected True or False"),
     (lambda: tnn.Linear(4, 4, norm=True, gamma="3"), ValueError, "gamma: expected None or a finite number"),
     *((lambda bits=bits: tnn.Readout(3, 2, weight_bits=bits), ValueError, "weight_bits: expected None or an int from 2")
@@ -287,7 +288,7 @@ def two_timings(body, shortcut):
     (lambda: tnn.Residual(nn.Sequential(tnn.Linear(4, 4), tnn.Flatten())), TypeError, r"body.*Flatten"),
     (lambda: tnn.Residual(tnn.Linear(4, 4), nn.Identity()), TypeError, r"shortcut.*Identity"),
     (lambda: tnn.Residual(tnn.Linear(4, 4))(direct(2, 4)), TypeError, "residual"),
-    (lambda: tnn.Residual(tnn.Linear(4, 3))(SPIKES), ValueError, "residual"),
+    (lambda: tnn.Residual(tnn.Linear(4, 3))(spikes()), ValueError, "residual"),
     (lambda: two_timings("window", "step"), ValueError, "timing: both paths need the same"),
     (lambda: two_timings("step", "window"), ValueError, "timing: both paths need the same"),
     (lambda: tnn.init_gamma_(tnn.Linear(4, 4, norm=True)), ValueError, "no Encoder"),

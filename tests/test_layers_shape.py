@@ -20,30 +20,27 @@ POOLS = [{"kernel_size": 2}, {"kernel_size": 3, "stride": 2, "padding": 1}, {"ke
 
 
 def channels_last(x):
-    """The same train, as convolutions give it."""
     stored = x.stored.movedim(2, -1).contiguous().movedim(-1, 2)
     return x.replace(stored=stored, counts=x.counts.contiguous(memory_format=torch.channels_last))
 
 
-@pytest.mark.parametrize("options", POOLS)
-def test_avg_pool_is_a_layer_of_if_neurons(options):
-    x = train_with_edge(8, 2, 3, 8, 8, gain=0.5)
-    pooled = tnn.AvgPool2d(**options)(x)
-    pool = nn.AvgPool2d(**options)
-    values = values_of(options["kernel_size"])
-    currents = torch.stack([(values * pool(s)).round() for s in x.to_dense()])
-    expected = te.reference.if_scan(currents, threshold=float(values))
-    assert pooled.gain == 0.5
-    assert torch.equal(pooled.planes, expected.planes)
-    w = torch.randn(pooled.shape)
-    (got,) = torch.autograd.grad((pooled.counts * w).sum(), x.counts)
-    counts = x.counts.detach().clone().requires_grad_()
-    (expected,) = torch.autograd.grad((F.relu(pool(counts)) * w).sum(), counts)
-    torch.testing.assert_close(got, expected)
-
-
 def values_of(kernel):
     return kernel * kernel if isinstance(kernel, int) else math.prod(kernel)
+
+
+def assert_same_gradients(y, expected, counts):
+    w = torch.randn_like(expected)
+    torch.testing.assert_close(*(torch.autograd.grad((each * w).sum(), counts)[0] for each in (y, expected)))
+
+
+@pytest.mark.parametrize("options", POOLS)
+def test_avg_pool_is_a_layer_of_if_neurons(options):
+    x, pool = train_with_edge(8, 2, 3, 8, 8, gain=0.5), nn.AvgPool2d(**options)
+    pooled, values = tnn.AvgPool2d(**options)(x), values_of(options["kernel_size"])
+    currents = torch.stack([(values * pool(s)).round() for s in x.to_dense()])
+    assert torch.equal(pooled.planes, te.reference.if_scan(currents, threshold=float(values)).planes)
+    assert pooled.gain == 0.5
+    assert_same_gradients(pooled.counts, F.relu(pool(x.counts)), x.counts)
 
 
 @pytest.mark.parametrize("v_init", [None, 0.0, 0.5])
@@ -95,8 +92,7 @@ def test_means_are_those_of_what_counts_are_worth(layer):
     assert torch.equal(layer(image), mean(image))
     for signal in (x, *(kind(image, 8, 0.5) for kind in DIRECT)):
         torch.testing.assert_close(layer(signal), mean(0.5 * signal.counts))
-    grads = (torch.autograd.grad(y.sum(), x.counts)[0] for y in (layer(x), mean(0.5 * x.counts)))
-    torch.testing.assert_close(*grads)
+    assert_same_gradients(layer(x), mean(0.5 * x.counts), x.counts)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -134,8 +130,7 @@ def test_max_pool_is_the_or_of_the_window_with_torchs_gradient_on_the_counts(opt
         assert (pooled.gain, pooled.T, pooled.timing) == (0.5, T, timing)
         assert timing == "step" or torch.equal(pooled.counts, torch_s)
         te.SpikeTrain(pooled.planes, T)  # no high bit
-    w = torch.randn(pooled.shape, dtype=F64)
-    torch.testing.assert_close(*(torch.autograd.grad((y * w).sum(), leaf.counts)[0] for y in (pooled.counts, torch_s)))
+    assert_same_gradients(pooled.counts, torch_s, leaf.counts)
 
 
 @pytest.mark.parametrize("layout", [lambda x: x, channels_last])
@@ -191,10 +186,9 @@ def test_projection_residual_feeds_one_neuron(norm, train_mode, timing):
     first, block = tnn.Conv2d(2, 4, 3, **options), tnn.Residual(body, tnn.Conv2d(4, 6, 1, 2, **options))
     net = nn.Sequential(tnn.Encoder(8), first, block).train(train_mode)
     x, w = torch.randn(3, 2, 8, 8, dtype=F64), torch.randn(3, 6, 3, 3, dtype=F64)
-    parameters = [*net.parameters()]
-    found, expected = (torch.autograd.grad((y * w).sum(), parameters) for y in (net(x).counts, at_the_counts(net, x)))
-    for got, want in zip(found, expected, strict=True):
-        torch.testing.assert_close(got, want)
+    torch.testing.assert_close(*(
+        torch.autograd.grad((y * w).sum(), [*net.parameters()]) for y in (net(x).counts, at_the_counts(net, x))
+    ))  # fmt: skip
     spikes = first(net[0](x))
     torch.testing.assert_close(block.shortcut(spikes, fire=False).sum(0), block.shortcut.preactivation(spikes))
 

@@ -20,7 +20,6 @@ def fresh():
 
 
 def steps_of(net, data, epochs):
-    """Trains the network; yields the loss after each step."""
     optimizer = torch.optim.Adam(net.parameters(), 2e-3)
     net.train()
     for epoch in range(epochs):

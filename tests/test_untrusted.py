@@ -38,7 +38,6 @@ def little_memory(more: int = 1 << 30) -> Any:
 
 
 def damaged(content: bytes, draw: random.Random) -> bytes:
-    """A few bytes changed, removed or written twice."""
     new = bytearray(content)
     for _ in range(draw.randint(1, 8)):
         first = draw.randrange(len(new) + 1)
