@@ -169,6 +169,7 @@ def strided_point(channels: int) -> Shape:
 FAULTS = {
     "one column": [one_column(d, lie) for d in ("float32", "bfloat16") for lie in ("contiguous", "channels last")],
     "strided points": [*map(strided_point, (2, 3, 15))],
+    "padding makes it large": [Shape(1, 1, 32, (143, 143), ((2, 2), (1, 1), "same", (1, 1), 1))],
     "another layout has other bits": [Shape(1, 3, 32, (64, 64), ((3, 3), (1, 1), (1, 1), (1, 1), 1))],
 }
 

@@ -53,10 +53,10 @@ Tensor laid_out(const Tensor& x, bool last) {
 
 // Whether torch multiplies the patches of a single image (ConvParams::use_mkldnn in its Convolution.cpp) and takes
 // longer to copy them, number by number, than to multiply.
-bool copies_patches(const RealWindow& w) {
+bool copies_patches(const RealWindow& w, const Tensor& image) {
   const Instruction& i = w.instruction;
   return w.batch == 1 && i.groups == 1 && i.channels <= 4 && (i.kernel_h <= 3 || i.kernel_w <= 3) &&
-         w.in.features() <= 20480;
+         image.numel() <= 20480;
 }
 
 // The numbers that each output pixel reads, [pixels, kernel_h, kernel_w, channels], of an image with its channels last.
@@ -108,7 +108,7 @@ class TorchNumbers : public network::Host {
     const auto wide = [&](const Tensor& x) { return laid_out(aten::to_type(x, ScalarType::Float), last); };
     images = wide(images);
     const Tensor weights = wide(rounded(view(weight, size)));
-    if (last && copies_patches(w)) {
+    if (last && copies_patches(w, images)) {
       const Tensor flat = view_channels_last(weights, {i.outputs, i.weights() / i.outputs}, 2);
       return keep(w, rounded(aten::small_linear(patches(w, images), flat)));
     }
