@@ -49,7 +49,7 @@ def test_avg_pool_is_a_layer_of_if_neurons(options):
 def test_average_pooling_is_integer_arithmetic(kernel, T, timing, v_init, tmp_path):
     """Nothing is rounded, for any kernel: layers in all types, frozen networks, files."""
     k2, spikes = values_of(kernel), []
-    given = torch.rand(T, 2, 3, *[34 if kernel == 17 else 14] * 2) < 0.4
+    given = torch.rand(T, 2, 3, *[17 if kernel == 17 else 14] * 2) < 0.4
     sums = (k2 * F.avg_pool2d(given.double().flatten(0, 1), kernel)).round().long().unflatten(0, (T, 2))
     half = k2 * (v_init == 0.5 or (v_init is None and timing == "window"))
     v = half + (2 * sums.sum(0) if timing == "window" else 0)  # in units of half a spike
