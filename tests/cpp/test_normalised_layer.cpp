@@ -1,8 +1,8 @@
 // Batch normalisation, forward and backward, of products of any shape.
 #include <cfloat>
 
-#include "any_layer.h"
 #include "kernels/norm/layer.h"
+#include "product_layer.h"
 
 using namespace tandem;
 using namespace tandem::test;

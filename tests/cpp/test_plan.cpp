@@ -35,10 +35,9 @@ int cheapest(const Geometry& geometry, const Density& density, bool matrix_unit)
 
 }  // namespace
 
-TEST(wide_tiles_of_bytes) {
-  CHECK(Tiling(linear(784, 800)).registers == (capability() == Capability::kV4 ? 2 : 1), "words");
-  CHECK(Tiling(linear(784, 16), 1).registers == 1, "bytes, 16 outputs");
-  CHECK(Tiling(linear(784, 17), 1).registers == 2, "bytes, 17 outputs");
+TEST(wide_tiles) {
+  CHECK(Tiling(linear(784, 16)).registers == 1, "16 outputs");
+  CHECK(Tiling(linear(784, 17)).registers == (capability() == Capability::kV4 ? 2 : 1), "17 outputs");
 }
 
 TEST(k_blocks) {
@@ -260,6 +259,9 @@ TEST(counts_as_lists_or_digits) {
   geometry.batch = 16;
   const double cost = counts_cost(geometry, true, false);
   CHECK(counts_cost(geometry, true, true) < cost && counts_cost(geometry, false, false) > cost, "costs");
+  CHECK(counts_cost(geometry, true, false, 1) < 0.5 * cost, "weights of one digit");
+  geometry.batch = 1;
+  CHECK(counts_cost(geometry, true, false) > 4 * cost, "one row where eight are multiplied at once");
 }
 
 // What the layer asks for is taken if it is possible.

@@ -4,7 +4,7 @@
 #include "check.h"
 #include "kernels/planes/bits.h"
 #include "kernels/planes/moves.h"
-#include "numbers.h"
+#include "plain.h"
 
 using namespace tandem;
 using namespace tandem::test;

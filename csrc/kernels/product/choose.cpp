@@ -26,6 +26,8 @@ Algorithm read_path() {
                            capability_name(capability()) + "\"");
 }
 
+int usual_digits(DType dtype) { return dtype == DType::kInt8 ? 1 : dtype == DType::kFloat32 ? 3 : 2; }
+
 }  // namespace
 
 Algorithm fixed_algorithm() {
@@ -54,8 +56,10 @@ Way choose(const Layer& layer, const Density& density) {
   if (few && layer.prepared == nullptr) lists.algorithm = Algorithm::kTileByTile;
 
   if (!can_digits || wish != Algorithm::kFastest || lists.algorithm == Algorithm::kTileByTile) return lists;
-  const auto cost = layer.counted() ? counts_cost : steps_cost;
-  return cost(in, layer.prepared != nullptr, unit) < lists_cost(in, lists.steps, density) ? digits : lists;
+  const bool prepared = layer.prepared != nullptr;
+  const double cost = layer.counted() ? counts_cost(in, prepared, unit, usual_digits(layer.weights.dtype))
+                                      : steps_cost(in, prepared, unit);
+  return cost < lists_cost(in, lists.steps, density) ? digits : lists;
 }
 
 namespace {
@@ -147,11 +151,13 @@ double digits_cost(const Geometry& geometry, bool prepared, double chunk, double
 
 double steps_cost(const Geometry& geometry, bool prepared, bool matrix_unit) {
   if (!matrix_unit) return digits_cost(geometry, prepared, 140, 130, 1.9);
-  return digits_cost(geometry, prepared, 31 * ExpandedRows(geometry).idle, 190, 1.9);
+  return digits_cost(geometry, prepared, 31 * ExpandedRows(geometry).idle(kTileRows), 190, 1.9);
 }
 
-double counts_cost(const Geometry& geometry, bool prepared, bool matrix_unit) {
-  const double chunk = matrix_unit ? 6 * ExpandedRows(geometry).idle : 32;
+double counts_cost(const Geometry& geometry, bool prepared, bool matrix_unit, int digits) {
+  constexpr int64_t kRowsAtOnce = 8;  // of vectors
+  const ExpandedRows rows(geometry);
+  const double chunk = matrix_unit ? 6 * rows.idle(kTileRows) : 32.0 / 3 * digits * rows.idle(kRowsAtOnce);
   return digits_cost(geometry, prepared, chunk, 50, 0.2);
 }
 

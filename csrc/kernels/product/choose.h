@@ -44,8 +44,8 @@ int cheapest_steps(const Geometry& geometry, const Density& density, const ListC
 
 // The time of digits in the same unit, for the steps of a plane or for counts, on a matrix unit or by products of bytes
 // in vectors. Those are AVX-512 VNNI's; AVX2 takes twice the time, but so do lists there. The constants are fitted as
-// above.
+// above; on a matrix unit those of counts are for three digits.
 double steps_cost(const Geometry& geometry, bool prepared, bool matrix_unit);
-double counts_cost(const Geometry& geometry, bool prepared, bool matrix_unit);
+double counts_cost(const Geometry& geometry, bool prepared, bool matrix_unit, int digits = 3);
 
 }  // namespace tandem::cpu

@@ -35,12 +35,13 @@ TANDEM_INLINE void for_inputs(const Layer& layer, const Tiling& tiling, const Ti
   const int64_t out_width = geometry.out_width(), lines = row / out_width;
   const int64_t x = row % out_width, y = lines % geometry.out_height(), b = lines / geometry.out_height();
   const int64_t channel = geometry.is_depthwise() ? 0 : tile.channel / tiling.outputs * tiling.channels;
+  const bool one = tiling.channels == 1;
   for (int64_t tap = 0; tap < tiling.taps; ++tap) {
     const int64_t iy = geometry.input(0, y, tap / geometry.kernel[1]);
     const int64_t ix = geometry.input(1, x, tap % geometry.kernel[1]);
     if (!geometry.has_input(0, iy) || !geometry.has_input(1, ix)) continue;
     const uint8_t* pixel = layer.planes + geometry.pixel(p, b, iy, ix) + channel;
-    if (tiling.channels == 1) {
+    if (one) {  // a loop of its own keeps the sums of depthwise layers in registers
       f(weights + tap * 16 * R, pixel);
       continue;
     }

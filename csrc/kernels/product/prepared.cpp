@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "../cpu/capability.h"
 #include "../cpu/scratch.h"
 #include "pack.h"
 
@@ -25,12 +26,14 @@ bool fits_int16(const int8_t* weights, int64_t lines, int64_t line_size, int64_t
   return positive <= INT16_MAX && negative >= INT16_MIN;
 }
 
-// The number of K-blocks with which weights can be bytes that are added in int16. 0 if a K-block had so few inputs that
-// lists of words, with patterns of fewer steps, are as fast.
+// The number of K-blocks with which weights can be bytes that are added in int16, in half or a quarter of the loads; 0
+// if a K-block had so few inputs that lists of words are as fast, and in vectors of fewer than 512 bits, where they are
+// faster.
 int64_t count_byte_blocks(const Geometry& geometry, const Weights& weights) {
-  constexpr int64_t kFewInputs = 256;
+  constexpr int64_t kFewestInputs = 256;
   const int64_t inputs = geometry.inputs(), taps = geometry.taps(), channels = geometry.group_channels();
-  if (weights.dtype != DType::kInt8 || taps > kMaxInputs || channels == 1) return 0;
+  const bool possible = weights.dtype == DType::kInt8 && capability() == Capability::kV4;
+  if (!possible || taps > kMaxInputs || channels == 1) return 0;
   const auto* data = static_cast<const int8_t*>(weights.data);
   const auto fits = [&](const Tiling& tiling) {
     for (int64_t i = 0; i < geometry.outputs * tiling.blocks; ++i) {
@@ -44,7 +47,7 @@ int64_t count_byte_blocks(const Geometry& geometry, const Weights& weights) {
     }
     return true;
   };
-  for (int64_t blocks = 1; blocks * kFewInputs <= inputs; blocks *= 2) {
+  for (int64_t blocks = 1; blocks * kFewestInputs <= inputs; blocks *= 2) {
     if (fits(Tiling(geometry, blocks))) return blocks;
   }
   return 0;

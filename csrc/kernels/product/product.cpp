@@ -48,7 +48,7 @@ bool are_nibbles(const Layer& layer) {
 }  // namespace
 
 Lists::Lists(const Layer& layer, const Prepared& weights, int steps)
-    : Product(layer, weights), steps_(weights.bytes() ? kByteSteps : steps), bits_(8) {
+    : Product(layer, weights), steps_(steps), bits_(8) {
   if (steps_ == 4 && layer.counted() && are_nibbles(layer)) bits_ = 4;
 }
 

@@ -58,7 +58,7 @@ class Product {
 // Lists of active inputs (lists.h).
 class Lists : public Product {
  public:
-  // steps: of a pattern, for int32 weights.
+  // steps: of a pattern.
   Lists(const Layer& layer, const Prepared& weights, int steps);
   // The same lists with other weights, the tile that `weights` has.
   Lists(const Lists& of, const Prepared& weights) : Product(of.layer_, weights), steps_(of.steps_), bits_(of.bits_) {}

@@ -66,11 +66,11 @@ struct Sums {
   }
 };
 
-// The sums of a tile of 16 R outputs, on a processor with vectors of L floats.
+// The sums of a tile of 16 R outputs, on a processor with vectors of L floats; of int8 weights with AVX-512.
 template <int L, int R>
 using WideSums = Sums<int32_t, L, R * kLanes / L>;
-template <int L, int R>
-using ByteSums = Sums<int16_t, (2 * L < 16 * R ? 2 * L : 16 * R), 16 * R / (2 * L < 16 * R ? 2 * L : 16 * R)>;
+template <int /*L*/, int R>
+using ByteSums = Sums<int16_t, 16 * R, 1>;
 
 // Adds the weights of the next run and moves `entries` past it. An addition takes two cycles and two start per cycle:
 // hence four dependency chains, if there are registers for them. x86-64 has the fewest registers, but there an addition

@@ -6,20 +6,8 @@ namespace tandem::cpu {
 
 namespace {
 
-// The eight sums of a row and plane in memory.
-template <int L, int R>
-TANDEM_INLINE auto* sums_at(int32_t* sums, const Tile& tile, int64_t row, int p) {
-  return reinterpret_cast<WideSums<L, R>*>(sums + (row * tile.planes + p) * (8 * 16 * R));
-}
-
-template <int G, class S>
-TANDEM_INLINE void list_sums(const Tile& tile, const SpikeLists& lists, int64_t row, int p, S (&sums)[8]) {
-  const int64_t list = row * tile.planes + p;
-  sum_steps<G>(tile.weights, lists.entries.data() + lists.start.data()[list], lists.bits, sums);
-}
-
-// Calls f(R, steps of a pattern). Tiles of int32 are 32 outputs wide only with AVX-512 (tiling.h).
-template <int L, class F>
+// Calls f(R, steps of a pattern). `wide`: tiles may be 32 outputs wide.
+template <bool wide, class F>
 TANDEM_INLINE void specialise(const Tile& tile, int steps, const F& f) {
   const auto with_registers = [&](auto registers) TANDEM_INLINE_LAMBDA {
     switch (steps) {
@@ -31,45 +19,70 @@ TANDEM_INLINE void specialise(const Tile& tile, int steps, const F& f) {
         return f(registers, std::integral_constant<int, 4>());
     }
   };
-  if constexpr (L == kLanes) {
+  if constexpr (wide) {
     if (tile.registers == 2) return with_registers(std::integral_constant<int, 2>());
   }
   with_registers(std::integral_constant<int, 1>());
 }
 
-template <int L>
-TANDEM_INLINE void fire_lists_body(const Tile& tile, const SpikeLists& lists, const Neuron<float>& neuron,
-                                   uint8_t* open) {
-  specialise<L>(tile, lists.steps, [&](auto registers, auto steps) TANDEM_INLINE_LAMBDA {
+template <int G, class S>
+TANDEM_INLINE void list_sums(const Tile& tile, const SpikeLists& lists, int64_t row, int p, S (&sums)[8]) {
+  const int64_t list = row * tile.planes + p;
+  sum_steps<G>(tile.weights, lists.entries.data() + lists.start.data()[list], lists.bits, sums);
+}
+
+// SumsOf<L, R>: the sums of a step.
+template <template <int, int> class SumsOf, bool wide, int L>
+TANDEM_INLINE void fire_by_lists(const Tile& tile, const SpikeLists& lists, const Neuron<float>& neuron,
+                                 uint8_t* open) {
+  specialise<wide>(tile, lists.steps, [&](auto registers, auto steps) TANDEM_INLINE_LAMBDA {
     constexpr int R = decltype(registers)::value, G = decltype(steps)::value;
-    using S = WideSums<L, R>;
+    using S = SumsOf<L, R>;
     run_neurons<L, R, true, S>(tile, neuron, open, [&](int64_t row, int p, S(&sums)[8]) TANDEM_INLINE_LAMBDA {
       list_sums<G>(tile, lists, row, p, sums);
     });
   });
 }
 
-template <int L>
-TANDEM_INLINE void sum_lists_body(const Tile& tile, const SpikeLists& lists, int32_t* out, bool first) {
-  specialise<L>(tile, lists.steps, [&](auto registers, auto steps) TANDEM_INLINE_LAMBDA {
-    constexpr int R = decltype(registers)::value, G = decltype(steps)::value;
+template <template <int, int> class SumsOf, bool wide, int L>
+TANDEM_INLINE void sum_by_lists(const Tile& tile, const SpikeLists& lists, int32_t* out, bool first) {
+  specialise<wide>(tile, lists.steps, [&](auto registers, auto steps) TANDEM_INLINE_LAMBDA {
+    constexpr int width = 16 * decltype(registers)::value, G = decltype(steps)::value;
     for (int64_t row = 0; row < tile.rows; ++row) {
-      for (int p = 0; p < tile.planes; ++p) {
-        WideSums<L, R> sums[8];
+      for (int p = 0; p < tile.planes; ++p, out += 8 * width) {
+        SumsOf<L, width / 16> sums[8];
         list_sums<G>(tile, lists, row, p, sums);
-        auto* target = sums_at<L, R>(out, tile, row, p);
 #pragma GCC unroll 8
-        for (int t = 0; t < 8; ++t) target[t] = first ? sums[t] : target[t] + sums[t];
+        for (int t = 0; t < 8; ++t) {
+#pragma GCC unroll 8
+          for (int i = 0; i < width; i += L) {
+            int32_t* to = out + t * width + i;
+            const auto sum = sums[t].template lanes<L>(i);
+            store(to, first ? sum : sum + load<Int<float, L>>(to));
+          }
+        }
       }
     }
   });
+}
+
+// Tiles of words are 32 outputs wide only with AVX-512 (tiling.h).
+template <int L>
+TANDEM_INLINE void fire_lists_body(const Tile& tile, const SpikeLists& lists, const Neuron<float>& neuron,
+                                   uint8_t* open) {
+  fire_by_lists<WideSums, L == kLanes, L>(tile, lists, neuron, open);
+}
+
+template <int L>
+TANDEM_INLINE void sum_lists_body(const Tile& tile, const SpikeLists& lists, int32_t* sums, bool first) {
+  sum_by_lists<WideSums, L == kLanes, L>(tile, lists, sums, first);
 }
 
 template <int L, int R>
 TANDEM_INLINE void fire_sums_of(const Tile& tile, const int32_t* in, const Neuron<float>& neuron, uint8_t* open) {
   using S = WideSums<L, R>;
   run_neurons<L, R, false, S>(tile, neuron, open, [&](int64_t row, int p, S(&sums)[8]) TANDEM_INLINE_LAMBDA {
-    std::memcpy(sums, sums_at<L, R>(const_cast<int32_t*>(in), tile, row, p), sizeof(sums));
+    std::memcpy(sums, in + (row * tile.planes + p) * (8 * 16 * R), sizeof(sums));
   });
 }
 template <int L>
@@ -86,5 +99,18 @@ TANDEM_CPU_LANES_KERNEL(sum_lists, (const Tile& tile, const SpikeLists& lists, i
                         (tile, lists, sums, first))
 TANDEM_CPU_LANES_KERNEL(fire_sums, (const Tile& tile, const int32_t* sums, const Neuron<float>& neuron, uint8_t* open),
                         (tile, sums, neuron, open))
+
+#if TANDEM_MULTIVERSION
+TANDEM_TARGET_V4 void fire_byte_lists(const Tile& tile, const SpikeLists& lists, const Neuron<float>& neuron,
+                                      uint8_t* open) {
+  fire_by_lists<ByteSums, true, kLanes>(tile, lists, neuron, open);
+}
+TANDEM_TARGET_V4 void sum_byte_lists(const Tile& tile, const SpikeLists& lists, int32_t* sums, bool first) {
+  sum_by_lists<ByteSums, true, kLanes>(tile, lists, sums, first);
+}
+#else  // never called
+void fire_byte_lists(const Tile&, const SpikeLists&, const Neuron<float>&, uint8_t*) {}
+void sum_byte_lists(const Tile&, const SpikeLists&, int32_t*, bool) {}
+#endif
 
 }  // namespace tandem::cpu

@@ -29,8 +29,7 @@ void fire_lists(const Tile& tile, const SpikeLists& lists, const Neuron<float>& 
 // Multiplies by lists and writes the sums, [rows, planes, 8, 16 R]. Adds to the sums in memory unless `first`.
 void sum_lists(const Tile& tile, const SpikeLists& lists, int32_t* sums, bool first);
 
-// The same for int8 weights and patterns of four steps.
-constexpr int kByteSteps = 4;
+// The same for tiles of bytes, which only AVX-512 has (prepared.cpp).
 void fire_byte_lists(const Tile& tile, const SpikeLists& lists, const Neuron<float>& neuron, uint8_t* open);
 void sum_byte_lists(const Tile& tile, const SpikeLists& lists, int32_t* sums, bool first);
 

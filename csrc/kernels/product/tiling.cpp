@@ -20,8 +20,7 @@ Tiling::Tiling(const Geometry& geometry, int64_t byte_blocks)
       outputs(geometry.outputs / groups),
       channels(geometry.group_channels()),
       taps(geometry.taps()) {
-  const bool wide = byte_blocks > 0 || capability() == Capability::kV4;
-  registers = wide && outputs > kLanes ? 2 : 1;
+  registers = capability() == Capability::kV4 && outputs > kLanes ? 2 : 1;
   const int64_t some = std::max<int64_t>(channels, 1), bytes = taps * some * width() * int64_t{sizeof(int32_t)};
   const int64_t wanted = byte_blocks > 0 ? byte_blocks : std::max<int64_t>(1, (bytes + kBlockBytes - 1) / kBlockBytes);
   block_channels = (some + wanted - 1) / wanted;

@@ -10,9 +10,9 @@ namespace tandem::cpu {
 // How the weights of a layer are divided. This depends only on their shape and the instruction set, because weights are
 // prepared accordingly.
 //
-// A tile is 16 R consecutive outputs of a group. R is 2 for int8 weights, and with AVX-512: weights from the L3 cache
-// then arrive faster. Narrower vectors gain nothing from wide tiles, which would exceed their L1 cache. A K-block is as
-// many input channels as stay in the L2 cache.
+// A tile is 16 R consecutive outputs of a group. R is 2 with AVX-512: weights from the L3 cache then arrive faster.
+// Narrower vectors gain nothing from wide tiles, which would exceed their L1 cache. A K-block is as many input channels
+// as stay in the L2 cache.
 struct Tiling {
   int64_t groups, outputs, channels, taps;  // of the weights; the outputs and channels of a group
   int registers;                            // R, 1 or 2

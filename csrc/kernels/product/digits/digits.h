@@ -87,9 +87,13 @@ class DigitPacker {
 struct ExpandedRows {
   bool gathered;
   int64_t pixels;  // input pixels per row
-  double idle;     // multiplied rows per existing row
+  int64_t rows;    // with one layout
 
   explicit ExpandedRows(const Geometry& geometry);
+  // Multiplied rows per existing row, if so many are multiplied at once.
+  double idle(int64_t at_once) const {
+    return static_cast<double>((rows + at_once - 1) / at_once * at_once) / static_cast<double>(rows);
+  }
 };
 
 // Rows of a block with one layout in the expanded inputs.

@@ -17,21 +17,19 @@ int64_t pitch(const Geometry& geometry) {
   return geometry.kernel[1] == 1 ? whole_chunks(geometry.group_channels()) : geometry.group_channels();
 }
 
-double idle_rows(int64_t rows) { return static_cast<double>(whole_tiles(rows)) / static_cast<double>(rows); }
-
 }  // namespace
 
 ExpandedRows::ExpandedRows(const Geometry& geometry)
     : gathered(false),
       pixels(geometry.kernel[0] * geometry.stride[1]),
-      idle(idle_rows(std::max<int64_t>(geometry.out_width(), 1))) {
+      rows(std::max<int64_t>(geometry.out_width(), 1)) {
   // A chunk of inputs must not reach from one pixel into the next.
   const bool possible = adjoin(geometry) && (geometry.kernel[1] == 1 || geometry.group_channels() % kChunk == 0);
   constexpr double kTolerated = 1.2;
-  if (!possible || idle <= kTolerated) return;
+  if (!possible || idle(kTileRows) <= kTolerated) return;
   gathered = true;
   pixels = geometry.taps();
-  idle = idle_rows(std::max<int64_t>(geometry.rows(), 1));
+  rows = std::max<int64_t>(geometry.rows(), 1);
 }
 
 namespace {
