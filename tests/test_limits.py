@@ -177,6 +177,18 @@ def test_weights_are_rounded_to_a_share_of_their_sum(scale, outlier):
         assert not u.any()
 
 
+@pytest.mark.parametrize(("T", "summed"), [(129, True), (255, True), (256, False)])
+def test_float64_statistics_are_of_summed_currents_up_to_255_steps(T, summed):
+    x, weight = train(T, 5, 40), torch.randn(30, 40, dtype=torch.float64)
+    product = torch.ops.tandem.linear_bn_if(
+        x.planes, T, weight, None, None, None, 1e-5, T, 1.0, 1.0, "relu", False, False
+    )[4]
+    y = nn.functional.linear(x.to_dense(torch.float64), weight).sum(0)
+    u = nn.functional.linear(x.counts.double(), weight)
+    assert not torch.equal(y, u)
+    assert torch.equal(product, y if summed else u)
+
+
 def test_the_longest_window():
     T = 65535
     x = te.SpikeTrain.from_dense(torch.ones(T, 1, 2, dtype=torch.uint8))

@@ -120,9 +120,10 @@ struct NormLayer {
   }
 
   // Multiplies float64 weights by torch's own product, at every step. Neurons of window timing need only the product of
-  // the window. For long windows the currents of all steps would not fit into memory.
+  // the window. For long windows the currents of all steps would not fit into memory; where they begin decides bits.
   void fire_by_currents() {
-    if (synapses.counted() || synapses.T() > kScannedSteps) {
+    constexpr int64_t kSummedSteps = 255;
+    if (synapses.counted() || synapses.T() > kSummedSteps) {
       u = synapses.window_product();
       measure_product();
       return synapses.counted() ? run_scan(u, Source::kImpulse, neurons) : synapses.scan(neurons);
