@@ -143,7 +143,6 @@ struct NormLayer {
 
 NormOutputs layer_bn_if(SynapseInputs given, const OptionalTensor& gain, const OptionalTensor& gamma,
                         const OptionalTensor& beta, double eps, const NeuronInputs& inputs) {
-  given.counted = inputs.window;
   Synapses synapses(std::move(given));
   const Shape shape = synapses.output_shape();
   NeuronLayer neurons(inputs, shape, synapses.T(), synapses.counts_type(), synapses.planes());
@@ -159,20 +158,22 @@ NormOutputs layer_bn_if(SynapseInputs given, const OptionalTensor& gain, const O
 #define TANDEM_NORM_LAYER_FIELDS(X) \
   TANDEM_NORM_FIELDS(X) TANDEM_NEURON_FIELDS(X) X("bool", bool, return_v) TANDEM_TENSOR_FIELDS(X)
 // The arguments of layer_bn_if() after the synapses. Scale and shift come from the statistics, and train = true.
-#define TANDEM_NORM_LAYER_ARGUMENTS                                                                     \
-  gain, gamma, beta, eps, {                                                                             \
-    TANDEM_NEURON_FIELDS(TANDEM_ARGUMENT) true, return_v, {}, {}, TANDEM_TENSOR_FIELDS(TANDEM_ARGUMENT) \
+#define TANDEM_NORM_LAYER_ARGUMENTS                                                                                 \
+  gain, gamma, beta, eps, {                                                                                         \
+    TANDEM_NEURON_FIELDS(TANDEM_ARGUMENT).train = true, .return_v = return_v, TANDEM_TENSOR_FIELDS(TANDEM_ARGUMENT) \
   }
 
 NormOutputs linear_bn_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER)
                              TANDEM_NORM_LAYER_FIELDS(TANDEM_PARAMETER)) {
-  return layer_bn_if({planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT){}, {}, {}, 1, false}, TANDEM_NORM_LAYER_ARGUMENTS);
+  return layer_bn_if({.planes = planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT).groups = 1, .counted = window},
+                     TANDEM_NORM_LAYER_ARGUMENTS);
 }
 
 NormOutputs conv_bn_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_WINDOW_FIELDS(TANDEM_PARAMETER)
                            TANDEM_NORM_LAYER_FIELDS(TANDEM_PARAMETER)) {
-  return layer_bn_if({planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT) false},
-                     TANDEM_NORM_LAYER_ARGUMENTS);
+  return layer_bn_if(
+      {.planes = planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT).counted = window},
+      TANDEM_NORM_LAYER_ARGUMENTS);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> bn_statistics(Tensor product, double factor, OptionalTensor gain,

@@ -47,9 +47,9 @@
   TANDEM_AFFINE_FIELDS(X)              \
   TANDEM_TENSOR_FIELDS(X)
 
-#define TANDEM_MEMBER(schema, type, name, ...) type name;
+#define TANDEM_MEMBER(schema, type, name, ...) type name{};
 // To follow a first argument.
 #define TANDEM_PARAMETER(schema, type, name, ...) , type name
 #define TANDEM_SCHEMA(schema, type, name, ...) ", " schema " " #name __VA_ARGS__
 // For a list in braces.
-#define TANDEM_ARGUMENT(schema, type, name, ...) std::move(name),
+#define TANDEM_ARGUMENT(schema, type, name, ...) .name = std::move(name),

@@ -27,6 +27,7 @@ void set_weight(Geometry& geometry, const Tensor& weight, int64_t groups) {
   for (int axis = 0; axis < 2; ++axis) {
     const int64_t d = axis + weight.dim() - 2;  // a line is an image of height 1
     geometry.kernel[axis] = d < 2 ? 1 : weight.size(static_cast<int32_t>(d));
+    geometry.stride[axis] = geometry.dilation[axis] = 1;
   }
 }
 
@@ -82,7 +83,8 @@ Synapses::Synapses(SynapseInputs inputs) : in_(std::move(inputs)) {
   TANDEM_CHECK(stride.size() == spatial && padding.size() == spatial && dilation.size() == spatial,
                "stride, padding and dilation must have ", spatial, " elements");
   Geometry& geometry = layer_.geometry;
-  geometry = {planes.size(1), 1, 1, 0, 0, 0, {}, {1, 1}, {}, {1, 1}};
+  geometry.batch = planes.size(1);
+  geometry.height = geometry.width = 1;
   set_weight(geometry, weight, groups);
   for (size_t d = 0; d < spatial; ++d) {
     check_range(stride[d], 1, "stride");
@@ -224,7 +226,6 @@ Tensor Synapses::product_of(const Tensor& images) const {
 namespace {
 
 NeuronOutputs layer_if(SynapseInputs given, const NeuronInputs& inputs) {
-  given.counted = inputs.window;
   Synapses synapses(std::move(given));
   const NeuronLayer layer(inputs, synapses.output_shape(), synapses.T(), synapses.counts_type(), synapses.planes());
   if (layer.neurons() > 0) synapses.is_fused() ? synapses.fire(layer) : synapses.scan(layer);
@@ -234,22 +235,27 @@ NeuronOutputs layer_if(SynapseInputs given, const NeuronInputs& inputs) {
 NeuronOutputs linear_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER)
                             TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER),
                         OptionalTensor digits) {
-  return layer_if({planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT){}, {}, {}, 1, false, std::move(digits)},
+  return layer_if({.planes = planes,
+                   TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT).groups = 1,
+                   .counted = window,
+                   .digits = std::move(digits)},
                   {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT)});
 }
 
 NeuronOutputs conv_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_WINDOW_FIELDS(TANDEM_PARAMETER)
                           TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER),
                       OptionalTensor digits) {
-  return layer_if(
-      {planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT) false, std::move(digits)},
-      {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT)});
+  return layer_if({.planes = planes,
+                   TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT).counted = window,
+                   .digits = std::move(digits)},
+                  {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT)});
 }
 
 Tensor window_product(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_WINDOW_FIELDS(TANDEM_PARAMETER),
                       bool counted) {
-  return Synapses({planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT) counted})
-      .window_product();
+  Synapses synapses({.planes = planes,
+                     TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT).counted = counted});
+  return synapses.window_product();
 }
 
 // Returns q, channels-last if the weight is, else contiguous, and step [N].

@@ -15,8 +15,8 @@ struct SynapseInputs {
   // T, weight [N, K] or [N, C / groups, kernel...], floating or int8
   TANDEM_PRODUCT_FIELDS(TANDEM_MEMBER)
   TANDEM_WINDOW_FIELDS(TANDEM_MEMBER)
-  bool counted;
-  OptionalTensor digits = std::nullopt;  // from frozen_digits; if absent, made when needed
+  bool counted = false;
+  OptionalTensor digits{};  // from frozen_digits; if absent, made when needed
 };
 
 // The checked synapses, as the kernels take them. Keeps alive the tensors that the kernels read.
