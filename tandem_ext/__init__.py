@@ -9,9 +9,8 @@ Examples in this package assume ``import torch`` and ``import tandem_ext as te``
 """
 
 from . import flops, functional, ops, reference
-from ._load import build_info
+from ._load import build_info, moved
 from .inputs import ConstantInput, ImpulseInput
-from .planes import counts, pack, unpack
 from .signal import cat, collate
 from .train import SpikeTrain
 
@@ -24,14 +23,18 @@ __all__ = [
     "build_info",
     "cat",
     "collate",
-    "counts",
     "flops",
     "functional",
     "ops",
-    "pack",
     "reference",
-    "unpack",
 ]
+
+_MOVED = {
+    "counts": "SpikeTrain(planes, T).counts",
+    "pack": "SpikeTrain.from_dense(spikes).planes",
+    "unpack": "SpikeTrain(planes, T).to_dense(dtype)",
+}
+__getattr__ = moved(__name__, _MOVED)
 
 
 def __dir__() -> list[str]:

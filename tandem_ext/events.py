@@ -29,17 +29,6 @@ def bin_events(
     return planes.reshape(len(planes), *shape)
 
 
-def features_of(sensor_size: Any) -> tuple[int, ...]:
-    """Return the shape of the features of a sensor that tonic describes as (x, y, polarities)."""
-    sizes = tuple(sensor_size)
-    if len(sizes) != 3 or not all(isinstance(n, (int, np.integer)) and n > 0 for n in sizes):
-        raise ValueError(f"sensor_size: expected (x, y, polarities) as tonic gives it, got {sensor_size!r}")
-    x, y, p = map(int, sizes)
-    if y > 1:
-        return p, y, x
-    return (p, x) if p > 1 else (x,)
-
-
 def check_window(window: tuple[float, float]) -> None:
     if not window[0] < window[1]:
         raise ValueError(f"window: expected (start, stop) with start < stop, got {window}")
@@ -75,18 +64,12 @@ def _addresses(recording: Any, shape: tuple[int, ...]) -> tuple[npt.NDArray[Any]
             raise ValueError(f"{name}: expected {len(times)} values, as many as there are times, got {len(values)}")
         if len(values) and not (values.min() >= 0 and values.max() < sizes[name]):
             found = f"{name}: expected addresses in 0..{sizes[name] - 1}, got {values.min()}..{values.max()}"
-            raise ValueError(f"{found}; shape {shape} is [{', '.join(sizes)}]{_other_order(values, shape)}")
+            raise ValueError(f"{found}; shape {shape} is [{', '.join(sizes)}]")
         whole = values.astype(np.int64)
         if values.dtype.kind == "f" and (values != whole).any():
             raise ValueError(f"{name}: expected whole numbers, got {values[values != whole][0]}")
         flat = flat * sizes[name] + whole
     return times, flat
-
-
-def _other_order(addresses: npt.NDArray[Any], shape: tuple[int, ...]) -> str:
-    """Return a hint for the error message if the shape seems to be tonic's sensor_size."""
-    tonic = len(shape) == 3 and shape[2] <= 2 and addresses.min() >= 0 and addresses.max() < max(shape)
-    return ": give tonic's order, (x, y, p), as sensor_size" if tonic else ""
 
 
 def _frames(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from . import _load  # noqa: F401  (registers the ops)
+from ._load import moved
 
 # Only ops with a product: torch counts no element-wise ops, and it computes the products of the backward pass itself.
 PRODUCTS = ("linear_if", "linear_bn_if", "conv_if", "conv_bn_if")
@@ -25,9 +25,4 @@ def _(planes: Any, T: int, weight: Sequence[int], *_: Any, out_shape: Sequence[A
     return 2 * prod(weight) * spikes[1] * prod(spikes[3:])
 
 
-def __getattr__(name: str) -> Any:
-    if name == "fvcore_handles":
-        raise ImportError(
-            f"{__name__}.{name} is gone since 0.2.0: torch.utils.flop_counter.FlopCounterMode counts the same"
-        )
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = moved(__name__, {"fvcore_handles": "torch.utils.flop_counter.FlopCounterMode counts the same"})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -18,7 +18,9 @@ D = TypeVar("D", bound="DirectInput")
 class DirectInput(Signal):
     """Base class of :class:`ConstantInput` and :class:`ImpulseInput`."""
 
+    _fields: ClassVar[tuple[str, ...]] = ("x", "T", "gain")
     _tensors: ClassVar[str] = "x is its tensor [B, *features]"
+    source: ClassVar[str]  # which op receives it
     x: Tensor
     T: int
 
@@ -26,45 +28,23 @@ class DirectInput(Signal):
         self.x = x
         self.T = T
         self.gain = gain
-        checks.direct("x", self.x)
+        hint = ": x.float() is an image, SpikeTrain.from_frames takes counts of events"
+        checks.tensor("x", x, "a floating-point tensor", checks.is_float, "[B, *features]", 1, hint)
         checks.T("T", self.T)
         checks.gain("gain", self.gain)
-
-    @classmethod
-    def unchecked(cls: type[D], x: Tensor, T: int, gain: float | Tensor = 1.0) -> D:
-        """Make an input from valid parts, without checks."""
-        signal = object.__new__(cls)
-        signal.x = x
-        signal.T = T
-        signal.gain = gain
-        return signal
-
-    def replace(self: D, **parts: Any) -> D:
-        own: dict[str, Any] = {"x": self.x, "T": self.T, "gain": self.gain}
-        return self.unchecked(**own | parts)
 
     @property
     def shape(self) -> torch.Size:
         """[B, *features]."""
         return self.x.shape
 
-    @property
-    def device(self) -> torch.device:
-        return self.x.device
-
     @classmethod
     def concatenate(cls: type[D], signals: Sequence[D], dim: int) -> D:
-        return cls.unchecked(torch.cat([s.x for s in signals], dim), signals[0].T, signals[0].gain)
-
-    def map(self: D, f: Callable[[Tensor], Tensor]) -> D:
-        return self.replace(x=f(self.x), gain=f(self.gain) if isinstance(self.gain, Tensor) else self.gain)
+        return signals[0].replace(x=torch.cat([s.x for s in signals], dim))
 
     def __getitem__(self: D, index: Any) -> D:
         """Select samples of the batch by an int, a slice or a 1-d list, array or tensor; the batch dimension stays."""
         return self.replace(x=self.x[batch_index(index, len(self))])
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(T={self.T}, shape={list(self.shape)}, gain={self.gain}, device={self.device})"
 
 
 class ConstantInput(DirectInput):
@@ -85,6 +65,8 @@ class ConstantInput(DirectInput):
     tensor([[2.]])
     """
 
+    source = "constant"
+
     @property
     def counts(self) -> Tensor:
         """T·x."""
@@ -100,6 +82,8 @@ class ImpulseInput(DirectInput):
     tensor([[0.2500]])
     """
 
+    source = "impulse"
+
     @property
     def counts(self) -> Tensor:
         """x."""
@@ -107,4 +91,4 @@ class ImpulseInput(DirectInput):
 
 
 for _cls in (ConstantInput, ImpulseInput):
-    register_pytree(_cls, ("x", "T", "gain"))
+    register_pytree(_cls)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.library import register_vmap
 
-from . import _load  # noqa: F401  (registers the ops)
+from . import checks
 
 Shape = Sequence[int]
 Arguments = dict[str, Any]
@@ -31,32 +31,12 @@ def counts_dtype(dtype: torch.dtype, T: int) -> torch.dtype:
     return torch.float32 if _EXACT.get(dtype, T) < T else dtype
 
 
-def _names(name: str) -> list[str]:
-    return [argument.name for argument in getattr(torch.ops.tandem, name).default._schema.arguments]
-
-
 def _by_name(names: Sequence[str], args: Sequence[Any]) -> Arguments:
     """Return the arguments by name; None for those that were left out, and have their default."""
     return dict.fromkeys(names) | dict(zip(names, args, strict=False))
 
 
 # --- fakes ------------------------------------------------------------------------------------------------------------
-
-
-def _register_fake(name: str, fake: Callable[[Arguments], Any]) -> None:
-    """Like torch's, but checks that all tensors are on one device: a mix of meta and real tensors also gets here."""
-    names = _names(name)
-
-    def checked(*args: Any) -> Any:
-        a = _by_name(names, args)
-        tensors = [(n, t) for n, t in a.items() if isinstance(t, Tensor)]
-        for argument, tensor in tensors:
-            if tensor.device != tensors[0][1].device:
-                first, device = tensors[0][0], tensors[0][1].device
-                raise ValueError(f"{argument} is on {tensor.device}, but {first} is on {device}")
-        return fake(a)
-
-    torch.library.register_fake(f"tandem::{name}", checked)
 
 
 def _empty(like: Tensor, lead: Shape, shape: Shape, dtype: torch.dtype) -> Tensor:
@@ -154,17 +134,38 @@ def _split(value: Tensor, size: int, batch: int) -> Tensor:
     return torch.unflatten(value, batch, (size, value.shape[batch] // size))
 
 
-def _register_vmap(
-    name: str, inputs: dict[str, int], outputs: Sequence[int | None] | Callable[[Arguments], Any]
+def _neurons_batches(a: Arguments) -> Sequence[int | None]:
+    shape, train = _shape(a), a["train"]
+    v_init_per_sample = a["v_init"] is not None and a["v_init"].dim() == len(shape)
+    if v_init_per_sample or (train and math.prod(shape) % 8):  # only a mask of whole bytes can be split
+        return ()
+    if a["bad"] is not None and len(a["bad"]) != shape[0]:  # one flag for all samples of an element
+        return ()
+    return 1, 0 if train else None, 0 if train else None, 0 if a["return_v"] else None, 0
+
+
+def _register(
+    name: str,
+    fake: Callable[[Arguments], Any],
+    inputs: dict[str, int],
+    outputs: Sequence[int | None] | Callable[[Arguments], Any],
 ) -> None:
-    """Register a vmap rule: one call on a larger batch if only samples are mapped, else one call per element.
+    """Register a fake and a vmap rule: one call on a larger batch if only samples are mapped, else one per element.
 
     Args:
         inputs: the arguments that hold samples, each with its batch dimension.
         outputs: the batch dimension of each output, None for one that is None; or a function that returns them, given
             the arguments of one element. If there are none, every element is a call.
     """
-    op, names = getattr(torch.ops.tandem, name).default, _names(name)
+    op = getattr(torch.ops.tandem, name).default
+    names = [argument.name for argument in op._schema.arguments]
+
+    def checked(*args: Any) -> Any:
+        a = _by_name(names, args)
+        (first, like), *others = ((n, t) for n, t in a.items() if isinstance(t, Tensor))
+        for argument, tensor in others:  # a mix of meta and real tensors also gets here
+            checks.same_device(argument, tensor, first, like.device)
+        return fake(a)
 
     def rule(info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:
         dims, size = dict(zip(names, in_dims, strict=False)), info.batch_size
@@ -180,26 +181,13 @@ def _register_vmap(
         pairs = zip(results, batches, strict=True)
         return tuple(r if batch is None else _split(r, size, batch) for r, batch in pairs), tuple(batches)
 
+    torch.library.register_fake(f"tandem::{name}", checked)
     register_vmap(f"tandem::{name}", rule)
 
 
-def _neurons_batches(a: Arguments) -> Sequence[int | None]:
-    shape, train = _shape(a), a["train"]
-    v_init_per_sample = a["v_init"] is not None and a["v_init"].dim() == len(shape)
-    if v_init_per_sample or (train and math.prod(shape) % 8):  # only a mask of whole bytes can be split
-        return ()
-    if a["bad"] is not None and len(a["bad"]) != shape[0]:  # one flag for all samples of an element
-        return ()
-    return 1, 0 if train else None, 0 if train else None, 0 if a["return_v"] else None, 0
-
-
-def _register(name: str, fake: Callable[[Arguments], Any], inputs: dict[str, int], outputs: Any) -> None:
-    _register_fake(name, fake)
-    _register_vmap(name, inputs, outputs)
-
-
-for _name, _batch in {"if_scan": 1, "constant_if": 0, "impulse_if": 0, "linear_if": 1, "conv_if": 1}.items():
-    _register(_name, _fake_neurons, {_names(_name)[0]: _batch, "residual": 1, "bad": 0}, _neurons_batches)
+_SAMPLES = {"currents": 1, "current": 0, "planes": 1, "residual": 1, "bad": 0}
+for _name in ("if_scan", "constant_if", "impulse_if", "linear_if", "conv_if"):
+    _register(_name, _fake_neurons, _SAMPLES, _neurons_batches)
 # With batch statistics the samples of a batch are not independent.
 _register("linear_bn_if", _fake_neurons, {}, ())
 _register("conv_bn_if", _fake_neurons, {}, ())

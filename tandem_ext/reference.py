@@ -22,53 +22,31 @@ Input = SpikeTrain | ConstantInput | ImpulseInput
 Result = SpikeTrain | tuple[SpikeTrain, Tensor]
 
 
-def linear_if(
-    x: Input,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-    *,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    **options: Any,
-) -> Result:
+def linear_if(x: Input, weight: Tensor, *arguments: Any, **options: Any) -> Result:
     """IF neurons driven by ``weight @ s[t]``, or by a convolution if the weight has spatial dimensions.
 
-    See :func:`tandem_ext.functional.linear_if`, ``conv1d_if`` and ``conv2d_if``.
+    Arguments as in :func:`tandem_ext.functional.linear_if`, ``conv1d_if`` and ``conv2d_if``.
     """
-    return _layer(x, weight, (stride, padding, dilation, groups), bias, scale, shift, **options)[0]
+    return _layer(x, weight, *arguments, **options)[0]
 
 
-def linear_bn_if(
+def bn_if(
     x: Input,
     weight: Tensor,
     bias: Tensor | None = None,
     gamma: Tensor | None = None,
     beta: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-    *,
+    *geometry: Any,
     eps: float = 1e-5,
     **options: Any,
 ) -> tuple[Result, Tensor, Tensor]:
-    """:func:`linear_if` with batch norm in training mode; see :func:`tandem_ext.functional.linear_bn_if`."""
-    return _layer(x, weight, (stride, padding, dilation, groups), bias, gamma, beta, eps, **options)  # type: ignore[return-value]
+    """:func:`linear_if` with batch norm in training mode; see :func:`tandem_ext.functional.bn_if`."""
+    return _layer(x, weight, bias, *geometry, scale=gamma, shift=beta, eps=eps, **options)
 
 
-def if_scan(
-    currents: Tensor | ConstantInput | ImpulseInput,
-    *,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    **options: Any,
-) -> Result:
+def if_scan(currents: Tensor | ConstantInput | ImpulseInput, **options: Any) -> Result:
     """IF neurons driven by given currents [T, B, *features]; see :func:`tandem_ext.functional.if_scan`."""
-    return _layer(currents, None, None, None, scale, shift, **options)[0]
+    return _layer(currents, None, **options)[0]
 
 
 def follow_if(x: SpikeTrain, weight: Tensor, counts: Tensor, *geometry: Any, **options: Any) -> tuple[Tensor, Tensor]:
@@ -92,8 +70,7 @@ def follow_if(x: SpikeTrain, weight: Tensor, counts: Tensor, *geometry: Any, **o
     return counts + moves, moves
 
 
-conv_if = conv1d_if = conv2d_if = linear_if
-conv_bn_if = conv1d_bn_if = conv2d_bn_if = linear_bn_if
+conv1d_if = conv2d_if = linear_if
 
 
 # --- the rule ---------------------------------------------------------------------------------------------------------
@@ -141,21 +118,6 @@ def open_gate(z: Tensor, gate: str, threshold: float, T: int) -> Tensor:
     return (z > 0) & (z < z.new_tensor(threshold * T)) if gate == "clip" else z > 0
 
 
-class _Tandem(torch.autograd.Function):
-    """The spike counts c, with the gradient of the ANN's activation ρ(z)/ϑ: ∂c/∂z = gate/ϑ and ∂c/∂ϑ = -gate·c/ϑ."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor, theta: Tensor, counts: Tensor, gate: Tensor) -> Tensor:
-        ctx.save_for_backward(theta, counts, gate)
-        return counts.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        theta, counts, gate = ctx.saved_tensors
-        grad_z = torch.where(gate, grad / theta, 0)
-        return grad_z, (-grad_z * counts).sum_to_size(theta.shape), None, None
-
-
 class _Valued(torch.autograd.Function):
     """The value of one tensor with the gradient of another."""
 
@@ -168,42 +130,62 @@ class _Valued(torch.autograd.Function):
         return grad, None
 
 
+def tandem_counts(z: Tensor, theta: Tensor, counts: Tensor, is_open: Tensor) -> Tensor:
+    """Return the spike counts c, with the gradient of ρ(z)/ϑ: ∂c/∂z = gate/ϑ and ∂c/∂ϑ = -gate·c/ϑ."""
+    rate = torch.where(is_open, (z - counts * theta) / theta.detach(), 0)
+    return _Valued.apply(rate, counts)  # type: ignore[no-untyped-call]
+
+
 def _layer(
     x: Tensor | Input,
     weight: Tensor | None,
-    geometry: Any,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    eps: float | None = None,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
     *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    eps: float | None = None,
     step: Tensor | None = None,
     threshold: float | Tensor = 1.0,
+    leak: float = 1.0,
+    v_init: float | Tensor | None = None,
+    residual: SpikeTrain | Tensor | None = None,
+    gate: str = "relu",
     timing: str = "step",
+    steps: int | None = None,
     return_v: bool = False,
-    **neuron: Any,
-) -> tuple[Result, Tensor | None, Tensor | None]:
+) -> Any:
     """Neurons with z = scale·(gain·step·W c + bias) + shift, or driven by x if there is no weight.
 
     With ``eps``, scale and shift are γ and β of batch norm: currents and ANN branch use the same batch statistics.
-    ``step`` [N] is the quantisation step of int8 weights.
+    ``step`` [N] is the quantisation step of int8 weights. With a tensor threshold potentials are in units of it, and
+    neurons fire at 1. A sample is bad if its input was, or if a final potential is not finite; leak and reset cannot
+    make it finite again.
+
+    Returns:
+        (train, mean, var), or ((train, v), mean, var) with ``return_v``.
     """
-    window, before = timing == "window", x.bad if isinstance(x, SpikeTrain) else None
-    given: Any = weight if weight is not None else x
+    given: Any = x if weight is None else weight
     dtype = (given if isinstance(given, Tensor) else given.x).dtype
     dtype = torch.float32 if dtype == torch.int8 else dtype
+    window, geometry = timing == "window", (stride, padding, dilation, groups)
     y, u, T, total, gain = _currents(x, weight, geometry, compute_dtype(dtype), window)
-    unit = _per_channel(threshold if isinstance(threshold, Tensor) else None, 1.0, y)
+    unit = _per_channel(threshold if isinstance(threshold, Tensor) else 1.0, y)
     unit = unit + 0 * unit.detach()  # makes an infinite threshold NaN
-    s, g, b = _per_channel(step, 1.0, y), _per_channel(gain, 1.0, y), _per_channel(bias, 0.0, y)
+    theta, fire_at = (unit, 1.0) if isinstance(threshold, Tensor) else (y.new_tensor(threshold), threshold)
+    bad = [t.bad for t in (x, residual) if isinstance(t, SpikeTrain) and t.bad is not None]
+
+    s, g, b = (_per_channel(value, y) for value in (step, gain, 0.0 if bias is None else bias))
     mean = var = None
     if eps is None:
-        w, k = _per_channel(scale, 1.0, y), _per_channel(shift, 0.0, y)
+        w, k = _per_channel(scale, y), _per_channel(0.0 if shift is None else shift, y)
         ann = w * (g * s * total + b) + k
-        with torch.no_grad():
-            scale, shift = w * s * g / unit, (w * b + k) / unit
+        factor, term = (w * s * g / unit).detach(), ((w * b + k) / unit).detach()
     else:
-        before = None if before is None else before.sum(0, True)  # one bad sample makes all bad
+        bad = [flags.sum(0, True) if flags is getattr(x, "bad", None) else flags for flags in bad]  # of any sample
         gamma = y.new_ones(y.shape[2]) if scale is None else scale.to(y.dtype)
         beta = torch.zeros_like(gamma) if shift is None else shift.to(y.dtype)
         ann = F.batch_norm(s * g * total, None, None, gamma, beta, True, 0.0, eps)
@@ -213,70 +195,32 @@ def _layer(
             var = (_divided((rows * rows).sum(0), len(rows)) - mean * mean).clamp_min(0).to(y.dtype)
             mean, g, one = mean.to(y.dtype), (s * g).flatten(), unit.flatten()
             a = gamma / one * (1 / square_root(g * g * var + eps) + 0 * var)
-            scale, shift = _per_channel(a * g, 1.0, y), _per_channel(beta / one - g * mean * a, 0.0, y)
+            factor, term = _per_channel(a * g, y), _per_channel(beta / one - g * mean * a, y)
             mean, var = g * mean + b.flatten(), g * g * var
-    train, v = _neurons(y, u, T, ann, scale, shift, dtype, threshold, unit, timing, before, **neuron)
-    return (train, v) if return_v else train, mean, var
 
-
-def _neurons(
-    y: Tensor,
-    u: Tensor,
-    T: int,
-    ann: Tensor,
-    scale: Tensor,
-    shift: Tensor,
-    dtype: torch.dtype,
-    threshold: float | Tensor,
-    unit: Tensor,
-    timing: str,
-    before: Tensor | None,
-    *,
-    leak: float = 1.0,
-    v_init: float | Tensor | None = None,
-    residual: SpikeTrain | Tensor | None = None,
-    gate: str = "relu",
-    steps: int | None = None,
-) -> tuple[SpikeTrain, Tensor]:
-    """Run the neurons of a layer; return (train, v).
-
-    A sample is bad if its input was, or if a final potential is not finite; leak and reset cannot make it finite again.
-
-    Args:
-        y: y[t] = W s[t], [T, B, *features]; with timing "window" u, [1, B, *features].
-        u: the sum of y[t] over the window, [B, *features].
-        ann: the ANN's pre-activation, through which gradients flow.
-        scale, shift: in units of ``unit``, a tensor threshold or 1; neurons with a tensor threshold fire at 1.
-        before: the NaN flags of the input.
-    """
-    window, fire_at = timing == "window", 1.0 if isinstance(threshold, Tensor) else threshold
     with torch.no_grad():
-        z = pre_activation(u, scale, shift, _divided(u.new_tensor(T), steps or T))
-        currents = scale * y + _divided(shift, steps or T)
+        z = pre_activation(u, factor, term, _divided(u.new_tensor(T), steps or T))
+        currents = factor * y + _divided(term, steps or T)
     if residual is not None:
         r, r_sum, value = _residual(residual, y)
-        factor = value.detach() / unit.detach()
-        z, currents = z + factor * r_sum.detach(), currents + factor * r
+        share = value.detach() / unit.detach()
+        z, currents = z + share * r_sum.detach(), currents + share * r
         ann = ann + value * r_sum
     if v_init is None:
         v_init = threshold / 2 if window else 0.0
     with torch.no_grad():
         v = torch.as_tensor(v_init, dtype=y.dtype, device=y.device)
-        v = ((_per_channel(v, 0.0, y) if v.dim() == 1 else v) / unit).expand(y.shape[1:])
+        v = ((_per_channel(v, y) if v.dim() == 1 else v) / unit).expand(y.shape[1:])
         if window:
             fired, v = fire_after_window(v + z, fire_at, T)
             stored = fired.to(torch.uint8).unsqueeze(0)
         else:
             spikes, v = integrate_and_fire(currents, v, fire_at, leak)
             stored, fired = pack(spikes), spikes.sum(0)
-    theta = unit if isinstance(threshold, Tensor) else y.new_tensor(threshold)
-    is_open = open_gate(z, gate, fire_at, T)
-    counts = _Tandem.apply(ann, theta, fired, is_open)  # type: ignore[no-untyped-call]
-    bad = _not_finite(v.movedim(0, -1))
-    for other in (before, residual.bad if isinstance(residual, SpikeTrain) else None):
-        bad = bad if other is None else bad + other
-    counts = counts.to(counts_dtype(dtype, T))
-    return SpikeTrain.unchecked(stored, T, counts, timing=timing, bad=bad), v * unit.detach()
+    counts = tandem_counts(ann, theta, fired, open_gate(z, gate, fire_at, T)).to(counts_dtype(dtype, T))
+    flags = reduce(torch.add, bad, _not_finite(v.movedim(0, -1)))
+    train = SpikeTrain.unchecked(stored, T, counts, timing=timing, bad=flags)
+    return (train, v * unit.detach()) if return_v else train, mean, var
 
 
 def _currents(
@@ -302,42 +246,37 @@ def _currents(
         """The sum, rounded once: float32 may be multiplied by algorithms that round more often, such as Winograd's."""
         if weight is None:
             return a
-        wide = a.double(), weight.double(), None
-        if weight.dim() == 2:
-            return F.linear(*wide).to(a.dtype)
-        convolution: Any = F.conv1d if weight.dim() == 3 else F.conv2d
-        return convolution(*wide, *geometry).to(a.dtype)
+        wide, convolution = (a.double(), weight.double()), F.conv1d if weight.dim() == 3 else F.conv2d
+        return (F.linear(*wide) if weight.dim() == 2 else convolution(*wide, None, *geometry)).to(a.dtype)
 
-    if isinstance(x, SpikeTrain):
-        counts = _counts(x, dtype)
-        with torch.no_grad():
-            exact = in_units(weight)  # type: ignore[arg-type]
-            u = product(counts, exact)
-            y = u.unsqueeze(0)
-            if not window:
-                spikes = unpack(x, dtype)
-                y = torch.unflatten(product(spikes.flatten(0, 1), exact), 0, spikes.shape[:2])
-            lost = _per_channel(_not_finite(weight.movedim(0, -1)).to(dtype), 0.0, y)  # type: ignore[union-attr]
-        return y + lost, u + lost, x.T, _Valued.apply(product(counts), u) + lost, gain  # type: ignore[no-untyped-call]
-    current = product(x.x).to(dtype)
-    total = x.T * current if isinstance(x, ConstantInput) else current
-    u = total.detach()
-    y = u.unsqueeze(0) if window else current.detach().expand(x.T, *current.shape)
-    if isinstance(x, ImpulseInput):
-        y = torch.cat([y[:1], torch.zeros_like(y[1:])])
-    return y, u, x.T, total, gain
+    if not isinstance(x, SpikeTrain):
+        current = product(x.x).to(dtype)
+        total = x.T * current if isinstance(x, ConstantInput) else current
+        u = total.detach()
+        y = current.detach().expand(1 if window else x.T, *current.shape)
+        if isinstance(x, ImpulseInput):
+            y = torch.cat([y[:1], torch.zeros_like(y[1:])])
+        return u.unsqueeze(0) if window else y, u, x.T, total, gain
+    counts = _counts(x, dtype)
+    with torch.no_grad():
+        exact = in_units(weight)  # type: ignore[arg-type]
+        u = product(counts, exact)
+        spikes = counts.unsqueeze(0) if window else unpack(x, dtype)
+        y = torch.unflatten(product(spikes.flatten(0, 1), exact), 0, spikes.shape[:2])
+        lost = _per_channel(_not_finite(weight.movedim(0, -1)).to(dtype), y)  # type: ignore[union-attr]
+    return y + lost, u + lost, x.T, _Valued.apply(product(counts), u) + lost, gain  # type: ignore[no-untyped-call]
 
 
 def _residual(residual: SpikeTrain | Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the currents that a residual adds at each step, their sum in the order of the steps, and their gain."""
     if isinstance(residual, Tensor):
         return residual.detach().to(y.dtype), reduce(torch.add, residual.to(y.dtype)), y.new_ones(())
-    return unpack(residual, y.dtype), _counts(residual, y.dtype), _per_channel(residual.gain, 1.0, y)
+    return unpack(residual, y.dtype), _counts(residual, y.dtype), _per_channel(residual.gain, y)
 
 
-def _per_channel(value: float | Tensor | None, default: float, y: Tensor) -> Tensor:
-    """Return a number, or a per-channel tensor, as a tensor that broadcasts against [..., B, C, *space]."""
-    tensor = torch.as_tensor(default if value is None else value, dtype=y.dtype, device=y.device)
+def _per_channel(value: float | Tensor | None, y: Tensor) -> Tensor:
+    """Return a number, or a per-channel tensor, None for 1, as a tensor that broadcasts against [..., B, C, *space]."""
+    tensor = torch.as_tensor(1.0 if value is None else value, dtype=y.dtype, device=y.device)
     return tensor.view(-1, *[1] * (y.dim() - 3)) if tensor.dim() else tensor
 
 

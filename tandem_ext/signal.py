@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -34,16 +33,23 @@ class Signal:
 
     T: int
     gain: float | Tensor
+    _fields: ClassVar[tuple[str, ...]]  # the attributes that define it
     _instead: ClassVar[Mapping[str, str]] = _INSTEAD
     _tensors: ClassVar[str] = ""  # for error messages: which tensors it has
 
-    def map(self: S, f: Callable[[Tensor], Tensor]) -> S:
-        """Return a copy with ``f`` applied to each tensor. Nothing is checked."""
-        raise NotImplementedError
-
     def replace(self: S, **parts: Any) -> S:
-        """Return a copy with some parts replaced, named as the arguments of ``unchecked``. Nothing is checked."""
-        raise NotImplementedError
+        """Return a copy with some attributes replaced. Nothing is checked."""
+        copy = object.__new__(type(self))
+        for name in self._fields:
+            setattr(copy, name, getattr(self, name))
+        for name, value in parts.items():
+            setattr(copy, name, value)
+        return copy
+
+    def map(self: S, f: Callable[[Tensor], Tensor]) -> S:
+        """Return a copy with ``f`` applied to each tensor, except to NaN flags, which have no features."""
+        values = {name.removeprefix("_"): getattr(self, name) for name in self._fields if name != "bad"}
+        return self.replace(**{name: f(value) for name, value in values.items() if isinstance(value, Tensor)})
 
     @classmethod
     def concatenate(cls: type[S], signals: Sequence[S], dim: int) -> S:
@@ -58,7 +64,8 @@ class Signal:
     @property
     def device(self) -> torch.device:
         """The device of its tensors."""
-        raise NotImplementedError
+        device: torch.device = getattr(self, self._fields[0]).device
+        return device
 
     def to(
         self: S,
@@ -78,7 +85,6 @@ class Signal:
         if dtype is not None and not dtype.is_floating_point:
             raise TypeError(f"dtype: expected a floating-point type, got {dtype}")
 
-        _refuse_dispatch()
         exact = None if dtype is None else self._exact(dtype)
 
         def move(t: Tensor) -> Tensor:
@@ -104,6 +110,11 @@ class Signal:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def __repr__(self) -> str:
+        window = ", timing=window" * (getattr(self, "timing", "step") == "window")
+        shown = f"T={self.T}, shape={list(self.shape)}, gain={self.gain}, device={self.device}{window}"
+        return f"{type(self).__name__}({shown})"
 
     if not TYPE_CHECKING:  # type checkers would then accept every attribute
 
@@ -140,27 +151,6 @@ def dataclass_of(field: str, *others: str) -> Callable[[C], C]:
     return decorate
 
 
-def _refuse_dispatch() -> None:
-    """Raise an error in accelerate's dispatcher, which can only split tensors and otherwise fails without a message.
-
-    It moves a batch before it splits the batch, so :meth:`Signal.to` is where it can be found.
-    """
-    if torch.compiler.is_compiling():
-        return
-    module = sys.modules.get("accelerate.data_loader")
-    if module is None:
-        return
-    between = ("to", "send_to_device", "honor_type", "<genexpr>", "<dictcomp>")
-    frame = sys._getframe(1)
-    while frame is not None and frame.f_code.co_name in between:
-        frame = frame.f_back  # type: ignore[assignment]
-    if frame is not None and frame.f_code is module.DataLoaderDispatcher.__iter__.__code__:
-        raise TypeError(
-            "accelerate cannot dispatch spike trains from one process to the others: give Accelerator "
-            "dataloader_config=DataLoaderConfiguration(dispatch_batches=False), so that each loads its own"
-        )
-
-
 def needs_grad(*tensors: Tensor | None) -> bool:
     """Return whether a gradient may flow to any of the tensors; always True under transforms and in forward mode."""
     transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
@@ -184,37 +174,28 @@ def batch_index(index: Any, length: int) -> slice | Tensor:
     raise TypeError(f"index: expected an int, a slice or a 1-d list, array or tensor over the batch, got {index!r}")
 
 
-def register_pytree(cls: type[S], fields: Sequence[str], static: Sequence[str] = ("T",)) -> None:
+def register_pytree(cls: type[S], static: Sequence[str] = ("T",)) -> None:
     """Register ``cls`` as a pytree node.
 
+    Its children are the fields that are tensors; ``static`` fields, None and a float gain are in the context.
     Unflattening bypasses ``__init__``, because torch replaces children by fake tensors, batched tensors and plain
     objects.
-
-    Args:
-        fields: all fields. Tensors are children; ``static`` fields, None and a float gain are in the context.
     """
 
     def flatten_with_keys(signal: S) -> tuple[list[tuple[pytree.KeyEntry, Any]], Any]:
-        children: list[tuple[pytree.KeyEntry, Any]] = []
-        names, context = [], []
-        for name in fields:
-            value = getattr(signal, name)
-            if name in static or value is None or isinstance(value, float):
-                context.append((name, value))
-            else:
-                names.append(name)
-                children.append((pytree.GetAttrKey(name), value))
-        return children, (tuple(names), tuple(context))
+        values = {name: getattr(signal, name) for name in cls._fields}
+        fixed = {n: v for n, v in values.items() if n in static or v is None or isinstance(v, float)}
+        children: list[Any] = [(pytree.GetAttrKey(n), v) for n, v in values.items() if n not in fixed]
+        return children, tuple(fixed.items())
 
     def flatten(signal: S) -> tuple[list[Any], Any]:
         children, context = flatten_with_keys(signal)
         return [child for _, child in children], context
 
     def unflatten(children: Iterable[Any], context: Any) -> S:
-        names, rest = context
-        signal = object.__new__(cls)
-        for name, value in (*zip(names, children, strict=True), *rest):
-            setattr(signal, name, value)
+        signal, fixed, values = object.__new__(cls), dict(context), iter(children)
+        for name in cls._fields:
+            setattr(signal, name, fixed[name] if name in fixed else next(values))
         return signal
 
     torch.serialization.add_safe_globals([cls])  # torch.load reads the example inputs of exported programs
@@ -224,22 +205,13 @@ def register_pytree(cls: type[S], fields: Sequence[str], static: Sequence[str] =
         unflatten,
         serialized_type_name=f"tandem_ext.{cls.__name__}",
         flatten_with_keys_fn=flatten_with_keys,
-        to_dumpable_context=_dump,
+        to_dumpable_context=lambda context: [[n, str(v) if isinstance(v, torch.dtype) else v] for n, v in context],
         from_dumpable_context=_load,
     )
 
 
-def _dump(context: Any) -> Any:
-    names, rest = context
-    return [list(names), [[n, str(v) if isinstance(v, torch.dtype) else v] for n, v in rest]]
-
-
 def _load(dumped: Any) -> Any:
-    def value(v: Any) -> Any:
-        return getattr(torch, v.removeprefix("torch.")) if isinstance(v, str) and v.startswith("torch.") else v
-
-    names, rest = dumped
-    return tuple(names), tuple((n, value(v)) for n, v in rest)
+    return tuple((n, getattr(torch, v.removeprefix("torch.")) if n == "_dtype" else v) for n, v in dumped)
 
 
 def cat(signals: Sequence[S], dim: int = 0) -> S:

@@ -78,6 +78,7 @@ class SpikeTrain(Signal):
         "numpy": "numpy.asarray(train) gives the spikes, uint8 [T, B, *features]",
         "sum": "counts is the sum over time, [B, *features]",
     }
+    _fields: ClassVar[tuple[str, ...]] = ("stored", "T", "_counts", "gain", "_dtype", "timing", "bad")
     _tensors: ClassVar[str] = "to_dense() is the spikes [T, B, *features], counts their number [B, *features]"
     stored: Tensor
     timing: str = "step"
@@ -100,16 +101,18 @@ class SpikeTrain(Signal):
         self._dtype = torch.get_default_dtype() if counts is None else counts.dtype
         checks.planes("planes", planes, self.T)
         checks.gain("gain", self.gain, planes.shape[2] if planes.dim() > 2 else None)
-        checks.high_bits("planes", planes, self.T)
-        if self._counts is not None:
-            checks.beside("counts", self._counts, "[B, *features]", planes, planes.shape[1:])
-        if self.bad is not None:
-            checks.beside("bad", self.bad, "[B]", planes, planes.shape[1:2])
+        if T % 8:
+            why = f"planes: a bit is set beyond T={T}: the planes belong to a longer train, or are not packed"
+            checks.values(planes, lambda bits: bits[-1] >> T % 8 == 0, why)
+        for name, value, shape in (("counts", counts, planes.shape[1:]), ("bad", bad, planes.shape[1:2])):
+            if value is not None:
+                checks.shaped(name, value, shape, "planes", planes.device)
         checks.one_of("timing", timing, checks.TIMINGS)
         if timing == "window":
             checks.T("T", T, timing)
             self.stored, self.timing = self.count_bytes, timing
-            checks.bursts("planes", planes, self.planes)
+            why = "planes: with timing='window' a neuron spikes in the first steps without gaps, got other spikes"
+            checks.values(planes, lambda bits: bits == self.planes, why)
 
     @classmethod
     def unchecked(
@@ -136,11 +139,6 @@ class SpikeTrain(Signal):
         train.bad = bad
         return train
 
-    def replace(self, **parts: Any) -> SpikeTrain:
-        own: dict[str, Any] = {"stored": self.stored, "T": self.T, "counts": self._counts, "gain": self.gain}
-        own |= {"dtype": self._dtype, "timing": self.timing, "bad": self.bad}
-        return self.unchecked(**own | parts)
-
     @classmethod
     def from_dense(cls, spikes: Tensor, gain: float | Tensor = 1.0) -> SpikeTrain:
         """Make a train from dense spikes.
@@ -157,12 +155,12 @@ class SpikeTrain(Signal):
         >>> te.SpikeTrain.from_dense(torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]])).planes
         tensor([[[3, 2]]], dtype=torch.uint8)
         """
-        planes = pack(spikes)
+        checks.over_time("spikes", spikes, "a real tensor", checks.is_real)
         checks.gain("gain", gain, spikes.shape[2] if spikes.dim() > 2 else None)
         checks.binary("spikes", spikes)
         dtype = spikes.dtype if spikes.is_floating_point() else None
         counts = spikes.sum(0, dtype=dtype and counts_dtype(dtype, len(spikes))) if needs_grad(spikes) else None
-        return cls.unchecked(planes, spikes.shape[0], counts, gain, dtype)
+        return cls.unchecked(pack(spikes), spikes.shape[0], counts, gain, dtype)
 
     @classmethod
     def from_counts(cls, counts: Tensor, T: int, gain: float | Tensor = 1.0) -> SpikeTrain:
@@ -183,7 +181,12 @@ class SpikeTrain(Signal):
                 [1, 0, 1],
                 [0, 0, 1]], dtype=torch.int32)
         """
-        checks.whole_counts("counts", counts, T)
+        checks.T("T", T, "window")
+        what = "a tensor of whole numbers"
+        checks.tensor(
+            "counts", counts, what, lambda c: checks.is_real(c) and c.dtype != torch.bool, "[B, *features]", 1
+        )
+        checks.whole("counts", counts, f"whole numbers from 0 to T={T}", T)
         checks.gain("gain", gain, counts.shape[1] if counts.dim() > 1 else None)
         edge = counts if needs_grad(counts) else None
         dtype = counts.dtype if counts.is_floating_point() else None
@@ -220,11 +223,12 @@ class SpikeTrain(Signal):
         tensor([[0, 0, 1, 1],
                 [0, 1, 1, 1]], dtype=torch.int32)
         """
-        checks.steps(substeps, "substeps", "")
+        checks.positive("substeps", substeps)
         frames = torch.as_tensor(frames) if isinstance(frames, np.ndarray) else frames
         if isinstance(frames, Tensor) and frames.dtype in (torch.uint16, torch.uint32, torch.uint64):
             frames = frames.long()  # few torch operators support these dtypes
-        checks.frames("frames", frames)
+        checks.tensor("frames", frames, "a real tensor or array", checks.is_real, "[F, B, *features]", 2)
+        checks.whole("frames", frames, "counts of events, whole numbers from 0")
         frames = frames.transpose(0, 1) if batch_first else frames
         n = frames.clamp(max=substeps).int().unsqueeze(1)  # the products below cannot overflow
         step = torch.arange(substeps, dtype=torch.int, device=n.device).view(-1, *[1] * (n.dim() - 2))
@@ -234,10 +238,9 @@ class SpikeTrain(Signal):
     def from_events(
         cls,
         recording: Any,
-        shape: Sequence[int] | None = None,
+        shape: Sequence[int],
         T: int = 8,
         *,
-        sensor_size: Sequence[int] | None = None,
         window: tuple[float, float] | None = None,
         gain: float | Tensor = 1.0,
     ) -> SpikeTrain:
@@ -251,10 +254,9 @@ class SpikeTrain(Signal):
                 and ``p``, like the samples of tonic's datasets; or a pair (times, neurons) of 1-d arrays, with neurons
                 as indices into the flattened ``shape``. Events may be in any order.
             shape: the features: [neurons], [polarities, x] or [polarities, y, x]; polarities are the channels. With
-                one polarity channel ``p`` is ignored, and the polarities are merged.
+                one polarity channel ``p`` is ignored, and the polarities are merged. (tonic's sensor_size is the
+                reverse, for :func:`tandem_snn.tonic.from_tonic`.)
             T: the number of frames, 1..65535.
-            sensor_size: instead of ``shape``, the sensor as tonic describes it: (x, y, polarities). Features are
-                [p, y, x], or [p, x] if y is 1, or [x] if p is 1 too.
             window: (start, stop), in the unit of ``t``: frame i covers [start + i·d, start + (i+1)·d) with
                 d = (stop - start)/T; events outside are dropped. Default: from the first event to the last, which
                 belongs to the last frame. Give a window if several recordings must share one clock.
@@ -262,8 +264,8 @@ class SpikeTrain(Signal):
 
         Raises:
             TypeError: recording has an unknown form or dtype.
-            ValueError: fields are missing, lengths differ, an address is outside ``shape``, a time is NaN, the window
-                is empty, or not exactly one of shape and sensor_size is given.
+            ValueError: fields are missing, lengths differ, an address is outside ``shape``, a time is NaN, or the
+                window is empty.
 
         >>> te.SpikeTrain.from_events(([0.0, 0.4, 0.9, 1.0], [0, 1, 1, 0]), shape=[2], T=2).to_dense()
         tensor([[[1., 1.]],
@@ -271,9 +273,6 @@ class SpikeTrain(Signal):
                 [[1., 1.]]])
         """
         checks.T("T", T)
-        if (shape is None) == (sensor_size is None):
-            raise ValueError(f"shape, sensor_size: expected one of them, got {shape} and {sensor_size}")
-        shape = events.features_of(sensor_size) if shape is None else shape
         planes = torch.from_numpy(events.bin_events(recording, shape, T, window)).unsqueeze(1)
         checks.gain("gain", gain, planes.shape[2])
         return cls.unchecked(planes, T, None, gain)
@@ -301,6 +300,7 @@ class SpikeTrain(Signal):
     @counts.setter
     def counts(self, value: Tensor | None) -> None:
         self._counts, self._flagged_counts = value, None
+        self._dtype = getattr(value, "dtype", self._dtype)
 
     def clean_counts(self) -> Tensor:
         """Return the counts without adding the NaN flags."""
@@ -332,13 +332,11 @@ class SpikeTrain(Signal):
         """[B, *features]."""
         return self.stored.shape[1:]
 
-    @property
-    def device(self) -> torch.device:
-        return self.stored.device
-
     def to_dense(self, dtype: torch.dtype | None = None) -> Tensor:
         """Return the spikes, 0 and 1, as a tensor [T, B, *features] (default dtype: the dtype of the counts)."""
-        return unpack(self.planes, self.T, self._dtype if dtype is None else dtype)
+        dtype = self._dtype if dtype is None else dtype
+        checks.dtype("dtype", dtype)
+        return unpack(self.planes, self.T, dtype)
 
     def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         if copy is False:
@@ -362,19 +360,12 @@ class SpikeTrain(Signal):
             bad = torch.cat([clean.expand(len(s)) if s.bad is None else s.bad for s in signals])
         return cls.unchecked(stored, first.T, counts, gain, first._dtype, timing, bad)
 
-    def map(self, f: Callable[[Tensor], Tensor]) -> SpikeTrain:
-        """Return a copy with ``f`` applied to ``stored``, to counts and to a tensor gain. Nothing is checked."""
-        gain = f(self.gain) if isinstance(self.gain, Tensor) else self.gain
-        if self._counts is None:
-            return self.replace(stored=f(self.stored), gain=gain)
-        return self.replace(stored=f(self.stored), gain=gain, counts=f(self._counts), dtype=None)
-
     def _exact(self, dtype: torch.dtype) -> torch.dtype:
         return counts_dtype(dtype, self.T)
 
     def _moved(self, f: Callable[[Tensor], Tensor], dtype: torch.dtype | None = None) -> SpikeTrain:
         bad = None if self.bad is None else f(self.bad)
-        return self.map(f).replace(bad=bad, dtype=dtype or self._dtype)  # also for counts that have not been made yet
+        return self.map(f).replace(bad=bad, _dtype=dtype or self._dtype)  # also for counts that have not been made yet
 
     def __getitem__(self, index: Any) -> SpikeTrain:
         """Select samples of the batch by an int, a slice or a 1-d list, array or tensor; the batch dimension stays."""
@@ -383,11 +374,5 @@ class SpikeTrain(Signal):
         bad = None if self.bad is None else self.bad[index]
         return self.replace(stored=self.stored[:, index], counts=counts, bad=bad)
 
-    def __repr__(self) -> str:
-        shown = f"T={self.T}, shape={list(self.shape)}, gain={self.gain}, device={self.device}"
-        return f"SpikeTrain({shown}{', timing=window' * (self.timing == 'window')})"
 
-
-register_pytree(
-    SpikeTrain, ("stored", "T", "_counts", "gain", "_dtype", "timing", "bad"), static=("T", "_dtype", "timing")
-)
+register_pytree(SpikeTrain, static=("T", "_dtype", "timing"))

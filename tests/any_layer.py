@@ -84,7 +84,7 @@ def evaluate(module, name, kind, x, leaves, options, needed):
         counts = v["x"] if "x" in needed else None
         given_ = (te.SpikeTrain(x.planes, x.T, counts, v["gain"], timing=x.timing),)
     result = getattr(module, name)(*given_, *([v["weight"]] if "weight" in v else []), **options)
-    y, _ = result[0] if name.endswith("_bn_if") else result
+    y, _ = result[0] if name == "bn_if" else result
     if not y.counts.requires_grad:
         return result, []
     torch.manual_seed(0)
@@ -104,7 +104,7 @@ def drawn(random, product, timing, dtype, device=None):
     if product != "scan" and T < 256:
         kinds.append("bursts")
     kind, B = random.choice(kinds), random.randint(2, 5)
-    name, geometry = f"{product}_if", {}
+    name, geometry = "bn_if" if norm else f"{product}_if", {}
     if product == "scan":
         name = "if_scan"
         features = random.choice([(), (1,), (300,), (19, 5), (17, 4, 5)])
@@ -114,7 +114,7 @@ def drawn(random, product, timing, dtype, device=None):
         weight_shape = (random.randint(int(norm), 70), *features)
     else:
         weight_shape, features, geometry = conv_geometry(random)
-        name = f"conv{len(features) - 1}d{'_bn' * norm}_if"
+        name = name if norm else f"conv{len(features) - 1}d_if"
     if kind in ("train", "bursts") and not norm and dtype != torch.float64 and chance(random):
         dtype = torch.int8
     C = compute_dtype(dtype)

@@ -263,7 +263,7 @@ def test_load_by_path() -> None:
     (library,) = Path(te.__path__[0]).glob("_C.*.so")
     program = (
         "import sys, torch, tandem_ext as te; assert 'tandem_ext._C' not in sys.modules;"
-        "print(te.build_info()['library'], te.pack(torch.ones(2, 1, 1)).item())"
+        "print(te.build_info()['library'], te.planes.pack(torch.ones(2, 1, 1)).item())"
     )
     assert child.run("-c", program, TANDEM_LIBRARY=str(library)).split() == [str(library), "3"]
 

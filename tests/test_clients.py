@@ -171,14 +171,15 @@ def test_accelerate_trains(precision, accelerator, items):
 
 
 @pytest.mark.parametrize("first", ["train", "label"])
-def test_accelerate_cannot_dispatch_and_says_what_does(first, accelerator, items):
-    configuration = needs("accelerate.utils").DataLoaderConfiguration
+def test_accelerate_dispatches_tensors_only(first, accelerator, items):
+    """It joins the batches of all processes before it splits them, and says that it cannot join trains."""
+    utils = needs("accelerate.utils")
     ordered = items if first == "train" else [item[::-1] for item in items]
-    dispatched = accelerator(dataloader_config=configuration(dispatch_batches=True)).prepare(loader(ordered))
-    with pytest.raises(TypeError, match="dispatch_batches=False"):
-        next(iter(dispatched))
-    split = accelerator(dataloader_config=configuration(dispatch_batches=False)).prepare(loader(ordered))
-    assert sum(len(batch[0]) for batch in split) == SAMPLES
+    configuration = utils.DataLoaderConfiguration(dispatch_batches=False)
+    own = list(accelerator(dataloader_config=configuration).prepare(loader(ordered)))
+    assert sum(len(batch[0]) for batch in own) == SAMPLES
+    with pytest.raises(TypeError, match=r"tensors but got .*SpikeTrain"):
+        utils.concatenate(own)
 
 
 @pytest.mark.filterwarnings("ignore")

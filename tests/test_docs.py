@@ -168,6 +168,7 @@ def evaluated(code: str) -> Any:
     """What an expression gives, where its variables are what their names say."""
     net = nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 3), tnn.Readout(3, 2))
     names = {"frozen": ts.freeze(net), "x": torch.rand(5, 4), "y": torch.tensor([0, 1, 0, 1, 0]), "confidence": 0.9}
+    names |= {"spikes": torch.ones(8, 5, 4), "planes": torch.zeros(1, 5, 4, dtype=torch.uint8)}
     ann = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     modules = {"te": te, "ts": ts, "tnn": tnn, "nn": nn, "torch": torch}
     return eval(code, {**modules, "ann": ann, "net": net, "T": 8, **names})

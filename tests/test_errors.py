@@ -38,7 +38,7 @@ def frames(numbers, **options):
 
 
 def bn(**changes):
-    return lambda: f.linear_bn_if(X, W, **changes)
+    return lambda: f.bn_if(X, W, **changes)
 
 
 def layer_of(threshold):
@@ -60,7 +60,7 @@ CASES = [
     (lambda: te.SpikeTrain([1, 2], 8), TypeError, "planes: expected uint8"),
     (lambda: te.SpikeTrain(PLANES[0, 0], 8), ValueError, "planes: expected at least two dimensions"),
     (lambda: te.SpikeTrain(PLANES, 8, X.counts[0]), ValueError, "counts: expected shape [3, 7]"),
-    (lambda: te.SpikeTrain(PLANES, 8, PLANES[0]), TypeError, "counts: expected floating-point"),
+    (lambda: te.SpikeTrain(PLANES, 8, PLANES[0]), TypeError, "counts: expected a floating-point"),
     (lambda: te.SpikeTrain(PLANES, 8, X.counts.to("meta")), ValueError, "counts is on meta, but planes is on cpu"),
     (lambda: te.SpikeTrain(PLANES, 8, gain="1"), TypeError, "gain: expected"),
     (lambda: te.SpikeTrain(PLANES, 8, gain=nan), ValueError, "gain: expected a finite"),
@@ -79,12 +79,10 @@ CASES = [
     (lambda: X.to(torch.int32), TypeError, "dtype: expected a floating-point type"),
     (lambda: te.ConstantInput(torch.zeros(3, 4, dtype=torch.int64), 8), TypeError, "x: expected a floating-point"),
     (lambda: te.ConstantInput(torch.tensor(1.0), 8), ValueError, "x: expected a batch dimension"),
-    (lambda: te.pack(torch.zeros(8)), ValueError, "spikes: expected"),
-    (lambda: te.unpack(PLANES, 9), ValueError, "planes: T=9"),
-    (lambda: te.counts(PLANES, None), TypeError, "such as torch.float32, got None (NoneType)"),
-    (lambda: te.pack(PLANES.numpy()), TypeError, "got a NumPy array of uint8 and shape [1, 3, 7]"),
+    (lambda: train(8, 3, 7).to_dense(8), TypeError, "such as torch.float32, got 8 (int)"),
+    (lambda: te.SpikeTrain.from_dense(PLANES.numpy()), TypeError, "got a NumPy array of uint8 and shape [1, 3, 7]"),
     (lambda: te.SpikeTrain(PLANES, 8, bad=torch.zeros(4)), ValueError, "bad: expected shape [3], got [4]"),
-    (lambda: te.SpikeTrain(PLANES, 8, bad=PLANES[0, :, 0]), TypeError, "bad: expected floating-point"),
+    (lambda: te.SpikeTrain(PLANES, 8, bad=PLANES[0, :, 0]), TypeError, "bad: expected a floating-point"),
     (lambda: te.SpikeTrain(PLANES, 8, timing="burst"), ValueError, "timing: expected one of 'step', 'window', got"),
     (lambda: te.SpikeTrain(torch.tensor([[[2]]], dtype=torch.uint8), 3, timing="window"), ValueError,
      "planes: with timing='window' a neuron spikes in the first steps"),
@@ -181,7 +179,7 @@ CASES = [
     (conv(groups=2), ValueError, "x has 4 features (shape [3, 4, 6, 6]), but weight [6, 4, 3, 3] takes 8"),
     (conv(groups=4, weight=dyadic(6, 1, 3, 3)), ValueError, "groups: expected a divisor of the 6 output channels"),
     (conv(groups=0), ValueError, "groups: expected a positive int"),
-    (conv(weight=W), ValueError, "weight: expected [N, K/groups, kh, kw]"),
+    (conv(weight=W), ValueError, "weight: expected [N, K/groups, k] or [N, K/groups, kh, kw]"),
     (conv(x=X), ValueError, "x: expected shape [B, C, H, W]"),
     (lambda: f.conv1d_if(IMAGE, dyadic(6, 4, 3)), ValueError, "x: expected shape [B, C, H]"),
     # scan
@@ -192,13 +190,13 @@ CASES = [
     (lambda: f.if_scan(torch.zeros(65536, 1, 1)), ValueError, "currents: expected T from 1 to 65535"),
     (lambda: f.if_scan(torch.zeros(8, 3, 5), shift=torch.ones(3)), ValueError, "shift: expected shape [5]"),
     # batch norm
-    *((lambda B=B: f.linear_bn_if(train(8, B, 7), W), ValueError, "more than one value") for B in (0, 1)),
-    (lambda: f.linear_bn_if(X, BYTES), TypeError, "weight: expected a float32, bfloat16, float16 or float64 tensor"),
+    *((lambda B=B: f.bn_if(train(8, B, 7), W), ValueError, "more than one value") for B in (0, 1)),
+    (lambda: f.bn_if(X, BYTES), TypeError, "weight: expected a float32, bfloat16, float16 or float64 tensor"),
     *((bn(**{name: torch.ones(4)}), ValueError, f"{name}: expected shape [5]") for name in ("gamma", "beta", "bias")),
     *((bn(eps=value), ValueError, "eps: expected") for value in (-1.0, nan)),
-    (lambda: f.linear_bn_if(X.counts, W), TypeError, "x: expected a SpikeTrain, ConstantInput or ImpulseInput"),
-    (lambda: f.conv1d_bn_if(IMAGE, KERNEL), ValueError, "weight: expected [N, K/groups, k]"),
-    (lambda: f.conv2d_bn_if(IMAGE, W), ValueError, "weight: expected [N, K/groups, kh, kw]"),
+    (lambda: f.bn_if(X.counts, W), TypeError, "x: expected a SpikeTrain, ConstantInput or ImpulseInput"),
+    (lambda: f.bn_if(X, W[0]), ValueError, "weight: expected [N, K] or [N, K/groups, k] or [N, K/groups, kh, kw]"),
+    (lambda: f.bn_if(X, W, stride=2), ValueError, "a weight [N, K] takes none, got (2, 0, 1, 1)"),
     # couple
     (lambda: f.couple(PLANES, dyadic(3, 7)), TypeError, "train: expected a SpikeTrain"),
     (lambda: f.couple(X, dyadic(3, 6)), ValueError, "z: expected shape [3, 7]"),
@@ -234,8 +232,7 @@ def test_cuda_tensor_on_a_cpu_only_build(monkeypatch):
 
 
 NAMES = [
-    (lambda: te.SpikeTrain(PLANES, 8), {"planes"}), (lambda: te.unpack(PLANES, 8), {"planes"}),
-    (lambda: te.pack(torch.zeros(8, 3)), {"spikes"}), (lambda: te.counts(PLANES), {"planes"}),
+    (lambda: te.SpikeTrain(PLANES, 8), {"planes"}),
     (lambda: te.SpikeTrain.from_dense(torch.zeros(8, 3)), {"spikes"}), (linear(), {"weight"}), (conv(), {"weight"}),
     (bn(), {"weight"}), (lambda: f.if_scan(torch.zeros(8, 3, 5)), {"currents"}),
 ]  # fmt: skip

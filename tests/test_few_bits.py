@@ -149,7 +149,7 @@ def test_training_with_batch_norm_is_the_reference(name, kind):
     x, norm = train_with_edge(8, 4, *features, gain=0.5), layer.norm
     x = x if kind == "train" else te.ConstantInput(dyadic(4, *features).requires_grad_(), 8, 0.5)
     arguments = q, layer.bias.detach(), norm.weight.detach(), norm.bias.detach()
-    expected, mean, var = getattr(te.reference, f"{name}_bn_if")(x, *arguments, eps=norm.eps, step=step)
+    expected, mean, var = te.reference.bn_if(x, *arguments, eps=norm.eps, step=step)
     actual = layer(x)
     assert torch.equal(actual.planes, expected.planes)
     leaf = x.counts if kind == "train" else x.x

@@ -151,7 +151,7 @@ def test_any_weights_are_the_reference(timing, dtype, device):
     x = train(9, 8, K, device=device) if timing == "step" else bursts(9, 8, K).to(device)
     weight = weight.to(device, dtype)
     assert_reference("linear_if", x, weight, timing=timing, threshold=0.3, return_v=True)
-    assert_reference("linear_bn_if", x, weight, timing=timing, return_v=True)
+    assert_reference("bn_if", x, weight, timing=timing, return_v=True)
     image, kernel = train(9, 2, 13, 6, 5, device=device), torch.randn(21, 13, 3, 3, device=device).to(dtype)
     if timing == "step":
         assert_reference("conv2d_if", image, kernel, padding=1, return_v=True)
@@ -182,7 +182,7 @@ def test_autocast(timing, device):
     with torch.autocast(device.type, torch.bfloat16):
         y, v = f.linear_if(x, weight, return_v=True, timing=timing)
         z = f.linear_if(image, weight, timing=timing)
-        (normed, z_v), mean, _ = f.linear_bn_if(x, weight, timing=timing, return_v=True)
+        (normed, z_v), mean, _ = f.bn_if(x, weight, timing=timing, return_v=True)
         few, w = f.linear_if(x, weight.detach().to(torch.int8), scale=scale, return_v=True, timing=timing)
         double = f.linear_if(x, weight.detach().double(), timing=timing)
     assert {each.counts.dtype for each in (y, z, normed)} == {torch.bfloat16}
@@ -190,7 +190,7 @@ def test_autocast(timing, device):
     assert double.counts.dtype == torch.float64
     assert not mean.requires_grad
     assert_same((y, v), ref.linear_if(x, weight.bfloat16(), timing=timing, return_v=True))
-    assert_same((normed, z_v), ref.linear_bn_if(x, weight.bfloat16(), timing=timing, return_v=True)[0])
+    assert_same((normed, z_v), ref.bn_if(x, weight.bfloat16(), timing=timing, return_v=True)[0])
     (y.counts.sum() + z.counts.sum() + normed.counts.sum()).backward()
     assert weight.grad.dtype == torch.float32
 
@@ -211,7 +211,7 @@ def test_many_rows_are_the_reference(T, groups, width, device):
     x = train(T, 2, 8 * groups, width, width, device=device)
     weight = dyadic(21 * groups, 8, 3, 3, device=device)
     options = {"groups": groups, "padding": 2, "dilation": 2, "gamma": dyadic(21 * groups, device=device)}
-    assert_reference("conv2d_bn_if", x, weight, **options, return_v=True)
+    assert_reference("bn_if", x, weight, **options, return_v=True)
 
 
 @pytest.mark.parametrize("kind", ["train", "constant"])
@@ -221,7 +221,7 @@ def test_a_constant_channel(kind, device):
     x = train(8, 7, 11, rate=1.0, device=device)
     if kind == "constant":
         x = te.ConstantInput(torch.randn(1, 11, dtype=torch.float64, device=device).expand(7, 11), 8)
-    y, _, var = f.linear_bn_if(x, weight, beta=torch.full((97,), 16.0, device=device))
+    y, _, var = f.bn_if(x, weight, beta=torch.full((97,), 16.0, device=device))
     assert (var >= 0).all()
     assert (y.counts == 8).all()
     y.counts.sum().backward()

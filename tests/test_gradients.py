@@ -30,7 +30,7 @@ def test_gradients_are_the_anns(rule, gate, norm, device):
     affine = {"scale": vector(), "shift": vector(), "bias": vector()}
     if norm:
         affine = {"gamma": vector(), "beta": leaf(-vector()), "eps": 0.25}  # with a small one the gain has no effect
-    layer = rule.conv2d_bn_if if norm else rule.conv2d_if
+    layer = rule.bn_if if norm else rule.conv2d_if
     run = lambda **more: layer(x, weight, **conv, **affine, threshold=theta, gate=gate, **more)  # noqa: E731
     shape = (run()[0] if norm else run()).shape
     r = train_with_edge(T, *shape, gain=number(0.25), dtype=torch.float64, **on)
@@ -62,8 +62,8 @@ def test_batch_norm_in_low_precision(dtype, device):
     weight = leaf(dyadic(7, 11, dtype=dtype, device=device))
     wide = leaf(weight.detach().double())
     grad = dyadic(32, 7, dtype=dtype, device=device)
-    f.linear_bn_if(x, weight)[0].counts.backward(grad)
-    f.linear_bn_if(exact, wide)[0].counts.backward(grad.double())
+    f.bn_if(x, weight)[0].counts.backward(grad)
+    f.bn_if(exact, wide)[0].counts.backward(grad.double())
     torch.testing.assert_close(weight.grad.double(), wide.grad, **tolerance)
     torch.testing.assert_close(x.counts.grad.double(), exact.counts.grad, **tolerance)
 
@@ -95,7 +95,7 @@ def test_second_derivatives_are_refused(ask):
 
     for loss in (
         lambda x: f.linear_if(f.linear_if(te.ConstantInput(x, 8), weights[0]), weights[1]).counts.square().sum(),
-        lambda x: f.linear_bn_if(te.ConstantInput(x, 8), weights[0], **norm)[0].counts.square().sum(),
+        lambda x: f.bn_if(te.ConstantInput(x, 8), weights[0], **norm)[0].counts.square().sum(),
         lambda x: f.couple(train(8, 3, 5), x @ weights[0].T).counts.pow(3).sum(),
     ):
         with pytest.raises(RuntimeError, match="second derivatives of spiking layers are not supported"):
@@ -119,7 +119,7 @@ def test_forward_mode_is_refused(ask):
     x = train(8, 3, 7)
     for function, at in (
         (lambda weight: f.linear_if(x, weight).counts, dyadic(5, 7)),
-        (lambda weight: f.linear_bn_if(x, weight)[0].counts, dyadic(5, 7)),
+        (lambda weight: f.bn_if(x, weight)[0].counts, dyadic(5, 7)),
         (lambda z: f.couple(x, z).counts, dyadic(3, 7)),
     ):
         with pytest.raises(NotImplementedError, match=r"forward-mode derivatives .* of spiking layers are not supp"):

@@ -28,7 +28,7 @@ def test_a_setting_is_declared_once():
     layer = inspect.signature(tnn.Linear).parameters
     for name, setting in SETTINGS.items():
         assert shown[name].default == setting.default
-        assert name in ("steps", "return_v") or layer[name] == shown[name]
+        assert name in ("residual", "steps", "return_v") or layer[name] == shown[name]
     for call in (lambda **o: te.functional.if_scan(torch.ones(8, 1, 3), **o), lambda **o: tnn.Linear(3, 2, **o)):
         with pytest.raises(ValueError, match=r"leak: expected a float in \(0, 1\], where 1 means no leak, got 1.5"):
             call(leak=1.5)
@@ -106,27 +106,3 @@ def test_counts_in_frames_are_clipped_or_spread():
     batch = te.SpikeTrain.from_frames(counts.transpose(0, 1).double(), batch_first=True, gain=0.5)
     assert torch.equal(batch.planes, clipped.planes)
     assert batch.gain == 0.5
-
-
-EVENTS = {"t": [0, 5, 9], "x": [33, 1, 2], "y": [0, 20, 3], "p": [1, 0, 1]}
-
-
-def test_a_sensor_size_is_as_good_as_a_shape():
-    by_shape = te.SpikeTrain.from_events(EVENTS, (2, 25, 34), 4)
-    by_sensor = te.SpikeTrain.from_events(EVENTS, T=4, sensor_size=(34, 25, 2))
-    assert torch.equal(by_shape.planes, by_sensor.planes)
-    cochlea = {name: EVENTS[name] for name in "txp"}
-    assert te.SpikeTrain.from_events(cochlea, T=4, sensor_size=(700, 1, 1)).shape == (1, 700)
-    assert te.SpikeTrain.from_events(cochlea, T=4, sensor_size=(700, 1, 2)).shape == (1, 2, 700)
-
-
-def test_the_order_of_axes_is_explained():
-    with pytest.raises(ValueError, match=r"x: .*0..1, got 1..33; shape \(34, 25, 2\) is \[p, y, x\]: .*sensor_size"):
-        te.SpikeTrain.from_events(EVENTS, (34, 25, 2), 4)
-    with pytest.raises(ValueError, match=r"0..29, got 1..33; shape \(2, 25, 30\) is \[p, y, x\]$"):
-        te.SpikeTrain.from_events(EVENTS, (2, 25, 30), 4)
-    for options in {}, {"shape": (2, 25, 34), "sensor_size": (34, 25, 2)}:
-        with pytest.raises(ValueError, match="shape, sensor_size: expected one of them"):
-            te.SpikeTrain.from_events(EVENTS, T=4, **options)
-    with pytest.raises(ValueError, match="sensor_size: expected"):
-        te.SpikeTrain.from_events(EVENTS, T=4, sensor_size=(34, 34))

@@ -70,8 +70,8 @@ def test_rows(rows):
     assert_reference("conv1d_if", train(3, 1, 2, rows), dyadic(2, 2, 1), return_v=True)
     assert_reference("conv2d_if", train(3, 1, rows, 1, 1), dyadic(rows, 1, 1, 1), groups=rows, return_v=True)
     x = train(9, rows, 2)
-    assert torch.equal(te.pack(x.to_dense()), x.planes)
-    assert torch.equal(te.counts(x.planes), x.to_dense().sum(0))
+    assert torch.equal(te.planes.pack(x.to_dense()), x.planes)
+    assert torch.equal(te.planes.counts(x.planes), x.to_dense().sum(0))
 
 
 HUGE = 2**16
@@ -153,7 +153,7 @@ def test_more_taps_than_a_list_can_name():
     got = potentials(f.conv1d_if, x, weight)
     assert torch.allclose(got.double(), want, rtol=0, atol=1e-5)
     assert torch.equal(potentials(f.conv1d_if, x[1], weight)[0], got[1])
-    y, mean, _ = f.conv1d_bn_if(x, weight)
+    y, mean, _ = f.bn_if(x, weight)
     assert torch.allclose(mean.double(), want.mean((0, 2)), rtol=0, atol=1e-5)
     assert y.shape == (3, 20, 101)
 
@@ -194,7 +194,7 @@ def test_the_longest_window():
     x = te.SpikeTrain.from_dense(torch.ones(T, 1, 2, dtype=torch.uint8))
     assert_reference("linear_if", x, dyadic(3, 2, low=1), gate="clip", threshold=0.5, return_v=True)
     assert f.linear_if(x, torch.ones(1, 2)).counts.item() == T
-    assert te.counts(x.planes, torch.float64).unique().item() == T
+    assert te.planes.counts(x.planes, torch.float64).unique().item() == T
 
 
 @pytest.mark.parametrize("make", [

@@ -14,8 +14,8 @@ f = te.functional
 LAYERS = {
     "linear": (f.linear_if, (64, 256), (512, 256), 1.125),
     "conv2d": (lambda x, w, **k: f.conv2d_if(x, w, padding=1, **k), (8, 32, 16, 16), (32, 32, 3, 3), 1.125),
-    "linear_bn": (lambda x, w, **k: f.linear_bn_if(x, w, **k)[0], (64, 256), (512, 256), 5.125),
-    "conv2d_bn": (lambda x, w, **k: f.conv2d_bn_if(x, w, padding=1, **k)[0], (8, 32, 16, 16), (32, 32, 3, 3), 5.125),
+    "linear_bn": (lambda x, w, **k: f.bn_if(x, w, **k)[0], (64, 256), (512, 256), 5.125),
+    "conv2d_bn": (lambda x, w, **k: f.bn_if(x, w, padding=1, **k)[0], (8, 32, 16, 16), (32, 32, 3, 3), 5.125),
 }
 
 

@@ -146,7 +146,7 @@ def test_constants_spoil_every_sample_and_are_not_frozen(what, value):
 def test_a_statistic_that_overflows_spoils_the_batch():
     """The variance of finite numbers is infinite, their mean is not."""
     x, weight = train(T, 16, 3), torch.full((2, 3), 1e20)
-    result, mean, var = f.linear_bn_if(x, weight)
+    result, mean, var = f.bn_if(x, weight)
     assert mean.isfinite().all()
     assert var.isinf().all()
     assert spoiled_rows(result.counts) == list(range(16))
@@ -246,7 +246,7 @@ def test_an_output_with_such_a_weight_has_nan_at_every_step(shape, dtype, value)
     assert theirs.bad.isnan().all()
     u = window_product(x, weight, LINEAR)
     assert u.isnan().all(0).nonzero().flatten().tolist() == [N // 2]
-    (_, mean, var), (_, *expected) = (m.linear_bn_if(x, weight) for m in (f, ref))
+    (_, mean, var), (_, *expected) = (m.bn_if(x, weight) for m in (f, ref))
     same([mean, var], expected)
     assert var.isnan().nonzero().flatten().tolist() == [N // 2]
 
@@ -269,8 +269,8 @@ def test_a_residual_is_one_of_two_ways():
     for m in (f, ref):
         assert spoiled_rows(m.linear_if(x, weight, residual=r).counts) == [1, 2]
         assert spoiled_rows(m.linear_if(clean(x), weight, residual=r).counts) == [2]
-        assert spoiled_rows(m.linear_bn_if(clean(x), weight, residual=r)[0].counts) == [2]
-        assert spoiled_rows(m.linear_bn_if(x, weight, residual=r)[0].counts) == [0, 1, 2, 3]
+        assert spoiled_rows(m.bn_if(clean(x), weight, residual=r)[0].counts) == [2]
+        assert spoiled_rows(m.bn_if(x, weight, residual=r)[0].counts) == [0, 1, 2, 3]
 
 
 def test_the_general_way():
@@ -301,7 +301,7 @@ def test_it_stays_where_channels_have_their_own_gain():
     x, weight = bad_train(4, 3).replace(gain=torch.rand(3)), dyadic(5, 3)
     for m in (f, ref):
         assert spoiled_rows(m.linear_if(x, weight).counts) == [1]
-        assert spoiled_rows(m.linear_bn_if(x, weight)[0].counts) == [0, 1, 2, 3]
+        assert spoiled_rows(m.bn_if(x, weight)[0].counts) == [0, 1, 2, 3]
     assert spoiled_rows(tnn.Readout(3, 2)(x)) == [1]
     assert spoiled_rows(te.cat([x, x[[1, 0, 2, 3]]], 1).counts) == [0, 1]
 

@@ -41,17 +41,17 @@ def results():
             f.if_scan(te.ConstantInput(random(33, 301), 9), threshold=0.3),
             f.linear_if(x, weight.detach(), shift=shift, gate="clip"),
             f.conv2d_if(image, kernel, padding=1, stride=2, return_v=True),
-            f.linear_bn_if(x, weight),
-            f.conv2d_bn_if(image, kernel, padding=1),
+            f.bn_if(x, weight),
+            f.bn_if(image, kernel, padding=1),
             f.linear_if(bursts(9, 33, 203), weight, shift=shift, timing="window", return_v=True),
-            f.conv2d_bn_if(image, kernel, padding=1, timing="window"),
+            f.bn_if(image, kernel, padding=1, timing="window"),
         ]  # fmt: skip
         for part in pytree.tree_leaves(layers, is_leaf=lambda part: isinstance(part, te.SpikeTrain)):
             yield from (part.planes, part.counts.detach()) if isinstance(part, te.SpikeTrain) else (part,)
         mask = torch.randint(0, 256, ((y.counts.numel() + 7) // 8,), dtype=torch.uint8)
         yield torch.ops.tandem.gate_grad(torch.randn_like(y.counts), mask, 0.3)
         dense = y.to_dense()
-        yield from (dense, te.pack(dense), te.counts(y.planes))
+        yield from (dense, te.planes.pack(dense), te.planes.counts(y.planes))
 
 
 def digest():
@@ -129,8 +129,8 @@ def test_ops_from_eight_threads_at_once():
         lambda: f.if_scan(currents, threshold=0.5),
         lambda: f.linear_if(x, weight),
         lambda: f.conv2d_if(image, kernel, padding=1),
-        lambda: f.linear_bn_if(x, weight),
-        lambda: te.pack(x.to_dense()),
+        lambda: f.bn_if(x, weight),
+        lambda: te.planes.pack(x.to_dense()),
     ]
     expected = [call() for call in todo]
 
@@ -267,9 +267,9 @@ def test_ten_thousand_calls_leak_nothing():
     def run(times):
         for _ in range(times):
             f.linear_if(x, weight).counts.sum().backward()
-            f.linear_bn_if(x, weight)[0].counts.sum().backward()
+            f.bn_if(x, weight)[0].counts.sum().backward()
             f.conv2d_if(image, kernel, return_v=True)[0].counts.sum().backward()
-            te.pack(f.if_scan(currents).to_dense())
+            te.planes.pack(f.if_scan(currents).to_dense())
             frozen(sample)
             with pytest.raises(ValueError, match="weight"):
                 f.linear_if(x, weight[:, 1:])

@@ -72,8 +72,8 @@ def functions(dense, w1, w2, w3, bias, theta, gain):
     x, v = f.linear_if(x, w2, residual=x, gate="clip", return_v=True)
     x, u = f.linear_if(x, w2, residual=x, return_v=True, timing="window")
     x = f.linear_if(x, w2, residual=x)  # which reads bursts
-    x, *_ = f.linear_bn_if(x, w2, timing="window")
-    x, mean, _ = f.linear_bn_if(x, w3)
+    x, *_ = f.bn_if(x, w2, timing="window")
+    x, mean, _ = f.bn_if(x, w3)
     return x.counts, v, u, mean, x.to_dense()
 
 
@@ -267,7 +267,7 @@ def test_vmap_of_every_layer(channels):
     layers = [
         (conv, (x, r), (1, 0)),
         (lambda p: f.conv2d_if(te.SpikeTrain(p, 8), weight, padding=1, v_init=v_init).counts, (x,), 1),
-        (lambda p: f.conv2d_bn_if(te.SpikeTrain(p, 8), weight)[0].counts, (x,), 1),
+        (lambda p: f.bn_if(te.SpikeTrain(p, 8), weight)[0].counts, (x,), 1),
         (lambda c: f.if_scan(c, residual=te.SpikeTrain(x[:, 0], 8)).counts, (r,), 0),
         (lambda a: f.conv2d_if(te.ConstantInput(a, 8), weight, padding=1).counts, (image,), 0),
         (lambda a: f.if_scan(te.ImpulseInput(a, 8)).planes, (image,), 0),

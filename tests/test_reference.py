@@ -84,7 +84,7 @@ def test_tensor_threshold_equals_float_threshold():
 
 def test_batch_norm_is_torchs():
     x, weight, gamma, beta, bias = train(8, 16, 7, gain=0.5), dyadic(5, 7), dyadic(5, low=1), dyadic(5), dyadic(5)
-    (_, v), mean, var = ref.linear_bn_if(x, weight, bias, gamma, beta, threshold=1e9, return_v=True)
+    (_, v), mean, var = ref.bn_if(x, weight, bias, gamma, beta, threshold=1e9, return_v=True)
     product = 0.5 * F.linear(x.counts, weight) + bias
     torch.testing.assert_close(v, F.batch_norm(product, None, None, gamma, beta, True), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(mean, product.mean(0))
@@ -115,9 +115,9 @@ def test_it_uses_no_op_of_the_extension_and_is_the_same_on_a_gpu(threshold):
         ref.linear_if(x, dyadic(5, 4), dyadic(5), **neurons)
         ref.linear_if(te.ConstantInput(dyadic(4, 7), 8), dyadic(5, 7))
         ref.if_scan(dyadic(7, 3, 5), **neurons, steps=9)
-        ref.linear_bn_if(x, dyadic(5, 4), gamma=shift, beta=shift, residual=residual, threshold=threshold)
+        ref.bn_if(x, dyadic(5, 4), gamma=shift, beta=shift, residual=residual, threshold=threshold)
         y = ref.conv2d_if(image, weight, padding=1, residual=more)
-        y, _, _ = ref.conv2d_bn_if(y, dyadic(5, 5, 1, 1))
+        y, _, _ = ref.bn_if(y, dyadic(5, 5, 1, 1))
         y.counts.sum().backward()
     assert weight.grad is not None
 

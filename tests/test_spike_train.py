@@ -35,18 +35,18 @@ def test_pack_is_the_reference(T, shape, seed, dtype):
     torch.manual_seed(seed)
     dense = spikes(T, *shape, dtype=dtype)
     planes, counts = te.reference.pack(dense), dense.float().sum(0)
-    assert is_channels_last(te.pack(dense), batch=1)
+    assert is_channels_last(te.planes.pack(dense), batch=1)
     for view in (dense, *views(dense)):
-        assert torch.equal(te.pack(view), planes)
+        assert torch.equal(te.planes.pack(view), planes)
     for view in views(planes):
         x = te.SpikeTrain(view, T)  # no high bit is set
-        assert torch.equal(te.unpack(view, T), dense.float())
-        assert torch.equal(te.counts(view), counts)
+        assert torch.equal(te.planes.unpack(view, T), dense.float())
+        assert torch.equal(te.planes.counts(view), counts)
         assert torch.equal(x.to_dense(dtype), dense)
         assert torch.equal(te.reference.unpack(x, torch.float32), dense.float())
     x = te.SpikeTrain.from_dense(dense)
     assert torch.equal(x.planes, planes)
-    for made in [x.counts, te.counts(planes, dtype)] if dtype.is_floating_point else []:
+    for made in [x.counts, te.planes.counts(planes, dtype)] if dtype.is_floating_point else []:
         assert made.dtype == dtype
         assert torch.equal(made, counts.to(dtype))
 

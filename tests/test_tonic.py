@@ -37,7 +37,7 @@ class Recordings:
 
 
 def expected(T=8):
-    return te.cat([te.SpikeTrain.from_events(recording(200, SENSOR, i), T=T, sensor_size=SENSOR) for i in range(6)])
+    return te.cat([te.SpikeTrain.from_events(recording(200, SENSOR, i), SENSOR[::-1], T) for i in range(6)])
 
 
 def batch(dataset, **options):
@@ -49,6 +49,12 @@ def test_events_become_batches_of_trains(workers):
     trains, targets = batch(from_tonic(Recordings(), 20), num_workers=workers)
     assert torch.equal(trains.planes, expected(20).planes)
     assert targets.tolist() == [0, 1, 2, 0, 1, 2]
+
+
+def test_sensors_without_rows_or_polarities():
+    events = {"t": [0, 5, 9], "x": [33, 1, 2], "p": [1, 0, 1]}
+    for size, shape in ((700, 1, 1), (700,)), ((700, 1, 2), (2, 700)):
+        assert from_tonic([(events, 0)], 4, sensor_size=size)[0][0].shape == (1, *shape)
 
 
 @pytest.mark.parametrize("bins", ["time", "count"])
@@ -100,7 +106,7 @@ def test_slices():
     sliced = tonic.SlicedDataset(Recordings(), tonic.slicers.SliceByEventCount(50))
     trains = from_tonic(sliced, 5)
     assert len(trains) == 24
-    assert torch.equal(trains[1][0].planes, te.SpikeTrain.from_events(sliced[1][0], T=5, sensor_size=SENSOR).planes)
+    assert torch.equal(trains[1][0].planes, te.SpikeTrain.from_events(sliced[1][0], SENSOR[::-1], 5).planes)
 
 
 def test_frames_of_counts_are_clipped_or_spread_over_sub_steps():

@@ -61,13 +61,13 @@ def onto_grid(net, images):
     return snap(images, 16)
 
 
-def by_reference(x, weight, settings, **affine):
-    static, threshold, v_init = settings
+def by_reference(x, weight, settings, bias, scale, shift, step):
+    static, threshold, v_init, residual = settings
     product = static.source
     layer = te.reference.conv2d_if if product.stride else te.reference.linear_if
     train = layer(
-        x, weight, affine.pop("bias"), *(product[:4] if product.stride else ()), **affine,
-        threshold=threshold, v_init=v_init, leak=static.leak, gate=static.gate,
+        x, weight, bias, *(product[:4] if product.stride else ()), scale=scale, shift=shift, step=step,
+        residual=residual, threshold=threshold, v_init=v_init, leak=static.leak, gate=static.gate,
     )  # fmt: skip
     return train, None, None
 
@@ -101,15 +101,16 @@ def conserving(layer, checked):
     @torch.no_grad()
     def check(train, v, z, threshold):
         assert bool(((train.counts >= 0) & (train.counts <= train.T)).all())
-        assert torch.equal(train.counts, te.counts(train.planes))
+        assert torch.equal(train.counts, te.planes.counts(train.planes))
         # Eight float32 additions of currents, and a product in another order.
         assert torch.allclose(train.counts * threshold + v, z, rtol=1e-4, atol=1e-3)
 
-    def checking(x, weight, settings, **given):
-        static, threshold, v_init = settings
-        (train, v), mean, var = layer(x, weight, (static._replace(return_v=True), threshold, v_init), **given)
+    def checking(x, weight, settings, bias, scale, shift, step):
+        static, threshold, *others = settings
+        settings = (static._replace(return_v=True), threshold, *others)
+        (train, v), mean, var = layer(x, weight, settings, bias, scale, shift, step)
         u = static.source.direct(tnn.signals.effective_counts(x), weight)
-        z = nn.functional.batch_norm(u, mean, var, given["scale"], given["shift"], False, 0.0, static.eps)
+        z = nn.functional.batch_norm(u, mean, var, scale, shift, False, 0.0, static.eps)
         check(train, v, z, threshold)
         checked.append(type(x).__name__)
         return train, mean, var

@@ -1,10 +1,10 @@
 """Layers, conversion, inference and measures for spiking neural networks with the tandem learning rule."""
 
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, __version__, build_info
+from tandem_ext._load import moved
 
 from . import ann, measure, nn, plots, tonic
 from .convert import calibrate, convert, to_ann
-from .errors import moved
 from .frozen import FrozenNetwork, freeze, load
 from .nir import from_nir, to_nir
 from .onnx import to_onnx

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from types import ModuleType
-from typing import Any
 
 
 class UserError(ValueError):
@@ -16,17 +15,6 @@ def listing(names: Iterable[object], most: int = 12) -> str:
     """Return names as text for an error message, shortened to the first ``most``."""
     shown = [f"{name!s:.60}" for name in names]
     return ", ".join(shown[:most]) + f" and {len(shown) - most} more" * (len(shown) > most)
-
-
-def moved(module: str, where: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a module's ``__getattr__``, which says where names that are gone went."""
-
-    def missing(name: str) -> Any:
-        if name in where:  # an ImportError, since `from module import name` replaces an AttributeError's text
-            raise ImportError(f"{module}.{name} is gone since 0.2.0: {where[name]}")
-        raise AttributeError(f"module {module!r} has no attribute {name!r}")
-
-    return missing
 
 
 def extra(module: str, purpose: str) -> ModuleType:

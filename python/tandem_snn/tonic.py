@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from tandem_ext import SpikeTrain
 from tandem_ext.checks import T as check_T
 from tandem_ext.checks import one_of
-from tandem_ext.events import check_window, features_of
+from tandem_ext.events import check_window
 
 __all__ = ["TrainDataset", "from_tonic"]
 
@@ -180,6 +180,17 @@ def from_tonic(
     if size is not None and not 1 <= size <= min(sensor[-len(AXES[len(sensor)]) :]):
         raise ValueError(f"size: expected 1 to {min(sensor[-len(AXES[len(sensor)]) :])}, as the sensor has, got {size}")
     return TrainDataset(dataset, T, sensor, bins, None if size is None else (size,) * len(AXES[len(sensor)]), window)
+
+
+def features_of(sensor_size: Any) -> tuple[int, ...]:
+    """Return the shape of the features of a sensor that tonic describes as (x, y, polarities)."""
+    sizes = tuple(sensor_size)
+    if len(sizes) != 3 or not all(isinstance(n, (int, np.integer)) and n > 0 for n in sizes):
+        raise ValueError(f"sensor_size: expected (x, y, polarities) as tonic gives it, got {sensor_size!r}")
+    x, y, p = map(int, sizes)
+    if y > 1:
+        return p, y, x
+    return (p, x) if p > 1 else (x,)
 
 
 def _wide(shape: Sequence[int]) -> list[int]:

@@ -126,18 +126,18 @@ class Saved(NamedTuple):
 
 
 def run(
-    edge: Tensor | None,
-    weight: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    beta: Tensor | None,
-    planes: Tensor | None,
-    residual: Tensor | None,
-    residual_edge: Tensor | None,
-    residual_scale: Tensor | None,
-    theta: Tensor | None,
-    v_init: Tensor | None,
-    bad: Tensor | None,
+    edge: Any,
+    weight: Any,
+    scale: Any,
+    shift: Any,
+    beta: Any,
+    planes: Any,
+    residual: Any,
+    residual_edge: Any,
+    residual_scale: Any,
+    theta: Any,
+    v_init: Any,
+    bad: Any,
     static: Static,
     train: bool,
 ) -> Any:
@@ -146,7 +146,6 @@ def run(
     neuron.append(timing == "window")
     more = () if residual is None and v_init is None else (residual, residual_scale, v_init)
     if isinstance(source, Product):
-        assert weight is not None
         if few_bits and weight.dtype == torch.float32:
             weight = weight.to(torch.int8)
         product = (planes, T, weight, *source.geometry) if source.stride else (planes, T, weight)
@@ -155,7 +154,6 @@ def run(
             return op(*product, scale, shift, beta, eps, *neuron, return_v, bad, *more)
         op = _conv_if if source.stride else _linear_if
         return op(*product, *neuron, train, return_v, scale, shift, bad, *more)
-    assert edge is not None
     statistics: tuple[Tensor, ...] = ()
     if eps is not None:
         wide = cast(edge, compute_dtype(edge.dtype))
@@ -171,7 +169,7 @@ def _times(static: Static) -> int:
 
 
 class Fire(Function):
-    """A layer of neurons; see :func:`run`. Only its counts have a gradient. Dynamo needs a parameter for each field."""
+    """A layer of neurons; see :func:`run`. Only its counts have a gradient. Dynamo needs named parameters."""
 
     generate_vmap_rule = True
     forward = staticmethod(run)
@@ -210,19 +208,16 @@ class Fire(Function):
         needs, saved, static = Inputs(*ctx.needs_input_grad), Saved(*ctx.saved_tensors), ctx.static
         neurons = needs.residual or needs.residual_edge or needs.residual_scale or needs.theta
         grad_z: Any = None  # gate·grad/ϑ; batch norm's op computes its own
-        times, free = _times(static), 1
         if static.eps is None or neurons:
-            if static.eps is None and times & (times - 1) == 0:
-                free = times  # a power of two: ϑ/free is exact, so the op gives free·grad_z in one pass
-            grad_z = _ops.gate_grad.default(grad, saved.mask, static.threshold / free)
+            grad_z = _ops.gate_grad.default(grad, saved.mask, static.threshold)
         if static.eps is not None:
             gradients = _through_norm(needs, saved, static, grad)
         elif isinstance(static.source, Product):
             gradients = _through_product(needs, saved, static, grad_z)
         else:
-            gradients = _through_currents(needs, saved, static, grad_z, free)
+            gradients = _through_currents(needs, saved, static, grad_z)
         if neurons:
-            gradients = _with_neurons(gradients, needs, saved, static, grad_z if free == 1 else grad_z / free)
+            gradients = _with_neurons(gradients, needs, saved, static, grad_z)
         return tuple(gradients)  # Dynamo drops gradients returned as a NamedTuple
 
 
@@ -243,17 +238,17 @@ def _through_product(needs: Inputs, saved: Saved, static: Static, grad_z: Tensor
     return Inputs(grad_edge, grad_weight, grad_scale, grad_shift)
 
 
-def _through_currents(needs: Inputs, saved: Saved, static: Static, free_grad_z: Tensor, free: int) -> Inputs:
-    """The gradients of scale·Σ y + shift, from free·grad_z. All steps share one gradient, as an expanded view."""
-    y, times = saved.u, _times(static) // free
+def _through_currents(needs: Inputs, saved: Saved, static: Static, grad_z: Tensor) -> Inputs:
+    """The gradients of scale·Σ y + shift. All steps share one gradient, as an expanded view."""
+    y, times = saved.u, _times(static)
     grad_y = grad_scale = None
     if needs.edge:
-        grad_y = scaled(free_grad_z, saved.scale, times)
+        grad_y = scaled(grad_z, saved.scale, times)
         grad_y = grad_y.expand(static.T, *grad_y.shape) if static.source == "train" else grad_y
     if needs.scale:
         total = y.sum(0) if static.source == "train" else times * y
-        grad_scale = channel_sum(free_grad_z * total)
-    return Inputs(grad_y, None, grad_scale, channel_sum(free_grad_z) / free if needs.shift else None)
+        grad_scale = channel_sum(grad_z * total)
+    return Inputs(grad_y, None, grad_scale, channel_sum(grad_z) if needs.shift else None)
 
 
 def _through_norm(needs: Inputs, saved: Saved, static: Static, grad: Tensor) -> Inputs:
@@ -306,7 +301,7 @@ class WindowProduct(Function):
 
     @staticmethod
     def forward(edge: Tensor | None, weight: Tensor, stored: Tensor, T: int, timing: str, product: Product) -> Tensor:
-        return product.window(stored, T, timing, weight)
+        return _ops.window_product.default(stored, T, weight, *product.geometry, timing == "window")
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -13,7 +13,7 @@ from ..ops import counts_dtype
 from ..planes import counts_of
 from ..train import SpikeTrain
 from .autograd import apply, once_differentiable
-from .neuron import over_space
+from .neuron import channels_of, over_space
 
 
 def couple(train: SpikeTrain, z: Tensor, *, threshold: float | Tensor = 1.0, gate: str = "relu") -> SpikeTrain:
@@ -43,9 +43,9 @@ def couple(train: SpikeTrain, z: Tensor, *, threshold: float | Tensor = 1.0, gat
     tensor([[1., 0.]])
     """
     checks.train("train", train)
-    checks.preactivation("z", z, train)
     shape = train.shape
-    checks.threshold(threshold, shape[1] if len(shape) > 1 else 1, z.device)
+    checks.shaped("z", z, shape, "train", train.device, " as the train has")
+    checks.threshold(threshold, channels_of(shape), z.device)
     checks.gate("gate", gate)
     theta = over_space(threshold, shape)
     open_ = z > 0
@@ -53,7 +53,7 @@ def couple(train: SpikeTrain, z: Tensor, *, threshold: float | Tensor = 1.0, gat
         open_ = open_ & (z < theta * train.T)
     counts = counts_of(train.stored, train.timing, counts_dtype(z.dtype, train.T))
     coupled = apply(Couple, z, theta, counts, open_)
-    return train.replace(counts=coupled, dtype=None)
+    return train.replace(counts=coupled)
 
 
 class Couple(Function):

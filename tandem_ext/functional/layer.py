@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from ..inputs import ConstantInput, ImpulseInput
 from ..signal import needs_grad
 from ..train import SpikeTrain, add_flags, with_flags
 from .autograd import Fire, WindowProduct, apply, run
-from .neuron import NEUTRAL, cast, fold, in_units, over_space, per_channel, tensors_of, with_gain
+from .neuron import NEUTRAL, cast, channels_of, fold, in_units, over_space, per_channel, tensors_of, with_gain
 from .products import Product, autocast_dtype
 from .settings import Settings
 
@@ -25,12 +26,10 @@ def layer(
     x: Any,
     weight: Tensor | None,
     settings: Settings,
-    *,
     bias: Tensor | None = None,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     step: Tensor | None = None,
-    residual: SpikeTrain | Tensor | None = None,
 ) -> tuple[Result, Tensor | None, Tensor | None]:
     """Run a layer of neurons.
 
@@ -41,7 +40,7 @@ def layer(
     Returns:
         (train, mean, var), or ((train, v), mean, var) with ``return_v``. mean and var are None without batch norm.
     """
-    static, threshold, v_init = settings
+    static, threshold, v_init, residual = settings
     source, T, timing, eps, learns = static.source, static.T, static.timing, static.eps, torch.is_grad_enabled()
     planes = bad = edge = beta = None
     if weight is not None:
@@ -56,14 +55,16 @@ def layer(
         edge, gain = (x, 1.0) if isinstance(x, Tensor) else (x.x, x.gain)
         if weight is not None:
             edge = source.direct(edge, weight)  # type: ignore[union-attr]
-            static, weight = static._replace(source=source_of(x)), None
+            static, weight = static._replace(source=x.source), None
         else:
             shape = edge.shape[1:] if source == "train" else edge.shape
         like = edge
     assert like is not None
-    channels = shape[1] if len(shape) > 1 else 1
+    channels = channels_of(shape)
     if eps is not None:
-        checks.batch_norm(shape)
+        if shape[0] * math.prod(shape[2:]) < 2:
+            least = "more than one value per channel"
+            raise checks.TooFewSamples(f"x: batch norm in training needs {least}, got outputs {list(shape)}")
         bad = None if bad is None else bad.sum(0, True)  # through the batch statistics, one NaN affects all samples
     neurons, theta = NEUTRAL, None
     if residual is not None or v_init is not None or timing == "window" or isinstance(threshold, Tensor):
@@ -102,10 +103,7 @@ def window_product(x: SpikeTrain, weight: Tensor, product: Product) -> Tensor:
     It is for batch norm with statistics that the fused layer cannot compute, such as statistics of several processes.
     """
     x, weight, _ = fitted(x, weight, product)
-    edge: Tensor | None = x.edge
-    if torch.is_grad_enabled() and needs_grad(edge, weight):
-        return with_flags(apply(WindowProduct, edge, weight, x.stored, x.T, x.timing, product), x.bad)
-    return with_flags(product.window(x.stored, x.T, x.timing, weight), x.bad)
+    return with_flags(apply(WindowProduct, x.edge, weight, x.stored, x.T, x.timing, product), x.bad)
 
 
 def fitted(x: Input, weight: Tensor, product: Any) -> tuple[Any, Tensor, tuple[int, ...]]:
@@ -129,7 +127,3 @@ def by_channel(x: Any, weight: Tensor, product: Product) -> tuple[Any, Tensor]:
     if not isinstance(x.gain, Tensor) or not x.gain.dim():
         return x, weight
     return x.replace(gain=1.0), product.weighted(weight, x.gain)
-
-
-def source_of(x: ConstantInput | ImpulseInput) -> str:
-    return "constant" if isinstance(x, ConstantInput) else "impulse"

@@ -9,14 +9,12 @@ from typing_extensions import Unpack
 
 from .. import checks
 from ..inputs import ConstantInput, ImpulseInput
-from ..train import SpikeTrain
-from .layer import Input, Result, layer, source_of
+from .layer import Input, Result, layer
 from .neuron import channels_of
 from .products import LINEAR, convolution
 from .settings import Neuron, checked, shows
 
-Size1 = int | tuple[int]
-Size2 = int | tuple[int, int]
+Size = int | tuple[int] | tuple[int, int]
 
 
 @shows(Neuron)
@@ -27,7 +25,6 @@ def linear_if(
     *,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
-    residual: SpikeTrain | Tensor | None = None,
     **neuron: Unpack[Neuron],
 ) -> Result:
     """A fully connected layer of integrate-and-fire neurons, trained by the tandem rule.
@@ -49,9 +46,7 @@ def linear_if(
             An int8 weight has exact sums but no gradient; ``scale`` is then the value of one unit of each row.
         bias: [N], for the whole window: each step receives 1/T of it.
         scale, shift: [N], for example from a folded batch norm. Like bias, shift is for the whole window.
-        residual: added to the currents after scale and shift: a train with the output's shape and T, multiplied by its
-            gain, or currents [T, B, N]; with timing "window" also their sum [1, B, N].
-        neuron: the settings of the neurons, see :class:`Neuron`.
+        neuron: the settings of the neurons and the residual, see :class:`Neuron`.
 
     Returns:
         The output spikes, a :class:`SpikeTrain` [B, N] with counts in the dtype of the weight (float32 for int8); with
@@ -71,31 +66,29 @@ def linear_if(
     >>> weight.grad  # z > 0, so the gradient is that of W c at the counts 4 and 4
     tensor([[4., 4.]])
     """
-    settings = _checked(x, weight, (), None, neuron)
-    return layer(x, weight, settings, bias=bias, scale=scale, shift=shift, residual=residual)[0]
+    return _run(x, weight, (2,), (), neuron, bias, scale, shift)[0]
 
 
 @shows(Neuron)
-def conv1d_if(
+def conv_if(
     x: Input,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: Size1 = 1,
-    padding: Size1 | str = 0,
-    dilation: Size1 = 1,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
     groups: int = 1,
     *,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
-    residual: SpikeTrain | Tensor | None = None,
     **neuron: Unpack[Neuron],
 ) -> Result:
-    """A 1-d convolution followed by integrate-and-fire neurons.
+    """A convolution followed by integrate-and-fire neurons: ``conv1d_if`` and ``conv2d_if``.
 
-    The same as :func:`linear_if`, with y[t] = conv1d(s_in[t], weight) for x [B, K, L] and weight [N, K/groups, k].
-    ``stride``, ``padding`` (also "same" and "valid"), ``dilation`` and ``groups`` are those of
-    ``torch.nn.functional.conv1d``. Tensors per channel are per output channel, [N]. The output is [B, N, L'],
-    channels-last in memory.
+    The same as :func:`linear_if`, with y[t] = conv1d(s_in[t], weight) for x [B, K, L] and weight [N, K/groups, k], or
+    y[t] = conv2d(s_in[t], weight) for x [B, K, H, W] and weight [N, K/groups, kh, kw]. ``stride``, ``padding`` (also
+    "same" and "valid"), ``dilation`` and ``groups`` are those of ``torch.nn.functional.conv1d`` and ``conv2d``. Tensors
+    per channel are per output channel, [N]. The output is [B, N, L'] or [B, N, H', W'], channels-last in memory.
 
     Raises:
         TypeError, ValueError, RuntimeError: as in :func:`linear_if`; also for a stride or dilation below 1, a padding
@@ -105,66 +98,44 @@ def conv1d_if(
     >>> te.functional.conv1d_if(x, torch.full((2, 1, 3), 0.25), padding=1).counts
     tensor([[[2., 3., 3., 3., 2.],
              [2., 3., 3., 3., 2.]]])
-    """
-    settings = _checked(x, weight, (1, stride, padding, dilation, groups), None, neuron)
-    return layer(x, weight, settings, bias=bias, scale=scale, shift=shift, residual=residual)[0]
-
-
-@shows(Neuron)
-def conv2d_if(
-    x: Input,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Size2 = 1,
-    padding: Size2 | str = 0,
-    dilation: Size2 = 1,
-    groups: int = 1,
-    *,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    residual: SpikeTrain | Tensor | None = None,
-    **neuron: Unpack[Neuron],
-) -> Result:
-    """A 2-d convolution followed by integrate-and-fire neurons.
-
-    The same as :func:`conv1d_if`, with y[t] = conv2d(s_in[t], weight) for x [B, K, H, W] and weight
-    [N, K/groups, kh, kw]. The output is [B, N, H', W'].
-
-    Raises:
-        TypeError, ValueError, RuntimeError: as in :func:`conv1d_if`.
-
     >>> x = te.SpikeTrain.from_dense(torch.ones(4, 1, 1, 3, 3))
     >>> te.functional.conv2d_if(x, torch.full((1, 1, 3, 3), 0.125), padding="same").counts
     tensor([[[[2., 3., 2.],
               [3., 4., 3.],
               [2., 3., 2.]]]])
     """
-    settings = _checked(x, weight, (2, stride, padding, dilation, groups), None, neuron)
-    return layer(x, weight, settings, bias=bias, scale=scale, shift=shift, residual=residual)[0]
+    return _run(x, weight, (3, 4), (stride, padding, dilation, groups), neuron, bias, scale, shift)[0]
+
+
+conv1d_if = conv2d_if = conv_if  # the weight says which
 
 
 @shows(Neuron)
-def linear_bn_if(
+def bn_if(
     x: Input,
     weight: Tensor,
     bias: Tensor | None = None,
     gamma: Tensor | None = None,
     beta: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
     *,
     eps: float = 1e-5,
-    residual: SpikeTrain | Tensor | None = None,
     **neuron: Unpack[Neuron],
 ) -> tuple[Result, Tensor, Tensor]:
-    """:func:`linear_if` with batch norm in training mode.
+    """:func:`linear_if`, or :func:`conv_if` if the weight is a kernel, with batch norm in training mode.
 
     With u = gain·W c, z = γ·(u - mean(u))/√(var(u) + eps) + β + Σ residual. mean and var are batch statistics over
     samples and spatial positions, and gradients flow through them as in ``torch.nn.BatchNorm``. For evaluation, fold
-    batch norm into ``scale`` and ``shift`` of :func:`linear_if`.
+    batch norm into ``scale`` and ``shift``.
 
     Args:
-        x, weight, residual, neuron: as in :func:`linear_if`, except that weight cannot be int8.
+        x, weight, neuron: as in :func:`linear_if`, except that weight cannot be int8.
         bias: [N]. It cancels in z and only shifts the returned mean.
         gamma, beta: [N], default 1 and 0. beta is for the whole window.
+        stride, padding, dilation, groups: as in :func:`conv_if`.
         eps: added to the variance.
 
     Returns:
@@ -172,70 +143,15 @@ def linear_bn_if(
         gain·W c + bias, with which to update running statistics. var is the biased variance. They have no gradient.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as in :func:`linear_if`; ValueError also for a batch with fewer than two
+        TypeError, ValueError, RuntimeError: as in :func:`conv_if`; ValueError also for a batch with fewer than two
             values per channel.
 
     >>> x = te.SpikeTrain.from_dense(torch.tensor([[[0.0], [1.0]]]))
-    >>> train, mean, var = te.functional.linear_bn_if(x, torch.tensor([[4.0]]))
+    >>> train, mean, var = te.functional.bn_if(x, torch.tensor([[4.0]]))
     >>> train.counts.tolist(), mean, var
     ([[0.0], [0.0]], tensor([2.]), tensor([4.]))
     """
-    settings = _checked(x, weight, (), eps, neuron)
-    return layer(x, weight, settings, bias=bias, scale=gamma, shift=beta, residual=residual)  # type: ignore[return-value]
-
-
-@shows(Neuron)
-def conv1d_bn_if(
-    x: Input,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    gamma: Tensor | None = None,
-    beta: Tensor | None = None,
-    stride: Size1 = 1,
-    padding: Size1 | str = 0,
-    dilation: Size1 = 1,
-    groups: int = 1,
-    *,
-    eps: float = 1e-5,
-    residual: SpikeTrain | Tensor | None = None,
-    **neuron: Unpack[Neuron],
-) -> tuple[Result, Tensor, Tensor]:
-    """:func:`conv1d_if` with batch norm in training mode; arguments, results and errors as in :func:`linear_bn_if`.
-
-    >>> x = te.SpikeTrain.from_dense(torch.tensor([[[[0.0, 1.0]]]]))
-    >>> train, mean, var = te.functional.conv1d_bn_if(x, torch.tensor([[[4.0]]]))
-    >>> train.shape, mean, var
-    (torch.Size([1, 1, 2]), tensor([2.]), tensor([4.]))
-    """
-    settings = _checked(x, weight, (1, stride, padding, dilation, groups), eps, neuron)
-    return layer(x, weight, settings, bias=bias, scale=gamma, shift=beta, residual=residual)  # type: ignore[return-value]
-
-
-@shows(Neuron)
-def conv2d_bn_if(
-    x: Input,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    gamma: Tensor | None = None,
-    beta: Tensor | None = None,
-    stride: Size2 = 1,
-    padding: Size2 | str = 0,
-    dilation: Size2 = 1,
-    groups: int = 1,
-    *,
-    eps: float = 1e-5,
-    residual: SpikeTrain | Tensor | None = None,
-    **neuron: Unpack[Neuron],
-) -> tuple[Result, Tensor, Tensor]:
-    """:func:`conv2d_if` with batch norm in training mode; arguments, results and errors as in :func:`linear_bn_if`.
-
-    >>> x = te.SpikeTrain.from_dense(torch.tensor([[[[[0.0, 1.0]]]]]))
-    >>> train, mean, var = te.functional.conv2d_bn_if(x, torch.tensor([[[[4.0]]]]))
-    >>> train.shape, mean, var
-    (torch.Size([1, 1, 1, 2]), tensor([2.]), tensor([4.]))
-    """
-    settings = _checked(x, weight, (2, stride, padding, dilation, groups), eps, neuron)
-    return layer(x, weight, settings, bias=bias, scale=gamma, shift=beta, residual=residual)  # type: ignore[return-value]
+    return _run(x, weight, (2, 3, 4), (stride, padding, dilation, groups), neuron, bias, gamma, beta, eps)
 
 
 @shows(Neuron)
@@ -244,7 +160,6 @@ def if_scan(
     *,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
-    residual: SpikeTrain | Tensor | None = None,
     **neuron: Unpack[Neuron],
 ) -> Result:
     """Integrate-and-fire neurons driven by given input currents.
@@ -255,7 +170,7 @@ def if_scan(
     Args:
         currents: floating point [T, B, *features], T in 1..65535; or a :class:`ConstantInput` or :class:`ImpulseInput`,
             whose x [B, *features] is the current. The first feature dimension is the channels.
-        scale, shift, residual, neuron: as in :func:`linear_if`; per-channel tensors have one value for each channel.
+        scale, shift, neuron: as in :func:`linear_if`; per-channel tensors have one value for each channel.
 
     Returns:
         The output spikes, a :class:`SpikeTrain` [B, *features]; with ``return_v`` a pair (train, v).
@@ -269,23 +184,34 @@ def if_scan(
     """
     if isinstance(currents, (ConstantInput, ImpulseInput)):
         checks.device("currents", currents.x)
-        source, T, shape = source_of(currents), currents.T, currents.shape
+        source, T, shape = currents.source, currents.T, currents.shape
     else:
-        checks.currents("currents", currents)
+        direct = ", a ConstantInput or an ImpulseInput"
+        checks.over_time("currents", currents, "a floating-point tensor", checks.is_float, direct)
         source, T, shape = "train", currents.shape[0], currents.shape[1:]
-    settings = checked(source, T, channels_of(shape), None, neuron)
-    return layer(currents, None, settings, scale=scale, shift=shift, residual=residual)[0]
+    return layer(currents, None, checked(source, T, channels_of(shape), None, neuron), None, scale, shift)[0]
 
 
-_LAYOUTS = "[N, K]", "[N, K/groups, k]", "[N, K/groups, kh, kw]"  # of weights, by number of spatial dimensions
+def _run(
+    x: Input,
+    weight: Tensor,
+    dims: tuple[int, ...],
+    geometry: tuple[Any, ...],
+    neuron: Neuron,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    eps: float | None = None,
+) -> Any:
+    """Check the arguments that are not per channel, and run the layer.
 
-
-def _checked(x: Input, weight: Tensor, geometry: tuple[Any, ...], eps: float | None, neuron: Neuron) -> Any:
-    """Check x, weight and settings; ``geometry`` is (dims, stride, ...) of a convolution, or () for a linear layer."""
-    dims = geometry[0] if geometry else 0
+    The weight has one of these numbers of dimensions; ``geometry`` is (stride, padding, dilation, groups) of a kernel.
+    """
     checks.signal("x", x)
-    checks.weight("weight", weight, dims + 2, _LAYOUTS[dims], or_int8=eps is None)
+    checks.weight("weight", weight, dims, or_int8=eps is None)
     if eps is not None:
         checks.eps(eps)
-    product = convolution(weight.shape[2:], *geometry[1:]) if geometry else LINEAR
-    return checked(product, x.T, weight.shape[0], eps, neuron)
+    product = convolution(weight.shape[2:], *geometry) if weight.dim() > 2 else LINEAR
+    if geometry and product is LINEAR and geometry != (1, 0, 1, 1):
+        raise ValueError(f"stride, padding, dilation, groups: a weight [N, K] takes none, got {geometry}")
+    return layer(x, weight, checked(product, x.T, weight.shape[0], eps, neuron), bias, scale, shift)

@@ -36,7 +36,6 @@ class Product(NamedTuple):
         checks.features(x_shape, w_shape, self.groups)
         if not self.stride:
             return x_shape[0], w_shape[0]
-        checks.groups(self.groups, w_shape[0])
         space = []
         for n, k, s, p, d in zip(x_shape[2:], w_shape[2:], self.stride, self.padding, self.dilation, strict=True):
             checks.kernel(n, k, p, d)
@@ -78,11 +77,6 @@ class Product(NamedTuple):
             wide = [None if t is None else t.to(dtype).float() for t in (x, weight, bias)]
             return convolution(*wide, *self.geometry).to(dtype)
 
-    def window(self, stored: Tensor, T: int, timing: str, weight: Tensor) -> Tensor:
-        """Return W c, the sum of the products over the window: [B, N, *space] in the compute dtype."""
-        counted = timing == "window"
-        return _window_product(stored, T, weight, *self.geometry, counted)
-
     def gradients(
         self, grad: Tensor, stored: Tensor, timing: str, weight: Tensor, needs_input: bool, needs_weight: bool
     ) -> tuple[Tensor | None, Tensor | None]:
@@ -110,7 +104,6 @@ class Product(NamedTuple):
 
 
 LINEAR = Product()
-_window_product = _ops.window_product.default
 
 
 def autocast_dtype(weight: Tensor) -> torch.dtype:
@@ -147,7 +140,7 @@ def convolution(kernel: Sequence[int], stride: Any, padding: Any, dilation: Any,
     dims = len(kernel)
     stride = checks.ints("stride", stride, dims, least=1)
     dilation = checks.ints("dilation", dilation, dims, least=1)
-    checks.steps(groups, "groups", "")
+    checks.positive("groups", groups)
     sides: tuple[int, ...] = ()
     if padding == "valid":
         padding = (0,) * dims

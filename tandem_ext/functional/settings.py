@@ -7,6 +7,7 @@ from typing import Annotated, Any, NamedTuple, TypedDict, TypeVar, get_args
 from torch import Tensor
 
 from .. import checks
+from ..train import SpikeTrain
 from .products import Product
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -49,9 +50,11 @@ class NeuronSettings(TypedDict, total=False):
 
 
 class Neuron(NeuronSettings, total=False):
-    """The keyword arguments of neurons that every functional layer takes: :class:`NeuronSettings`, and two for a call.
+    """The keyword arguments of neurons that every functional layer takes: :class:`NeuronSettings`, and those of a call.
 
     Args:
+        residual: added to the currents after scale and shift: a train with the output's shape and T, multiplied by its
+            gain, or currents [T, B, *features]; with timing "window" also their sum [1, B, *features].
         steps: the length of the window over which bias and shift are spread, if x is only a part of it (default: T).
             With timing "window" x must be the whole window.
         return_v: also return the final membrane potential [B, *features], in float32 (float64 for float64 weights),
@@ -61,7 +64,11 @@ class Neuron(NeuronSettings, total=False):
     >>> train, v = te.functional.if_scan(torch.rand(4, 2, 3), **neuron)
     """
 
-    steps: Annotated[int | None, Setting(None, lambda value, _: value is None or checks.steps(value))]
+    residual: Annotated[SpikeTrain | Tensor | None, Setting(None, lambda value, _: None, each_call=True)]
+    steps: Annotated[
+        int | None,
+        Setting(None, lambda value, _: value is None or checks.positive("steps", value, ", the length of the window")),
+    ]
     return_v: Annotated[bool, Setting(False, lambda value, _: None)]
 
 
@@ -103,11 +110,12 @@ class Static(NamedTuple):
     timing: str
 
 
-Settings = tuple[Static, float | Tensor, float | Tensor | None]  # with threshold and v_init, which may be tensors
+# with threshold, v_init and residual, which may be tensors
+Settings = tuple[Static, float | Tensor, float | Tensor | None, SpikeTrain | Tensor | None]
 
 
 def checked(source: Product | str, T: int, channels: int, eps: float | None, neuron: Mapping[str, Any]) -> Settings:
-    """Check the keyword arguments :class:`Neuron` that are not tensors; return (static, threshold, v_init)."""
+    """Check the keyword arguments :class:`Neuron`, except for tensors."""
     given: Mapping[str, Any] = DEFAULTS
     if neuron:
         for name, value in neuron.items():
@@ -126,7 +134,7 @@ def checked(source: Product | str, T: int, channels: int, eps: float | None, neu
         source, T, given["return_v"], eps, False, T if steps is None else steps,
         1.0 if isinstance(threshold, Tensor) else threshold, given["leak"], given["gate"], timing,
     )  # fmt: skip
-    return static, threshold, given["v_init"]
+    return static, threshold, given["v_init"], given["residual"]
 
 
 def shows(keywords: Any) -> Callable[[F], F]:

@@ -31,7 +31,7 @@ def bits(shape: Sequence[int]) -> Tensor:
 
 
 def planes(shape: Sequence[int], T: int) -> Tensor:
-    return te.pack(rate_coded(T, shape, 0.1, GENERATOR))
+    return te.planes.pack(rate_coded(T, shape, 0.1, GENERATOR))
 
 
 def case(name: str, op: Callable[..., object], inputs: Inputs, moved: float, T: int = 8, shapes: Any = NEURONS) -> Any:

@@ -60,10 +60,10 @@ def test_a_card_or_driver_that_cannot_run_the_kernels(library: Path, status: int
 import ctypes, os, torch, tandem_ext as te
 ctypes.CDLL(os.environ["TANDEM_LIBRARY"]).emulation_fail({status})
 try:
-    te.pack(torch.ones(2, 1, 1))
+    te.planes.pack(torch.ones(2, 1, 1))
 except RuntimeError as error:
     print(error)
-print(te.pack(torch.ones(2, 1, 1)).item())
+print(te.planes.pack(torch.ones(2, 1, 1)).item())
 """
     out = run(["-c", script], library)
     assert remedy in out

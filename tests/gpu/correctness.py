@@ -52,7 +52,7 @@ def large(small: bool) -> Iterator[Case]:
     """Many blocks of outputs, samples and inputs."""
 
     def run(device: torch.device, name: str, x_shape: tuple[int, ...], w_shape: tuple[int, ...]) -> None:
-        norm = name.endswith("bn_if")
+        norm = name == "bn_if"
         for dtype, T in itertools.product([*DTYPES, *[torch.int8] * (not norm)], (4, 8, 21)):
             x, weight = train(T, *x_shape), dyadic(*w_shape, unit=1 if dtype == torch.int8 else 64, dtype=dtype)
             layer, want_of = getattr(F, name), getattr(REFERENCE, name)
@@ -62,7 +62,7 @@ def large(small: bool) -> Iterator[Case]:
     for of in [] if small else [
         ("linear_if", (128, 784), (800, 784)), ("linear_if", (300, 1000), (96, 1000)),
         ("conv2d_if", (2, 128, 16, 16), (256, 128, 3, 3)), ("conv2d_if", (2, 144, 9, 9), (72, 144, 1, 1)),
-        ("linear_bn_if", (128, 800), (800, 800)), ("conv2d_bn_if", (32, 64, 16, 16), (128, 64, 3, 3)),
+        ("bn_if", (128, 800), (800, 800)), ("bn_if", (32, 64, 16, 16), (128, 64, 3, 3)),
     ]:  # fmt: skip
         yield Case(f"{of[0]} {list(of[1])} {list(of[2])}", lambda d, of=of: run(d, *of))
 

@@ -136,7 +136,7 @@ class Stage(nn.Module):
     def forward(self, x: Any, residual: Any = None) -> Any:
         if self.move is not None:
             if isinstance(x, (ConstantInput, ImpulseInput)):
-                return x.unchecked(self.move(x.x), x.T)
+                return x.replace(x=self.move(x.x), gain=1.0)
             gain = self.gain if self.scale is None else self.scale
             return self.move(x.replace(gain=gain) if isinstance(x, SpikeTrain) else x)
         if self.kind == "readout":
@@ -256,7 +256,7 @@ class Stages(nn.Module):
             wanted = "a SpikeTrain" if self.mode == "events" else "a tensor [B, *features], no SpikeTrain"
             raise TypeError(f"x: the network takes {wanted}, got {describe(x)}")
         if not isinstance(x, SpikeTrain):
-            return SIGNALS[self.mode].unchecked(x, self.T)
+            return SIGNALS[self.mode](x, self.T)
         if self.T not in (None, x.T):
             raise ValueError(f"x: the network takes a SpikeTrain of T={self.T} steps, got T={x.T}")
         return x.replace(gain=1.0)

@@ -2,7 +2,8 @@
 between spike counts and ANN branch.
 """
 
-from ..errors import moved
+from tandem_ext._load import moved
+
 from .coupling import Activation, Mismatch, activations, mismatch
 from .monitor import Monitor, Recording, firing_rates
 from .operations import Energy, LayerOps, SynOps, energy, fan_out, synops, synops_penalty

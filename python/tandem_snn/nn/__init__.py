@@ -6,7 +6,8 @@
 torch.Size([2, 10])
 """
 
-from ..errors import moved
+from tandem_ext._load import moved
+
 from .batch_norm import SyncBatchNorm, initial_gamma
 from .neuron import SpikingLayer, init_gamma_
 from .options import NeuronOptions

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tandem_ext import ConstantInput, SpikeTrain, pack, unpack
+from tandem_ext import ConstantInput, SpikeTrain
 from tandem_ext.functional import if_scan
 from tandem_ext.functional.autograd import apply
-from tandem_ext.planes import spikes_at
+from tandem_ext.planes import pack, unpack
 from tandem_ext.train import with_flags
 
 from .quantise import StraightThrough
@@ -100,6 +100,6 @@ def part_of(x: Signal, start: int, stop: int) -> Signal:
     if not isinstance(x, SpikeTrain):
         later = start > 0 and not isinstance(x, ConstantInput)
         return x.replace(T=stop - start, x=torch.zeros_like(x.x) if later else x.x)
-    one = stop == start + 1
-    stored = spikes_at(x.planes, start).unsqueeze(0) if one else pack(spikes_of(x.planes, start, stop))
+    one = x.planes[start // 8].unsqueeze(0) >> start % 8 & 1
+    stored = one if stop == start + 1 else pack(spikes_of(x.planes, start, stop))
     return SpikeTrain.unchecked(stored, stop - start, None, x.gain, x._dtype)

@@ -328,10 +328,10 @@ class Neurons(HasNeurons):
         offset = over_space(self.offset, u.shape) if self.moved else 0.0
         neuron = self.dynamics()
         if self.timing == "window":
-            total = ImpulseInput.unchecked(u.total + u.T * offset, u.T)
+            total = ImpulseInput(u.total + u.T * offset, u.T)
             return te.functional.if_scan(total, v_init=v, timing="window", **neuron)  # type: ignore[return-value]
         if u.constant:
-            current = ConstantInput.unchecked(u.steps(0, 1)[0] + offset, u.T)
+            current = ConstantInput(u.steps(0, 1)[0] + offset, u.T)
             return te.functional.if_scan(current, v_init=v, **neuron)  # type: ignore[return-value]
         return fire_steps(lambda start, stop: u.steps(start, stop) + offset, u.T, v, u.total.dtype, **neuron)
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tandem_ext import SpikeTrain, pack
+from tandem_ext import SpikeTrain
+from tandem_ext.planes import pack
 
 from .currents import AT_ONCE
 from .general import Currents, currents_of

@@ -137,8 +137,7 @@ class SpikingLayer(HasNeurons):
         """Call :func:`tandem_ext.functional.layer.layer` with the result of :meth:`_weights`."""
         x, weight, step = given
         threshold = NEVER if static.threshold == NEVER else self.threshold
-        affine: dict[str, Any] = {"bias": self.bias, "scale": scale, "shift": shift, "step": step}
-        return layer(x, weight, (static, threshold, v_init), residual=residual, **affine)
+        return layer(x, weight, (static, threshold, v_init, residual), self.bias, scale, shift, step)
 
     def _normed(self, x: Signal, norm: _BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
         """Return the spikes, with batch norm that uses the statistics of this batch."""

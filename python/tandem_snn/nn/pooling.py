@@ -100,7 +100,7 @@ class AvgPool2d(HasNeurons):
         train: SpikeTrain
         start, neuron = self.initial_potential, {"threshold": self.threshold}
         if self.timing == "window":
-            given = ImpulseInput.unchecked(self._sums(x.count_bytes)[0], x.T)
+            given = ImpulseInput(self._sums(x.count_bytes)[0], x.T)
             train = te.functional.if_scan(given, v_init=start, timing="window", **neuron).to(x._dtype)  # type: ignore[union-attr, arg-type]
         else:
             planes = x.planes
@@ -182,7 +182,7 @@ class MaxPool2d(nn.Module):
         stored = self._any(x, winners.shape[-2:])
         spikes = SpikeTrain.unchecked(stored, x.T, None, 1.0, edge.dtype, x.timing).counts
         counts = apply(_ToWinner, edge, spikes, winners)
-        return x.replace(stored=stored, counts=counts, dtype=None)
+        return x.replace(stored=stored, counts=counts)
 
     def _maximum(self, x: Tensor) -> Tensor:
         return F.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
