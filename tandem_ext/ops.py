@@ -31,11 +31,6 @@ def counts_dtype(dtype: torch.dtype, T: int) -> torch.dtype:
     return torch.float32 if _EXACT.get(dtype, T) < T else dtype
 
 
-def _by_name(names: Sequence[str], args: Sequence[Any]) -> Arguments:
-    """Return the arguments by name; None for those that were left out, and have their default."""
-    return dict.fromkeys(names) | dict(zip(names, args, strict=False))
-
-
 # --- fakes ------------------------------------------------------------------------------------------------------------
 
 
@@ -103,104 +98,42 @@ def _fake_bn_grad(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     return _empty(a["grad"], [], product.shape, dtype), torch.empty_like(mean), torch.empty_like(mean)
 
 
-# --- vmap -------------------------------------------------------------------------------------------------------------
+# --- registration -----------------------------------------------------------------------------------------------------
 
 
-def _is_mapped(dim: Any) -> bool:
-    return isinstance(dim, int)  # else None, or a list of None for an argument that is a list
-
-
-def _element(args: Sequence[Any], in_dims: Sequence[Any], i: int) -> list[Any]:
-    return [a.select(d, i) if _is_mapped(d) else a for a, d in zip(args, in_dims, strict=True)]
-
-
-def _once_per_element(op: Any, info: Any, in_dims: Sequence[Any], args: Sequence[Any]) -> tuple[Any, Any]:
-    outputs = [op(*_element(args, in_dims, i)) for i in range(info.batch_size)]
-    if isinstance(outputs[0], Tensor):
-        return torch.stack(outputs), 0
-    stacked = [None if parts[0] is None else torch.stack(parts) for parts in zip(*outputs, strict=True)]
-    return tuple(stacked), tuple(None if part is None else 0 for part in stacked)
-
-
-def _join(value: Tensor | None, mapped: int | None, size: int, batch: int) -> Tensor | None:
-    """Fold the mapped dimension into the batch; a tensor that is not mapped is repeated."""
-    if value is None:
-        return None
-    value = value.unsqueeze(0).expand(size, *value.shape) if mapped is None else value.movedim(mapped, 0)
-    return value.movedim(0, batch).flatten(batch, batch + 1)
-
-
-def _split(value: Tensor, size: int, batch: int) -> Tensor:
-    return torch.unflatten(value, batch, (size, value.shape[batch] // size))
-
-
-def _neurons_batches(a: Arguments) -> Sequence[int | None]:
-    shape, train = _shape(a), a["train"]
-    v_init_per_sample = a["v_init"] is not None and a["v_init"].dim() == len(shape)
-    if v_init_per_sample or (train and math.prod(shape) % 8):  # only a mask of whole bytes can be split
-        return ()
-    if a["bad"] is not None and len(a["bad"]) != shape[0]:  # one flag for all samples of an element
-        return ()
-    return 1, 0 if train else None, 0 if train else None, 0 if a["return_v"] else None, 0
-
-
-def _register(
-    name: str,
-    fake: Callable[[Arguments], Any],
-    inputs: dict[str, int],
-    outputs: Sequence[int | None] | Callable[[Arguments], Any],
-) -> None:
-    """Register a fake and a vmap rule: one call on a larger batch if only samples are mapped, else one per element.
-
-    Args:
-        inputs: the arguments that hold samples, each with its batch dimension.
-        outputs: the batch dimension of each output, None for one that is None; or a function that returns them, given
-            the arguments of one element. If there are none, every element is a call.
-    """
+def _register(name: str, fake: Callable[[Arguments], Any]) -> None:
+    """Register the fake of an op, and a vmap rule: one call per element."""
     op = getattr(torch.ops.tandem, name).default
     names = [argument.name for argument in op._schema.arguments]
 
     def checked(*args: Any) -> Any:
-        a = _by_name(names, args)
+        a = dict.fromkeys(names) | dict(zip(names, args, strict=False))  # None for those that have their default
         (first, like), *others = ((n, t) for n, t in a.items() if isinstance(t, Tensor))
         for argument, tensor in others:  # a mix of meta and real tensors also gets here
             checks.same_device(argument, tensor, first, like.device)
         return fake(a)
 
     def rule(info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:
-        dims, size = dict(zip(names, in_dims, strict=False)), info.batch_size
-        batches = outputs if all(n in inputs for n, dim in dims.items() if _is_mapped(dim)) else ()
-        if callable(batches):
-            batches = batches(_by_name(names, _element(args, in_dims, 0)))
-        if not batches:
-            return _once_per_element(op, info, in_dims, args)
-        joined = [_join(a, dims[n], size, inputs[n]) if n in inputs else a for n, a in zip(names, args, strict=False)]
-        results = op(*joined)
-        if isinstance(results, Tensor):
-            return _split(results, size, batches[0] or 0), batches[0]
-        pairs = zip(results, batches, strict=True)
-        return tuple(r if batch is None else _split(r, size, batch) for r, batch in pairs), tuple(batches)
+        given = list(zip(args, in_dims, strict=True))  # the dimension of a list of ints is a list of None
+        outputs = [op(*(a.select(d, i) if isinstance(d, int) else a for a, d in given)) for i in range(info.batch_size)]
+        if isinstance(outputs[0], Tensor):
+            return torch.stack(outputs), 0
+        stacked = [None if parts[0] is None else torch.stack(parts) for parts in zip(*outputs, strict=True)]
+        return tuple(stacked), tuple(None if part is None else 0 for part in stacked)
 
     torch.library.register_fake(f"tandem::{name}", checked)
     register_vmap(f"tandem::{name}", rule)
 
 
-_SAMPLES = {"currents": 1, "current": 0, "planes": 1, "residual": 1, "bad": 0}
-for _name in ("if_scan", "constant_if", "impulse_if", "linear_if", "conv_if"):
-    _register(_name, _fake_neurons, _SAMPLES, _neurons_batches)
-# With batch statistics the samples of a batch are not independent.
-_register("linear_bn_if", _fake_neurons, {}, ())
-_register("conv_bn_if", _fake_neurons, {}, ())
-_register("bn_statistics", lambda a: tuple(a["product"].new_empty(a["product"].shape[1]) for _ in range(4)), {}, ())
-_register("bn_grad", _fake_bn_grad, {}, ())
-_register("window_product", lambda a: _empty(a["planes"], [], _shape(a), compute_dtype(_dtype(a))), {"planes": 1}, (0,))
-_register("quantise", _fake_quantise, {}, ())
-_register("pack", lambda a: _planes(a["spikes"], len(a["spikes"])), {"spikes": 1}, (1,))
-_register("unpack", lambda a: _empty(a["planes"], [a["T"]], a["planes"].shape[1:], a["dtype"]), {"planes": 1}, (1,))
-_register("counts", lambda a: _empty(a["planes"], [], a["planes"].shape[1:], a["dtype"]), {"planes": 1}, (0,))
-_register("count_bytes", lambda a: _planes(a["planes"], 1), {"planes": 1}, (1,))
-_register("burst_planes", lambda a: _planes(a["counts"], a["T"]), {"counts": 1}, (1,))
-_register(
-    "gate_grad", lambda a: _empty(a["grad"], [], a["grad"].shape, a["grad"].dtype), {"grad": 0, "mask": 0},
-    lambda a: () if a["grad"].numel() % 8 else (0,),
-)  # fmt: skip
+for _name in ("if_scan", "constant_if", "impulse_if", "linear_if", "conv_if", "linear_bn_if", "conv_bn_if"):
+    _register(_name, _fake_neurons)
+_register("bn_statistics", lambda a: tuple(a["product"].new_empty(a["product"].shape[1]) for _ in range(4)))
+_register("bn_grad", _fake_bn_grad)
+_register("window_product", lambda a: _empty(a["planes"], [], _shape(a), compute_dtype(_dtype(a))))
+_register("quantise", _fake_quantise)
+_register("pack", lambda a: _planes(a["spikes"], len(a["spikes"])))
+_register("unpack", lambda a: _empty(a["planes"], [a["T"]], a["planes"].shape[1:], a["dtype"]))
+_register("counts", lambda a: _empty(a["planes"], [], a["planes"].shape[1:], a["dtype"]))
+_register("count_bytes", lambda a: _planes(a["planes"], 1))
+_register("burst_planes", lambda a: _planes(a["counts"], a["T"]))
+_register("gate_grad", lambda a: _empty(a["grad"], [], a["grad"].shape, a["grad"].dtype))
