@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 import tandem_snn as ts
 import tandem_snn.nn as tnn
 from tandem_ext import checks
-from tandem_snn.frozen.program import MOST_KEPT, Graph
+from tandem_snn.frozen.graphs import MOST_KEPT, Graph
 from tandem_snn.nn import quantise
 
 PAGE = Path(__file__).parents[1] / "docs" / "cuda.md"

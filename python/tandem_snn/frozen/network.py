@@ -17,8 +17,9 @@ from tandem_ext.train import with_flags
 from .. import nn as tnn
 from ..nn.currents import part_of
 from ..nn.signals import describe
+from .graphs import MOST_KEPT, Graph, capture, key_of
 from .lowering import Grid, grids_of, lower, round_, snapshot
-from .program import MOST_KEPT, Graph, Metadata, Program, capture, inference, key_of, write
+from .program import Metadata, Program, inference, write
 from .stages import CannotLower, Stage, Stages, check_finite
 from .stream import UNTIL_REST, Stream, explained
 

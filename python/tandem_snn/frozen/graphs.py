@@ -1,0 +1,65 @@
+"""A frozen network on a GPU as a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor, nn
+
+from tandem_ext import SpikeTrain
+
+from .stages import Stage
+
+MOST_KEPT = 8  # graphs, which keep the memory of one evaluation, and programs, which have their own packed weights
+
+
+def key_of(x: Tensor | SpikeTrain) -> Hashable:
+    """Return the key of a graph that x can use, or None if there can be no graph for x."""
+    if not isinstance(x, SpikeTrain):
+        return x.device, tuple(x.shape), x.dtype
+    return None if isinstance(x.gain, Tensor) else (x.device, tuple(x.shape), x.T, x.gain, x.timing)
+
+
+class Graph:
+    """A CUDA graph that evaluates the network for inputs like x, in inference mode and on one stream at a time."""
+
+    def __init__(self, net: nn.Module, x: Tensor | SpikeTrain) -> None:
+        self._x = _copy_of(x)
+        self._given = self._x.stored if isinstance(self._x, SpikeTrain) else self._x
+        now, side = torch.cuda.current_stream(x.device), torch.cuda.Stream(x.device)
+        side.wait_stream(now)
+        with torch.cuda.stream(side):  # a first call, so that allocations by libraries are not part of the graph
+            net(self._x)
+        now.wait_stream(side)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, stream=side):
+            self._answer: Tensor = net(self._x)
+
+    def __call__(self, x: Tensor | SpikeTrain) -> Tensor:
+        self._given.copy_(x.stored if isinstance(x, SpikeTrain) else x)
+        self._graph.replay()
+        return self._answer.clone()
+
+
+def capture(net: nn.Module, x: Tensor | SpikeTrain) -> Graph | None:
+    """Return the graph, or None if the network cannot be captured, for example because it waits for the GPU."""
+    for tensor in (*net.parameters(), *net.buffers()):
+        if tensor.dim() == 4:  # the layout that the kernels need; otherwise every replay would copy the weights
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    for stage in net.modules():
+        if isinstance(stage, Stage):
+            stage.prepare()
+    try:
+        return Graph(net, x)
+    except RuntimeError as error:
+        if "captur" not in str(error):  # CUDA has no error class for failed captures
+            raise
+        return None
+
+
+def _copy_of(x: Tensor | SpikeTrain) -> Tensor | SpikeTrain:
+    if isinstance(x, SpikeTrain):
+        stored = x.stored.clone(memory_format=torch.preserve_format)
+        return SpikeTrain.unchecked(stored, x.T, None, x.gain, timing=x.timing)
+    return x.clone(memory_format=torch.preserve_format)
