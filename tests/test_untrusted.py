@@ -37,20 +37,15 @@ def little_memory(more: int = 1 << 30) -> Any:
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
+NOISE = [b"\xff" * 8, b"\0" * 8, b"9" * 20, b"-1", b"\x7f\xff\xff\xff"]
+
+
 def damaged(content: bytes, draw: random.Random) -> bytes:
     new = bytearray(content)
     for _ in range(draw.randint(1, 8)):
         first = draw.randrange(len(new) + 1)
-        last = min(len(new), first + int(draw.expovariate(0.1)))
-        kind = draw.randrange(4)
-        if kind == 0 and first < len(new):
-            new[first] = draw.randrange(256)
-        elif kind == 1:
-            del new[first:last]
-        elif kind == 2:
-            new[first:first] = new[first:last]
-        else:
-            new[first:last] = draw.choice([b"\xff" * 8, b"\0" * 8, b"9" * 20, b"-1", b"\x7f\xff\xff\xff"])
+        part = slice(first, first + draw.choice([1, int(draw.expovariate(0.1))]))
+        new[part] = draw.choice([bytes([draw.randrange(256)]), b"", new[part] * 2, draw.choice(NOISE)])
     return bytes(new)
 
 
