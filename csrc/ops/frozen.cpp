@@ -65,6 +65,7 @@ Tensor patches(const RealWindow& w, const Tensor& image) {
   const int64_t height = image.size(2), width = image.size(3), channels = i.channels;
   const int64_t each = i.kernel_h * i.kernel_w * channels;
   const Tensor rows = empty_channels_last({w.out.height * w.out.width, each}, 2, ScalarType::Float, image);
+  const int64_t step = i.stride_w * channels;
   auto* to = pointer<float>(rows);
   std::fill_n(to, rows.numel(), 0.f);
   for (int64_t k = 0; k < each; ++k) {
@@ -76,7 +77,8 @@ Tensor patches(const RealWindow& w, const Tensor& image) {
       const int64_t line = y * i.stride_h + below;
       if (line < 0 || line >= height) continue;
       const float* from = pointer<float>(image) + (line * width + right) * channels + k % channels;
-      for (int64_t x = first; x < end; ++x) to[(y * w.out.width + x) * each + k] = from[x * i.stride_w * channels];
+      float* out = to + y * w.out.width * each + k;
+      for (int64_t x = first; x < end; ++x) out[x * each] = from[x * step];
     }
   }
   return rows;
