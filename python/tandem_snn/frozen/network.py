@@ -173,7 +173,7 @@ class FrozenNetwork(nn.Module):
                 or is missing.
 
         >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
-        >>> frozen = freeze(net)
+        >>> frozen = tandem_snn.freeze(net)
         >>> x = torch.rand(1, 3)
         >>> for _ in range(4):
         ...     so_far = frozen.step(x)
@@ -208,7 +208,7 @@ class FrozenNetwork(nn.Module):
             ValueError: steps is less than 1, the network has step timing, or as for :meth:`step`.
 
         >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5, timing="window"), tnn.Readout(5, 2))
-        >>> frozen, frames = freeze(net), torch.rand(3, 1, 3)
+        >>> frozen, frames = tandem_snn.freeze(net), torch.rand(3, 1, 3)
         >>> all(torch.equal(frozen.settle(x)[0], frozen(x)) for x in frames)  # a video, without a reset
         True
         """
@@ -277,7 +277,7 @@ class FrozenNetwork(nn.Module):
                 :meth:`step`).
 
         >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
-        >>> frozen, x = freeze(net), torch.rand(6, 3)
+        >>> frozen, x = tandem_snn.freeze(net), torch.rand(6, 3)
         >>> torch.equal(frozen.readouts(x), torch.stack([frozen.step(x) for _ in range(4)]))
         True
         """
@@ -335,7 +335,7 @@ class FrozenNetwork(nn.Module):
             ValueError: confidence is out of range, the network has one output, or it cannot stream (see :meth:`step`).
 
         >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
-        >>> logits, steps = freeze(net).anytime(torch.rand(6, 3), confidence=0.6)
+        >>> logits, steps = tandem_snn.freeze(net).anytime(torch.rand(6, 3), confidence=0.6)
         >>> logits.shape, bool((steps >= 1).all() and (steps <= 4).all())
         (torch.Size([6, 2]), True)
         """
@@ -372,7 +372,7 @@ class FrozenNetwork(nn.Module):
             ValueError: the network has step timing, or as for :meth:`step`.
 
         >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5, timing="window"), tnn.Readout(5, 2))
-        >>> [moves["1"].shape for _, moves in freeze(net).follow(torch.rand(6, 3), steps=2)]
+        >>> [moves["1"].shape for _, moves in tandem_snn.freeze(net).follow(torch.rand(6, 3), steps=2)]
         [torch.Size([6, 5]), torch.Size([6, 5])]
         """
         if steps is not None:
@@ -394,7 +394,7 @@ class FrozenNetwork(nn.Module):
             UserError: the package safetensors is not installed.
 
         >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
-        >>> freeze(net).save("net.tandem")
+        >>> tandem_snn.freeze(net).save("net.tandem")
         """
         try:
             write(path, lower(self.net), Metadata(self.T, self.weight_bits, self.shape))
