@@ -141,8 +141,6 @@ def test_the_reason_is_the_modules_own() -> None:
     net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), layer, nn.Linear(8, 8), nn.ReLU())
     with pytest.raises(CannotConvert, match=r"MultiheadAttention.*: attention; use a convolutional network"):
         convert(net, T=8, example=torch.rand(1, 5, 8))
-    with pytest.raises(CannotConvert, match="`after` and `until` there is no ReLU"):
-        convert(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), T=8, example=torch.rand(1, 8), until="0")
 
 
 @pytest.mark.parametrize(("keywords", "error", "message"), [
@@ -150,7 +148,6 @@ def test_the_reason_is_the_modules_own() -> None:
     ({"example": torch.rand(4)}, ValueError, r"example: expected at least one sample, .*\[4\]"),
     ({"example": torch.rand(0, 4)}, ValueError, "at least one sample"),
     ({"example": torch.rand(2, 3)}, ValueError, "example: the ANN does not accept it: .*mat1 and mat2"),
-    *(({name: "layer4"}, ValueError, f"{name}: the ANN calls no module 'layer4'") for name in ("after", "until")),
     ({"T": 0}, ValueError, "T"), ({"mode": "rate"}, ValueError, "mode"),
     ({"T": 256}, ValueError, r"T: expected .* timing='window' \(up to 65535 with timing='step'\), got 256"),
     ({"threshold": -1.0}, ValueError, "threshold: expected a positive number, got -1.0"),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .errors import UserError, extra
 
-Facts = dict[str, Any]
+Metadata = dict[str, Any]
 _FIELD = b'"checksum":"'
 _ZEROS = b"0" * 64  # a placeholder for the SHA-256 in hexadecimal
 _LARGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
@@ -54,7 +54,7 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def pack(tensors: Mapping[str, Tensor], facts: Facts, format: str) -> bytes:
+def pack(tensors: Mapping[str, Tensor], facts: Metadata, format: str) -> bytes:
     """Return the bytes of a file of tensors, which may share memory, and of facts, values that JSON can represent."""
     save = extra("safetensors.torch", "writing a file").save
     copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
@@ -76,7 +76,7 @@ def _digest(*parts: bytes | memoryview) -> str:
     return digest.hexdigest()
 
 
-def unpack(path: Path, format: str, kind: str, writer: str) -> tuple[dict[str, Tensor], Facts]:
+def unpack(path: Path, format: str, kind: str, writer: str) -> tuple[dict[str, Tensor], Metadata]:
     """Return the tensors and metadata of a file, after verifying its sizes and its checksum.
 
     An untrusted file is safe to read: no code in it is executed, and no more memory than the file's size is allocated.

@@ -26,7 +26,7 @@ class Lowering(Builder):
     """Builds the spiking network, Op by Op.
 
     Args:
-        threshold, v_init, timing, max_pool, after, until: see :func:`convert`.
+        threshold, v_init, timing, max_pool: see :func:`convert`.
 
     Attributes:
         ways: for each layer of neurons, by name, whether it is fused or general, and its operations.
@@ -41,15 +41,12 @@ class Lowering(Builder):
         v_init: float,
         timing: str,
         max_pool: str,
-        after: str | None,
-        until: str | None,
     ) -> None:
         super().__init__(graph, encoder)
         self.threshold, self.v_init = threshold, v_init
         self.timing = timing
         self.pools_by_or = timing == "window" or max_pool == "or"
         self.ways: dict[str, str] = {}
-        self.front, self.back = self._cut(after, until)
         self.before_neurons = self._before_neurons()
 
     def run(self, name: str) -> fx.GraphModule:
@@ -64,8 +61,6 @@ class Lowering(Builder):
 
     def _silent(self) -> CannotConvert:
         """Return the error for a network in which nothing would spike; it says where a ReLU is missing."""
-        if self.front or self.back:
-            return CannotConvert("between the modules of `after` and `until` there is no ReLU: nothing would spike")
         why = "no nn.Linear or convolution has a ReLU behind it, so nothing would spike"
         passed = (*kinds.SYNAPSES, *kinds.REARRANGE, *kinds.SAME, *kinds.DROPOUT, *kinds.MAX_POOLS, "batch_norm")
         others = [op for op in self.source.ops if op.kind not in (*passed, "input", "attribute", "size", "output")]
@@ -75,28 +70,13 @@ class Lowering(Builder):
         op = min(others, key=lambda op: kinds.instead_of(op) is None)  # the first that is known, else the first
         return refuse(op, f"{why}: {kinds.instead_of(op) or 'put nn.ReLU here'}")
 
-    def _cut(self, after: str | None, until: str | None) -> tuple[set[Op], set[Op]]:
-        """Return the Ops before ``after`` and those behind ``until``, which stay an ANN."""
-        ops, front, back = self.source.ops, set[Op](), set[Op]()
-        for name, path in ("after", after), ("until", until):
-            if path is None:
-                continue
-            inside = [i for i, op in enumerate(ops) if op.path == path or op.path.startswith(f"{path}.")]
-            if not inside:
-                raise ValueError(f"{name}: the ANN calls no module {path!r} in evaluation")
-            if name == "after":
-                front = set(ops[: inside[-1] + 1])
-            else:
-                back = {op for op in ops[inside[-1] + 1 :] if op.kind != "attribute"}
-        return front, back
-
     def _before_neurons(self) -> set[Op]:
         """Return the Ops whose values reach some neurons."""
         found: set[Op] = set()
         for op in reversed(self.source.ops):
-            if any(user in found or (kinds.is_relu(user) and user not in self.back | self.front) for user in op.users):
+            if any(user in found or kinds.is_relu(user) for user in op.users):
                 found.add(op)
-        return found - self.back
+        return found
 
     # --- from Ops to Values -------------------------------------------------------------------------------------------
 
@@ -113,10 +93,10 @@ class Lowering(Builder):
         if not found or not self.signals(op):
             return Value("constant")
         begins = op.kind in kinds.SYNAPSES and op in self.before_neurons  # the image is encoded for this Op
-        if op in self.front or (found == {"image"} and not begins):
-            flat = None if op in self.front else flatten_of(op)  # as a module, because freeze supports it
+        if found == {"image"} and not begins:
+            flat = flatten_of(op)  # as a module, because freeze supports it
             return Value("image", self.copy(op) if flat is None else self.call(op, flat, self.tensor(op.x)))
-        if kinds.is_relu(op) and op not in self.back:
+        if kinds.is_relu(op):
             return self._fire(op)
         return self._towards_neurons(op) if op in self.before_neurons else self._behind(op)
 

@@ -36,9 +36,6 @@ def convert(
     v_init: float = 0.5,
     timing: str = "window",
     max_pool: str = "exact",
-    after: str | None = None,
-    until: str | None = None,
-    verbose: bool = False,
 ) -> fx.GraphModule:
     """Convert an ANN to a spiking network that shares its Parameters and batch norms: training one trains the other.
 
@@ -79,10 +76,6 @@ def convert(
             whenever any of its neurons does (``tnn.MaxPool2d``); only this can be streamed and exported, but neurons
             that take turns make its counts too large. With timing "window" both are ``tnn.MaxPool2d``, which is exact
             there.
-        after: the path of a module. It and all operations before it stay an ANN; its output is encoded.
-        until: the path of a module. All operations after it stay an ANN, on its spike counts. With ``after`` and
-            ``until``, an ANN of which only a part has a spiking counterpart can spike in that part.
-        verbose: print whether each layer of neurons is fused or general. ``meta["ways"]`` of the result also says this.
 
     Returns:
         A ``torch.fx.GraphModule`` with the inputs and outputs of the ANN. Its submodules have the names of the ANN's
@@ -94,8 +87,8 @@ def convert(
             what to use instead.
         TypeError: ann is not a module or is a TorchScript module, T is not an int, example is not a batch, or data are
             not batches.
-        ValueError: T, mode, threshold or v_init is out of range, the ANN does not accept the example, it does not call
-            the module of ``after`` or ``until``, or ``data`` has no sample.
+        ValueError: T, mode, threshold or v_init is out of range, the ANN does not accept the example, or ``data`` has
+            no sample.
 
     >>> ann = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
     >>> snn = convert(ann, T=8, data=[torch.rand(100, 6)])
@@ -123,8 +116,7 @@ def convert(
     begin = [*islice(batches, 1)]
     graph = exported(ann, begin[0] if example is None and begin else example)
     neurons: dict[str, Any] = {"threshold": first, "v_init": v_init, "timing": timing}
-    lowering = Lowering(graph, encoder, **neurons, max_pool=max_pool, after=after, until=until)
-    snn = lowering.run(type(ann).__name__)
+    snn = Lowering(graph, encoder, **neurons, max_pool=max_pool).run(type(ann).__name__)
     if data is not None:
         calibrate(snn, chain(begin, batches))
     elif threshold is None:
@@ -133,7 +125,4 @@ def convert(
             "convert(ann, T, data=batches), or call calibrate",
             stacklevel=2,
         )
-    if verbose:
-        width = max(len(name) for name in lowering.ways)
-        print(*(f"{name:{width}}  {way}" for name, way in lowering.ways.items()), sep="\n")
     return snn

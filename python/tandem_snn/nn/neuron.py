@@ -170,7 +170,7 @@ class SpikingLayer(HasNeurons):
 
         With batch norm in training mode this updates the running statistics, as torch's batch norm does.
         """
-        u = self._ann_product(x)
+        u = self.real_product(effective_counts(x), self.bias)
         z = u if self.norm is None else self.norm(u)
         return z if residual is None else z + residual_total(residual, z)
 
@@ -208,9 +208,6 @@ class SpikingLayer(HasNeurons):
             trace.append(after(t, t + 1, trace[t], static))
         return torch.stack(trace[1:])
 
-    def _ann_product(self, x: Signal | Tensor) -> Tensor:
-        return self.real_product(effective_counts(x), self.bias)
-
     def real_product(self, counts: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return the product of the weights with real numbers, [B, *features]."""
         product, counts = self.synapses(), counts.to(self.weight.dtype)
@@ -219,7 +216,7 @@ class SpikingLayer(HasNeurons):
     def _window_product(self, x: Signal) -> Tensor:
         """Return the input of batch norm: the product at the counts of x, computed by the same kernel as the spikes."""
         if not isinstance(x, SpikeTrain):
-            return self._ann_product(x)
+            return self.real_product(effective_counts(x), self.bias)
         read: Any
         read, weight, step = self._weights(x)
         u = window_product(read, weight, self.synapses()).to(self.weight.dtype)

@@ -1,6 +1,6 @@
 """The settings of a layer's neurons: keyword arguments, and attributes that are checked when they are set."""
 
-import math
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Annotated, Any, TypedDict
@@ -22,6 +22,7 @@ from .quantise import check_bits
 from .signals import describe
 
 BN_STATS = ("batch", "running")
+_MOST = sys.float_info.max
 
 
 def _check_norm(value: object) -> None:
@@ -29,14 +30,9 @@ def _check_norm(value: object) -> None:
         raise TypeError(f"norm: expected True or False, got {describe(value)}")
 
 
-def _check_momentum(value: object) -> None:
-    if value is not None and not (isinstance(value, (int, float)) and 0 <= value <= 1):
-        raise ValueError(f"momentum: expected None or a number from 0 to 1, got {value!r}")
-
-
-def _check_gamma(value: object) -> None:
-    if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value)):
-        raise ValueError(f"gamma: expected None or a finite number, got {value!r}")
+def _check_number(name: str, value: Any, within: str, least: float, most: float) -> None:
+    if value is not None:
+        checks.number(name, value, f"None or {within}", f"None or {within}", least, most)
 
 
 def _check_gain(value: object, channels: int | None) -> None:
@@ -51,8 +47,12 @@ class BatchNormOptions(TypedDict, total=False):
 
     norm: Annotated[bool, Setting(False, lambda value, _: _check_norm(value))]
     eps: Annotated[float, Setting(1e-5, lambda value, _: checks.eps(value))]
-    momentum: Annotated[float | None, Setting(None, lambda value, _: _check_momentum(value))]
-    gamma: Annotated[float | None, Setting(None, lambda value, _: _check_gamma(value))]
+    momentum: Annotated[
+        float | None, Setting(None, lambda value, _: _check_number("momentum", value, "a number from 0 to 1", 0, 1))
+    ]
+    gamma: Annotated[
+        float | None, Setting(None, lambda value, _: _check_number("gamma", value, "a finite number", -_MOST, _MOST))
+    ]
 
 
 class LayerSettings(NeuronSettings, total=False):
