@@ -142,8 +142,8 @@ def run(
     train: bool,
 ) -> Any:
     """Call the op of a layer with :class:`Inputs`; return (planes, counts, mask, v, [[product,] mean, var,] bad)."""
-    source, T, return_v, eps, few_bits, *neuron, timing = static
-    neuron.append(timing == "window")
+    source, T, return_v, eps, few_bits, *numbers, timing = static
+    neuron = *numbers, timing == "window"  # in torch 2.10 Dynamo takes `numbers` for a tuple
     more = () if residual is None and v_init is None else (residual, residual_scale, v_init)
     if isinstance(source, Product):
         if few_bits and weight.dtype == torch.float32:
