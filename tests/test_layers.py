@@ -282,7 +282,7 @@ def two_timings(body, shortcut):
     (lambda: tnn.MaxPool2d(2, 0.5), TypeError, "stride: expected an int or 2 ints, got 0.5"),
     (lambda: tnn.Linear(4, 4)(spikes(), residual=spikes(), fire=False), ValueError, "residual"),
     (lambda: tnn.Linear(4, 4, norm=torch.nn.BatchNorm1d(4)), TypeError, "norm: expected True or False"),
-    (lambda: tnn.Linear(4, 4, norm=True, gamma="3"), ValueError, "gamma: expected None or a finite number"),
+    (lambda: tnn.Linear(4, 4, norm=True, gamma="3"), TypeError, "gamma: expected None or a finite number"),
     *((lambda bits=bits: tnn.Readout(3, 2, weight_bits=bits), ValueError, "weight_bits: expected None or an int from 2")
       for bits in (1, 9, 4.0, True)),
     (lambda: tnn.Residual(nn.Sequential(tnn.Linear(4, 4), tnn.Flatten())), TypeError, r"body.*Flatten"),
