@@ -24,10 +24,11 @@ def choice(emulator: Emulator, geometry: dict[str, Any], T: int = 8, window: boo
         (8, 64, 3136, H100, DEEP),  # 98
         (8, 64, 3200, H100, WIDE),  # 100
         (4, 64, 3136, H100, DEEP),
-        (16, 64, 1568, H100, DEEP),
-        (16, 64, 928, T4, WIDE),  # 58
-        (16, 33, 64, T4, WIDE),  # deep tiles do not fit its shared memory
-        (8, 33, 64, T4, WIDE),
+        (16, 64, 768, H100, DEEP),  # 96
+        (16, 64, 800, H100, WIDE),  # 100
+        (16, 64, 928, T4, WIDE),
+        (16, 33, 64, T4, DEEP),
+        (8, 33, 64, T4, DEEP),
         (8, 10**6, 10, H100, WIDE),
     ],
 )

@@ -72,19 +72,19 @@ def test_scan(plain: Emulator) -> None:
 
 
 def test_product(plain: Emulator) -> None:
-    K, N, B, T = 16, 16, 2**27 + 32, 16
+    K, N, B, T = 16, 16, 2**27 + 16, 16
     plain.begin()  # an earlier test may have left blocks out
     g = torch.Generator().manual_seed(0)
     weight = random_weight(g, N, 1, 1, K)
-    spikes = pack(torch.rand(T, 32, 1, 1, K, generator=g) < 0.3)
-    layer = Layer(torch.zeros(32, N), T, IMPULSE)
+    spikes = pack(torch.rand(T, 16, 1, 1, K, generator=g) < 0.3)
+    layer = Layer(torch.zeros(16, N), T, IMPULSE)
     planes = huge(T // 8, B, K, dtype=torch.uint8)
-    planes[:, -32:] = spikes.view(-1, 32, K)
+    planes[:, -16:] = spikes.view(-1, 16, K)
     neuron, out = neuron_in(layer, B * N)
     large = layer_of(plain, LINEAR, spikes, weight, neuron.fields)
     large.fields |= {"geometry": LINEAR.geometry(B, K, N), "planes": lies(planes)}
     small = layer_of(plain, LINEAR, spikes, weight, layer.neuron().fields)
-    last_block(plain, B // 32)  # not of the kernel that prepares the weights
+    last_block(plain, B // 16)  # not of the kernel that prepares the weights
     plain.launch("run", layer=large)
     compare(plain.on_cpu("run", layer=small), out)
 

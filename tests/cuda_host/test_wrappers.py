@@ -26,11 +26,12 @@ def test_golden(library: Path, name: str) -> None:
 
 def test_every_wrapper_has_one() -> None:
     text = (ROOT / "csrc" / "kernels" / "cuda" / "ptx.cuh").read_text()
-    for name in ("cp_async", "ldmatrix", "mma", "dot", "fire"):
+    for name in ("cp_async", "ldmatrix", "mma", "dot", "fire", "add_wide"):
         assert f" {name}(" in text
-    assert len(re.findall(r"\basm\b", text)) == 10  # four of them are cp.async, two ldmatrix, two mma
-    copies = ["cp_async_16", "cp_async_4", "cp_async_8"]
-    assert sorted(golden.GOLDEN) == [*copies, "dot", "fire", "ldmatrix", "ldmatrix_2", "mma"]
+    # seven of them copy, two each are ldmatrix, mma, fire, and empty
+    assert len(re.findall(r"\basm\b", text)) == 17
+    copies = ["cp_async_1", "cp_async_16", "cp_async_4", "cp_async_8"]
+    assert sorted(golden.GOLDEN) == ["add_wide", *copies, "dot", "fire", "fire_leaky", "ldmatrix", "ldmatrix_2", "mma"]
 
 
 def test_they_compile_for_gpus(toolkit: Toolkit, tmp_path: Path) -> None:

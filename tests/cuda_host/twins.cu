@@ -111,7 +111,7 @@ TWIN(shuffle_outside) {
 }
 
 __device__ __forceinline__ void copy_sixteen(float* to, const float* from) {
-  tandem::cuda::cp_async<16>(tandem::cuda::Shared(reinterpret_cast<unsigned char*>(to)), from, true);
+  tandem::cuda::cp_async<16>(tandem::cuda::shared_address(to), from, true);
 }
 
 // If only the first copy was waited for, the second is still in flight.

@@ -31,14 +31,22 @@ def cp_async(g: torch.Generator) -> Operands:
     return A, A, torch.full_like(A, 7), want
 
 
-def fire(g: torch.Generator) -> Operands:
+def add_wide(g: torch.Generator) -> Operands:
+    """The sum plus 256 times a number of 32 bits."""
+    A = torch.randint(-(2**31), 2**31, (32, 2), generator=g)
+    A[:, 0] *= 2**20
+    return A, A, torch.zeros(32, dtype=torch.int64), A[:, 0] + 256 * A[:, 1]
+
+
+def fire(g: torch.Generator, leaky: bool = False) -> Operands:
     """v, threshold and leak of each lane; v and the spikes after it. NaN does not fire."""
     A = (torch.randint(-64, 65, (32, 3), generator=g) / 16).float()
     A[:, 1:] = A[:, 1:].abs() + 0.25
     A[0, 0], A[1, 0], A[2, :2] = float("nan"), float("inf"), 1.0
     v, threshold, leak = A.unbind(1)
     fires = v >= threshold
-    after = torch.where(fires, leak * v - threshold, leak * v)
+    kept = leak * v if leaky else v
+    after = torch.where(fires, kept - threshold, kept)
     return A, A, torch.zeros(32, 2), torch.stack([after, 1 + 32.0 * fires], 1)
 
 
@@ -51,9 +59,10 @@ def ldmatrix(g: torch.Generator, matrices: int = 4, row: int = 0) -> Operands:
 
 
 GOLDEN: dict[str, Callable[[torch.Generator], Operands]] = {
-    **{f.__name__: f for f in (mma, dot, ldmatrix, fire)},
+    **{f.__name__: f for f in (mma, dot, ldmatrix, add_wide, fire)},
+    "fire_leaky": lambda g: fire(g, leaky=True),
     "ldmatrix_2": lambda g: ldmatrix(g, 2, 1),
-    **{f"cp_async_{size}": cp_async for size in (16, 8, 4)},
+    **{f"cp_async_{size}": cp_async for size in (16, 8, 4, 1)},
 }
 
 

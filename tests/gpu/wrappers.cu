@@ -36,7 +36,7 @@ __device__ void copy(const uint8_t* from, uint8_t* to) {
   const bool valid = threadIdx.x % 2 == 0;
   const int begin = 16 * static_cast<int>(threadIdx.x);
   for (int at = begin; at < begin + 16; at += bytes) {
-    cp_async<bytes>(Shared(memory + at), valid ? from + at : nullptr, valid);
+    cp_async<bytes>(shared_address(memory + at), valid ? from + at : nullptr, valid);
   }
   cp_async_commit();
   cp_async_wait<0>();
@@ -45,19 +45,31 @@ __device__ void copy(const uint8_t* from, uint8_t* to) {
 __global__ void cp_async_16_kernel(const uint8_t* from, const void*, uint8_t* to) { copy<16>(from, to); }
 __global__ void cp_async_8_kernel(const uint8_t* from, const void*, uint8_t* to) { copy<8>(from, to); }
 __global__ void cp_async_4_kernel(const uint8_t* from, const void*, uint8_t* to) { copy<4>(from, to); }
+__global__ void cp_async_1_kernel(const uint8_t* from, const void*, uint8_t* to) { copy<1>(from, to); }
+
+// Of each lane a sum and a number, of 64 bits.
+__global__ void add_wide_kernel(const int64_t* in, const void*, int64_t* out) {
+  int64_t sum = in[2 * threadIdx.x];
+  add_wide<256>(sum, static_cast<int32_t>(in[2 * threadIdx.x + 1]));
+  out[threadIdx.x] = sum;
+}
 
 // Of each lane v, threshold and leak; out v and the spikes, to which bit 5 may be added.
-__global__ void fire_kernel(const float* in, const void*, float* out) {
+template <bool kLeaky>
+__device__ void fire_once(const float* in, float* out) {
   const int lane = static_cast<int>(threadIdx.x);
   float v = in[3 * lane];
   uint32_t spikes = 1;
   Neuron<float> neuron{};
   neuron.threshold = in[3 * lane + 1];
   neuron.leak = in[3 * lane + 2];
-  fire<32>(v, spikes, neuron);
+  fire<32, kLeaky>(v, spikes, neuron);
   out[2 * lane] = v;
   out[2 * lane + 1] = static_cast<float>(spikes);
 }
+
+__global__ void fire_kernel(const float* in, const void*, float* out) { fire_once<false>(in, out); }
+__global__ void fire_leaky_kernel(const float* in, const void*, float* out) { fire_once<true>(in, out); }
 
 // Matrices of 8 x 16 bytes, one after the other, `offset` further on in memory; out [lane][matrix].
 template <int offset, int matrices>
@@ -67,7 +79,7 @@ __device__ void read_matrices(const uint8_t* from, uint32_t* out) {
   for (int i = 0; i < 16; ++i) memory[16 * lane + i] = from[16 * lane + i];
   __syncthreads();
   uint32_t r[matrices];
-  ldmatrix<offset>(r, Shared(memory + 16 * (lane % (8 * matrices))));
+  ldmatrix<offset>(r, shared_address(memory + 16 * (lane % (8 * matrices))));
   for (int i = 0; i < matrices; ++i) out[matrices * lane + i] = r[i];
 }
 __global__ void ldmatrix_kernel(const uint8_t* from, const void*, uint32_t* out) { read_matrices<0, 4>(from, out); }
@@ -92,6 +104,9 @@ WRAPPER(dot, 0, uint32_t, int32_t)
 WRAPPER(cp_async_16, 512, uint8_t, uint8_t)
 WRAPPER(cp_async_8, 512, uint8_t, uint8_t)
 WRAPPER(cp_async_4, 512, uint8_t, uint8_t)
+WRAPPER(cp_async_1, 512, uint8_t, uint8_t)
+WRAPPER(add_wide, 0, int64_t, int64_t)
 WRAPPER(fire, 0, float, float)
+WRAPPER(fire_leaky, 0, float, float)
 WRAPPER(ldmatrix, 512, uint8_t, uint32_t)
 WRAPPER(ldmatrix_2, 512, uint8_t, uint32_t)

@@ -78,12 +78,11 @@ struct Moments {
   template <int kVec>
   __device__ __forceinline__ void add(int64_t n, Sum<C> (&sum)[kVec], Sum<C> (&squares)[kVec]) const {
     const auto given = load<Vec<C, kVec>>(product + n);
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) {
+    unroll<kVec>([&](int i) {
       const C u = factor * given.at[i];
       sum[i].add(u);
       squares[i].add_product(u, u);
-    }
+    });
   }
 };
 
@@ -92,10 +91,7 @@ template <class C, class Grad, int kVec>
 __device__ __forceinline__ Vec<C, kVec> gate(const Grad* grad, const uint8_t* mask, int64_t n) {
   const auto given = load_early<Vec<Grad, kVec>>(grad + n);
   const uint32_t open = mask[n / 8] >> (n % 8);
-  Vec<C, kVec> g;
-#pragma unroll
-  for (int i = 0; i < kVec; ++i) g.at[i] = open >> i & 1u ? widen(given.at[i]) : C(0);
-  return g;
+  return generate<kVec>([&](int i) -> C { return open >> i & 1u ? widen(given.at[i]) : C(0); });
 }
 
 // The terms of the gradients: threshold gz, and threshold gz u. The sum of gz xhat follows from both sums.
@@ -110,11 +106,10 @@ struct Gradients {
   __device__ __forceinline__ void add(int64_t n, Sum<C> (&sum)[kVec], Sum<C> (&sum_u)[kVec]) const {
     const auto g = gate<C, Grad, kVec>(grad, mask, n);
     const auto u = load<Vec<C, kVec>>(product + n);
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) {
+    unroll<kVec>([&](int i) {
       sum[i].add(g.at[i]);
       sum_u[i].add_product(g.at[i], u.at[i]);
-    }
+    });
   }
 };
 
@@ -123,34 +118,24 @@ template <class Terms, int kVec>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     sum_kernel(Terms terms, Tile tile, int64_t rows, int64_t channels, double* __restrict__ partial) {
   extern __shared__ __align__(16) unsigned char memory[];
-  auto* shared = reinterpret_cast<double*>(memory);  // [2 kVec, threads]
-  const int thread = static_cast<int>(threadIdx.x);
+  auto* shared = reinterpret_cast<double*>(memory) + threadIdx.x;  // [2 kVec, threads]
   const int64_t channel = (static_cast<int64_t>(blockIdx.x) * tile.lanes + tile.lane()) * kVec;
-#pragma unroll
-  for (int i = 0; i < 2 * kVec; ++i) shared[i * kThreads + thread] = 0;
+  unroll<2 * kVec>([&](int i) { shared[i * kThreads] = 0; });
   if (channel < channels) {
     Sum<typename Terms::Element> few[2][kVec];
     const auto add = [&](int64_t n) { terms.add(n, few[0], few[1]); };
-    const auto fold = [&] {
-#pragma unroll
-      for (int i = 0; i < 2 * kVec; ++i) shared[i * kThreads + thread] += few[i / kVec][i % kVec].take();
-    };
+    const auto fold = [&] { unroll<2 * kVec>([&](int i) { shared[i * kThreads] += few[i / kVec][i % kVec].take(); }); };
     visit_rows(tile, rows, channels, channel, add, fold);
   }
   for (int half = tile.rows() / 2; half > 0; half /= 2) {
     __syncthreads();
     if (tile.row() < half) {
-#pragma unroll
-      for (int i = 0; i < 2 * kVec; ++i) {
-        shared[i * kThreads + thread] += shared[i * kThreads + thread + half * tile.lanes];
-      }
+      unroll<2 * kVec>([&](int i) { shared[i * kThreads] += shared[i * kThreads + half * tile.lanes]; });
     }
   }
   if (tile.row() > 0 || channel >= channels) return;
-#pragma unroll
-  for (int i = 0; i < 2 * kVec; ++i) {
-    partial[(2 * blockIdx.y + i / kVec) * channels + channel + i % kVec] = shared[i * kThreads + thread];
-  }
+  unroll<2 * kVec>(
+      [&](int i) { partial[(2 * blockIdx.y + i / kVec) * channels + channel + i % kVec] = shared[i * kThreads]; });
 }
 
 // Adds the slices of each channel in a fixed order: first within each group of slices, then over the groups. Calls
@@ -167,17 +152,14 @@ __global__ void __launch_bounds__(32 * kGroups)
   if (channel < channels) {
 #pragma unroll 4
     for (int slice = group; slice < slices; slice += kGroups) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) sums[i] += partial[(2 * slice + i) * channels + channel];
+      unroll<2>([&](int i) { sums[i] += partial[(2 * slice + i) * channels + channel]; });
     }
   }
-#pragma unroll
-  for (int i = 0; i < 2; ++i) shared[(i * kGroups + group) * 32 + lane] = sums[i];
+  unroll<2>([&](int i) { shared[(i * kGroups + group) * 32 + lane] = sums[i]; });
   __syncthreads();
   if (group > 0 || channel >= channels) return;
   for (int other = 1; other < kGroups; ++other) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) sums[i] += shared[(i * kGroups + other) * 32 + lane];
+    unroll<2>([&](int i) { sums[i] += shared[(i * kGroups + other) * 32 + lane]; });
   }
   finish(channel, sums[0], sums[1]);
 }
@@ -218,27 +200,21 @@ __global__ void __launch_bounds__(kThreads) grad_kernel(const __grid_constant__ 
   if (channel >= a.channels) return;
   const C rows = static_cast<C>(a.rows);
   Normalised<C> norm[kVec];
-  C centre[kVec];
-  C beta_share[kVec];
-  C gamma[kVec];
-#pragma unroll
-  for (int i = 0; i < kVec; ++i) {
+  C centre[kVec], beta_share[kVec], gamma[kVec];
+  unroll<kVec>([&](int i) {
     const C mean = a.mean[channel + i];
     norm[i] = normalise(a.norm, channel + i, mean, a.var[channel + i]);
     centre[i] = norm[i].gain * mean;
     beta_share[i] = a.grad_beta[channel + i] / rows;
     gamma[i] = a.grad_gamma[channel + i];
-  }
+  });
   const auto write = [&](int64_t n) {
     const auto g = gate<C, Grad, kVec>(static_cast<const Grad*>(a.grad), a.mask, n);
     const auto u = load<Vec<C, kVec>>(a.product + n);
-    Vec<Grad, kVec> out;
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) {
+    const auto out = generate<kVec>([&](int i) {
       const C xhat = (norm[i].gain * u.at[i] - centre[i]) * norm[i].rstd;
-      out.at[i] =
-          FromFloat<Grad>::convert(norm[i].scale * (g.at[i] / a.threshold - beta_share[i] - xhat * gamma[i] / rows));
-    }
+      return narrow<Grad>(norm[i].scale * (g.at[i] / a.threshold - beta_share[i] - xhat * gamma[i] / rows));
+    });
     store(static_cast<Grad*>(a.grad_product) + n, out);
   };
   visit_rows(tile, a.rows, a.channels, channel, write, [] {});

@@ -30,32 +30,19 @@ struct Rows {
 // Weights k ... k + 3 of an output in memory order; zeros beyond the last.
 template <class E>
 __device__ __forceinline__ Vec<float, 4> load_four(const Rows<E>& rows, const E* weight, int k) {
-  auto four = fill<float, 4>(0);
-  if (rows.whole) {
-    const auto given = load<Vec<E, 4>>(weight + k);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) four.at[i] = widen(given.at[i]);
-    return four;
-  }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    if (k + i < rows.inputs) four.at[i] = widen(weight[k + i]);
-  }
-  return four;
+  if (rows.whole) return widen(load<Vec<E, 4>>(weight + k));
+  return generate<4>([&](int i) { return k + i < rows.inputs ? widen(weight[k + i]) : 0.0f; });
 }
 
 // Weights k ... k + 3 of an output in the order of a stage: tap, channel.
 template <class E>
 __device__ __forceinline__ Vec<float, 4> load_staged(const Rows<E>& rows, const E* weight, int k) {
   if (!rows.moved && k + 4 <= rows.inputs) return load_four(rows, weight, k);
-  auto four = fill<float, 4>(0);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  return generate<4>([&](int i) {
     const int tap = (k + i) / rows.channels;
     const int channel = k + i - tap * rows.channels;
-    if (k + i < rows.inputs) four.at[i] = widen(weight[rows.moved ? channel * rows.taps + tap : k + i]);
-  }
-  return four;
+    return k + i < rows.inputs ? widen(weight[rows.moved ? channel * rows.taps + tap : k + i]) : 0.0f;
+  });
 }
 
 // Reduces `mine` over the threads of a block. Call it only once per type of `join`: each instantiation has one array of
@@ -109,8 +96,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) digits_kernel(const __grid_
 #pragma unroll 4
     for (int k = first; k < rows.inputs; k += 4 * kThreads) {
       const auto four = load_four(rows, weight, k);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) visit(four.at[i]);
+      unroll<4>([&](int i) { visit(four.at[i]); });
     }
   };
 
@@ -147,16 +133,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks) digits_kernel(const __grid_
     const auto four = load_staged(rows, weight, static_cast<int>(k));
     uint32_t words[4];
     constexpr uint32_t kBias = 0x80808080u;  // added to a word, it makes each byte the digit plus 128
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      words[i] = static_cast<uint32_t>(to_fixed(rounded_mul(four.at[i], factor)) >> shift) + kBias;
-    }
+    unroll<4>(
+        [&](int i) { words[i] = static_cast<uint32_t>(to_fixed(rounded_mul(four.at[i], factor)) >> shift) + kBias; });
     uint32_t digits[kMostDigits];
     transpose(words, digits);
-#pragma unroll
-    for (int d = 0; d < kMostDigits; ++d) {
+    unroll<kMostDigits>([&](int d) {
       if (d < count) store(to + d * rows.row + k, digits[d] ^ kBias);
-    }
+    });
   }
 }
 

@@ -44,27 +44,22 @@ __device__ __forceinline__ uint32_t scan(const In* __restrict__ currents, Source
 #pragma unroll 1
     for (int at = 0; at < steps; at += kSteps) {
       Input raw[kSteps];
-#pragma unroll
-      for (int t = 0; t < kSteps; ++t) {
+      unroll<kSteps>([&](int t) {
         raw[t] = Input{};
         if constexpr (kHeld) {
           if (source == Source::kConstant || first + at + t == 0) raw[t] = held;
         } else {
           if (at + t < steps) raw[t] = load_once<Input>(currents + (first + at + t) * a.neurons + n);
         }
-      }
+      });
       Vec<C, kVec> current[kSteps];
-#pragma unroll
-      for (int t = 0; t < kSteps; ++t) {
-#pragma unroll
-        for (int i = 0; i < kVec; ++i) {
-          current[t].at[i] = widen(raw[t].at[i]);
-          if constexpr (!kHeld) u.at[i] = rounded_add(u.at[i], current[t].at[i]);  // 0 behind the last step
-        }
-      }
+      unroll<kSteps>([&](int t) {
+        current[t] = widen(raw[t]);
+        if constexpr (!kHeld) u = rounded_add(u, current[t]);  // 0 behind the last step
+      });
       neurons.scale_products(current);
       if constexpr (kResidual) neurons.add_residual(a, n, first, at, steps, current);
-      neurons.advance(a, at, steps, current);
+      neurons.template advance<true, kSteps>(a, at, steps, current);  // memory decides, not arithmetic
     }
     if (first + kPlaneSteps < T) neurons.end_plane(a, n, first / kPlaneSteps);
   }
@@ -77,8 +72,7 @@ __device__ __forceinline__ uint32_t scan(const In* __restrict__ currents, Source
   }
   if constexpr (kHeld) {
     const C steps = static_cast<C>(source == Source::kConstant ? a.window() : 1);
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) u.at[i] = rounded_mul(widen(held.at[i]), steps);
+    u = rounded_mul(widen(held), fill<C, kVec>(steps));
   }
   return neurons.end(a, n, (T - 1) / kPlaneSteps, u);
 }
@@ -101,23 +95,17 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   const int64_t n = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVec;
   uint32_t gates = 0;
   if (n < a.neurons) {
-    Vec<C, kVec> u;
-    const auto first = load_once<Vec<In, kVec>>(currents + n);
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) {
-      u.at[i] = widen(first.at[i]);
-      if (source == Source::kConstant) u.at[i] = rounded_mul(u.at[i], static_cast<C>(a.T));
-    }
+    auto u = widen(load_once<Vec<In, kVec>>(currents + n));
+    if (source == Source::kConstant) u = rounded_mul(u, fill<C, kVec>(static_cast<C>(a.T)));
     if (source == Source::kTrain) {
 #pragma unroll 4
       for (int t = 1; t < a.T; ++t) {
-        const auto y = load_once<Vec<In, kVec>>(currents + t * a.neurons + n);
-#pragma unroll
-        for (int i = 0; i < kVec; ++i) u.at[i] = rounded_add(u.at[i], widen(y.at[i]));
+        u = rounded_add(u, widen(load_once<Vec<In, kVec>>(currents + t * a.neurons + n)));
       }
     }
     Neurons<kVec, C, false> neurons;
     neurons.channel = static_cast<uint32_t>(remainder(n, a.channels));
+    neurons.load_parameters(a);
     neurons.begin(a, remainder(n, a.v_init_size));
     gates = neurons.fire_window(a, n, u);
   }
@@ -128,7 +116,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
 template <class In, int kVec>
 auto kernel_for(Source source, const Neuron<Compute<In>>& a) {
   if (a.timing == Timing::kWindow) return &if_window_kernel<In, kVec>;
-  const bool residual = a.residual_planes != nullptr || a.residual_currents != nullptr;
+  const bool residual = has_residual(a);
   if (source != Source::kTrain) {
     return residual ? &if_scan_kernel<In, true, true, 0, kVec> : &if_scan_kernel<In, true, false, 0, kVec>;
   }

@@ -6,6 +6,11 @@
 
 namespace tandem::cuda {
 
+template <class C>
+TANDEM_HOST_DEVICE bool has_residual(const Neuron<C>& a) {
+  return a.residual_planes != nullptr || a.residual_currents != nullptr;
+}
+
 // kLong: the window may have more than 255 steps.
 template <int kVec, class C = float, bool kLong = true>
 struct Neurons {
@@ -13,7 +18,8 @@ struct Neurons {
 
   bool whole = true;  // load and store as one vector; else one by one, as far as they exist
   int live = kVec;    // neurons that exist
-  Vec<C, kVec> v, z, r, scale, k;
+  Vec<C, kVec> v, z, r, scale;
+  Vec<C, kVec> k;    // a step's share of the shift; with window timing all
   uint32_t channel;  // of the first neuron
   uint32_t plane;    // the spikes of up to eight steps, one byte per neuron
   Counts<kLong> counts;
@@ -37,59 +43,47 @@ struct Neurons {
   // pause() saves the state after a piece of a window; resume() restores it before the next piece. u is the sum of
   // y[t].
   __device__ __forceinline__ void pause(const Args& a, int64_t n, const Vec<C, kVec>& u) const {
-    one_by_one([&](int i) { a.carried.counts[n + i] = static_cast<uint16_t>(counts[i]); });
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) {
-      if (i < live) {
-        a.carried.v[n + i] = v.at[i];
-        a.carried.r[n + i] = r.at[i];
-        a.carried.u[n + i] = u.at[i];
-      }
-    }
+    put(a.carried.counts + n, generate<kVec>([&](int i) { return static_cast<uint16_t>(counts[i]); }));
+    put(a.carried.v + n, v);
+    put(a.carried.r + n, r);
+    put(a.carried.u + n, generate<kVec>([&](int i) { return static_cast<double>(u.at[i]); }));
   }
   __device__ __forceinline__ void resume(const Args& a, int64_t n, Vec<C, kVec>& u) {
     v = take(a.carried.v + n);
     r = take(a.carried.r + n);
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) {
-      if (i < live) u.at[i] = static_cast<C>(a.carried.u[n + i]);
-    }
-    one_by_one([&](int i) { counts.set(i, a.carried.counts[n + i]); });
+    const auto sum = take(a.carried.u + n);
+    const auto earlier = take(a.carried.counts + n);
+    u = generate<kVec>([&](int i) { return static_cast<C>(sum.at[i]); });
+    unroll<kVec>([&](int i) { counts.set(i, earlier.at[i]); });
   }
 
   __device__ __forceinline__ void load_parameters(const Args& a) {
     scale = load_channels(a.scale, 1);
     k = load_channels(a.shift, 0);
-    if (a.shift != nullptr) {
-#pragma unroll
-      for (int i = 0; i < kVec; ++i) k.at[i] = k.at[i] / static_cast<C>(a.steps);
-    }
+    if (a.shift != nullptr && a.timing == Timing::kStep)
+      unroll<kVec>([&](int i) { k.at[i] = k.at[i] / static_cast<C>(a.steps); });
   }
 
   __device__ __forceinline__ Vec<C, kVec> load_channels(const C* p, C absent) const {
     return p != nullptr ? take(p + channel) : fill<C, kVec>(absent);
   }
 
-  __device__ __forceinline__ Vec<C, kVec> take(const C* p) const {
-    if (whole) return load<Vec<C, kVec>>(p);
-    auto out = fill<C, kVec>(0);
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) {
-      if (i < live) out.at[i] = p[i];
-    }
-    return out;
+  // Loads and stores what belongs to the neurons that exist.
+  template <class E>
+  __device__ __forceinline__ Vec<E, kVec> take(const E* p) const {
+    if (whole) return load<Vec<E, kVec>>(p);
+    return generate<kVec>([&](int i) { return i < live ? p[i] : E(0); });
   }
-
-  // Calls each(i) for the neurons that exist.
-  template <class Each>
-  __device__ __forceinline__ void one_by_one(const Each& each) const {
-#pragma unroll 1
-    for (int i = 0; i < live; ++i) each(i);
+  template <class E>
+  __device__ __forceinline__ void put(E* p, const Vec<E, kVec>& values) const {
+    if (whole) return store(p, values);
+    unroll<kVec>([&](int i) {
+      if (i < live) p[i] = values.at[i];
+    });
   }
-
   __device__ __forceinline__ void put_planes(uint8_t* p) const {
     if (whole) return store_planes<kVec>(p, plane);
-    one_by_one([&](int i) { store_planes<1>(p + i, plane >> 8 * i); });
+    put(p, generate<kVec>([&](int i) { return static_cast<uint8_t>(plane >> 8 * i); }));
   }
 
   // Call before the first step of plane p.
@@ -97,11 +91,12 @@ struct Neurons {
     plane = 0;
     if (a.residual_planes == nullptr) return;
     const uint8_t* residual = a.residual_planes + p * a.neurons + n;
+    residual_plane = 0;
     if (whole) {
       residual_plane = load_planes<kVec>(residual);
     } else {
-      residual_plane = 0;
-      one_by_one([&](int i) { residual_plane |= load_planes<1>(residual + i) << 8 * i; });
+      const auto bytes = take(residual);
+      unroll<kVec>([&](int i) { residual_plane |= static_cast<uint32_t>(bytes.at[i]) << 8 * i; });
     }
   }
 
@@ -114,11 +109,7 @@ struct Neurons {
   // Turns the products of kSteps steps into currents, in place.
   template <int kSteps>
   __device__ __forceinline__ void scale_products(Vec<C, kVec> (&y)[kSteps]) const {
-#pragma unroll
-    for (int t = 0; t < kSteps; ++t) {
-#pragma unroll
-      for (int i = 0; i < kVec; ++i) y[t].at[i] = input_current(y[t].at[i], scale.at[i], k.at[i]);
-    }
+    unroll<kSteps>([&](int t) { y[t] = input_current(y[t], scale, k); });
   }
 
   // Adds the residual's currents of steps first + at, first + at + 1, ... to `current`. The plane begins at step
@@ -126,43 +117,36 @@ struct Neurons {
   template <int kSteps>
   __device__ __forceinline__ void add_residual(const Args& a, int64_t n, int first, int at, int steps,
                                                Vec<C, kVec> (&current)[kSteps]) {
+    if (!has_residual(a)) return;
+    const auto residual_scale = load_channels(a.residual_scale, 1);
     if (a.residual_planes != nullptr) {
-      const auto residual_scale = load_channels(a.residual_scale, 1);
       const uint32_t spikes = residual_plane >> at;
       if (is_gated(a)) {
-#pragma unroll
-        for (int i = 0; i < kVec; ++i) {
-          r.at[i] = rounded_add(r.at[i], static_cast<C>(__popc(spikes >> 8 * i & ((1u << kSteps) - 1))));
-        }
+        r = rounded_add(
+            r, generate<kVec>([&](int i) { return static_cast<C>(__popc(spikes >> 8 * i & ((1u << kSteps) - 1))); }));
       }
-#pragma unroll
-      for (int t = 0; t < kSteps; ++t) {
-#pragma unroll
-        for (int i = 0; i < kVec; ++i) {
-          const C spike = spikes >> (8 * i + t) & 1u ? C(1) : C(0);
-          current[t].at[i] = rounded_add(current[t].at[i], rounded_mul(residual_scale.at[i], spike));
-        }
-      }
-    } else if (a.residual_currents != nullptr) {
-      const auto residual_scale = load_channels(a.residual_scale, 1);
+      unroll<kSteps>([&](int t) {
+        const auto spike = generate<kVec>([&](int i) { return spikes >> (8 * i + t) & 1u ? C(1) : C(0); });
+        current[t] = rounded_add(current[t], rounded_mul(residual_scale, spike));
+      });
+    } else {
       const C* residual = a.residual_currents + (first + at) * a.neurons + n;
-#pragma unroll
-      for (int t = 0; t < kSteps; ++t) {
-        if (at + t < steps) {
-          const C* at_step = residual + t * a.neurons;
-          const auto here = whole ? load_once<Vec<C, kVec>>(at_step) : take(at_step);
-#pragma unroll
-          for (int i = 0; i < kVec; ++i) {
-            r.at[i] = rounded_add(r.at[i], here.at[i]);
-            current[t].at[i] = rounded_add(current[t].at[i], rounded_mul(residual_scale.at[i], here.at[i]));
-          }
-        }
-      }
+      unroll<kSteps>([&](int t) {
+        if (at + t >= steps) return;
+        const C* at_step = residual + t * a.neurons;
+        const auto here = whole ? load_once<Vec<C, kVec>>(at_step) : take(at_step);
+        r = rounded_add(r, here);
+        current[t] = rounded_add(current[t], rounded_mul(residual_scale, here));
+      });
     }
   }
 
   // Integrates the steps at, at + 1, ... of a plane that has `steps` steps.
   template <int kSteps>
+  __device__ __forceinline__ void advance(const Args& a, int at, int steps, const Vec<C, kVec> (&current)[kSteps]) {
+    a.leak == 1 ? advance<false, kSteps>(a, at, steps, current) : advance<true, kSteps>(a, at, steps, current);
+  }
+  template <bool kLeaky, int kSteps>
   __device__ __forceinline__ void advance(const Args& a, int at, int steps, const Vec<C, kVec> (&current)[kSteps]) {
     uint32_t spikes = 0;
     unroll_while<kSteps>([&](auto t_) {
@@ -174,7 +158,7 @@ struct Neurons {
         const C I = current[t].at[i];
         if constexpr (std::is_same_v<C, float>) {
           v.at[i] = rounded_add(v.at[i], I);
-          fire<kBit>(v.at[i], spikes, a);
+          fire<kBit, kLeaky>(v.at[i], spikes, a);
         } else {
           if (step(v.at[i], I, a)) spikes |= kBit;
         }
@@ -185,48 +169,29 @@ struct Neurons {
     plane |= spikes << at;
   }
 
-  // Adds the sum of the residual to z.
-  __device__ __forceinline__ void sum_residual(const Args& a) {
-    const auto residual_scale = load_channels(a.residual_scale, 1);
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) z.at[i] = rounded_add(z.at[i], rounded_mul(residual_scale.at[i], r.at[i]));
-  }
-
   // Computes z from the product u of the window, after its last step.
   __device__ __forceinline__ void sum_up(const Args& a, const Vec<C, kVec>& u) {
     auto shift = load_channels(a.shift, 0);
-    if (a.window() != a.steps) {
-      const C share = share_of_shift<C>(a.window(), a.steps);
-#pragma unroll
-      for (int i = 0; i < kVec; ++i) shift.at[i] = rounded_mul(shift.at[i], share);
-    }
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) z.at[i] = input_current(u.at[i], scale.at[i], shift.at[i]);
-    if (a.residual_planes != nullptr || a.residual_currents != nullptr) sum_residual(a);
+    if (a.window() != a.steps) shift = rounded_mul(shift, fill<C, kVec>(share_of_shift<C>(a.window(), a.steps)));
+    sum_up(a, u, shift);
+  }
+  __device__ __forceinline__ void sum_up(const Args& a, const Vec<C, kVec>& u, const Vec<C, kVec>& shift) {
+    z = input_current(u, scale, shift);
+    if (has_residual(a)) z = rounded_add(z, rounded_mul(load_channels(a.residual_scale, 1), r));
   }
 
   // Window timing: integrates the product u of the window, then fires. Writes all outputs but the mask and returns the
   // open gates, bit i for neuron i.
   __device__ __forceinline__ uint32_t fire_window(const Args& a, int64_t n, const Vec<C, kVec>& u) {
-    scale = load_channels(a.scale, 1);
-    k = load_channels(a.shift, 0);
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) z.at[i] = input_current(u.at[i], scale.at[i], k.at[i]);
-    if (a.residual_planes != nullptr || a.residual_currents != nullptr) {
-      if (a.residual_planes != nullptr) {
-        begin_plane(a, n, 0);
-#pragma unroll
-        for (int i = 0; i < kVec; ++i) r.at[i] = static_cast<C>(residual_plane >> 8 * i & 255u);
-      } else {
-        r = take(a.residual_currents + n);
-      }
-      sum_residual(a);
+    if (a.residual_planes != nullptr) {
+      begin_plane(a, n, 0);
+      r = generate<kVec>([&](int i) { return static_cast<C>(residual_plane >> 8 * i & 255u); });
+    } else if (a.residual_currents != nullptr) {
+      r = take(a.residual_currents + n);
     }
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) {
-      v.at[i] = rounded_add(v.at[i], z.at[i]);
-      plane |= static_cast<uint32_t>(burst(v.at[i], a.threshold, a.T)) << 8 * i;
-    }
+    sum_up(a, u, k);
+    v = rounded_add(v, z);
+    unroll<kVec>([&](int i) { plane |= static_cast<uint32_t>(burst(v.at[i], a.threshold, a.T)) << 8 * i; });
     counts.bytes = plane;
     return write(a, n, 0, open_gates(a));
   }
@@ -245,44 +210,29 @@ struct Neurons {
     uint32_t gates = 0;
     if (a.gate == Gate::kClip) {
       const C ceiling = rounded_mul(a.threshold, static_cast<C>(kLong ? a.window() : a.T));
-#pragma unroll
-      for (int i = 0; i < kVec; ++i) gates |= gate_open(z.at[i], Gate::kClip, ceiling) ? 1u << i : 0;
+      unroll<kVec>([&](int i) { gates |= gate_open(z.at[i], Gate::kClip, ceiling) ? 1u << i : 0; });
     } else {
-#pragma unroll
-      for (int i = 0; i < kVec; ++i) gates |= gate_open(z.at[i], Gate::kRelu, C(0)) ? 1u << i : 0;
+      unroll<kVec>([&](int i) { gates |= gate_open(z.at[i], Gate::kRelu, C(0)) ? 1u << i : 0; });
     }
     return gates;
   }
 
   __device__ __forceinline__ uint32_t write(const Args& a, int64_t n, int last, uint32_t gates) const {
-    uint8_t* planes = a.planes + last * a.neurons + n;
-    if (whole) {
-      store_planes<kVec>(planes, plane);
-      if (a.counts != nullptr) store_counts<kVec>(a.counts, a.counts_dtype, n, counts);
-      if (a.v != nullptr) store(a.v + n, v);
-    } else {
-      put_planes(planes);
-      if (a.counts != nullptr) {
-        one_by_one([&](int i) { store_counts<1>(a.counts, a.counts_dtype, n + i, counts, i); });
-      }
-#pragma unroll
-      for (int i = 0; i < kVec; ++i) {
-        if (a.v != nullptr && i < live) a.v[n + i] = v.at[i];
-      }
+    put_planes(a.planes + last * a.neurons + n);
+    if (a.counts != nullptr) {
+      for_counts<kVec>(a.counts, a.counts_dtype, n, counts, [&](auto* p, const auto& values) { put(p, values); });
     }
+    if (a.v != nullptr) put(a.v + n, v);
     // The sum is finite only if all potentials are, so the usual case needs a single test.
     C sum = v.at[0];
-#pragma unroll
-    for (int i = 1; i < kVec; ++i) sum += v.at[i];
-    if (!is_finite(sum)) {
+    unroll<kVec - 1>([&](int i) { sum += v.at[i + 1]; });
+    if (!is_finite(sum) && a.bad != nullptr) {
       uint32_t lost = 0;
-#pragma unroll
-      for (int i = 0; i < kVec; ++i) {
-        if (!is_finite(v.at[i]) && (whole || i < live)) lost |= 1u << i;
-      }
-#pragma unroll 1
-      for (int i = 0; a.bad != nullptr && lost >> i != 0; ++i) {
-        if ((lost >> i & 1u) != 0) a.bad[quotient(n + i, a.sample)] = __int_as_float(0x7fc00000);
+      unroll<kVec>([&](int i) { lost |= !is_finite(v.at[i]) && i < live ? 1u << i : 0; });
+      while (lost != 0) {
+        const int i = 31 - __clz(static_cast<int>(lost));
+        a.bad[quotient(n + i, a.sample)] = __int_as_float(0x7fc00000);
+        lost ^= 1u << i;
       }
     }
     return gates;

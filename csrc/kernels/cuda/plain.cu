@@ -35,7 +35,8 @@ struct Place {
       for (int i = 0; i < (whole ? 1 : 4); ++i) {
         const Reach reach(g, tap);
         const uint8_t* at = window.corner + reach.bytes + plane * g.plane;
-        if (reach.is_inside(g, window)) four |= whole ? load<uint32_t>(at) : static_cast<uint32_t>(*at) << 8 * i;
+        if (k + i < g.depth && reach.is_inside(g, window))
+          four |= whole ? load<uint32_t>(at) : static_cast<uint32_t>(*at) << 8 * i;
         advance(tap, g, {0, 0, whole ? 4 : 1});
       }
       if (four != 0) add(four, k);
@@ -96,21 +97,21 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 __global__ void __launch_bounds__(kThreads, kBlocks)
     plain_window_kernel(const __grid_constant__ DeviceGeometry g, const __grid_constant__ WindowEnd end,
                         int64_t neurons, int64_t channels) {
-  Products<1> products;
-  products.n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  products.live = products.n < neurons ? 1 : 0;
-  if (products.live > 0) {
-    const Place at(g, channels, products.n);
+  const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  uint32_t channel = 0;
+  float u = 0;
+  if (n < neurons) {
+    const Place at(g, channels, n);
     int64_t sum = 0;
     at.each_four(g, 0, [&](uint32_t counts, int k) {
       for (int digit = 0; digit < at.count; ++digit) {
         sum += static_cast<int64_t>(dot(at.weights(g, digit, k), counts)) * (int64_t{1} << 8 * digit);
       }
     });
-    products.channel = at.channel;
-    products.u.at[0] = rounded_mul(static_cast<float>(sum), g.units[at.channel]);
+    channel = at.channel;
+    u = rounded_mul(static_cast<float>(sum), g.units[channel]);
   }
-  end(products);
+  end(end.neurons<1>(channel, n < neurons ? 1 : 0), n, {u});
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // Linear and convolutional layers in one kernel: the product of spikes and weights for all steps of a window on the
-// tensor cores, then the neurons. Each step has its own mma, so that a warp ends with all steps of its neurons in
-// registers. There a thread integrates four neighbouring outputs for each of two pixels. Weights and spike planes pass
-// through a ring of stages in shared memory.
+// tensor cores, then the neurons. Each step has its own mma. Warps then exchange their sums in shared memory, so that a
+// thread has all steps of four neighbouring outputs, and integrates them. Weights and spike planes pass through a ring
+// of stages in shared memory, in which the sums lie later.
 #include <limits>
 
 #include "product_launch.cuh"
@@ -10,112 +10,98 @@ namespace tandem::cuda {
 
 namespace {
 
-template <class S>
-using NeuronsOf = Neurons<S::kVec, float, S::kRounds>;
+using FourSums = Vec<int32_t, 4>;
 
-// The neurons of an item: kVec neighbouring outputs at one of the thread's two pixels.
+// What a warp integrates: a unit's outputs, at a tile's pixels.
 template <class S>
-__device__ __forceinline__ NeuronsOf<S> neurons_of(const Neuron<float>& a, const DeviceGeometry& g,
-                                                   const typename S::Place& at, int item) {
-  const int output = static_cast<int>(blockIdx.y) * S::kOutputs + at.row + (item / 2 * 8 + at.g) * S::kVec;
-  NeuronsOf<S> neurons;
-  neurons.whole = g.outputs_aligned;
-  neurons.live = min(g.group_outputs - output, S::kVec);
-  neurons.channel = blockIdx.z * static_cast<uint32_t>(g.group_outputs) + output;
-  if (neurons.live > 0) neurons.load_parameters(a);
-  return neurons;
-}
+struct Item {
+  int number;
+  Neurons<4, float, S::kRounds> neurons;
+  Vec<float, 4> units;
 
-// The sums of a plane's products. Those of steps behind the last one are 0.
-template <class S, class Products>
-__device__ __forceinline__ Vec<int64_t, S::kVec> add_steps(const Products& products) {
-  auto total = fill<int64_t, S::kVec>(0);
-#pragma unroll
-  for (int t = 0; t < S::kPlaneSums; ++t) {
-    const auto sums = products(t);
-#pragma unroll
-    for (int i = 0; i < S::kVec; ++i) total.at[i] += sums.at[i];
+  __device__ __forceinline__ Item(const Neuron<float>& a, const DeviceGeometry& g, const typename S::Place& at,
+                                  int turn)
+      : number(at.warp + turn * S::kWarps) {
+    const int output = static_cast<int>(blockIdx.y) * S::kOutputs + (number / S::kPixelWarps * 8 + at.g) * 4;
+    neurons.whole = g.outputs_aligned;
+    neurons.live = number < S::kItems ? min(g.group_outputs - output, 4) : 0;
+    neurons.channel = blockIdx.z * static_cast<uint32_t>(g.group_outputs) + output;
+    if (neurons.live > 0) {
+      neurons.load_parameters(a);
+      units = neurons.load_channels(g.units, 1);
+    }
   }
-  return total;
+};
+
+// Where an item's sums are exchanged: the lane's at step 0 of a plane, by the warp `depth` of those that split it.
+template <class S>
+__device__ __forceinline__ FourSums* exchange(unsigned char* memory, const typename S::Place& at, int item, int depth) {
+  return reinterpret_cast<FourSums*>(memory) + (depth * S::kItems + item) * S::kPlaneSums * 32 + at.lane;
 }
 
-// Integrates an item's neurons over the steps of a round that begins at step `first`. products(t) gives their products
-// at step first + t.
-template <class S, class Products>
+// Integrates an item's neurons at every second pixel, from `side` on, over the steps of the plane that begins at step
+// `first`.
+template <class S>
 __device__ __forceinline__ void integrate(const Neuron<float>& a, const DeviceGeometry& g, const typename S::Place& at,
-                                          NeuronsOf<S> neurons, int first, int item, int64_t* states,
-                                          const Products& products) {
-  constexpr int kVec = S::kVec;
-  const int64_t pixel = static_cast<int64_t>(blockIdx.x) * S::kPixels + at.column + 2 * at.q + item % 2;
-  const int64_t n = pixel * a.channels + neurons.channel;
-  int64_t* state = states + item * S::kStateWords * S::kThreads + threadIdx.x;
+                                          const Item<S>& of, int first, int side, unsigned char* memory) {
+  const int item = of.number;
+  auto neurons = of.neurons;
+  const int64_t pixel = static_cast<int64_t>(blockIdx.x) * S::kPixels + item % S::kPixelWarps * kMmaPixels + 2 * at.q;
+  const int64_t n = (pixel + side) * a.channels + neurons.channel;
+  const bool last = !S::kRounds || first + kPlaneSteps >= a.T;
   uint32_t gates = 0;
-  const bool live = neurons.live > 0 && pixel < g.pixels;
-  if (live) {
+  if (pixel + side >= g.pixels) neurons.live = 0;
+  if (neurons.live > 0) {
+    Vec<int64_t, 2> total[2] = {};
+    unsigned char* state = memory + S::ring_bytes(g.stages) + 16 * (32 * (side * S::kItems + item) + at.lane);
+    const auto each_state = [&](const auto& move) {  // between two planes
+      move(neurons.v, state);
+      move(neurons.r, state + S::kStateRow);
+      move(neurons.counts, state + 2 * S::kStateRow - 8 * at.lane);  // of eight bytes
+      move(total[0], state + 3 * S::kStateRow);
+      move(total[1], state + 4 * S::kStateRow);
+    };
     if (!S::kRounds || first == 0) {
       neurons.begin(a, a.v_init_size > 1 ? remainder(n, a.v_init_size) : 0);
-    } else if constexpr (S::kRounds) {
-      neurons.v = bits_as<Vec<float, 2>>(state[0]);
-      neurons.r = bits_as<Vec<float, 2>>(state[S::kThreads]);
-      neurons.counts = bits_as<Counts<true>>(state[2 * S::kThreads]);
+    } else {
+      each_state([](auto& value, const unsigned char* p) { value = load<std::decay_t<decltype(value)>>(p); });
     }
-    const auto units = neurons.load_channels(g.units, 1);
-#pragma unroll
-    for (int plane = 0; plane < S::kPlanes; ++plane) {
-      const int begin = first + plane * kPlaneSteps;
-      if (S::kRounds && begin >= a.T) continue;
-      const int steps = S::kRounds ? min(a.T - begin, kPlaneSteps) : a.T;
-      if (S::kSteps == 8) __builtin_assume(steps > 4);  // shorter windows have their own kernel
-      const auto of_plane = [&](int t) { return products(plane * kPlaneSteps + t); };
-      Vec<float, kVec> u{};  // the window's product, for gates
-      if (is_gated(a)) {
-        const auto total = add_steps<S>(of_plane);
-#pragma unroll
-        for (int i = 0; i < kVec; ++i) {
-          if (S::kRounds) {
-            int64_t& earlier = state[(3 + i) * S::kThreads];
-            earlier = total.at[i] + (begin == 0 ? 0 : earlier);
-          } else {
-            u.at[i] = rounded_mul(static_cast<float>(total.at[i]), units.at[i]);
-          }
-        }
+    const auto product = [&](const auto& sum) {
+      return rounded_mul(generate<4>([&](int i) { return static_cast<float>(sum(i)); }), of.units);
+    };
+    const FourSums* from = exchange<S>(memory, at, item, 0);
+    const int steps = min(a.T - first, kPlaneSteps);
+    __builtin_assume(steps >= S::kLeastSteps);
+    neurons.begin_plane(a, n, first / kPlaneSteps);
+    constexpr int kSteps = S::kRounds ? 2 : 4;  // at once: registers are scarce
+    unroll<S::kPlaneSums / kSteps>([&](int turn) {
+      const int begin = turn * kSteps;
+      FourSums sums[kSteps];
+      unroll<kSteps>([&](int t) {
+        sums[t] = from[32 * (begin + t)];
+        unroll<S::kDepthWarps - 1>([&](int depth) {
+          const FourSums other = from[32 * ((depth + 1) * S::kItems * S::kPlaneSums + begin + t)];
+          unroll<4>([&](int i) { sums[t].at[i] += other.at[i]; });
+        });
+      });
+      if (is_gated(a)) {  // 0 behind the last step
+        unroll<4 * kSteps>([&](int i) { add_wide(total[i / 2 % 2].at[i % 2], sums[i / 4].at[i % 4]); });
       }
-      Vec<float, kVec> current[S::kPlaneSums];
-#pragma unroll
-      for (int t = 0; t < S::kPlaneSums; ++t) {
-        const auto sums = of_plane(t);
-#pragma unroll
-        for (int i = 0; i < kVec; ++i) {
-          current[t].at[i] = rounded_mul(static_cast<float>(sums.at[i]), units.at[i]);
-        }
-      }
-      neurons.begin_plane(a, n, begin / kPlaneSteps);
+      Vec<float, 4> current[kSteps];
+      unroll<kSteps>([&](int t) { current[t] = product([&](int i) { return sums[t].at[i]; }); });
       neurons.scale_products(current);
-      neurons.add_residual(a, n, begin, 0, steps, current);
-      neurons.advance(a, 0, steps, current);
-      if (S::kRounds && begin + kPlaneSteps < a.T) {
-        neurons.end_plane(a, n, begin / kPlaneSteps);
-      } else {
-        if (S::kRounds && is_gated(a)) {
-#pragma unroll
-          for (int i = 0; i < kVec; ++i) {
-            u.at[i] = rounded_mul(static_cast<float>(state[(3 + i) * S::kThreads]), units.at[i]);
-          }
-        }
-        gates = neurons.end(a, n, begin / kPlaneSteps, u);
-      }
-    }
-    if constexpr (S::kRounds) {
-      if (first + S::kSteps < a.T) {
-        state[0] = bits_as<int64_t>(neurons.v);
-        state[S::kThreads] = bits_as<int64_t>(neurons.r);
-        state[2 * S::kThreads] = bits_as<int64_t>(neurons.counts);
-      }
+      neurons.add_residual(a, n, first, begin, steps, current);
+      neurons.advance(a, begin, steps, current);
+    });
+    if (last) {
+      gates = neurons.end(a, n, first / kPlaneSteps, product([&](int i) { return total[i / 2].at[i % 2]; }));
+    } else {
+      neurons.end_plane(a, n, first / kPlaneSteps);
+      each_state([](const auto& value, unsigned char* p) { store(p, value); });
     }
   }
-  if (S::kRounds && first + S::kSteps < a.T) return;
   // the next outputs belong to the lane four further on
-  put_gates<kVec>(a.mask, n, live ? neurons.live : 0, gates, 4, g.gate_bytes);
+  if (last) put_gates<4>(a.mask, n, neurons.live, gates, 4, g.gate_bytes);
 }
 
 template <class S>
@@ -124,34 +110,31 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
   extern __shared__ __align__(16) unsigned char memory[];
   const int digits = count_digits<S>(g);
 #pragma unroll 1
-  for (int first = 0; first < (S::kRounds ? a.T : 1); first += S::kSteps) {
+  for (int round = 0; round < (S::kRounds ? a.T : 1); round += S::kSteps) {
     const typename S::Place at;
-    auto* states = reinterpret_cast<int64_t*>(memory + S::ring_bytes(g.stages));
     Sums<S> all[1] = {};
-    multiply<S>(g, first / kPlaneSteps, a.T - first, digits, memory, at, all);
-    auto& sums = all[0];
-    if constexpr (S::kWarpsDepth == 1) {
-#pragma unroll
-      for (int item = 0; item < S::kItems; item += 2) {
-        const auto neurons = neurons_of<S>(a, g, at, item);
-#pragma unroll
-        for (int i = item; i < item + 2; ++i) {
-          integrate<S>(a, g, at, neurons, first, i, states, [&](int t) { return sums_of<S>(sums, i, t); });
-        }
-      }
-    } else {
-      static_assert(S::kItems <= S::kWarpsDepth, "a warp each");
+    multiply<S>(g, round / kPlaneSteps, a.T - round, digits, memory, at, all);
+    const Item<S> items[] = {{a, g, at, 0}, {a, g, at, S::kTurns - 1}};
+#pragma unroll(3 - S::kPlanes)
+    for (int i = 0; i < 2 * S::kPlanes; ++i) {
+      const int side = i / S::kPlanes, plane = i % S::kPlanes;
+      const int first = round + plane * kPlaneSteps;
+      if (first >= a.T) continue;
+      __syncthreads();  // what lies in the shared memory has been read
+      unroll<2>([&](int of) {
+        if (of != side || at.step / kPlaneSteps != plane) return;
+        unroll<S::kUnits * S::kColumns>([&](int j) {
+          const int unit = j / S::kColumns, t = j % S::kColumns;
+          FourSums* to = exchange<S>(memory, at, unit * S::kPixelWarps + at.pixel_warp, at.depth);
+          to[32 * (at.step % kPlaneSteps + t)] = sums_of<S>(all[0], unit, of, t);
+        });
+      });
       __syncthreads();
-      auto* parts = reinterpret_cast<Vec<int32_t, S::kVec>*>(memory);
-      add_up<S>(parts, at, sums);
-      __syncthreads();
-      const int item = at.depth;
-      if (item < S::kItems) {
-        integrate<S>(a, g, at, neurons_of<S>(a, g, at, item), first, item, states,
-                     [&](int t) { return parts[at.part(item, t)]; });
-      }
+      unroll<S::kTurns>([&](int turn) {
+        if (items[turn].number < S::kItems) integrate<S>(a, g, at, items[turn], first, side, memory);
+      });
     }
-    if (S::kRounds) __syncthreads();  // the ring has been read
+    if (S::kRounds) __syncthreads();
   }
 }
 
@@ -214,9 +197,7 @@ Choice choose(const Layer& layer, const Card& card) {
     const dim3 grid = grid_of<decltype(wide)>(geometry);
     return 4 * int64_t{grid.x} * grid.y * grid.z < 3 * card.multiprocessors;
   });
-  const bool deep =
-      few && with_shape(layer, Choice::kDeep, [&](auto shape) { return decltype(shape)::stages(card.shared) > 0; });
-  return deep ? Choice::kDeep : Choice::kWide;
+  return few ? Choice::kDeep : Choice::kWide;
 }
 
 bool can_run(const Layer& layer) { return choose(layer, Card{}) != Choice::kNone; }

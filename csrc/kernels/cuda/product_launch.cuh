@@ -45,12 +45,12 @@ inline DeviceGeometry geometry_of(const Layer& layer) {
   g.group_outputs = narrow(geometry.group_outputs());
   g.is_linear = geometry.is_linear();
   g.taps = narrow(geometry.taps());
-  g.kernel_height = narrow(geometry.kernel[0]);
   g.kernel_width = narrow(geometry.kernel[1]);
   g.depth = narrow(geometry.inputs());
   const int taps = g.group_channels > 0 ? kTileDepth / g.group_channels : 0;
   g.stage = {taps / g.kernel_width, taps % g.kernel_width, kTileDepth - taps * g.group_channels};
   g.spike_bytes = aligned_bytes(g.planes, geometry.group_channels());
+  g.is_short = g.spike_bytes == 16 && g.taps == 1;
   for (int axis = 0; axis < 2; ++axis) {
     g.stride[axis] = narrow(geometry.stride[axis]);
     g.padding[axis] = narrow(geometry.padding[axis]);
@@ -61,15 +61,16 @@ inline DeviceGeometry geometry_of(const Layer& layer) {
   return g;
 }
 
-using CountShape = Shape<true, 2, 2, 4, 1>;
+using CountShape = Shape<true, 1, 2, 2, 2, 4, 1>;
 
 // Calls use(S{}) for the shape of the tiles of a layer with step timing.
 template <int kSteps, class Use>
 auto with_shape(Choice choice, const Use& use) {
-  constexpr bool kRounds = kSteps == 2 * kPlaneSteps;
-  if (choice == Choice::kNarrow) return use(Shape<false, kSteps, 1, 1, 4>{});
-  if (choice == Choice::kDeep) return use(Shape<false, kSteps, kRounds ? 2 : 1, 2, kRounds ? 2 : 4>{});
-  return use(Shape<false, kSteps, kSteps == 4 ? 1 : 2, 4, 1>{});
+  constexpr bool kMany = kSteps == 16;
+  constexpr int kColumns = kSteps == 4 ? 4 : 8, kTiles = kSteps == 4 ? 4 : 2;
+  if (choice == Choice::kNarrow) return use(Shape<false, kSteps, kColumns, kTiles, 1, 1, 4>{});
+  if (choice == Choice::kDeep) return use(Shape<false, kSteps, kColumns, kTiles, 1, 2, kMany ? 2 : 4>{});
+  return use(Shape<false, kSteps, kMany ? 8 : 4, kMany ? 2 : 4, 1, kMany ? 2 : 4, 1>{});
 }
 template <class Use>
 auto with_shape(const Layer& layer, Choice choice, const Use& use) {

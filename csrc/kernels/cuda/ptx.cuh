@@ -2,26 +2,33 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "../neuron/if_neuron.h"
 
 namespace tandem::cuda {
 
-// An address in shared memory: as a pointer, and as the number that inline PTX takes.
-struct Shared {
-  unsigned char* pointer;
-  uint32_t address;
-
-  explicit __device__ __forceinline__ Shared(unsigned char* at)
-      : pointer(at), address(static_cast<uint32_t>(__cvta_generic_to_shared(at))) {}
-  __device__ __forceinline__ Shared& operator+=(int bytes) {
-    pointer += bytes;
-    address += bytes;
-    return *this;
+// x in a register of its own: the compiler would rather compute it again wherever it is used.
+template <class E>
+__device__ __forceinline__ E kept(E x) {
+  if constexpr (sizeof(E) == 8) {
+    asm volatile("" : "+l"(x));
+  } else {
+    asm volatile("" : "+r"(x));
   }
-  __device__ __forceinline__ Shared operator+(int bytes) const { return Shared(*this) += bytes; }
-};
+  return x;
+}
+
+template <bool condition, class E>
+__device__ __forceinline__ E kept_if(E x) {
+  return condition ? kept(x) : x;
+}
+
+// An address in shared memory as inline PTX takes it.
+__device__ __forceinline__ uint32_t shared_address(const void* at) {
+  return kept(static_cast<uint32_t>(__cvta_generic_to_shared(at)));
+}
 
 // Whether this code is for Ampere or later, which copy to shared memory asynchronously and multiply larger tiles.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
@@ -30,18 +37,33 @@ constexpr bool kAmpere = false;
 constexpr bool kAmpere = true;
 #endif
 
-// Copies 16, 8 or 4 bytes to shared memory without passing through registers; writes zeros if not `valid`. Turing has
-// no such copies: there it is done on return.
+// Copies 16, 8, 4 bytes or one to shared memory; writes zeros if not `valid`. Turing has no copies that pass by the
+// registers, and none has them for a byte: these are done on return.
 template <int bytes>
-__device__ __forceinline__ void cp_async(Shared to, const void* global, bool valid) {
-  if constexpr (!kAmpere) {
-    using Bytes = std::conditional_t<bytes == 16, uint4, std::conditional_t<bytes == 8, uint2, unsigned>>;
-    *reinterpret_cast<Bytes*>(to.pointer) = valid ? *static_cast<const Bytes*>(global) : Bytes{};
+__device__ __forceinline__ void cp_async(uint32_t to, const void* global, bool valid) {
+  if constexpr (bytes == 1) {
+    const uint32_t byte = valid ? *static_cast<const uint8_t*>(global) : 0;
+    asm volatile("st.shared.u8 [%0], %1;" ::"r"(to), "r"(byte) : "memory");
+  } else if constexpr (!kAmpere) {
+    using Bytes = std::conditional_t<bytes == 16, uint4, std::conditional_t<bytes == 8, uint2, uint32_t>>;
+    const Bytes loaded = valid ? *static_cast<const Bytes*>(global) : Bytes{};
+    uint32_t words[4];
+    memcpy(words, &loaded, bytes);
+    if constexpr (bytes == 16) {
+      asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]),
+                   "r"(words[3])
+                   : "memory");
+    } else {
+#pragma unroll
+      for (int i = 0; i < bytes / 4; ++i) {
+        asm volatile("st.shared.b32 [%0], %1;" ::"r"(to + 4 * i), "r"(words[i]) : "memory");
+      }
+    }
   } else if constexpr (bytes == 16) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to.address), "l"(global), "r"(valid ? 16 : 0)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(valid ? 16 : 0)
                  : "memory");
   } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;" ::"r"(to.address), "l"(global), "r"(valid ? bytes : 0),
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;" ::"r"(to), "l"(global), "r"(valid ? bytes : 0),
                  "n"(bytes)
                  : "memory");
   }
@@ -60,29 +82,35 @@ __device__ __forceinline__ void cp_async_wait() {
 // Loads four matrices of eight rows of sixteen bytes: lane i points to row i % 8 of matrix i / 8, and receives bytes 4
 // (i % 4) ... + 3 of row i / 4 of each. `offset`: of all rows, in bytes.
 template <int offset>
-__device__ __forceinline__ void ldmatrix(uint32_t (&r)[4], Shared row) {
+__device__ __forceinline__ void ldmatrix(uint32_t (&r)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4+%5];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(row.address), "n"(offset)
+               : "r"(row), "n"(offset)
                : "memory");
 }
 
 // The same for two matrices, with the addresses of the first sixteen lanes.
 template <int offset>
-__device__ __forceinline__ void ldmatrix(uint32_t (&r)[2], Shared row) {
+__device__ __forceinline__ void ldmatrix(uint32_t (&r)[2], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2+%3];"
                : "=r"(r[0]), "=r"(r[1])
-               : "r"(row.address), "n"(offset)
+               : "r"(row), "n"(offset)
                : "memory");
 }
 
-// step() after the current was added: if v has reached the threshold, sets `bit` in `spikes`; then leak and reset by
-// subtraction. A zero potential may differ in its sign, nothing else.
-template <uint32_t bit>
+// step() after the current was added: if v has reached the threshold, sets `bit` in `spikes`; then leak, if kLeaky, and
+// reset by subtraction. A zero potential may differ in its sign, nothing else.
+template <uint32_t bit, bool kLeaky>
 __device__ __forceinline__ void fire(float& v, uint32_t& spikes, const Neuron<float>& a) {
-  asm("{.reg .pred p; setp.ge.f32 p, %0, %2; mul.rn.f32 %0, %0, %3; @p sub.rn.f32 %0, %0, %2; @p or.b32 %1, %1, %4;}"
-      : "+f"(v), "+r"(spikes)
-      : "f"(a.threshold), "f"(a.leak), "n"(bit));
+  if constexpr (kLeaky) {
+    asm("{.reg .pred p; setp.ge.f32 p, %0, %2; mul.rn.f32 %0, %0, %3; @p sub.rn.f32 %0, %0, %2; @p or.b32 %1, %1, %4;}"
+        : "+f"(v), "+r"(spikes)
+        : "f"(a.threshold), "f"(a.leak), "n"(bit));
+  } else {
+    asm("{.reg .pred p; setp.ge.f32 p, %0, %2; @p sub.rn.f32 %0, %0, %2; @p or.b32 %1, %1, %3;}"
+        : "+f"(v), "+r"(spikes)
+        : "f"(a.threshold), "n"(bit));
+  }
 }
 
 // D += A B on the tensor cores: A is 16 x 32 signed bytes, B 32 x 8 unsigned ones. Lane 4 g + q holds rows g and g + 8
@@ -101,6 +129,12 @@ __device__ __forceinline__ void mma(int32_t (&d)[4], const uint32_t (&a)[4], con
                    : "r"(a[part]), "r"(b[part / 2]));
     }
   }
+}
+
+// sum += factor x, for which the compiler takes two instructions or more.
+template <int factor = 1>
+__device__ __forceinline__ void add_wide(int64_t& sum, int32_t x) {
+  asm("mad.wide.s32 %0, %1, %2, %0;" : "+l"(sum) : "r"(x), "n"(factor));
 }
 
 // The sum of four products of signed and unsigned bytes.

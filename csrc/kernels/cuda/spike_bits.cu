@@ -23,8 +23,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int t = 0; t < 8; ++t) {
       if (first + t < T) {
         const auto s = load<Vec<E, kVec>>(spikes + (first + t) * neurons + n);
-#pragma unroll
-        for (int i = 0; i < kVec; ++i) plane |= (s.at[i] & nonzero ? 1u : 0u) << (8 * i + t);
+        unroll<kVec>([&](int i) { plane |= (s.at[i] & nonzero ? 1u : 0u) << (8 * i + t); });
       }
     }
     store_planes<kVec>(planes + first / 8 * neurons + n, plane);
@@ -41,9 +40,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int t = 0; t < 8; ++t) {
       if (first + t < T) {
-        Vec<E, kVec> s;
-#pragma unroll
-        for (int i = 0; i < kVec; ++i) s.at[i] = plane >> (8 * i + t) & 1u ? one : E{0};
+        const auto s = generate<kVec>([&](int i) { return plane >> (8 * i + t) & 1u ? one : E{0}; });
         store(spikes + (first + t) * neurons + n, s);
       }
     }
@@ -57,7 +54,7 @@ __global__ void __launch_bounds__(kThreads)
   if (n >= neurons) return;
   Counts<true> sum;
   for (int p = 0; p < P; ++p) sum.add(load_planes<kVec>(planes + p * neurons + n));
-  store_counts<kVec>(counts, dtype, n, sum);
+  for_counts<kVec>(counts, dtype, n, sum, [](auto* p, const auto& values) { store(p, values); });
 }
 
 template <int kVec>
@@ -95,12 +92,8 @@ __global__ void __launch_bounds__(kThreads)
     g = load<Vec<E, kVec>>(grad + n);
   }
   const uint32_t open = mask[n / 8] >> (n % 8);
-  Vec<E, kVec> out;
-#pragma unroll
-  for (int i = 0; i < kVec; ++i) {
-    out.at[i] = FromFloat<E>::convert(open >> i & 1u ? widen(g.at[i]) / threshold : Compute<E>(0));
-  }
-  store(grad_z + n, out);
+  store(grad_z + n,
+        generate<kVec>([&](int i) { return narrow<E>(open >> i & 1u ? widen(g.at[i]) / threshold : Compute<E>(0)); }));
 }
 
 // Whether rows of `neurons` elements of `bytes` bytes can be loaded and stored four at a time.

@@ -31,6 +31,33 @@ __device__ __forceinline__ void unroll_while(const Body& body) {
   }
 }
 
+// Calls body(i) for i = 0 ... n - 1.
+template <int n, class Body>
+__device__ __forceinline__ void unroll(const Body& body) {
+#pragma unroll
+  for (int i = 0; i < n; ++i) body(i);
+}
+
+// {element(0), ... element(n - 1)}
+template <int n, class Element>
+__device__ __forceinline__ auto generate(const Element& element) {
+  Vec<std::decay_t<decltype(element(0))>, n> out;
+  unroll<n>([&](int i) { out.at[i] = element(i); });
+  return out;
+}
+
+// The neuron's arithmetic (if_neuron.h), element by element.
+using tandem::rounded_add;
+using tandem::rounded_mul;
+template <class E, int n>
+__device__ __forceinline__ Vec<E, n> rounded_add(Vec<E, n> a, Vec<E, n> b) {
+  return generate<n>([&](int i) { return rounded_add(a.at[i], b.at[i]); });
+}
+template <class E, int n>
+__device__ __forceinline__ Vec<E, n> rounded_mul(Vec<E, n> a, Vec<E, n> b) {
+  return generate<n>([&](int i) { return rounded_mul(a.at[i], b.at[i]); });
+}
+
 template <class V, class E>
 __device__ __forceinline__ V load(const E* p) {
   return *reinterpret_cast<const V*>(p);
@@ -70,10 +97,7 @@ __device__ __forceinline__ V load_early(const E* p) {
 
 template <class E, int n>
 __device__ __forceinline__ Vec<E, n> fill(E value) {
-  Vec<E, n> out;
-#pragma unroll
-  for (int i = 0; i < n; ++i) out.at[i] = value;
-  return out;
+  return generate<n>([&](int) { return value; });
 }
 
 // A division in 64 bits costs as much as half a scan, so 32 bits are used where they suffice.
@@ -91,23 +115,22 @@ __device__ __forceinline__ double widen(double x) { return x; }
 __device__ __forceinline__ float widen(int8_t x) { return x; }
 __device__ __forceinline__ float widen(__half x) { return __half2float(x); }
 __device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+template <class E, int n>
+__device__ __forceinline__ auto widen(const Vec<E, n>& x) {
+  return generate<n>([&](int i) { return widen(x.at[i]); });
+}
 
-template <class E>
-struct FromFloat {
-  static __device__ __forceinline__ E convert(float x) { return static_cast<E>(x); }
-};
-template <>
-struct FromFloat<double> {
-  static __device__ __forceinline__ double convert(double x) { return x; }
-};
-template <>
-struct FromFloat<__half> {
-  static __device__ __forceinline__ __half convert(float x) { return __float2half_rn(x); }
-};
-template <>
-struct FromFloat<__nv_bfloat16> {
-  static __device__ __forceinline__ __nv_bfloat16 convert(float x) { return __float2bfloat16_rn(x); }
-};
+// From that type.
+template <class E, class C>
+__device__ __forceinline__ E narrow(C x) {
+  if constexpr (std::is_same_v<E, __half>) {
+    return __float2half_rn(x);
+  } else if constexpr (std::is_same_v<E, __nv_bfloat16>) {
+    return __float2bfloat16_rn(x);
+  } else {
+    return static_cast<E>(x);
+  }
+}
 
 // Steps whose spikes share a byte.
 constexpr int kPlaneSteps = 8;
@@ -154,27 +177,23 @@ struct Counts<true> {
   __device__ __forceinline__ uint32_t operator[](int i) const { return (i & 1 ? odd : even) >> 8 * (i & 2) & 0xffffu; }
 };
 
-template <class E, int kVec, bool kLong>
-__device__ __forceinline__ void store_counts_as(E* p, const Counts<kLong>& counts, int first) {
-  Vec<E, kVec> out;
-#pragma unroll
-  for (int i = 0; i < kVec; ++i) out.at[i] = FromFloat<E>::convert(static_cast<float>(counts[first + i]));
-  store(p, out);
-}
-
-// Writes kVec of the counts as `dtype`, beginning with counts[first].
-template <int kVec, bool kLong>
-__device__ __forceinline__ void store_counts(void* to, DType dtype, int64_t n, const Counts<kLong>& counts,
-                                             int first = 0) {
+// Calls put(p, values) with the address of the counts from n on, and kVec counts of their type.
+template <int kVec, bool kLong, class Put>
+__device__ __forceinline__ void for_counts(void* to, DType dtype, int64_t n, const Counts<kLong>& counts,
+                                           const Put& put) {
+  const auto as = [&](auto* p) {
+    using E = std::decay_t<decltype(*p)>;
+    put(p + n, generate<kVec>([&](int i) { return narrow<E>(static_cast<float>(counts[i])); }));
+  };
   switch (dtype) {
     case DType::kFloat32:
-      return store_counts_as<float, kVec>(static_cast<float*>(to) + n, counts, first);
+      return as(static_cast<float*>(to));
     case DType::kBFloat16:
-      return store_counts_as<__nv_bfloat16, kVec>(static_cast<__nv_bfloat16*>(to) + n, counts, first);
+      return as(static_cast<__nv_bfloat16*>(to));
     case DType::kFloat16:
-      return store_counts_as<__half, kVec>(static_cast<__half*>(to) + n, counts, first);
+      return as(static_cast<__half*>(to));
     case DType::kFloat64:
-      return store_counts_as<double, kVec>(static_cast<double*>(to) + n, counts, first);
+      return as(static_cast<double*>(to));
   }
 }
 

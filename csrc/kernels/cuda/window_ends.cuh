@@ -5,15 +5,6 @@
 
 namespace tandem::cuda {
 
-// The products of neighbouring outputs at one pixel. n is the number of the first neuron.
-template <int kVec>
-struct Products {
-  Vec<float, kVec> u;
-  int live;  // outputs that exist; 0 if the pixel does not
-  uint32_t channel;
-  int64_t n;
-};
-
 struct WindowEnd {
   Neuron<float> a;
   float* u;  // null: neurons of window timing integrate the products and fire
@@ -21,32 +12,31 @@ struct WindowEnd {
   bool gate_bytes;
   unsigned lanes;  // from this lane to the one with the next outputs
 
+  // The neurons of neighbouring outputs from `channel` on, of which `live` exist.
   template <int kVec>
-  __device__ __forceinline__ void operator()(const Products<kVec>& products) const {
-    u != nullptr ? write(products) : fire(products);
+  __device__ __forceinline__ Neurons<kVec, float, false> neurons(uint32_t channel, int live) const {
+    Neurons<kVec, float, false> neurons;
+    neurons.whole = whole;
+    neurons.live = live;
+    neurons.channel = channel;
+    if (u == nullptr && live > 0) neurons.load_parameters(a);
+    return neurons;
   }
 
- private:
+  // Ends the products of the neurons, of which n is the first.
   template <int kVec>
-  __device__ __forceinline__ void write(const Products<kVec>& products) const {
-    if (whole && products.live > 0) return store(u + products.n, products.u);
-#pragma unroll
-    for (int j = 0; j < kVec; ++j) {
-      if (j < products.live) u[products.n + j] = products.u.at[j];
+  __device__ __forceinline__ void operator()(Neurons<kVec, float, false> neurons, int64_t n,
+                                             const Vec<float, kVec>& product) const {
+    if (u != nullptr) {
+      if (neurons.live > 0) neurons.put(u + n, product);
+      return;
     }
-  }
-  template <int kVec>
-  __device__ __forceinline__ void fire(const Products<kVec>& products) const {
     uint32_t gates = 0;
-    if (products.live > 0) {
-      Neurons<kVec, float, false> neurons;
-      neurons.whole = whole;
-      neurons.live = products.live;
-      neurons.channel = products.channel;
-      neurons.begin(a, a.v_init_size > 1 ? remainder(products.n, a.v_init_size) : 0);
-      gates = neurons.fire_window(a, products.n, products.u);
+    if (neurons.live > 0) {
+      neurons.begin(a, a.v_init_size > 1 ? remainder(n, a.v_init_size) : 0);
+      gates = neurons.fire_window(a, n, product);
     }
-    put_gates<kVec>(a.mask, products.n, products.live, gates, lanes, gate_bytes);
+    put_gates<kVec>(a.mask, n, neurons.live, gates, lanes, gate_bytes);
   }
 };
 

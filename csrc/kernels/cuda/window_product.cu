@@ -17,31 +17,31 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
   Sums<S> sums[S::kDigits] = {};
   multiply<S>(g, 0, 1, digits, memory, at, sums);
 #pragma unroll
-  for (int digit = S::kDigits - 1; digit > 1; --digit) add_digit<S>(sums[digit], sums[digit - 1]);
+  for (int digit = S::kDigits - 1; digit > 1; --digit) {
+    each_sum<S>(sums[digit - 1], [&](int32_t& sum, int i) { sum += 256 * (&sums[digit][0][0][0])[i]; });
+  }
+  const int64_t channels = static_cast<int64_t>(gridDim.z) * g.group_outputs;
 #pragma unroll
-  for (int item = 0; item < S::kItems; ++item) {
-    const int output = static_cast<int>(blockIdx.y) * S::kOutputs + at.row + (item / 2 * 8 + at.g) * S::kVec;
-    const int live = min(g.group_outputs - output, S::kVec);
+  for (int unit = 0; unit < S::kUnits; ++unit) {
+    const int output = static_cast<int>(blockIdx.y) * S::kOutputs + at.row + (unit * 8 + at.g) * 4;
     const uint32_t channel = blockIdx.z * static_cast<uint32_t>(g.group_outputs) + output;
-    Vec<float, S::kVec> units;
+    auto neurons = end.neurons<4>(channel, min(g.group_outputs - output, 4));
+    const auto units = neurons.live > 0 ? neurons.load_channels(g.units, 1) : fill<float, 4>(0);
+    const int live = neurons.live;
 #pragma unroll
-    for (int j = 0; j < S::kVec; ++j) units.at[j] = j < live ? g.units[channel + j] : 0;
-#pragma unroll
-    for (int t = 0; t < S::kSteps; ++t) {
+    for (int i = 0; i < 2 * S::kColumns; ++i) {
       const int64_t pixel =
-          static_cast<int64_t>(blockIdx.x) * S::kPixels + at.column + t * kMmaPixels + at.q * 2 + item % 2;
-      Products<S::kVec> products;
-      products.live = pixel < g.pixels ? live : 0;
-      products.channel = channel;
-      products.n = pixel * (static_cast<int64_t>(gridDim.z) * g.group_outputs) + channel;
-      const auto above = sums_of<S>(sums[1], item, t);
-      const auto below = sums_of<S>(sums[0], item, t);
+          static_cast<int64_t>(blockIdx.x) * S::kPixels + at.column + i / 2 * kMmaPixels + at.q * 2 + i % 2;
+      const auto above = sums_of<S>(sums[1], unit, i % 2, i / 2), below = sums_of<S>(sums[0], unit, i % 2, i / 2);
+      Vec<float, 4> u;
 #pragma unroll
-      for (int j = 0; j < S::kVec; ++j) {
-        const int64_t sum = static_cast<int64_t>(above.at[j]) * 256 + below.at[j];
-        products.u.at[j] = rounded_mul(static_cast<float>(sum), units.at[j]);
+      for (int j = 0; j < 4; ++j) {
+        int64_t sum = below.at[j];
+        add_wide<256>(sum, above.at[j]);
+        u.at[j] = rounded_mul(static_cast<float>(sum), units.at[j]);
       }
-      end(products);
+      neurons.live = pixel < g.pixels ? live : 0;
+      end(neurons, pixel * channels + channel, u);
     }
   }
 }

@@ -55,6 +55,7 @@ template <class T>
 using Wide = std::conditional_t<sizeof(T) == 2, std::conditional_t<std::is_signed_v<T>, int32_t, uint32_t>,
                                 std::conditional_t<std::is_signed_v<T>, int64_t, uint64_t>>;
 constexpr auto kMulWide = []<class T>(T a, T b) { return static_cast<Wide<T>>(a) * static_cast<Wide<T>>(b); };
+constexpr auto kMadWide = []<class T>(T a, T b, Wide<T> c) { return kMulWide(a, b) + c; };
 constexpr auto kMulHi = []<class T>(T a, T b) -> T {
   if constexpr (sizeof(T) == 8) {
     using Twice = std::conditional_t<std::is_signed_v<T>, __int128, unsigned __int128>;
@@ -73,8 +74,10 @@ Execute multiply(const Words& words, Type type) {
   if (words[1] == "hi" && !mad) {
     return for_type(type, []<std::integral T>(T) -> Execute { return &map<kMulHi, T, T, T>; });
   }
-  if (words[1] == "wide" && !mad && size_of(type) <= 4) {
-    return for_type(type, []<std::integral T>(T) -> Execute { return &map<kMulWide, Wide<T>, T, T>; });
+  if (words[1] == "wide" && size_of(type) <= 4) {
+    return for_type(type, [mad]<std::integral T>(T) -> Execute {
+      return mad ? &map<kMadWide, Wide<T>, T, T, Wide<T>> : &map<kMulWide, Wide<T>, T, T>;
+    });
   }
   return nullptr;
 }
