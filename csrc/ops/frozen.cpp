@@ -150,11 +150,11 @@ class TorchNumbers : public network::Host {
     if (input_.scalar_type() != ScalarType::Float || x != address_) return rounded(view(x, shape));
     return rounded(shape_of(input_) == shape ? input_ : torch::stable::reshape(input_, shape));
   }
-  Tensor rounded(const Tensor& x) const { return type_ == ScalarType::Float ? x : aten::to_type(x, type_); }
+  Tensor rounded(const Tensor& x) const { return aten::to_type(x, type_); }
   const float* keep(const RealWindow& w, const Tensor& result) {
     TANDEM_CHECK(result.numel() == w.batch * w.out.features(), "the plan has another size than ",
                  shape_text(shape_of(result)));
-    kept_.push_back(type_ == ScalarType::Float ? result : aten::to_type(result, ScalarType::Float));
+    kept_.push_back(aten::to_type(result, ScalarType::Float));
     return static_cast<const float*>(kept_.back().data_ptr());
   }
 
@@ -191,7 +191,6 @@ class LastNetwork {
     plan_.reset();
     words_.assign(words, words + program.numel());
     size_ = numbers.numel();
-    network_.reset();
     return network_.emplace(words, program.numel(), bytes, numbers.numel());
   }
 
@@ -203,10 +202,7 @@ class LastNetwork {
     if (sample.dims > 1) sample.width = shape.back();
     if (sample.dims > 2) sample.height = shape[2];
     const bool same = plan_.has_value() && plan_->sample == sample && plan_->batch == shape[0] && plan_->T == T;
-    if (!same || plan_->mode != mode) {
-      plan_.reset();
-      plan_ = network_->plan(sample, shape[0], T, mode);
-    }
+    if (!same || plan_->mode != mode) plan_ = network_->plan(sample, shape[0], T, mode);
     return *plan_;
   }
 
@@ -267,10 +263,9 @@ Tensor frozen_run(Tensor input, int64_t T, bool counted, Tensor program, Tensor 
   const uint8_t* weights = bytes_of_weights(net, prepared);
   const bool spikes = net.program().value(network::kNetworkInput) == network::Value::kSpikes;
   const ScalarType type = type_of(net.program().dtype());
-  const bool half = type != ScalarType::Float;
   TANDEM_CHECK(!counted || spikes, "counts are of spikes");
   const Shape shape = check_input(net, input, counted ? 1 : (T + 7) / 8, T);
-  Tensor dense = spikes ? to_channels_last(input, 2) : half ? aten::to_type(input, ScalarType::Float) : input;
+  Tensor dense = spikes ? to_channels_last(input, 2) : aten::to_type(input, ScalarType::Float);
   if (counted && !net.reads_counts()) {
     dense = to_channels_last(burst_planes(dense, T), 2);
     counted = false;
@@ -281,7 +276,7 @@ Tensor frozen_run(Tensor input, int64_t T, bool counted, Tensor program, Tensor 
   Tensor answer = empty_channels_last(out, static_cast<int>(out.size()), ScalarType::Float, input);
   TorchNumbers host(dense, type);
   net.run(plan, {dense.data_ptr(), counted, weights, every_step, pointer<float>(answer), &host, torch_parallel});
-  return half ? aten::to_type(answer, type) : answer;
+  return aten::to_type(answer, type);
 }
 
 // Memory for the state of a stream of inputs [batch, *features], of any values, and whether its neurons follow.
@@ -306,7 +301,6 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> frozen_step(OptionalTensor input
   TANDEM_CHECK(steps >= 0 && (!with_moves || steps == 1), "moves are those of a single step");
   TANDEM_CHECK(input.has_value() || (follows && !begins), "a stream begins with an input");
   const ScalarType type = type_of(net.program().dtype());
-  const bool half = type != ScalarType::Float;
   Tensor read = input.value_or(state), dense = read;
   int64_t layout = 0;
   if (input.has_value()) {
@@ -315,7 +309,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> frozen_step(OptionalTensor input
     if (read.scalar_type() == ScalarType::Byte) {
       dense = to_channels_last(read, 2);
     } else {
-      if (half) read = aten::to_type(read, ScalarType::Float);
+      read = aten::to_type(read, ScalarType::Float);
       dense = to_contiguous(read);
       for (int64_t d = 0; d < read.dim(); ++d) layout = layout * 1000003 + read.stride(d);
     }
@@ -339,8 +333,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> frozen_step(OptionalTensor input
   const network::Call call{shown, false, weights, false, pointer<float>(answer), &host, torch_parallel};
   net.step(plan, {call, advances, layout, bytes, begins, steps, each, each + plan.batch, each + 2 * plan.batch,
                   with_moves ? places.data() : nullptr});
-  if (half) answer = aten::to_type(answer, type);
-  return {answer, facts, moves};
+  return {aten::to_type(answer, type), facts, moves};
 }
 
 // The names of fields and kinds, for the code that writes programs.

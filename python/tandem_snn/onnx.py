@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from .container import atomically
 from .errors import extra
 from .frozen import FrozenNetwork, freeze
-from .frozen.listing import Listing, Stage, listing_of
 from .frozen.stages import Stage as Layer
+from .listing import Listing, Stage, listing_of
 
 OPSET, IR_VERSION = 21, 10  # the first versions with 4-bit integers
 

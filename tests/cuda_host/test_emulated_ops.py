@@ -24,8 +24,8 @@ TESTS = {
     "calls": (["attack"], "schema or every_op"),
     "layers": (["layers", "layers_shape"], ""),
     "frozen": (
-        ["frozen", "frozen_window", "frozen_graph"],
-        "one_call and (float32 or -8-) and not projection or graph_is and (mlp or conv)",
+        ["frozen", "frozen_window", "capture"],
+        "one_call and (float32 or -8-) and not projection or a_graph_of and (mlp or conv)",
     ),
 }
 

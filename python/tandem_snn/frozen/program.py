@@ -33,7 +33,6 @@ FORMAT = "tandem_snn frozen 4"
 _MODES = list(SIGNALS)
 _NAMES = {"kind": KINDS, "timing": checks.TIMINGS}  # these fields are stored as indices of names
 _TYPES = {each.name: str(each.type) for each in fields(Stage) if each.name != "name"}
-Row = dict[str, int]
 Answer = TypeVar("Answer", bound=Callable[..., Any])
 
 
@@ -212,7 +211,7 @@ class _Block:
         return torch.cat(self._pieces)
 
 
-def _row(stage: Stage, block: _Block, dtype: torch.dtype) -> Row:
+def _row(stage: Stage, block: _Block, dtype: torch.dtype) -> dict[str, int]:
     if stage.weight is not None and stage.dtype != dtype:
         raise CannotLower(stage.name, f"its weights are {stage.dtype}, but other layers have {dtype}")
     outputs, channels = (0, 0) if stage.weight is None else stage.weight.shape[:2]
@@ -237,7 +236,7 @@ def _row(stage: Stage, block: _Block, dtype: torch.dtype) -> Row:
     return row
 
 
-def _stage(name: str, row: Row, numbers: Tensor, dtype: torch.dtype) -> Stage:
+def _stage(name: str, row: dict[str, int], numbers: Tensor, dtype: torch.dtype) -> Stage:
     """Decode the stage of a row, whose offsets the executor has checked."""
     values: dict[str, Any] = {}
     for key, kind in _TYPES.items():

@@ -221,8 +221,7 @@ class _InForm(nn.Module):
         self.timing = timing
 
     def forward(self, x: SpikeTrain) -> SpikeTrain:
-        stored = x.in_form(self.timing)
-        return x.replace(stored=stored, counts=None, timing=self.timing)
+        return x.replace(stored=x.in_form(self.timing), counts=None, timing=self.timing)
 
 
 def check_finite(layers: nn.Module) -> None:

@@ -14,7 +14,7 @@ from tandem_ext import checks
 from .. import info
 from .. import nn as tnn
 from ..errors import UserError, extra
-from ..frozen.listing import listing_of
+from ..listing import listing_of
 from ..nn.general import Neurons
 from .maps import graph_of_maps
 from .reader import Reader

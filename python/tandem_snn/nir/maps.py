@@ -20,10 +20,10 @@ from ..convert.graph import CannotConvert, Op
 from ..convert.layers import average_of, is_over_space, norm_of, sizes_of
 from ..convert.to_ann import Scale, to_ann
 from ..frozen import stages as frozen
-from ..frozen.listing import Stage, identifier
 from ..frozen.lowering import geometry_of, trace
 from ..frozen.network import FrozenNetwork
 from ..frozen.stages import INPUT, CannotLower
+from ..listing import Stage, identifier
 from ..nn.batch_norm import fold_norm, uses_batch
 from ..nn.general import Neurons
 from ..nn.hooks import evaluating

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import extra
-from ..frozen.listing import Stage
 from ..frozen.stages import CannotLower
+from ..listing import Stage
 
 
 class Writer:

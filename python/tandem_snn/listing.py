@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from tandem_ext import SpikeTrain
 from tandem_ext.functional.neuron import over_inputs
 
-from . import stages as frozen
-from .lowering import lower, snapshot
-from .network import FrozenNetwork
-from .stages import ABSENT, FORMS, INPUT, CannotLower
+from .frozen import FrozenNetwork, stages
+from .frozen.lowering import lower, snapshot
+from .frozen.stages import ABSENT, FORMS, INPUT, CannotLower
 
 
 @dataclass
@@ -32,7 +31,7 @@ class Stage:
     """
 
     name: str
-    layer: frozen.Stage
+    layer: stages.Stage
     x: str
     residual: str | None
     fires: bool
@@ -80,13 +79,13 @@ class Listing:
 
 
 @torch.no_grad()
-def listing_of(net: nn.Module, x: Any, readout: bool = True) -> Listing:
-    """List the stages of ``net`` for inputs like x; ``readout``: it must end in numbers rather than in neurons."""
+def listing_of(net: nn.Module, x: Any) -> Listing:
+    """List the stages of ``net``, which must end in numbers, for inputs like x."""
     net = net.net if isinstance(net, FrozenNetwork) else snapshot(net)
     x = x[:1]
     network = copy.deepcopy(lower(net))
     names, after = {INPUT: "input"}, {"input": 0}  # windows of delay of a value, by its name
-    stages: list[Stage] = []
+    listed: list[Stage] = []
 
     def watch(number: int, x: Any, y: Any) -> None:
         layer = network.stages[number]
@@ -98,16 +97,15 @@ def listing_of(net: nn.Module, x: Any, readout: bool = True) -> Listing:
         residual = None if layer.residual == ABSENT else names[layer.residual]
         shapes = tuple(x.shape[1:]), tuple(y.shape[1 if layer.fires else 2 :])  # currents are [T, B, *features]
         depth = max(after[names[layer.input]], 0 if residual is None else after[residual])
-        stages.append(Stage(names[number], layer, names[layer.input], residual, fires, *shapes, depth))
-        after[names[number]] = depth + stages[-1].window_timing
+        listed.append(Stage(names[number], layer, names[layer.input], residual, fires, *shapes, depth))
+        after[names[number]] = depth + listed[-1].window_timing
 
     numbers = isinstance(network(x, watch), Tensor)
-    last = stages[-1] if stages else None
-    if last is None or not (last.layer.kind != "layer" if numbers else last.fires and not readout):
+    if not listed or listed[-1].layer.kind == "layer" or not numbers:
         raise CannotLower("net", "it must end in a Readout or in mean counts")
     T = x.T if isinstance(x, SpikeTrain) else network.T
     assert T is not None
-    return Listing(stages, network.mode, T, tuple(x.shape[1:]))
+    return Listing(listed, network.mode, T, tuple(x.shape[1:]))
 
 
 def identifier(name: str, taken: set[str]) -> str:
