@@ -27,7 +27,7 @@ NAMES = {
 }
 # What must be known to read a table.
 REMARKS = {
-    "cifar10-jpeg": "The images are lossy JPEG files, so the accuracy differs from that on the official images.",
+    "cifar10-jpeg": "The images are lossy JPEG files, not the official ones.",
     "digits": "Too few samples for a validation split: the weights of the last epoch are tested.",
     "n-mnist": "A subset of 70,000 recordings: its accuracy cannot be compared with published results.",
 }
