@@ -31,8 +31,7 @@ REMARKS = {
     "digits": "Too few samples for a validation split: the weights of the last epoch are tested.",
     "n-mnist": "A subset of 70,000 recordings: its accuracy cannot be compared with published results.",
 }
-HEAD = ("run", "T", "timing", "start", "seeds", "SNN", "twin", "twin, trained as long")
-COMPARED = ("difference to it", "McNemar's p")
+HEAD = ("run", "T", "timing", "start", "seeds", "SNN", "twin", "twin, trained as long", "{}", "SynOps")
 CONFIDENCES = (0.7, 0.9, 0.99)  # at which a sample stops
 
 
@@ -65,11 +64,11 @@ def mean(run: dict[str, Any], kind: str = "") -> str:
     return " ± ".join(f"{value:{form}}" for value in values if value is not None)
 
 
-def beside(run: dict[str, Any], kind: str) -> tuple[str, ...]:
+def beside(run: dict[str, Any], kind: str) -> str:
     """The metric beside that of another kind of network."""
     if run["metric"] == "mse":
-        return (f"{run[metric(run)] / run[f'{kind}{metric(run)}']:.2f}",)
-    return compared(run["per_seed"], kind)
+        return f"{run[metric(run)] / run[f'{kind}{metric(run)}']:.2f}"
+    return ", p = ".join(filter(None, compared(run["per_seed"], kind)))
 
 
 def timing(run: dict[str, Any]) -> str:
@@ -81,7 +80,7 @@ def row(run: dict[str, Any]) -> list[str]:
     control = "ann_continued_" if start else "ann_"
     return [
         f"`{run['name']}`", str(run["T"]), timing(run), start or "random", str(len(run["per_seed"])),
-        mean(run), mean(run, "ann_"), mean(run, control) if start else "the twin", *beside(run, control),
+        mean(run), mean(run, "ann_"), mean(run, control) if start else "the twin", beside(run, control),
         f"{run['synops_ratio']:.2f}",
     ]  # fmt: skip
 
@@ -90,9 +89,9 @@ def section(runs: list[dict[str, Any]]) -> Iterator[str]:
     data, regression = runs[0]["recipe"]["data"], runs[0]["metric"] == "mse"
     yield from (f"## {NAMES[data]}{', reconstruction' if regression else ''}", "")
     samples = ", ".join(f"{number:,} {split}" for split, number in runs[0]["samples"].items() if number)
-    measured, head = ("Mean squared error", ["SNN / it"]) if regression else ("Accuracy in %", COMPARED)
+    measured, difference = ("Mean squared error", "SNN / it") if regression else ("Accuracy in %", "difference to it")
     yield from (f"{measured}; {samples} samples. {REMARKS.get(data, '')}".rstrip(), "")
-    yield from markdown([*HEAD, *head, "SynOps"], map(row, runs))
+    yield from markdown([name.format(difference) for name in HEAD], map(row, runs))
 
 
 def exits(runs: list[dict[str, Any]]) -> Iterator[str]:
