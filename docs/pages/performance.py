@@ -80,6 +80,7 @@ def headlines(result: dict[str, Any]) -> Iterator[str]:
     """What most people come for, and how it was measured."""
     libraries = ", ".join(f"{name} {result['versions'][name]}" for name in ("torch", "spikingjelly", "snntorch"))
     when = f"{result['date'][:10]}, commit {result['commit'][:10]}"
+    when += f" ({result['earlier']})" if "earlier" in result else ""
     yield from (f"`{result['command']}`; {when}; {machine_of(result)}; {libraries}.", "")
     yield from compared(result, HEADLINES)
 
