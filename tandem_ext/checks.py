@@ -51,23 +51,23 @@ def _readable(*tensors: Tensor) -> bool:
     )
 
 
-def values(tensor: Tensor, hold: Callable[[Tensor], Tensor], otherwise: str) -> None:
-    """Raise ValueError with the message ``otherwise`` unless a condition holds for all values. Reads values."""
-    if _readable(tensor) and not bool(hold(tensor).all()):
-        raise ValueError(otherwise)
+def any_wrong(tensor: Tensor, wrong: Callable[[Tensor], Tensor]) -> bool:
+    """Return whether any value is wrong. Reads values."""
+    return _readable(tensor) and bool(wrong(tensor).any())
 
 
 def whole(name: str, tensor: Tensor, allowed: str, most: float = math.inf) -> None:
     """Whole numbers from 0 to ``most``. Reads values."""
-    is_whole = torch.round if tensor.is_floating_point() else Tensor.detach
-    values(tensor, lambda t: (t >= 0) & (t <= most) & (t == is_whole(t)), f"{name}: expected {allowed}, got others")
+    rounded = torch.round if tensor.is_floating_point() else Tensor.detach
+    if any_wrong(tensor, lambda t: (t < 0) | (t > most) | (t != rounded(t))):
+        raise ValueError(f"{name}: expected {allowed}, got others")
 
 
 def binary(name: str, tensor: Tensor) -> None:
     """0 and 1 only. Reads values."""
-    instead = "threshold or binarise first; counts of events become a train by SpikeTrain.from_frames"
-    why = f"{name}: expected only 0 and 1, got other values (NaN included): {instead}"
-    values(tensor, lambda t: (t == 0) | (t == 1), why)
+    if tensor.dtype != torch.bool and any_wrong(tensor, lambda t: (t != 0) & (t != 1)):
+        instead = "threshold or binarise first; counts of events become a train by SpikeTrain.from_frames"
+        raise ValueError(f"{name}: expected only 0 and 1, got other values (NaN included): {instead}")
 
 
 def device(name: str, tensor: Tensor) -> None:
@@ -248,8 +248,8 @@ def threshold(value: Any, channels: Any, expected: torch.device = _CPU) -> None:
         return number("threshold", value, what, "a positive number within float32's range", _LEAST, _MOST)
     shape = (channels,) if value.dim() else ()
     shaped("threshold", value, shape, "the layer", expected, ", one value per channel")
-    if value.device.type == "cpu":
-        values(value, lambda t: t > 0, f"threshold: expected positive values, got {value.detach()}")
+    if value.device.type == "cpu" and any_wrong(value, lambda t: ~(t > 0)):
+        raise ValueError(f"threshold: expected positive values, got {value.detach()}")
 
 
 def v_init(value: Any, shape: tuple[int, ...] = (), expected: torch.device = _CPU) -> None:
@@ -267,8 +267,8 @@ def v_init(value: Any, shape: tuple[int, ...] = (), expected: torch.device = _CP
     same_device("v_init", value, "the layer", expected)
     if value.requires_grad and torch.is_grad_enabled():
         raise ValueError("v_init: it is not learned and has no gradient, got a tensor that requires one: detach it")
-    if value.device.type == "cpu":
-        values(value, lambda t: ~t.isnan(), "v_init: expected numbers, got NaN")
+    if value.device.type == "cpu" and any_wrong(value, torch.isnan):
+        raise ValueError("v_init: expected numbers, got NaN")
 
 
 def residual(value: Any, steps: int, shape: tuple[int, ...], expected: torch.device, summed: bool) -> None:

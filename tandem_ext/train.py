@@ -101,9 +101,9 @@ class SpikeTrain(Signal):
         self._dtype = torch.get_default_dtype() if counts is None else counts.dtype
         checks.planes("planes", planes, self.T)
         checks.gain("gain", self.gain, planes.shape[2] if planes.dim() > 2 else None)
-        if T % 8:
-            why = f"planes: a bit is set beyond T={T}: the planes belong to a longer train, or are not packed"
-            checks.values(planes, lambda bits: bits[-1] >> T % 8 == 0, why)
+        if T % 8 and checks.any_wrong(planes, lambda bits: bits[-1] >> T % 8):
+            longer = "the planes belong to a longer train, or are not packed"
+            raise ValueError(f"planes: a bit is set beyond T={T}: {longer}")
         for name, value, shape in (("counts", counts, planes.shape[1:]), ("bad", bad, planes.shape[1:2])):
             if value is not None:
                 checks.shaped(name, value, shape, "planes", planes.device)
@@ -111,8 +111,9 @@ class SpikeTrain(Signal):
         if timing == "window":
             checks.T("T", T, timing)
             self.stored, self.timing = self.count_bytes, timing
-            why = "planes: with timing='window' a neuron spikes in the first steps without gaps, got other spikes"
-            checks.values(planes, lambda bits: bits == self.planes, why)
+            if checks.any_wrong(planes, lambda bits: bits != self.planes):
+                spikes = "a neuron spikes in the first steps without gaps, got other spikes"
+                raise ValueError(f"planes: with timing='window' {spikes}")
 
     @classmethod
     def unchecked(
@@ -182,10 +183,8 @@ class SpikeTrain(Signal):
                 [0, 0, 1]], dtype=torch.int32)
         """
         checks.T("T", T, "window")
-        what = "a tensor of whole numbers"
-        checks.tensor(
-            "counts", counts, what, lambda c: checks.is_real(c) and c.dtype != torch.bool, "[B, *features]", 1
-        )
+        is_number = lambda c: checks.is_real(c) and c.dtype != torch.bool  # noqa: E731
+        checks.tensor("counts", counts, "a tensor of whole numbers", is_number, "[B, *features]", 1)
         checks.whole("counts", counts, f"whole numbers from 0 to T={T}", T)
         checks.gain("gain", gain, counts.shape[1] if counts.dim() > 1 else None)
         edge = counts if needs_grad(counts) else None

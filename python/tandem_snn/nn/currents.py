@@ -100,6 +100,8 @@ def part_of(x: Signal, start: int, stop: int) -> Signal:
     if not isinstance(x, SpikeTrain):
         later = start > 0 and not isinstance(x, ConstantInput)
         return x.replace(T=stop - start, x=torch.zeros_like(x.x) if later else x.x)
-    one = x.planes[start // 8].unsqueeze(0) >> start % 8 & 1
-    stored = one if stop == start + 1 else pack(spikes_of(x.planes, start, stop))
+    if stop == start + 1:
+        stored = x.planes[start // 8].unsqueeze(0) >> start % 8 & 1
+    else:
+        stored = pack(spikes_of(x.planes, start, stop))
     return SpikeTrain.unchecked(stored, stop - start, None, x.gain, x._dtype)
