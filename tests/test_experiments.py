@@ -329,7 +329,7 @@ def test_intervals_hold_what_they_should():
             {"test_accuracy": 92.9 + both + a, "ann_test_accuracy": 93.3 + both + b}
             for both, a, b in zip(luck, own, twin, strict=True)
         ]
-        low, high = re.fullmatch(r"\S+ \[(\S+), (\S+)\]", compared(per_seed)[0]).groups()
+        low, high = re.fullmatch(r"\S+ \[(\S+), (\S+)\]", compared(per_seed)).groups()
         found.append(float(low) <= -0.4 <= float(high))
     assert 0.93 < sum(found) / len(found) < 0.97
 
@@ -338,9 +338,9 @@ def test_mcnemar_counts_the_samples_on_which_two_networks_differ():
     right, other = torch.zeros(100), torch.zeros(100)
     right[:90] = other[5:91] = 1  # 5 of the first alone, 1 of the other alone: 2 * (1 + 6) / 2 ** 6
     one = {"test_accuracy": 90.0, "right": packed(right), "ann_test_accuracy": 86.0, "ann_right": packed(other)}
-    assert compared([one]) == ("+4.00", "0.22")
-    assert compared([one, {**one, "ann_right": one["right"]}])[1] == "0.22, 1"
-    assert compared([{name: value for name, value in one.items() if "right" not in name}]) == ("+4.00", "")
+    assert compared([one]) == "+4.00, p = 0.22"
+    assert compared([one, {**one, "ann_right": one["right"]}]) == "+4.00 [+4.00, +4.00], p = 0.22, 1"
+    assert compared([{name: value for name, value in one.items() if "right" not in name}]) == "+4.00"
 
 
 def on_digits(digits, timing):

@@ -68,7 +68,7 @@ def beside(run: dict[str, Any], kind: str) -> str:
     """The metric beside that of another kind of network."""
     if run["metric"] == "mse":
         return f"{run[metric(run)] / run[f'{kind}{metric(run)}']:.2f}"
-    return ", p = ".join(filter(None, compared(run["per_seed"], kind)))
+    return compared(run["per_seed"], kind)
 
 
 def timing(run: dict[str, Any]) -> str:

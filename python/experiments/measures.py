@@ -175,13 +175,13 @@ def unpacked(text: str) -> Any:
     return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8))
 
 
-def compared(per_seed: Sequence[dict[str, Any]], prefix: str = "ann_") -> tuple[str, str]:
+def compared(per_seed: Sequence[dict[str, Any]], prefix: str = "ann_") -> str:
     """An accuracy beside that of the network with this prefix: the difference in points, of several seeds with the 95 %
-    interval of its mean over seeds (Student's t, paired); and McNemar's exact p of each seed, how likely two networks
-    that are equally often right differ so much on these test samples, empty where it is not stored which are right.
+    interval of its mean over seeds (Student's t, paired); and, where it is stored which samples are right, McNemar's
+    exact p of each seed, how likely two networks that are equally often right differ so much on these test samples.
 
     >>> compared([{"test_accuracy": 91.0, "ann_test_accuracy": 90.0, "right": "/wA=", "ann_right": "AAA="}])
-    ('+1.00', '0.0078')
+    '+1.00, p = 0.0078'
     """
     own, other = ([one[name] for one in per_seed] for name in ("test_accuracy", f"{prefix}test_accuracy"))
     apart = list(map(operator.sub, own, other))
@@ -195,7 +195,7 @@ def compared(per_seed: Sequence[dict[str, Any]], prefix: str = "ann_") -> tuple[
             int((unpacked(one[a]) > unpacked(one[b])).sum()) for a, b in permutations(("right", f"{prefix}right"))
         )
         tests.append(f"{binomtest(better, better + worse).pvalue if better + worse else 1:.2g}")
-    return text, ", ".join(tests)
+    return text + f", p = {', '.join(tests)}" * bool(tests)
 
 
 def tables(summary: dict[str, Any]) -> Iterator[Table]:
@@ -236,7 +236,7 @@ def _networks(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
             continue
         beside = f"{value / twin:.3f}"
         if metric == "accuracy":
-            beside = ", p = ".join(filter(None, compared(summary["per_seed"], prefix)))
+            beside = compared(summary["per_seed"], prefix)
         rows.append((label, own, form.format(twin), beside))
     for label, key, unit, form in (
         ("time per training step", "step_time_ms", 1.0, "{:.2f} ms"),

@@ -11,7 +11,7 @@ class UserError(ValueError):
     """Wrong input, such as a file, or a missing package."""
 
 
-def listing(names: Iterable[object], most: int = 12) -> str:
+def abridged(names: Iterable[object], most: int = 12) -> str:
     """Return names as text for an error message, shortened to the first ``most``."""
     shown = [f"{name!s:.60}" for name in names]
     return ", ".join(shown[:most]) + f" and {len(shown) - most} more" * (len(shown) > most)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain
 
-from .errors import extra, listing
+from .errors import abridged, extra
 from .measure import Activation, Recording, activations, firing_rates
 
 __all__ = ["counts_against_activations", "potentials", "raster", "rates"]
@@ -109,7 +109,7 @@ def potentials(
     else:
         layer = list(monitor)[-1] if layer is None else layer
         if layer not in monitor:
-            raise ValueError(f"layer: expected one of {listing(monitor)}, got {layer!r}")
+            raise ValueError(f"layer: expected one of {abridged(monitor)}, got {layer!r}")
         recording = monitor[layer]
     if recording.potentials is None:
         raise ValueError("monitor: no potentials were recorded: use Monitor(net, potentials=True)")
@@ -157,7 +157,7 @@ def counts_against_activations(
     with torch.no_grad():
         found = activations(net, x)
     if layer is not None and layer not in {one.name for one in found}:
-        raise ValueError(f"layer: expected one of {listing(one.name for one in found)}, got {layer!r}")
+        raise ValueError(f"layer: expected one of {abridged(one.name for one in found)}, got {layer!r}")
     axes = given_or_new(axes)
     T, highest = found[0].T, 1.0
     for one in found:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain
 
-from ..errors import listing
+from ..errors import abridged
 from ..nn.hooks import FIRING, check_layers, evaluating, watching
 
 
@@ -94,7 +94,7 @@ class Monitor(dict[str, Recording]):
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ValueError(
-                    f"layers: {pattern!r} matches none of the layers with neurons: {listing(names) or '-'}"
+                    f"layers: {pattern!r} matches none of the layers with neurons: {abridged(names) or '-'}"
                 )
         self._net = net
         self._names = {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
@@ -121,8 +121,8 @@ class Monitor(dict[str, Recording]):
 
     def __repr__(self) -> str:
         state = "recording" if self._watching is not None else "left"
-        layers = listing(f"{name}: {record.samples:,} samples" for name, record in self.items())
-        return f"Monitor({state}; {layers or 'nothing recorded of ' + listing(sorted(self._names))})"
+        layers = abridged(f"{name}: {record.samples:,} samples" for name, record in self.items())
+        return f"Monitor({state}; {layers or 'nothing recorded of ' + abridged(sorted(self._names))})"
 
     @torch.no_grad()
     def _record(self, name: str, layer: Any, x: Any, keywords: dict[str, Any], y: Any) -> None:
