@@ -109,7 +109,7 @@ def spiking_images() -> nn.Module:
 
 
 @pytest.mark.parametrize(("make", "T", "shape"), [
-    (spiking_images, 11, (2, 8, 8)), *((spiking, T, (3, 9)) for T in (1, 11, 200)),
+    (spiking_images, 11, (2, 8, 8)), *((lambda: in_windows(spiking()), T, (3, 9)) for T in (1, 11, 200)),
 ])  # fmt: skip
 def test_spikes_in(make: Any, T: int, shape: tuple[int, ...], tmp_path: Path) -> None:
     x = te.SpikeTrain.from_dense(torch.rand(T, 3, *shape).lt(0.3).float())
@@ -139,12 +139,18 @@ def test_errors(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("mixed", ["", "even", "odd"])
 @pytest.mark.parametrize("T", [1, 2, 8])
 @pytest.mark.parametrize("make", NETWORKS)
-def test_every_layer_of_windows(make: Any, T: int, mixed: str, tmp_path: Path) -> None:
-    net, x = of_timing(make, T, mixed)
+def test_every_layer_of_windows(make: Any, T: int, tmp_path: Path) -> None:
+    net, x = of_timing(make, T)
     assert_the_same(dyadic(net), inputs_of(x), tmp_path)
+
+
+@pytest.mark.parametrize(("mixed", "name"), [("even", "n2_body_0"), ("odd", "n1")])
+def test_a_layer_with_another_timing_is_named(mixed: str, name: str, tmp_path: Path) -> None:
+    net, x = of_timing(networks.residual, T, mixed)
+    with pytest.raises(ValueError, match=f'{name}: it has timing "step" and others "window"'):
+        ts.to_onnx(net, tmp_path / "net.onnx", x)
 
 
 @pytest.mark.parametrize("T", [1, 8, 200])

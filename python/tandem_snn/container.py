@@ -1,4 +1,4 @@
-"""Files of tensors and metadata: safetensors with JSON and a checksum, written atomically and verified when read."""
+"""Files of tensors: safetensors with a format and a checksum, written atomically and verified when read."""
 
 from __future__ import annotations
 
@@ -6,44 +6,32 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from .errors import UserError, extra
 
-Metadata = dict[str, Any]
 _FIELD = b'"checksum":"'
 _ZEROS = b"0" * 64  # a placeholder for the SHA-256 in hexadecimal
 _LARGEST_HEADER = 100_000_000  # bytes, safetensors' own limit
 
 
-def atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file atomically: ``write`` is given a temporary path in the same folder, which then replaces ``path``.
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that even after a power failure ``path`` is the old file or the new one.
 
-    File and folder are flushed to the disk, so that even after a power failure ``path`` is the old file or the new one.
     An OSError names ``path``.
     """
     try:
-        _atomically(path, write)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            temporary = Path(folder, path.name)
+            temporary.write_bytes(content)
+            _flush(temporary)
+            temporary.replace(path)
+            _flush(path.parent)
     except OSError as error:
         raise error if error.errno is None else OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _atomically(path: Path, write: Callable[[Path], object]) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        temporary.chmod(0o644)
-        _flush(temporary)
-        temporary.replace(path)
-        _flush(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:
@@ -54,12 +42,11 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def pack(tensors: Mapping[str, Tensor], facts: Metadata, format: str) -> bytes:
-    """Return the bytes of a file of tensors, which may share memory, and of facts, values that JSON can represent."""
+def pack(tensors: Mapping[str, Tensor], format: str) -> bytes:
+    """Return the bytes of a file of tensors, which may share memory."""
     save = extra("safetensors.torch", "writing a file").save
     copies = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
-    text = {name: json.dumps(value) for name, value in facts.items()}
-    content = save(copies, {**text, "format": format, "checksum": _ZEROS.decode()})
+    content = save(copies, {"format": format, "checksum": _ZEROS.decode()})
     end = 8 + int.from_bytes(content[:8], "little")
     # safetensors writes the metadata in any order
     header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
@@ -76,8 +63,8 @@ def _digest(*parts: bytes | memoryview) -> str:
     return digest.hexdigest()
 
 
-def unpack(path: Path, format: str, kind: str, writer: str) -> tuple[dict[str, Tensor], Metadata]:
-    """Return the tensors and metadata of a file, after verifying its sizes and its checksum.
+def unpack(path: Path, format: str, kind: str, writer: str) -> dict[str, Tensor]:
+    """Return the tensors of a file, after verifying its sizes and its checksum.
 
     An untrusted file is safe to read: no code in it is executed, and no more memory than the file's size is allocated.
 
@@ -101,25 +88,22 @@ def unpack(path: Path, format: str, kind: str, writer: str) -> tuple[dict[str, T
         if size != 8 + length + end:
             raise UserError(f"{path} is damaged: it has {size} bytes, and its header says {8 + length + end}")
         body = file.read()
-    checksum = facts.pop("checksum")
-    unsigned = header.replace(_FIELD + checksum.encode(), _FIELD + _ZEROS, 1)
-    if _digest(start, unsigned, body) != checksum:
+    unsigned = header.replace(_FIELD + facts["checksum"].encode(errors="replace"), _FIELD + _ZEROS, 1)
+    if _digest(start, unsigned, body) != facts["checksum"]:
         raise UserError(f"{path} is damaged: its {size} bytes do not have the checksum they were written with")
-    found = facts.pop("format", "none")
-    if found != format:
+    if (found := facts.get("format", "none")) != format:
         which = f"its format is {found!r:.80}, this version reads {format!r}"
         raise UserError(f"{path} is not a {kind}, or one that another version of tandem_snn wrote: {which}")
+    load = extra("safetensors.torch", f"a {kind}").load
     try:
-        tensors = extra("safetensors.torch", f"a {kind}").load(b"".join((start, header, body)))
-        return tensors, {name: json.loads(text) for name, text in facts.items()}
-    except UserError:
-        raise
-    except Exception as error:  # safetensors' error class depends on its version; JSON may raise RecursionError
+        tensors: dict[str, Tensor] = load(b"".join((start, header, body)))
+    except Exception as error:  # the class of safetensors' error depends on its version
         raise UserError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from error
+    return tensors
 
 
 def _parse(path: Path, header: bytes, kind: str) -> tuple[dict[str, str], int]:
-    """Return the metadata in a header, as text, and the size of the tensors that the header describes."""
+    """Return the format and checksum in a header, and the size of the tensors that the header describes."""
     try:
         entries = json.loads(header)
         facts = dict(entries.pop("__metadata__", {}))

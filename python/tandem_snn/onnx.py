@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .container import atomically
+from .container import write_atomically
 from .errors import extra
 from .frozen import FrozenNetwork, freeze
+from .frozen.stages import CannotLower
 from .frozen.stages import Stage as Layer
 from .listing import Listing, Stage, listing_of
 
@@ -22,7 +23,7 @@ OPSET, IR_VERSION = 21, 10  # the first versions with 4-bit integers
 
 
 def to_onnx(net: nn.Module, path: str | PathLike[str], x: Any = None) -> None:
-    """Export a network as an ONNX file of one time step, or of the whole window if a layer has timing "window".
+    """Export a network as an ONNX file of one time step, or of the whole window if its layers have timing "window".
 
     A graph of one step has the inputs ``x`` (spikes or image), ``step`` and the state, which starts as zeros; a graph
     of a window has ``x`` only. T, the kind of input and the timing are in the metadata of the model. The batch size is
@@ -39,7 +40,8 @@ def to_onnx(net: nn.Module, path: str | PathLike[str], x: Any = None) -> None:
         x: a batch of inputs, for the shapes; not needed if the frozen network has run.
 
     Raises:
-        ValueError: the shapes are unknown and x is not given, or a layer cannot run step by step (CannotLower).
+        ValueError: the shapes are unknown and x is not given, or a layer cannot run step by step or has another timing
+            than others (CannotLower, which names the layer).
         UserError: the package onnx is not installed.
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
@@ -48,26 +50,24 @@ def to_onnx(net: nn.Module, path: str | PathLike[str], x: Any = None) -> None:
     extra("onnx", "the export to ONNX")
     frozen = net if isinstance(net, FrozenNetwork) else freeze(net)
     network = listing_of(frozen, frozen.example() if x is None else x)
-    model = Graph(network).model()
-    atomically(Path(path), lambda temporary: temporary.write_bytes(model.SerializeToString()))
+    write_atomically(Path(path), Graph(network).model().SerializeToString())
 
 
 class Graph:
     """Builds the ONNX graph.
 
-    If a layer has timing "window", the graph is a whole window, like a call of a :class:`FrozenNetwork`. Otherwise it
-    is one time step, like :meth:`FrozenNetwork.step`, with the state of the neurons as inputs and outputs.
+    If the layers have timing "window", the graph is a whole window, like a call of a :class:`FrozenNetwork`, and the
+    value of a train is its counts. Otherwise it is one time step, like :meth:`FrozenNetwork.step`, with the state of
+    the neurons as inputs and outputs, and the value of a train is the spikes of the step.
 
-    A node and its value have the same name. The result of a stage is one value, such as counts, or one value for each
-    step in the graph. Each form is made from the other when it is needed.
+    A node and its value have the same name.
     """
 
     def __init__(self, network: Listing) -> None:
         self.onnx = extra("onnx", "the export to ONNX")
         self.network = network
         self.T, self.streams = network.T, not network.window_timing
-        self.whole: dict[str, str] = {}
-        self.steps: dict[str, list[str]] = {}
+        self.values: dict[str, str] = {}  # by the name of the stage
         self.real = {"input"} if network.mode != "events" else set()  # stages whose result is not a train
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
@@ -78,26 +78,19 @@ class Graph:
 
     def model(self) -> Any:
         """Return the model, after onnx's checker has accepted it."""
-        events = self.network.mode == "events"
-        self.input("x", self.network.shape, steps=self.T if events and not self.streams else None)
+        in_time = self.network.mode == "events" and not self.streams
+        x = self.input("x", self.network.shape, steps=self.T if in_time else None)
+        if in_time:
+            x = self.op("ReduceSum", x, self.constant("time", torch.tensor([0])), keepdims=0)
         if self.streams:
             self.input("step", (), batch=False)
-        if events and self.streams:
-            self.steps["input"] = ["x"]
-        elif events:
-            self.steps["input"] = [
-                self.op("Gather", "x", self.constant(f"step {t}", torch.tensor(t)), axis=0) for t in range(self.T)
-            ]
-            self.whole["input"] = self.op("ReduceSum", "x", self.constant("time", torch.tensor([0])), keepdims=0)
-        elif self.streams and self.network.mode == "zero_expand":
-            now = self.op("Cast", self._is_first, to=self.onnx.TensorProto.FLOAT)
-            self.whole["input"] = self.op("Mul", "x", now)
-        else:
-            self.whole["input"] = "x"
+            if self.network.mode == "zero_expand":
+                x = self.op("Mul", x, self.op("Cast", self._is_first, to=self.onnx.TensorProto.FLOAT))
+        self.values["input"] = x
         for stage in self.network.stages:
             self._write(stage)
         last = self.network.stages[-1]
-        self.answer(self.whole[last.name], last.shape)
+        self.answer(self.values[last.name], last.shape)
         helper, name = self.onnx.helper, "step" if self.streams else "window"
         graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, list(self.constants.values()))
         versions: dict[str, Any] = {"opset_imports": [helper.make_opsetid("", OPSET)], "ir_version": IR_VERSION}
@@ -111,58 +104,35 @@ class Graph:
     def _is_first(self) -> str:
         return self.op("Equal", "step", self.number(0.0))
 
-    def _whole(self, name: str) -> str:
-        if name not in self.whole:
-            self.whole[name] = self.op("Sum", *self.steps[name])
-        return self.whole[name]
+    def _write(self, stage: Stage) -> None:
+        kind, x = stage.layer.kind, self.values[stage.x]
+        if stage.fires and stage.window_timing == self.streams:
+            why = 'it has timing "step" and others "window", but the graph is one step or one window: use one timing'
+            raise CannotLower(stage.name, why)
+        if kind == "layer":
+            result = self._currents(stage, x)
+        elif stage.fires:
+            result = self.spiking_average(stage, x)
+        elif kind in ("max_pool", "flatten"):
+            result = self.max_pool(stage, x) if kind == "max_pool" else self.flatten(stage, x)
+        else:
+            result = (self._readout if kind == "readout" else self.average)(stage, self._counts(stage, x))
+        self.values[stage.name] = self._fire(stage, result) if stage.fires else result
+        if kind in ("mean", "adaptive_mean") or (kind != "layer" and not stage.fires and stage.x in self.real):
+            self.real.add(stage.name)
 
-    def _counts(self, stage: Stage) -> str:
+    def _counts(self, stage: Stage, x: str) -> str:
         """Return the sum of a stage's input over the steps so far; for real numbers, the present input."""
         if not self.streams or stage.x in self.real:
-            return self._whole(stage.x)
-        so_far = self.op("Add", self.input(f"{stage.name}.counts", stage.in_shape), *self.steps[stage.x])
+            return x
+        so_far = self.op("Add", self.input(f"{stage.name}.counts", stage.in_shape), x)
         self.output(f"{stage.name}.counts.next", so_far, stage.in_shape)
         return so_far
 
-    def _steps(self, name: str) -> list[str]:
-        """Return one value for each step; counts become bursts."""
-        if name not in self.steps:
-            counts = self.whole[name]
-            self.steps[name] = [self.spikes(counts, t + 1) for t in range(self.T)]
-        return self.steps[name]
-
-    def _write(self, stage: Stage) -> None:
-        layer, name, x = stage.layer, stage.name, stage.x
-        result: str | list[str]
-        if layer.kind == "layer":
-            result = self._window_currents(stage) if layer.timing == "window" else self._step_currents(stage)
-        elif stage.fires and layer.timing == "window":
-            result = self.spiking_average(stage, self._whole(x))
-        elif stage.fires:
-            result = [self.spiking_average(stage, value) for value in self._steps(x)]
-        elif layer.kind in ("max_pool", "flatten"):
-            move = self.max_pool if layer.kind == "max_pool" else self.flatten
-            in_steps = x not in self.real and x in self.steps
-            result = [move(stage, value) for value in self.steps[x]] if in_steps else move(stage, self._whole(x))
-        elif layer.kind == "readout":
-            result = self._readout(stage)
-        else:
-            result = self.average(stage, self._counts(stage))
-        if stage.fires:
-            result = self._wait(stage, result) if isinstance(result, str) else self._fire(stage, result)
-        if isinstance(result, str):
-            self.whole[name] = result
-        else:
-            self.steps[name] = result
-        if stage.fires and not self.streams:
-            self.output(f"{name}.counts", self._whole(name), stage.shape)
-        elif layer.kind in ("mean", "adaptive_mean") or (layer.kind != "layer" and x in self.real):
-            self.real.add(name)
-
-    def _readout(self, stage: Stage) -> str:
+    def _readout(self, stage: Stage, counts: str) -> str:
         """Return the answer at the counts so far, with the share of the bias that belongs to these steps."""
         layer = stage.layer
-        y = self.product(stage.name, layer, self.times(self._counts(stage), layer.gain))
+        y = self.product(stage.name, layer, self.times(counts, layer.gain))
         if layer.shift is None:
             return y
         bias = self.constant(f"{stage.name}.bias", layer.shift.float())
@@ -171,54 +141,37 @@ class Graph:
             bias = self.op("Mul", bias, self.op("Div", steps, self.number(float(self.T))))
         return self.op("Add", y, bias)
 
-    def _window_currents(self, stage: Stage) -> str:
-        y = self.product(stage.name, stage.layer, self._whole(stage.x))
-        if stage.x in self.real and self.network.mode == "direct":
+    def _currents(self, stage: Stage, x: str) -> str:
+        """Return the currents of the step or the window, with its part of the shift."""
+        y, shift = self.product(stage.name, stage.layer, x), stage.layer.shift
+        if not self.streams and stage.x in self.real and self.network.mode == "direct":
             y = self.times(y, float(self.T))
-        return self.affine(stage, y, 1)
+        y = self.per_channel("Mul", y, stage, "current_scale", stage.layer.scale)
+        shift = None if shift is None else shift.float() / (self.T if self.streams else 1)
+        return self.per_channel("Add", y, stage, "current_shift", shift)
 
-    def _step_currents(self, stage: Stage) -> list[str]:
-        if stage.x not in self.real:
-            products = [self.product(stage.name, stage.layer, value) for value in self._steps(stage.x)]
-            return [self.affine(stage, y, self.T) for y in products]
-        y = self.product(stage.name, stage.layer, self._whole(stage.x))
-        current = self.affine(stage, y, self.T)
-        if self.streams:
-            return [current]
-        if self.network.mode == "direct":
-            return [current] * self.T
-        silence = self.affine(stage, self.op("Mul", y, self.number(0.0)), self.T)
-        return [current, *[silence] * (self.T - 1)]
-
-    def _wait(self, stage: Stage, z: str) -> str:
+    def _fire(self, stage: Stage, current: str) -> str:
+        name, layer = stage.name, stage.layer
         if stage.residual is not None:
-            z = self.op("Add", z, self.residual(stage, self._whole(stage.residual)))
-        start = self.start(stage)
-        v = z if start is None else self.op("Add", start, z)
-        self.watch(stage, v)
-        return self._fired(v, stage.layer.threshold)
-
-    def _fire(self, stage: Stage, currents: list[str]) -> list[str]:
-        name, layer, v, train = stage.name, stage.layer, self.start(stage), []
-        if stage.residual is not None:
-            more = [self.residual(stage, value) for value in self._steps(stage.residual)]
-            currents = [self.op("Add", current, each) for current, each in zip(currents, more, strict=True)]
+            more = self.per_channel("Mul", self.values[stage.residual], stage, "residual_scale", layer.residual_scale)
+            current = self.op("Add", current, more)
+        v = self.start(stage)
         if self.streams:
             before = self.input(f"{name}.v", stage.shape)
             v = before if v is None else self.op("Where", self._is_first, v, before)
-        for current in currents:
-            potential = current if v is None else self.op("Add", v, current)
-            train.append(self.spikes(potential, layer.threshold))
-            spent = self.op("Mul", train[-1], self.number(layer.threshold))
-            v = self.op("Sub", self.times(potential, layer.leak), spent)
-        assert v is not None
-        self.watch(stage, v)
-        if self.streams:
-            self.output(f"{name}.v.next", v, stage.shape)
-            self.output(f"{name}.spikes", train[0], stage.shape)
-        return train
+        v = current if v is None else self.op("Add", v, current)
+        if not self.streams:
+            self.watch(stage, v)
+            counts = self._burst(v, layer.threshold)
+            self.output(f"{name}.counts", counts, stage.shape)
+            return counts
+        spikes, left = self.spikes(v, layer.threshold, self.times(v, layer.leak))
+        self.watch(stage, left)
+        self.output(f"{name}.v.next", left, stage.shape)
+        self.output(f"{name}.spikes", spikes, stage.shape)
+        return spikes
 
-    def _fired(self, v: str, threshold: float) -> str:
+    def _burst(self, v: str, threshold: float) -> str:
         """Return the counts for timing "window": by a division if ϑ is a power of two, else by repeated subtraction."""
         if math.frexp(threshold)[0] == 0.5:
             v = self.times(v, 1 / threshold)
@@ -226,8 +179,8 @@ class Graph:
             return self.op("Clip", self.op("Floor", v), least, most)
         train = []
         for _ in range(self.T):
-            train.append(self.spikes(v, threshold))
-            v = self.op("Sub", v, self.op("Mul", train[-1], self.number(threshold)))
+            spikes, v = self.spikes(v, threshold, v)
+            train.append(spikes)
         return self.op("Sum", *train)
 
     # --- nodes, products, averages ------------------------------------------------------------------------------------
@@ -307,14 +260,6 @@ class Graph:
             return self.op("Gemm", x, weight, transB=1)
         return self.op("Conv", x, weight, group=layer.groups, **window_of(layer))
 
-    def affine(self, stage: Stage, y: str, parts: int) -> str:
-        """Return the currents of the product y, with one of ``parts`` equal parts of the shift."""
-        y, shift = self.per_channel("Mul", y, stage, "current_scale", stage.layer.scale), stage.layer.shift
-        return self.per_channel("Add", y, stage, "current_shift", None if shift is None else shift.float() / parts)
-
-    def residual(self, stage: Stage, value: str) -> str:
-        return self.per_channel("Mul", value, stage, "residual_scale", stage.layer.residual_scale)
-
     def start(self, stage: Stage) -> str | None:
         """Return the initial potential, or None if it is 0."""
         given = stage.layer.v_init
@@ -323,8 +268,11 @@ class Graph:
         given = given.detach().float()
         return self.constant(f"{stage.name}.v_init", given if given.dim() else given.view(1))
 
-    def spikes(self, v: str, threshold: float) -> str:
-        return self.op("Cast", self.op("GreaterOrEqual", v, self.number(threshold)), to=self.onnx.TensorProto.FLOAT)
+    def spikes(self, v: str, threshold: float, kept: str) -> tuple[str, str]:
+        """Return the spikes of potentials v, and what is left of ``kept``, their potentials after the leak."""
+        theta = self.number(threshold)
+        spikes = self.op("Cast", self.op("GreaterOrEqual", v, theta), to=self.onnx.TensorProto.FLOAT)
+        return spikes, self.op("Sub", kept, self.op("Mul", spikes, theta))
 
     def max_pool(self, stage: Stage, x: str) -> str:
         return self.op("MaxPool", x, **window_of(stage.layer), ceil_mode=int(stage.layer.ceil))

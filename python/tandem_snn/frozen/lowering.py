@@ -183,10 +183,10 @@ class Lowering:
         self, node: fx.Node, name: str, layer: Any, x: int, gain: _Gain, residual: fx.Node | None, fire: bool
     ) -> None:
         weight, gain = _weighted(layer, gain)
-        stage = _synapses(name, "layer", x, layer, weight)
         neuron = layer.numbers() | ({} if fire else INTEGRATE_ONLY)
-        stage.threshold, stage.leak, stage.timing = neuron["threshold"], neuron["leak"], neuron["timing"]
-        stage.fires, channels, tensors = fire, len(weight), Tensors()
+        del neuron["gate"]  # there is no backward pass
+        stage = _synapses(name, "layer", x, layer, weight, fires=fire, **neuron)
+        channels, tensors = len(weight), Tensors()
         if fire:
             given = layer.v_init.shape if isinstance(layer.v_init, Tensor) and layer.v_init.dim() > 1 else ()
             shape = (1, *(given or (channels, *[1] * (weight.dim() - 2))))
@@ -239,13 +239,13 @@ def _weighted(layer: Any, gain: _Gain) -> tuple[Tensor, _Gain]:
     return product.weighted(weight, gain.detach().repeat_interleave(each)), 1.0  # type: ignore[union-attr]
 
 
-def _synapses(name: str, kind: str, x: int, layer: Any, weight: Tensor) -> Stage:
+def _synapses(name: str, kind: str, x: int, layer: Any, weight: Tensor, **neuron: Any) -> Stage:
     step = None
     if layer.weight_bits is not None:
         q, step = quantise(weight, layer.weight_bits)
         weight = q if q.dtype == torch.float64 else q.to(torch.int8)  # int8 kernels do not support a float64 scale
     geometry = geometry_of(layer.synapses(), weight.shape[2:]) if weight.dim() > 2 else {}
-    return Stage(name, kind, x, weight=weight, step=step, **geometry)
+    return Stage(name, kind, x, weight=weight, step=step, **geometry, **neuron)
 
 
 def geometry_of(product: Product, kernel: Sequence[int]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain, checks
 
-from ..container import atomically, pack, unpack
+from ..container import pack, unpack, write_atomically
 from ..errors import UserError
 from .lowering import lower
 from .stages import ABSENT, CONSTANTS, FIELDS, HEADER, KINDS, SIGNALS, CannotLower, Stage, Stages, check_finite
@@ -123,14 +123,13 @@ def write(path: str | PathLike[str], stages: Stages, metadata: Metadata) -> None
     program, numbers = encode(stages, metadata)
     names = "\n".join(stage.name for stage in stages.stages).encode()
     tensors = {"program": program, "numbers": numbers, "names": torch.frombuffer(bytearray(names), dtype=torch.uint8)}
-    content = pack(tensors, {}, FORMAT)
-    atomically(Path(path), lambda temporary: temporary.write_bytes(content))
+    write_atomically(Path(path), pack(tensors, FORMAT))
 
 
 def read(path: str | PathLike[str]) -> tuple[Stages, Metadata]:
     """Load a file of :func:`write`, and check its sizes, checksum and program; UserError if it is not valid."""
     path = Path(path)
-    tensors, _ = unpack(path, FORMAT, "frozen network", "FrozenNetwork.save()")
+    tensors = unpack(path, FORMAT, "frozen network", "FrozenNetwork.save()")
     try:
         if set(tensors) != {"program", "numbers", "names"}:
             raise ValueError(f"it has the tensors {sorted(tensors)}")
