@@ -95,8 +95,8 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
         nn.Dropout(0.2), nn.Conv2d(8, 12, 3, 2, 1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(48, 10),
     ), torch.rand(6, 1, 18, 18)),
     "line": lambda: (nn.Sequential(
-        nn.Conv1d(2, 6, 5, 2), nn.BatchNorm1d(6), nn.ReLU(), nn.Flatten(), nn.Linear(48, 8), nn.ReLU(), nn.Linear(8, 3),
-    ), torch.rand(6, 2, 19)),
+        nn.Conv1d(2, 6, 5, 2), nn.BatchNorm1d(6), nn.ReLU(), nn.Flatten(), nn.Linear(84, 8), nn.ReLU(), nn.Linear(8, 3),
+    ), torch.rand(6, 2, 32)),
     "a module called twice": lambda: (Net(
         lambda m, x: m.b(torch.relu(m.a(torch.relu(m.a(x))))), a=nn.Linear(4, 4), b=nn.Linear(4, 2),
     ), torch.rand(3, 4)),

@@ -276,7 +276,7 @@ def test_copies_and_frozen_networks(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "message"), [
     ("depthwise, pointwise", r"relu_1.*: it uses the general way \(conv2d, batch_norm\)"),
-    ("pooled", r'max_pool2d.*: exact maximum pooling .*timing="window" or max_pool="or"'),
+    ("pooled", r'max_pool2d.*: exact maximum pooling .*timing="window", or put tnn.MaxPool2d'),
     ("maximum of a line", r"max_pool1d.*: exact maximum pooling is not a layer.*: of images tnn.MaxPool2d is one"),
 ])  # fmt: skip
 def test_what_needs_a_step_names_the_layer(name: str, message: str, tmp_path: Path) -> None:

@@ -138,10 +138,11 @@ def test_what_mixes_the_samples_is_refused_with_its_line(name: str, timing: str)
         convert(between(body), T=8, example=torch.rand(1, 2, 8, 8), timing=timing)
 
 
-def test_a_fixed_batch_is_refused() -> None:
+def test_a_fixed_batch_is_refused_with_its_line() -> None:
     """``len`` makes a number of the size of the batch."""
     net = between(lambda m, a, x: a + m.pos.repeat(len(a), 1, 1, 1))
-    with pytest.raises(CannotConvert, match=r"fixes the size of the batch.*len\(x\).*x\.shape\[0\]"):
+    message = r"fixes the size of the batch.*len\(x\).*x\.shape\[0\]; test_convert_nodes.py:\d+: .*repeat\(len\(a\)"
+    with pytest.raises(CannotConvert, match=message):
         convert(net, T=8, example=torch.rand(1, 2, 8, 8))
 
 
@@ -209,24 +210,26 @@ def test_where_no_size_is_given_none_is_taken_for_granted(make: Any) -> None:
         assert convert(net, T=255, example=torch.rand(1, 2, 17, 17)).meta["ways"]["4"] == "fused: linear"
 
 
-@pytest.mark.parametrize("max_pool", ["exact", "or"])
-def test_with_windows_maximum_pooling_is_a_layer(max_pool: str) -> None:
+def test_with_windows_maximum_pooling_is_a_layer() -> None:
     """Of bursts the OR is the maximum, so it can be frozen."""
     layers = [nn.Conv2d(2, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 2), nn.ReLU(), nn.AdaptiveMaxPool2d(1)]
     net, x = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 3)).eval(), torch.rand(6, 2, 8, 8)
-    snn = convert(net, T=64, example=x[:1], data=[x], max_pool=max_pool).eval()
+    snn = convert(net, T=64, example=x[:1], data=[x]).eval()
     assert sum(isinstance(m, tnn.MaxPool2d) for m in snn.modules()) == 2
     assert torch.equal(freeze(snn)(x), snn(x))
     assert_approaches(snn, net, x)
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["an example", "none"])
-def test_with_step_timing_maximum_pooling_is_exact_unless_told(given: bool) -> None:
+def test_with_step_timing_maximum_pooling_is_exact_unless_replaced(given: bool) -> None:
     """Neurons of a pooling window that take turns make the count of the OR too large."""
     net, x = made(lambda a: F.max_pool2d(a, 2)[:, :, :1, :1])
     largest = []
-    for max_pool in {}, {"max_pool": "or"}:
-        snn = convert(net, T=64, example=x[:1] if given else None, timing="step", **max_pool)
+    for by_or in False, True:
+        snn = convert(net, T=64, example=x[:1] if given else None, timing="step")
+        for name, module in list(snn.named_modules()):
+            if by_or and isinstance(module, MaxPool):
+                setattr(snn, name, tnn.MaxPool2d(2))
         counts = []
         for name, module in snn.named_modules():
             if isinstance(module, (tnn.Conv2d, tnn.MaxPool2d, MaxPool)) and name != "b":

@@ -57,23 +57,20 @@ def test_sensors_without_rows_or_polarities():
         assert from_tonic([(events, 0)], 4, sensor_size=size)[0][0].shape == (1, *shape)
 
 
-@pytest.mark.parametrize("bins", ["time", "count"])
 @pytest.mark.parametrize("size", [(34, 34), (17, 10)])
-def test_every_event_is_in_its_frame(bins, size):
+def test_every_event_is_in_its_frame(size):
     events = recording(500, (34, 34, 2))
     expected = torch.zeros(11, 2, *size)
     first, last = events["t"].min(), events["t"].max()
     for i in range(500):
-        share = i / 500 if bins == "count" else (events["t"][i] - first) / (last - first)
+        share = (events["t"][i] - first) / (last - first)
         y, x = events["y"][i] * size[0] // 34, events["x"][i] * size[1] // 34
         expected[min(int(share * 11 + 1e-9), 10), events["p"][i], y, x] = 1
-    assert torch.equal(bin_events(events, (2, 34, 34), 11, bins, size).to_dense()[:, 0], expected)
-    assert not bin_events(events[:0], (2, 34, 34), 11, bins, size).counts.any()
+    assert torch.equal(bin_events(events, (2, 34, 34), 11, size).to_dense()[:, 0], expected)
+    assert not bin_events(events[:0], (2, 34, 34), 11, size).counts.any()
 
 
-def test_bins_size_and_window():
-    counted = from_tonic(Recordings(), 4, bins="count")[2][0]
-    assert counted.T == 4
+def test_size_and_window():
     small = from_tonic(Recordings(), 4, size=3)
     assert (small.shape, small[0][0].shape) == ((2, 3, 3), (1, 2, 3, 3))
     window = from_tonic(Recordings(), 4, window=(0, 1e6))[0][0]
@@ -119,6 +116,12 @@ def test_frames_of_counts_are_clipped_or_spread_over_sub_steps():
     assert torch.equal(spread.to_dense().unflatten(0, (4, 3)).sum(1), counts.clamp(max=3))
 
 
+def test_frames_of_equal_numbers_of_events():
+    trains = from_tonic(Recordings(tonic.transforms.ToFrame(SENSOR, n_event_bins=4)), 8)
+    assert all(train.T == 8 for train, _ in trains)
+    assert {int(train.counts.sum()) > 0 for train, _ in trains} == {True}
+
+
 def test_padded_frames():
     """What PadTensors stacks is a train by one line."""
     recordings = Recordings(tonic.transforms.ToFrame(SENSOR, event_count=45, include_incomplete=True))
@@ -136,9 +139,7 @@ PLAIN, FRAMES = list(Recordings()), Recordings(tonic.transforms.ToFrame(SENSOR, 
     (lambda: from_tonic(PLAIN), r"sensor_size: not known for list: give \(x, y, polarities\)"),
     (lambda: from_tonic(PLAIN, sensor_size=(9, 2)), "sensor_size: expected"),
     (lambda: from_tonic(iter(PLAIN)), "dataset: expected one with len"),
-    (lambda: from_tonic(Recordings(), 8, bins="tim"), "bins: expected one of 'time', 'count', got 'tim'"),
     (lambda: from_tonic(Recordings(), 8, size=10), "size: expected 1 to 9"),
-    (lambda: from_tonic(Recordings(), 8, bins="count", window=(0, 1)), "window: "),
     (lambda: from_tonic(Recordings(), 8, window=(10, 0)), "window: expected"),
     (lambda: from_tonic(PLAIN, sensor_size=(9, 12, 2))[1], "x: expected addresses in 0..8"),
     (lambda: from_tonic(FRAMES, 8)[1], "T: sample 1 has 5 frames, and T=8 is not a multiple of that"),

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ import tandem_ext
 # Of the extras, and the libraries that networks are exchanged with.
 PACKAGES = ("aedat", "matplotlib", "nir", "nirtorch", "norse", "numpy", "onnx", "onnxruntime", "safetensors", "sinabs",
             "snntorch", "spikingjelly", "tonic", "torchvision")  # fmt: skip
-MEASURED_WITH = ("numpy", "spikingjelly", "snntorch")
 STEERING = ("ATEN_", "CUDA_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "OMP_", "PYTORCH_", "TANDEM_", "TORCH")
 
 
@@ -32,7 +30,7 @@ def info() -> str:
     """
     build = tandem_ext.build_info() | {"folder": str(Path(tandem_ext.__file__).parent), "commit": commit()}
     environment = {name: value for name, value in sorted(os.environ.items()) if name.startswith(STEERING)}
-    sections = (build, _machine(), environment, {package: _version(package) for package in PACKAGES})
+    sections = (build, _machine(), environment, {package: _version(package) or "not installed" for package in PACKAGES})
     width = max(len(name) for section in sections for name in section)
     blocks = ("\n".join(f"{name:{width}}  {_text(value)}" for name, value in one.items()) for one in sections if one)
     return "\n\n".join(blocks)
@@ -48,11 +46,11 @@ def _machine() -> dict[str, str]:
     }
 
 
-def _version(package: str) -> str:
+def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
-        return "not installed"
+        return None
 
 
 def _text(value: Any) -> str:
@@ -79,12 +77,8 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "tandem_ext": tandem_ext.build_info(),
-    }
-    return found | {library: metadata.version(library) for library in MEASURED_WITH if find_spec(library)}
+    found = {"python": platform.python_version(), "torch": torch.__version__, "tandem_ext": tandem_ext.build_info()}
+    return found | {package: version for package in PACKAGES if (version := _version(package))}
 
 
 def commit() -> str | None:
@@ -100,12 +94,10 @@ def commit() -> str | None:
         # An installed package may be inside the source tree of another project.
         subprocess.run([*git, "ls-files", "--error-unmatch", __file__], capture_output=True, check=True)
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changes = subprocess.run(
-            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
-        ).stdout
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True).returncode != 0
     except (OSError, subprocess.CalledProcessError):
         return None
-    return head + "+" * bool(changes.strip())
+    return head + "+" * changed
 
 
 def origin(command: str) -> dict[str, Any]:

@@ -19,12 +19,10 @@ from torch.utils.data import Dataset
 
 from tandem_ext import SpikeTrain
 from tandem_ext.checks import T as check_T
-from tandem_ext.checks import one_of
 from tandem_ext.events import check_window
 
 __all__ = ["TrainDataset", "from_tonic"]
 
-BINS = ("time", "count")
 AXES = {1: ("x",), 2: ("x",), 3: ("y", "x")}  # in space, by the number of feature dimensions
 
 
@@ -32,7 +30,6 @@ def bin_events(
     events: Mapping[str, Any] | np.ndarray,
     shape: tuple[int, ...],
     T: int,
-    bins: str = "time",
     size: tuple[int, ...] | None = None,
     window: tuple[float, float] | None = None,
 ) -> SpikeTrain:
@@ -50,11 +47,6 @@ def bin_events(
         if len(values) and not 0 <= values.min() <= values.max() < limit:
             raise ValueError(f"{name}: expected addresses in 0..{limit - 1}, got {values.min()}..{values.max()}")
         coordinates[name] = values * wanted // limit
-    if bins == "count":
-        order = np.argsort(coordinates["t"], kind="stable")
-        coordinates = {name: values[order] for name, values in coordinates.items()}
-        coordinates["t"] = np.arange(len(order))
-        window = 0, max(1, len(order))
     return SpikeTrain.from_events(coordinates, (*shape[: -len(space)], *size), T, window=window)
 
 
@@ -72,14 +64,13 @@ class TrainDataset(Dataset[tuple[SpikeTrain, Any]]):
     Attributes:
         dataset: the other data set.
         T: time steps of every train.
-        sensor, bins, size, window: see :func:`from_tonic`.
+        sensor, size, window: see :func:`from_tonic`.
         shape: of one sample: [p, y, x], [p, x] or [x].
     """
 
     dataset: Any
     T: int
     sensor: tuple[int, ...]
-    bins: str
     size: tuple[int, ...] | None
     window: tuple[float, float] | None
 
@@ -98,7 +89,7 @@ class TrainDataset(Dataset[tuple[SpikeTrain, Any]]):
         if isinstance(sample, np.ndarray) and sample.dtype.names:
             sample = sample.reshape(-1)  # ASL-DVS comes as a column
         if isinstance(sample, Mapping) or (isinstance(sample, np.ndarray) and sample.dtype.names):
-            return bin_events(sample, self.sensor, self.T, self.bins, self.size, self.window)
+            return bin_events(sample, self.sensor, self.T, self.size, self.window)
         if isinstance(sample, SpikeTrain):
             sample = np.asarray(sample)
         if not isinstance(sample, (np.ndarray, Tensor)):
@@ -129,7 +120,6 @@ def from_tonic(
     T: int = 8,
     *,
     sensor_size: Sequence[int] | None = None,
-    bins: str = "time",
     size: int | None = None,
     window: tuple[float, float] | None = None,
 ) -> TrainDataset:
@@ -148,14 +138,13 @@ def from_tonic(
         dataset: indexed at every use; ``tonic.MemoryCachedDataset(from_tonic(...))`` keeps the trains.
         T: time steps, 1..65535.
         sensor_size: (x, y, polarities); None: the attribute of ``dataset``, or of a data set within it.
-        bins: for events: "time", frames of equal length, or "count", frames with equal numbers of events.
         size: for events: height and width after down-sampling.
-        window: for events binned by time: (start, stop) in the unit of t; None: from the first event of a recording to
+        window: for events: (start, stop) in the unit of t; None: from the first event of a recording to
             the last.
 
     Raises:
         TypeError: not such a data set; on indexing: samples of another kind.
-        ValueError: sensor_size is unknown; T, bins, size or window is out of range; on indexing: events outside the
+        ValueError: sensor_size is unknown; T, size or window is out of range; on indexing: events outside the
             sensor, frames that do not fit.
 
     >>> frames = np.ones((4, 2, 9, 12), int)  # as tonic's ToFrame makes them
@@ -163,7 +152,6 @@ def from_tonic(
     TrainDataset(1 trains [2, 9, 12], T=8, of list)
     """
     check_T("T", T)
-    one_of("bins", bins, BINS)
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise TypeError(f"dataset: expected one with len() and samples (sample, target), got {type(dataset).__name__}")
     inner = dataset
@@ -173,13 +161,11 @@ def from_tonic(
     if sensor_size is None:
         raise ValueError(f"sensor_size: not known for {_named(dataset)}: give (x, y, polarities)")
     sensor = features_of(sensor_size)
-    if window is not None and bins == "count":
-        raise ValueError("window: only for bins by time, got bins='count'")
     if window is not None:
         check_window(window)
     if size is not None and not 1 <= size <= min(sensor[-len(AXES[len(sensor)]) :]):
         raise ValueError(f"size: expected 1 to {min(sensor[-len(AXES[len(sensor)]) :])}, as the sensor has, got {size}")
-    return TrainDataset(dataset, T, sensor, bins, None if size is None else (size,) * len(AXES[len(sensor)]), window)
+    return TrainDataset(dataset, T, sensor, None if size is None else (size,) * len(AXES[len(sensor)]), window)
 
 
 def features_of(sensor_size: Any) -> tuple[int, ...]:

@@ -143,7 +143,7 @@ class _Reader:
         shape, batch = shape_of(value), batch_of(value)
         if shape and batch is None:
             why = "its forward fixes the size of the batch, as len(x) does, but a spiking network needs any size"
-            raise CannotConvert(f"{why}: use x.shape[0]")
+            raise CannotConvert(f"{why}: use x.shape[0]{_where_fixed(value)}")
         return Op(node.name, "input", shape=shape, batch=batch)
 
     def _attribute(self, node: fx.Node, path: str = "", value: Any = None) -> Op:
@@ -241,3 +241,11 @@ def _line_of(node: fx.Node) -> str:
     file, code = own[-1]
     name, _, rest = file.removeprefix('File "').partition('", line ')
     return f"{name.rpartition('/')[2]}:{rest.partition(',')[0]}: {code}"
+
+
+def _where_fixed(value: Tensor) -> str:
+    """Return the line of the user's code at which torch.export gave a size of the batch its number, if it says so."""
+    environment = getattr(getattr(value, "fake_mode", None), "shape_env", None)
+    frames = [guard.sloc.framework_loc for guard in getattr(environment, "guards", ())]
+    own = [frame for frame in frames if getattr(frame, "line", None) and "/torch/" not in frame.filename]
+    return f"; {own[0].filename.rpartition('/')[2]}:{own[0].lineno}: {own[0].line}" if own else ""

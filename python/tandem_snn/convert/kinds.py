@@ -6,30 +6,15 @@ from typing import Any
 
 from .graph import Op, refuse
 
-SYNAPSES = (
-    "linear",
-    *(f"conv{transposed}{d}d" for transposed in ("", "_transpose") for d in (1, 2, 3)),
-    "convolution",
-)
+SYNAPSES = ("linear", "convolution", *(f"conv{kind}{d}d" for kind in ("", "_transpose") for d in (1, 2, 3)))
 SAME = ("alias", "contiguous", "clone", "detach", "lift_fresh_copy", "_to_copy", "to", "type_as")
 DROPOUT = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
 MAX_POOLS = ("max_pool1d", "max_pool2d", "max_pool3d", "amax")
 AVERAGES = (*(f"{adaptive}avg_pool{d}d" for adaptive in ("", "adaptive_") for d in (1, 2, 3)), "mean")
 # These move, repeat or drop single features, so their results on spikes are spikes.
 REARRANGE = (
-    *(
-        "flatten",
-        "view",
-        "reshape",
-        "_unsafe_view",
-        "unflatten",
-        "squeeze",
-        "unsqueeze",
-        "expand",
-        "expand_as",
-        "view_as",
-        "reshape_as",
-    ),
+    *("flatten", "view", "reshape", "_unsafe_view", "unflatten", "squeeze", "unsqueeze"),
+    *("expand", "expand_as", "view_as", "reshape_as"),
     *("permute", "transpose", "t", "movedim", "swapaxes", "mT", "flip", "roll", "rot90"),
     *("slice", "narrow", "select", "index_select", "split", "split_with_sizes", "chunk", "unbind", "tensor_split"),
     *("cat", "concat", "concatenate", "stack", "repeat", "tile", "repeat_interleave"),

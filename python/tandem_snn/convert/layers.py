@@ -89,13 +89,13 @@ def max_pool_geometry(op: Op) -> list[Any]:
     return [op.args[name] for name in names]
 
 
-def max_pool_of(op: Op, by_or: bool, sized: bool) -> nn.Module:
+def max_pool_of(op: Op, timing: str, sized: bool) -> nn.Module:
     """Return maximum pooling of spikes. ``sized``: the shapes in the graph are those of all inputs."""
     geometry = max_pool_geometry(op)
-    if by_or and op.kind == "max_pool2d":
+    if timing == "window" and op.kind == "max_pool2d":
         size, stride, padding, dilation, ceil_mode = geometry
         return tnn.MaxPool2d(size, stride or None, padding, dilation, ceil_mode=ceil_mode)
-    if by_or and sized and is_over_space(op):
+    if timing == "window" and sized and is_over_space(op):
         pool = tnn.MaxPool2d(op.x.features[1:])  # type: ignore[arg-type]
         return pool if op.args["keepdim"] else nn.Sequential(pool, tnn.Flatten())
     return maximum.MaxPool(op.kind, *geometry)

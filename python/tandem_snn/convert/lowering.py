@@ -26,26 +26,15 @@ class Lowering(Builder):
     """Builds the spiking network, Op by Op.
 
     Args:
-        threshold, v_init, timing, max_pool: see :func:`convert`.
+        threshold, v_init, timing: see :func:`convert`.
 
     Attributes:
         ways: for each layer of neurons, by name, whether it is fused or general, and its operations.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        encoder: tnn.Encoder,
-        *,
-        threshold: float,
-        v_init: float,
-        timing: str,
-        max_pool: str,
-    ) -> None:
+    def __init__(self, graph: Graph, encoder: tnn.Encoder, threshold: float, v_init: float, timing: str) -> None:
         super().__init__(graph, encoder)
-        self.threshold, self.v_init = threshold, v_init
-        self.timing = timing
-        self.pools_by_or = timing == "window" or max_pool == "or"
+        self.threshold, self.v_init, self.timing = threshold, v_init, timing
         self.ways: dict[str, str] = {}
         self.before_neurons = self._before_neurons()
 
@@ -185,7 +174,7 @@ class Lowering(Builder):
         return Value("answer", self.copy(op))
 
     def _max_pool(self, op: Op, x: Value) -> Value:
-        return self._layer(op, max_pool_of(op, self.pools_by_or, self.source.sized), x)
+        return self._layer(op, max_pool_of(op, self.timing, self.source.sized), x)
 
     def _layer(self, op: Op, layer: nn.Module, x: Value) -> Value:
         """Call a layer whose output spikes have the values of its input spikes, per channel or, if flattened, each."""

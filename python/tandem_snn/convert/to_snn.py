@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Iterable
 from itertools import chain, islice
-from numbers import Real
 from typing import Any
 
 import torch
@@ -35,7 +35,6 @@ def convert(
     threshold: float | None = None,
     v_init: float = 0.5,
     timing: str = "window",
-    max_pool: str = "exact",
 ) -> fx.GraphModule:
     """Convert an ANN to a spiking network that shares its Parameters and batch norms: training one trains the other.
 
@@ -47,9 +46,8 @@ def convert(
 
     The graph comes from ``torch.export`` for an input like ``example``, with batches of any size. The network calls the
     live modules of the ANN, so it follows their mode, momentum, hooks and parametrisations. Without an example, convert
-    searches for an input that the ANN accepts: with the channels of its first layer, and square images of a suitable
-    size. If several sizes are accepted, the network is for all of them; if the forward depends on the size, convert
-    asks for an example.
+    tries inputs with the channels of the first layer, square images of usual sizes. If several sizes are accepted, the
+    network is for all of them; if none is, or the forward depends on the size, convert asks for an example.
 
     The value of a spike is the threshold of its layer, and that of the input 1/T per step. So z is the ANN's
     pre-activation in the ANN's units, and biases and batch-norm statistics remain valid. A count represents activations
@@ -69,13 +67,9 @@ def convert(
         threshold: ϑ of every layer without a ceiling, until it is calibrated. None: 4/T, for activations up to 4.
         v_init: the initial membrane potential, in units of ϑ. 0.5 rounds ρ(z)/ϑ to the nearest count, 0 rounds down.
         timing: "window" or "step", for all neurons. With "window" they integrate the whole window before they fire, so
-            that the only error is the rounding to T levels. With "step" they fire as soon as they can, and sometimes
-            too early.
-        max_pool: what stands for maximum pooling of images with timing "step". "exact": the count of a pooling window
-            is the largest count of its neurons (:class:`tandem_snn.nn.maximum.MaxPool`). "or": a pooling window spikes
-            whenever any of its neurons does (``tnn.MaxPool2d``); only this can be streamed and exported, but neurons
-            that take turns make its counts too large. With timing "window" both are ``tnn.MaxPool2d``, which is exact
-            there.
+            that the only error is the rounding to T levels, and ``tnn.MaxPool2d`` pools images. With "step" they fire
+            as soon as they can, and sometimes too early; maximum pooling, exact by
+            :class:`tandem_snn.nn.maximum.MaxPool`, then can be neither streamed nor exported.
 
     Returns:
         A ``torch.fx.GraphModule`` with the inputs and outputs of the ANN. Its submodules have the names of the ANN's
@@ -85,8 +79,8 @@ def convert(
         CannotConvert: ``torch.export`` cannot trace the ANN, an example is needed, a node has no spiking counterpart,
             or nothing would spike. It is a ValueError; its message names the node, its module and its line, and says
             what to use instead.
-        TypeError: ann is not a module or is a TorchScript module, T is not an int, example is not a batch, or data are
-            not batches.
+        TypeError: ann is not a module or is a TorchScript module, T is not an int, threshold or v_init is not a number,
+            example is not a batch, or data are not batches.
         ValueError: T, mode, threshold or v_init is out of range, the ANN does not accept the example, or ``data`` has
             no sample.
 
@@ -102,10 +96,8 @@ def convert(
     if mode == "direct":
         encoder.gain = 1 / T
     first = 4 / T if threshold is None else threshold
-    for name, value in (("threshold", first), ("v_init", v_init)):
-        if not isinstance(value, Real) or not math.isfinite(value) or (name == "threshold" and value <= 0):
-            raise ValueError(f"{name}: expected a {'positive ' * (name == 'threshold')}number, got {value!r:.80}")
-    checks.one_of("max_pool", max_pool, ("exact", "or"))
+    checks.number("threshold", first, "a number", "a positive number", math.ulp(0.0))
+    checks.number("v_init", v_init, "a number", "a finite number", -sys.float_info.max)
     checks.one_of("timing", timing, checks.TIMINGS)
     checks.T("T", T, timing)
     ann = getattr(ann, "_orig_mod", ann)  # torch.compile wraps the module
@@ -115,8 +107,7 @@ def convert(
     batches = iter(()) if data is None else batches_of(data)
     begin = [*islice(batches, 1)]
     graph = exported(ann, begin[0] if example is None and begin else example)
-    neurons: dict[str, Any] = {"threshold": first, "v_init": v_init, "timing": timing}
-    snn = Lowering(graph, encoder, **neurons, max_pool=max_pool).run(type(ann).__name__)
+    snn = Lowering(graph, encoder, first, v_init, timing).run(type(ann).__name__)
     if data is not None:
         calibrate(snn, chain(begin, batches))
     elif threshold is None:

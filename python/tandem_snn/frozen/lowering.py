@@ -217,7 +217,7 @@ def _refuse_the_general_way(name: str, layer: nn.Module) -> None:
         raise CannotLower(name, f"{why}, so it is not a layer of tandem_snn.nn, and cannot run step by step")
     if isinstance(layer, MaxPool):
         why = "exact maximum pooling is not a layer of tandem_snn.nn"
-        other = 'convert with timing="window" or max_pool="or", or use tnn.MaxPool2d'
+        other = 'convert with timing="window", or put tnn.MaxPool2d in its place'
         raise CannotLower(name, f"{why}: {other if layer.f == 'max_pool2d' else 'of images tnn.MaxPool2d is one'}")
 
 
