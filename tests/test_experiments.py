@@ -23,7 +23,7 @@ from architectures import create
 from data import augmented, load
 from measures import compared, early_exit, over_time, packed, step_times
 from recipe import Recipe
-from training import Task, World, evaluate, train
+from training import Task, World, evaluate, make_optimizer, make_schedule, train
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "python/experiments/train.py"
@@ -140,7 +140,7 @@ def ended(recipe, path, stop=None):
 assert_same = partial(torch.testing.assert_close, rtol=0, atol=0)
 VARIANTS = {
     "adam": {},
-    "sgd": {"optimizer": "sgd", "lr": 0.05, "schedule": "cosine", "timing": "window", "gate": "clip"},
+    "sgd": {"optimizer": "sgd", "lr": 0.05, "norm_lr": 3, "timing": "window", "gate": "clip"},
     "bf16": {"precision": "bf16", "synops_penalty": 0.1, "schedule": "constant"},
     "last epoch": {"validation": False, "learn_threshold": "channel"},
 }
@@ -174,6 +174,16 @@ def test_checkpoints_that_cannot_be_written_or_do_not_fit(tmp_path, monkeypatch)
     assert path.read_bytes() == content
     monkeypatch.undo()
     assert_same(ended(RECIPE, path), ended(RECIPE, tmp_path / "whole.pt"))
+
+
+def test_only_the_spiking_networks_norms_have_a_rate_of_their_own():
+    recipe, data = replace(RECIPE, norm_lr=3), load(RECIPE, None)
+    for kind, own in ("SNN", 3), ("ANN", 1):
+        net = script.build(recipe, data, kind)
+        optimizer = make_optimizer(net, recipe)
+        make_schedule(optimizer, recipe, 100)
+        peaks = {p: group["max_lr"] for group in optimizer.param_groups for p in group["params"]}
+        assert peaks == {p: recipe.lr * (own if ".norm." in name else 1) for name, p in net.named_parameters()}
 
 
 def test_an_infinite_loss_is_said():

@@ -234,9 +234,7 @@ def _networks(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         if (twin := summary.get(f"{prefix}test_{metric}")) is None:
             rows += [(label, own, "", "")] * bool(own)
             continue
-        beside = f"{value / twin:.3f}"
-        if metric == "accuracy":
-            beside = compared(summary["per_seed"], prefix)
+        beside = compared(summary["per_seed"], prefix) if metric == "accuracy" else f"{value / twin:.3f}"
         rows.append((label, own, form.format(twin), beside))
     for label, key, unit, form in (
         ("time per training step", "step_time_ms", 1.0, "{:.2f} ms"),

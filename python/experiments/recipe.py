@@ -58,10 +58,9 @@ class Recipe:
     twin: bool = key(True, "train the ANN twin too, and if the SNN starts from it, for as long again, as a control")
     optimizer: str = key("adam", "optimizer", choices=("adam", "sgd"))
     lr: float = key(2e-3, "the peak of the learning rate")
+    norm_lr: float = key(1.0, "times this rate for γ and β of the SNN, which count in thresholds")
     schedule: str = key(
-        "one-cycle",
-        "the learning rate: rise over a tenth of the steps, then fall to zero as a cosine; only fall; or neither",
-        choices=("one-cycle", "cosine", "constant"),
+        "one-cycle", "rise over a tenth of the steps, then fall to zero as a cosine", choices=("one-cycle", "constant")
     )
     synops_penalty: float = key(0.0, "weight of the synaptic operations, in units of the ANN's, in the loss", least=0)
     epochs: int = key(30, "passes over the training samples", least=1)

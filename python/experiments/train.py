@@ -131,8 +131,7 @@ def run(
     if world.rank > 0:
         return
     summary = summarise(recipe, data, runs) | origin(command)
-    summary |= {"started": started, "seconds": round(time.monotonic() - start, 1)}
-    summary["threads"] = torch.get_num_threads()
+    summary |= {"started": started, "seconds": round(time.monotonic() - start, 1), "threads": torch.get_num_threads()}
     for seed, (nets, _) in runs.items():
         frozen = ts.freeze(nets["SNN"]).cpu()
         frozen(next(data.test.to("cpu").batches(1))[0])  # a file has the shapes of a run
