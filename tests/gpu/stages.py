@@ -146,7 +146,8 @@ def timings(log: Log) -> list[Case]:
 
     def run(device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = True  # as torch has it
-        bench, rows = Bench(device, log.options.dry_run, until=log.until), []
+        wrappers = log.options.wrappers if device.type == "cuda" and log.options.wrappers.exists() else None
+        bench, rows = Bench(device, log.options.dry_run, log.until, wrappers), []
         log.found |= {"peaks": bench.peaks, "rows": rows, "clocks": [check.output_of(CLOCKS)]}
         for row in timing.measure(bench):
             rows.append(row)

@@ -1,8 +1,10 @@
 """How long layers and training steps take, beside the ANN's and beside the bare products of torch's libraries."""
 
+import ctypes
 import functools
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,6 +52,37 @@ def beside_the_ann(bench: Bench, case: str, x: te.SpikeTrain, weight: Tensor) ->
     yield bench.row(case, "torch, float16 product of all steps", partial(product, steps, half))
 
 
+TILES = {"wide": 1, "deep": 2**20}  # multiprocessors of cards that take them
+
+
+def forced_linear(
+    extension: str, wrappers: Path, planes: Tensor, digits: Tensor, outputs: int, card: tuple[int, int], stream: int
+) -> Tensor:
+    """The spikes of a layer with step timing at T = 8 in the tiles of ``card``: multiprocessors, shared memory."""
+    run_on = ctypes.CDLL(extension).tandem_run_on
+    _, batch, inputs = planes.shape
+    spikes = planes.new_empty(1, batch, outputs)
+    sizes = [ctypes.c_int64(n) for n in (batch, inputs, outputs)]
+    memory = [ctypes.c_void_p(t.data_ptr()) for t in (planes, digits, spikes)]
+    call = ctypes.CDLL(str(wrappers)).forced_linear
+    status = call(run_on, *memory[:2], *sizes, *card, memory[2], ctypes.c_void_p(stream))
+    assert status == 0, f"CUDA error {status}"
+    return spikes
+
+
+def either_tile(bench: Bench, case: str, x: te.SpikeTrain, weight: Tensor) -> Iterator[Row]:
+    """Tiles for grids that fill the card, and for those that do not, whichever the card would take."""
+    if bench.wrappers is None:
+        return
+    shared = torch.cuda.get_device_properties(bench.device).shared_memory_per_multiprocessor
+    extension = te.build_info().get("library") or te._C.__file__
+    digits, stream = OPS.frozen_digits(weight, 1), torch.cuda.current_stream(bench.device).cuda_stream
+    for tile, multiprocessors in TILES.items():
+        card = multiprocessors, shared
+        call = partial(forced_linear, extension, bench.wrappers, x.stored, digits, len(weight), card, stream)
+        yield bench.row(case, f"{STEP}, 3 digits, {tile} tiles", call)
+
+
 @torch.inference_mode()
 def linears(bench: Bench) -> Iterator[Row]:
     """And a batch of half the size, which takes the smaller tiles on an H100."""
@@ -59,6 +92,7 @@ def linears(bench: Bench) -> Iterator[Row]:
         x = bench.train(B, n)
         case = LINEAR.name.replace("B = 64", f"B = {B}") if not bench.small else f"Linear {n}², B = {B}"
         yield from beside_the_ann(bench, case, x, weight)
+        yield from either_tile(bench, case, x, weight)
         digit = torch.randint(-128, 128, (n, n), dtype=torch.int8, device=bench.device).t()
         counts, steps = x.counts.to(torch.int8), x.to_dense(torch.int8).flatten(0, 1)
         yield bench.row(case, "torch._int_mm of all steps, 1 digit", partial(torch._int_mm, steps, digit))

@@ -1,5 +1,6 @@
 // One kernel around each instruction that csrc/kernels/cuda/ptx.cuh wraps, its operands laid out as the PTX manual
 // says. golden.py knows the results.
+#include "../../csrc/kernels/cuda/choose.h"
 #include "../../csrc/kernels/cuda/vec.cuh"
 
 namespace tandem::cuda {
@@ -110,3 +111,20 @@ WRAPPER(fire, 0, float, float)
 WRAPPER(fire_leaky, 0, float, float)
 WRAPPER(ldmatrix, 512, uint8_t, uint32_t)
 WRAPPER(ldmatrix_2, 512, uint8_t, uint32_t)
+
+// Runs a linear layer of float32 weights, which are prepared, with step timing at T = 8, as on a card of so many
+// multiprocessors with so much shared memory. run_on: the extension's tandem_run_on().
+extern "C" int forced_linear(decltype(&tandem_run_on) run_on, const uint8_t* planes, const void* digits, int64_t batch,
+                             int64_t inputs, int64_t outputs, int32_t multiprocessors, int32_t shared, uint8_t* spikes,
+                             void* stream) {
+  tandem::Layer layer{};
+  layer.geometry = {batch, 1, 1, inputs, outputs, 1, {1, 1}, {1, 1}, {0, 0}, {1, 1}};
+  layer.prepared = digits;
+  layer.planes = planes;
+  layer.neuron.neurons = batch * outputs;
+  layer.neuron.channels = outputs;
+  layer.neuron.T = layer.neuron.steps = 8;
+  layer.neuron.threshold = layer.neuron.leak = 1;
+  layer.neuron.planes = spikes;
+  return run_on(layer, {multiprocessors, shared}, stream);
+}

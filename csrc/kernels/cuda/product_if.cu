@@ -202,12 +202,14 @@ Choice choose(const Layer& layer, const Card& card) {
 
 bool can_run(const Layer& layer) { return choose(layer, Card{}) != Choice::kNone; }
 
-int run(const Layer& layer, void* stream) {
+int run(const Layer& layer, void* stream) { return tandem_run_on(layer, current_card(), stream); }
+
+int tandem_run_on(const Layer& layer, const Card& card, void* stream) {
   if (layer.geometry.neurons() == 0) return cudaSuccess;
   Layer used = layer;
   if (layer.gate_bytes()) used.neuron.mask = layer.open;
   const bool four = fit_four(used.neuron) && layer.geometry.group_outputs() % 4 == 0;
-  const int status = run_chosen(used, {used.neuron, nullptr, four, layer.gate_bytes(), 4}, current_card(), stream);
+  const int status = run_chosen(used, {used.neuron, nullptr, four, layer.gate_bytes(), 4}, card, stream);
   if (status != cudaSuccess || !layer.gate_bytes()) return status;
   return launch_by_four<kPackThreads>(
       false, (layer.neuron.neurons + 7) / 8, stream, [](auto) { return &pack_gates_kernel; }, layer.open,
