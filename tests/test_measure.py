@@ -345,7 +345,7 @@ def test_mistakes_with_a_monitor():
     net = create(tnn, "mlp", (4,), 3, 4)
     with pytest.raises(ValueError, match=r"layers: 'conv\*' matches none of the layers with neurons: fc1, fc2"):
         Monitor(net, "conv*")
-    with pytest.raises(ValueError, match="samples: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match="samples: expected a positive int, got 0"):
         Monitor(net, samples=0)
     with pytest.raises(ValueError, match="evaluation mode"), Monitor(net, potentials=True):
         net.train()(torch.rand(2, 4))

@@ -105,11 +105,11 @@ def test_what_cannot_be_drawn_is_said(net, monitor):
     for draw, said in (
         (lambda: ts.plots.raster(torch.ones(3, 1, 2)), "train: expected a SpikeTrain, a Recording or int8 moves, got"),
         (lambda: ts.plots.raster(monitor["1"], sample=9), "9 is out of range"),
-        (lambda: ts.plots.raster(monitor["1"], neurons=0), "neurons: expected at least 1"),
+        (lambda: ts.plots.raster(monitor["1"], neurons=0), "neurons: expected a positive int, got 0"),
         (lambda: ts.plots.potentials(without), r"Monitor\(net, potentials=True\)"),
         (lambda: ts.plots.potentials(ts.measure.Monitor(net)), "nothing was recorded"),
         (lambda: ts.plots.potentials(monitor, layer="2"), "layer: expected one of 1, 3, got '2'"),
-        (lambda: ts.plots.potentials(monitor, neurons=0), "neurons: expected at least 1"),
+        (lambda: ts.plots.potentials(monitor, neurons=0), "neurons: expected a positive int, got 0"),
         (lambda: ts.plots.counts_against_activations(net, torch.rand(2, 1, 6, 6), layer="x"), "expected one of 1, 3"),
         (lambda: ts.plots.rates(torch.nn.Linear(2, 2), torch.rand(1, 2)), "found none"),
     ):

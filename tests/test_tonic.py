@@ -70,6 +70,15 @@ def test_every_event_is_in_its_frame(size):
     assert not bin_events(events[:0], (2, 34, 34), 11, size).counts.any()
 
 
+@pytest.mark.parametrize("size", [None, 2])
+def test_times_may_be_fractions(size):
+    """A recording in seconds is not cut to whole ones."""
+    events = {"t": [0.0, 0.3, 0.6, 0.9], "x": [0, 1, 2, 3], "p": [0, 0, 0, 0]}
+    ((train, _),) = from_tonic([(events, 0)], 4, sensor_size=(4, 1, 1), size=size)
+    expected = torch.eye(4) if size is None else torch.eye(2).repeat_interleave(2, 0)
+    assert torch.equal(train.to_dense()[:, 0], expected)
+
+
 def test_size_and_window():
     small = from_tonic(Recordings(), 4, size=3)
     assert (small.shape, small[0][0].shape) == ((2, 3, 3), (1, 2, 3, 3))

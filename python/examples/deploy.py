@@ -58,7 +58,7 @@ def main() -> None:
     assert torch.equal(so_far, frozen(images[:10]))
 
     export(options.out / "snn.tandem", "safetensors", frozen.save)
-    export(options.out / "snn.onnx", "onnx", lambda path: ts.to_onnx(frozen, path))
+    export(options.out / "snn.onnx", "onnx", lambda path: ts.to_onnx(frozen, path, images))
     export(options.out / "snn.nir", "nir", lambda path: write_nir(path, net, images))
     (options.out / "images.f32").write_bytes(images[:10].numpy().tobytes())
     assert torch.equal(ts.load(options.out / "snn.tandem")(images), frozen(images))

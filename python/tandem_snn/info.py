@@ -28,22 +28,22 @@ def info() -> str:
     >>> "cpu_capability" in info()
     True
     """
-    build = tandem_ext.build_info() | {"folder": str(Path(tandem_ext.__file__).parent), "commit": commit()}
-    environment = {name: value for name, value in sorted(os.environ.items()) if name.startswith(STEERING)}
-    sections = (build, _machine(), environment, {package: _version(package) or "not installed" for package in PACKAGES})
+    devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    gpus = [f"{d.name}, sm_{d.major}{d.minor}, {d.total_memory / 2**30:.0f} GiB" for d in devices]
+    software = {
+        "Python": f"{platform.python_version()}, {sys.executable}",
+        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads, CUDA {torch.version.cuda or 'none'}",
+        "GPU": "; ".join(gpus) or "none visible to torch",
+    }
+    sections: tuple[dict[str, Any], ...] = (
+        tandem_ext.build_info() | {"folder": str(Path(tandem_ext.__file__).parent), "commit": commit()},
+        machine() | software,
+        {name: value for name, value in sorted(os.environ.items()) if name.startswith(STEERING)},
+        {package: _version(package) or "not installed" for package in PACKAGES},
+    )
     width = max(len(name) for section in sections for name in section)
     blocks = ("\n".join(f"{name:{width}}  {_text(value)}" for name, value in one.items()) for one in sections if one)
     return "\n\n".join(blocks)
-
-
-def _machine() -> dict[str, str]:
-    devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-    gpus = [f"{d.name}, sm_{d.major}{d.minor}, {d.total_memory / 2**30:.0f} GiB" for d in devices]
-    return {name: str(value) for name, value in machine().items()} | {
-        "Python": f"{platform.python_version()}, {sys.executable}",
-        "torch": f"{torch.__version__}, {torch.get_num_threads()} threads, CUDA {_text(torch.version.cuda)}",
-        "GPU": "; ".join(gpus) or "none visible to torch",
-    }
 
 
 def _version(package: str) -> str | None:

@@ -27,7 +27,6 @@ class Stage:
         x, residual: the names of the stages that it reads; "input" is the input of the network.
         fires: whether it has neurons. False for the synapses of a projection and for averages of real numbers.
         in_shape, shape: the shapes [*features] of its input and its result.
-        depth: the number of layers with timing "window" before it; each delays its input by one window.
     """
 
     name: str
@@ -37,7 +36,6 @@ class Stage:
     fires: bool
     in_shape: tuple[int, ...]
     shape: tuple[int, ...]
-    depth: int
 
     @property
     def window_timing(self) -> bool:
@@ -84,7 +82,7 @@ def listing_of(net: nn.Module, x: Any) -> Listing:
     net = net.net if isinstance(net, FrozenNetwork) else snapshot(net)
     x = x[:1]
     network = copy.deepcopy(lower(net))
-    names, after = {INPUT: "input"}, {"input": 0}  # windows of delay of a value, by its name
+    names = {INPUT: "input"}
     listed: list[Stage] = []
 
     def watch(number: int, x: Any, y: Any) -> None:
@@ -96,9 +94,7 @@ def listing_of(net: nn.Module, x: Any) -> Listing:
         fires = isinstance(y, SpikeTrain) and layer.kind in ("layer", "average")
         residual = None if layer.residual == ABSENT else names[layer.residual]
         shapes = tuple(x.shape[1:]), tuple(y.shape[1 if layer.fires else 2 :])  # currents are [T, B, *features]
-        depth = max(after[names[layer.input]], 0 if residual is None else after[residual])
-        listed.append(Stage(names[number], layer, names[layer.input], residual, fires, *shapes, depth))
-        after[names[number]] = depth + listed[-1].window_timing
+        listed.append(Stage(names[number], layer, names[layer.input], residual, fires, *shapes))
 
     numbers = isinstance(network(x, watch), Tensor)
     if not listed or listed[-1].layer.kind == "layer" or not numbers:

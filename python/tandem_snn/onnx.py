@@ -22,7 +22,7 @@ from .listing import Listing, Stage, listing_of
 OPSET, IR_VERSION = 21, 10  # the first versions with 4-bit integers
 
 
-def to_onnx(net: nn.Module, path: str | PathLike[str], x: Any = None) -> None:
+def to_onnx(net: nn.Module, path: str | PathLike[str], x: Any) -> None:
     """Export a network as an ONNX file of one time step, or of the whole window if its layers have timing "window".
 
     A graph of one step has the inputs ``x`` (spikes or image), ``step`` and the state, which starts as zeros; a graph
@@ -37,11 +37,11 @@ def to_onnx(net: nn.Module, path: str | PathLike[str], x: Any = None) -> None:
     Args:
         net: a network, which is frozen first, or a frozen network.
         path: the file to write.
-        x: a batch of inputs, for the shapes; not needed if the frozen network has run.
+        x: a batch of inputs, for the shapes; of a frozen network from a file ``torch.zeros(1, *frozen.shape)``.
 
     Raises:
-        ValueError: the shapes are unknown and x is not given, or a layer cannot run step by step or has another timing
-            than others (CannotLower, which names the layer).
+        CannotLower: a layer cannot run step by step, or has another timing than others. It is a ValueError that names
+            the layer.
         UserError: the package onnx is not installed.
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
@@ -49,8 +49,7 @@ def to_onnx(net: nn.Module, path: str | PathLike[str], x: Any = None) -> None:
     """
     extra("onnx", "the export to ONNX")
     frozen = net if isinstance(net, FrozenNetwork) else freeze(net)
-    network = listing_of(frozen, frozen.example() if x is None else x)
-    write_atomically(Path(path), Graph(network).model().SerializeToString())
+    write_atomically(Path(path), Graph(listing_of(frozen, x)).model().SerializeToString())
 
 
 class Graph:

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tandem_ext import SpikeTrain
+from tandem_ext import SpikeTrain, checks
 
 from .errors import abridged, extra
-from .measure import Activation, Recording, activations, firing_rates
+from .measure import Recording, activations, firing_rates
 
 __all__ = ["counts_against_activations", "potentials", "raster", "rates"]
 
@@ -47,7 +47,7 @@ def raster(train: SpikeTrain | Recording | Tensor, axes: Any = None, *, sample: 
         neurons: the largest number of neurons shown; they are evenly spaced.
 
     Raises:
-        TypeError: train is none of these.
+        TypeError: train is none of these, or neurons is not an int.
         IndexError: the batch has no such sample.
         ValueError: neurons is less than 1.
 
@@ -58,8 +58,7 @@ def raster(train: SpikeTrain | Recording | Tensor, axes: Any = None, *, sample: 
     train = train.train if isinstance(train, Recording) else train
     if not isinstance(train, SpikeTrain) and not (isinstance(train, Tensor) and train.dtype == torch.int8):
         raise TypeError(f"train: expected a SpikeTrain, a Recording or int8 moves, got {type(train).__name__}")
-    if neurons < 1:
-        raise ValueError(f"neurons: expected at least 1, got {neurons}")
+    checks.positive("neurons", neurons)
     spikes = train[:, sample] if isinstance(train, Tensor) else train[sample].to_dense(torch.int8)[:, 0]
     spikes = spikes.flatten(1).cpu()
     distance = math.ceil(spikes.shape[1] / neurons)
@@ -94,6 +93,7 @@ def potentials(
 
     Raises:
         ValueError: there are no recordings or potentials, there is no such layer, or neurons is less than 1.
+        TypeError: neurons is not an int.
         IndexError: the batch has no such sample.
 
     >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2)).eval()
@@ -113,8 +113,7 @@ def potentials(
         recording = monitor[layer]
     if recording.potentials is None:
         raise ValueError("monitor: no potentials were recorded: use Monitor(net, potentials=True)")
-    if neurons < 1:
-        raise ValueError(f"neurons: expected at least 1, got {neurons}")
+    checks.positive("neurons", neurons)
     spikes = recording.train[sample].to_dense(torch.uint8)[:, 0].flatten(1).bool()
     v = recording.potentials[:, sample].flatten(1)
     first = torch.where(spikes.any(0), spikes.int().argmax(0), len(spikes))
@@ -162,7 +161,11 @@ def counts_against_activations(
     T, highest = found[0].T, 1.0
     for one in found:
         if layer in (None, one.name):
-            a, counts = jittered(one, points)
+            generator = torch.Generator().manual_seed(0)
+            chosen = torch.randperm(one.a.numel(), generator=generator)[:points]
+            jitter = torch.rand(len(chosen), generator=generator) * 0.5 - 0.25
+            a = one.a.relu().flatten().cpu()[chosen].tolist()
+            counts = (one.counts.flatten().cpu()[chosen] + jitter).tolist()
             highest = max(highest, *a, *counts)
             axes.scatter(a, counts, s=3, alpha=0.4, label=f"layer {one.name}")
     axes.plot([0, T, 2 * T], [0, T, T], color="black", linewidth=0.8)
@@ -171,14 +174,6 @@ def counts_against_activations(
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.legend(markerscale=3, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return axes
-
-
-def jittered(layer: Activation, points: int) -> tuple[list[float], list[float]]:
-    """Return activations and jittered counts (by up to a quarter) of at most ``points`` neurons of a layer."""
-    chosen = torch.randperm(layer.a.numel(), generator=torch.Generator().manual_seed(0))[:points]
-    moved = torch.rand(len(chosen), generator=torch.Generator().manual_seed(1)) * 0.5 - 0.25
-    counts = layer.counts.flatten().cpu()[chosen] + moved
-    return layer.a.relu().flatten().cpu()[chosen].tolist(), counts.tolist()
 
 
 def rates(net: nn.Module, x: Any, axes: Any = None) -> Any:

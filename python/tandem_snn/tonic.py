@@ -38,23 +38,13 @@ def bin_events(
     Events have t and the names of ``shape``, [p, y, x], [p, x] or [x], in any order of time. With ``size``, [y, x] or
     [x], a neuron gets the events of all pixels that it covers. Further events of a neuron in a frame are dropped.
     """
-    space = AXES[len(shape)]
-    size = shape[-len(space) :] if size is None else size
-    fields = {"t", *space, *(["p"] if len(shape) > len(space) and shape[0] > 1 else [])}
-    coordinates = {name: _integers(name, events[name]) for name in sorted(fields)}
-    for name, limit, wanted in zip(space, shape[-len(space) :], size, strict=True):
-        values = coordinates[name]
-        if len(values) and not 0 <= values.min() <= values.max() < limit:
-            raise ValueError(f"{name}: expected addresses in 0..{limit - 1}, got {values.min()}..{values.max()}")
-        coordinates[name] = values * wanted // limit
-    return SpikeTrain.from_events(coordinates, (*shape[: -len(space)], *size), T, window=window)
-
-
-def _integers(name: str, values: Any) -> np.ndarray:
-    numbers = np.asarray(values)
-    if numbers.dtype.kind == "f" and not np.isfinite(numbers).all():
-        raise ValueError(f"{name}: expected finite numbers")
-    return numbers.astype(np.int64)
+    if size is not None:
+        names = events if isinstance(events, Mapping) else events.dtype.names or ()
+        events = {name: events[name] for name in names}
+        for name, pixels, wanted in zip(AXES[len(shape)], shape[-len(size) :], size, strict=True):
+            events[name] = np.asarray(events[name], np.int64) * wanted // pixels
+        shape = (*shape[: -len(size)], *size)
+    return SpikeTrain.from_events(events, shape, T, window=window)
 
 
 @dataclass(frozen=True, repr=False, eq=False)

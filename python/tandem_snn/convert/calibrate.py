@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tandem_ext import SpikeTrain
+from tandem_ext import SpikeTrain, checks
 from tandem_ext.functional.neuron import over_space
 
 from .. import ann
@@ -46,7 +46,7 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
         net.
 
     Raises:
-        TypeError: a batch is neither a tensor nor a SpikeTrain, or data is a single batch.
+        TypeError: a batch is neither a tensor nor a SpikeTrain, data is a single batch, or percentile is not a number.
         ValueError: net is frozen, has no layer to calibrate or no T, percentile is out of range, data has no
             sample, or activations are not finite.
 
@@ -58,8 +58,8 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
     """
     if isinstance(net, FrozenNetwork):
         raise ValueError("net: a frozen network cannot be calibrated: calibrate the network, then freeze it")
-    if percentile is not None and not (isinstance(percentile, Real) and 0 < percentile <= 100):
-        raise ValueError(f"percentile: expected a number in (0, 100], got {percentile!r:.80}")
+    if percentile is not None:
+        checks.number("percentile", percentile, "a number", "a number in (0, 100]", math.ulp(0.0), 100)
     firing = (tnn.SpikingLayer, general.Neurons)
     layers = {n: m for n, m in net.named_modules() if isinstance(m, firing) and m.gain == "threshold"}
     if not layers:

@@ -39,7 +39,7 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
         A FrozenNetwork.
 
     Raises:
-        TypeError: net is not a module, or T is not an int.
+        TypeError: net is not a module, or weight_bits or T is not an int.
         ValueError: net has several inputs; weight_bits or T is out of range; weight_bits is given, but neurons use the
             general way; or a weight, scale, threshold or statistic is not finite (the message names the layer).
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from numbers import Real
 from os import PathLike
 from typing import Any
 
@@ -120,19 +119,6 @@ class FrozenNetwork(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """Pickle without graphs, programs and stream: another version or machine may pack weights differently."""
         return self.__dict__ | {"_programs": {}, "_graphs": {}, "_stream": None}
-
-    def example(self) -> Any:
-        """Return an input of the network with one sample of zeros.
-
-        Raises:
-            ValueError: the network has not run yet, so the shape of its input is unknown.
-        """
-        if self.shape is not None and self._takes_images:
-            return torch.zeros(1, *self.shape)
-        if self.shape is not None and self.T is not None:
-            silence = torch.zeros((self.T + 7) // 8, 1, *self.shape, dtype=torch.uint8)
-            return SpikeTrain.unchecked(silence, self.T)
-        raise ValueError("x: expected a batch of inputs: the network has not run, so it does not know their shape")
 
     def reset(self) -> None:
         """End the stream: the next :meth:`step` or :meth:`settle` begins a new one, from silence."""
@@ -339,11 +325,11 @@ class FrozenNetwork(nn.Module):
         >>> logits.shape, bool((steps >= 1).all() and (steps <= 4).all())
         (torch.Size([6, 2]), True)
         """
-        if not isinstance(confidence, Real):
-            raise TypeError(f"confidence: expected a number in (0, 1], got {describe(confidence)}")
-        if not 0.0 < confidence <= 1.0:
-            raise ValueError(f"confidence: expected a number in (0, 1], got {confidence}")
-        sure = lambda answers: answers.flatten(1).softmax(1).amax(1) >= confidence  # noqa: E731
+        checks.share("confidence", confidence)
+
+        def sure(answers: Tensor) -> Tensor:
+            return answers.flatten(1).softmax(1).amax(1) >= confidence
+
         answers, moves = self._over_time(x, None, sure)
         if answers.shape[2:].numel() == 1:
             raise ValueError("confidence: the softmax of a single output is always 1, so it cannot be a confidence")

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tandem_ext import SpikeTrain
+from tandem_ext import SpikeTrain, checks
 
 from ..errors import abridged
 from ..nn.hooks import FIRING, check_layers, evaluating, watching
@@ -86,8 +86,7 @@ class Monitor(dict[str, Recording]):
     def __init__(
         self, net: nn.Module, layers: str | Sequence[str] = "*", *, potentials: bool = False, samples: int = 256
     ) -> None:
-        if samples < 1:
-            raise ValueError(f"samples: expected at least 1, got {samples}")
+        checks.positive("samples", samples)
         super().__init__()
         patterns = [layers] if isinstance(layers, str) else list(layers)
         names = [name for name, layer in net.named_modules() if isinstance(layer, FIRING)]

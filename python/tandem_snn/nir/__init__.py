@@ -79,7 +79,7 @@ def _graph_of_stages(net: nn.Module, x: Any, form: str, dt: float) -> Any:
     for stage in network.stages:
         writer.write(stage)
     last = network.stages[-1]
-    return writer.graph(writer.result[last.name], last.shape, network.mode, last.depth)
+    return writer.graph(writer.result[last.name], last.shape, network.mode)
 
 
 def from_nir(

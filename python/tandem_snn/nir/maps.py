@@ -36,7 +36,6 @@ class _Value:
 
     names: list[str]
     shape: tuple[int, ...]
-    depth: int
     gain: float | Tensor = 1.0
     spikes: bool = False
 
@@ -72,7 +71,7 @@ class _Walk:
         gain = 1.0 if isinstance(x, SpikeTrain) or encoder is None else encoder.gain
         shape = tuple(x.shape[1:])
         self.writer = Writer(shape, T, form, dt, window_timing)
-        self.input = _Value(["input"], shape, 0, gain, isinstance(x, SpikeTrain))
+        self.input = _Value(["input"], shape, gain, isinstance(x, SpikeTrain))
         self.values: dict[Op, _Value] = {}
         self.constants: dict[Op, Any] = {}
         self.scales: dict[tuple[Op, float | Tensor], str] = {}
@@ -88,7 +87,7 @@ class _Walk:
                 if op.x not in self.values:
                     raise CannotLower("net", "its answer does not come from its input alone")
                 value = self.values[op.x]
-                return self.writer.graph(self._names(op.x), value.shape, self.mode, value.depth)
+                return self.writer.graph(self._names(op.x), value.shape, self.mode)
             elif op.kind == "size":
                 continue
             elif any(given in self.values for given in op.inputs):
@@ -138,14 +137,13 @@ class _Walk:
         return [self.scales[x, factor]]
 
     def _sum(self, names: list[str]) -> None:
-        depth = max(self.values[given].depth for given in self.op.inputs if given in self.values)
-        self.values[self.op] = _Value(names, self.op.features, depth)
+        self.values[self.op] = _Value(names, self.op.features)
 
     def _map(self, kind: str, names: list[str], name: str | None = None, **fields: Any) -> Stage:
         name, value = name or self.name, self.values[self._x]
         self.writer.result[f"{name} reads"] = names
         layer = frozen.Stage(name, kind, INPUT, **fields)
-        return Stage(name, layer, f"{name} reads", None, False, value.shape, self.op.features, value.depth)
+        return Stage(name, layer, f"{name} reads", None, False, value.shape, self.op.features)
 
     def _write(self, stage: Stage) -> None:
         self.writer.write(stage)
@@ -165,7 +163,7 @@ class _Walk:
         stage.fires = True
         names = [self.writer.neurons(stage, self._names(self._x))]
         gain: Any = layer.threshold if layer.gain == "threshold" else layer.gain
-        self.values[self.op] = _Value(names, stage.shape, stage.depth + stage.window_timing, gain, True)
+        self.values[self.op] = _Value(names, stage.shape, gain, True)
 
     # --- linear maps --------------------------------------------------------------------------------------------------
 
@@ -266,8 +264,7 @@ class _Walk:
         stage = self._map("average", x.names, v_init=torch.tensor(layer.initial_potential), **neurons, **windows)
         stage.fires = True
         self.writer.write(stage)
-        names, depth = self.writer.result[stage.name], stage.depth + stage.window_timing
-        self.values[self.op] = replace(x, names=names, shape=stage.shape, depth=depth)
+        self.values[self.op] = replace(x, names=self.writer.result[stage.name], shape=stage.shape)
 
     def _on_adaptive_avg_pool2d(self) -> None:
         self._pool("adaptive_mean")

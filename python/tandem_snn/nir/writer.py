@@ -30,11 +30,11 @@ class Writer:
         self.edges: list[tuple[str, str]] = []
         self.result = {"input": ["input"]}
 
-    def graph(self, answer: list[str], shape: tuple[int, ...], mode: str, depth: int) -> Any:
+    def graph(self, answer: list[str], shape: tuple[int, ...], mode: str) -> Any:
         self.add("output", self.nir.Output({"output": np.array(shape)}), *answer)
         metadata = {"producer": "tandem_snn", "T": self.T, "dt": self.dt, "input": mode}
-        if self.window_timing:  # ``phase`` is the delay of the answer in windows
-            metadata |= {"timing": "window", "phase": depth}
+        if self.window_timing:
+            metadata["timing"] = "window"
         return self.nir.NIRGraph(self.nodes, self.edges, metadata=metadata)
 
     def write(self, stage: Stage) -> None:
@@ -126,7 +126,7 @@ class Writer:
     def _if(self, stage: Stage) -> Any:
         metadata: dict[str, Any] = {"reset": "subtract", "fires": "v >= v_threshold"}
         if self.window_timing:
-            metadata |= {"timing": stage.layer.timing, "phase": stage.depth}
+            metadata["timing"] = stage.layer.timing
         if stage.window_timing and stage.layer.v_init is not None and bool(stage.layer.v_init.any()):
             metadata["v_init"] = full(stage.shape, stage.layer.v_init)
         zeros, threshold = np.zeros(stage.shape, np.float32), full(stage.shape, torch.as_tensor(stage.layer.threshold))

@@ -147,8 +147,8 @@ class Readout(nn.Linear):
     Shape: a signal or a tensor of counts [B, in_features] -> Tensor [B, out_features].
 
     Raises:
-        ValueError: weight_bits is not allowed; or, when called, x has another number of features.
-        TypeError: when called, x is neither a signal nor a tensor.
+        ValueError: weight_bits is out of range; or, when called, x has another number of features.
+        TypeError: weight_bits is not an int; or, when called, x is neither a signal nor a tensor.
 
     >>> train = te.SpikeTrain.from_dense(torch.ones(8, 2, 3))
     >>> tnn.Readout(3, 10)(train).shape

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tandem_ext import checks
 from tandem_ext.functional.autograd import apply
 from tandem_ext.functional.neuron import over_inputs
 
@@ -18,8 +19,8 @@ _PARTS = 5376
 
 
 def check_bits(bits: object) -> None:
-    if bits is not None and (not isinstance(bits, int) or isinstance(bits, bool) or not 2 <= bits <= 8):
-        raise ValueError(f"weight_bits: expected None or an int from 2 to 8, got {bits!r}")
+    if bits is not None:
+        checks.integer("weight_bits", bits, "None or an int from 2 to 8", 2, 8)
 
 
 def quantise(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
