@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_COORDINATES = {1: ("x",), 2: ("p", "x"), 3: ("p", "y", "x")}
+COORDINATES = {1: ("x",), 2: ("p", "x"), 3: ("p", "y", "x")}
 
 
 def bin_events(
@@ -46,9 +46,9 @@ def _addresses(recording: Any, shape: tuple[int, ...]) -> tuple[npt.NDArray[Any]
                 "recording: expected a structured array, a mapping with t, x, y, p, or a pair (times, neurons), got "
                 f"{type(recording).__name__}"
             )
-        if len(shape) not in _COORDINATES:
+        if len(shape) not in COORDINATES:
             raise ValueError(f"shape: expected [neurons], [p, x] or [p, y, x] for events with fields, got {shape}")
-        wanted = [name for name, size in zip(_COORDINATES[len(shape)], shape, strict=True) if (name, size) != ("p", 1)]
+        wanted = [name for name, size in zip(COORDINATES[len(shape)], shape, strict=True) if (name, size) != ("p", 1)]
         missing = {"t", *wanted}.difference(names if names is not None else recording)
         if missing:
             raise ValueError(f"recording: features {shape} need the fields t, {', '.join(wanted)}; missing: {missing}")
@@ -56,7 +56,7 @@ def _addresses(recording: Any, shape: tuple[int, ...]) -> tuple[npt.NDArray[Any]
         coordinates = {name: _numbers(name, recording[name]) for name in wanted}
         if "p" in coordinates and shape[0] == 2:
             coordinates["p"] = np.where(coordinates["p"] == -1, 0, coordinates["p"])  # off events are 0 or -1
-        sizes = dict(zip(_COORDINATES[len(shape)], shape, strict=True))
+        sizes = dict(zip(COORDINATES[len(shape)], shape, strict=True))
 
     flat = np.zeros(len(times), dtype=np.int64)
     for name, values in coordinates.items():

@@ -129,6 +129,12 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     graph = to_nir(net, x)
     with pytest.raises(ValueError, match="reset"):
         from_nir(graph, reset="zero")
+    with pytest.raises(TypeError, match=r"T: expected an int from 1 to 65535, got 2.5"):
+        from_nir(graph, T=2.5)  # type: ignore[arg-type]
+    for dt in 0.0, float("nan"):
+        for call in (lambda dt=dt: from_nir(graph, dt=dt)), (lambda dt=dt: to_nir(net, x, dt=dt)):
+            with pytest.raises(ValueError, match="dt: expected a positive number"):
+                call()
     graph.nodes["n3_neurons"].v_threshold[0] = 2.0
     assert from_nir(graph).n3_neurons.threshold.tolist()[:2] == [2.0, 1.0]
     graph.metadata = {}

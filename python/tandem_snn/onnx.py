@@ -193,15 +193,11 @@ class Graph:
         self.constants[name] = self.onnx.numpy_helper.from_array(values.detach().cpu().contiguous().numpy(), name)
         return name
 
-    def integers(self, name: str, q: Tensor, largest: int) -> str:
-        """Add an int8 constant, or int4 if all values fit: two values in a byte, the first in its lower half."""
-        if largest > 7:
-            return self.constant(name, q)
-        halves = np.append(q.flatten().numpy().astype(np.uint8) & 15, np.zeros(q.numel() % 2, np.uint8))
-        content = (halves[::2] | halves[1::2] << 4).tobytes()
-        self.constants[name] = self.onnx.helper.make_tensor(
-            name, self.onnx.TensorProto.INT4, q.shape, content, raw=True
-        )
+    def integers(self, name: str, q: Tensor) -> str:
+        """Add an int8 constant, or int4 if all values fit."""
+        proto = self.onnx.TensorProto
+        dtype = self.onnx.helper.tensor_dtype_to_np_dtype(proto.INT4 if int(q.abs().max()) <= 7 else proto.INT8)
+        self.constants[name] = self.onnx.numpy_helper.from_array(q.cpu().contiguous().numpy().astype(dtype), name)
         return name
 
     def number(self, value: float) -> str:
@@ -247,7 +243,7 @@ class Graph:
         if layer.step is None:
             return self.constant(f"{name}.weight", layer.weight.float())
         if name not in self._weights:
-            q = self.integers(f"{name}.weight", layer.weight, int(layer.weight.abs().max()))
+            q = self.integers(f"{name}.weight", layer.weight)
             step = layer.step.float() if layer.kind == "readout" else torch.ones(len(layer.step))
             self._weights[name] = self.op("DequantizeLinear", q, self.constant(f"{name}.scale", step), axis=0)
         return self._weights[name]

@@ -153,8 +153,7 @@ def counts_against_activations(
     >>> counts_against_activations(net, torch.rand(5, 64)).get_ylabel()
     'spike count'
     """
-    with torch.no_grad():
-        found = activations(net, x)
+    found = activations(net, x)
     if layer is not None and layer not in {one.name for one in found}:
         raise ValueError(f"layer: expected one of {abridged(one.name for one in found)}, got {layer!r}")
     axes = given_or_new(axes)
@@ -190,8 +189,7 @@ def rates(net: nn.Module, x: Any, axes: Any = None) -> Any:
     >>> rates(net, torch.rand(5, 4)).get_xlabel()
     'firing rate, %'
     """
-    with torch.no_grad():
-        found = firing_rates(net, x)
+    found = firing_rates(net, x)
     axes = given_or_new(axes)
     bars = axes.barh(list(found), [100 * rate for rate in found.values()], height=0.6, color=SNN)
     axes.bar_label(bars, fmt=" %.1f", padding=2)

@@ -17,33 +17,29 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tandem_ext import SpikeTrain
-from tandem_ext.checks import T as check_T
-from tandem_ext.events import check_window
+from tandem_ext import SpikeTrain, checks
+from tandem_ext.events import COORDINATES, check_window
 
 __all__ = ["TrainDataset", "from_tonic"]
 
-AXES = {1: ("x",), 2: ("x",), 3: ("y", "x")}  # in space, by the number of feature dimensions
-
 
 def bin_events(
-    events: Mapping[str, Any] | np.ndarray,
+    events: Mapping[str, Any],
+    sensor: tuple[int, ...],
     shape: tuple[int, ...],
     T: int,
-    size: tuple[int, ...] | None = None,
     window: tuple[float, float] | None = None,
 ) -> SpikeTrain:
-    """One recording as a train with a batch of one; arguments as in :func:`from_tonic`.
+    """One recording as a train with a batch of one, features ``shape``; other arguments as in :class:`TrainDataset`.
 
-    Events have t and the names of ``shape``, [p, y, x], [p, x] or [x], in any order of time. With ``size``, [y, x] or
-    [x], a neuron gets the events of all pixels that it covers. Further events of a neuron in a frame are dropped.
+    Events have t and the names of ``sensor``, [p, y, x], [p, x] or [x], in any order of time. If ``shape`` is smaller,
+    a neuron gets the events of all pixels that it covers. Further events of a neuron in a frame are dropped.
     """
-    if size is not None:
-        names = events if isinstance(events, Mapping) else events.dtype.names or ()
-        events = {name: events[name] for name in names}
-        for name, pixels, wanted in zip(AXES[len(shape)], shape[-len(size) :], size, strict=True):
-            events[name] = np.asarray(events[name], np.int64) * wanted // pixels
-        shape = (*shape[: -len(size)], *size)
+    if shape != sensor:
+        events = dict(events)
+        for name, pixels, neurons in zip(COORDINATES[len(shape)], sensor, shape, strict=True):
+            if pixels != neurons and name in events:  # else from_events says that it is missing
+                events[name] = np.asarray(events[name], np.int64) * neurons // pixels
     return SpikeTrain.from_events(events, shape, T, window=window)
 
 
@@ -54,19 +50,15 @@ class TrainDataset(Dataset[tuple[SpikeTrain, Any]]):
     Attributes:
         dataset: the other data set.
         T: time steps of every train.
-        sensor, size, window: see :func:`from_tonic`.
-        shape: of one sample: [p, y, x], [p, x] or [x].
+        sensor, shape: of one sample before and after down-sampling: [p, y, x], [p, x] or [x].
+        window: see :func:`from_tonic`.
     """
 
     dataset: Any
     T: int
     sensor: tuple[int, ...]
-    size: tuple[int, ...] | None
+    shape: tuple[int, ...]
     window: tuple[float, float] | None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.sensor if self.size is None else (*self.sensor[: len(self.sensor) - len(self.size)], *self.size)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -77,9 +69,9 @@ class TrainDataset(Dataset[tuple[SpikeTrain, Any]]):
 
     def _train(self, sample: Any, index: int) -> SpikeTrain:
         if isinstance(sample, np.ndarray) and sample.dtype.names:
-            sample = sample.reshape(-1)  # ASL-DVS comes as a column
-        if isinstance(sample, Mapping) or (isinstance(sample, np.ndarray) and sample.dtype.names):
-            return bin_events(sample, self.sensor, self.T, self.size, self.window)
+            sample = {name: sample[name].reshape(-1) for name in sample.dtype.names}  # ASL-DVS comes as a column
+        if isinstance(sample, Mapping):
+            return bin_events(sample, self.sensor, self.shape, self.T, self.window)
         if isinstance(sample, SpikeTrain):
             sample = np.asarray(sample)
         if not isinstance(sample, (np.ndarray, Tensor)):
@@ -92,7 +84,7 @@ class TrainDataset(Dataset[tuple[SpikeTrain, Any]]):
                 f"dataset: expected frames [T, *{list(self.sensor)}] as the sensor has, got {list(frames.shape)} as "
                 f"sample {index}"
             )
-        if self.size is not None:
+        if self.shape != self.sensor:
             raise ValueError("size: frames cannot be resized; use the events, or tonic's Downsample")
         if not len(frames) or self.T % len(frames):
             raise ValueError(
@@ -141,7 +133,7 @@ def from_tonic(
     >>> from_tonic([(frames, 3)], T=8, sensor_size=(12, 9, 2))
     TrainDataset(1 trains [2, 9, 12], T=8, of list)
     """
-    check_T("T", T)
+    checks.T("T", T)
     if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
         raise TypeError(f"dataset: expected one with len() and samples (sample, target), got {type(dataset).__name__}")
     inner = dataset
@@ -153,9 +145,12 @@ def from_tonic(
     sensor = features_of(sensor_size)
     if window is not None:
         check_window(window)
-    if size is not None and not 1 <= size <= min(sensor[-len(AXES[len(sensor)]) :]):
-        raise ValueError(f"size: expected 1 to {min(sensor[-len(AXES[len(sensor)]) :])}, as the sensor has, got {size}")
-    return TrainDataset(dataset, T, sensor, None if size is None else (size,) * len(AXES[len(sensor)]), window)
+    shape, names = sensor, COORDINATES[len(sensor)]
+    if size is not None:
+        most = min(n for name, n in zip(names, sensor, strict=True) if name != "p")
+        checks.integer("size", size, f"1 to {most}, as the sensor has", 1, most)
+        shape = tuple(n if name == "p" else size for name, n in zip(names, sensor, strict=True))
+    return TrainDataset(dataset, T, sensor, shape, window)
 
 
 def features_of(sensor_size: Any) -> tuple[int, ...]:

@@ -83,13 +83,12 @@ class Graph:
     attributes: dict[str, Any]
     sized: bool = True
 
-    def link(self) -> Graph:
+    def link(self) -> None:
         for op in self.ops:
             op.users = []
         for op in self.ops:
             for given in dict.fromkeys(op.inputs):
                 given.users.append(op)
-        return self
 
     def replace(self, old: dict[Op, Op]) -> None:
         """Use the value of another Op where the keys of ``old`` are used, and remove them."""

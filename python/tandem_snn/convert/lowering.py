@@ -76,7 +76,8 @@ class Lowering(Builder):
         if op.kind in ("attribute", "size"):
             return Value("constant" if op.kind == "attribute" else "size")
         if op.kind == "output":
-            return self._output(op)
+            self.graph.output(self.tensor(op.x))
+            return Value("answer")
         given = {self.env[value].kind for value in op.inputs}
         found = given - {"constant", "size"}
         if not found or not self.signals(op):
@@ -89,21 +90,14 @@ class Lowering(Builder):
             return self._fire(op)
         return self._towards_neurons(op) if op in self.before_neurons else self._behind(op)
 
-    def _output(self, op: Op) -> Value:
-        value = self.env[op.x]
-        numbers = value.kind in ("currents", "spikes")  # spikes become counts, like the output of the ANN
-        self.graph.output(self.tensor(op.x) if numbers else value.node)
-        return Value("answer")
-
     def _towards_neurons(self, op: Op) -> Value:
         """Lower an Op before neurons: its result is a train if possible, else currents."""
         x = self.env[op.x]
         self._check(op)
         if op.kind in kinds.SAME:
             return x
-        signals = [self.env[value] for value in self.signals(op)]
-        if all(value.kind == "spikes" for value in signals):
-            made = self._of_spikes(op, x, signals)
+        if all(self.env[value].kind == "spikes" for value in self.signals(op)):
+            made = self._of_spikes(op, x)
             if made is not None:
                 return made
         if op.kind in (*kinds.REARRANGE, *kinds.LINEAR, *kinds.SYNAPSES):
@@ -112,7 +106,7 @@ class Lowering(Builder):
             raise refuse(op, f"it has no spiking counterpart: {kinds.instead_of(op) or kinds.EVERYTHING}")
         return Value("currents")
 
-    def _of_spikes(self, op: Op, x: Value, signals: list[Value]) -> Value | None:
+    def _of_spikes(self, op: Op, x: Value) -> Value | None:
         if op.kind == "getitem":
             which = op.call[0][1]
             labels = x.labels[which] if isinstance(x.labels, tuple) else x.labels

@@ -93,11 +93,11 @@ def _twin(layer: nn.Module) -> nn.Module | None:
         return nn.ReLU() if layer.ceiling is None else nn.Hardtanh(0.0, layer.ceiling)
     if isinstance(layer, tnn.SpikingLayer):
         return _activated(layer)
-    if isinstance(layer, tnn.AvgPool2d):
-        return nn.AvgPool2d(layer.kernel_size, layer.stride, layer.padding)
-    if isinstance(layer, tnn.MaxPool2d):
-        geometry = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-        return nn.MaxPool2d(*geometry, ceil_mode=layer.ceil_mode)
+    if isinstance(layer, tnn.AvgPool2d | tnn.MaxPool2d):
+        window: Any = {"kernel_size": layer.kernel_size, "stride": layer.stride, "padding": layer.padding}
+        if isinstance(layer, tnn.AvgPool2d):
+            return nn.AvgPool2d(**window)
+        return nn.MaxPool2d(**window, dilation=layer.dilation, ceil_mode=layer.ceil_mode)
     if isinstance(layer, tnn.AdaptiveAvgPool2d):
         return nn.AdaptiveAvgPool2d(layer.output_size)
     if isinstance(layer, tnn.Flatten):

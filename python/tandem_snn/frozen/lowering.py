@@ -274,9 +274,10 @@ def _move(name: str, x: int, layer: Any) -> Stage:
         if None in size:
             raise CannotLower(name, f"output_size: expected two sizes, got {size}")
         return Stage(name, "adaptive_mean", x, kernel=_pair(size, 1))
-    window = {"kernel": layer.kernel_size, "stride": layer.stride, "padding": layer.padding}
+    window: dict[str, Any] = {"kernel": layer.kernel_size, "stride": layer.stride, "padding": layer.padding}
+    window["dilation"] = layer.dilation
     if isinstance(layer, tnn.MaxPool2d):
-        return Stage(name, "max_pool", x, dilation=layer.dilation, ceil=layer.ceil_mode, **window)
+        return Stage(name, "max_pool", x, ceil=layer.ceil_mode, **window)
     if not layer.spiking:
         return Stage(name, "mean", x, **window)
     start = torch.tensor(layer.initial_potential)

@@ -132,8 +132,7 @@ class Monitor(dict[str, Recording]):
             calls[name] += 1
             name = name if calls[name] == 1 else f"{name}:{calls[name]}"
         latest = slice(max(0, len(y) - self._samples), None)
-        train = SpikeTrain.unchecked(y.stored.detach(), y.T, None, y.gain, y._dtype, y.timing, y.bad)[latest].detach()
-        train = train.to("cpu").map(torch.clone)
+        train = y.replace(counts=None)[latest].detach().to("cpu").map(torch.clone)
         potentials = None
         if self._potentials:
             residual = keywords.get("residual")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from os import PathLike
 from pathlib import Path
@@ -52,6 +53,7 @@ def to_nir(net: nn.Module, x: Any, *, neurons: str = "IF", dt: float = 1.0, wind
         CannotLower: not supported are maximum pooling, one-sided padding, an initial potential in the form "IF" or of
             LIF neurons, timing "window" as primitives, layers that are not a chain to the Readout, and operators
             without a NIR node, such as upsampling or concatenation. It is a ValueError that names the layer.
+        TypeError, ValueError: neurons or dt is not allowed.
         UserError: the package nir is not installed.
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
@@ -59,8 +61,7 @@ def to_nir(net: nn.Module, x: Any, *, neurons: str = "IF", dt: float = 1.0, wind
     ['input', 'n1', 'n1_neurons', 'n2', 'output']
     """
     checks.one_of("neurons", neurons, FORMS)
-    if not dt > 0:
-        raise ValueError(f"dt: expected a positive number, got {dt}")
+    checks.number("dt", dt, "a number", "a positive number", math.ulp(0.0))
     general = any(isinstance(module, Neurons) for module in net.modules())
     graph = (graph_of_maps if general else _graph_of_stages)(net, x, neurons, dt)
     if "timing" in graph.metadata and not window:
@@ -109,6 +110,7 @@ def from_nir(
 
     Raises:
         UserError: the file cannot be read, or the package nir is not installed.
+        TypeError, ValueError: T, mode, dt or reset is not allowed.
         ValueError: a node is not supported, for example neurons that reset to a value; the message names it.
 
     >>> from tandem_snn import to_nir
@@ -125,11 +127,13 @@ def from_nir(
         if version < HARD_RESET_SINCE:
             reset = "subtract"
     metadata = {} if graph.metadata is dict else {key: plain(value) for key, value in graph.metadata.items()}
-    T = metadata.get("T") if T is None else T
+    T = int(metadata["T"]) if T is None and "T" in metadata else T
     if T is None:
         raise ValueError("T: give the number of time steps: the graph does not say it")
-    encoder = tnn.Encoder(int(T), mode or metadata.get("input", "direct"))
-    return Reader(nir, graph, encoder, float(dt or metadata.get("dt", 1.0)), reset).network()
+    encoder = tnn.Encoder(T, mode or metadata.get("input", "direct"))
+    dt = float(metadata.get("dt", 1.0)) if dt is None else dt
+    checks.number("dt", dt, "a number", "a positive number", math.ulp(0.0))
+    return Reader(nir, graph, encoder, dt, reset).network()
 
 
 def read_nir(path: Path) -> tuple[Any, tuple[int, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,14 +32,11 @@ def check_layers(net: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
 def watching(net: nn.Module, kinds: tuple[type[nn.Module], ...], watcher: Watcher) -> Iterator[None]:
     """Call ``watcher(name, layer, input, keywords, output)`` after each forward pass of a layer of these classes."""
 
-    def hook(name: str) -> Callable[..., None]:
-        def call(layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-            watcher(name, layer, *given(args, kwargs), output)
-
-        return call
+    def call(name: str, layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        watcher(name, layer, *given(args, kwargs), output)
 
     handles = [
-        layer.register_forward_hook(hook(name), with_kwargs=True)
+        layer.register_forward_hook(partial(call, name), with_kwargs=True)
         for name, layer in net.named_modules()
         if isinstance(layer, kinds)
     ]

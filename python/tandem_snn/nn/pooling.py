@@ -59,9 +59,9 @@ class AvgPool2d(HasNeurons):
         timing: str = "step",
     ) -> None:
         super().__init__()
-        self.kernel_size = _pair("kernel_size", kernel_size, 1)
-        self.stride = self.kernel_size if stride is None else _pair("stride", stride, 1)
-        self.padding = _pair("padding", padding, 0)
+        self.kernel_size = checks.ints("kernel_size", kernel_size, 2, 1)
+        self.stride = self.kernel_size if stride is None else checks.ints("stride", stride, 2, 1)
+        self.padding = checks.ints("padding", padding, 2, 0)
         self.spiking = spiking
         self.threshold = float(self.kernel_size[0] * self.kernel_size[1])
         self.v_init = v_init
@@ -162,10 +162,10 @@ class MaxPool2d(nn.Module):
         ceil_mode: bool = False,
     ) -> None:
         super().__init__()
-        self.kernel_size = _pair("kernel_size", kernel_size, 1)
-        self.stride = self.kernel_size if stride is None else _pair("stride", stride, 1)
-        self.padding = _pair("padding", padding, 0)
-        self.dilation = _pair("dilation", dilation, 1)
+        self.kernel_size = checks.ints("kernel_size", kernel_size, 2, 1)
+        self.stride = self.kernel_size if stride is None else checks.ints("stride", stride, 2, 1)
+        self.padding = checks.ints("padding", padding, 2, 0)
+        self.dilation = checks.ints("dilation", dilation, 2, 1)
         self.ceil_mode = ceil_mode
 
     def forward(self, x: Signal | Tensor) -> Signal | Tensor:
@@ -193,12 +193,6 @@ class MaxPool2d(nn.Module):
 
     def extra_repr(self) -> str:
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}"
-
-
-def _pair(name: str, size: Size, least: int) -> tuple[int, int]:
-    """Return a size as (vertical, horizontal)."""
-    height, width = checks.ints(name, size, 2, least)
-    return height, width
 
 
 def _windows(pool: AvgPool2d | MaxPool2d, x: Tensor, size: Sequence[int]) -> Iterator[Tensor]:
