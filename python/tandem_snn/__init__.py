@@ -35,8 +35,7 @@ _EXPERIMENTS = "python/experiments of the repository, which is not installed"
 _EXAMPLE = "python/examples/spikingjelly.py copies networks layer by layer, from_nir and to_nir by files"
 _MOVED = {
     "cli": f"the command tandem-snn is now {_EXPERIMENTS}: python python/experiments/train.py; python -m tandem_snn",
-    "create_model": f"architectures.create in {_EXPERIMENTS}",
-    "create_twin": f"architectures.create in {_EXPERIMENTS}",
+    **dict.fromkeys(("create_model", "create_twin"), f"architectures.create in {_EXPERIMENTS}"),
     "data": f"tandem_snn.tonic.from_tonic for events; data sets by name are in {_EXPERIMENTS}",
     "load_frozen": "tandem_snn.load",
     "list_models": f"architectures.MODELS in {_EXPERIMENTS}",

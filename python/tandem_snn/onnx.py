@@ -72,7 +72,6 @@ class Graph:
         self.constants: dict[str, Any] = {}
         self.inputs: list[Any] = []
         self.outputs: list[Any] = []
-        self._weights: dict[str, str] = {}
         self._not_finite: list[str] = []  # [batch], NaN where a potential is not finite, else 0
 
     def model(self) -> Any:
@@ -238,15 +237,13 @@ class Graph:
         self.output("answer", value, shape)
 
     def weight(self, name: str, layer: Layer) -> str:
-        """Add the weight, once. Quantised weights are integers; their step is in the scale, except for a readout."""
+        """Add the weight. Quantised weights are integers; their step is in the scale, except for a readout."""
         assert layer.weight is not None
         if layer.step is None:
             return self.constant(f"{name}.weight", layer.weight.float())
-        if name not in self._weights:
-            q = self.integers(f"{name}.weight", layer.weight)
-            step = layer.step.float() if layer.kind == "readout" else torch.ones(len(layer.step))
-            self._weights[name] = self.op("DequantizeLinear", q, self.constant(f"{name}.scale", step), axis=0)
-        return self._weights[name]
+        q = self.integers(f"{name}.weight", layer.weight)
+        step = layer.step.float() if layer.kind == "readout" else torch.ones(len(layer.step))
+        return self.op("DequantizeLinear", q, self.constant(f"{name}.scale", step), axis=0)
 
     def product(self, name: str, layer: Layer, x: str) -> str:
         """Add a product: Gemm, because onnxruntime rounds the input of MatMul to 8 bits if weights are dequantised."""

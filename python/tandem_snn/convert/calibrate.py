@@ -136,9 +136,8 @@ def one_of(values: Tensor, n: int) -> Tensor:
 
 def percentiles_of(values: Tensor, percentile: float) -> Tensor:
     """Return, for rows [C, N], the percentile of the positive values, one of them; 0 if there are none."""
-    values, positive = values.clamp_min(0).sort(1).values, (values > 0).sum(1)
-    rank = len(values[0]) - positive + ((positive - 1).clamp_min(0) * percentile / 100).round().long()
-    return values.gather(1, rank.clamp_max(len(values[0]) - 1).unsqueeze(1)).squeeze(1)
+    positive = values.where(values > 0, torch.nan)
+    return positive.nanquantile(percentile / 100, 1, interpolation="nearest").nan_to_num(0)
 
 
 def least_error(values: Tensor, T: int, start: float) -> Tensor:

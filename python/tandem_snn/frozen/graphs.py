@@ -60,6 +60,5 @@ def capture(net: nn.Module, x: Tensor | SpikeTrain) -> Graph | None:
 
 def _copy_of(x: Tensor | SpikeTrain) -> Tensor | SpikeTrain:
     if isinstance(x, SpikeTrain):
-        stored = x.stored.clone(memory_format=torch.preserve_format)
-        return SpikeTrain.unchecked(stored, x.T, None, x.gain, timing=x.timing)
+        return x.replace(stored=x.stored.clone(memory_format=torch.preserve_format), counts=None, bad=None)
     return x.clone(memory_format=torch.preserve_format)

@@ -23,8 +23,9 @@ from tandem_ext import SpikeTrain, checks
 
 from ..container import pack, unpack, write_atomically
 from ..errors import UserError
+from ..nn.passing import SIGNALS
 from .lowering import lower
-from .stages import ABSENT, CONSTANTS, FIELDS, HEADER, KINDS, SIGNALS, CannotLower, Stage, Stages, check_finite
+from .stages import ABSENT, CONSTANTS, FIELDS, HEADER, KINDS, CannotLower, Stage, Stages, check_finite
 
 _ops = torch.ops.tandem
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in the order of the kernels' enum

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from tandem_ext.train import add_flags
 
 from .. import nn as tnn
 from ..nn.currents import NEVER, step_currents
+from ..nn.passing import SIGNALS
 from ..nn.signals import describe, map_counts
 
 _ops = torch.ops.tandem
@@ -30,7 +31,6 @@ _ops = torch.ops.tandem
 HEADER, FIELDS, KINDS, _constants = (line.split() for line in _ops.frozen_fields.default().splitlines())
 CONSTANTS = {name: int(value) for name, value in (each.split("=") for each in _constants)}
 ABSENT, INPUT = CONSTANTS["absent"], CONSTANTS["input"]  # the numbers of two special values: none, the network's input
-SIGNALS: dict[str, Any] = {"direct": ConstantInput, "zero_expand": ImpulseInput, "events": SpikeTrain}
 FORMS = {"popcount": "window", "burst": "step"}  # stages that convert trains to the form of another timing
 Pair = tuple[int, int]
 
@@ -63,7 +63,7 @@ class Stage(nn.Module):
         gain: a factor of counts, for a stage that reads counts instead of spikes.
         timing: the timing of neurons or currents, which is also the form of the trains that the stage reads. The stages
             "popcount" and "burst" convert the form.
-        move: the module of a stage without weights.
+        move: the module or function of a stage without weights.
     """
 
     name: str
@@ -143,11 +143,11 @@ class Stage(nn.Module):
             return map_counts(x, self._answer)
         return self._spikes(x, residual) if self.fires else step_currents(x, None, self._current, self.timing)
 
-    def _move(self) -> nn.Module:
+    def _move(self) -> Callable[[Any], Any]:
         if self.kind == "flatten":
             return tnn.Flatten(self.first, self.last)
         if self.kind in FORMS:
-            return _InForm(FORMS[self.kind])
+            return partial(_in_form, FORMS[self.kind])
         if self.kind == "adaptive_mean":
             return tnn.AdaptiveAvgPool2d(self.kernel)
         if self.kind == "max_pool":
@@ -213,15 +213,8 @@ class Stage(nn.Module):
         return self._synapses().output_shape((*shape[:2], *space), self.weight)
 
 
-class _InForm(nn.Module):
-    """Converts a train to the form of a timing."""
-
-    def __init__(self, timing: str) -> None:
-        super().__init__()
-        self.timing = timing
-
-    def forward(self, x: SpikeTrain) -> SpikeTrain:
-        return x.replace(stored=x.in_form(self.timing), counts=None, timing=self.timing)
+def _in_form(timing: str, x: SpikeTrain) -> SpikeTrain:
+    return x.replace(stored=x.in_form(timing), counts=None, timing=timing)
 
 
 def check_finite(layers: nn.Module) -> None:

@@ -155,7 +155,7 @@ class _Walk:
         layer: Any = self.net.get_submodule(self.op.path)
         if not isinstance(layer, Neurons | tnn.SpikingLayer):
             self._refuse(self.op.kind)
-        if getattr(layer, "moved", False):
+        if getattr(layer, "has_offset", False):
             raise CannotLower(self.name, "NIR's neurons have no current of their own at every step, an offset")
         start = torch.as_tensor(layer.initial_potential).detach()
         fields = layer.dynamics() | {"v_init": start, "timing": layer.timing}

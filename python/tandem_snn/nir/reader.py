@@ -180,11 +180,11 @@ class Reader:
             leaks_first = plain(node.metadata.get("leak", "")).startswith("before the reset")
             node = Neuron(tensor(node.v_threshold), leak, v_init, factor, timing=timing)
             node = node if leak == 1 or leaks_first else node.leaks_its_reset()
+        if not values:
+            raise ValueError(f"node {name!r}: it has no input")
         if isinstance(node, Neuron):
             self.values[name] = _Signal(self._neurons(name, node, values), "spikes")
             return
-        if not values:
-            raise ValueError(f"node {name!r}: it has no input")
         x = values[0] if len(values) == 1 else _Signal(self._sum(values), "currents")
         if isinstance(node, nir.Output):
             self.graph.output(self._answer(name, x))
@@ -309,8 +309,6 @@ class Reader:
         fused = self._pooled(name, neurons, values) or self._fused(name, neurons, values)
         if fused is not None:
             return fused
-        if not values:
-            raise ValueError(f"node {name!r}: neurons without an input")
         currents = self._sum(values)
         if neurons.factor != 1:
             currents = self._function(general.linear_map, "mul", currents, neurons.factor)
@@ -350,7 +348,7 @@ class Reader:
 
     def _pooled(self, name: str, neurons: Neuron, values: list[Any]) -> fx.Node | None:
         """Make spiking average pooling, if the spikes have the value 1."""
-        pool, *others = values or [None]
+        pool, *others = values
         if others or not isinstance(pool, _Pool) or pool.x.kind != "spikes" or pool.x.scale is not None:
             return None
         if neurons.factor != 1 or neurons.leak != 1 or not torch.as_tensor(neurons.threshold).eq(pool.times).all():

@@ -305,7 +305,7 @@ class Neurons(HasNeurons):
         self.gain, self.ceiling, self.sums = gain, ceiling, sums
         for name, setting in neuron.items():
             setattr(self, name, setting)
-        self.moved = bool(self.offset.any())
+        self.has_offset = bool(self.offset.any())
 
     def forward(self, x: Signal | Currents) -> SpikeTrain:
         if not _is_signal(x):
@@ -314,7 +314,7 @@ class Neurons(HasNeurons):
         with torch.no_grad():
             train = self._fire(u)
         z = u.total
-        if self.moved:
+        if self.has_offset:
             z = z + u.T * over_space(self.offset, u.shape)
         if self.ceiling is not None:
             z = nn.functional.hardtanh(z, -1.0, self.ceiling)  # no gradient beyond the ceiling
@@ -325,7 +325,7 @@ class Neurons(HasNeurons):
 
     def _fire(self, u: Currents) -> SpikeTrain:
         v = self._before(u)
-        offset = over_space(self.offset, u.shape) if self.moved else 0.0
+        offset = over_space(self.offset, u.shape) if self.has_offset else 0.0
         neuron = self.dynamics()
         if self.timing == "window":
             total = ImpulseInput(u.total + u.T * offset, u.T)

@@ -17,7 +17,7 @@ from tandem_ext.ops import counts_dtype
 from .quantise import check_bits, rounded
 from .signals import Signal, X, check_input, describe, map_counts, map_features
 
-MODES = ("direct", "zero_expand", "events")
+SIGNALS: dict[str, Any] = {"direct": ConstantInput, "zero_expand": ImpulseInput, "events": SpikeTrain}  # by mode
 
 
 class Encoder(nn.Module):
@@ -44,7 +44,7 @@ class Encoder(nn.Module):
         super().__init__()
         checks.T("T", T)
         checks.gain("gain", gain)
-        checks.one_of("mode", mode, MODES)
+        checks.one_of("mode", mode, tuple(SIGNALS))
         self.T = T
         self.mode = mode
         self.gain = gain
@@ -53,7 +53,7 @@ class Encoder(nn.Module):
         if self.mode != "events":
             if isinstance(x, SpikeTrain):
                 raise TypeError(f'x: a SpikeTrain needs an Encoder with mode "events", this one has {self.mode!r}')
-            return (ConstantInput if self.mode == "direct" else ImpulseInput)(x, self.T, self.gain)
+            return SIGNALS[self.mode](x, self.T, self.gain)
         if not isinstance(x, SpikeTrain):
             raise TypeError(
                 f"x: an Encoder of events takes a SpikeTrain, got {describe(x)}: frames of event counts become one by "

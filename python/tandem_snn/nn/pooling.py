@@ -176,16 +176,15 @@ class MaxPool2d(nn.Module):
         if edge is None:
             size = self._maximum(x.stored.new_empty(x.shape, dtype=torch.float32, device="meta")).shape[-2:]
             return x.replace(stored=self._any(x, size), counts=None)
-        _, winners = F.max_pool2d(
-            edge.detach(), self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, True
-        )
+        _, winners = self._maximum(edge.detach(), indices=True)
         stored = self._any(x, winners.shape[-2:])
         spikes = SpikeTrain.unchecked(stored, x.T, None, 1.0, edge.dtype, x.timing).counts
         counts = apply(_ToWinner, edge, spikes, winners)
         return x.replace(stored=stored, counts=counts)
 
-    def _maximum(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+    def _maximum(self, x: Tensor, indices: bool = False) -> Any:
+        options: Any = (self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, indices)
+        return F.max_pool2d(x, *options)
 
     def _any(self, x: SpikeTrain, size: Sequence[int]) -> Tensor:
         either = torch.maximum if x.timing == "window" else torch.bitwise_or
