@@ -69,14 +69,7 @@ TEST(scans_and_bits_by_thousands_of_neurons) {
 
 TEST(windows_by_bytes) {
   for (int64_t channels : {16, 64, 100000}) {
-    PoolWindow w{};
-    w.images = w.height = w.width = 8;
-    w.channels = channels;
-    w.out_height = w.out_width = 4;
-    for (int i = 0; i < 2; ++i) {
-      w.kernel[i] = w.stride[i] = 2;
-      w.dilation[i] = 1;
-    }
+    const PoolWindow w{{8, 8, 8, channels, 0, 1, {2, 2}, {2, 2}, {0, 0}, {1, 1}}, 4, 4, false};
     std::vector<uint8_t> in(8 * 8 * 8 * channels), out(8 * 10 * 11 * channels);
     const Call pool = calls_of([&] { cpu::max_pool(w, in.data(), out.data(), record); })[0];
     const Call first = calls_of([&] { cpu::to_channels_first(in.data(), 8, 64, channels, out.data(), record); })[0];

@@ -108,54 +108,56 @@ void gate(Input& in) {
 
 void windows(Input& in) {
   PoolWindow w{};
-  w.images = in.range(0, 3);
-  w.channels = in.range(1, 80);
-  int64_t* sizes[] = {&w.height, &w.width};
+  Geometry& g = w.images;
+  g.groups = 1;
+  g.batch = in.range(0, 3);
+  g.channels = in.range(1, 80);
+  int64_t* sizes[] = {&g.height, &g.width};
   int64_t* outs[] = {&w.out_height, &w.out_width};
   for (int i = 0; i < 2; ++i) {
-    w.kernel[i] = in.range(1, 4);
-    w.stride[i] = in.range(1, 4);
-    w.padding[i] = in.range(0, 4);
-    w.dilation[i] = in.range(1, 3);
-    const int64_t extent = w.dilation[i] * (w.kernel[i] - 1) + 1;
-    *sizes[i] = std::max(extent - 2 * w.padding[i], in.range(1, 20));
-    *outs[i] = (*sizes[i] + 2 * w.padding[i] - extent) / w.stride[i] + in.range(0, 1) + 1;  // ceil_mode adds one
+    g.kernel[i] = in.range(1, 4);
+    g.stride[i] = in.range(1, 4);
+    g.padding[i] = in.range(0, 4);
+    g.dilation[i] = in.range(1, 3);
+    const int64_t extent = g.dilation[i] * (g.kernel[i] - 1) + 1;
+    *sizes[i] = std::max(extent - 2 * g.padding[i], in.range(1, 20));
+    *outs[i] = (*sizes[i] + 2 * g.padding[i] - extent) / g.stride[i] + in.range(0, 1) + 1;  // ceil_mode adds one
   }
-  const int64_t pixels = w.height * w.width;
-  const std::vector<uint8_t> image = any_bytes(in, w.images * pixels * w.channels);
+  const int64_t pixels = g.height * g.width;
+  const std::vector<uint8_t> image = any_bytes(in, g.batch * pixels * g.channels);
   const auto at = [&](int64_t i, int64_t y, int64_t x, int64_t c) {
-    const bool inside = y >= 0 && y < w.height && x >= 0 && x < w.width;
-    return inside ? image[((i * w.height + y) * w.width + x) * w.channels + c] : 0;
+    const bool inside = y >= 0 && y < g.height && x >= 0 && x < g.width;
+    return inside ? image[((i * g.height + y) * g.width + x) * g.channels + c] : 0;
   };
 
-  std::vector<uint8_t> pooled(w.images * w.out_height * w.out_width * w.channels, 77);
+  std::vector<uint8_t> pooled(g.batch * w.out_height * w.out_width * g.channels, 77);
   cpu::max_pool(w, image.data(), pooled.data(), cut_for);
   for (size_t n = 0; n < pooled.size(); ++n) {
-    const int64_t c = n % w.channels, pixel = n / w.channels;
+    const int64_t c = n % g.channels, pixel = n / g.channels;
     const int64_t x = pixel % w.out_width, y = pixel / w.out_width % w.out_height;
     int want = 0;
-    for (int64_t i = 0; i < w.kernel[0]; ++i) {
-      for (int64_t j = 0; j < w.kernel[1]; ++j) {
-        want |= at(pixel / w.out_width / w.out_height, y * w.stride[0] - w.padding[0] + i * w.dilation[0],
-                   x * w.stride[1] - w.padding[1] + j * w.dilation[1], c);
+    for (int64_t i = 0; i < g.kernel[0]; ++i) {
+      for (int64_t j = 0; j < g.kernel[1]; ++j) {
+        want |= at(pixel / w.out_width / w.out_height, y * g.stride[0] - g.padding[0] + i * g.dilation[0],
+                   x * g.stride[1] - g.padding[1] + j * g.dilation[1], c);
       }
     }
     CHECK(pooled[n] == want, "byte %zu of the maximum", n);
   }
 
   std::vector<uint8_t> first(image.size(), 77);
-  cpu::to_channels_first(image.data(), w.images, pixels, w.channels, first.data(), cut_for);
-  for (int64_t n = 0; n < w.images * pixels * w.channels; ++n) {
-    const int64_t i = n / (pixels * w.channels), c = n / pixels % w.channels, p = n % pixels;
-    CHECK(first[n] == image[(i * pixels + p) * w.channels + c], "byte %ld, channels first", long(n));
+  cpu::to_channels_first(image.data(), g.batch, pixels, g.channels, first.data(), cut_for);
+  for (int64_t n = 0; n < g.batch * pixels * g.channels; ++n) {
+    const int64_t i = n / (pixels * g.channels), c = n / pixels % g.channels, p = n % pixels;
+    CHECK(first[n] == image[(i * pixels + p) * g.channels + c], "byte %ld, channels first", long(n));
   }
 
-  const int64_t below = in.range(0, 4), right = in.range(0, 4), wide = w.width + right, high = w.height + below;
-  std::vector<uint8_t> padded(w.images * high * wide * w.channels, 77);
-  cpu::pad_after(image.data(), w.images, w.height, w.width, w.channels, below, right, padded.data(), cut_for);
+  const int64_t below = in.range(0, 4), right = in.range(0, 4), wide = g.width + right, high = g.height + below;
+  std::vector<uint8_t> padded(g.batch * high * wide * g.channels, 77);
+  cpu::pad_after(image.data(), g.batch, g.height, g.width, g.channels, below, right, padded.data(), cut_for);
   for (size_t n = 0; n < padded.size(); ++n) {
-    const int64_t pixel = n / w.channels;
-    const int want = at(pixel / wide / high, pixel / wide % high, pixel % wide, n % w.channels);
+    const int64_t pixel = n / g.channels;
+    const int want = at(pixel / wide / high, pixel / wide % high, pixel % wide, n % g.channels);
     CHECK(padded[n] == want, "byte %zu of the padded image", n);
   }
 }

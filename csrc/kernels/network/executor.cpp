@@ -94,8 +94,8 @@ void Run::change_form(int64_t i) {
 void Run::max_pool(int64_t i, int64_t images, const uint8_t* from, uint8_t* to, ParallelFor parallel) const {
   const Shape &in = plan_.steps[i].in, &out = plan_.steps[i].out;
   const bool counted = program_.value(at(i).input) == Value::kCounts;
-  PoolWindow pool{images, in.height, in.width, in.channels, out.height, out.width, {}, {}, {}, {}, counted};
-  at(i).set_window(pool);
+  PoolWindow pool{{images, in.height, in.width, in.channels, 0, 1, {}, {}, {}, {}}, out.height, out.width, counted};
+  at(i).set_window(pool.images);
   cpu::max_pool(pool, from, to, parallel);
 }
 

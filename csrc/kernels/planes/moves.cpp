@@ -18,20 +18,17 @@ TANDEM_INLINE void most_bytes(const uint8_t* in, int64_t n, uint8_t* out) {
 }
 
 TANDEM_INLINE void pool_lines(const PoolWindow& w, const uint8_t* in, uint8_t* out, int64_t begin, int64_t end) {
+  const Geometry& g = w.images;
   for (int64_t line = begin; line < end; ++line) {
     const int64_t image = line / w.out_height, y = line % w.out_height;
     for (int64_t x = 0; x < w.out_width; ++x) {
-      uint8_t* pixel = out + (line * w.out_width + x) * w.channels;
-      std::memset(pixel, 0, w.channels);
-      for (int64_t i = 0; i < w.kernel[0]; ++i) {
-        const int64_t row = y * w.stride[0] - w.padding[0] + i * w.dilation[0];
-        if (row < 0 || row >= w.height) continue;
-        for (int64_t j = 0; j < w.kernel[1]; ++j) {
-          const int64_t column = x * w.stride[1] - w.padding[1] + j * w.dilation[1];
-          if (column < 0 || column >= w.width) continue;
-          const uint8_t* from = in + ((image * w.height + row) * w.width + column) * w.channels;
-          w.counted ? most_bytes(from, w.channels, pixel) : or_bytes(from, w.channels, pixel);
-        }
+      uint8_t* pixel = out + (line * w.out_width + x) * g.channels;
+      std::memset(pixel, 0, g.channels);
+      for (int64_t tap = 0; tap < g.taps(); ++tap) {
+        const int64_t row = g.input(0, y, tap / g.kernel[1]), column = g.input(1, x, tap % g.kernel[1]);
+        if (!g.has_input(0, row) || !g.has_input(1, column)) continue;
+        const uint8_t* from = in + g.pixel(0, image, row, column);
+        w.counted ? most_bytes(from, g.channels, pixel) : or_bytes(from, g.channels, pixel);
       }
     }
   }
@@ -40,10 +37,11 @@ TANDEM_INLINE void pool_lines(const PoolWindow& w, const uint8_t* in, uint8_t* o
 }  // namespace
 
 void max_pool(const PoolWindow& window, const uint8_t* in, uint8_t* out, ParallelFor parallel) {
-  const int64_t line = window.out_width * window.channels * window.kernel[0] * window.kernel[1];
-  parallel_ranges(parallel, window.images * window.out_height, 1 + 65536 / (line + 1), [&](int64_t begin, int64_t end) {
-    at_level([&](auto) TANDEM_INLINE_LAMBDA { pool_lines(window, in, out, begin, end); });
-  });
+  const int64_t line = window.out_width * window.images.inputs();
+  parallel_ranges(parallel, window.images.batch * window.out_height, 1 + 65536 / (line + 1),
+                  [&](int64_t begin, int64_t end) {
+                    at_level([&](auto) TANDEM_INLINE_LAMBDA { pool_lines(window, in, out, begin, end); });
+                  });
 }
 
 void to_channels_first(const uint8_t* in, int64_t images, int64_t pixels, int64_t channels, uint8_t* out,

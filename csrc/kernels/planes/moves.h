@@ -1,18 +1,15 @@
 // Pooling and layouts of spike planes, without neurons: maximum pooling, flattening, padding.
 #pragma once
 
-#include <cstdint>
-
-#include "../parallel.h"
+#include "../layer.h"
 
 namespace tandem {
 
-// Pooling over images [images, height, width, channels] of bytes. Padding is silent.
+// Pooling over images of bytes, counts or planes, with the window of a layer. Padding is silent.
 struct PoolWindow {
-  int64_t images, height, width, channels;
-  int64_t out_height, out_width;
-  int64_t kernel[2], stride[2], padding[2], dilation[2];  // vertical, horizontal
-  bool counted;                                           // the bytes are counts
+  Geometry images;                // batch: samples times planes; outputs and groups are not used
+  int64_t out_height, out_width;  // one more than the geometry's where the last window reaches beyond the end
+  bool counted;
 };
 
 namespace cpu {

@@ -9,23 +9,23 @@ namespace tandem::cpu {
 namespace {
 
 struct ListJob {
-  const Geometry& geometry;
-  const uint8_t* spikes;  // the layer's planes
-  int planes, bits;
-  int64_t first, last;  // input channels
-  const Strip* strips;
+  const Layer& layer;
+  const Listed& of;
+  const Block& block;
   const int64_t* row;  // number of the first row of each strip
   int64_t capacity;    // most entries of the list of one row and plane
   uint16_t* entries;
   int64_t* start;
+  const Geometry& geometry = layer.geometry;
+  const int planes = layer.plane_count();
 
-  int64_t channels() const { return last - first; }
+  int64_t channels() const { return of.last - of.first; }
   uint16_t entry(int64_t ky, int64_t kx) const {
     return static_cast<uint16_t>((ky * geometry.kernel[1] + kx) * channels() * kEntryScale);
   }
-  uint16_t zero() const { return static_cast<uint16_t>(geometry.taps() * channels() * kEntryScale); }
+  uint16_t zero() const { return entry(geometry.kernel[0], 0); }
   const uint8_t* pixel(int64_t p, int64_t b, int64_t y, int64_t x) const {
-    return spikes + geometry.pixel(p, b, y, x) + first;
+    return layer.planes + geometry.pixel(p, b, y, x) + of.first;
   }
 };
 
@@ -50,10 +50,10 @@ TANDEM_INLINE int window_blocks(const ListJob& job, int64_t p, const Strip& s, i
   const bool adjoin = job.channels() == geometry.channels && geometry.dilation[1] == 1;
   int count = 0;
   for (int64_t ky = 0; ky < geometry.kernel[0]; ++ky) {
-    const int64_t y = job.geometry.input(0, s.y, ky);
-    if (!job.geometry.has_input(0, y)) continue;
+    const int64_t y = geometry.input(0, s.y, ky);
+    if (!geometry.has_input(0, y)) continue;
     if (adjoin) {
-      const int64_t left = job.geometry.input(1, x, 0), begin = std::max<int64_t>(left, 0);
+      const int64_t left = geometry.input(1, x, 0), begin = std::max<int64_t>(left, 0);
       const int64_t end = std::min(left + geometry.kernel[1], geometry.width);
       if (begin < end) {
         count = append_blocks(job.pixel(p, s.b, y, begin), (end - begin) * geometry.channels,
@@ -61,8 +61,8 @@ TANDEM_INLINE int window_blocks(const ListJob& job, int64_t p, const Strip& s, i
       }
     } else {
       for (int64_t kx = 0; kx < geometry.kernel[1]; ++kx) {
-        const int64_t column = job.geometry.input(1, x, kx);
-        if (!job.geometry.has_input(1, column)) continue;
+        const int64_t column = geometry.input(1, x, kx);
+        if (!geometry.has_input(1, column)) continue;
         count = append_blocks(job.pixel(p, s.b, y, column), job.channels(), job.entry(ky, kx), blocks, count);
       }
     }
@@ -79,7 +79,7 @@ TANDEM_INLINE uint16_t* list_rows(const ListJob& job, const Strip& strip, int64_
     for (int64_t p = 0; p < job.planes; ++p) {
       job.start[row * job.planes + p] = out - job.entries;
       const int count = window_blocks(job, p, strip, x, blocks);
-      out = Collector::template collect<G, kWordEntries>(blocks, count, job.bits, job.zero(), memory.collector, out,
+      out = Collector::template collect<G, kWordEntries>(blocks, count, job.of.bits, job.zero(), memory.collector, out,
                                                          nullptr);
     }
   }
@@ -132,11 +132,11 @@ TANDEM_INLINE uint16_t* concatenate(Piece* pieces, int count, int runs, uint16_t
 template <int G, class Collector>
 TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, int64_t row, ListMemory<Collector>& memory,
                                      uint16_t* out) {
-  const int runs = runs_per_plane(G) * job.bits / 8;
+  const int runs = runs_per_plane(G) * job.of.bits / 8;
   const Geometry& geometry = job.geometry;
   const int64_t kw = geometry.kernel[1];
-  const int64_t begin = std::max<int64_t>(job.geometry.input(1, strip.x0, 0), 0);
-  const int64_t end = std::min(job.geometry.input(1, strip.x1 - 1, kw - 1) + 1, geometry.width);
+  const int64_t begin = std::max<int64_t>(geometry.input(1, strip.x0, 0), 0);
+  const int64_t end = std::min(geometry.input(1, strip.x1 - 1, kw - 1) + 1, geometry.width);
   const int64_t column_capacity = 8 / G * geometry.kernel[0] * job.channels() + kSlack;
   const int64_t columns = std::max<int64_t>(end - begin, 0);
   InputBlock* blocks = memory.blocks.reserve(geometry.kernel[0] * (job.channels() / 64 + 1) + kw);
@@ -149,18 +149,18 @@ TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, int
     for (int64_t i = 0; i < columns; ++i) {
       int count = 0;
       for (int64_t ky = 0; ky < geometry.kernel[0]; ++ky) {
-        const int64_t y = job.geometry.input(0, strip.y, ky);
-        if (!job.geometry.has_input(0, y)) continue;
+        const int64_t y = geometry.input(0, strip.y, ky);
+        if (!geometry.has_input(0, y)) continue;
         count = append_blocks(job.pixel(p, strip.b, y, begin + i), job.channels(), job.entry(ky, 0), blocks, count);
       }
-      Collector::template collect<G, 0>(blocks, count, job.bits, 0, memory.collector, entries + i * column_capacity,
+      Collector::template collect<G, 0>(blocks, count, job.of.bits, 0, memory.collector, entries + i * column_capacity,
                                         sizes + i * runs);
     }
     for (int64_t x = strip.x0; x < strip.x1; ++x) {
       int count = 0;
       for (int64_t kx = 0; kx < kw; ++kx) {
-        const int64_t column = job.geometry.input(1, x, kx);
-        if (!job.geometry.has_input(1, column)) continue;
+        const int64_t column = geometry.input(1, x, kx);
+        if (!geometry.has_input(1, column)) continue;
         pieces[count++] = {entries + (column - begin) * column_capacity, sizes + (column - begin) * runs,
                            job.entry(0, kx)};
       }
@@ -183,26 +183,26 @@ TANDEM_INLINE void list_strips(const ListJob& job, int64_t begin, int64_t end) {
   uint16_t* out = job.entries + job.row[begin] * job.planes * job.capacity;
   const bool overlap = has_columns(job.geometry);
   for (int64_t i = begin; i < end; ++i) {
-    out = overlap ? list_columns<G>(job, job.strips[i], job.row[i], memory, out)
-                  : list_rows<G>(job, job.strips[i], job.row[i], memory, out);
+    out = overlap ? list_columns<G>(job, job.block.strips[i], job.row[i], memory, out)
+                  : list_rows<G>(job, job.block.strips[i], job.row[i], memory, out);
   }
 }
 
 template <class Collector>
-TANDEM_INLINE void list_any(const ListJob& job, int steps, int64_t begin, int64_t end) {
-  if (steps == 1) return list_strips<1, Collector>(job, begin, end);
-  if (steps == 2) return list_strips<2, Collector>(job, begin, end);
+TANDEM_INLINE void list_any(const ListJob& job, int64_t begin, int64_t end) {
+  if (job.of.steps == 1) return list_strips<1, Collector>(job, begin, end);
+  if (job.of.steps == 2) return list_strips<2, Collector>(job, begin, end);
   list_strips<4, Collector>(job, begin, end);
 }
 
-TANDEM_INLINE void list_by_table_body(const ListJob& job, int steps, int64_t begin, int64_t end) {
-  list_any<TableCollector>(job, steps, begin, end);
+TANDEM_INLINE void list_by_table_body(const ListJob& job, int64_t begin, int64_t end) {
+  list_any<TableCollector>(job, begin, end);
 }
-TANDEM_CPU_KERNEL(list_by_table, (const ListJob& job, int steps, int64_t begin, int64_t end), (job, steps, begin, end))
+TANDEM_CPU_KERNEL(list_by_table, (const ListJob& job, int64_t begin, int64_t end), (job, begin, end))
 
 #if TANDEM_MULTIVERSION
-TANDEM_TARGET_VBMI2 void list_by_compress(const ListJob& job, int steps, int64_t begin, int64_t end) {
-  list_any<CompressCollector>(job, steps, begin, end);
+TANDEM_TARGET_VBMI2 void list_by_compress(const ListJob& job, int64_t begin, int64_t end) {
+  list_any<CompressCollector>(job, begin, end);
 }
 #endif
 
@@ -217,38 +217,25 @@ bool can_compress() {
 #endif
 }
 
-void build_lists(const Layer& layer, int steps, int bits, int64_t first, int64_t last, const Block& block,
-                 SpikeLists& lists, ParallelFor parallel) {
+void build_lists(const Layer& layer, const Listed& of, const Block& block, SpikeLists& lists, ParallelFor parallel) {
   thread_local Scratch<int64_t> rows_memory;
   int64_t* row = rows_memory.reserve(block.count);
   for (int64_t i = 0, rows = 0; i < block.count; ++i) {
     row[i] = rows;
     rows += block.strips[i].x1 - block.strips[i].x0;
   }
-  const int planes = layer.plane_count();
-  const int64_t inputs = layer.geometry.taps() * (last - first), runs = runs_per_plane(steps);
-  const int64_t capacity = 8 / steps * inputs + runs * kWordEntries + kSlack;
-  const int64_t total = block.rows * planes;
-  lists.steps = steps;
-  lists.bits = bits;
-  const ListJob job{layer.geometry,
-                    layer.planes,
-                    planes,
-                    bits,
-                    first,
-                    last,
-                    block.strips,
-                    row,
-                    capacity,
-                    lists.entries.reserve(total * capacity),
-                    lists.start.reserve(total)};
+  const int64_t inputs = layer.geometry.taps() * (of.last - of.first), total = block.rows * layer.plane_count();
+  const int64_t capacity = 8 / of.steps * inputs + runs_per_plane(of.steps) * kWordEntries + kSlack;
+  lists.of = of;
+  const ListJob job{
+      layer, of, block, row, capacity, lists.entries.reserve(total * capacity), lists.start.reserve(total)};
   constexpr int64_t kGrain = 1 << 15;  // input bytes worth a thread
   const int64_t grain = 1 + kGrain * block.count / (total * inputs + 1);
   parallel_ranges(parallel, block.count, grain, [&](int64_t begin, int64_t end) {
 #if TANDEM_MULTIVERSION
-    if (can_compress()) return list_by_compress(job, steps, begin, end);
+    if (can_compress()) return list_by_compress(job, begin, end);
 #endif
-    list_by_table(job, steps, begin, end);
+    list_by_table(job, begin, end);
   });
 }
 

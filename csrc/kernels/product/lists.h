@@ -30,10 +30,16 @@ constexpr int64_t kEntryScale = 8;
 constexpr int64_t kMaxInputs = 65535 / kEntryScale;
 constexpr uint16_t kLastOfRun = 1;
 
+// What is listed of the inputs: channels [first, last), in groups of `steps` steps; of each byte the lowest 4 or 8
+// bits.
+struct Listed {
+  int steps = 1, bits = 8;
+  int64_t first = 0, last = 0;
+};
+
 // Lists of consecutive rows: the list of row r and plane p begins at entries + start[r * planes + p].
 struct SpikeLists {
-  int steps = 1;  // steps per group
-  int bits = 8;   // bits of a byte that are listed
+  Listed of;
   Scratch<uint16_t> entries;
   Scratch<int64_t> start;
 };
@@ -44,9 +50,7 @@ bool can_compress();
 // Whether receptive fields overlap, so that each input column is listed once and they concatenate their columns.
 inline bool has_columns(const Geometry& geometry) { return geometry.kernel[1] > geometry.stride[1]; }
 
-// Lists input channels [first, last) for the rows of a block, in groups of `steps` steps; of each byte the lowest 4 or
-// all 8 bits. `parallel` may divide the block.
-void build_lists(const Layer& layer, int steps, int bits, int64_t first, int64_t last, const Block& block,
-                 SpikeLists& lists, ParallelFor parallel);
+// Lists the inputs for the rows of a block, which `parallel` may divide.
+void build_lists(const Layer& layer, const Listed& of, const Block& block, SpikeLists& lists, ParallelFor parallel);
 
 }  // namespace tandem::cpu

@@ -58,15 +58,14 @@ void Lists::load(int64_t group, const Block& block, BlockInputs& inputs, Paralle
   const int64_t channel = group * tiling().channels;
   if (static_cast<int64_t>(inputs.lists.size()) < tiling().blocks) inputs.lists.resize(tiling().blocks);
   for (int64_t q = 0; q < tiling().blocks; ++q) {
-    build_lists(layer_, steps_, bits_, channel + tiling().first_channel(q), channel + tiling().last_channel(q), block,
-                inputs.lists[q], parallel);
+    const Listed of{steps_, bits_, channel + tiling().first_channel(q), channel + tiling().last_channel(q)};
+    build_lists(layer_, of, block, inputs.lists[q], parallel);
   }
 }
 
 const int32_t* Lists::sum(const Place& at, const BlockInputs& inputs) const {
-  const auto sum_block = prepared_.bytes() ? sum_byte_lists : sum_lists;
   int32_t* sums = step_sums(at);
-  for (int64_t q = 0; q < tiling().blocks; ++q) sum_block(tile(at, q), inputs.lists[q], sums, q == 0);
+  for (int64_t q = 0; q < tiling().blocks; ++q) sum_lists(tile(at, q), inputs.lists[q], sums, q == 0);
   return sums;
 }
 
@@ -74,7 +73,7 @@ const int32_t* Lists::sum(const Place& at, const BlockInputs& inputs) const {
 void Lists::fire_steps(const Place& at, const BlockInputs& inputs, uint8_t* open) const {
   const Tile whole = tile(at);
   if (tiling().blocks > 1 || !whole.is_whole()) return fire_sums(whole, sum(at, inputs), layer_.neuron, open);
-  (prepared_.bytes() ? fire_byte_lists : fire_lists)(whole, inputs.lists[0], layer_.neuron, open);
+  fire_lists(whole, inputs.lists[0], layer_.neuron, open);
 }
 
 void Lists::sum_counts(const Place& at, const BlockInputs& inputs, double* windows) const {

@@ -28,14 +28,14 @@ TANDEM_INLINE void specialise(const Tile& tile, int steps, const F& f) {
 template <int G, class S>
 TANDEM_INLINE void list_sums(const Tile& tile, const SpikeLists& lists, int64_t row, int p, S (&sums)[8]) {
   const int64_t list = row * tile.planes + p;
-  sum_steps<G>(tile.weights, lists.entries.data() + lists.start.data()[list], lists.bits, sums);
+  sum_steps<G>(tile.weights, lists.entries.data() + lists.start.data()[list], lists.of.bits, sums);
 }
 
 // SumsOf<L, R>: the sums of a step.
 template <template <int, int> class SumsOf, bool wide, int L>
 TANDEM_INLINE void fire_by_lists(const Tile& tile, const SpikeLists& lists, const Neuron<float>& neuron,
                                  uint8_t* open) {
-  specialise<wide>(tile, lists.steps, [&](auto registers, auto steps) TANDEM_INLINE_LAMBDA {
+  specialise<wide>(tile, lists.of.steps, [&](auto registers, auto steps) TANDEM_INLINE_LAMBDA {
     constexpr int R = decltype(registers)::value, G = decltype(steps)::value;
     using S = SumsOf<L, R>;
     run_neurons<L, R, true, S>(tile, neuron, open, [&](int64_t row, int p, S(&sums)[8]) TANDEM_INLINE_LAMBDA {
@@ -46,7 +46,7 @@ TANDEM_INLINE void fire_by_lists(const Tile& tile, const SpikeLists& lists, cons
 
 template <template <int, int> class SumsOf, bool wide, int L>
 TANDEM_INLINE void sum_by_lists(const Tile& tile, const SpikeLists& lists, int32_t* out, bool first) {
-  specialise<wide>(tile, lists.steps, [&](auto registers, auto steps) TANDEM_INLINE_LAMBDA {
+  specialise<wide>(tile, lists.of.steps, [&](auto registers, auto steps) TANDEM_INLINE_LAMBDA {
     constexpr int width = 16 * decltype(registers)::value, G = decltype(steps)::value;
     for (int64_t row = 0; row < tile.rows; ++row) {
       for (int p = 0; p < tile.planes; ++p, out += 8 * width) {
@@ -70,11 +70,17 @@ TANDEM_INLINE void sum_by_lists(const Tile& tile, const SpikeLists& lists, int32
 template <int L>
 TANDEM_INLINE void fire_lists_body(const Tile& tile, const SpikeLists& lists, const Neuron<float>& neuron,
                                    uint8_t* open) {
+  if constexpr (L == kLanes) {
+    if (tile.bytes) return fire_by_lists<ByteSums, true, L>(tile, lists, neuron, open);
+  }
   fire_by_lists<WideSums, L == kLanes, L>(tile, lists, neuron, open);
 }
 
 template <int L>
 TANDEM_INLINE void sum_lists_body(const Tile& tile, const SpikeLists& lists, int32_t* sums, bool first) {
+  if constexpr (L == kLanes) {
+    if (tile.bytes) return sum_by_lists<ByteSums, true, L>(tile, lists, sums, first);
+  }
   sum_by_lists<WideSums, L == kLanes, L>(tile, lists, sums, first);
 }
 
@@ -99,18 +105,5 @@ TANDEM_CPU_LANES_KERNEL(sum_lists, (const Tile& tile, const SpikeLists& lists, i
                         (tile, lists, sums, first))
 TANDEM_CPU_LANES_KERNEL(fire_sums, (const Tile& tile, const int32_t* sums, const Neuron<float>& neuron, uint8_t* open),
                         (tile, sums, neuron, open))
-
-#if TANDEM_MULTIVERSION
-TANDEM_TARGET_V4 void fire_byte_lists(const Tile& tile, const SpikeLists& lists, const Neuron<float>& neuron,
-                                      uint8_t* open) {
-  fire_by_lists<ByteSums, true, kLanes>(tile, lists, neuron, open);
-}
-TANDEM_TARGET_V4 void sum_byte_lists(const Tile& tile, const SpikeLists& lists, int32_t* sums, bool first) {
-  sum_by_lists<ByteSums, true, kLanes>(tile, lists, sums, first);
-}
-#else  // never called
-void fire_byte_lists(const Tile&, const SpikeLists&, const Neuron<float>&, uint8_t*) {}
-void sum_byte_lists(const Tile&, const SpikeLists&, int32_t*, bool) {}
-#endif
 
 }  // namespace tandem::cpu

@@ -12,7 +12,7 @@ struct Tile {
   int64_t first_row;  // number of the first row within the layer
   int planes;         // P
   int registers;      // R, 1 or 2
-  bool bytes;         // weights are int8, and their sums fit int16; else int32
+  bool bytes;         // weights are int8, and their sums fit int16 (only with AVX-512, prepared.cpp); else int32
   const void* weights;
   const float* unit;  // [16 R], the value of a sum of 1
   int64_t channel;    // first output channel
@@ -28,10 +28,6 @@ void fire_lists(const Tile& tile, const SpikeLists& lists, const Neuron<float>& 
 
 // Multiplies by lists and writes the sums, [rows, planes, 8, 16 R]. Adds to the sums in memory unless `first`.
 void sum_lists(const Tile& tile, const SpikeLists& lists, int32_t* sums, bool first);
-
-// The same for tiles of bytes, which only AVX-512 has (prepared.cpp).
-void fire_byte_lists(const Tile& tile, const SpikeLists& lists, const Neuron<float>& neuron, uint8_t* open);
-void sum_byte_lists(const Tile& tile, const SpikeLists& lists, int32_t* sums, bool first);
 
 // Fires the neurons from sums in memory.
 void fire_sums(const Tile& tile, const int32_t* sums, const Neuron<float>& neuron, uint8_t* open);
