@@ -58,6 +58,7 @@ enum class Algorithm : int32_t {
   kTileByTile = 2,  // lists of a few rows; each tile of weights is prepared just before its use
   kDigits = 3,      // all inputs times all weights, as products of bytes (product/digits/digits.h)
   kPlain = 4,       // input by input (product/plain.h): depthwise layers, and kernels with too many taps for lists
+  kFilter = 5,      // in float32 with a bound of the error, exactly where that leaves a doubt (product/filter.h)
 };
 
 // How a layer is multiplied.

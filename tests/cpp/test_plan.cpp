@@ -25,7 +25,8 @@ constexpr int kDigits = 0;  // beside the steps of a pattern
 
 // The cost of lists of `steps`, or of digits on the matrix unit.
 double cost_of(const Geometry& geometry, int steps, const Density& density) {
-  return steps == kDigits ? steps_cost(geometry, false, true) : lists_cost(geometry, steps, density, kCompressedLists);
+  return steps == kDigits ? steps_cost(geometry, false, ByteProducts::kAmx)
+                          : lists_cost(geometry, steps, density, kCompressedLists);
 }
 
 int cheapest(const Geometry& geometry, const Density& density, bool matrix_unit) {
@@ -103,7 +104,7 @@ TEST(the_matrix_unit_takes_dense_layers_of_many_rows) {
   CHECK(cheapest(linear(800, 800), dense, true) == 4, "one row");
   CHECK(cheapest(line, low, true) == kDigits, "an image");
   line.width = 3;
-  CHECK(steps_cost(line, false, true) > steps_cost(conv3x3(64, 64), false, true),
+  CHECK(steps_cost(line, false, ByteProducts::kAmx) > steps_cost(conv3x3(64, 64), false, ByteProducts::kAmx),
         "three rows where a tile has sixteen");
 }
 
@@ -207,7 +208,7 @@ TEST(what_the_matrix_unit_costs) {
   const auto near = [](double a, double b) { return a > 0 && std::abs(a - b) < 1e-9 * a; };
   const auto cost = [](Geometry geometry, int64_t rows, bool packed = true) {
     geometry.batch = rows;
-    return steps_cost(geometry, packed, true);
+    return steps_cost(geometry, packed, ByteProducts::kAmx);
   };
   const double expand = cost(linear(64, 0), 16);
   CHECK(near(cost(linear(640, 0), 16), 10 * expand), "channels");
@@ -235,7 +236,8 @@ TEST(products_of_bytes_take_dense_or_narrow_layers) {
     Geometry geometry = linear(inputs, 256);
     geometry.batch = 256;
     const int steps = cheapest_steps(geometry, density, kCompressedLists);
-    return steps_cost(geometry, true, false) < lists_cost(geometry, steps, density, kCompressedLists);
+    return steps_cost(geometry, true, ByteProducts::kAvx512Vnni) <
+           lists_cost(geometry, steps, density, kCompressedLists);
   };
   CHECK(!by_bytes(576, tenth) && by_bytes(576, half), "wide");
   CHECK(by_bytes(64, half), "narrow");
@@ -243,25 +245,29 @@ TEST(products_of_bytes_take_dense_or_narrow_layers) {
 
 // For counts, lists pay if few inputs are active or few rows would share the weights. Both costs are of AVX-512.
 TEST(counts_as_lists_or_digits) {
-  const auto by_digits = [](int64_t rows, bool packed, double nibbles, bool matrix_unit) {
+  const auto by_digits = [](int64_t rows, bool packed, double nibbles, ByteProducts by) {
     Geometry geometry = linear(800, 800);
     geometry.batch = rows;
     const Density density{{4 * nibbles, 2 * nibbles, nibbles}};
-    return counts_cost(geometry, packed, matrix_unit) <
+    return counts_cost(geometry, packed, by) <
            lists_cost(geometry, cheapest_steps(geometry, density, kCompressedLists), density, kCompressedLists);
   };
-  for (const bool unit : {false, true}) {
-    CHECK(by_digits(128, true, 0.9, unit) && by_digits(128, false, 0.9, unit), "many rows, unit %d", int(unit));
-    CHECK(!by_digits(1, true, 0.05, unit) && !by_digits(1, false, 0.9, unit), "one row, unit %d", int(unit));
+  for (const ByteProducts by : {ByteProducts::kAvx512Vnni, ByteProducts::kAmx}) {
+    CHECK(by_digits(128, true, 0.9, by) && by_digits(128, false, 0.9, by), "many rows, products %d", int(by));
+    CHECK(!by_digits(1, true, 0.05, by) && !by_digits(1, false, 0.9, by), "one row, products %d", int(by));
   }
-  CHECK(!by_digits(128, true, 0.05, false), "few spikes");
+  CHECK(!by_digits(128, true, 0.05, ByteProducts::kAvx512Vnni), "few spikes");
   Geometry geometry = linear(640, 160);
   geometry.batch = 16;
-  const double cost = counts_cost(geometry, true, false);
-  CHECK(counts_cost(geometry, true, true) < cost && counts_cost(geometry, false, false) > cost, "costs");
-  CHECK(counts_cost(geometry, true, false, 1) < 0.5 * cost, "weights of one digit");
+  constexpr auto vectors = ByteProducts::kAvx512Vnni;
+  const double cost = counts_cost(geometry, true, vectors);
+  CHECK(counts_cost(geometry, true, ByteProducts::kAmx) < cost && counts_cost(geometry, false, vectors) > cost,
+        "costs");
+  CHECK(counts_cost(geometry, true, vectors, 1) < 0.5 * cost, "weights of one digit");
   geometry.batch = 1;
-  CHECK(counts_cost(geometry, true, false) > 4 * cost, "one row where eight are multiplied at once");
+  const double alone = counts_cost(geometry, true, vectors);
+  CHECK(alone > 4 * cost, "one row where eight are multiplied at once");
+  CHECK(counts_cost(geometry, true, ByteProducts::kAvxVnni) < 0.7 * alone, "one row where four are");
 }
 
 // What the layer asks for is taken if it is possible.
@@ -287,8 +293,13 @@ TEST(what_choose_takes) {
   layer = made.layer();
   layer.geometry.batch = 8;
   CHECK(taken() == Algorithm::kTileByTile && taken(Timing::kWindow) == Algorithm::kTileByTile, "a few rows");
+  layer.neuron.planes = made.planes.data();
+  CHECK(taken() == Algorithm::kTileByTile && taken(Timing::kWindow) == Algorithm::kFilter, "counts that are fired");
+  layer.neuron.v = made.v_init.data();
+  CHECK(taken(Timing::kWindow) == Algorithm::kTileByTile, "potentials");
+  layer.neuron.v = nullptr;
   layer.prepared = made.planes.data();
-  CHECK(taken() != Algorithm::kTileByTile, "prepared");
+  CHECK(taken() != Algorithm::kTileByTile && taken(Timing::kWindow) != Algorithm::kFilter, "prepared");
   layer.geometry = test::image(9, 3, 1, 20, 20, 20);
   CHECK(taken() == Algorithm::kPlain && taken(Timing::kWindow) == Algorithm::kPlain, "depthwise");
   layer.geometry = test::line(8300, 8200, 0, 2, 9);

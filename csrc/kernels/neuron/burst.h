@@ -28,22 +28,30 @@ TANDEM_INLINE void fire_bursts(const Neuron<C>& a, NeuronLanes<C, L, whole>* neu
   } while (t < a.T && any(paid));
 }
 
-// Fires G groups of sixteen neurons from n on. product(s) is the window's product u of vector s of the groups.
+// Integrates the windows of G groups of sixteen neurons from n on, `apart` neurons from one to the next, and fires
+// their bursts. product(s) is the window's product u of vector s of the groups.
 template <int G, class C, int L, bool whole, class Product>
-TANDEM_INLINE void fire_windows(const Neuron<C>& a, NeuronLanes<C, L, whole>* neurons, int64_t n,
-                                const Product& product) {
+TANDEM_INLINE void run_windows(const Neuron<C>& a, NeuronLanes<C, L, whole>* neurons, int64_t n, int apart,
+                               const Product& product, typename NeuronLanes<C, L, whole>::Plane (&counts)[G]) {
   using Group = NeuronLanes<C, L, whole>;
-  typename Group::Plane counts[G] = {};
 #pragma GCC unroll 8
   for (int g = 0; g < G; ++g) {
     typename Group::Plane residual = {};
-    if (a.residual_planes != nullptr) neurons[g].load_residual(a, n + g * kLanes, 0, residual);
+    if (a.residual_planes != nullptr) neurons[g].load_residual(a, n + g * apart, 0, residual);
 #pragma GCC unroll 8
     for (int i = 0; i < Group::kParts; ++i) {
-      neurons[g].integrate(a, n + g * kLanes, i, product(g * Group::kParts + i), residual);
+      neurons[g].integrate(a, n + g * apart, i, product(g * Group::kParts + i), residual);
     }
   }
   fire_bursts<G>(a, neurons, counts);
+}
+
+// Fires G groups of sixteen neurons from n on.
+template <int G, class C, int L, bool whole, class Product>
+TANDEM_INLINE void fire_windows(const Neuron<C>& a, NeuronLanes<C, L, whole>* neurons, int64_t n,
+                                const Product& product) {
+  typename NeuronLanes<C, L, whole>::Plane counts[G] = {};
+  run_windows(a, neurons, n, kLanes, product, counts);
 #pragma GCC unroll 8
   for (int g = 0; g < G; ++g) neurons[g].end_window(a, n + g * kLanes, counts[g]);
 }

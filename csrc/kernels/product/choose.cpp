@@ -7,7 +7,7 @@
 #include <string>
 
 #include "../cpu/vectors.h"
-#include "digits/digits.h"
+#include "filter.h"
 #include "lists.h"
 #include "tiling.h"
 
@@ -40,6 +40,7 @@ Way choose(const Layer& layer, const Density& density) {
   if (in.is_depthwise() || in.taps() > kMaxInputs) return {Algorithm::kPlain, 0};
   const Algorithm wish = layer.way.algorithm == Algorithm::kFastest ? fixed_algorithm() : layer.way.algorithm;
   if (wish == Algorithm::kPlain && layer.weights.dtype != DType::kInt8) return layer.way;
+  if ((wish == Algorithm::kFilter || wish == Algorithm::kFastest) && can_filter(layer)) return {Algorithm::kFilter, 0};
 
   // Weights of one digit may take less time as bytes than by lists even for steps: for K inputs and 16 outputs VNNI has
   // 2 K products, lists have up to 4 K additions in many short runs.
@@ -57,8 +58,8 @@ Way choose(const Layer& layer, const Density& density) {
 
   if (!can_digits || wish != Algorithm::kFastest || lists.algorithm == Algorithm::kTileByTile) return lists;
   const bool prepared = layer.prepared != nullptr;
-  const double cost = layer.counted() ? counts_cost(in, prepared, unit, usual_digits(layer.weights.dtype))
-                                      : steps_cost(in, prepared, unit);
+  const double cost = layer.counted() ? counts_cost(in, prepared, byte_products(), usual_digits(layer.weights.dtype))
+                                      : steps_cost(in, prepared, byte_products());
   return cost < lists_cost(in, lists.steps, density) ? digits : lists;
 }
 
@@ -149,16 +150,15 @@ double digits_cost(const Geometry& geometry, bool prepared, double chunk, double
 
 }  // namespace
 
-double steps_cost(const Geometry& geometry, bool prepared, bool matrix_unit) {
-  if (!matrix_unit) return digits_cost(geometry, prepared, 140, 130, 1.9);
+double steps_cost(const Geometry& geometry, bool prepared, ByteProducts by) {
+  if (by != ByteProducts::kAmx) return digits_cost(geometry, prepared, 140, 130, 1.9);
   return digits_cost(geometry, prepared, 31 * ExpandedRows(geometry).idle(kTileRows), 190, 1.9);
 }
 
-double counts_cost(const Geometry& geometry, bool prepared, bool matrix_unit, int digits) {
-  constexpr int64_t kRowsAtOnce = 8;  // of vectors
-  const ExpandedRows rows(geometry);
-  const double chunk = matrix_unit ? 6 * rows.idle(kTileRows) : 32.0 / 3 * digits * rows.idle(kRowsAtOnce);
-  return digits_cost(geometry, prepared, chunk, 50, 0.2);
+double counts_cost(const Geometry& geometry, bool prepared, ByteProducts by, int digits) {
+  const int64_t at_once = by == ByteProducts::kAmx ? kTileRows : by == ByteProducts::kAvx512Vnni ? 8 : 4;
+  const double chunk = by == ByteProducts::kAmx ? 6 : 32.0 / 3 * digits;
+  return digits_cost(geometry, prepared, chunk * ExpandedRows(geometry).idle(at_once), 50, 0.2);
 }
 
 }  // namespace tandem::cpu

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../layer.h"
+#include "digits/digits.h"
 
 namespace tandem::cpu {
 
@@ -42,10 +43,10 @@ double lists_cost(const Geometry& geometry, int steps, const Density& density,
 // The steps of a pattern whose lists cost the least.
 int cheapest_steps(const Geometry& geometry, const Density& density, const ListCosts& costs = ListCosts::here());
 
-// The time of digits in the same unit, for the steps of a plane or for counts, on a matrix unit or by products of bytes
-// in vectors. Those are AVX-512 VNNI's; AVX2 takes twice the time, but so do lists there. The constants are fitted as
-// above; on a matrix unit those of counts are for three digits.
-double steps_cost(const Geometry& geometry, bool prepared, bool matrix_unit);
-double counts_cost(const Geometry& geometry, bool prepared, bool matrix_unit, int digits = 3);
+// The time of digits in the same unit, for the steps of a plane or for counts. In vectors it is AVX-512 VNNI's; others
+// take twice the time, but so do lists there. The constants are fitted as above; on a matrix unit those of counts are
+// for three digits.
+double steps_cost(const Geometry& geometry, bool prepared, ByteProducts by);
+double counts_cost(const Geometry& geometry, bool prepared, ByteProducts by, int digits = 3);
 
 }  // namespace tandem::cpu

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
-#include <optional>
 
 #include "../cpu/scratch.h"
 #include "units.h"
@@ -16,7 +15,6 @@ struct PackJob {
   const Weights& weights;
   const Tiling& tiling;
   const int64_t* position;
-  const ActiveInputs* active;  // null: all inputs
 };
 
 // a[first], b[first], a[first + 1], b[first + 1], ...; GCC needs the builtin to make it one shuffle, clang lacks it.
@@ -49,17 +47,16 @@ TANDEM_INLINE void transpose(Int<float, L> (&m)[L]) {
 }
 
 // Writes L rows of weights, each times its factor, as L columns of a tile. position[j] is the tile's row for weight j
-// of an output. Prefetches into L2 the weights `ahead` elements further on.
+// of an output. Prefetches the next rows into L2.
 template <int L, class E>
-TANDEM_INLINE void pack_rows(const PackJob& job, const E* const (&row)[L], const float (&factor)[L], int64_t ahead,
-                             int32_t* out) {
+TANDEM_INLINE void pack_rows(const PackJob& job, const E* const (&row)[L], const float (&factor)[L], int32_t* out) {
   const int64_t inputs = job.tiling.inputs();
   const int width = job.tiling.width();
   int64_t j = 0;
   for (; j + L <= inputs; j += L) {
     Int<float, L> block[L];
 #pragma GCC unroll 16
-    for (int i = 0; ahead > 0 && i < L; ++i) __builtin_prefetch(row[i] + ahead + j, 0, 2);
+    for (int i = 0; i < L; ++i) __builtin_prefetch(row[i] + L * inputs + j, 0, 2);
 #pragma GCC unroll 16
     for (int i = 0; i < L; ++i) block[i] = to_fixed(load_floats<L>(row[i] + j) * factor[i]);
     transpose<L>(block);
@@ -77,9 +74,8 @@ TANDEM_INLINE void pack_rows(const PackJob& job, const E* const (&row)[L], const
 // currents NaN at every step.
 template <int L, class E>
 TANDEM_INLINE void pack_typed(const PackJob& job, int64_t tile, int32_t* out, float* unit) {
-  thread_local Scratch<float> active_memory;
   const Tiling& tiling = job.tiling;
-  const int64_t row_size = job.active != nullptr ? job.active->inputs : tiling.inputs();
+  const int64_t row_size = tiling.inputs();
   const int width = tiling.width();
   int scale = 0;
   const int64_t group = tile / tiling.tiles_per_group;
@@ -90,32 +86,20 @@ TANDEM_INLINE void pack_typed(const PackJob& job, int64_t tile, int32_t* out, fl
   }
   for (int lane = 0; lane < width; lane += L) {
     const E* row[L];
-    const float* active_row[L];
     float factor[L];
     bool finite[L];
-    const int64_t active_size = tiling.inputs() + 16;
-    float* to = job.active != nullptr ? active_memory.reserve(L * active_size) : nullptr;
     for (int i = 0; i < L; ++i) {
       const bool exists = first + lane + i < tiling.outputs;
       const int64_t output = group * tiling.outputs + (exists ? first + lane + i : 0);
       row[i] = static_cast<const E*>(job.weights.data) + output * row_size;
-      active_row[i] = to + i * active_size;
-      std::optional<Magnitudes> seen;
-      if (to != nullptr) {
-        seen = gather_active(*job.active, row[i], L * row_size, measure_of(scale), to + i * active_size);
-      }
       int exponent;
-      finite[i] = unit_exponent<L>(row[i], row_size, exponent, scale, seen ? &*seen : nullptr);
+      finite[i] = unit_exponent<L>(row[i], row_size, exponent, scale);
       factor[i] = exists ? power_of_two(-exponent) : 0.f;
       unit[lane + i] = finite[i] ? power_of_two(exponent) : std::numeric_limits<float>::quiet_NaN();
     }
-    if (to != nullptr) {
-      pack_rows<L>(job, active_row, factor, 0, out + lane);
-    } else {
-      pack_rows<L>(job, row, factor, L * row_size, out + lane);
-    }
+    pack_rows<L>(job, row, factor, out + lane);
     for (int i = 0; i < L; ++i) {
-      const int64_t inputs = finite[i] ? 0 : tiling.inputs();
+      const int64_t inputs = finite[i] ? 0 : row_size;
       for (int64_t j = 0; j < inputs; ++j) out[job.position[j] * width + lane + i] = 0;
     }
   }
@@ -142,8 +126,8 @@ TANDEM_CPU_LANES_KERNEL(pack_tile, (const PackJob& job, int64_t tile, int32_t* o
 
 }  // namespace
 
-TilePacker::TilePacker(const Weights& weights, const Tiling& tiling, const ActiveInputs* active)
-    : weights_(weights), tiling_(tiling), active_(active), positions_(tiling.inputs()) {
+TilePacker::TilePacker(const Weights& weights, const Tiling& tiling)
+    : weights_(weights), tiling_(tiling), positions_(tiling.inputs()) {
   for (int64_t c = 0; c < tiling.channels; ++c) {
     for (int64_t tap = 0; tap < tiling.taps; ++tap) {
       positions_[weights.channels_last ? tap * tiling.channels + c : c * tiling.taps + tap] = tiling.row(tap, c);
@@ -152,7 +136,7 @@ TilePacker::TilePacker(const Weights& weights, const Tiling& tiling, const Activ
 }
 
 void TilePacker::operator()(int64_t i, int32_t* tile, float* unit) const {
-  pack_tile({weights_, tiling_, positions_.data(), active_}, i, tile, unit);
+  pack_tile({weights_, tiling_, positions_.data()}, i, tile, unit);
 }
 
 void pack(const Weights& weights, const Packed& to, ParallelFor parallel) {

@@ -4,24 +4,21 @@
 
 #include <vector>
 
-#include "active.h"
 #include "digits/digits.h"
 #include "tiling.h"
 
 namespace tandem::cpu {
 
-// Packs tiles of words (int32) one by one. Weights, tiling and active inputs must outlive the packer. If `active` is
-// given, the tiling is that of the active inputs.
+// Packs tiles of words (int32) one by one. Weights and tiling must outlive the packer.
 class TilePacker {
  public:
-  TilePacker(const Weights& weights, const Tiling& tiling, const ActiveInputs* active = nullptr);
+  TilePacker(const Weights& weights, const Tiling& tiling);
   // Packs tile i. tile: [tile_size], unit: [16 R].
   void operator()(int64_t i, int32_t* tile, float* unit) const;
 
  private:
   const Weights& weights_;
   const Tiling& tiling_;
-  const ActiveInputs* active_;
   std::vector<int64_t> positions_;
 };
 

@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "../planes/bits.h"
-#include "active.h"
 #include "choose.h"
+#include "filter.h"
 #include "pack.h"
 #include "product.h"
 #include "window.h"
@@ -47,12 +47,11 @@ void for_tiles(const Product& product, int64_t preparing, ParallelFor parallel, 
   });
 }
 
-// Lists whose tiles are packed one by one, with all inputs or, if `active` is given, only the active ones as channels.
+// Lists whose tiles are packed one by one.
 template <class Use>
-void pack_and_multiply(const Layer& layer, int steps, const ActiveInputs* active, ParallelFor parallel,
-                       const Use& use) {
+void multiply_tile_by_tile(const Layer& layer, int steps, ParallelFor parallel, const Use& use) {
   const Tiling tiling(layer.geometry);
-  const TilePacker pack_one(layer.weights, tiling, active);
+  const TilePacker pack_one(layer.weights, tiling);
   const Prepared none(tiling);
   const Lists lists(layer, none, steps);
   for_tiles(lists, 2 * tiling.tile_size, parallel, [&](const Product&, const Place& at, const BlockInputs& inputs) {
@@ -63,17 +62,6 @@ void pack_and_multiply(const Layer& layer, int steps, const ActiveInputs* active
     pack_one(number, tile, unit);
     use(Lists(lists, Prepared(tiling, number, tile, unit)), at, inputs);
   });
-}
-
-template <class Use>
-void multiply_tile_by_tile(const Layer& layer, int steps, ParallelFor parallel, const Use& use) {
-  if (!ActiveInputs::possible(layer.geometry)) return pack_and_multiply(layer, steps, nullptr, parallel, use);
-  const ActiveInputs active(layer);
-  if (!active.pays()) return pack_and_multiply(layer, steps, nullptr, parallel, use);
-  Layer few = layer;
-  few.geometry.channels = active.count;
-  few.planes = active.planes.data();
-  pack_and_multiply(few, steps, &active, parallel, use);
 }
 
 // Multiplies a layer, or a piece of it: calls use(product, place, inputs) for every tile.
@@ -116,8 +104,12 @@ void for_pieces(const Layer& layer, const Use& use) {
 void run(const Layer& layer, ParallelFor parallel) {
   if (layer.neuron.neurons == 0) return;
   const Way way = choose(layer, Density::of(layer));
+  uint8_t* open = reserve_open(layer, Tiling(layer.geometry));
+  if (way.algorithm == Algorithm::kFilter) {
+    run_filter(layer, open, parallel);
+    return write_mask(layer, open, parallel);
+  }
   const Prepared prepared(layer, way.algorithm, parallel);
-  uint8_t* open = reserve_open(layer, prepared.tiling());
   for_pieces(layer, [&](const Layer& part) {
     multiply(part, way, prepared, parallel, [&](const Product& product, const Place& at, const BlockInputs& inputs) {
       product.fire(at, inputs, open);
@@ -137,6 +129,7 @@ void window_product(const Layer& layer, float* u, ParallelFor parallel) {
   if (neurons == 0) return;
   const int planes = layer.plane_count(), pieces = layer.neuron.T <= UINT8_MAX ? 1 : (planes + kPlanes - 1) / kPlanes;
   Layer counted = layer;
+  counted.neuron.planes = nullptr;  // exact sums are wanted, not spikes
   if (!layer.counted()) {
     uint8_t* counts = memory.reserve(pieces * size);
     for (int i = 0; i < pieces; ++i) {

@@ -86,15 +86,13 @@ TANDEM_INLINE Magnitudes measure_magnitudes(const E* weights, int64_t size, floa
 }
 
 // Sets the exponent of the unit of an output's weights (unit.h). Returns false if a weight is not finite. `scale` is a
-// guess on entry: outputs of a layer are similar, so most weights are read only once. `first`: the magnitudes, if they
-// were already measured with this guess.
+// guess on entry: outputs of a layer are similar, so most weights are read only once.
 template <int L, class E>
-TANDEM_INLINE bool unit_exponent(const E* weights, int64_t size, int& exponent, int& scale,
-                                 const Magnitudes* first = nullptr) {
+TANDEM_INLINE bool unit_exponent(const E* weights, int64_t size, int& exponent, int& scale) {
   exponent = 0;
   if constexpr (sizeof(E) == 1) return true;  // integers
   const auto measure = [&] { return measure_magnitudes<L>(weights, size, measure_of(scale)); };
-  Magnitudes seen = first != nullptr ? *first : measure();
+  Magnitudes seen = measure();
   const auto largest = static_cast<uint32_t>(bits_of_float(seen.largest));
   if (largest >= kInfinity) return false;
   const int guess = scale;

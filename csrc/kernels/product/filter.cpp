@@ -1,0 +1,272 @@
+#include "filter.h"
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+#include <utility>
+
+#include "../cpu/scratch.h"
+#include "../neuron/burst.h"
+#include "units.h"
+
+namespace tandem::cpu {
+
+namespace {
+
+// Vectors of 16 floats multiply eight rows at once; with more steps than that, lists read fewer weights.
+constexpr int64_t kMostRows = 16, kMostSteps = 8, kMostInputs = 1 << 20;
+constexpr int kWholeWindow = -1;  // in place of a step
+
+// What all outputs read: rows of counts or, with step timing, of the spikes of each step of each sample.
+struct Inputs {
+  int64_t rows, size;   // size: inputs K
+  const float* counts;  // [rows, K]
+  const float* totals;  // [rows], Σc
+};
+
+// An output's weights as floats: in the memory [K], unless they are floats already.
+const float* weights_of(const Weights& weights, int64_t output, int64_t size, float* memory) {
+  if (weights.dtype == DType::kFloat32) return static_cast<const float*>(weights.data) + output * size;
+  const auto widen = [&](const auto* halves) {
+    for (int64_t k = 0; k < size; ++k) memory[k] = to_float(halves[output * size + k]);
+  };
+  weights.dtype == DType::kBFloat16 ? widen(static_cast<const BFloat16*>(weights.data))
+                                    : widen(static_cast<const Float16*>(weights.data));
+  return memory;
+}
+
+template <class V, size_t... lanes>
+TANDEM_INLINE auto add_halves(V x, std::index_sequence<lanes...>) {
+  return __builtin_shufflevector(x, x, lanes...) + __builtin_shufflevector(x, x, (sizeof...(lanes) + lanes)...);
+}
+template <class E, int L>
+TANDEM_INLINE E sum_of(typename Simd<E, L>::type x) {
+  if constexpr (L == 2) return x[0] + x[1];
+  if constexpr (L > 2) return sum_of<E, L / 2>(add_halves(x, std::make_index_sequence<L / 2>()));
+}
+
+// fl(w c) of R outputs and S samples: products [S, 16]. `most`: the largest magnitudes, as integers.
+template <int L, int R, int S>
+TANDEM_INLINE void multiply(const float* const* weights, const float* counts, int64_t size, float* products,
+                            Int<float, L>& most) {
+  Vec<float, L> sums[R][S]{};
+  const auto add = [&](int64_t k, int lanes) TANDEM_INLINE_LAMBDA {
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r) {
+      const auto w = load_first<Vec<float, L>>(weights[r] + k, lanes);
+      const auto magnitudes = reinterpret_cast<Int<float, L>>(w) & 0x7fffffff;
+      most = magnitudes > most ? magnitudes : most;
+#pragma GCC unroll 8
+      for (int s = 0; s < S; ++s) sums[r][s] += w * load_first<Vec<float, L>>(counts + s * size + k, lanes);
+    }
+  };
+  int64_t k = 0;
+  for (; k + L <= size; k += L) add(k, L);
+  if (k < size) add(k, static_cast<int>(size - k));
+#pragma GCC unroll 4
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int s = 0; s < S; ++s) products[s * kLanes + r] = sum_of<float, L>(sums[r][s]);
+  }
+}
+
+// e / Σc for sixteen outputs (filter.h), with the additions of eight steps. By unit_exponent() h is at most K max|w| /
+// 2^27 + 2^-57, or for half types, which have two digits, max|w| / 16319 if that is more. A little is added for the
+// roundings of the bound itself.
+template <int L>
+TANDEM_INLINE float error_per_spike(const Int<float, L>& magnitudes, int64_t size, bool half) {
+  int32_t largest = 0;
+  for (int i = 0; i < L; ++i) largest = std::max<int32_t>(largest, magnitudes[i]);
+  const auto inputs = static_cast<float>(size), roundings = static_cast<float>(size / L + 16);
+  const float relative = roundings * 0x1.1p-24f + inputs * 0x1p-28f + (half ? 0x1.1p-15f : 0);
+  return 1.001f * (relative * float_of_bits(static_cast<uint32_t>(largest)) + 0x1p-57f);
+}
+
+// The sum of the integers over some rows of counts, rounded once; NaN if a weight is not finite.
+template <int L, class E>
+TANDEM_INLINE float exact_product(const E* weights, const float* counts, int64_t size, int64_t rows) {
+  int exponent, scale = 0;
+  if (!unit_exponent<L>(weights, size, exponent, scale)) return std::numeric_limits<float>::quiet_NaN();
+  constexpr int H = L / 2;
+  const float factor = power_of_two(-exponent);
+  Vec<double, H> sum{};
+  double rest = 0;
+  for (int64_t row = 0; row < rows; ++row, counts += size) {
+    int64_t k = 0;
+    for (; k + H <= size; k += H) {
+      const auto integers = to_fixed(load_floats<H>(weights + k) * factor);
+      sum += __builtin_convertvector(integers, Vec<double, H>) *
+             __builtin_convertvector(load<Vec<float, H>>(counts + k), Vec<double, H>);
+    }
+    for (; k < size; ++k) rest += double{counts[k]} * tandem::to_fixed(load_floats<1>(weights + k)[0] * factor);
+  }
+  return static_cast<float>(sum_of<double, H>(sum) + rest) * power_of_two(exponent);
+}
+template <int L>
+TANDEM_INLINE float exact_product(const Weights& weights, int64_t output, const float* counts, int64_t size,
+                                  int64_t rows) {
+  const auto of = [&](const auto* data)
+                      TANDEM_INLINE_LAMBDA { return exact_product<L>(data + output * size, counts, size, rows); };
+  if (weights.dtype == DType::kBFloat16) return of(static_cast<const BFloat16*>(weights.data));
+  if (weights.dtype == DType::kFloat16) return of(static_cast<const Float16*>(weights.data));
+  return of(static_cast<const float*>(weights.data));
+}
+
+// Fires both ends of the neurons from n on: bursts, or the spikes of a plane. product(end, t, i) is that of part i at a
+// step or, at t = kWholeWindow, of the window.
+template <int L, class Product>
+TANDEM_INLINE void fire_ends(const Neuron<float>& a, NeuronLanes<float, L> (&ends)[2], int64_t n,
+                             const Product& product, typename NeuronLanes<float, L>::Plane (&spikes)[2]) {
+  constexpr int kParts = kLanes / L;
+  for (auto& end : ends) end.start(a, n);
+  if (a.timing == Timing::kWindow) {
+    const auto window = [&](int s) TANDEM_INLINE_LAMBDA { return product(s / kParts, kWholeWindow, s % kParts); };
+    return run_windows(a, ends, n, 0, window, spikes);
+  }
+  typename NeuronLanes<float, L>::Plane residual;
+  ends[0].load_residual(a, n, 0, residual);
+  for (int i = 0; i < kParts; ++i) {
+    for (int t = 0; t < a.T; ++t) {
+#pragma GCC unroll 2
+      for (int e = 0; e < 2; ++e) {
+        auto current = input_current(product(e, t, i), ends[e].scale[i], ends[e].k[i]);
+        if (has_residual(a)) current = rounded_add(current, ends[e].residual(a, n, i, t, residual));
+        ends[e].advance(a, i, current, t, spikes[e]);
+      }
+    }
+    for (int e = 0; is_gated(a) && e < 2; ++e) ends[e].sum_up(a, i, product(e, kWholeWindow, i));
+  }
+}
+
+// The lanes whose spikes or gates differ, or whose potentials are not finite.
+template <int L, class Plane>
+TANDEM_INLINE void find_doubts(const Neuron<float>& a, const NeuronLanes<float, L> (&ends)[2], const Plane (&spikes)[2],
+                               int32_t* doubts) {
+  const float ceiling = a.threshold * static_cast<float>(a.T);
+  for (int i = 0; i < kLanes / L; ++i) {
+    Int<float, L> found = spikes[0][i] ^ spikes[1][i];
+    const auto differ = [&](const Int<float, L>& x, const Int<float, L>& y) TANDEM_INLINE_LAMBDA { found |= x ^ y; };
+    differ(ends[0].z[i] > 0.f, ends[1].z[i] > 0.f);
+    differ(ends[0].z[i] < ceiling, ends[1].z[i] < ceiling);
+    for (const auto& end : ends) found |= reinterpret_cast<Int<float, L>>(end.v[i] - end.v[i]);
+    store(doubts + i * L, found);
+  }
+}
+
+// Multiplies sixteen outputs; of fewer the last one again and again. Returns their error per spike.
+template <int L>
+TANDEM_INLINE float multiply_outputs(const Layer& layer, const Inputs& in, int64_t first, int count, float* products) {
+  constexpr int R = 4;
+  thread_local Scratch<float> memory;
+  const bool half = layer.weights.dtype != DType::kFloat32;
+  float* floats = half ? memory.reserve(R * in.size) : nullptr;
+  Int<float, L> most{};
+  for (int i = 0; i < kLanes; i += R) {
+    const float* weights[R];
+    for (int r = 0; r < R; ++r) {
+      weights[r] = weights_of(layer.weights, first + std::min(i + r, count - 1), in.size, floats + r * in.size);
+    }
+    int64_t row = 0;
+    const auto multiply_rows = [&](auto outputs, auto samples) TANDEM_INLINE_LAMBDA {
+      constexpr int O = decltype(outputs)::value, S = decltype(samples)::value;
+      for (; row + S <= in.rows; row += S) {
+        for (int r = 0; r < R; r += O) {
+          multiply<L, O, S>(weights + r, in.counts + row * in.size, in.size, products + row * kLanes + i + r, most);
+        }
+      }
+    };
+    using Two = std::integral_constant<int, 2>;
+    using Four = std::integral_constant<int, 4>;
+    if (L == kLanes) multiply_rows(Two(), std::integral_constant<int, 8>());  // as many sums as there are registers for
+    multiply_rows(Two(), Four());
+    multiply_rows(Four(), Two());
+    multiply_rows(Four(), std::integral_constant<int, 1>());
+  }
+  return error_per_spike<L>(most, in.size, half);
+}
+
+template <int L>
+TANDEM_INLINE void filter_outputs_body(const Layer& layer, const Inputs& in, int64_t first, uint8_t* open) {
+  const Neuron<float>& a = layer.neuron;
+  const int count = static_cast<int>(std::min<int64_t>(kLanes, a.channels - first));
+  float products[2][kMostRows][kLanes];  // of both ends
+  const float error_of_spike = multiply_outputs<L>(layer, in, first, count, products[0][0]);
+  for (int64_t row = 0; row < in.rows; ++row) {
+    for (int i = 0; i < kLanes; ++i) {
+      const float product = products[0][row][i];
+      const float error = error_of_spike * in.totals[row] + 0x1p-22f * std::abs(product);
+      products[0][row][i] = product - error;
+      products[1][row][i] = product + error;
+    }
+  }
+  NeuronLanes<float, L> ends[2];
+  for (auto& end : ends) end.begin(a, first, count);
+  const int64_t samples = layer.geometry.batch, steps = in.rows / samples;
+  for (int64_t sample = 0; sample < samples; ++sample) {
+    const int64_t n = sample * a.channels + first, row = sample * steps;
+    float windows[2][kLanes] = {};
+    for (int64_t t = row; t < row + steps; ++t) {
+      for (int i = 0; i < 2 * kLanes; ++i) windows[i / kLanes][i % kLanes] += products[i / kLanes][t][i % kLanes];
+    }
+    const auto product = [&](int end, int t, int i) TANDEM_INLINE_LAMBDA {
+      return load<Vec<float, L>>((t == kWholeWindow ? windows[end] : products[end][row + t]) + i * L);
+    };
+    typename NeuronLanes<float, L>::Plane spikes[2] = {};
+    fire_ends(a, ends, n, product, spikes);
+    int32_t doubts[kLanes];
+    find_doubts(a, ends, spikes, doubts);
+    if (std::any_of(doubts, doubts + count, [](int32_t doubt) { return doubt != 0; })) {
+      for (int i = 0; i < count; ++i) {
+        if (doubts[i] == 0) continue;
+        const auto exact = [&](int64_t first_row, int64_t rows) {
+          return exact_product<L>(layer.weights, first + i, in.counts + first_row * in.size, in.size, rows);
+        };
+        windows[0][i] = exact(row, steps);
+        for (int64_t t = row; !layer.counted() && t < row + steps; ++t) products[0][t][i] = exact(t, 1);
+      }
+      std::memset(spikes, 0, sizeof(spikes));
+      fire_ends(a, ends, n, product, spikes);
+    }
+    layer.counted() ? ends[0].end_window(a, n, spikes[0]) : ends[0].end_plane(a, n, 0, spikes[0]);
+    ends[0].end(a, n, open);
+  }
+}
+TANDEM_CPU_LANES_KERNEL(filter_outputs, (const Layer& layer, const Inputs& in, int64_t first, uint8_t* open),
+                        (layer, in, first, open))
+
+}  // namespace
+
+bool can_filter(const Layer& layer) {
+  const Geometry& geometry = layer.geometry;
+  const bool few = layer.counted() ? geometry.batch <= kMostRows : geometry.batch * layer.neuron.T <= kMostSteps;
+  return few && geometry.is_linear() && geometry.groups == 1 && geometry.channels <= kMostInputs &&
+         layer.prepared == nullptr && layer.weights.dtype != DType::kInt8 && layer.neuron.planes != nullptr &&
+         layer.neuron.v == nullptr;
+}
+
+void run_filter(const Layer& layer, uint8_t* open, ParallelFor parallel) {
+  thread_local Scratch<float> memory;
+  const int64_t size = layer.geometry.channels, outputs = layer.geometry.outputs;
+  const int64_t steps = layer.counted() ? 1 : layer.neuron.T, rows = layer.geometry.batch * steps;
+  float* counts = memory.reserve(rows * (size + 1));  // from a cache line on
+  float* totals = counts + rows * size;
+  for (int64_t row = 0; row < rows; ++row) {
+    const uint8_t* bytes = layer.planes + row / steps * size;
+    const auto bit = static_cast<int>(row % steps), mask = layer.counted() ? UINT8_MAX : 1;
+    int total = 0;
+    for (int64_t k = 0; k < size; ++k) {
+      const int spikes = bytes[k] >> bit & mask;
+      counts[row * size + k] = static_cast<float>(spikes);
+      total += spikes;
+    }
+    totals[row] = static_cast<float>(total);
+  }
+  const Inputs in{rows, size, counts, totals};
+  constexpr int64_t kGrain = 1 << 16;  // weights worth a thread
+  parallel_ranges(parallel, (outputs + kLanes - 1) / kLanes, 1 + kGrain / (kLanes * size + 1),
+                  [&](int64_t begin, int64_t end) {
+                    for (int64_t i = begin; i < end; ++i) filter_outputs(layer, in, i * kLanes, open);
+                  });
+}
+
+}  // namespace tandem::cpu
