@@ -30,7 +30,7 @@ def bin_events(
 
 
 def check_window(window: tuple[float, float]) -> None:
-    if not window[0] < window[1]:
+    if not isinstance(window, (tuple, list)) or len(window) != 2 or not window[0] < window[1]:
         raise ValueError(f"window: expected (start, stop) with start < stop, got {window}")
 
 

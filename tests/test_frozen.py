@@ -214,7 +214,7 @@ def test_errors() -> None:
         *((lambda use=use: use(x.numpy()), TypeError, of_arrays) for use in (frozen, frozen.anytime)),
         (lambda: frozen(torch.tensor(1.0)), ValueError, "x: expected a batch"),
         (lambda: frozen.anytime(torch.tensor(1.0)), ValueError, "x: expected a batch"),
-        (lambda: events(torch.rand(1, 30)), TypeError, "x: expected a SpikeTrain, since the network has no Encoder"),
+        (lambda: events(torch.rand(1, 30)), TypeError, "x: the network takes a SpikeTrain, got a tensor"),
         (lambda: events.step(spikes[[0, 0]].replace(T=2)), ValueError, "x: expected one step, got SpikeTrain"),
         (lambda: streamed.step(spikes), ValueError, "x: expected an image, got SpikeTrain"),
         (lambda: events.step(torch.full((1, 30), 0.3)), ValueError, "x: expected only 0 and 1"),

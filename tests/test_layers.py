@@ -275,6 +275,10 @@ def two_timings(body, shortcut):
     (lambda: tnn.Readout(4, 2)([1.0]), TypeError, "list"),
     (lambda: tnn.Flatten(0), ValueError, "batch"),
     (lambda: tnn.Flatten()([1]), TypeError, "list"),
+    *((lambda ends=ends: tnn.Flatten(*ends)(direct(2, 3, 4)), ValueError, r"takes features .* got shape \[2, 3, 4\]")
+      for ends in ((3, -1), (-3, -1), (1, 3), (2, 1))),
+    *((lambda pool=pool: pool(spikes()), ValueError, r"Pool2d takes \[B, C, H, W\], got shape \[2, 4\]")
+      for pool in (tnn.AvgPool2d(2), tnn.MaxPool2d(2), tnn.AdaptiveAvgPool2d(1), tnn.AvgPool2d(2, spiking=False))),
     (lambda: tnn.Dropout(1.5), ValueError, "dropout probability"),
     (lambda: tnn.Linear(4, 3, norm=True)(direct(1, 4)), ValueError, "batch"),
     (lambda: tnn.AvgPool2d(2, v_init=math.nan), ValueError, "v_init: expected a finite"),
@@ -291,6 +295,7 @@ def two_timings(body, shortcut):
     (lambda: tnn.Residual(tnn.Linear(4, 3))(spikes()), ValueError, "residual"),
     (lambda: two_timings("window", "step"), ValueError, "timing: both paths need the same"),
     (lambda: two_timings("step", "window"), ValueError, "timing: both paths need the same"),
+    (lambda: tnn.init_gamma_("net"), TypeError, r"net: expected a torch\.nn\.Module, got str"),
     (lambda: tnn.init_gamma_(tnn.Linear(4, 4, norm=True)), ValueError, "no Encoder"),
     (lambda: tnn.init_gamma_(nn.Sequential(tnn.Encoder(8), tnn.Encoder(4))), ValueError, r"T = \[4, 8\]"),
 ])  # fmt: skip
@@ -344,7 +349,7 @@ def test_an_attribute_that_is_set_counts_in_the_next_call():
 def test_only_batch_norm_is_between_synapses_and_neurons(norm):
     layer = tnn.Linear(4, 4, norm=True)
     for replace in (layer.__setattr__, layer.add_module):
-        with pytest.raises(TypeError, match=r"norm: expected a batch norm of torch\.nn, or None"):
+        with pytest.raises(TypeError, match=r"norm: expected a batch norm of torch\.nn or None"):
             replace("norm", norm)
     layer.norm = torch.nn.SyncBatchNorm(4)
     assert isinstance(layer.norm, tnn.SyncBatchNorm)

@@ -343,7 +343,7 @@ def test_a_monitor_does_not_disturb_training():
 
 def test_mistakes_with_a_monitor():
     net = create(tnn, "mlp", (4,), 3, 4)
-    with pytest.raises(ValueError, match=r"layers: 'conv\*' matches none of the layers with neurons: fc1, fc2"):
+    with pytest.raises(ValueError, match=r"layers: 'conv\*' matches no layer with neurons, of fc1, fc2"):
         Monitor(net, "conv*")
     with pytest.raises(ValueError, match="samples: expected a positive int, got 0"):
         Monitor(net, samples=0)

@@ -129,6 +129,15 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     graph = to_nir(net, x)
     with pytest.raises(ValueError, match="reset"):
         from_nir(graph, reset="zero")
+    for given, error, message in (
+        ((net, None), TypeError, r"x: expected a tensor \[B, \*features\] or a SpikeTrain, got NoneType"),
+        ((net, torch.tensor(1.0)), ValueError, r"x: expected a batch \[B, \*features\], got a tensor of shape \[\]"),
+        (("net", x), TypeError, r"net: expected a torch\.nn\.Module, got str"),
+    ):
+        with pytest.raises(error, match=message):
+            to_nir(*given)
+    with pytest.raises(TypeError, match=r"graph: expected a nir\.NIRGraph or the path of a file, got Linear"):
+        from_nir(nn.Linear(2, 2))
     with pytest.raises(TypeError, match=r"T: expected an int from 1 to 65535, got 2.5"):
         from_nir(graph, T=2.5)  # type: ignore[arg-type]
     for dt in 0.0, float("nan"):

@@ -147,10 +147,11 @@ PLAIN, FRAMES = list(Recordings()), Recordings(tonic.transforms.ToFrame(SENSOR, 
 
 @pytest.mark.parametrize(("make", "said"), [
     (lambda: from_tonic(PLAIN), r"sensor_size: not known for list: give \(x, y, polarities\)"),
-    (lambda: from_tonic(PLAIN, sensor_size=(9, 2)), "sensor_size: expected"),
+    *((lambda size=size: from_tonic(PLAIN, sensor_size=size), "sensor_size: expected") for size in ((9, 2), 9)),
     (lambda: from_tonic(iter(PLAIN)), "dataset: expected one with len"),
     (lambda: from_tonic(Recordings(), 8, size=10), "size: expected 1 to 9"),
-    (lambda: from_tonic(Recordings(), 8, window=(10, 0)), "window: expected"),
+    *((lambda window=window: from_tonic(Recordings(), 8, window=window), "window: expected")
+      for window in ((10, 0), 10, (10,))),
     (lambda: from_tonic(PLAIN, sensor_size=(9, 12, 2))[1], "x: expected addresses in 0..8"),
     (lambda: from_tonic(FRAMES, 8)[1], "T: sample 1 has 5 frames, and T=8 is not a multiple of that"),
     (lambda: from_tonic(FRAMES, 5, size=3)[1], "size: frames cannot be resized"),

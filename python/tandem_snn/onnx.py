@@ -18,6 +18,7 @@ from .frozen import FrozenNetwork, freeze
 from .frozen.stages import CannotLower
 from .frozen.stages import Stage as Layer
 from .listing import Listing, Stage, listing_of
+from .nn.signals import check_batch
 
 OPSET, IR_VERSION = 21, 10  # the first versions with 4-bit integers
 
@@ -48,6 +49,7 @@ def to_onnx(net: nn.Module, path: str | PathLike[str], x: Any) -> None:
     >>> to_onnx(net, "net.onnx", torch.rand(1, 4))
     """
     extra("onnx", "the export to ONNX")
+    check_batch(x)
     frozen = net if isinstance(net, FrozenNetwork) else freeze(net)
     write_atomically(Path(path), Graph(listing_of(frozen, x)).model().SerializeToString())
 

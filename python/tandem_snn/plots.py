@@ -10,7 +10,6 @@ Each function draws into the given matplotlib ``axes``, or into new ones, and re
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -73,46 +72,31 @@ def raster(train: SpikeTrain | Recording | Tensor, axes: Any = None, *, sample: 
     return axes
 
 
-def potentials(
-    monitor: Mapping[str, Recording] | Recording,
-    axes: Any = None,
-    *,
-    layer: str | None = None,
-    sample: int = 0,
-    neurons: int = 4,
-) -> Any:
+def potentials(recording: Recording, axes: Any = None, *, sample: int = 0, neurons: int = 4) -> Any:
     """Plot the membrane potentials of a few neurons after each step, with their spikes above.
 
     With timing "window" the plot has T steps of integration, then T steps of firing.
 
     Args:
-        monitor: a :class:`tandem_snn.measure.Monitor` with ``potentials=True``, or one of its recordings.
-        layer: the name of a layer; None: the last one recorded.
+        recording: of a layer, by a :class:`tandem_snn.measure.Monitor` with ``potentials=True``.
         sample: the index in the batch.
         neurons: the number of neurons shown, starting with those that fire earliest.
 
     Raises:
-        ValueError: there are no recordings or potentials, there is no such layer, or neurons is less than 1.
-        TypeError: neurons is not an int.
+        TypeError: recording is none, or neurons is not an int.
+        ValueError: there are no potentials, or neurons is less than 1.
         IndexError: the batch has no such sample.
 
     >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2)).eval()
     >>> with tandem_snn.measure.Monitor(net, potentials=True) as monitor:
     ...     _ = net(torch.rand(5, 4))
-    >>> potentials(monitor).get_ylabel()
+    >>> potentials(monitor["1"]).get_ylabel()
     'membrane potential v'
     """
-    if isinstance(monitor, Recording):
-        recording = monitor
-    elif not monitor:
-        raise ValueError("monitor: nothing was recorded: run the network inside its with block")
-    else:
-        layer = list(monitor)[-1] if layer is None else layer
-        if layer not in monitor:
-            raise ValueError(f"layer: expected one of {abridged(monitor)}, got {layer!r}")
-        recording = monitor[layer]
+    if not isinstance(recording, Recording):
+        raise TypeError(f'recording: expected that of a layer, such as monitor["1"], got {type(recording).__name__}')
     if recording.potentials is None:
-        raise ValueError("monitor: no potentials were recorded: use Monitor(net, potentials=True)")
+        raise ValueError("recording: no potentials were recorded: use Monitor(net, potentials=True)")
     checks.positive("neurons", neurons)
     spikes = recording.train[sample].to_dense(torch.uint8)[:, 0].flatten(1).bool()
     v = recording.potentials[:, sample].flatten(1)
@@ -127,7 +111,7 @@ def potentials(
         fired = (spikes[:, neuron].nonzero().flatten() + 1 + start).tolist()
         axes.scatter(fired, [top + (i + 1.5) * row] * len(fired), s=40, marker="|", color=line.get_color())
     step_axis(axes, len(v))
-    axes.set(ylabel="membrane potential v", title=None if layer is None else f"Layer {layer}")
+    axes.set(ylabel="membrane potential v")
     axes.grid(alpha=0.3)
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
     return axes

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,7 +155,7 @@ def from_tonic(
 
 def features_of(sensor_size: Any) -> tuple[int, ...]:
     """Return the shape of the features of a sensor that tonic describes as (x, y, polarities)."""
-    sizes = tuple(sensor_size)
+    sizes = tuple(sensor_size) if isinstance(sensor_size, Iterable) else ()
     if len(sizes) != 3 or not all(isinstance(n, (int, np.integer)) and n > 0 for n in sizes):
         raise ValueError(f"sensor_size: expected (x, y, polarities) as tonic gives it, got {sensor_size!r}")
     x, y, p = map(int, sizes)

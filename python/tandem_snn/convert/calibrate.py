@@ -17,7 +17,7 @@ from .. import nn as tnn
 from ..frozen import FrozenNetwork
 from ..nn import general
 from ..nn.hooks import evaluating, watching
-from ..nn.signals import describe, effective_counts
+from ..nn.signals import check_network, describe, effective_counts
 from .to_ann import to_ann
 
 _SAMPLE, _KEPT = 2**20, 2**22  # the most activations of a layer that are kept: of one batch, and of all
@@ -46,7 +46,8 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
         net.
 
     Raises:
-        TypeError: a batch is neither a tensor nor a SpikeTrain, data is a single batch, or percentile is not a number.
+        TypeError: net is not a module, a batch is neither a tensor nor a SpikeTrain, data is a single batch, or
+            percentile is not a number.
         ValueError: net is frozen, has no layer to calibrate or no T, percentile is out of range, data has no
             sample, or activations are not finite.
 
@@ -56,6 +57,7 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
     >>> snn.get_submodule("0").threshold.shape, bool((snn.get_submodule("0").threshold < 0.5).all())
     (torch.Size([5]), True)
     """
+    check_network("net", net)
     if isinstance(net, FrozenNetwork):
         raise ValueError("net: a frozen network cannot be calibrated: calibrate the network, then freeze it")
     if percentile is not None:
@@ -98,7 +100,7 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
 
 def batches_of(data: Iterable[Any]) -> Iterator[Tensor | SpikeTrain]:
     """Yield the inputs in ``data``, an argument of :func:`calibrate` and :func:`convert`."""
-    if isinstance(data, Tensor | SpikeTrain):
+    if isinstance(data, Tensor | SpikeTrain) or not isinstance(data, Iterable):
         raise TypeError(f"data: expected an iterable of batches, such as [x], got {describe(data)}")
     for batch in data:
         x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch

@@ -17,10 +17,8 @@ LARGEST = (0, 1 << 15, 512, 64)  # the largest side to try, by number of spatial
 
 
 class _Input(NamedTuple):
-    """The input of a layer: its number of channels and of spatial dimensions, dtype and device."""
-
     channels: int
-    space: int
+    space: int  # the number of spatial dimensions
     dtype: torch.dtype
     device: torch.device
 

@@ -15,7 +15,7 @@ from tandem_ext.train import with_flags
 
 from .. import nn as tnn
 from ..nn.currents import part_of
-from ..nn.signals import describe
+from ..nn.signals import check_batch, describe
 from .graphs import MOST_KEPT, Graph, capture, key_of
 from .lowering import Grid, grids_of, lower, round_, snapshot
 from .program import Metadata, Program, inference, write
@@ -72,13 +72,11 @@ class FrozenNetwork(nn.Module):
 
     def _window_of(self, x: Tensor | SpikeTrain) -> int | None:
         """Return T of this call, which self.T may not be if another thread calls with another T."""
-        _check_batch("x", x)
+        check_batch(x)
         if isinstance(x, SpikeTrain):
             if x.T != self.T:
                 self.T = x.T
             return x.T
-        if not self._takes_images and isinstance(self._program_for(1.0).layers, Stages):
-            raise TypeError(f"x: expected a SpikeTrain, since the network has no Encoder for images, got {describe(x)}")
         return self.T
 
     def _answer(self, x: Tensor | SpikeTrain, T: int | None) -> Tensor:
@@ -218,7 +216,7 @@ class FrozenNetwork(nn.Module):
             if stream is None or stream.is_new:
                 raise ValueError("x: expected an input: a new stream has none that could stay as it is")
             return stream, None
-        _check_batch("x", x)
+        check_batch(x)
         signal = x
         if isinstance(x, SpikeTrain) and self._takes_images:
             raise ValueError(f"x: expected an image, got {describe(x)}")
@@ -414,11 +412,3 @@ def _kept(values: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
             del values[next(iter(values))]
         values[key] = make()
     return values[key]
-
-
-def _check_batch(name: str, x: object) -> None:
-    if isinstance(x, Tensor):
-        if not x.dim():
-            raise ValueError(f"{name}: expected a batch [B, *features], got {describe(x)}")
-    elif not isinstance(x, SpikeTrain):
-        raise TypeError(f"{name}: expected a tensor [B, *features] or a SpikeTrain, got {describe(x)}")

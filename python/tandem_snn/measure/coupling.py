@@ -94,8 +94,7 @@ def activations(net: nn.Module, x: Any) -> list[Activation]:
             while any(other.name == name for other in found):
                 name += "_again"  # as exports name it
             z = layer.preactivation(x, kwargs.get("residual"))
-            threshold = torch.as_tensor(layer.threshold, device=z.device)
-            threshold = over_space(threshold, z.shape)
+            threshold = over_space(torch.as_tensor(layer.threshold, device=z.device), z.shape)
             found.append(Activation(name, y.counts, z / threshold, y.T))
             ideal[id(y)] = (y, found[-1].a.relu() * over_space(y.gain, y.shape), found[-1])
 

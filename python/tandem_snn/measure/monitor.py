@@ -16,6 +16,7 @@ from tandem_ext import SpikeTrain, checks
 
 from ..errors import abridged
 from ..nn.hooks import FIRING, check_layers, evaluating, watching
+from ..nn.signals import check_network
 
 
 @dataclass(repr=False)
@@ -86,15 +87,14 @@ class Monitor(dict[str, Recording]):
     def __init__(
         self, net: nn.Module, layers: str | Sequence[str] = "*", *, potentials: bool = False, samples: int = 256
     ) -> None:
+        check_network("net", net)
         checks.positive("samples", samples)
         super().__init__()
         patterns = [layers] if isinstance(layers, str) else list(layers)
         names = [name for name, layer in net.named_modules() if isinstance(layer, FIRING)]
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in names):
-                raise ValueError(
-                    f"layers: {pattern!r} matches none of the layers with neurons: {abridged(names) or '-'}"
-                )
+                raise ValueError(f"layers: {pattern!r} matches no layer with neurons, of {abridged(names) or 'none'}")
         self._net = net
         self._names = {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
         self._potentials = potentials

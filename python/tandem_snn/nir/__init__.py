@@ -17,6 +17,7 @@ from .. import nn as tnn
 from ..errors import UserError, extra
 from ..listing import listing_of
 from ..nn.general import Neurons
+from ..nn.signals import check_batch, check_network
 from .maps import graph_of_maps
 from .reader import Reader
 from .values import plain
@@ -53,13 +54,15 @@ def to_nir(net: nn.Module, x: Any, *, neurons: str = "IF", dt: float = 1.0, wind
         CannotLower: not supported are maximum pooling, one-sided padding, an initial potential in the form "IF" or of
             LIF neurons, timing "window" as primitives, layers that are not a chain to the Readout, and operators
             without a NIR node, such as upsampling or concatenation. It is a ValueError that names the layer.
-        TypeError, ValueError: neurons or dt is not allowed.
+        TypeError, ValueError: net, x, neurons or dt is not allowed.
         UserError: the package nir is not installed.
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
     >>> sorted(to_nir(net, torch.rand(1, 4)).nodes)
     ['input', 'n1', 'n1_neurons', 'n2', 'output']
     """
+    check_network("net", net)
+    check_batch(x)
     checks.one_of("neurons", neurons, FORMS)
     checks.number("dt", dt, "a number", "a positive number", math.ulp(0.0))
     general = any(isinstance(module, Neurons) for module in net.modules())
@@ -110,7 +113,7 @@ def from_nir(
 
     Raises:
         UserError: the file cannot be read, or the package nir is not installed.
-        TypeError, ValueError: T, mode, dt or reset is not allowed.
+        TypeError, ValueError: graph, T, mode, dt or reset is not allowed.
         ValueError: a node is not supported, for example neurons that reset to a value; the message names it.
 
     >>> from tandem_snn import to_nir
@@ -126,6 +129,8 @@ def from_nir(
         graph, version = read_nir(Path(graph))
         if version < HARD_RESET_SINCE:
             reset = "subtract"
+    elif not isinstance(graph, nir.NIRGraph):
+        raise TypeError(f"graph: expected a nir.NIRGraph or the path of a file, got {type(graph).__name__}")
     metadata = {} if graph.metadata is dict else {key: plain(value) for key, value in graph.metadata.items()}
     T = int(metadata["T"]) if T is None and "T" in metadata else T
     if T is None:

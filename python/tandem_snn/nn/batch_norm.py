@@ -121,9 +121,7 @@ def normalised(norm: _BatchNorm, u: Tensor, batch: bool = True) -> tuple[Tensor,
 def own_norm(norm: object) -> _BatchNorm | None:
     """Check a layer's batch norm, and convert torch's SyncBatchNorm, which runs on GPUs only, to this one."""
     if norm is not None and not isinstance(norm, _BatchNorm):
-        raise TypeError(
-            f"norm: expected a batch norm of torch.nn, or None for a layer without, got {type(norm).__name__}"
-        )
+        raise TypeError(f"norm: expected a batch norm of torch.nn or None, got {type(norm).__name__}")
     return SyncBatchNorm(norm, norm.process_group) if isinstance(norm, nn.SyncBatchNorm) else norm
 
 

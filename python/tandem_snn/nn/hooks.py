@@ -14,6 +14,7 @@ from .general import Neurons
 from .neuron import SpikingLayer
 from .passing import Readout
 from .pooling import AvgPool2d
+from .signals import check_network
 
 Watcher = Callable[[str, nn.Module, Any, dict[str, Any], Any], None]
 SYNAPTIC = (SpikingLayer, Readout, AvgPool2d)
@@ -21,7 +22,8 @@ FIRING = (SpikingLayer, AvgPool2d, Neurons)
 
 
 def check_layers(net: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
-    """Raise ValueError unless the network contains layers of these classes that run one by one."""
+    """Raise an error unless the network contains layers of these classes that run one by one."""
+    check_network("net", net)
     if hasattr(net, "readouts"):
         raise ValueError("net: a frozen network runs as one call: pass the original network, or its copy, net.net")
     if not any(isinstance(layer, kinds) for layer in net.modules()):

@@ -24,7 +24,7 @@ from .currents import NEVER, part_of, residual_total, step_currents, window_trac
 from .options import DEFAULTS, INTEGRATE_ONLY, HasNeurons, NeuronOptions, checked_options
 from .passing import Encoder
 from .quantise import byte_integers, integers, rounded
-from .signals import Signal, check_signal, effective_counts
+from .signals import Signal, check_network, check_signal, effective_counts
 
 MOMENTUM = {"batch": 0.1, "running": 0.9}
 Net = TypeVar("Net", bound=nn.Module)
@@ -264,6 +264,7 @@ def init_gamma_(net: Net, T: int | None = None) -> Net:
     >>> net[1].norm.weight[0].item() == tnn.initial_gamma(4)
     True
     """
+    check_network("net", net)
     if T is None:
         windows = {module.T for module in net.modules() if isinstance(module, Encoder)}
         if len(windows) != 1:

@@ -76,7 +76,7 @@ class Flatten(nn.Flatten):
         start_dim, end_dim: dimensions of [B, *features]; the batch, dimension 0, cannot be included.
 
     Raises:
-        ValueError: start_dim is 0.
+        ValueError: start_dim is 0; or, when called, the dimensions are not features of x.
 
     >>> tnn.Flatten()(te.ConstantInput(torch.rand(2, 4, 3, 3), T=8))
     ConstantInput(T=8, shape=[2, 36], gain=1.0, device=cpu)
@@ -92,7 +92,10 @@ class Flatten(nn.Flatten):
         dims = len(x.shape)
         if dims == 1:
             return x
-        start, end = self.start_dim % dims - dims, self.end_dim % dims - dims  # negative: planes have an extra dim
+        start, end = (d - dims if d >= 0 else d for d in (self.start_dim, self.end_dim))  # planes have one dim more
+        if not -dims < start <= end < 0:
+            takes = f"Flatten({self.start_dim}, {self.end_dim}) takes features with these dimensions"
+            raise ValueError(f"x: {takes}, got shape {list(x.shape)}")
         flat: Any = map_features(x, lambda t: t.flatten(start, end))
         gain = 1.0 if isinstance(x, Tensor) else x.gain
         if isinstance(gain, Tensor) and gain.dim() and start == 1 - dims:  # one channel becomes several features

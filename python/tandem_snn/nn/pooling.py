@@ -17,7 +17,7 @@ from tandem_ext.functional.settings import default_v_init
 
 from .currents import fire_steps, part_of, scan_trace, spikes_of, window_trace
 from .options import HasNeurons
-from .signals import Signal, check_input, map_counts, map_features
+from .signals import Signal, check_images, map_counts, map_features
 
 Size = int | tuple[int, int]
 
@@ -73,7 +73,7 @@ class AvgPool2d(HasNeurons):
         return float(v_init) * self.threshold
 
     def forward(self, x: Signal | Tensor) -> Signal | Tensor:
-        check_input(x, "AvgPool2d")
+        check_images(x, "AvgPool2d")
         if not self.spiking:
             return map_counts(x, self._average)
         return self._fire(x) if isinstance(x, SpikeTrain) else map_features(x, self._average)
@@ -127,7 +127,7 @@ class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
     """
 
     def forward(self, x: Signal | Tensor) -> Tensor:
-        check_input(x, "AdaptiveAvgPool2d")
+        check_images(x, "AdaptiveAvgPool2d")
         return map_counts(x, super().forward)
 
 
@@ -169,7 +169,7 @@ class MaxPool2d(nn.Module):
         self.ceil_mode = ceil_mode
 
     def forward(self, x: Signal | Tensor) -> Signal | Tensor:
-        check_input(x, "MaxPool2d")
+        check_images(x, "MaxPool2d")
         if not isinstance(x, SpikeTrain):
             return map_features(x, self._maximum)
         edge = x.edge

@@ -31,6 +31,22 @@ def check_input(x: object, layer: str) -> None:
         raise TypeError(f"x: {layer} takes a SpikeTrain, ConstantInput, ImpulseInput or counts, got {describe(x)}")
 
 
+def check_images(x: object, layer: str) -> None:
+    """Check the input of a pooling layer."""
+    check_input(x, layer)
+    if len(x.shape) != 4:  # type: ignore[attr-defined]
+        raise ValueError(f"x: {layer} takes [B, C, H, W], got shape {list(x.shape)}")  # type: ignore[attr-defined]
+
+
+def check_batch(x: object) -> None:
+    """Check the input of a whole network."""
+    if isinstance(x, Tensor):
+        if not x.dim():
+            raise ValueError(f"x: expected a batch [B, *features], got {describe(x)}")
+    elif not isinstance(x, SpikeTrain):
+        raise TypeError(f"x: expected a tensor [B, *features] or a SpikeTrain, got {describe(x)}")
+
+
 def check_network(name: str, value: object) -> None:
     if not isinstance(value, nn.Module):
         raise TypeError(f"{name}: expected a torch.nn.Module, got {describe(value)}")
