@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 
-def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
+def start(*arguments, **environment):
     path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)], env=os.environ | {"PYTHONPATH": path} | environment,
@@ -14,7 +14,7 @@ def start(*arguments: object, **environment: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def run(*arguments: object, **environment: str) -> str:
+def run(*arguments, **environment):
     """What it prints; it ends well."""
     process = start(*arguments, **environment)
     try:

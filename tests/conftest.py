@@ -32,6 +32,11 @@ def on_device(device):
         yield
 
 
+@pytest.fixture(scope="session", params=["step", "window"])
+def timing(request):
+    return request.param
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

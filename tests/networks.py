@@ -1,33 +1,32 @@
 """Small networks of every layer with inputs for them, one trained on real images, and their spike counts."""
 
 import io
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
+import pytest
 import torch
-from extras import needs
-from torch import Tensor, nn
+from torch import nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
-from tandem_snn import FrozenNetwork, freeze
+from tandem_snn import freeze, load
 from tandem_snn.nn.general import Neurons
 
 
 class Net(nn.Module):
     """Layers by name, and a forward that is a function of them."""
 
-    def __init__(self, forward: Callable[[Any, Any], Any], **layers: nn.Module) -> None:
+    def __init__(self, forward, **layers):
         super().__init__()
         self.run = forward
         for name, layer in layers.items():
             self.add_module(name, layer)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x):
         return self.run(self, x)
 
 
-def trained(net: nn.Module, x: Tensor) -> nn.Module:
+def trained(net, x):
     """A network whose batch norms have seen data, in evaluation mode."""
     net.train()
     for _ in range(3):
@@ -35,17 +34,34 @@ def trained(net: nn.Module, x: Tensor) -> nn.Module:
     return net.eval()
 
 
-def in_windows(net: nn.Module) -> nn.Module:
-    """The same network, all of whose neurons have timing "window"."""
-    for layer in net.modules():
-        if hasattr(layer, "timing"):
-            if hasattr(layer, "leak"):
-                layer.leak = 1.0
-            layer.timing = "window"
+def settled(net, x):
+    """An ANN whose batch norms have seen data and are not the identity, in evaluation mode."""
+    for module in net.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.affine:
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    net.train()
+    with torch.no_grad():
+        for _ in range(30):
+            net(x)
+    return net.eval()
+
+
+def in_windows(net, every=""):
+    """The same network, whose neurons, or those of every other layer, "even" or "odd", have timing "window"."""
+    layers = [m for m in net.modules() if isinstance(m, (tnn.SpikingLayer, tnn.AvgPool2d, Neurons))]
+    for layer in layers[every == "odd" :: 2 if every else 1]:
+        if hasattr(layer, "leak"):
+            layer.leak = 1.0
+        layer.timing = "window"
+    for block in net.modules():
+        if isinstance(block, tnn.Residual) and block.shortcut is not None:  # which has the timing of its neurons
+            body, shortcut = ([m for m in path.modules() if hasattr(m, "timing")] for path in block.children())
+            shortcut[-1].timing = body[-1].timing
     return net
 
 
-def exported(net: nn.Module, *inputs: Any, **options: Any) -> Any:
+def exported(net, *inputs, **options):
     """The network as a file of torch.export has it."""
     file = io.BytesIO()
     torch.export.save(torch.export.export(net, inputs, **options), file)
@@ -53,19 +69,19 @@ def exported(net: nn.Module, *inputs: Any, **options: Any) -> Any:
     return torch.export.load(file).module()
 
 
-def mlp() -> tuple[nn.Module, Tensor]:
+def mlp():
     net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(20, 50, norm=True), tnn.Linear(50, 33), tnn.Readout(33, 10))
     return net, torch.rand(6, 20)
 
 
-def lif() -> tuple[nn.Module, Tensor]:
+def lif():
     first = tnn.Linear(20, 40, norm=True, leak=0.9, threshold=torch.rand(40) + 0.5)
     second = tnn.Linear(40, 30, v_init=0.5, gate="clip")
     net = nn.Sequential(tnn.Encoder(T=12, mode="zero_expand"), first, second, tnn.Readout(30, 10, bias=False))
     return net, torch.rand(6, 20)
 
 
-def conv() -> tuple[nn.Module, Tensor]:
+def conv():
     net = nn.Sequential(
         tnn.Encoder(T=8), tnn.Conv2d(1, 12, 3, padding=1, norm=True), tnn.MaxPool2d(3, 2, 1, ceil_mode=True),
         tnn.Conv2d(12, 24, 3, stride=2, padding=1, norm=True, groups=2, v_init=torch.rand(24, 5, 4)),
@@ -75,7 +91,7 @@ def conv() -> tuple[nn.Module, Tensor]:
     return net, torch.rand(5, 1, 17, 13)
 
 
-def residual() -> tuple[nn.Module, Tensor]:
+def residual():
     net = nn.Sequential(
         tnn.Encoder(T=9), tnn.Conv2d(3, 16, 3, padding="same", norm=True),
         tnn.Residual(nn.Sequential(tnn.Conv2d(16, 16, 3, padding=1, norm=True), tnn.Conv2d(16, 16, 1))),
@@ -84,7 +100,7 @@ def residual() -> tuple[nn.Module, Tensor]:
     return net, torch.rand(5, 3, 8, 8)
 
 
-def projection() -> tuple[nn.Module, Tensor]:
+def projection():
     body = nn.Sequential(
         tnn.Conv2d(8, 12, 3, stride=2, padding=1, norm=True), tnn.Conv2d(12, 12, 3, padding=1, norm=True, threshold=0.7)
     )
@@ -98,7 +114,7 @@ def projection() -> tuple[nn.Module, Tensor]:
     return net, torch.rand(5, 2, 16, 12)
 
 
-def image_paths(mode: str = "direct") -> tuple[nn.Module, Tensor]:
+def image_paths(mode="direct"):
     """Two synaptic paths from the image, the second time of pixels that were pooled."""
     body = nn.Sequential(tnn.Conv2d(2, 6, 3, padding=1, norm=True), tnn.Conv2d(6, 5, 3, padding=1))
     net = nn.Sequential(
@@ -109,16 +125,12 @@ def image_paths(mode: str = "direct") -> tuple[nn.Module, Tensor]:
     return net, torch.rand(5, 2, 8, 6)
 
 
-def impulse_paths() -> tuple[nn.Module, Tensor]:
-    return image_paths("zero_expand")
-
-
-def line() -> tuple[nn.Module, Tensor]:
+def line():
     layers = tnn.Conv1d(2, 9, 5, stride=2, norm=True), tnn.Conv1d(9, 8, 3, dilation=2, padding=1)
     return nn.Sequential(tnn.Encoder(T=3), *layers, tnn.Flatten(), tnn.Readout(8 * 8, 4)), torch.rand(4, 2, 23)
 
 
-def average() -> tuple[nn.Module, Tensor]:
+def average():
     net = nn.Sequential(
         tnn.AvgPool2d(2), tnn.Encoder(T=8, gain=0.5), tnn.Conv2d(1, 6, 3, padding=(2, 1), gain=0.5, threshold=0.5),
         tnn.AvgPool2d(3, 2, 1), tnn.Flatten(), tnn.Readout(6 * 12, 3),
@@ -126,7 +138,48 @@ def average() -> tuple[nn.Module, Tensor]:
     return net, torch.rand(4, 1, 12, 10)
 
 
-def block(**neuron: Any) -> nn.Module:
+def few_bits():
+    first = tnn.Linear(20, 40, norm=True, threshold=torch.rand(40) + 0.5)
+    second = tnn.Linear(40, 30, v_init=torch.rand(30), gate="clip", gain="threshold", threshold=0.3, weight_bits=5)
+    third = tnn.Linear(30, 20, threshold=nn.Parameter(torch.rand(20) / 4 + 0.1))
+    return nn.Sequential(tnn.Encoder(12, "zero_expand"), first, second, third, tnn.Readout(20, 10)), 4 * torch.rand(
+        6, 20
+    )
+
+
+def depthwise():
+    body = nn.Sequential(tnn.Conv2d(16, 16, 3, padding=1, groups=16, norm=True), tnn.Conv2d(16, 16, 1, v_init=0.5))
+    net = nn.Sequential(
+        tnn.Encoder(T=8), tnn.Conv2d(2, 16, 3, padding="same", v_init=0.5), tnn.Residual(body), tnn.MaxPool2d(2),
+        tnn.AvgPool2d(3, 1, 1, v_init=0.5), tnn.AdaptiveAvgPool2d(2), tnn.Flatten(), tnn.Readout(64, 5),
+    )  # fmt: skip
+    return net, torch.rand(4, 2, 9, 8)
+
+
+def spiking():
+    """A network of spikes in, some of whose layers have timing "window"."""
+    torch.manual_seed(1)
+    body = nn.Sequential(tnn.Conv1d(8, 8, 1, timing="window"), tnn.Conv1d(8, 8, 3, padding=1))
+    return nn.Sequential(
+        tnn.Conv1d(3, 8, 3, timing="window", v_init=0.5), tnn.Residual(body), tnn.Flatten(),
+        tnn.Linear(8 * 7, 20, timing="window", v_init=0.75), tnn.Readout(20, 5),
+    ).eval()  # fmt: skip
+
+
+impulse_paths = partial(image_paths, "zero_expand")
+NETWORKS = [mlp, conv, residual, projection, image_paths, impulse_paths, line, few_bits, depthwise]
+
+
+def of_timing(make, T, every=""):
+    """A network for T steps, with timing "window" as :func:`in_windows` gives it, in evaluation mode; and its input."""
+    torch.manual_seed(0)
+    net, x = make()
+    for encoder in (m for m in net.modules() if isinstance(m, tnn.Encoder)):
+        encoder.T = T
+    return trained(in_windows(net, every), x), x
+
+
+def block(**neuron):
     """A stem, an identity and a projection shortcut, pooling, and a linear layer with these options."""
     return nn.Sequential(
         tnn.Encoder(8), tnn.Conv2d(1, 4, 3, padding=1, norm=True, **neuron),
@@ -136,58 +189,22 @@ def block(**neuron: Any) -> nn.Module:
     )  # fmt: skip
 
 
-class Shortcut(nn.Module):
-    """A residual that is given with its name, or without."""
+def shortcut(named):
+    """A network with a residual that is given with its name, or without."""
 
-    def __init__(self, named: bool) -> None:
-        super().__init__()
-        self.encoder, self.first, self.second = tnn.Encoder(8), tnn.Linear(6, 5), tnn.Linear(5, 5)
-        self.readout, self.named = tnn.Readout(5, 3), named
+    def forward(m, x):
+        spikes = m.first(x=m.encoder(x))
+        return m.readout(m.second(spikes, residual=spikes) if named else m.second(spikes, spikes))
 
-    def forward(self, x: Tensor) -> Tensor:
-        spikes = self.first(x=self.encoder(x))
-        return self.readout(self.second(spikes, residual=spikes) if self.named else self.second(spikes, spikes))
+    layers = {"first": tnn.Linear(6, 5), "second": tnn.Linear(5, 5), "readout": tnn.Readout(5, 3)}
+    return Net(forward, encoder=tnn.Encoder(8), **layers)
 
 
-@torch.no_grad()
-def own_trains(net: nn.Module, x: Any) -> tuple[list[te.SpikeTrain], Tensor]:
-    """The spikes of each layer with neurons, and the answer."""
-    trains: list[te.SpikeTrain] = []
-    hooks = [
-        layer.register_forward_hook(lambda _, __, y: trains.append(y) if isinstance(y, te.SpikeTrain) else None)
-        for layer in net.modules()
-        if isinstance(layer, (tnn.SpikingLayer, tnn.AvgPool2d, Neurons))
-    ]
-    answer = net(x)
-    for hook in hooks:
-        hook.remove()
-    return trains, answer
-
-
-def own_counts(net: nn.Module, x: Any) -> tuple[list[Tensor], Tensor]:
-    """Spike counts of each layer with neurons, and the answer."""
-    trains, answer = own_trains(net, x)
-    return [train.counts for train in trains], answer
-
-
-@torch.no_grad()
-def assert_frozen_is(net: nn.Module, x: Any) -> FrozenNetwork:
-    """One program, its readouts and its stream give the bits of the evaluation with step timing; the frozen network."""
-    events = isinstance(x, te.SpikeTrain)
-    frozen, expected = freeze(net, T=x.T if events else None), net(x)
-    assert torch.equal(frozen(x), expected)
-    assert all(program.refusal is None for program in frozen._programs.values())
-    steps = [frozen.step(step) for step in (x.to_dense() if events else [x] * (frozen.T or 0))]
-    assert torch.equal(steps[-1], expected)
-    assert torch.equal(frozen.readouts(x), torch.stack(steps))
-    return frozen
-
-
-def seen_by(net: nn.Module, x: Any) -> dict[str, tuple[Any, Any]]:
+def seen_by(net, x):
     """The first argument and the result of each module."""
-    seen: dict[str, tuple[Any, Any]] = {}
+    seen = {}
     hooks = [
-        layer.register_forward_hook(lambda _, args, y, name=name: seen.update({name: (args[0], y)}))
+        layer.register_forward_hook(lambda _, args, y, name=name: seen.update({name: (args[0] if args else None, y)}))
         for name, layer in net.named_modules()
     ]
     net(x)
@@ -196,19 +213,55 @@ def seen_by(net: nn.Module, x: Any) -> dict[str, tuple[Any, Any]]:
     return seen
 
 
-def differing(ours: list[Tensor], theirs: list[Tensor]) -> list[float]:
+@torch.no_grad()
+def own_trains(net, x):
+    """The spikes of each layer with neurons, and the answer."""
+    seen, kinds = seen_by(net, x), (tnn.SpikingLayer, tnn.AvgPool2d, Neurons)
+    trains = [y for name, (_, y) in seen.items() if isinstance(net.get_submodule(name), kinds)]
+    return [y for y in trains if isinstance(y, te.SpikeTrain)], seen[""][1]
+
+
+def own_counts(net, x):
+    """Spike counts of each layer with neurons, and the answer."""
+    trains, answer = own_trains(net, x)
+    return [train.counts for train in trains], answer
+
+
+@torch.no_grad()
+def assert_frozen_is(net, x, folder=None):
+    """One program, its readouts, its stream and its file give the evaluation's bits; the frozen network."""
+    events = isinstance(x, te.SpikeTrain)
+    frozen, expected = freeze(net, T=x.T if events else None), net(x)
+    assert torch.equal(frozen(x), expected)
+    assert torch.equal(frozen.net(x), expected)
+    assert all(program.refusal is None for program in frozen._programs.values())
+    if folder is not None:
+        frozen.save(folder / "net.tandem")
+        assert torch.equal(load(folder / "net.tandem")(x), expected)
+    if any(getattr(layer, "timing", "") == "window" for layer in net.modules()):  # at rest
+        assert torch.equal(frozen.settle(x)[0], expected)
+        assert torch.equal(frozen.readouts(x)[-1], expected)
+        assert frozen.anytime(x)[0].shape == expected.shape
+        return frozen
+    steps = [frozen.step(step) for step in (x.to_dense() if events else [x] * (frozen.T or 0))]
+    assert torch.equal(steps[-1], expected)
+    assert torch.equal(frozen.readouts(x), torch.stack(steps))
+    return frozen
+
+
+def differing(ours, theirs):
     """Share of each layer's neurons whose count is another."""
     return [(c != other).double().mean().item() for c, other in zip(ours, theirs, strict=True)]
 
 
-def images(number: int = 200) -> Tensor:
+def images(number=200):
     """Handwritten digits, in sixteenths."""
-    datasets = needs("sklearn.datasets")
+    datasets = pytest.importorskip("sklearn.datasets")
     return torch.from_numpy(datasets.load_digits().images[:number]).float().unsqueeze(1) / 16
 
 
 @torch.no_grad()
-def dyadic(net: nn.Module) -> nn.Module:
+def dyadic(net):
     """Numbers with which all sums are exact, and biases that let no potential meet its threshold exactly: there
     simulators differ, some fire at v ≥ ϑ and others at v > ϑ.
     """
@@ -225,7 +278,7 @@ def dyadic(net: nn.Module) -> nn.Module:
     return net.eval()
 
 
-def network(T: int = 8) -> nn.Module:
+def network(T=8):
     """For handwritten digits."""
     torch.manual_seed(1)
     net = nn.Sequential(
@@ -237,26 +290,22 @@ def network(T: int = 8) -> nn.Module:
 
 
 @torch.no_grad()
-def meeting(net: nn.Module) -> nn.Module:
+def meeting(net):
     """Weights in eighths and no biases: many a potential equals the threshold."""
     for module in net.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             module.weight.copy_((module.weight * 16).round() / 8)
-            nn.init.zeros_(module.bias)
+            module.bias = None if module.bias is None else nn.init.zeros_(module.bias)
     return net.eval()
 
 
 @torch.no_grad()
-def stepped(
-    net: nn.Module, steps: Any, names: Callable[[str, nn.Module], bool], call: Callable[[Any], Any] | None = None
-) -> tuple[list[Tensor], Tensor]:
-    """Counts of the modules that ``names`` selects, in order of their first call, and the sum of the answers of
-    ``call``, by default the network.
-    """
-    counts: dict[str, Tensor] = {}
+def stepped(net, steps, names, call=None):
+    """Counts of modules that ``names`` selects, by their first call, and summed answers of ``call`` or the network."""
+    counts = {}
 
-    def counting(name: str) -> Callable[..., None]:
-        def hook(_: object, __: object, y: Any) -> None:
+    def counting(name):
+        def hook(_, __, y):
             counts[name] = counts.get(name, torch.zeros(())) + (y[0] if isinstance(y, tuple) else y)
 
         return hook
@@ -271,7 +320,7 @@ def stepped(
     return list(counts.values()), answer
 
 
-def assert_same(ours: tuple[list[Tensor], Any], theirs: tuple[list[Tensor], Tensor], least: int = 1) -> None:
+def assert_same(ours, theirs, least=1):
     """Equal counts of every layer, of which some neuron has at least so many, and equal answers."""
     assert len(ours[0]) == len(theirs[0])
     for c, other in zip(ours[0], theirs[0], strict=True):

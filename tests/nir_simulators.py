@@ -1,33 +1,29 @@
-"""Simulators that run a NIR graph: each tool's own import, where that changes the neuron with the lines that put it
-right, and NIR's formulas themselves.
-"""
+"""Simulators of NIR graphs: each tool's own import, with the lines that put its neuron right, and NIR's formulas."""
 
 import contextlib
 import io
 import warnings
 from graphlib import TopologicalSorter
-from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
-from extras import needs
 from networks import Net, stepped
-from torch import Tensor, nn
+from torch import nn
 
 import tandem_ext as te
 from tandem_snn import to_nir
 
-nir = needs("nir")
+nir = pytest.importorskip("nir")
 T = 8
 
 
-def counts_of(model: nn.Module, neurons: list[nn.Module], x: Tensor) -> tuple[list[Tensor], Tensor]:
+def counts_of(model, neurons, x):
     """The counts of another tool's model, stepped T times with the image at every step, and its answer."""
     state = None
 
-    def step(x: Tensor) -> Tensor:
+    def step(x):
         nonlocal state
         y = model(x, state)
         y, state = y if isinstance(y, tuple) else (y, None)
@@ -36,28 +32,28 @@ def counts_of(model: nn.Module, neurons: list[nn.Module], x: Tensor) -> tuple[li
     return stepped(model, [x] * T, lambda _, module: module in neurons, step)
 
 
-def file_of(net: nn.Module, x: Any, path: Path, **options: Any) -> str:
+def file_of(net, x, path, **options):
     nir.write(path / "net.nir", to_nir(net, x, window=True, **options))
     return str(path / "net.nir")
 
 
-def dynamics(node: Any) -> tuple[Any, Tensor]:
+def dynamics(node):
     """What a step of length 1 leaves of a potential, and the factor of its current."""
     r, tau = (torch.from_numpy(getattr(node, name, np.ones(()))) for name in ("r", "tau"))
     return (1 - 1 / tau if hasattr(node, "tau") else 1.0), r / tau
 
 
 class Integrator(nn.Module):
-    def __init__(self, node: Any) -> None:
+    def __init__(self, node):
         super().__init__()
         self.kept, self.factor = dynamics(node)
 
-    def forward(self, x: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x, state=None):
         v = self.factor * x if state is None else self.kept * state + self.factor * x
         return v, v
 
 
-def affine(node: Any) -> nn.Linear:
+def affine(node):
     layer = nn.Linear(*node.weight.shape[::-1])
     layer.weight.data, layer.bias.data = torch.tensor(node.weight), torch.tensor(node.bias)
     return layer
@@ -72,14 +68,14 @@ PRIMITIVES = {
 }
 
 
-def by_nirtorch(path: str) -> tuple[nn.Module, list[nn.Module]]:
-    nirtorch = needs("nirtorch")
+def by_nirtorch(path):
+    nirtorch = pytest.importorskip("nirtorch")
     model = nirtorch.nir_to_torch(path, PRIMITIVES)
     return model, [m for name, m in model.named_modules() if name.endswith("_spikes")]
 
 
-def by_spikingjelly(path: str, soft: bool = True) -> tuple[nn.Module, list[nn.Module]]:
-    exchange = needs("spikingjelly.activation_based.nir_exchange")
+def by_spikingjelly(path, soft=True):
+    exchange = pytest.importorskip("spikingjelly.activation_based.nir_exchange")
     from spikingjelly.activation_based.neuron import IFNode
 
     model = exchange.import_from_nir(path, dt=1.0)
@@ -89,8 +85,8 @@ def by_spikingjelly(path: str, soft: bool = True) -> tuple[nn.Module, list[nn.Mo
     return model, neurons
 
 
-def by_snntorch(path: str, soft: bool = True) -> tuple[nn.Module, list[nn.Module]]:
-    module = needs("snntorch.import_nir")
+def by_snntorch(path, soft=True):
+    module = pytest.importorskip("snntorch.import_nir")
     from snntorch import Leaky
 
     with contextlib.redirect_stdout(io.StringIO()):
@@ -108,17 +104,17 @@ def by_snntorch(path: str, soft: bool = True) -> tuple[nn.Module, list[nn.Module
 class Stepped(nn.Module):
     """A sinabs model, whose layers keep their own state, by steps."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor, state: None) -> Tensor:
+    def forward(self, x, state):
         y = self.model(x)
         return y[0] if isinstance(y, tuple) else y
 
 
-def by_sinabs(path: str, batch: int, soft: bool = True) -> tuple[nn.Module, list[nn.Module]]:
-    sinabs = needs("sinabs.nir")
+def by_sinabs(path, batch, soft=True):
+    sinabs = pytest.importorskip("sinabs.nir")
     from sinabs.activation import SingleSpike
     from sinabs.layers import IAFSqueeze
 
@@ -136,15 +132,15 @@ def by_sinabs(path: str, batch: int, soft: bool = True) -> tuple[nn.Module, list
 
 
 @torch.no_grad()
-def simulated(graph: Any, x: Tensor | te.SpikeTrain) -> tuple[list[Tensor], Tensor]:
+def simulated(graph, x):
     """What NIR says that a graph does, node by node and step by step: the counts of its neurons, and its answers."""
     sources = {name: [a for a, b in graph.edges if b == name] for name in graph.nodes}
     order = list(TopologicalSorter(sources).static_order())
     steps = x.to_dense() if isinstance(x, te.SpikeTrain) else x.expand(T, *x.shape)
-    potentials: dict[str, Any] = dict.fromkeys(order, 0.0)
-    sums: dict[str, Any] = dict.fromkeys(order, 0.0)
+    potentials = dict.fromkeys(order, 0.0)
+    sums = dict.fromkeys(order, 0.0)
     for step in steps:
-        values: dict[str, Any] = {}
+        values = {}
         for name in order:
             node, given = graph.nodes[name], sum(values[source] for source in sources[name])
             if isinstance(node, nir.IF | nir.LIF):
@@ -158,7 +154,7 @@ def simulated(graph: Any, x: Tensor | te.SpikeTrain) -> tuple[list[Tensor], Tens
     return [sums[name] for name in graph.nodes if isinstance(graph.nodes[name], nir.IF | nir.LIF)], sums["output"]
 
 
-def mapped(node: Any, x: Tensor) -> Tensor:
+def mapped(node, x):
     if isinstance(node, nir.Output):
         return x
     if isinstance(node, nir.Scale):

@@ -7,6 +7,7 @@ other seeds each time.
 """
 
 import math
+from functools import partial
 from random import Random
 
 import any_layer
@@ -29,6 +30,7 @@ FLOATS = (0.0, -0.0, -1.0, 1e-45, 1e-320, 0.5, 1.0, 2.0, 1e38, 1e308, math.inf, 
 STRINGS = ("", "RELU", "relu\0", "resu", "clip", "\N{GREEK SMALL LETTER RHO}" * 500)
 DTYPES = (torch.bool, torch.uint8, torch.int32, torch.int64, torch.float16, torch.bfloat16, torch.float32,
           torch.float64, torch.complex64)  # fmt: skip
+NOT_NUMBERS = (math.nan, math.inf, -math.inf)
 
 
 class Recorder(TorchDispatchMode):
@@ -116,9 +118,7 @@ CALLS = {
     "bn_statistics": statistics(),
     "bn_grad": recorded("bn_grad", "linear_bn", "conv_bn"),
 }
-
 OPS = sorted(CALLS)
-
 
 LAYOUTS = (
     lambda x: x[:1].expand(x.shape) if x.dim() and len(x) else x,
@@ -139,24 +139,19 @@ SHAPES = (
 )  # fmt: skip
 
 
-def _with(value):
+def with_value(x, value):
     """One element replaced; in a plane by a byte that has every bit, also those beyond T."""
-
-    def put(x):
-        x = x.clone(memory_format=torch.contiguous_format)
-        if x.numel():
-            x.view(-1)[int(torch.randint(x.numel(), ()))] = (
-                value if x.is_floating_point() else 255 if x.dtype == torch.uint8 else 1
-            )
-        return x
-
-    return put
+    x = x.clone(memory_format=torch.contiguous_format)
+    if x.numel():
+        value = value if x.is_floating_point() else 255 if x.dtype == torch.uint8 else 1
+        x.view(-1)[int(torch.randint(x.numel(), ()))] = value
+    return x
 
 
-VALUES = tuple(_with(value) for value in (math.nan, math.inf, -math.inf, -0.0, 1e-45, 3e38))
+VALUES = tuple(partial(with_value, value=value) for value in (math.nan, math.inf, -math.inf, -0.0, 1e-45, 3e38))
 
 
-def hostile(kind: str, value: object) -> st.SearchStrategy:
+def hostile(kind, value):
     if kind.startswith("Optional") or kind.endswith("?"):
         return st.none() | hostile(kind.removeprefix("Optional[").removesuffix("]").removesuffix("?"), value)
     if kind == "Tensor":
@@ -256,9 +251,6 @@ def test_a_hostile_call_is_refused_or_right(op, data):
     else:  # torch's own refusals name the op, failed allocations the size
         names = (*arguments, "T, the number of steps", "tandem::", "bytes", "memory")
         assert any(name in str(error) for name in names), f"{type(error).__name__}: {error}"
-
-
-NOT_NUMBERS = (math.nan, math.inf, -math.inf)
 
 
 @given(random=st.randoms(), T=st.sampled_from([1, 8, 9]), seed=st.integers(0, 2**16))

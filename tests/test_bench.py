@@ -19,9 +19,10 @@ from table import CASES, LIMITS, Call, Case, choose
 import tandem_ext as te
 
 ROOT = Path(__file__).parents[1]
+EAGER = tuple(name for name, one in COMPETITORS.items() if one.can_run(quick=True))
 
 
-def test_every_way_is_sampled_in_every_round_in_an_order_of_its_own():
+def test_every_way_is_sampled_in_rounds_of_which_ratios_are():
     order = []
     takes = {name: lambda name=name: order.append(name) or ord(name) for name in "abcd"}
     assert interleave(takes, Settings(rounds=6)) == {name: [ord(name)] * 6 for name in "abcd"}
@@ -29,6 +30,10 @@ def test_every_way_is_sampled_in_every_round_in_an_order_of_its_own():
     assert all(sorted(one) == list("abcd") for one in rounds)
     assert len(set(rounds)) > 3
     assert len(interleave({"a": lambda: 1.0}, Settings(rounds=9, budget=0.0))["a"]) == 5
+    old, new = torch.rand(2, 200, generator=torch.Generator().manual_seed(0)).add(1).tolist()
+    assert list(ratio([1.1 * value for value in old], old)) == pytest.approx([1.1] * 4)
+    other = ratio(new, old)
+    assert other.low < min(1, other.fast) <= max(1, other.fast) < other.high
 
 
 @pytest.mark.parametrize(("seconds", "rest", "calls"), [(0.001, 6, 4), (0.1, 1, 1)])
@@ -37,13 +42,6 @@ def test_samples_rotate_through_inputs_and_follow_untimed_calls(seconds, rest, c
     sampler = Sampler(indices.append, 0.004, lambda: seconds * len(indices))
     assert [sampler.take(), sampler.take()] == [pytest.approx(seconds)] * 2
     assert indices == list(range(3 + 2 * (rest + calls)))
-
-
-def test_the_interval_of_a_ratio_is_that_of_its_rounds():
-    old, new = torch.rand(2, 200, generator=torch.Generator().manual_seed(0)).add(1).tolist()
-    assert list(ratio([1.1 * value for value in old], old)) == pytest.approx([1.1] * 4)
-    other = ratio(new, old)
-    assert other.low < min(1, other.fast) <= max(1, other.fast) < other.high
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -66,21 +64,16 @@ def problem(input_shape, kind, *layers, classes=5):
     return make_problem(8, [draw_batch(8, input_shape, kind, 0.2, g) for _ in range(2)], layers, 0.15, classes, g)
 
 
-PROBLEMS = {
-    "mlp": lambda: problem((16, 40), "rate", Shape(30), Shape(20)),
-    "direct": lambda: problem((16, 40), "direct", Shape(30), Shape(30)),
-    "conv": lambda: problem((2, 3, 8, 8), "direct", Shape(8, 3), Shape(8, 3, 2)),
-    "conv layer": lambda: problem((2, 4, 8, 8), "iid", Shape(8, 3), classes=0),
-}
-EAGER = tuple(name for name, one in COMPETITORS.items() if one.can_run(quick=True))
-
-
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("made", [
+    lambda: problem((16, 40), "rate", Shape(30), Shape(20)), lambda: problem((16, 40), "direct", Shape(30), Shape(30)),
+    lambda: problem((2, 3, 8, 8), "direct", Shape(8, 3), Shape(8, 3, 2)),
+    lambda: problem((2, 4, 8, 8), "iid", Shape(8, 3), classes=0),
+])  # fmt: skip
 @pytest.mark.parametrize("training", [False, True])
-def test_competitors_compute_the_same(name, training):
+def test_competitors_compute_the_same(made, training):
     """Those that should agree do, and the ANN and rounded weights, which are not compared, differ."""
     ways = tuple(way for way in EAGER if not (training and way.startswith("frozen")))
-    calls = {way: make() for way, make in Case("", ways=ways, training=training).of(PROBLEMS[name]()).calls.items()}
+    calls = {way: make() for way, make in Case("", ways=ways, training=training).of(made()).calls.items()}
     found = interleaved.compare(calls)
     assert found.keys() == {w for w in ways if COMPETITORS[w].agrees != "no"} - {"naive", "naive, windows"}
     for way, difference in found.items():
@@ -98,12 +91,6 @@ def test_naive_batch_norm_agrees_with_ours(shape):
     found = interleaved.compare({way: make() for way, make in case.of(made).calls.items()})
     assert found.keys() == {"tandem", "windows"}
     assert all(one["spikes"] < 1e-3 and one["gradient"] < 1e-3 for one in found.values())
-
-
-def test_layers_fire_at_the_rate_asked_for():
-    made = problem((16, 100), "rate", Shape(200), Shape(200))
-    assert [made.rates[f"layer {i}"].spikes for i in (1, 2)] == pytest.approx([0.15, 0.15], abs=0.02)
-    assert made.neurons == 16 * 400
 
 
 def test_what_is_measured_beside_time():
@@ -127,15 +114,7 @@ def test_two_builds_are_measured_in_turns(tmp_path):
         Process(CASES["call"], ["tandem"], settings, tmp_path)
 
 
-def test_the_comparison_names_what_has_other_bits(capsys, monkeypatch):
-    rows = [{"values": {"tandem": [1.0, 2.0]}, "digests": {"tandem": digest}} for digest in ("a", "b")]
-    monkeypatch.setattr(compare, "measure", lambda *_, **__: rows)
-    monkeypatch.setattr(sys, "argv", ["compare.py", "old", "new", "--cases", "call", "--ways", "tandem"])
-    compare.main()
-    assert "1.000 [1.000, 1.000]  median 1.000  OTHER BITS" in capsys.readouterr().out
-
-
-def test_the_command_measures(tmp_path, capsys, monkeypatch):
+def test_the_commands_measure_and_name_what_has_other_bits(tmp_path, capsys, monkeypatch):
     shown = child.run(bench.__file__, "--quick", "--cases", "call", "--out", tmp_path / "x.json")
     (row,) = json.loads((tmp_path / "x.json").read_text())["rows"]
     assert row["values"].keys() == {"tandem", "windows", "ANN"}
@@ -144,9 +123,21 @@ def test_the_command_measures(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         bench.main()
     assert "error: case: expected one of " in capsys.readouterr().err.splitlines()[-1]
+    rows = [{"values": {"tandem": [1.0, 2.0]}, "digests": {"tandem": digest}} for digest in ("a", "b")]
+    monkeypatch.setattr(compare, "measure", lambda *_, **__: rows)
+    monkeypatch.setattr(sys, "argv", ["compare.py", "old", "new", "--cases", "call", "--ways", "tandem"])
+    compare.main()
+    assert "1.000 [1.000, 1.000]  median 1.000  OTHER BITS" in capsys.readouterr().out
 
 
-def test_limits_that_are_missed(monkeypatch):
+def test_the_table_and_limits_that_are_missed(monkeypatch):
+    assert choose([]) == list(CASES.values())
+    assert [case.name for case in choose(["scan", "kept*"])] == ["kept", "kept-norm", "scan"]
+    assert set(OURS) < set(COMPETITORS)
+    assert all(case.title for case in CASES.values())
+    for name, limits in LIMITS.items():
+        assert {part for limit in limits for part in limit.split(" / ")} <= {"1", *CASES[name].ways}
+        assert all(math.isfinite(most) for most in limits.values())
     limits = {"tandem": 0.5, "tandem / naive": 0.3, "windows / 1": 1.0, "tandem / snnTorch": 0.1}
     monkeypatch.setitem(LIMITS, "x", limits)
     row = {"case": "x", "base": "ANN", "quantity": "kept", "answers": {},
@@ -156,13 +147,3 @@ def test_limits_that_are_missed(monkeypatch):
     slower = row | {"values": row["values"] | {"ANN": [1.9], "naive": [3.0]}}
     assert bench.missed(slower, "tandem") == "  missed: 0.5 ANN, 0.3 naive"
     assert "of the counts differ" in bench.missed(row | {"answers": {"tandem": {"spikes": 0.02}}}, "tandem")
-
-
-def test_the_table():
-    assert choose([]) == list(CASES.values())
-    assert [case.name for case in choose(["scan", "kept*"])] == ["kept", "kept-norm", "scan"]
-    assert set(OURS) < set(COMPETITORS)
-    assert all(case.title for case in CASES.values())
-    for name, limits in LIMITS.items():
-        assert {part for limit in limits for part in limit.split(" / ")} <= {"1", *CASES[name].ways}
-        assert all(math.isfinite(most) for most in limits.values())

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import child
 import pytest
@@ -22,30 +21,30 @@ from tandem_snn import info
 
 ROOT = Path(__file__).resolve().parent.parent
 TOOLKIT_FILES = ("bin/nvcc", "include/cuda_runtime.h", "lib64/libcudart_static.a")
+CPU, CUDA = "tandem_ext: CPU kernels only", "tandem_ext: CPU kernels + CUDA kernels for {} (nvcc 13.0)"
+SOME, CUDA = CUDA.format("sm_80, sm_90+PTX"), CUDA.format("sm_75, sm_80, sm_90, sm_120+PTX")
+NEEDED = "they need compute capability 7.5 or newer"
 
 
 class Machine:
     """A machine with the given files. Its nvcc says that its toolkit is at ``top``."""
 
-    def __init__(self, *files: str, nvcc: str | None = None, top: str = "") -> None:
+    def __init__(self, *files, nvcc=None, top=""):
         self.files, self.nvcc, self.top = set(files), nvcc, top
 
     @classmethod
-    def with_toolkit(cls, root: str, nvcc: str | None = None) -> "Machine":
+    def with_toolkit(cls, root, nvcc=None):
         return cls(*(f"{root}/{name}" for name in TOOLKIT_FILES), nvcc=nvcc or f"{root}/bin/nvcc", top=f"{root}/bin/..")
 
-    def run(self, command: list[str]) -> str:
+    def run(self, command):
         if "--dryrun" in command:
             return f"#$ _HERE_={self.top}\n#$ TOP={self.top}\n#$ NVVMIR_LIBRARY_DIR=x\n" if self.top else ""
         return "Cuda compilation tools, release 13.0, V13.0.88" if command[0] in self.files else ""
 
-    def decide(self, **env: str) -> Plan:
+    def decide(self, **env):
         return decide(env, lambda _: self.nvcc, self.run, lambda path: str(path) in self.files)
 
 
-CPU, CUDA = "tandem_ext: CPU kernels only", "tandem_ext: CPU kernels + CUDA kernels for {} (nvcc 13.0)"
-SOME, CUDA = CUDA.format("sm_80, sm_90+PTX"), CUDA.format("sm_75, sm_80, sm_90, sm_120+PTX")
-NEEDED = "they need compute capability 7.5 or newer"
 TOOLKIT, NOWHERE = Machine.with_toolkit("/opt/cuda"), {"CUDA_HOME": "/nowhere"}
 BARE = Machine("/usr/bin/nvcc", nvcc="/usr/bin/nvcc", top="/usr/bin/..")
 
@@ -62,14 +61,14 @@ BARE = Machine("/usr/bin/nvcc", nvcc="/usr/bin/nvcc", top="/usr/bin/..")
     (TOOLKIT, {"TORCH_CUDA_ARCH_LIST": "Volta;8.0;Hopper"}, f"{SOME} (no kernels for 7.0+PTX: {NEEDED})"),
     (TOOLKIT, {"TORCH_CUDA_ARCH_LIST": "7.0"}, f"{CPU} (no kernels for 7.0: {NEEDED})"),
 ])  # fmt: skip
-def test_what_is_built_and_why(machine: Machine, env: dict[str, str], summary: str) -> None:
+def test_what_is_built_and_why(machine, env, summary):
     assert machine.decide(**env).summary() == summary
 
 
 @pytest.mark.parametrize(("nvcc", "home"), [
     ("/opt/cuda/bin/nvcc", None), ("/usr/local/bin/nvcc", None), ("/opt/cuda/bin/nvcc", "/mine"),
 ], ids=["itself", "a wrapper elsewhere", "CUDA_HOME comes first"])  # fmt: skip
-def test_the_toolkit_of_an_nvcc(nvcc: str, home: str | None) -> None:
+def test_the_toolkit_of_an_nvcc(nvcc, home):
     machine, root = Machine.with_toolkit("/opt/cuda", nvcc=nvcc), Path(home or "/opt/cuda")
     machine.files |= {f"/mine/{name}" for name in TOOLKIT_FILES}
     toolkit = machine.decide(**({"CUDA_HOME": home} if home else {})).toolkit
@@ -85,25 +84,12 @@ def test_the_toolkit_of_an_nvcc(nvcc: str, home: str | None) -> None:
     *((TOOLKIT, {"TORCH_CUDA_ARCH_LIST": archs}, ValueError, "TORCH_CUDA_ARCH_LIST")
       for archs in ("Fermi", "90", "9.0+ptx", "8.0;;x")),
 ])  # fmt: skip
-def test_what_cannot_be_built_is_an_error(machine: Machine, env: dict[str, str], error: Any, message: str) -> None:
+def test_what_cannot_be_built_is_an_error(machine, env, error, message):
     with pytest.raises(error, match=message):
         machine.decide(**env)
 
 
-def test_arch_list_defaults_where_it_is_empty_and_wins_where_it_is_set() -> None:
-    assert TOOLKIT.decide(TORCH_CUDA_ARCH_LIST="").archs == ("7.5", "8.0", "9.0", "12.0+PTX")
-    plan = TOOLKIT.decide(TORCH_CUDA_ARCH_LIST="8.6 9.0a;12.0+PTX")
-    assert plan.archs == ("8.6", "9.0a", "12.0+PTX")
-    codes = ("86,code=sm_86", "90a,code=sm_90a", "120,code=sm_120", "120,code=compute_120")
-    assert plan.gencode() == [f"-gencode=arch=compute_{code}" for code in codes]
-
-
-@pytest.mark.parametrize(("cores", "gigabytes", "jobs"), [(8, 64, 8), (8, 6, 3), (8, 1, 1), (1, 64, 1)])
-def test_parallel_compilers_fit_into_memory(cores: int, gigabytes: int, jobs: int) -> None:
-    assert default_jobs(cores, gigabytes << 30) == jobs
-
-
-def test_the_linker_gets_what_the_platform_knows() -> None:
+def test_linker_and_architectures_are_what_the_platform_and_the_list_say():
     linux = linker_flags("linux", Path("/torch"), Path("/cuda/libcudart_static.a"))
     assert "-Wl,--exclude-libs,ALL" in linux
     assert linux[-4:] == ["/cuda/libcudart_static.a", "-ldl", "-lrt", "-lpthread"]
@@ -113,9 +99,14 @@ def test_the_linker_gets_what_the_platform_knows() -> None:
     assert mac == ["-bundle", "-undefined", "dynamic_lookup", "-L/torch", "-ltorch"]
     assert compiler_flags("darwin", {"ARCHFLAGS": "-arch arm64"}) == ["-arch", "arm64"]
     assert compiler_flags("linux", {"ARCHFLAGS": "-arch arm64"}) == []
+    assert TOOLKIT.decide(TORCH_CUDA_ARCH_LIST="").archs == ("7.5", "8.0", "9.0", "12.0+PTX")
+    plan = TOOLKIT.decide(TORCH_CUDA_ARCH_LIST="8.6 9.0a;12.0+PTX")
+    assert plan.archs == ("8.6", "9.0a", "12.0+PTX")
+    codes = ("86,code=sm_86", "90a,code=sm_90a", "120,code=sm_120", "120,code=compute_120")
+    assert plan.gencode() == [f"-gencode=arch=compute_{code}" for code in codes]
 
 
-def test_a_platform_without_proc_and_affinity_can_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_platform_without_proc_and_affinity_can_build(monkeypatch, tmp_path):
     monkeypatch.delenv("MAX_JOBS", raising=False)
     monkeypatch.delattr(compile.os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(compile.os, "cpu_count", lambda: 3)
@@ -123,13 +114,15 @@ def test_a_platform_without_proc_and_affinity_can_build(monkeypatch: pytest.Monk
     assert compile.jobs() == 3
     monkeypatch.undo()
     assert compile.free_memory(tmp_path / "meminfo") == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    for cores, gigabytes, jobs in (8, 64, 8), (8, 6, 3), (8, 1, 1), (1, 64, 1):
+        assert default_jobs(cores, gigabytes << 30) == jobs
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    7 kB\n")
     assert compile.free_memory(tmp_path / "meminfo") == 7 * 1024
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["arm64", "x86_64"])
-def test_clang_reads_every_source_as_for_macos(arch: str) -> None:
+def test_clang_reads_every_source_as_for_macos(arch):
     """With libc++, headers of another C library and the few of Apple's in tests/apple. Nothing is compiled, or runs."""
     libcxx = Path("/usr/lib/llvm-19/include/c++/v1")
     libc = Path(f"/usr/{'aarch64' if arch == 'arm64' else 'x86_64'}-linux-gnu/include")
@@ -147,21 +140,18 @@ def test_clang_reads_every_source_as_for_macos(arch: str) -> None:
             assert done.returncode == 0, done.stderr
 
 
-def test_torch_is_a_build_requirement_only_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torch_is_a_build_requirement_only_where_it_is_missing(monkeypatch):
     assert backend.get_requires_for_build_wheel() == []
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
     assert backend.get_requires_for_build_editable() == ["torch>=2.10"]
     assert backend.get_requires_for_build_sdist() == []
 
 
-def test_source_list_names_every_compiled_file() -> None:
+def test_both_builds_have_every_file_and_the_same_rules_of_rounding():
     listed = [path for group in compile.read_sources().values() for path in group]
     found = {str(path.relative_to(ROOT)) for suffix in ("cpp", "cu") for path in ROOT.glob(f"csrc/**/*.{suffix}")}
     assert len(listed) == len(set(listed))
     assert set(listed) == found
-
-
-def test_both_builds_have_the_same_rules_of_rounding() -> None:
     cmake = (ROOT / "CMakeLists.txt").read_text()
     assert all(flag in cmake for flag in [*compile.NUMERICS, "-fmad=false"])
     assert not re.search("fast-math|march=native", cmake + (ROOT / "build_tools/compile.py").read_text())
@@ -170,14 +160,14 @@ def test_both_builds_have_the_same_rules_of_rounding() -> None:
 @pytest.mark.parametrize(("cxx", "expected"), [
     ("", []), ("clang++ -m64", ["-ccbin=clang++"]), ("/opt/bin/ccache g++", ["-ccbin=g++"]),
 ])  # fmt: skip
-def test_nvcc_is_told_the_host_compiler(cxx: str, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvcc_is_told_the_host_compiler(cxx, expected, monkeypatch):
     monkeypatch.setenv("CXX", cxx)
     monkeypatch.delenv("NVCC_CCBIN", raising=False)
     flags = compile.nvcc_flags(Machine.with_toolkit("/opt/cuda").decide())
     assert [flag for flag in flags if flag.startswith("-ccbin")] == expected
 
 
-def test_source_archive_has_every_file(tmp_path: Path) -> None:
+def test_source_archive_has_every_file(tmp_path):
     if not (ROOT / ".git").exists():
         pytest.skip("not a clone")
     command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", tmp_path, "sdist", "--dist-dir", tmp_path]
@@ -188,15 +178,22 @@ def test_source_archive_has_every_file(tmp_path: Path) -> None:
     assert not {name for name in listed if not name.startswith(".")} - packed
 
 
-def test_module_needs_libtorch_and_no_cuda_library() -> None:
+def test_the_module_needs_libtorch_and_no_cuda_library():
+    """It is loaded by its path where a Python needs it that it was not built for."""
     module = te._C.__file__
     text = subprocess.run(["readelf", "-d", module], capture_output=True, text=True, check=True).stdout
     needed = re.findall(r"\(NEEDED\).*\[(.+)\]", text)
     assert "libtorch.so" in needed  # the weak symbol that gives the CUDA stream is looked up there
     assert not [name for name in needed if "cuda" in name or name.startswith("libc10")]
+    (library,) = Path(te.__path__[0]).glob("_C.*.so")
+    program = (
+        "import sys, torch, tandem_ext as te; assert 'tandem_ext._C' not in sys.modules;"
+        "print(te.build_info()['library'], te.planes.pack(torch.ones(2, 1, 1)).item())"
+    )
+    assert child.run("-c", program, TANDEM_LIBRARY=str(library)).split() == [str(library), "3"]
 
 
-def test_build_info() -> None:
+def test_build_info():
     info = te.build_info()
     version = re.search(r'^version = "(.+?)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert version is not None
@@ -210,7 +207,7 @@ def test_build_info() -> None:
     assert te.build_info()["version"] == te.__version__
 
 
-def test_source_folder_without_the_module_says_how_to_build(tmp_path: Path) -> None:
+def test_source_folder_without_the_module_says_how_to_build(tmp_path):
     shutil.copytree(ROOT / "tandem_ext", tmp_path / "tandem_ext", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     # An editable installation would serve the missing module from the repository.
     code = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in f.__module__]; import tandem_ext"
@@ -219,7 +216,7 @@ def test_source_folder_without_the_module_says_how_to_build(tmp_path: Path) -> N
     assert re.search(r"ImportError: .*source folder, build it first: `pip install \.`", done.stderr, re.DOTALL)
 
 
-def test_info_has_what_a_bug_report_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_info_has_what_a_bug_report_needs(monkeypatch):
     shown = child.run("-m", "tandem_snn", TANDEM_DATA="/some/folder")
     rows = dict(re.findall(r"^(\S+) +(\S.*)$", shown, re.MULTILINE))
     assert {*te.build_info()} < {*rows}
@@ -231,7 +228,7 @@ def test_info_has_what_a_bug_report_needs(monkeypatch: pytest.MonkeyPatch) -> No
     assert rows["folder"] in info.info()
 
 
-def test_an_installed_package_knows_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_package_knows_its_commit(tmp_path, monkeypatch):
     """The build writes it beside the compiled part; a tree that the package merely lies in is not its own."""
     write_commit(tmp_path)
     written = (tmp_path / "commit.txt").read_text().strip() if (tmp_path / "commit.txt").exists() else None
@@ -251,24 +248,14 @@ def test_an_installed_package_knows_its_commit(tmp_path: Path, monkeypatch: pyte
     (13000, 12060, "CUDA 13.0 .* supports CUDA 12.6, "), (13000, 13000, None), (13010, 13000, None), (13000, 0, None),
     (12080, 13000, None),
 ])  # fmt: skip
-def test_an_old_driver(toolkit: int, driver: int, says: str | None) -> None:
+def test_an_old_driver(toolkit, driver, says):
     """A driver runs what any toolkit of its major version has made."""
     note = _old_driver(toolkit, driver)
     assert (note is None) == (says is None)
     assert note is None or re.search(str(says), note)
 
 
-def test_load_by_path() -> None:
-    """As a Python must that the module was not built for."""
-    (library,) = Path(te.__path__[0]).glob("_C.*.so")
-    program = (
-        "import sys, torch, tandem_ext as te; assert 'tandem_ext._C' not in sys.modules;"
-        "print(te.build_info()['library'], te.planes.pack(torch.ones(2, 1, 1)).item())"
-    )
-    assert child.run("-c", program, TANDEM_LIBRARY=str(library)).split() == [str(library), "3"]
-
-
-def test_an_import_brings_nothing_that_only_some_need() -> None:
+def test_an_import_brings_nothing_that_only_some_need():
     """Optional packages, and Dynamo, which costs most of a second, are imported where they are used."""
     rare = {
         "aedat", "matplotlib", "nir", "onnx", "onnxruntime", "rich", "safetensors", "sklearn", "tensorboard", "tonic",

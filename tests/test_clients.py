@@ -1,11 +1,8 @@
-"""Other people's tools drive networks and trains as they drive ANNs: the same answers, or a refusal that says what is
-wrong; never a silent difference.
-"""
+"""Other people's tools drive networks as they drive ANNs: the same answers, or a refusal that says what is wrong."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from extras import needs
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from torch.utils.data import DataLoader
@@ -17,6 +14,11 @@ from tandem_snn import ann, to_ann
 pytestmark = pytest.mark.clients
 
 SAMPLES, T = 33, 20  # three planes: not the batch
+OPTIONS = {
+    "plain": {}, "bf16": {"precision": "bf16-mixed"}, "float64": {"precision": "64-true"},
+    "accumulation": {"accumulate_grad_batches": 2}, "clipping": {"gradient_clip_val": 0.5}, "swa": {},
+    "sync batch norm": {"sync_batchnorm": True},
+}  # fmt: skip
 
 
 def network(layers=tnn):
@@ -43,7 +45,7 @@ def loader(items, batch_size=11):
 
 @pytest.fixture(scope="module")
 def pl():
-    return needs("lightning.pytorch")
+    return pytest.importorskip("lightning.pytorch")
 
 
 def module(pl, layers=tnn):
@@ -83,15 +85,8 @@ def trainer(pl, epochs=3, **options):
 ], ids=["list", "dict", "train", "inputs"])  # fmt: skip
 @pytest.mark.filterwarnings("error")
 def test_lightning_finds_the_batch_size(make, pl, items):
-    extract = needs("lightning.pytorch.utilities.data").extract_batch_size
+    extract = pytest.importorskip("lightning.pytorch.utilities.data").extract_batch_size
     assert extract(make(*torch.utils.data.default_collate(items))) == SAMPLES
-
-
-OPTIONS = {
-    "plain": {}, "bf16": {"precision": "bf16-mixed"}, "float64": {"precision": "64-true"},
-    "accumulation": {"accumulate_grad_batches": 2}, "clipping": {"gradient_clip_val": 0.5}, "swa": {},
-    "sync batch norm": {"sync_batchnorm": True},
-}  # fmt: skip
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -125,7 +120,7 @@ def test_lightning_resumes_from_a_checkpoint_bit_for_bit(pl, items, tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_lightning_counts_flops_by_layer(pl):
-    summaries = needs("lightning.pytorch.utilities.model_summary")
+    summaries = pytest.importorskip("lightning.pytorch.utilities.model_summary")
 
     def summary(layers):
         one = module(pl, layers)
@@ -139,7 +134,7 @@ def test_lightning_counts_flops_by_layer(pl):
 
 @pytest.fixture
 def accelerator():
-    accelerate = needs("accelerate")
+    accelerate = pytest.importorskip("accelerate")
 
     def make(**options):
         accelerate.state.AcceleratorState._reset_state(True)
@@ -173,7 +168,7 @@ def test_accelerate_trains(precision, accelerator, items):
 @pytest.mark.parametrize("first", ["train", "label"])
 def test_accelerate_dispatches_tensors_only(first, accelerator, items):
     """It joins the batches of all processes before it splits them, and says that it cannot join trains."""
-    utils = needs("accelerate.utils")
+    utils = pytest.importorskip("accelerate.utils")
     ordered = items if first == "train" else [item[::-1] for item in items]
     configuration = utils.DataLoaderConfiguration(dispatch_batches=False)
     own = list(accelerator(dataloader_config=configuration).prepare(loader(ordered)))
@@ -185,7 +180,7 @@ def test_accelerate_dispatches_tensors_only(first, accelerator, items):
 @pytest.mark.filterwarnings("ignore")
 def test_accelerate_offloads_whole_layers(accelerator, items):
     """A layer reads its batch norm's parameters itself, so it has to have them: that is preload_module_classes."""
-    accelerate = needs("accelerate")
+    accelerate = pytest.importorskip("accelerate")
     x, _ = torch.utils.data.default_collate(items)
     net, expected = network().eval(), network().eval()(x)
     accelerate.cpu_offload(net, torch.device("cpu"), preload_module_classes=["Linear"])
@@ -193,7 +188,7 @@ def test_accelerate_offloads_whole_layers(accelerator, items):
 
 
 def test_torchinfo_refuses_trains_and_takes_the_twin():
-    torchinfo = needs("torchinfo")
+    torchinfo = pytest.importorskip("torchinfo")
     net, size = images().eval(), (1, 1, 8, 8)
     with pytest.raises(RuntimeError) as refusal:
         torchinfo.summary(net, size, verbose=0)

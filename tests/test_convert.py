@@ -3,15 +3,13 @@
 import copy
 import importlib
 import warnings
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from extras import needs
-from networks import Net, trained
-from torch import Tensor, nn
+from networks import Net, seen_by, settled, trained
+from torch import nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
@@ -24,50 +22,25 @@ from tandem_snn.nn.signals import effective_counts
 calibration = importlib.import_module("tandem_snn.convert.calibrate")  # the name in the package is the function
 
 
-def settled(net: nn.Module, x: Tensor) -> nn.Module:
-    """An ANN whose batch norms have seen data and are not the identity, in evaluation mode."""
-    for module in net.modules():
-        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.affine:
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.5, 0.5)
-    net.train()
-    with torch.no_grad():
-        for _ in range(30):
-            net(x)
-    return net.eval()
-
-
-class Block(nn.Module):
-    """A residual block, with a projection where the shape changes."""
-
-    def __init__(self, channels: int, out: int, stride: int) -> None:
-        super().__init__()
-        self.first = nn.Sequential(nn.Conv2d(channels, out, 3, stride, 1, bias=False), nn.BatchNorm2d(out))
-        self.second = nn.Sequential(nn.Conv2d(out, out, 3, padding="same"), nn.BatchNorm2d(out))
-        self.relu = nn.ReLU(inplace=True)
-        project = nn.Sequential(nn.Conv2d(channels, out, 1, stride), nn.BatchNorm2d(out))
-        self.project = project if channels != out else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.second(self.relu(self.first(x)))
-        y += self.project(x)
-        return self.relu(y)
-
-
-def functional() -> tuple[nn.Module, Tensor]:
+def functional():
     """Everything as functions and methods, with what surrounds the network: a standardised input, a log-softmax."""
 
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m, x):
         x = F.relu(F.max_pool2d(m.conv1(x - m.mean), 2))  # pooled before the ReLU, with which maximum commutes
         x = torch.relu(m.conv2(x)).contiguous()
-        x = F.avg_pool2d(m.grow(m.block(x)), (2, 2), stride=1)
+        y = m.bn2(m.conv4(m.relu(m.bn1(m.conv3(x)))))
+        y += x
+        x = F.avg_pool2d(m.relu(y), (2, 2), stride=2)
         x = F.dropout(x, 0.1, m.training)
         x = x.view(x.size(0), -1)
         return F.log_softmax(m.fc2(m.bn(m.fc1(m.skip(x))).relu()), dim=1)
 
     layers = {"conv1": nn.Conv2d(2, 6, 3, padding=1), "conv2": nn.Conv2d(6, 8, 3, groups=2), "skip": nn.Identity()}
-    dense = {"fc1": nn.Linear(10 * 4, 20), "bn": nn.BatchNorm1d(20), "fc2": nn.Linear(20, 5)}
-    net = Net(forward, **layers, block=Block(8, 8, 1), grow=Block(8, 10, 2), **dense)
+    block = {"conv3": nn.Conv2d(8, 8, 3, 1, 1, bias=False), "conv4": nn.Conv2d(8, 8, 3, padding="same")}
+    norms = {"bn1": nn.BatchNorm2d(8), "bn2": nn.BatchNorm2d(8), "bn": nn.BatchNorm1d(20)}
+    net = Net(
+        forward, **layers, **block, **norms, relu=nn.ReLU(inplace=True), fc1=nn.Linear(8 * 9, 20), fc2=nn.Linear(20, 5)
+    )
     net.register_buffer("mean", torch.tensor(0.3))
     return net, torch.rand(6, 2, 16, 16)
 
@@ -76,10 +49,10 @@ class OwnLinear(nn.Linear):
     pass
 
 
-def products() -> tuple[nn.Module, Tensor]:
+def products():
     """Products as functions of Parameters, and a class of the user's own."""
 
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m, x):
         x = F.relu(m.bn(F.conv2d(x, m.kernel, m.offset, stride=2, padding=1)))
         return m.fc2(F.relu(m.fc1(x.flatten(1))))
 
@@ -88,7 +61,7 @@ def products() -> tuple[nn.Module, Tensor]:
     return net, torch.rand(6, 2, 8, 8)
 
 
-NETWORKS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
+NETWORKS = {
     "functional": functional, "products": products,
     "sequential": lambda: (nn.Sequential(
         nn.Sequential(nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()), nn.MaxPool2d(2, ceil_mode=True),
@@ -101,47 +74,36 @@ NETWORKS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
         lambda m, x: m.b(torch.relu(m.a(torch.relu(m.a(x))))), a=nn.Linear(4, 4), b=nn.Linear(4, 2),
     ), torch.rand(3, 4)),
     "layers of tandem_snn.ann": lambda: (create(ann, "8C3-16C3s2-FC24", (2, 8, 8), 5), torch.rand(6, 2, 8, 8)),
-    "resnet": lambda: (needs("torchvision.models").resnet18(num_classes=10), torch.rand(3, 3, 32, 32)),
+    "resnet": lambda: (pytest.importorskip("torchvision.models").resnet18(num_classes=10), torch.rand(3, 3, 32, 32)),
 }  # fmt: skip
 
 
-def strided() -> tuple[nn.Module, Tensor]:
+def strided():
     net, x = NETWORKS["resnet"]()
     net.maxpool = nn.Identity()  # the OR of spike trains is more than the largest of their counts, at any T
     return net, x
 
 
-def at_the_counts(snn: nn.Module, x: Tensor) -> Tensor:
+def at_the_counts(snn, x):
     """The ANN twin's answer with each activation's value, not its gradient, replaced by what the spikes are worth."""
-    worth: dict[str, Tensor] = {}
     kinds = (tnn.SpikingLayer, tnn.AvgPool2d, tnn.MaxPool2d, MaxPool, Neurons)
-
-    def keep(name: str) -> Callable[..., None]:
-        def hook(_: object, __: object, y: object) -> None:
-            if isinstance(y, te.SpikeTrain):
-                worth[name] = effective_counts(y).detach()
-
-        return hook
-
-    def replace(name: str) -> Callable[..., Tensor]:
-        def hook(layer: object, _: object, a: Tensor) -> Tensor:
-            if isinstance(layer, nn.AvgPool2d):
-                a = torch.relu(a)  # it has neurons too: their gate is closed where nothing comes in
-            return worth[name] + (a - a.detach())
-
-        return hook
-
-    handles = [m.register_forward_hook(keep(n)) for n, m in snn.named_modules() if isinstance(m, kinds)]
-    snn(x)
+    trains = {n: y for n, (_, y) in seen_by(snn, x).items() if isinstance(snn.get_submodule(n), kinds)}
+    worth = {n: effective_counts(y).detach() for n, y in trains.items() if isinstance(y, te.SpikeTrain)}
     twin = to_ann(snn)
-    handles += [m.register_forward_hook(replace(n)) for n, m in twin.named_modules() if n in worth]
+
+    def hook(layer, _, a, worth):
+        a = torch.relu(a) if isinstance(layer, nn.AvgPool2d) else a  # it has neurons too, whose gate may be closed
+        return worth + (a - a.detach())
+
+    named = [(m, worth[n]) for n, m in twin.named_modules() if n in worth]
+    handles = [m.register_forward_hook(partial(hook, worth=value)) for m, value in named]
     answer = twin(x)
     for handle in handles:
         handle.remove()
     return answer
 
 
-def test_calibration() -> None:
+def test_calibration():
     net, x = NETWORKS["sequential"]()
     settled(net, x)
     snn = convert(net, T=8, v_init=0.25)
@@ -162,7 +124,7 @@ def test_calibration() -> None:
     assert isinstance(one[1].threshold, float)
 
 
-def small() -> nn.Module:
+def small():
     return nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
 
 
@@ -174,12 +136,12 @@ def small() -> nn.Module:
     (torch.rand(2, 4), TypeError, r"data: expected an iterable of batches, such as \[x\], got a tensor"),
     ([torch.rand(2, 4), torch.full((2, 4), torch.inf)], ValueError, r"in a batch the activations of '0' are infinite"),
 ])  # fmt: skip
-def test_data_that_cannot_be(data: Any, error: type[Exception], message: str, call: Any) -> None:
+def test_data_that_cannot_be(data, error, message, call):
     with pytest.raises(error, match=message):
         call(convert(small(), T=8), data)
 
 
-def test_what_cannot_be_calibrated() -> None:
+def test_what_cannot_be_calibrated():
     snn = convert(small(), T=8)
     for net, percentile, message in (
         (snn, 0, "percentile"),
@@ -190,7 +152,7 @@ def test_what_cannot_be_calibrated() -> None:
             calibrate(net, [torch.rand(2, 4)], percentile)
 
 
-def test_convert_calibrates_on_data() -> None:
+def test_convert_calibrates_on_data():
     """All batches count, also of what can be read once; the first one is the example."""
     net, x = NETWORKS["sequential"]()
     settled(net, x)
@@ -203,6 +165,8 @@ def test_convert_calibrates_on_data() -> None:
         convert(net, T=8, threshold=0.5)
         told = convert(net, T=8, data=iter(batches))
     assert torch.equal(plain(x), told(x))
+    first = told.get_submodule("0.0")
+    assert torch.equal(first.initial_potential, first.threshold / 2)
     rows = Net(
         lambda m, x: m.b(torch.relu(m.a(x.flatten(2)).view(x.shape[0], 12))), a=nn.Linear(6, 4), b=nn.Linear(12, 2)
     )
@@ -210,7 +174,7 @@ def test_convert_calibrates_on_data() -> None:
     assert convert(rows, T=8, data=[images])(images).shape == (5, 2)
 
 
-def test_calibration_keeps_a_limited_number_of_activations(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calibration_keeps_a_limited_number_of_activations(monkeypatch):
     """A whole training set fits: of what is too much, evenly spaced activations."""
     net, x = NETWORKS["sequential"]()
     settled(net, x)
@@ -218,7 +182,7 @@ def test_calibration_keeps_a_limited_number_of_activations(monkeypatch: pytest.M
     wanted = convert(net, T=8, data=batches)
     least_error = calibration.least_error
 
-    def counting(values: Tensor, T: int, start: float) -> Tensor:
+    def counting(values, T, start):
         kept.append(values.numel())
         return least_error(values, T, start)
 
@@ -231,8 +195,25 @@ def test_calibration_keeps_a_limited_number_of_activations(monkeypatch: pytest.M
         assert (ours / expected - 1).abs().median() < 0.05
 
 
+def test_thresholds_that_cover():
+    """Least squared error of what saturates and what is rounded, against a search."""
+    a = torch.randn(5, 4000).relu() * torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]).view(-1, 1)
+    for T in 4, 8, 64:
+        best, error = calibration.covering(a, T, 0.5), []
+        for factor in 0.7, 1.0, 1.4:
+            unit = (factor * best / T).view(-1, 1)
+            error.append(((a / unit).round().clamp(0, T) * unit - a).square().mean())
+        assert error[1] < min(error[0], error[2])
+        torch.testing.assert_close(best / best[0], torch.arange(1.0, 6.0), atol=0.5, rtol=0.1)
+    few = torch.cat([a[:1, :64], torch.zeros(1, 64)])
+    assert (calibration.covering(few, 8, 0.5) > 0).all(), "a channel that was silent"
+    layer = tnn.Conv2d(2, 5, 3, threshold=torch.ones(5), v_init=torch.full((5,), 0.25))
+    calibration.set_threshold(layer, torch.arange(1.0, 6.0))
+    torch.testing.assert_close(layer.v_init, 0.25 * torch.arange(1.0, 6.0))
+
+
 @pytest.mark.parametrize(("mode", "v_init", "rtol"), [("zero_expand", 0.0, 0.2), ("events", 0.5, 0.02)])
-def test_encodings(mode: str, v_init: float, rtol: float) -> None:
+def test_encodings(mode, v_init, rtol):
     net, x = NETWORKS["line"]()
     settled(net, x)
     given = x
@@ -249,7 +230,7 @@ def test_encodings(mode: str, v_init: float, rtol: float) -> None:
     {}, {"threshold": 0.5}, {"threshold": torch.rand(16) + 0.5}, {"gain": 0.7}, {"gain": torch.rand(16) + 0.5},
     {"weight_bits": 3},
 ])  # fmt: skip
-def test_the_twin_of_any_spiking_network(options: dict) -> None:
+def test_the_twin_of_any_spiking_network(options):
     """Activations count as spikes do: T times the input, ρ(z)/ϑ times the gain; weights of few bits are rounded."""
     bits, x = {key: options[key] - 1 for key in ("weight_bits",) if key in options}, torch.rand(5, 6)
     layers = [tnn.Linear(6, 16, norm=True, **options), tnn.Residual(tnn.Linear(16, 16)), tnn.Dropout(0.5)]
@@ -264,7 +245,7 @@ def test_the_twin_of_any_spiking_network(options: dict) -> None:
     assert any(isinstance(m, ann.Linear) for m in twin.modules())
 
 
-def test_a_learned_threshold_gets_both_gradients() -> None:
+def test_a_learned_threshold_gets_both_gradients():
     """ϑ moves the counts and what each is worth; through an open gate the two cancel, for gain·a = ρ(z) whatever ϑ."""
     threshold = nn.Parameter(torch.tensor(0.5))
     layer = tnn.Linear(30, 20, threshold=threshold, gain="threshold", v_init=0.4)

@@ -1,32 +1,35 @@
-"""Constants and maxima between spikes, whatever gave them their shape: what a pre-activation gets once, each step gets
-in part, and every way to write maximum pooling converts like max_pool2d.
-"""
-
-from collections.abc import Callable
-from typing import Any
+"""Constants and maxima between spikes, however they are written: each step gets its part of a constant."""
 
 import networks
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import tandem_snn.nn as tnn
 from tandem_snn import calibrate, convert, freeze, to_ann
 from tandem_snn.convert import CannotConvert
 from tandem_snn.nn.maximum import MaxPool
 
+GLOBAL = {
+    "max_pool2d": lambda a: F.max_pool2d(a, a.shape[2:]),
+    "amax": lambda a: a.amax((2, 3), keepdim=True),
+    "amax, flat": lambda a: a.amax((-1, -2))[:, :, None, None],
+    "max": lambda a: a.max(3, keepdim=True).values.max(2, keepdim=True)[0],
+    "adaptive": lambda a: F.adaptive_max_pool2d(a, 1),
+}
 
-def assert_approaches(snn: nn.Module, net: nn.Module, x: Tensor) -> None:
+
+def assert_approaches(snn, net, x):
     """The way back is the ANN, and many steps answer nearly as it does."""
     assert torch.equal(to_ann(snn)(x), net(x))
     assert (snn(x) - net(x)).norm() < 0.05 * net(x).norm()
 
 
-def between(body: Callable[[Any, Tensor, Tensor], Tensor], channels: int = 8) -> nn.Module:
+def between(body, channels=8):
     """Spikes of eight channels, ``body`` on them, and a second layer of spikes."""
 
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m, x):
         return m.head(torch.relu(m.second(body(m, torch.relu(m.first(x)), x))).mean([2, 3]))
 
     layers = {"first": nn.Conv2d(2, 8, 3, padding=1), "second": nn.Conv2d(channels, 6, 3, padding=1)}
@@ -36,36 +39,26 @@ def between(body: Callable[[Any, Tensor, Tensor], Tensor], channels: int = 8) ->
     return net.eval()
 
 
-CONSTANTS: dict[str, tuple[Callable[[Any, Tensor, Tensor], Tensor], int]] = {
-    "sum with expand_as": (lambda m, a, x: a + m.pos.expand_as(a), 8),
-    "difference with expand_as": (lambda m, a, x: a - m.pos.expand_as(a), 8),
-    "cat with expand_as": (lambda m, a, x: torch.cat([a, m.coords.expand_as(a[:, :2])], 1), 10),
-    "product with expand_as": (lambda m, a, x: a * m.gain.expand_as(a), 8),
-    "spikes expanded as spikes": (lambda m, a, x: a[:, :, :1].expand_as(a) + a, 8),
-    "currents expanded as spikes": (lambda m, a, x: a.mean([2, 3], keepdim=True).expand_as(a) - a / 3, 8),
-    "ones_like": (lambda m, a, x: torch.cat([a, torch.ones_like(a[:, :2])], 1), 10),
-    "full_like": (lambda m, a, x: a - torch.full_like(a, 0.25) * m.gain, 8),
-    "new_full": (lambda m, a, x: a + a.new_full((a.size(0), 8, 1, 1), 0.5), 8),
-    "zeros": (lambda m, a, x: torch.cat([torch.zeros(a.size(0), 2, 8, 8) + 0.5, a], 1), 10),
-    "sum with repeat": (lambda m, a, x: a + m.pos.repeat(a.size(0), 1, 1, 1), 8),
-    "product with repeat": (lambda m, a, x: a * m.gain.repeat(x.size(0), 1, 1, 1), 8),
-    "quotient with repeat": (lambda m, a, x: a / m.gain.repeat(x.size(0), 1, 1, 1), 8),
-    "cat with repeat": (lambda m, a, x: torch.cat([a, m.coords.repeat(x.size(0), 1, 1, 1)], 1), 10),
-    "cat with expand": (lambda m, a, x: torch.cat([m.coords.expand(a.size(0), -1, -1, -1), a], 1), 10),
-    "broadcast_to": (lambda m, a, x: a + torch.broadcast_to(m.pos, a.shape), 8),
-    "a constant of its own for each sample": (
-        lambda m, a, x: a + torch.arange(a.size(0)).view(-1, 1, 1, 1) * m.gain / 8, 8,
-    ),
-    "a batch of matrices": (
-        lambda m, a, x: torch.bmm(m.pos[0].expand(a.size(0), 8, 8), a.flatten(2)).unflatten(2, (8, 8)), 8,
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("timing", ["step", "window"])
-@pytest.mark.parametrize("name", CONSTANTS)
-def test_constants_enter_once_a_window(name: str, timing: str) -> None:
-    net, x = between(*CONSTANTS[name]), torch.rand(6, 2, 8, 8)
+@pytest.mark.parametrize(("body", "channels"), [
+    (lambda m, a, x: a + m.pos.expand_as(a), 8), (lambda m, a, x: a - m.pos.expand_as(a), 8),
+    (lambda m, a, x: torch.cat([a, m.coords.expand_as(a[:, :2])], 1), 10), (lambda m, a, x: a * m.gain.expand_as(a), 8),
+    (lambda m, a, x: a[:, :, :1].expand_as(a) + a, 8),
+    (lambda m, a, x: a.mean([2, 3], keepdim=True).expand_as(a) - a / 3, 8),
+    (lambda m, a, x: torch.cat([a, torch.ones_like(a[:, :2])], 1), 10),
+    (lambda m, a, x: a - torch.full_like(a, 0.25) * m.gain, 8),
+    (lambda m, a, x: a + a.new_full((a.size(0), 8, 1, 1), 0.5), 8),
+    (lambda m, a, x: torch.cat([torch.zeros(a.size(0), 2, 8, 8) + 0.5, a], 1), 10),
+    (lambda m, a, x: a + m.pos.repeat(a.size(0), 1, 1, 1), 8),
+    (lambda m, a, x: a * m.gain.repeat(x.size(0), 1, 1, 1), 8),
+    (lambda m, a, x: a / m.gain.repeat(x.size(0), 1, 1, 1), 8),
+    (lambda m, a, x: torch.cat([a, m.coords.repeat(x.size(0), 1, 1, 1)], 1), 10),
+    (lambda m, a, x: torch.cat([m.coords.expand(a.size(0), -1, -1, -1), a], 1), 10),
+    (lambda m, a, x: a + torch.broadcast_to(m.pos, a.shape), 8),
+    (lambda m, a, x: a + torch.arange(a.size(0)).view(-1, 1, 1, 1) * m.gain / 8, 8),
+    (lambda m, a, x: torch.bmm(m.pos[0].expand(a.size(0), 8, 8), a.flatten(2)).unflatten(2, (8, 8)), 8),
+])  # fmt: skip
+def test_constants_enter_once_a_window(body, channels, timing):
+    net, x = between(body, channels), torch.rand(6, 2, 8, 8)
     snn = convert(net, T=64, example=x[:1], timing=timing, data=[x])
     with torch.no_grad():
         torch.testing.assert_close(to_ann(snn)(x), net(x))
@@ -81,8 +74,8 @@ def test_constants_enter_once_a_window(name: str, timing: str) -> None:
         assert (ours - theirs).norm() < 0.2 * theirs.norm()
 
 
-def tokens() -> tuple[nn.Module, Tensor]:
-    def forward(m: Any, x: Tensor) -> Tensor:
+def tokens():
+    def forward(m, x):
         a = torch.cat([m.token.expand(x.size(0), -1, -1), torch.relu(m.embed(x))], 1)
         return m.head(torch.relu(m.mix(a.transpose(1, 2)).transpose(1, 2))[:, 0])
 
@@ -91,54 +84,41 @@ def tokens() -> tuple[nn.Module, Tensor]:
     return net, torch.rand(7, 4, 6)
 
 
-MAXIMA = {
+@pytest.mark.parametrize("make", [
+    tokens,
     # Over channels it is of currents: their thresholds differ, so a spike of one is not worth one of another.
-    "of channels": lambda: networks.Net(
+    lambda: (networks.Net(
         lambda m, x: m.c(torch.relu(m.b(torch.relu(m.a(x)).amax(1, keepdim=True))).flatten(1)),
         a=nn.Conv2d(2, 8, 3), b=nn.Conv2d(1, 6, 6), c=nn.Linear(6, 3),
-    ),
+    ), torch.rand(6, 2, 8, 8)),
     # That no layer computes: the neurons come first, then what stood before their ReLU, and so have channels.
-    "of currents": lambda: networks.Net(
+    lambda: (networks.Net(
         lambda m, x: m.c(torch.relu(F.max_pool2d(m.p(m.d(torch.relu(m.a(x)))), 2).flatten(1))),
         a=nn.Conv2d(2, 8, 3), d=nn.Conv2d(8, 8, 1, groups=8), p=nn.Conv2d(8, 6, 1), c=nn.Linear(54, 3),
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("timing", ["step", "window"])
-@pytest.mark.parametrize("name", ["tokens", *MAXIMA])
-def test_tokens_and_maxima_of_currents(name: str, timing: str) -> None:
-    net, x = tokens() if name == "tokens" else (MAXIMA[name](), torch.rand(6, 2, 8, 8))
+    ), torch.rand(6, 2, 8, 8)),
+])  # fmt: skip
+def test_tokens_and_maxima_of_currents(make, timing):
+    net, x = make()
     assert_approaches(convert(net.eval(), T=128, example=x[:1], timing=timing, data=[x]), net, x)
 
 
-MIXED: dict[str, tuple[Callable[[Any, Tensor, Tensor], Tensor], str]] = {
-    "other samples": (lambda m, a, x: a.reshape(-1, 1, 8, 8).expand(-1, 8, -1, -1), "'reshape'"),
-    "other samples and back": (lambda m, a, x: a.reshape(-1, 1, 8, 8).reshape(-1, 8, 8, 8) * 2, "'reshape'"),
-    "repeated samples": (lambda m, a, x: a.repeat(2, 1, 1, 1), "'repeat'"),
-    "mean of the images": (lambda m, a, x: a + x.mean(), "'mean'"),
-    "mean image": (lambda m, a, x: a + x.mean((0, 1), keepdim=True), "'mean'"),
-    "mean of the spikes": (lambda m, a, x: a - a.mean(), "'mean'"),
-    "maximum of the samples": (lambda m, a, x: a - a.amax(0, keepdim=True), "'amax'"),
-    "maximum": (lambda m, a, x: a - a.max(), "'max_1'"),
-    "flipped": (lambda m, a, x: a + a.flip(0), "'flip'"),
-    "rolled": (lambda m, a, x: a + a.roll(1, 0), "'roll'"),
-    "rolled as a whole": (lambda m, a, x: a + a.roll(1), "'roll'"),
-    "summed up": (lambda m, a, x: a.cumsum(0), "'cumsum'"),
-    "reordered": (lambda m, a, x: a.index_select(0, torch.arange(a.size(0) - 1, -1, -1)), "'index_select'"),
-    "a matrix of samples": (lambda m, a, x: (torch.ones(a.size(0), a.size(0)) @ a.flatten(1)).view_as(a), "'matmul'"),
-}
-
-
-@pytest.mark.parametrize("timing", ["step", "window"])
-@pytest.mark.parametrize("name", MIXED)
-def test_what_mixes_the_samples_is_refused_with_its_line(name: str, timing: str) -> None:
-    body, node = MIXED[name]
+@pytest.mark.parametrize(("body", "node"), [
+    (lambda m, a, x: a.reshape(-1, 1, 8, 8).expand(-1, 8, -1, -1), "'reshape'"),
+    (lambda m, a, x: a.reshape(-1, 1, 8, 8).reshape(-1, 8, 8, 8) * 2, "'reshape'"),
+    (lambda m, a, x: a.repeat(2, 1, 1, 1), "'repeat'"), (lambda m, a, x: a + x.mean(), "'mean'"),
+    (lambda m, a, x: a + x.mean((0, 1), keepdim=True), "'mean'"), (lambda m, a, x: a - a.mean(), "'mean'"),
+    (lambda m, a, x: a - a.amax(0, keepdim=True), "'amax'"), (lambda m, a, x: a - a.max(), "'max_1'"),
+    (lambda m, a, x: a + a.flip(0), "'flip'"), (lambda m, a, x: a + a.roll(1, 0), "'roll'"),
+    (lambda m, a, x: a + a.roll(1), "'roll'"), (lambda m, a, x: a.cumsum(0), "'cumsum'"),
+    (lambda m, a, x: a.index_select(0, torch.arange(a.size(0) - 1, -1, -1)), "'index_select'"),
+    (lambda m, a, x: (torch.ones(a.size(0), a.size(0)) @ a.flatten(1)).view_as(a), "'matmul'"),
+])  # fmt: skip
+def test_what_mixes_the_samples_is_refused_with_its_line(body, node, timing):
     with pytest.raises(CannotConvert, match=rf"node {node} .*test_convert_nodes.py:\d+: .*mixes the samples"):
         convert(between(body), T=8, example=torch.rand(1, 2, 8, 8), timing=timing)
 
 
-def test_a_fixed_batch_is_refused_with_its_line() -> None:
+def test_a_fixed_batch_is_refused_with_its_line():
     """``len`` makes a number of the size of the batch."""
     net = between(lambda m, a, x: a + m.pos.repeat(len(a), 1, 1, 1))
     message = r"fixes the size of the batch.*len\(x\).*x\.shape\[0\]; test_convert_nodes.py:\d+: .*repeat\(len\(a\)"
@@ -146,17 +126,8 @@ def test_a_fixed_batch_is_refused_with_its_line() -> None:
         convert(net, T=8, example=torch.rand(1, 2, 8, 8))
 
 
-GLOBAL: dict[str, Callable[[Tensor], Tensor]] = {
-    "max_pool2d": lambda a: F.max_pool2d(a, a.shape[2:]),
-    "amax": lambda a: a.amax((2, 3), keepdim=True),
-    "amax, flat": lambda a: a.amax((-1, -2))[:, :, None, None],
-    "max": lambda a: a.max(3, keepdim=True).values.max(2, keepdim=True)[0],
-    "adaptive": lambda a: F.adaptive_max_pool2d(a, 1),
-}
-
-
-def made(pool: Callable[[Tensor], Tensor], before: bool = False) -> tuple[Any, Tensor]:
-    def forward(m: Any, x: Tensor) -> Tensor:
+def made(pool, before=False):
+    def forward(m, x):
         a = torch.relu(pool(m.a(x))) if before else pool(torch.relu(m.a(x)))
         return m.c(torch.relu(m.b(a)).flatten(1))
 
@@ -165,8 +136,7 @@ def made(pool: Callable[[Tensor], Tensor], before: bool = False) -> tuple[Any, T
 
 
 @pytest.mark.parametrize("before", [False, True], ids=["", "before the ReLU"])
-@pytest.mark.parametrize("timing", ["step", "window"])
-def test_a_global_maximum_however_written(timing: str, before: bool) -> None:
+def test_a_global_maximum_however_written(timing, before):
     answers = []
     for pool in GLOBAL.values():
         torch.manual_seed(0)
@@ -180,7 +150,7 @@ def test_a_global_maximum_however_written(timing: str, before: bool) -> None:
         assert all(torch.equal(answer, answers[0]) for answer in answers)
 
 
-def shifted() -> tuple[nn.Module, tuple[int, int]]:
+def shifted():
     layers = {"a": nn.Conv2d(2, 4, 3), "b": nn.Conv2d(4, 3, 3)}
     read = lambda m, a: torch.relu(m.b(a + m.shift.expand_as(a))).mean([2, 3])  # noqa: E731
     net = networks.Net(lambda m, x: read(m, torch.relu(m.a(x))), **layers)
@@ -188,17 +158,14 @@ def shifted() -> tuple[nn.Module, tuple[int, int]]:
     return net.eval(), (11, 7)
 
 
-def pooled() -> tuple[nn.Module, tuple[int, int]]:
+def pooled():
     """In windows that depend on the size."""
     layers = nn.Conv2d(2, 6, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 8), nn.ReLU()
     return nn.Sequential(*layers, nn.Linear(8, 3)).eval(), (11, 20)
 
 
-SIZES = {name: lambda name=name: (made(GLOBAL[name])[0], (5, 9)) for name in ("amax", "max", "adaptive")}
-
-
-@pytest.mark.parametrize("make", [shifted, pooled, *SIZES.values()], ids=["shifted", "pooled", *SIZES])
-def test_where_no_size_is_given_none_is_taken_for_granted(make: Any) -> None:
+@pytest.mark.parametrize("make", [shifted, pooled, *(lambda p=p: (made(p)[0], (5, 9)) for p in [*GLOBAL.values()][1:])])
+def test_where_no_size_is_given_none_is_taken_for_granted(make):
     net, other = make()
     snn = calibrate(convert(net, T=255), [torch.rand(4, 2, 17, 17)], percentile=100)
     for size in (17, 17), other:
@@ -210,7 +177,7 @@ def test_where_no_size_is_given_none_is_taken_for_granted(make: Any) -> None:
         assert convert(net, T=255, example=torch.rand(1, 2, 17, 17)).meta["ways"]["4"] == "fused: linear"
 
 
-def test_with_windows_maximum_pooling_is_a_layer() -> None:
+def test_with_windows_maximum_pooling_is_a_layer():
     """Of bursts the OR is the maximum, so it can be frozen."""
     layers = [nn.Conv2d(2, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 8, 2), nn.ReLU(), nn.AdaptiveMaxPool2d(1)]
     net, x = nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 3)).eval(), torch.rand(6, 2, 8, 8)
@@ -221,7 +188,7 @@ def test_with_windows_maximum_pooling_is_a_layer() -> None:
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["an example", "none"])
-def test_with_step_timing_maximum_pooling_is_exact_unless_replaced(given: bool) -> None:
+def test_with_step_timing_maximum_pooling_is_exact_unless_replaced(given):
     """Neurons of a pooling window that take turns make the count of the OR too large."""
     net, x = made(lambda a: F.max_pool2d(a, 2)[:, :, :1, :1])
     largest = []

@@ -1,121 +1,113 @@
-"""What convert takes as the ANN's input, what convert and to_ann refuse, and how they say it."""
+"""What convert takes, of inputs and of torchvision's and timm's models; what convert and to_ann refuse, and how."""
 
 import copy
-from collections.abc import Callable
-from typing import Any
+import importlib
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from networks import Net
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import prune
 
 import tandem_snn.nn as tnn
 from tandem_snn import convert, freeze, to_ann
 from tandem_snn.convert import CannotConvert
 
+relu = torch.relu
+QUICK = ("torchvision squeezenet1_1", "timm regnetx_002", "timm mobilenetv2_050")
+# Library and name -> the smallest size of images, for which the model takes batches of 64 in training mode too.
+MODELS = {
+    f"{library} {name}": int(size or 32)
+    for library, models in {
+        "torchvision": "alexnet:64 vgg11 vgg11_bn resnet18 resnext50_32x4d wide_resnet50_2 squeezenet1_1 densenet121 "
+        "inception_v3:75 googlenet shufflenet_v2_x0_5 mobilenet_v2 mnasnet0_5 regnet_x_400mf",
+        "timm": "resnet18d resnetv2_50 vgg11 regnetx_002 densenet121 repvgg_a0 dla34 hrnet_w18_small:64 "
+        "legacy_xception:75 xception41:64 inception_v3:75 inception_v4:75 selecsls42 res2net50_14w_8s "
+        "mobilenetv1_100 mobilenetv2_050",
+    }.items()
+    for name, _, size in (model.partition(":") for model in models.split())
+}
+# The other families of classifiers of torchvision, with what has no spiking counterpart in them.
+NOT = {
+    "torchvision mobilenet_v3_small": "hardswish",
+    "torchvision efficientnet_b0": "silu",
+    "torchvision efficientnet_v2_s": "silu",
+    "torchvision regnet_y_400mf": "sigmoid|product",
+    "torchvision convnext_tiny": "layer_norm|gelu|nothing would spike",
+    "torchvision swin_t": "writes into|layer_norm|nothing would spike|mixes|gelu",
+    "torchvision vit_b_16": "layer_norm|nothing would spike|attention|mixes|gelu",
+    "torchvision maxvit_t": "gelu|sigmoid|layer_norm|product|mixes",
+}
+
 
 class Bilinear(nn.Module):
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+    def forward(self, x, y):
         return torch.relu(x + y)
 
 
 class Gate(nn.Linear):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         z = super().forward(x)
         return torch.relu(z) * torch.sigmoid(z)
 
 
-class Last(nn.LSTM):
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(x.unsqueeze(1))[0][:, -1]
-
-
-def image(*layers: nn.Module) -> nn.Module:
+def image(*layers):
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), *layers)
 
 
-def linear(*layers: nn.Module) -> nn.Module:
+def linear(*layers):
     return nn.Sequential(nn.Linear(4, 4), *layers, nn.Linear(4, 4), nn.ReLU())
 
 
-def vectors(forward: Callable[[Any, Tensor], Any]) -> nn.Module:
+def vectors(forward):
     return Net(forward, a=nn.Linear(4, 4), b=nn.Linear(4, 4))
 
 
-def images(forward: Callable[[Any, Tensor], Any]) -> nn.Module:
+def images(forward):
     return Net(forward, a=nn.Conv2d(1, 4, 3), b=nn.Conv2d(4, 4, 3))
 
 
-def shuffled(m: Any, x: Tensor) -> Tensor:
-    """It asks for the size, so the numbers in its graph are those of one size."""
-    a = torch.relu(m.a(x))
-    return torch.relu(m.b(a.view(a.shape[0], 2, 2, *a.shape[2:]).transpose(1, 2).reshape(a.shape)))
-
-
-relu = torch.relu
-REFUSED = {
-    "GELU": (
-        linear(nn.GELU()),
-        r"'gelu' \(aten.gelu.default in module '1', GELU\): it has no spiking counterpart: put nn.ReLU",
-    ),
-    "LeakyReLU": (linear(nn.LeakyReLU()), r"'1'.*put nn.ReLU"),
-    "LayerNorm": (linear(nn.LayerNorm(4)), r"'1'.*use batch norm"),
-    "no ReLU": (nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 4)), "'1', Sigmoid.*nothing would spike"),
-    "hardtanh": (linear(nn.Hardtanh()), r"module '1', Hardtanh\): it has no spiking counterpart"),
-    "lazy": (nn.Sequential(nn.LazyLinear(4), nn.ReLU()), "module '0', LazyLinear: give it a batch first"),
-    "spiking": (nn.Sequential(tnn.Encoder(4), tnn.Linear(4, 2)), "module '0': it is spiking already"),
-    "recurrent": (nn.Sequential(Last(4, 4, batch_first=True), nn.ReLU(), nn.Linear(4, 4)), "'lstm'.*recurrent"),
-    "adaptive maximum": (image(nn.AdaptiveMaxPool2d(5), nn.Conv2d(4, 4, 3), nn.ReLU()), "use max_pool"),
-    "behind a transposed convolution": (
-        nn.Sequential(
-            nn.ConvTranspose2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 1), nn.SiLU(), nn.Conv2d(4, 4, 1), nn.ReLU()
-        ),
-        r"'silu'.*module '3', SiLU.*put nn.ReLU",
-    ),
-    "no activation": (nn.Sequential(nn.Linear(4, 4), nn.Flatten()), "nothing would spike: put nn.ReLU between"),
-    "indices": (
-        images(lambda m, x: relu(m.b(F.max_pool2d(relu(m.a(x)), 2, return_indices=True)[0]))),
-        "'max_pool2d_with_indices'.*indices",
-    ),
-    "indices of a maximum": (
-        vectors(lambda m, x: relu(m.b(relu(m.a(x)).max(1, keepdim=True)[1] + m.a(x)))), "indices",
-    ),
-    "sizes": (images(shuffled), "depend on the size of its input: give `example`"),
-    "not square": (image(nn.Flatten(), nn.Linear(12, 2)), "found no input.*mat1 and mat2.*give `example`"),
-    "data": (vectors(lambda m, x: x if x.sum() > 0 else -x), "depends on values of the data"),
-    "two inputs": (
-        vectors(lambda m, x: m.b(relu(m.a(x)) + None)), "found no input that the ANN accepts .*None.*give `example`",
-    ),
-    "two outputs": (vectors(lambda m, x: (relu(m.a(x)), m.b(x))), "returns 2 values, tuple"),
-    "gate": (
-        nn.Sequential(Gate(4, 4), nn.Linear(4, 4), nn.ReLU()),
-        r"'sigmoid' \(aten.sigmoid.default in module '0', Gate; test_convert_refusals.py:\d+: .*sigmoid.*: .*a gate",
-    ),
-    "product": (vectors(lambda m, x: m.b(relu(relu(m.a(x)) * m.b(x)))), r"'mul'.*a product of two activations"),
-    "batch": (
-        vectors(lambda m, x: m.b(relu(m.b(relu(m.a(x)).sum(0, keepdim=True) + m.a(x))))), "'sum_1'.*mixes the samples",
-    ),
-    "concatenated": (
-        vectors(lambda m, x: m.b(relu(m.b(torch.cat([relu(m.a(x)), relu(m.a(x))]))))),
-        "'cat'.*puts samples together|'cat'.*mixes the samples",
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_converted_is_named(name: str) -> None:
-    net, message = REFUSED[name]
+@pytest.mark.parametrize(("net", "message"), [
+    (linear(nn.GELU()),
+     r"'gelu' \(aten.gelu.default in module '1', GELU\): it has no spiking counterpart: put nn.ReLU"),
+    (linear(nn.LeakyReLU()), r"'1'.*put nn.ReLU"), (linear(nn.LayerNorm(4)), r"'1'.*use batch norm"),
+    (nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 4)), "'1', Sigmoid.*nothing would spike"),
+    (linear(nn.Hardtanh()), r"module '1', Hardtanh\): it has no spiking counterpart"),
+    (nn.Sequential(nn.LazyLinear(4), nn.ReLU()), "module '0', LazyLinear: give it a batch first"),
+    (nn.Sequential(tnn.Encoder(4), tnn.Linear(4, 2)), "module '0': it is spiking already"),
+    (Net(lambda m, x: relu(m.a(x[None])[0][0]), a=nn.LSTM(4, 4)), "'a', LSTM.*a recurrent layer"),
+    (image(nn.AdaptiveMaxPool2d(5), nn.Conv2d(4, 4, 3), nn.ReLU()), "use max_pool"),
+    (image(nn.ConvTranspose2d(4, 4, 3), nn.SiLU(), nn.Conv2d(4, 4, 1), nn.ReLU()),
+     r"'silu'.*module '3', SiLU.*put nn.ReLU"),
+    (nn.Sequential(nn.Linear(4, 4), nn.Flatten()), "nothing would spike: put nn.ReLU between"),
+    (images(lambda m, x: relu(m.b(F.max_pool2d(relu(m.a(x)), 2, return_indices=True)[0]))),
+     "'max_pool2d_with_indices'.*indices"),
+    (vectors(lambda m, x: relu(m.b(relu(m.a(x)).max(1, keepdim=True)[1] + m.a(x)))), "indices"),
+    (images(lambda m, x: relu(m.b((a := relu(m.a(x))).view(a.shape[0], 4, -1).view(a.shape)))),
+     "depend on the size of its input: give `example`"),
+    (image(nn.Flatten(), nn.Linear(12, 2)), "found no input.*mat1 and mat2.*give `example`"),
+    (vectors(lambda m, x: x if x.sum() > 0 else -x), "depends on values of the data"),
+    (vectors(lambda m, x: m.b(relu(m.a(x)) + None)), "found no input that the ANN accepts .*None.*give `example`"),
+    (vectors(lambda m, x: (relu(m.a(x)), m.b(x))), "returns 2 values, tuple"),
+    (nn.Sequential(Gate(4, 4), nn.Linear(4, 4), nn.ReLU()),
+     r"'sigmoid' \(aten.sigmoid.default in module '0', Gate; test_convert_refusals.py:\d+: .*sigmoid.*: .*a gate"),
+    (vectors(lambda m, x: m.b(relu(relu(m.a(x)) * m.b(x)))), r"'mul'.*a product of two activations"),
+    (vectors(lambda m, x: m.b(relu(m.b(relu(m.a(x)).sum(0, keepdim=True) + m.a(x))))), "'sum_1'.*mixes the samples"),
+    (vectors(lambda m, x: m.b(relu(m.b(torch.cat([relu(m.a(x)), relu(m.a(x))]))))),
+     "'cat'.*puts samples together|'cat'.*mixes the samples"),
+])  # fmt: skip
+def test_what_cannot_be_converted_is_named(net, message):
     with pytest.raises(CannotConvert, match=message):
         convert(net.train(), T=8)
     assert all(module.training for module in net.modules())
 
 
-def written(kind: str) -> Callable[[Any, Tensor], Tensor]:
+def written(kind):
     """Part of a tensor is written in place, and the whole is read."""
 
-    def forward(m: Any, x: Tensor) -> Tensor:
+    def forward(m, x):
         x = m.a(x)
         if kind == "relu":
             x.flatten(2).relu_()
@@ -131,12 +123,12 @@ def written(kind: str) -> Callable[[Any, Tensor], Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["relu", "mul", "fill"])
-def test_what_is_written_in_place_through_a_view_is_named(kind: str) -> None:
+def test_what_is_written_in_place_through_a_view_is_named(kind):
     with pytest.raises(CannotConvert, match=rf"'{kind}_' .*test_convert_refusals.py:\d+.* writes into"):
         convert(images(written(kind)), T=8, example=torch.rand(1, 1, 8, 8))
 
 
-def test_the_reason_is_the_modules_own() -> None:
+def test_the_reason_is_the_modules_own():
     layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
     net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), layer, nn.Linear(8, 8), nn.ReLU())
     with pytest.raises(CannotConvert, match=r"MultiheadAttention.*: attention; use a convolutional network"):
@@ -153,28 +145,29 @@ def test_the_reason_is_the_modules_own() -> None:
     ({"threshold": -1.0}, ValueError, "threshold: expected a positive number, got -1.0"),
     ({"threshold": "1"}, TypeError, r"threshold: expected a number, got '1' \(str\)"),
     ({"v_init": float("nan")}, ValueError, "v_init: expected a finite number, got nan"),
+    ({"timing": "late"}, ValueError, "timing: expected one of 'step', 'window', got 'late'"),
     ({"ann": "resnet18"}, TypeError, r"ann: expected a torch\.nn\.Module, got str"),
     ({"ann": Bilinear()}, CannotConvert, "a second input, 'y'"),
 ])  # fmt: skip
-def test_arguments(keywords: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_arguments(keywords, error, message):
     with pytest.raises(error, match=message):
         convert(**{"ann": nn.Sequential(nn.Linear(4, 4), nn.ReLU()), "T": 8, **keywords})
 
 
-def test_long_windows_need_step_timing() -> None:
+def test_long_windows_need_step_timing():
     assert convert(linear(), T=256, timing="step")(torch.rand(1, 4)).shape == (1, 4)
 
 
-def test_what_has_no_twin() -> None:
+def test_what_has_no_twin():
     with pytest.raises(TypeError, match=r"net: expected a torch\.nn\.Module, got str"):
-        to_ann("resnet18")  # type: ignore[arg-type]
+        to_ann("resnet18")
     pruned = tnn.Linear(4, 4)
     prune.l1_unstructured(pruned, "weight", 0.5)
     with pytest.raises(ValueError, match=r"net: the weight of '0' is made before each forward pass.*prune.remove"):
         to_ann(nn.Sequential(pruned, tnn.Readout(4, 2)))
 
 
-def test_an_example_moves_no_statistics() -> None:
+def test_an_example_moves_no_statistics():
     layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Conv2d(4, 3, 1), nn.ReLU()
     net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(12, 2)).train()
     before = copy.deepcopy(net.state_dict())
@@ -184,13 +177,8 @@ def test_an_example_moves_no_statistics() -> None:
     torch.testing.assert_close(dict(net.state_dict()), dict(before), atol=0, rtol=0)
 
 
-class Viewed(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.view(-1, 12)
-
-
 @pytest.mark.parametrize("layer", [nn.Linear(2, 3), nn.Conv1d(2, 3, 50), nn.Conv3d(2, 3, 5), nn.Conv2d(2, 3, 60)])
-def test_what_the_ann_takes_is_found_if_its_size_is_usual(layer: nn.Module) -> None:
+def test_what_the_ann_takes_is_found_if_its_size_is_usual(layer):
     side = {nn.Linear: [], nn.Conv1d: [1024], nn.Conv3d: [16] * 3, nn.Conv2d: [64] * 2}[type(layer)]
     x = torch.rand(3, 2, *side)
     body = nn.Sequential(layer, nn.ReLU(), nn.Flatten())
@@ -206,14 +194,14 @@ def test_what_the_ann_takes_is_found_if_its_size_is_usual(layer: nn.Module) -> N
     assert convert(odd, T=4, example=torch.rand(1, 1, 7, 7))(torch.rand(2, 1, 7, 7)).shape == (2, 4)
 
 
-@pytest.mark.parametrize("flatten", [nn.Flatten(), Viewed()])
-def test_a_flattened_image_streams(flatten: nn.Module) -> None:
+@pytest.mark.parametrize("flatten", [nn.Flatten(), Net(lambda m, x: x.view(-1, 12))])
+def test_a_flattened_image_streams(flatten):
     layers = nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 3)
     frozen, x = freeze(convert(nn.Sequential(flatten, *layers).eval(), T=4)), torch.rand(5, 1, 3, 4)
     assert torch.equal([frozen.step(x) for _ in range(4)][-1], frozen(x))
 
 
-def test_rows_as_samples_are_no_flattened_image() -> None:
+def test_rows_as_samples_are_no_flattened_image():
     layers, x = {"a": nn.Linear(4, 6), "b": nn.Linear(6, 3)}, torch.rand(5, 3, 4)
     net = Net(lambda m, x: m.b(torch.relu(m.a(x.view(-1, 4)))), **layers)
     snn = convert(net, T=4, example=x)
@@ -221,8 +209,8 @@ def test_rows_as_samples_are_no_flattened_image() -> None:
     assert torch.equal(to_ann(snn)(x), net(x))
 
 
-def test_auxiliary_heads_are_left_out_and_said() -> None:
-    def forward(m: Any, x: Tensor) -> Any:
+def test_auxiliary_heads_are_left_out_and_said():
+    def forward(m, x):
         a = torch.relu(m.body(x))
         return (m.head(a), m.aux(a)) if m.training else m.head(a)
 
@@ -233,8 +221,50 @@ def test_auxiliary_heads_are_left_out_and_said() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-def test_torchscript_is_named() -> None:
+def test_torchscript_is_named():
     net, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), torch.rand(2, 4)
     for module in torch.jit.trace(net, x), torch.jit.script(net):
         with pytest.raises(TypeError, match=r"ann: TorchScript .*: give the module that was traced or scripted"):
             convert(module, T=8, example=x)
+
+
+def marked(name):
+    kind = pytest.mark.slow if name not in QUICK else pytest.mark.clients if name.startswith("timm") else ()
+    return pytest.param(name, marks=kind)
+
+
+def make(name):
+    library, _, model = name.partition(" ")
+    pytest.importorskip(library)
+    torch.manual_seed(0)
+    if library == "timm":
+        return importlib.import_module("timm").create_model(model)
+    options = {"init_weights": True} if model in ("googlenet", "inception_v3") else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the time that initialisation takes
+        return getattr(importlib.import_module("torchvision.models"), model)(**options)
+
+
+@pytest.mark.filterwarnings("ignore:convert. .* takes no part in evaluation")
+@pytest.mark.parametrize("name", map(marked, MODELS))
+def test_models(name):
+    net, x = make(name), torch.rand(2, 3, MODELS[name], MODELS[name])
+    snn = convert(net, T=4, example=x[:1])
+    used = {id(p) for p in snn.parameters()}
+    assert used <= {id(p) for p in net.parameters()}
+    assert used == {id(p) for p in net.parameters()} or name in ("torchvision googlenet", "torchvision inception_v3")
+    net.eval()
+    with torch.no_grad():
+        expected = net(x)
+        atol = 1e-4 * expected.abs().max().item()
+        torch.testing.assert_close(to_ann(snn.eval())(x), expected, rtol=1e-4, atol=atol)
+    answer = snn.train()(torch.rand(4, 3, MODELS[name], MODELS[name]))
+    answer.square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in snn.parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NOT)
+def test_what_stops_the_others(name):
+    with pytest.raises(CannotConvert, match=NOT[name]):
+        convert(make(name), T=4, example=torch.rand(1, 3, 224, 224))

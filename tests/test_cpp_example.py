@@ -4,15 +4,12 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from extras import needs
-from networks import average, dyadic, own_counts, trained
+from networks import NETWORKS, average, dyadic, lif, own_counts, trained
 from test_frozen_file import converted, events
-from test_frozen_window import NETWORKS
-from torch import Tensor, nn
+from torch import Tensor
 
 import tandem_ext as te
 import tandem_snn as ts
@@ -21,33 +18,27 @@ from tandem_snn.frozen.lowering import lower
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "python" / "examples" / "cpp"
-needs("safetensors")
+pytest.importorskip("safetensors")
 
 
-def spikes_of(frozen: ts.FrozenNetwork, x: Any) -> tuple[dict[str, int], Tensor]:
-    """Spikes of each layer with neurons, and the answer, layer by layer."""
-    stages = lower(frozen.net)
-    spikes: dict[str, int] = {}
+def text(frozen, x, answers=False):
+    """What it prints: spikes of each layer with neurons, and the answers, layer by layer."""
+    stages, lines = lower(frozen.net), []
 
-    def watch(number: int, _: Any, y: Any) -> None:
+    def watch(number, _, y):
         stage = stages.stages[number]
         if isinstance(y, te.SpikeTrain) and stage.kind in ("layer", "average"):
-            spikes[stage.name] = int(y.counts.sum())
+            lines.append(f"layer {stage.name}: {int(y.counts.sum())} spikes")
 
     with torch.no_grad():
-        return spikes, stages(x, watch)
-
-
-def text(frozen: ts.FrozenNetwork, x: Any, answers: bool = False) -> str:
-    spikes, answer = spikes_of(frozen, x)
-    lines = [f"layer {name}: {count} spikes" for name, count in spikes.items()]
+        answer = stages(x, watch)
     for i, row in enumerate(answer):
         numbers = "".join(f" {value:.9g}" for value in row.tolist()) if answers else ""
         lines.append(f"sample {i}: class {int(row.argmax())}{numbers}")
     return "\n".join(lines) + "\n"
 
 
-def text_of_stream(frozen: ts.FrozenNetwork, x: Any) -> str:
+def text_of_stream(frozen, x):
     """What it prints with --follow: the samples one after the other, without a reset."""
     lines = []
     for i in range(len(x)):
@@ -58,42 +49,25 @@ def text_of_stream(frozen: ts.FrozenNetwork, x: Any) -> str:
     return "\n".join(lines) + "\n"
 
 
-def digits() -> Tensor:
+def digits():
     return torch.frombuffer(bytearray((EXAMPLE / "digits.f32").read_bytes()), dtype=torch.float32).view(-1, 1, 8, 8)
 
 
-def test_the_example_s_expected_output_is_python_s() -> None:
+def test_the_example_s_expected_output_is_python_s():
     """The C++ tests compare the program's output with this file."""
     expected = (EXAMPLE / "digits.txt").read_text()
     assert text(ts.load(EXAMPLE / "digits.tandem"), digits()) == expected
     assert expected in (ROOT / "docs" / "deploy.md").read_text()
 
 
-def convolutional() -> tuple[nn.Module, Tensor]:
-    net = nn.Sequential(
-        tnn.Encoder(11), tnn.Conv2d(3, 12, 3, padding="same", dilation=2, norm=True), tnn.MaxPool2d(3, 2, 1),
-        tnn.Conv2d(12, 24, 3, stride=2, padding=(2, 1), groups=3, norm=True, leak=0.75, v_init=0.25),
-        tnn.AvgPool2d(2, v_init=0.25),
-        tnn.Residual(tnn.Conv2d(24, 24, 3, padding=1, threshold=torch.rand(24) + 0.5, v_init=0.5)),
-        tnn.Dropout(), tnn.Flatten(), tnn.Linear(24 * 4, 20, gate="clip"), tnn.Readout(20, 10),
-    )  # fmt: skip
-    return net, torch.rand(5, 3, 11, 15)
-
-
-def raw(x: Any) -> bytes:
-    """As the program reads it: of spikes, all steps of a sample, then those of the next."""
-    values = x if isinstance(x, Tensor) else x.to_dense(torch.float32).transpose(0, 1)
-    return values.contiguous().numpy().tobytes()
-
-
 @pytest.fixture(scope="module")
-def classify(tmp_path_factory: Any) -> Path:
+def classify(tmp_path_factory):
     """The example, built against the kernels that the C++ tests have built, or would build, in build/cmake-cpu."""
     if not shutil.which("cmake") or not shutil.which("ninja"):
         pytest.skip("cmake or ninja is not installed")
     folder = tmp_path_factory.mktemp("cpp")
 
-    def cmake(*arguments: object) -> None:
+    def cmake(*arguments):
         subprocess.run(["cmake", *map(str, arguments)], cwd=ROOT, check=True, capture_output=True, text=True)
 
     jobs = ("--parallel", os.environ.get("MAX_JOBS", "2"))
@@ -105,15 +79,14 @@ def classify(tmp_path_factory: Any) -> Path:
     return folder / "example" / "classify"
 
 
-def run(program: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+def run(program, *arguments):
     return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=60)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("timing", ["step", "window"])
 @pytest.mark.parametrize("bits", [None, 4])
-@pytest.mark.parametrize("make", [convolutional, converted, events, average, *NETWORKS])
-def test_networks(make: Any, bits: int | None, timing: str, classify: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [lif, converted, events, average, *NETWORKS])
+def test_networks(make, bits, timing, classify, tmp_path):
     """The sums of the first layer and of the readout, which are floats there and here, are exact."""
     net, x = make()
     net, x = dyadic(trained(net, x)), (x * 16).round() / 16 if isinstance(x, Tensor) else x
@@ -129,19 +102,20 @@ def test_networks(make: Any, bits: int | None, timing: str, classify: Path, tmp_
             frozen.net.get_submodule(name).weight.data.copy_(grid.weight())
     frozen(x)
     frozen.save(tmp_path / "net.tandem")
-    (tmp_path / "x.f32").write_bytes(raw(x))
+    values = x if isinstance(x, Tensor) else x.to_dense(torch.float32).transpose(0, 1)  # all steps of each sample
+    (tmp_path / "x.f32").write_bytes(values.contiguous().numpy().tobytes())
     done = run(classify, tmp_path / "net.tandem", tmp_path / "x.f32", "--answers")
     assert done.stderr == ""
     counts = own_counts(frozen.net, x)[0]
     assert all(c.sum() > 0 for c in counts)
     assert done.stdout == text(frozen, x, answers=True)
-    if timing == "window" and make is not convolutional:
+    if timing == "window" and make is not lif:
         followed = run(classify, tmp_path / "net.tandem", tmp_path / "x.f32", "--answers", "--follow")
         assert followed.stdout == text_of_stream(ts.load(tmp_path / "net.tandem"), x)
 
 
 @pytest.mark.slow
-def test_files_that_are_not_ours(classify: Path, tmp_path: Path) -> None:
+def test_files_that_are_not_ours(classify, tmp_path):
     content = (EXAMPLE / "digits.tandem").read_bytes()
     path, x = tmp_path / "net", EXAMPLE / "digits.f32"
     broken = [bytearray(content[:length]) for length in range(0, len(content), 997)]

@@ -20,26 +20,6 @@ from build_tools.compile import ROOT, make_plan
 pytestmark = pytest.mark.slow
 STREAM = "aoti_torch_get_current_cuda_stream"
 
-LOOK = """
-import json, sys, torch, tandem_ext as te
-has, ops = torch._C._dispatch_has_kernel_for_dispatch_key, torch._C._dispatch_get_all_op_names()
-found = {"cuda": torch.version.cuda, "archs": te.build_info()["cuda_archs"]}
-found["only_cpu"] = [name for name in ops if name.startswith("tandem::") and has(name, "CPU") and not has(name, "CUDA")]
-found["both"] = [name for name in ops if name.startswith("tandem::") and has(name, "CUDA")]
-try:
-    te.SpikeTrain.from_dense(torch.ones(2, 1, 4)).to("cuda")
-except RuntimeError as error:
-    found["error"] = str(error)
-class OnGpu(torch.Tensor):
-    __new__ = lambda cls: torch.Tensor._make_wrapper_subclass(cls, (2, 1, 1), device="cuda:0")
-    __torch_dispatch__ = classmethod(lambda *_: None)
-try:
-    torch.ops.tandem.pack.default.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA), OnGpu())
-except RuntimeError as error:
-    found["kernel's"] = str(error).splitlines()[0]
-print(json.dumps(found))
-"""
-
 
 def run(folder, command, **environment):
     """Not in the repository's folder, whose own module Python would find first."""
@@ -81,28 +61,41 @@ def python(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(sources, python, tmp_path_factory):
     """What that Python sees, and which libraries the dynamic linker took the stream's function from."""
+    look = """
+import json, sys, torch, tandem_ext as te
+has, ops = torch._C._dispatch_has_kernel_for_dispatch_key, torch._C._dispatch_get_all_op_names()
+found = {"cuda": torch.version.cuda, "archs": te.build_info()["cuda_archs"]}
+found["only_cpu"] = [name for name in ops if name.startswith("tandem::") and has(name, "CPU") and not has(name, "CUDA")]
+found["both"] = [name for name in ops if name.startswith("tandem::") and has(name, "CUDA")]
+try:
+    te.SpikeTrain.from_dense(torch.ones(2, 1, 4)).to("cuda")
+except RuntimeError as error:
+    found["error"] = str(error)
+class OnGpu(torch.Tensor):
+    __new__ = lambda cls: torch.Tensor._make_wrapper_subclass(cls, (2, 1, 1), device="cuda:0")
+    __torch_dispatch__ = classmethod(lambda *_: None)
+try:
+    torch.ops.tandem.pack.default.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA), OnGpu())
+except RuntimeError as error:
+    found["kernel's"] = str(error).splitlines()[0]
+print(json.dumps(found))
+"""
     log = tmp_path_factory.mktemp("linker") / "log"
     paths = os.pathsep.join([str(sources), str(sources / "python")])
     linker = {"LD_DEBUG": "bindings", "LD_DEBUG_OUTPUT": str(log), "LD_BIND_NOW": "1"}
-    seen = json.loads(run(sources, [python, "-c", LOOK], PYTHONPATH=paths, **linker))
+    seen = json.loads(run(sources, [python, "-c", look], PYTHONPATH=paths, **linker))
     (text,) = [part.read_text(errors="replace") for part in log.parent.glob("log.*")]
     lines = [line for line in text.splitlines() if f"`{STREAM}'" in line and "/_C." in line.partition(" to ")[0]]
     return seen | {"bound": [Path(line.partition(" to ")[2].split()[0]).name for line in lines]}
 
 
-def test_the_module_is_loaded_beside_it(found):
+def test_the_module_is_loaded_beside_it_and_says_what_it_needs(found):
     assert found["cuda"] is not None
     assert found["archs"] == ["8.0"]
     assert set(found["bound"]) == {"libtorch_cuda.so"}, "the stream's symbol is weak, and null beside a CPU build"
-
-
-def test_cuda_kernels_are_registered(found):
     assert {"tandem::if_scan", "tandem::linear_if", "tandem::conv_if", "tandem::frozen_digits"} <= set(found["both"])
     cpu = {"quantise", *(f"frozen_{name}" for name in ("prepare", "state", "run", "moves", "follow", "check"))}
     assert {name.removeprefix("tandem::") for name in found["only_cpu"]} <= cpu
-
-
-def test_a_call_without_a_gpu_says_so(found):
     assert found["error"].startswith("Found no NVIDIA driver on your system")
     assert "\n" not in found["error"]
     assert "tandem: CUDA driver version is insufficient" in found["kernel's"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import child
 import pytest
 import torch
-from cases import dyadic
+from cases import dyadic_
 from cases import train as spikes
 from torch import nn
 from torch.distributed.fsdp import fully_shard
@@ -28,6 +28,7 @@ from training import World, train, with_shared_statistics
 
 WORLD = 2
 SCRIPT = Path(__file__).parents[1] / "python/experiments/train.py"
+RECIPE = Recipe(model="FC32-FC32", optimizer="sgd", lr=0.02, epochs=2)
 
 
 def free_port():
@@ -71,17 +72,10 @@ LAYERS = {
 }
 
 
-def dyadic_weights(net):
-    with torch.no_grad():
-        for weight in (p for p in net.parameters() if p.dim() > 1):
-            weight.copy_(dyadic(*weight.shape))
-    return net
-
-
 def layer_and_input(name, layers):
     """Dyadic weights and spikes, so that every sum is exact, for the whole batch."""
     torch.manual_seed(1)
-    return dyadic_weights(LAYERS[name](layers)), spikes(8, 16, 12, *([5, 4] if name != "linear" else []))
+    return dyadic_(LAYERS[name](layers)), spikes(8, 16, 12, *([5, 4] if name != "linear" else []))
 
 
 def pass_through(name, layers, world):
@@ -203,7 +197,7 @@ def sharded(world):
     """Three steps with FSDP2, each process of which holds half of every weight."""
     torch.manual_seed(0)
     layers = tnn.Linear(12, 16), tnn.Residual(tnn.Linear(16, 16)), tnn.Linear(16, 8), tnn.Readout(8, 3)
-    net, x, weights = dyadic_weights(nn.Sequential(*layers)), spikes(8, 8, 12), torch.randn(8, 3)
+    net, x, weights = dyadic_(nn.Sequential(*layers)), spikes(8, 8, 12), torch.randn(8, 3)
     if world.size > 1:
         mesh = torch.distributed.init_device_mesh("cpu", (WORLD,))
         for layer in [*net, net]:
@@ -216,9 +210,6 @@ def sharded(world):
         (loss * world.size / WORLD).backward()  # FSDP takes the mean over processes
         optimizer.step()
     return {name: getattr(value, "full_tensor", lambda v=value: v)() for name, value in net.state_dict().items()}
-
-
-RECIPE = Recipe(model="FC32-FC32", optimizer="sgd", lr=0.02, epochs=2)
 
 
 def whole_training(world):
@@ -234,12 +225,7 @@ def whole_training(world):
     return found
 
 
-def test_fsdp2_is_one_process(parts):
-    for part in parts:
-        torch.testing.assert_close(part["sharded"], sharded(World()), rtol=1e-5, atol=1e-6)
-
-
-def test_training_is_that_of_one_process(parts):
+def test_training_and_fsdp2_are_those_of_one_process(parts):
     for kind, one in whole_training(World()).items():
         for other in (part["whole_training"][kind] for part in parts):
             assert other["epoch"] == one["epoch"]
@@ -247,6 +233,8 @@ def test_training_is_that_of_one_process(parts):
             for record, expected in zip(other["history"], one["history"], strict=True):
                 for name in ("loss", "accuracy", "validation_accuracy"):
                     assert record[name] == pytest.approx(expected[name], abs=1e-5)
+    for part in parts:
+        torch.testing.assert_close(part["sharded"], sharded(World()), rtol=1e-5, atol=1e-6)
 
 
 def test_one_process_writes(tmp_path):
@@ -258,9 +246,6 @@ def test_one_process_writes(tmp_path):
         assert out.count("test accuracy") == 2  # in the first table, and in that of early exit
         assert last in out or (tmp_path / "seed-0" / last).exists()
     assert {"picture.png", "summary.json", "seed-0"} == {path.name for path in tmp_path.iterdir()}
-
-
-def test_batches_that_cannot_be_shared_are_refused(tmp_path):
     recipe = replace(RECIPE, batch_size=65)
     data = load(recipe, None)
     with pytest.raises(ValueError, match="65 samples cannot be divided among 2 processes"):

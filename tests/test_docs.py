@@ -1,20 +1,20 @@
-"""The documents: their code runs, their commands run, and the site builds and is complete; of CHANGELOG's table of old
-and new code what is gone says so, and what replaces it is there.
-"""
+"""The documents: code and commands run, figures are those of results, the site is whole, CHANGELOG's table is true."""
 
 import importlib
 import inspect
+import json
 import re
 import shlex
 import textwrap
 from pathlib import Path
-from typing import Any
 
 import child
+import performance
 import pytest
+import results
 import tomllib
 import torch
-from extras import needs
+from tables import with_table
 from torch import nn
 
 import tandem_ext as te
@@ -35,6 +35,8 @@ ROWS = [line.strip(" |").split(" | ") for line in TABLE.splitlines()[2:]]
 PACKAGE = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OPTION = re.compile(r"--[a-z]")
 NOT_RUN = ("pip install", "make ")  # they change the environment; the tests of the build are about them
+COMMITTED = sorted((ROOT / "docs/results/training").glob("*.json"))
+README = (ROOT / "README.md").read_text()
 
 
 def blocks(page, *languages):
@@ -52,7 +54,7 @@ def having(*languages):
 @having("python")
 def test_code_runs(page, tmp_path, monkeypatch):
     if page.name in NOTEBOOKS:
-        pytest.skip("the same code runs as a notebook: tests/test_notebooks.py")
+        pytest.skip("the same code runs as a notebook: tests/test_examples.py")
     monkeypatch.chdir(tmp_path)
     names = {}
     try:
@@ -61,7 +63,7 @@ def test_code_runs(page, tmp_path, monkeypatch):
     except ModuleNotFoundError as error:
         if str(error.name).split(".")[0] not in OTHERS:
             raise
-        needs(str(error.name))
+        pytest.importorskip(str(error.name))
 
 
 @having("sh")
@@ -121,8 +123,8 @@ def test_every_page_is_in_the_navigation():
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    needs("mkdocs")
-    needs("mkdocstrings")
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings")
     folder = tmp_path_factory.mktemp("site")
     child.run("-m", "mkdocs", "build", "-q", "--strict", "-f", ROOT / "mkdocs.yml", "--site-dir", folder)
     return folder
@@ -149,22 +151,20 @@ def test_the_site_is_whole(site):
                 assert tag == "a", source
             elif page.name != "404.html":  # its links are from the root: a server's page
                 assert (page.parent / source).is_file(), f"{page.name}: {source}"
-
-
-def test_examples_in_docstrings_are_code(site):
     text = (site / "api/measure.html").read_text()
     assert "<blockquote>" not in text  # what >>> is to Markdown
     assert ":func:" not in text
     assert ":class:" not in text
 
 
-def spans(column: int) -> Any:
+def spans(column):
     """The pieces of code in a column, each with the text of its cell."""
+    assert len(ROWS) > 15
     found = {code: row[column] for row in ROWS for code in re.findall(r"`([^`]+)`", row[column])}
     return pytest.mark.parametrize(("code", "cell"), found.items(), ids=found)
 
 
-def evaluated(code: str) -> Any:
+def evaluated(code):
     """What an expression gives, where its variables are what their names say."""
     net = nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 3), tnn.Readout(3, 2))
     names = {"frozen": ts.freeze(net), "x": torch.rand(5, 4), "y": torch.tensor([0, 1, 0, 1, 0]), "confidence": 0.9}
@@ -174,13 +174,8 @@ def evaluated(code: str) -> Any:
     return eval(code, {**modules, "ann": ann, "net": net, "T": 8, **names})
 
 
-def test_the_table_is_found() -> None:
-    assert len(ROWS) > 15
-    assert all(len(row) == 2 for row in ROWS)
-
-
 @spans(0)
-def test_what_is_gone_says_so_in_a_line(code: str, cell: str) -> None:
+def test_what_is_gone_says_so_in_a_line(code, cell):
     if cell.startswith("extras"):
         assert code not in PACKAGE["optional-dependencies"]
     elif code.startswith("tandem-snn"):
@@ -197,7 +192,7 @@ def test_what_is_gone_says_so_in_a_line(code: str, cell: str) -> None:
 
 
 @spans(1)
-def test_what_replaces_it_is_there(code: str, cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_replaces_it_is_there(code, cell, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "python/experiments")
     written = "".join(path.read_text() for path in (ROOT / "python/experiments").glob("*.py"))
     if any(code in row[1] and row[0].startswith("extras") for row in ROWS):
@@ -214,3 +209,90 @@ def test_what_replaces_it_is_there(code: str, cell: str, monkeypatch: pytest.Mon
         assert code.rpartition("/")[2] in written
     else:
         evaluated(code)
+
+
+def read(name):
+    return json.loads((ROOT / f"docs/results/{name}.json").read_text())
+
+
+MEASURED = {row["case"]: row for row in read("bench-1")["rows"]}
+
+
+def test_the_pages_are_those_of_the_results(tmp_path):
+    page = (ROOT / "docs/results.md").read_text()
+    assert with_table(page, "results", results.tables([results.read(path) for path in COMMITTED[::-1]])) == page
+    assert [line for line in page.splitlines() if line != line.rstrip()] == []
+    page = (ROOT / "docs/performance.md").read_text()
+    assert performance.document(page) == page
+    page = (ROOT / "docs/measuring.md").read_text()
+    assert performance.contributors(page) == page
+    performance.draw(read("bench-1"), tmp_path / "home.png")
+    assert (tmp_path / "home.png").stat().st_size > 5000
+    path = tmp_path / "x.json"
+    for text in "{", "[]", '{"T": 8}', '{"recipe": {"data": "letters"}}':
+        path.write_text(text)
+        with pytest.raises(SystemExit, match="is not the summary of a run"):
+            results.read(path)
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_committed_results_are_consistent(path):
+    one = results.read(path)
+    metric, recipe = f"test_{one['metric']}", one["recipe"]
+    assert [seed["seed"] for seed in one["per_seed"]] == list(range(recipe["seed"], recipe["seed"] + recipe["seeds"]))
+    for prefix in "", "ann_":
+        values = [seed[prefix + metric] for seed in one["per_seed"]]
+        assert one[prefix + metric] == pytest.approx(sum(values) / len(values), rel=1e-4)
+    # The frozen network's stream arrives where the evaluation is.
+    if f"{metric}_over_time" in one:
+        assert one[f"{metric}_over_time"][-1] == pytest.approx(one[metric], rel=1e-3)
+
+
+def table(heading):
+    lines = README.partition(f"## {heading}")[2].partition("## ")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")][2:]
+    return {name: cells for name, *cells in rows}
+
+
+def test_the_accuracies_and_the_numbers_at_the_top_of_the_readme():
+    accuracies = {
+        "Fashion-MNIST, T = 8, from random weights": "fashion-mnist-window",
+        "Fashion-MNIST, T = 4, from the twin": "fashion-mnist-window-from-twin-t4",
+        "Fashion-MNIST, T = 2, from the twin": "fashion-mnist-window-from-twin-t2",
+        "MNIST, T = 8, from the twin": "mnist-window",
+    }
+    shown = table("Accuracy")
+    assert len(shown) == len(accuracies) + 1  # and what `make train` prints
+    for what, name in accuracies.items():
+        run = read(f"training/{name}")
+        twin, continued = (run.get(f"{kind}test_accuracy") for kind in ("ann_", "ann_continued_"))
+        assert len(run["per_seed"]) == 3
+        assert shown[what] == [
+            f"{run['test_accuracy']:.2f}", f"{twin:.2f}", "" if continued is None else f"{continued:.2f}",
+            f"{run['synops_ratio']:.2f}",
+        ]  # fmt: skip
+    top, run = README.partition("## ")[0], read("training/fashion-mnist-window-from-twin-t4")
+    step = performance.relative(MEASURED["conv-net-train-9"], "windows")
+    memory = performance.by_T(read("bench-1"), "peak")[8]
+    for shown in (
+        f"**{run['test_accuracy']:.2f} %**", f"{run['ann_test_accuracy']:.2f} %", f"**{step} ×**",
+        f"**{memory['windows'] / memory['ANN']:.1f} ×**", f"{memory['BPTT'] / memory['ANN']:.1f} ×",
+    ):  # fmt: skip
+        assert shown in top
+
+
+def test_the_costs_in_the_readme():
+    costs = {
+        "training step, convolutional network": ("conv-net-train-9", "tandem", "windows"),
+        "training step, MLP": ("mlp-train-T8-rate", "tandem", "windows"),
+        "inference of that MLP": ("mlp-infer-128-rate", "frozen", "frozen, windows"),
+        "the same with 8-bit weights": ("mlp-infer-128-rate", "frozen, 8 bits", "frozen, 8 bits, windows"),
+        "inference of a convolution": ("conv-128-256-rate-10", "tandem", "windows"),
+    }
+    shown = table("Cost")
+    assert len(shown) == len(costs)
+    for (what, cells), (start, (case, *ours)) in zip(shown.items(), costs.items(), strict=True):
+        assert what.startswith(start)
+        assert cells[:2] == [performance.relative(MEASURED[case], way) for way in ours], what
+        for name, cell in zip(("SpikingJelly", "snnTorch"), cells[2:], strict=True):
+            assert cell == "" or cell == f"{float(performance.relative(MEASURED[case], name)):.1f}", what

@@ -4,9 +4,11 @@ import math
 import re
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from cases import dyadic, train
+from torch import nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
@@ -16,7 +18,8 @@ from tandem_snn.nn import general
 f, nan = te.functional, math.nan
 X, IMAGE, W = train(8, 3, 7), train(8, 3, 4, 6, 6), dyadic(5, 7)
 KERNEL, BYTES = dyadic(6, 4, 3, 3), torch.ones(5, 7, dtype=torch.int8)
-PLANES = X.planes
+PLANES, ONES = X.planes, train(8, 2, 4, rate=1.0)
+NEURON = [8, 1.0, 1.0, "relu", False, True, True, None, None, None, None, None, None]
 
 
 def linear(**changes):
@@ -35,6 +38,10 @@ def counts(numbers, T=3):
 
 def frames(numbers, **options):
     return lambda: te.SpikeTrain.from_frames(torch.tensor(numbers), **options)
+
+
+def events(recording, shape, **options):
+    return lambda: te.SpikeTrain.from_events(recording, shape, 8, **options)
 
 
 def bn(**changes):
@@ -74,8 +81,7 @@ CASES = [
     (lambda: te.SpikeTrain.from_dense(torch.zeros(8, 3, dtype=torch.complex64)), TypeError, "spikes: expected a real"),
     (lambda: te.SpikeTrain.from_dense([[0, 1]]), TypeError, "spikes: expected"),
     (lambda: te.SpikeTrain.from_events(([0], [0]), [4], 0), ValueError, "T: expected"),
-    (lambda: X[1.5], TypeError, "index: expected"),
-    (lambda: X[True], TypeError, "index: expected"),
+    (lambda: X[1.5], TypeError, "index: expected"), (lambda: X[True], TypeError, "index: expected"),
     (lambda: X.to(torch.int32), TypeError, "dtype: expected a floating-point type"),
     (lambda: te.ConstantInput(torch.zeros(3, 4, dtype=torch.int64), 8), TypeError, "x: expected a floating-point"),
     (lambda: te.ConstantInput(torch.tensor(1.0), 8), ValueError, "x: expected a batch dimension"),
@@ -142,8 +148,7 @@ CASES = [
         linear(gate="resu"), linear(timing="window", gate="resu"), lambda: tnn.Linear(3, 2, gate="resu"),
         lambda: general.Neurons(gate="resu"), lambda: te.functional.couple(train(8, 3), torch.ones(3), gate="resu"),
     )),
-    (linear(steps=0), ValueError, "steps: expected a positive int"),
-    (linear(steps=1.5), TypeError, "steps: expected"),
+    (linear(steps=0), ValueError, "steps: expected a positive int"), (linear(steps=1.5), TypeError, "steps: expected"),
     (linear(bias=torch.ones(4)), ValueError, "bias: expected shape [5], one value per channel, got [4]"),
     (linear(scale=torch.ones(1)), ValueError, "scale: expected shape [5]"),
     (linear(shift=torch.ones(5, 1)), ValueError, "shift: expected shape [5]"),
@@ -210,6 +215,81 @@ CASES = [
     *((linear(residual=value.to("meta")), ValueError, "residual is on meta, but the layer is on cpu")
       for value in (train(8, 3, 5), dyadic(8, 3, 5))),
     (lambda: f.couple(X, dyadic(3, 7).to("meta")), ValueError, "z is on meta, but train is on cpu"),
+    # what is for tensors
+    *((call, (TypeError, AttributeError), message) for call, message in (
+        (lambda: torch.stack([X, X]), "torch's stack takes no SpikeTrain: tandem_ext.cat"),
+        (lambda: nn.Linear(7, 3)(X), "torch's linear takes no SpikeTrain: "), (lambda: nn.Flatten()(X), "nn.Flatten"),
+        (lambda: nn.Linear(7, 3)(X), "tandem_snn.nn; to_dense()"), (lambda: torch.relu(X), "relu takes no SpikeTrain"),
+        (lambda: nn.Conv2d(5, 3, 3)(IMAGE), "torch's conv2d takes no SpikeTrain"),
+    )),
+    # samples
+    *((lambda i=i: X[i], IndexError, "3 is out of range") for i in (3, np.int64(3))),
+    (lambda: X["x"], TypeError, "index: "),
+    # recordings
+    (events({"t": [0]}, [4]), ValueError, "recording: features (4,) need the fields t, x; missing: {'x'}"),
+    (events({"x": [0]}, [4]), ValueError, "missing: {'t'}"),
+    (events({"t": [0], "x": [0]}, [2, 4]), ValueError, "features (2, 4) need the fields t, p, x; missing: {'p'}"),
+    (events({"t": [0], "x": [4]}, [4]), ValueError, "x: expected addresses in 0..3, got 4..4"),
+    (events({"t": [0], "x": [-1]}, [4]), ValueError, "x: expected addresses in 0..3, got -1..-1"),
+    (events({"t": [0, 1], "x": [1]}, [4]), ValueError, "x: expected 2 values, as many as there are times, got 1"),
+    (events({"t": [[0]], "x": [1]}, [4]), ValueError, "t: expected a 1-d array, one value per event, got shape (1, 1)"),
+    (events(([math.nan], [1]), [4]), ValueError, "recording: a time is NaN"),
+    (events(([0.0], [1]), [4], window=(1, 1)), ValueError, "window: expected (start, stop) with start < stop, got (1"),
+    (events({"t": [0, 1], "x": [1.0, 2.7]}, [4]), ValueError, "x: expected whole numbers, got 2.7"),
+    (events(([0.0], ["a"]), [4]), TypeError, "neurons: expected numbers, got <U1"),
+    (events(([0.0], [4]), [4]), ValueError, "neurons: expected addresses in 0..3, got 4..4"),
+    (events(([[0.0]], [1]), [4]), ValueError, "times: expected a 1-d array"),
+    (events(torch.zeros(3), [4]), TypeError, "recording: expected a structured array, a mapping with t, x, y, p"),
+    (events({"t": [0], "x": [0]}, [1, 2, 3, 4]), ValueError, "shape: expected [neurons], [p, x] or [p, y, x] for"),
+    (events(([0], [0]), []), ValueError, "shape: expected the sizes of the features, such as (2, 34, 34), got ()"),
+    (events(([0], [0]), [-1]), ValueError, "shape: expected the sizes of the features"),
+    (events(([0], [0]), [4.0]), ValueError, "shape: expected the sizes of the features"),
+    (events({"t": [0], "x": [0], "y": [0], "p": [2]}, [2, 4, 4]), ValueError, "p: expected addresses in 0..1"),
+    (events({"t": [0], "x": [0], "y": [0], "p": [-1]}, [3, 4, 4]), ValueError, "p: expected addresses in 0..2"),
+    # long windows
+    *((call, ValueError, "T: expected an int from 1 to 255 with timing='window'") for call in (
+        lambda: te.SpikeTrain.from_counts(torch.ones(1, 1), 256), lambda: train(256, 1, 2).count_bytes,
+        lambda: tnn.Linear(2, 3, timing="window")(train(256, 1, 2)),
+        lambda: tnn.Linear(2, 3, timing="window")(te.ConstantInput(torch.ones(1, 2), 256)),
+        lambda: tnn.Linear(2, 3, timing="window", norm=True)(train(256, 2, 2)),
+        lambda: tnn.AvgPool2d(2, timing="window")(train(256, 1, 1, 2, 2)),
+    )),
+    # layers of networks
+    (lambda: tnn.Linear(4, 3)(dyadic(2, 4)), TypeError, "tnn.Encoder"),
+    (lambda: tnn.Encoder(65536), ValueError, "T: expected an int from 1 to 65535, got 65536"),
+    (lambda: tnn.Encoder(8, mode="rate"), ValueError, "zero_expand"),
+    (lambda: tnn.Encoder(8)(torch.zeros(2, 4, dtype=torch.uint8)), TypeError, "floating-point"),
+    (lambda: tnn.Encoder(8, "events")(torch.ones(2, 3)), TypeError, "takes a SpikeTrain, got a tensor of shape"),
+    (lambda: tnn.Encoder(8)(ONES), TypeError, "Encoder with mode \"events\", this one has 'direct'"),
+    (lambda: tnn.Encoder(4, "events")(ONES), ValueError, "T=4 takes a SpikeTrain of as many steps, got T=8"),
+    (lambda: tnn.Linear(4, 3, threshold=torch.ones(2)), ValueError, "threshold"),
+    (lambda: tnn.Conv2d(3, 4, 3, groups=2), ValueError, "groups"),
+    (lambda: tnn.Readout(4, 2)(dyadic(2, 5)), ValueError, "4 features"),
+    (lambda: tnn.Readout(4, 2)(te.ConstantInput(dyadic(2, 1, 2, 4), 8)), ValueError, "Flatten"),
+    (lambda: tnn.Readout(4, 2)([1.0]), TypeError, "list"), (lambda: tnn.Flatten(0), ValueError, "batch"),
+    (lambda: tnn.Flatten()([1]), TypeError, "list"), (lambda: tnn.Dropout(1.5), ValueError, "dropout probability"),
+    *((lambda ends=ends: tnn.Flatten(*ends)(te.ConstantInput(dyadic(2, 3, 4), 8)), ValueError, "got shape [2, 3, 4]")
+      for ends in ((3, -1), (-3, -1), (1, 3), (2, 1))),
+    *((lambda pool=pool: pool(ONES), ValueError, "Pool2d takes [B, C, H, W], got shape [2, 4]")
+      for pool in (tnn.AvgPool2d(2), tnn.MaxPool2d(2), tnn.AdaptiveAvgPool2d(1), tnn.AvgPool2d(2, spiking=False))),
+    (lambda: tnn.init_gamma_("net"), TypeError, "net: expected a torch.nn.Module, got str"),
+    (lambda: tnn.Linear(4, 3, norm=True)(te.ConstantInput(dyadic(1, 4), 8)), ValueError, "batch"),
+    (lambda: tnn.AvgPool2d(2, v_init=nan), ValueError, "v_init: expected a finite"),
+    (lambda: tnn.AvgPool2d(0), ValueError, "kernel_size: expected at least 1, got 0"),
+    (lambda: tnn.MaxPool2d(2, 0.5), TypeError, "stride: expected an int or 2 ints, got 0.5"),
+    (lambda: tnn.Linear(4, 4)(ONES, residual=ONES, fire=False), ValueError, "residual"),
+    (lambda: tnn.Linear(4, 4, norm=nn.BatchNorm1d(4)), TypeError, "norm: expected True or False"),
+    (lambda: tnn.Linear(4, 4, norm=True, gamma="3"), TypeError, "gamma: expected None or a finite number"),
+    *((lambda bits=bits: tnn.Readout(3, 2, weight_bits=bits), error, "weight_bits: expected None or an int from 2 to 8")
+      for bits, error in ((1, ValueError), (9, ValueError), (4.0, TypeError), (True, TypeError))),
+    (lambda: tnn.Residual(nn.Sequential(tnn.Linear(4, 4), tnn.Flatten())), TypeError, "got Flatten"),
+    (lambda: tnn.Residual(tnn.Linear(4, 4), nn.Identity()), TypeError, "got Identity"),
+    (lambda: tnn.Residual(tnn.Linear(4, 4))(te.ConstantInput(dyadic(2, 4), 8)), TypeError, "residual"),
+    (lambda: tnn.Residual(tnn.Linear(4, 3))(ONES), ValueError, "residual"),
+    *((lambda ways=ways: tnn.Residual(*(tnn.Linear(4, 3, timing=way) for way in ways))(ONES), ValueError,
+       "timing: both paths need the same") for ways in (("window", "step"), ("step", "window"))),
+    (lambda: tnn.init_gamma_(tnn.Linear(4, 4, norm=True)), ValueError, "no Encoder"),
+    (lambda: tnn.init_gamma_(nn.Sequential(tnn.Encoder(8), tnn.Encoder(4))), ValueError, "T = [4, 8]"),
 ]  # fmt: skip
 
 
@@ -231,14 +311,11 @@ def test_cuda_tensor_on_a_cpu_only_build(monkeypatch):
     checks.device("weight", on_cuda)
 
 
-NAMES = [
+@pytest.mark.parametrize(("call", "names"), [
     (lambda: te.SpikeTrain(PLANES, 8), {"planes"}),
     (lambda: te.SpikeTrain.from_dense(torch.zeros(8, 3)), {"spikes"}), (linear(), {"weight"}), (conv(), {"weight"}),
     (bn(), {"weight"}), (lambda: f.if_scan(torch.zeros(8, 3, 5)), {"currents"}),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("call", "names"), NAMES)
+])  # fmt: skip
 def test_tensors_on_a_device_without_kernels_are_named(call, names, monkeypatch):
     seen = []
     monkeypatch.setattr(checks, "device", lambda name, tensor: seen.append(name))
@@ -246,8 +323,7 @@ def test_tensors_on_a_device_without_kernels_are_named(call, names, monkeypatch)
     assert set(seen) == names
 
 
-NEURON = [8, 1.0, 1.0, "relu", False, True, True, None, None, None, None, None, None]
-OP_CALLS = [
+@pytest.mark.parametrize(("op", "arguments", "position", "value"), [
     ("linear_if", (PLANES, 9, W), 0, 8), ("if_scan", (torch.zeros(8),), 0, 8), ("constant_if", (dyadic(3, 7), 0), 0, 8),
     ("conv_if", (IMAGE.planes, 8, KERNEL, [0, 1], [1, 1], [1, 1], 1), 0, 8),
     *(("linear_if", (PLANES, 8, W), position, value) for position, value in (
@@ -255,10 +331,7 @@ OP_CALLS = [
         (10, train(8, 3, 4).planes), (12, torch.ones(4)), (0, 0), (1, 0.0), (1, nan), (2, 0.0), (2, 2.0), (3, "none"),
         (4, "none"), (9, torch.ones(4)), (9, torch.ones(3, dtype=torch.int)),
     )),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("op", "arguments", "position", "value"), OP_CALLS)
+])  # fmt: skip
 def test_ops_have_their_own_checks(op, arguments, position, value):
     """C++ is the second line: no bad call of a bare op, nor one with a bad argument of neurons, reaches a kernel."""
     neuron = [*NEURON[:position], value, *NEURON[position + 1 :]]

@@ -6,13 +6,12 @@ since torch may end it.
 import ctypes.util
 import random
 import sys
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import child
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import tandem_ext as te
 import tandem_snn as ts
@@ -21,6 +20,7 @@ import tandem_snn.nn as tnn
 # glibc's own checks of the heap, which find most writes beyond an array.
 CHECKED = {"LD_PRELOAD": "libc_malloc_debug.so.0", "GLIBC_TUNABLES": "glibc.malloc.check=3"}
 FLOAT32_MIN = torch.finfo(torch.float32).tiny
+MORE = [f"map(random_shape, range({first}, {first + 1000}))" for first in range(0, 12_000, 1000)]
 
 
 class Shape(NamedTuple):
@@ -35,7 +35,7 @@ class Shape(NamedTuple):
     layout: str = "contiguous"  # of the image
 
 
-def random_shape(seed: int) -> Shape:
+def random_shape(seed):
     """Small ones of every kind; a fifth with a single output along an axis, some large with a strided 1x1 kernel."""
     r = random.Random(seed)
     kind = r.choice(["float32"] * 4 + ["bfloat16"]), r.choice(["contiguous", "channels last", "strided", "slice"])
@@ -48,14 +48,14 @@ def random_shape(seed: int) -> Shape:
         size, stride = (r.choice([64, 100, 128]), 128), r.choice([(2, 2), (1, 2), (2, 1)])
         return Shape(4, channels, outputs, size, ((1, 1), stride, (0, 0), (1, 1), 1), *kind)
 
-    def along(*values: int) -> tuple[int, ...]:
+    def along(*values):
         return (r.choice(values),) * axes if r.random() < 0.5 else tuple(r.choice(values) for _ in range(axes))
 
     groups = r.choice([1, 1, 1, 2, 3, channels])
     channels, outputs = (n if n % groups == 0 else n * groups for n in (channels, outputs))
     while True:
         kernel, stride, dilation = along(1, 1, 2, 3, 3, 4, 5, 7), along(1, 1, 2, 2, 3, 4), along(1, 1, 1, 2, 3)
-        padding: Any = along(0, 0, 1, 2, 3)
+        padding = along(0, 0, 1, 2, 3)
         size = along(1, 2, 3, 5, 6, 7, 8, 9, 12, 14, 16, 17, 20, 28, 32, 33)
         spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
         if r.random() < 0.2:
@@ -69,13 +69,13 @@ def random_shape(seed: int) -> Shape:
     return Shape(batch, channels, outputs, size, (kernel, stride, padding, dilation, groups), *kind)
 
 
-def layer_of(shape: Shape, **neuron: Any) -> Any:
+def layer_of(shape, **neuron):
     kind = (tnn.Linear, tnn.Conv1d, tnn.Conv2d)[len(shape.size)]
     dtype = getattr(torch, shape.dtype)
     return kind(shape.channels, shape.outputs, *shape.geometry, bias=False, dtype=dtype, **neuron)
 
 
-def laid_out(x: Tensor, layout: str) -> Tensor:
+def laid_out(x, layout):
     if layout == "channels last":
         return x.movedim(1, -1).clone(memory_format=torch.contiguous_format).movedim(-1, 1)
     if layout == "slice":  # it begins behind the start of its memory
@@ -83,12 +83,12 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
     return torch.stack([x, x], -1)[..., 0] if layout == "strided" else x
 
 
-def assert_near(got: Tensor, want: Tensor) -> None:
+def assert_near(got, want):
     tolerance = (1e-4 if got.dtype == torch.float32 else 5e-2) * (want.abs().max().item() + 1 if want.numel() else 1)
     torch.testing.assert_close(got.double(), want, rtol=0, atol=tolerance)
 
 
-def exact(layer: Any, x: Tensor, grad: Tensor | None = None) -> list[Tensor]:
+def exact(layer, x, grad=None):
     """By plain torch in float64: the product, its gradient, and with that the gradients of x and of the weight."""
     x, weight = (t.detach().double().requires_grad_() for t in (x, layer.weight))
     y = nn.functional.linear(x, weight) if weight.dim() == 2 else layer._conv_forward(x, weight, None)
@@ -97,7 +97,7 @@ def exact(layer: Any, x: Tensor, grad: Tensor | None = None) -> list[Tensor]:
     return [y.detach(), grad, x.grad, weight.grad]
 
 
-def check_values(shape: Shape) -> None:
+def check_values(shape):
     """The product, and its gradients in a first layer and behind spikes, against float64."""
     layer = layer_of(shape)
     image = torch.randn(shape.batch, shape.channels, *shape.size).to(layer.weight.dtype)
@@ -120,7 +120,7 @@ def check_values(shape: Shape) -> None:
 
 
 @torch.no_grad()
-def check_bits(shape: Shape) -> None:
+def check_bits(shape):
     """Evaluation, a frozen network and its stream have the same currents: neurons that start at minus those of
     evaluation and fire at the least threshold show a larger one, and with the sign changed a smaller one.
     """
@@ -140,7 +140,7 @@ def check_bits(shape: Shape) -> None:
         assert torch.equal(frozen.step(images), want), "stream"
 
 
-def check_all(shapes: Iterable[Shape]) -> None:
+def check_all(shapes):
     """It says each before it runs it."""
     torch.set_num_threads(1)
     for shape in shapes:
@@ -150,40 +150,18 @@ def check_all(shapes: Iterable[Shape]) -> None:
         check_bits(shape)
 
 
-def assert_runs(shapes: str) -> None:
-    """The checks of these shapes, in a process of its own."""
+COLUMN = Shape(8, 1, 16, (9, 5), ((5, 5), (1, 3), (0, 0), (1, 1), 1))  # torch's convolution reads foreign memory
+POINT = Shape(4, 2, 48, (128, 128), ((1, 1), (2, 2), (0, 0), (1, 1), 1))  # the gradient of the weight is written beyond
+
+
+@pytest.mark.parametrize("shapes", [  # what torch gets wrong channels last, and random ones
+    [COLUMN._replace(dtype=dtype, layout=layout)
+     for dtype in ("float32", "bfloat16") for layout in ("contiguous", "channels last")],
+    [POINT._replace(channels=channels) for channels in (2, 3, 15)],
+    [Shape(1, 1, 32, (143, 143), ((2, 2), (1, 1), "same", (1, 1), 1))],  # padding makes it large
+    [Shape(1, 3, 32, (64, 64), ((3, 3), (1, 1), (1, 1), (1, 1), 1))],  # another layout has other bits
+    "map(random_shape, range(100))", *(pytest.param(more, marks=pytest.mark.slow) for more in MORE),
+])  # fmt: skip
+def test_shapes(shapes):
     checked = CHECKED if sys.platform == "linux" and ctypes.util.find_library("c_malloc_debug") else {}
     child.run("-c", f"from test_first_layer import *; check_all({shapes})", **checked)
-
-
-def one_column(dtype: str, layout: str) -> Shape:
-    """Of outputs: torch's channels-last convolution reads foreign memory."""
-    return Shape(8, 1, 16, (9, 5), ((5, 5), (1, 3), (0, 0), (1, 1), 1), dtype, layout)
-
-
-def strided_point(channels: int) -> Shape:
-    """torch's channels-last gradient of the weight writes beyond it."""
-    return Shape(4, channels, 48, (128, 128), ((1, 1), (2, 2), (0, 0), (1, 1), 1))
-
-
-FAULTS = {
-    "one column": [one_column(d, lie) for d in ("float32", "bfloat16") for lie in ("contiguous", "channels last")],
-    "strided points": [*map(strided_point, (2, 3, 15))],
-    "padding makes it large": [Shape(1, 1, 32, (143, 143), ((2, 2), (1, 1), "same", (1, 1), 1))],
-    "another layout has other bits": [Shape(1, 3, 32, (64, 64), ((3, 3), (1, 1), (1, 1), (1, 1), 1))],
-}
-
-
-@pytest.mark.parametrize("name", FAULTS)
-def test_what_torch_gets_wrong_channels_last(name: str) -> None:
-    assert_runs(str(FAULTS[name]))
-
-
-def test_some_shapes() -> None:
-    assert_runs("map(random_shape, range(100))")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("first", range(0, 12_000, 1000))
-def test_ten_thousand_shapes(first: int) -> None:
-    assert_runs(f"map(random_shape, range({first}, {first + 1000}))")

@@ -1,15 +1,11 @@
 """Neurons that follow their input: a stream of a network with window timing comes to rest in the network's answer."""
 
 import random
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
-from extras import needs
-from networks import in_windows
-from test_frozen_window import NETWORKS, average, of_timing, spiking
-from torch import Tensor, nn
+from networks import NETWORKS, average, meeting, of_timing, spiking
+from torch import nn
 
 import tandem_ext as te
 import tandem_snn as ts
@@ -18,35 +14,32 @@ from tandem_snn.frozen.lowering import lower
 
 # --- random networks --------------------------------------------------------------------------------------------------
 
+SEEDS = 200  # of 1,000 that were tried
+
 
 class Drawn:
     """A network of random layers with window timing, and random inputs for it."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed):
         torch.manual_seed(seed)
         self.random = random.Random(seed)
         pick = self.random.choice
         self.events, self.T = pick([False, False, True]), pick([1, 2, 3, 4, 8, 9, 17, 60, 255])
         self.channels, self.size, self.batch = pick([1, 2, 3, 5]), pick([1, 4, 6, 9]), pick([1, 1, 2, 3])
-        self.input_channels = self.channels
         self.shape = (self.channels, self.size, self.size)
         bits = pick([None, None, None, 8, 4, 2])
-        layers: list[nn.Module] = []
+        layers = []
         if not self.events:
-            layers.append(
-                tnn.Encoder(self.T, mode=pick(["direct", "direct", "zero_expand"]), gain=pick([1.0, 1 / self.T]))
-            )
+            mode = pick(["direct", "direct", "zero_expand"])
+            layers.append(tnn.Encoder(self.T, mode, gain=pick([1.0, 1 / self.T])))
         if self.size > 1 and pick([False, False, True]):
             layers.append(self.move(tnn.MaxPool2d(2)))
         layers += [self.layer(first=number == 0) for number in range(pick([1, 2, 3]))]
-        layers += pick([[tnn.Flatten()], [tnn.AdaptiveAvgPool2d(1), tnn.Flatten()]])
-        features = self.channels * (
-            1 if len(layers) > 1 and isinstance(layers[-2], tnn.AdaptiveAvgPool2d) else self.size**2
-        )
-        if isinstance(layers[-2], tnn.AdaptiveAvgPool2d):
-            layers.append(tnn.Readout(features, 3))
+        if pick([False, True]):
+            layers += [tnn.AdaptiveAvgPool2d(1), tnn.Flatten(), tnn.Readout(self.channels, 3)]
         else:
-            layers += [tnn.Linear(features, n := pick([1, 7, 40]), **self.neuron(n)), tnn.Readout(n, 3)]
+            features, n = self.channels * self.size**2, pick([1, 7, 40])
+            layers += [tnn.Flatten(), tnn.Linear(features, n, **self.neuron(n)), tnn.Readout(n, 3)]
         self.net = nn.Sequential(*layers)
         with torch.no_grad():
             self.net.train()
@@ -58,18 +51,18 @@ class Drawn:
         self.net = self.net.eval()
         self.frozen = ts.freeze(self.net, weight_bits=bits, T=self.T)
 
-    def neuron(self, channels: int) -> dict[str, Any]:
+    def neuron(self, channels):
         """Options of neurons."""
         pick = self.random.choice
         threshold = pick([0.1, 0.3, 0.7, 1.0, torch.rand(channels) + 0.2])
         v_init = pick([None, 0.0, 0.5, -0.25, torch.rand(channels) - 0.3])
         return {"timing": "window", "threshold": threshold, "v_init": v_init, "norm": pick([False, True])}
 
-    def move(self, layer: nn.Module) -> nn.Module:
+    def move(self, layer):
         self.size //= 2
         return layer
 
-    def layer(self, first: bool) -> nn.Module:
+    def layer(self, first):
         pick, channels = self.random.choice, self.channels
         kind = pick(["conv", "conv", "grouped", "depthwise", "identity", "projection", "max", "average"])
         if (kind in ("max", "average") and self.size < 2) or (kind in ("max", "average", "identity") and first):
@@ -83,7 +76,7 @@ class Drawn:
         if channels % groups:
             groups, outputs = 1, pick([3, 20])
 
-        def conv(inputs: int, outputs: int, k: int, groups: int = 1, dilation: int = 1) -> nn.Module:
+        def conv(inputs, outputs, k, groups=1, dilation=1):
             padding = k // 2 if dilation == 1 and k % 2 and pick([False, True]) else "same"
             window = {"padding": padding, "groups": groups, "dilation": dilation}
             return tnn.Conv2d(inputs, outputs, k, **window, **self.neuron(outputs))
@@ -96,7 +89,7 @@ class Drawn:
         k, dilation = pick([1, 2, 3]), pick([1, 1, 2])
         return conv(channels, outputs, k, groups, dilation=dilation)
 
-    def input(self, batch: int = 0) -> Any:
+    def input(self, batch=0):
         """Images, or trains of T steps."""
         shape = (batch or self.batch, *self.shape)
         if self.events:
@@ -104,14 +97,14 @@ class Drawn:
         return torch.randn(shape) * self.random.choice([0.0, 0.5, 2.0])
 
 
-def window(steps: list[Tensor], T: int) -> te.SpikeTrain:
+def window(steps, T):
     """The train of the last T steps."""
     before = [torch.zeros_like(steps[0])] * T
     return te.SpikeTrain.from_dense(torch.stack([*before, *steps][-T:]))
 
 
 @pytest.mark.parametrize("seeds", range(10))
-def test_at_rest_is_the_answer_of_the_window(seeds: int) -> None:
+def test_at_rest_is_the_answer_of_the_window(seeds):
     """Whatever came before, and wherever it was interrupted."""
     for seed in range(seeds * SEEDS // 10, (seeds + 1) * SEEDS // 10):
         drawn = Drawn(seed)
@@ -129,11 +122,8 @@ def test_at_rest_is_the_answer_of_the_window(seeds: int) -> None:
             assert steps.max() <= layers * drawn.T
 
 
-SEEDS = 200  # of 1,000 that were tried
-
-
 @pytest.mark.parametrize("seed", range(12))
-def test_a_stream_of_events_follows_the_last_steps(seed: int) -> None:
+def test_a_stream_of_events_follows_the_last_steps(seed):
     drawn = next(d for d in map(Drawn, range(seed * 50, seed * 50 + 50)) if d.events)
     frozen, steps = drawn.frozen, []
     for _ in range(2 * min(drawn.T, 20)):
@@ -152,15 +142,15 @@ def test_a_stream_of_events_follows_the_last_steps(seed: int) -> None:
 # --- step by step -----------------------------------------------------------------------------------------------------
 
 
-def followed(frozen: ts.FrozenNetwork, x: Any) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+def followed(frozen, x):
     """A simulation in which each target is the count that the layer has for the present counts: (readout, moves)."""
     stages = lower(frozen.net)
     T = x.T if isinstance(x, te.SpikeTrain) else stages.T
-    counts: dict[int, Tensor] = {}
+    counts = {}
     signal = stages.signal(x)
     while True:
-        values: dict[int, Any] = {-1: None, -2: signal}
-        moves: dict[str, Tensor] = {}
+        values = {-1: None, -2: signal}
+        moves = {}
         for number, stage in enumerate(stages.stages):
             y = stage(values[stage.input], values[stage.residual])
             if stage.kind == "popcount" or (stage.kind in ("layer", "average") and isinstance(y, te.SpikeTrain)):
@@ -176,32 +166,27 @@ def followed(frozen: ts.FrozenNetwork, x: Any) -> Iterator[tuple[Tensor, dict[st
         yield y, moves
 
 
+def spikes():
+    return spiking(), te.SpikeTrain.from_dense(torch.rand(8, 3, 3, 9).lt(0.4).float())
+
+
 @pytest.mark.parametrize("T", [1, 2, 8, 200])
-@pytest.mark.parametrize("make", [*NETWORKS, average])
-def test_every_step(make: Any, T: int) -> None:
+@pytest.mark.parametrize("make", [*NETWORKS, average, spikes])
+@torch.no_grad()
+def test_every_step(make, T):
     """In each step exactly the neurons whose count differs from its target move, by one."""
     net, x = of_timing(make, T)
-    frozen = ts.freeze(net)
-    with torch.no_grad():
-        for (answer, moves), (expected, expected_moves), _ in zip(
-            frozen.follow(x), followed(frozen, x), range(30), strict=False
-        ):
-            assert moves.keys() == expected_moves.keys()
-            for name, move in moves.items():
-                assert torch.equal(move, expected_moves[name]), name
-            assert torch.equal(answer, expected)
-
-
-def test_every_step_of_spikes() -> None:
-    frozen, x = ts.freeze(in_windows(spiking()), T=8), te.SpikeTrain.from_dense(torch.rand(8, 3, 3, 9).lt(0.4).float())
-    with torch.no_grad():
-        for (answer, moves), (expected, expected_moves) in zip(frozen.follow(x), followed(frozen, x), strict=False):
-            assert all(torch.equal(moves[name], expected_moves[name]) for name in moves)
-            assert torch.equal(answer, expected)
+    frozen = ts.freeze(net, T=x.T if make is spikes else None)
+    both = zip(frozen.follow(x), followed(frozen, x), range(30), strict=False)
+    for (answer, moves), (expected, expected_moves), _ in both:
+        assert moves.keys() == expected_moves.keys()
+        for name, move in moves.items():
+            assert torch.equal(move, expected_moves[name]), name
+        assert torch.equal(answer, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_reference(dtype: torch.dtype) -> None:
+def test_the_reference(dtype):
     """Its sums, weights times moves, are those of its counts; at rest it has the counts of the window layers."""
     torch.manual_seed(0)
     T, first, second = 8, torch.randint(-32, 33, (3, 2, 3, 3)) / 64, torch.randint(-32, 33, (4, 3 * 16)) / 64
@@ -230,27 +215,15 @@ def test_the_reference(dtype: torch.dtype) -> None:
 # --- other spiking networks -------------------------------------------------------------------------------------------
 
 
-def dyadic(*layers: nn.Module) -> nn.Sequential:
-    """A network whose weights are multiples of 1/8, so that every sum of its potentials is exact."""
-    torch.manual_seed(0)
-    net = nn.Sequential(*layers).eval()
-    for layer in net.modules():
-        if isinstance(layer, tnn.Linear | tnn.Conv2d | tnn.Readout):
-            layer.weight.data = torch.randint(-6, 8, layer.weight.shape) / 8
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-    return net
-
-
 @pytest.mark.parametrize("T", [1, 4, 7])
-def test_windows_simulated_step_by_step(T: int) -> None:
+def test_windows_simulated_step_by_step(T):
     """A network with window timing is a spiking network: each layer integrates the spikes of a window while it fires
     those of the window before, so that images follow each other like products in a pipeline.
     """
     window = {"timing": "window", "bias": False, "v_init": 0.5}
     layers = [tnn.Conv2d(1, 4, 3, padding=1, **window), tnn.Conv2d(4, 3, 2, stride=2, **window)]
     layers += [tnn.Linear(12, 9, **window), tnn.Readout(9, 3)]
-    net = dyadic(tnn.Encoder(T), *layers[:2], tnn.Flatten(), *layers[2:])
+    net = meeting(nn.Sequential(tnn.Encoder(T), *layers[:2], tnn.Flatten(), *layers[2:]))
     frozen, images = ts.freeze(net), torch.randint(-4, 5, (5, 2, 1, 4, 4)) / 8
     currents = [
         lambda s: nn.functional.conv2d(s, layers[0].weight, padding=1),
@@ -258,8 +231,8 @@ def test_windows_simulated_step_by_step(T: int) -> None:
         lambda s: s.flatten(1) @ layers[2].weight.T,
         lambda s: s @ layers[3].weight.T,
     ]
-    gathered: list[Any] = [torch.zeros(())] * 4  # in this window
-    potentials: list[Any] = [torch.zeros(())] * 4  # of the window before
+    gathered = [torch.zeros(())] * 4  # in this window
+    potentials = [torch.zeros(())] * 4  # of the window before
     answers = []
     with torch.no_grad():
         for time in range((len(images) + 3) * T):
@@ -277,12 +250,12 @@ def test_windows_simulated_step_by_step(T: int) -> None:
 
 
 @pytest.mark.clients
-def test_spikingjelly_fires_the_same_moves() -> None:
+def test_spikingjelly_fires_the_same_moves():
     """Its STBIFNode with levels 0 to T: the accumulated spikes are the counts at every step of a stream."""
-    neuron = needs("spikingjelly.activation_based.neuron")
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron")
     T, options = 4, {"timing": "window", "bias": False, "v_init": 0.5}
     first, second, readout = tnn.Linear(12, 30, **options), tnn.Linear(30, 20, **options), tnn.Readout(20, 3)
-    frozen = ts.freeze(dyadic(first, second, readout), T=T)
+    frozen = ts.freeze(meeting(nn.Sequential(first, second, readout)), T=T)
     nodes = [neuron.STBIFNode(1.0, level=T + 1) for _ in range(2)]
     count, moves = torch.zeros(5, 12), 0
     with torch.no_grad():
@@ -302,7 +275,7 @@ def test_spikingjelly_fires_the_same_moves() -> None:
     assert moves > 0  # spikes are taken back
 
 
-def test_a_stream_that_begins_again_keeps_its_memory() -> None:
+def test_a_stream_that_begins_again_keeps_its_memory():
     net = nn.Sequential(tnn.Encoder(4), tnn.Linear(6, 8, timing="window"), tnn.Readout(8, 3)).eval()
     frozen, first, second = ts.freeze(net), torch.randn(2, 6), torch.randn(2, 6)
     frozen.settle(first)

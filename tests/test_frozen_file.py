@@ -5,17 +5,12 @@ import os
 import pickle
 import random
 import struct
-from collections.abc import Callable
 from itertools import product
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from extras import needs
-from networks import Net, lif, trained
-from test_frozen_window import NETWORKS, of_timing
-from torch import Tensor, nn
+from networks import NETWORKS, Net, lif, of_timing, trained
+from torch import nn
 
 import tandem_ext as te
 import tandem_snn as ts
@@ -27,10 +22,24 @@ from tandem_snn.frozen.lowering import lower
 from tandem_snn.frozen.program import FORMAT
 from tandem_snn.frozen.stages import FIELDS, HEADER, KINDS
 
-needs("safetensors")
+pytest.importorskip("safetensors")
+RESNET = {"width": 0.1, "learn_threshold": "channel", "weight_bits": 6, "bn_stats": "running"}
+SMALL = {
+    "small": lambda: nn.Sequential(
+        tnn.Encoder(3), tnn.Linear(5, 4, norm=True), tnn.Residual(tnn.Linear(4, 4)), tnn.Readout(4, 2),
+    ),
+    "means": lambda: nn.Sequential(
+        tnn.Encoder(3), tnn.Conv2d(1, 3, 1, threshold=torch.rand(3), gain="threshold"), tnn.AdaptiveAvgPool2d(1),
+    ),
+    "average": lambda: nn.Sequential(tnn.AvgPool2d((2, 3)), tnn.Flatten(), tnn.Readout(4, 2)),
+    "pooled": lambda: nn.Sequential(
+        tnn.MaxPool2d(2), tnn.Encoder(3), tnn.Conv2d(1, 3, 1), tnn.AvgPool2d(2, spiking=False), tnn.Flatten(),
+        tnn.Readout(12, 2),
+    ),
+}  # fmt: skip
 
 
-def through_a_file(frozen: ts.FrozenNetwork, folder: Path) -> ts.FrozenNetwork:
+def through_a_file(frozen, folder):
     frozen.save(folder / "net.tandem")
     loaded = ts.load(folder / "net.tandem")
     loaded.save(folder / "again.tandem")
@@ -45,7 +54,7 @@ def through_a_file(frozen: ts.FrozenNetwork, folder: Path) -> ts.FrozenNetwork:
 
 @pytest.mark.parametrize("bits", [None, 4, 8])
 @pytest.mark.parametrize(("make", "timing"), [(lif, "step"), *product(NETWORKS, ("step", "window", "every other"))])
-def test_a_loaded_network_runs_the_same_program(make: Any, timing: str, bits: int | None, tmp_path: Path) -> None:
+def test_a_loaded_network_runs_the_same_program(make, timing, bits, tmp_path):
     net, x = make() if timing == "step" else of_timing(make, 8, "" if timing == "window" else "even")
     frozen = ts.freeze(trained(net, x), weight_bits=bits)
     loaded = through_a_file(frozen, tmp_path)
@@ -57,37 +66,32 @@ def test_a_loaded_network_runs_the_same_program(make: Any, timing: str, bits: in
         assert all(map(torch.equal, ours.tensors[:2], theirs.tensors[:2]))
 
 
-def converted() -> tuple[nn.Module, Tensor]:
+def converted():
     x = torch.rand(6, 1, 8, 8)
     layers = [nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(54, 5)]
     return ts.calibrate(ts.convert(nn.Sequential(*layers).eval(), 8), [x]), x
 
 
-def learned() -> tuple[nn.Module, Tensor]:
-    options = {"width": 0.1, "learn_threshold": "channel", "weight_bits": 6, "bn_stats": "running"}
-    return create(tnn, "resnet18", (3, 8, 8), 4, 5, **options), torch.rand(2, 3, 8, 8)
-
-
-def events() -> tuple[nn.Module, te.SpikeTrain]:
+def events():
     x = te.SpikeTrain.from_dense(torch.rand(11, 3, 2, 9, 9).lt(0.3).float())
     return nn.Sequential(tnn.Conv2d(2, 4, 3), tnn.Flatten(), tnn.Readout(196, 3)), x
 
 
-def of_float64() -> tuple[nn.Module, Tensor]:
-    conv, readout = tnn.Conv2d(2, 3, 2, weight_bits=3), tnn.Readout(3, 2, weight_bits=4)
-    net = nn.Sequential(tnn.Encoder(4), tnn.AvgPool2d(2), tnn.Conv2d(2, 2, 1), conv, tnn.Flatten(), readout)
-    return net.double(), torch.rand(3, 2, 4, 4).double()
-
-
-@pytest.mark.parametrize("make", [converted, learned, events, of_float64])
-def test_other_networks(make: Callable[[], tuple[nn.Module, Any]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("make", [
+    converted, events, lambda: (create(tnn, "resnet18", (3, 8, 8), 4, 5, **RESNET), torch.rand(2, 3, 8, 8)),
+    lambda: (nn.Sequential(
+        tnn.Encoder(4), tnn.AvgPool2d(2), tnn.Conv2d(2, 2, 1), tnn.Conv2d(2, 3, 2, weight_bits=3), tnn.Flatten(),
+        tnn.Readout(3, 2, weight_bits=4),
+    ).double(), torch.rand(3, 2, 4, 4).double()),
+])  # fmt: skip
+def test_other_networks(make, tmp_path):
     net, x = make()
     frozen = ts.freeze(net)
     expected = frozen(x)
     assert torch.equal(through_a_file(frozen, tmp_path)(x), expected)
 
 
-def test_a_stream_can_begin_with_the_loaded_network(tmp_path: Path) -> None:
+def test_a_stream_can_begin_with_the_loaded_network(tmp_path):
     net, x = events()
     loaded = through_a_file(ts.freeze(net, T=11), tmp_path)
     for t in range(11):
@@ -95,7 +99,7 @@ def test_a_stream_can_begin_with_the_loaded_network(tmp_path: Path) -> None:
     assert torch.equal(so_far, net(x))
 
 
-def test_weights_of_few_bits_take_a_byte(tmp_path: Path) -> None:
+def test_weights_of_few_bits_take_a_byte(tmp_path):
     net, x = nn.Sequential(tnn.Encoder(4), tnn.Linear(200, 300), tnn.Readout(300, 10)), torch.rand(1, 200)
     ts.freeze(net).save(tmp_path / "float")
     frozen = ts.freeze(net, weight_bits=4)
@@ -104,7 +108,7 @@ def test_weights_of_few_bits_take_a_byte(tmp_path: Path) -> None:
     assert torch.equal(ts.load(tmp_path / "few")(x), frozen(x))
 
 
-def test_what_a_file_cannot_hold_is_named(tmp_path: Path) -> None:
+def test_what_a_file_cannot_hold_is_named(tmp_path):
     class Own(tnn.Linear):
         pass
 
@@ -124,7 +128,7 @@ def test_what_a_file_cannot_hold_is_named(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def refused(path: Path, content: bytes, match: str = "net.tandem") -> None:
+def refused(path, content, match="net.tandem"):
     path.write_bytes(content)
     with pytest.raises(UserError, match=match) as caught:
         ts.load(path)
@@ -132,31 +136,30 @@ def refused(path: Path, content: bytes, match: str = "net.tandem") -> None:
     assert len(str(caught.value)) < 500
 
 
-@pytest.fixture
-def small(tmp_path: Path) -> tuple[Path, bytes]:
-    net = nn.Sequential(tnn.Encoder(3), tnn.Linear(5, 4, norm=True), tnn.Residual(tnn.Linear(4, 4)), tnn.Readout(4, 2))
-    path = tmp_path / "net.tandem"
-    ts.freeze(net, weight_bits=8).save(path)
+def saved(name, folder):
+    path = folder / "net.tandem"
+    ts.freeze(SMALL[name](), weight_bits=8 if name == "small" else None).save(path)
     return path, path.read_bytes()
 
 
-def test_every_byte_is_checked(small: tuple[Path, bytes]) -> None:
+@pytest.fixture
+def small(tmp_path):
+    return saved("small", tmp_path)
+
+
+def test_every_byte_and_every_length_is_checked(small):
     path, content = small
     for position in range(len(content)):
         damaged = bytearray(content)
         damaged[position] ^= 1 << (position % 8)
         refused(path, bytes(damaged))
-
-
-def test_every_length_is_checked(small: tuple[Path, bytes]) -> None:
-    path, content = small
     for length in range(0, len(content), 7):
         refused(path, content[:length], "damaged")
     refused(path, content[:-1], "damaged")
     refused(path, content + b"\0", "damaged")
 
 
-def test_absurd_sizes_are_refused_before_anything_is_read(small: tuple[Path, bytes]) -> None:
+def test_absurd_sizes_are_refused_before_anything_is_read(small):
     path, content = small
     for length in (2**63, 2**40, len(content), 2**64 - 1):
         refused(path, length.to_bytes(8, "little") + content[8:], "header cannot be read")
@@ -172,7 +175,7 @@ def test_absurd_sizes_are_refused_before_anything_is_read(small: tuple[Path, byt
     refused(path, len(header).to_bytes(8, "little") + header, "header cannot be read")
 
 
-def test_other_files_are_refused(small: tuple[Path, bytes]) -> None:
+def test_other_files_are_refused(small):
     path, _ = small
     tensors = container.unpack(path, FORMAT, "", "")
     refused(path, pickle.dumps({"a": 1}), "damaged|not written")
@@ -188,19 +191,21 @@ def test_other_files_are_refused(small: tuple[Path, bytes]) -> None:
     assert isinstance(UserError("x"), ValueError)
 
 
-def bits(value: float) -> int:
+def bits(value):
     return struct.unpack("<q", struct.pack("<d", value))[0]
 
 
-def changed(program: Tensor, instruction: int | None, field: str, to: int) -> Tensor:
-    program = program.clone()
+def with_field(path, instruction, field, to):
+    """A file with another number in an instruction of its program, or in its header."""
+    tensors = container.unpack(path, FORMAT, "", "")
+    program = tensors["program"].clone()
     offset = 0 if instruction is None else len(HEADER) + instruction * len(FIELDS)
     program[offset + (HEADER if instruction is None else FIELDS).index(field)] = to
-    return program
+    return container.pack({**tensors, "program": program}, FORMAT)
 
 
-# The instruction of `small`, None for the header; its layers are 1, 2.body and 3.
-HOSTILE: list[tuple[int | None, str, int, str]] = [
+# The instruction of "small", None for the header; its layers are 1, 2.body and 3.
+HOSTILE = [
     (None, "format", 2, "another version"), (None, "T", 10**9, "T: expected"), (None, "T", 0, "T: expected"),
     (None, "any_T", 1, "any_T: expected"), (None, "weight_bits", 64, "weight_bits"), (None, "dtype", 4, "dtype"),
     (None, "source", -1, "source"), (None, "dims", 4, "dims"), (None, "channels", 2**62, "shape"),
@@ -222,67 +227,36 @@ HOSTILE: list[tuple[int | None, str, int, str]] = [
     (0, "leak", bits(2.0), "leak"), (0, "leak", bits(float("inf")), "leak"), (0, "gate", 3, "gate"),
     (0, "gate", 2, "layer '1': gate: \"resu\" is gone: freeze a network with timing \"window\""),
     (0, "timing", 2, "timing"), (1, "timing", 1, "layer '2.body': timing: it reads the other form of trains"),
-    (2, "gain", bits(float("nan")), "layer '3': gain"), (2, "axes", 1, "axes"),
+    (2, "gain", bits(float("nan")), "layer '3': gain"), (2, "axes", 1, "a readout over space"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("instruction", "field", "value", "message"), HOSTILE)
-def test_hostile_programs(
-    small: tuple[Path, bytes], instruction: int | None, field: str, value: int, message: str
-) -> None:
-    path, _ = small
-    tensors = container.unpack(path, FORMAT, "", "")
-    tensors["program"] = changed(tensors["program"], instruction, field, value)
-    refused(path, container.pack(tensors, FORMAT), message)
+# Sizes that the plan would have and the pooling itself would not: what reads it would read beyond its end.
+POOLED = [
+    *(("means", 1, field, value, f"layer '2': ({field}|scale|sizes)")
+      for field, value in (("outputs", 0), ("outputs", 2**30), ("scale", 2**40), ("scale", -7))),
+    ("average", 0, "threshold", bits(1.0), "layer '0': threshold: expected the number of values"),
+    ("pooled", 0, "after_w", 1, "layer '0': padding"), ("pooled", 2, "after_h", 1, "layer '3': padding"),
+    ("pooled", 2, "dilation_w", 2, "layer '3': dilation"),
+]  # fmt: skip
 
 
-def means_with(field: str, value: int, path: Path) -> bytes:
-    """The file of a network that ends with means, of which a field of the pooling is another."""
-    layer = tnn.Conv2d(1, 3, 1, threshold=torch.rand(3), gain="threshold")
-    ts.freeze(nn.Sequential(tnn.Encoder(3), layer, tnn.AdaptiveAvgPool2d(1))).save(path)
-    tensors = container.unpack(path, FORMAT, "", "")
-    return container.pack({**tensors, "program": changed(tensors["program"], 1, field, value)}, FORMAT)
+@pytest.mark.parametrize(
+    ("name", "instruction", "field", "value", "message"), [*(("small", *row) for row in HOSTILE), *POOLED]
+)
+def test_hostile_programs(name, instruction, field, value, message, tmp_path):
+    path, _ = saved(name, tmp_path)
+    refused(path, with_field(path, instruction, field, value), message)
 
 
-@pytest.mark.parametrize(("field", "value"), [("outputs", 0), ("outputs", 2**30), ("scale", 2**40), ("scale", -7)])
-def test_hostile_gains_of_means(field: str, value: int, tmp_path: Path) -> None:
-    path = tmp_path / "net.tandem"
-    refused(path, means_with(field, value, path), f"layer '2': ({field}|scale|sizes)")
-
-
-def test_gains_of_other_channels_are_refused_when_it_runs(tmp_path: Path) -> None:
-    path = tmp_path / "net.tandem"
-    path.write_bytes(means_with("outputs", 2, path))
+def test_gains_of_other_channels_are_refused_when_it_runs(tmp_path):
+    path, _ = saved("means", tmp_path)
+    path.write_bytes(with_field(path, 1, "outputs", 2))
     with pytest.raises((ValueError, RuntimeError)):
         ts.load(path)(torch.rand(2, 1, 4, 4))
 
 
-def test_the_threshold_of_an_average_is_the_number_of_values(tmp_path: Path) -> None:
-    path = tmp_path / "net.tandem"
-    ts.freeze(nn.Sequential(tnn.AvgPool2d((2, 3)), tnn.Flatten(), tnn.Readout(4, 2))).save(path)
-    tensors = container.unpack(path, FORMAT, "", "")
-    tensors["program"] = changed(tensors["program"], 0, "threshold", bits(1.0))
-    refused(path, container.pack(tensors, FORMAT), "layer '0': threshold: expected the number of values")
-
-
-@pytest.mark.parametrize(("instruction", "field", "message"), [
-    (0, "after_w", "layer '0': padding"), (2, "after_h", "layer '3': padding"),
-    (2, "dilation_w", "layer '3': dilation"),
-])  # fmt: skip
-def test_hostile_windows_of_pooling(instruction: int, field: str, message: str, tmp_path: Path) -> None:
-    """Sizes that the plan would have and the pooling itself would not: what reads it would read beyond its end."""
-    net = nn.Sequential(
-        *(tnn.MaxPool2d(2), tnn.Encoder(3), tnn.Conv2d(1, 3, 1), tnn.AvgPool2d(2, spiking=False)),
-        *(tnn.Flatten(), tnn.Readout(12, 2)),
-    )
-    path = tmp_path / "net.tandem"
-    ts.freeze(net).save(path)
-    tensors = container.unpack(path, FORMAT, "", "")
-    tensors["program"] = changed(tensors["program"], instruction, field, 1 + (field == "dilation_w"))
-    refused(path, container.pack(tensors, FORMAT), message)
-
-
-def test_hostile_tensors(small: tuple[Path, bytes]) -> None:
+def test_hostile_tensors(small):
     path, _ = small
     tensors = container.unpack(path, FORMAT, "", "")
     program, numbers = tensors["program"], tensors["numbers"]
@@ -304,7 +278,7 @@ def test_hostile_tensors(small: tuple[Path, bytes]) -> None:
         refused(path, container.pack(changes, FORMAT), message)
 
 
-def test_random_programs_are_a_network_or_refused(small: tuple[Path, bytes]) -> None:
+def test_random_programs_are_a_network_or_refused(small):
     path, _ = small
     tensors = container.unpack(path, FORMAT, "", "")
     program = tensors["program"]

@@ -12,7 +12,6 @@ import tandem_ext as te
 f, ref = te.functional, te.reference
 
 
-@pytest.mark.parametrize("timing", ["step", "window"])
 @pytest.mark.parametrize("product", any_layer.PRODUCTS)
 @given(random=st.randoms(), dtype=st.sampled_from(DTYPES))
 def test_results_and_gradients_are_the_reference(product, timing, random, dtype, device):
@@ -140,7 +139,6 @@ def test_empty(shape, weight_shape, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("timing", ["step", "window"])
 def test_any_weights_are_the_reference(timing, dtype, device):
     """Sums are exact, whatever the weights: in the reference they are the same integers."""
     K = 203
@@ -157,7 +155,7 @@ def test_any_weights_are_the_reference(timing, dtype, device):
         assert_reference("conv2d_if", image, kernel, padding=1, return_v=True)
 
 
-def test_two_digits(device):
+def test_the_ends_of_sums(device):
     """Next to 1 the unit of a half-precision row is 2^-14, since 2^15 is more than two digits: half of it is rounded
     up, less is lost. float32 loses nothing."""
     x = te.SpikeTrain.from_dense(torch.ones(1, 1, 2, device=device))
@@ -169,9 +167,14 @@ def test_two_digits(device):
             assert v[0].tolist() == given.sum(1).tolist()
         else:
             assert v[0, :2].tolist() == [1 + 2.0**-14, 1.0]
+    K = 2**17 - 1
+    x = te.SpikeTrain.from_dense(torch.ones(1, 1, K, device=device))
+    weight = torch.full((8, K), -128, dtype=torch.int8, device=device)
+    weight[1::2] = 127
+    _, v = f.linear_if(x, weight, threshold=3e38, return_v=True)
+    assert v[0].tolist() == [-128.0 * K, 127.0 * K] * 4
 
 
-@pytest.mark.parametrize("timing", ["step", "window"])
 def test_autocast(timing, device):
     """Counts take its type, potentials, statistics and the gradients of weights do not; int8 and float64 are left.
     No current is rounded, as a product under autocast would be."""
@@ -193,16 +196,6 @@ def test_autocast(timing, device):
     assert_same((normed, z_v), ref.bn_if(x, weight.bfloat16(), timing=timing, return_v=True)[0])
     (y.counts.sum() + z.counts.sum() + normed.counts.sum()).backward()
     assert weight.grad.dtype == torch.float32
-
-
-def test_long_sums(device):
-    """The largest sum for which float32 has every integer."""
-    K = 2**17 - 1
-    x = te.SpikeTrain.from_dense(torch.ones(1, 1, K, device=device))
-    weight = torch.full((8, K), -128, dtype=torch.int8, device=device)
-    weight[1::2] = 127
-    _, v = f.linear_if(x, weight, threshold=3e38, return_v=True)
-    assert v[0].tolist() == [-128.0 * K, 127.0 * K] * 4
 
 
 @pytest.mark.parametrize(("T", "groups", "width"), [(8, 1, 24), (255, 1, 5), (40, 2, 12), (3, 4, 25)])

@@ -1,4 +1,5 @@
-"""Gradients are those of the ANN at the real counts, by torch alone; what has none; what is refused.
+"""Gradients are those of the ANN at the real counts, by torch alone; what has none; what is refused; what a layer keeps
+for them, and the floating-point operations that counters give it, whatever T.
 
 Any layer with any arguments: test_functional.py, against the reference.
 """
@@ -6,11 +7,21 @@ Any layer with any arguments: test_functional.py, against the reference.
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import dyadic, train, train_with_edge
+from cases import bursts, dyadic, train, train_with_edge
+from networks import conv, in_windows, residual
+from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
 
 import tandem_ext as te
+from tandem_snn import to_ann
 
 f = te.functional
+LAYERS = {
+    "linear": (f.linear_if, (64, 256), (512, 256), 1.125),
+    "conv2d": (lambda x, w, **k: f.conv2d_if(x, w, padding=1, **k), (8, 32, 16, 16), (32, 32, 3, 3), 1.125),
+    "linear_bn": (lambda x, w, **k: f.bn_if(x, w, **k)[0], (64, 256), (512, 256), 5.125),
+    "conv2d_bn": (lambda x, w, **k: f.bn_if(x, w, padding=1, **k)[0], (8, 32, 16, 16), (32, 32, 3, 3), 5.125),
+}
 
 
 def leaf(tensor):
@@ -68,26 +79,17 @@ def test_batch_norm_in_low_precision(dtype, device):
     torch.testing.assert_close(x.counts.grad.double(), exact.counts.grad, **tolerance)
 
 
-def test_gradient_of_currents_is_a_view():
-    currents = leaf(torch.randn(8, 3, 5))
-    (grad,) = torch.autograd.grad(f.if_scan(currents).counts.sum(), currents)
-    assert grad.stride(0) == 0
-
-
 def first(loss, x):
     return torch.autograd.grad(loss(x), x, create_graph=True)[0]
 
 
-SECOND = {
-    "backward": lambda loss, x, weight: first(loss, x).sum().backward(),
-    "autograd.grad": lambda loss, x, weight: torch.autograd.grad(first(loss, x).square().sum(), weight),
-    "func.grad": lambda loss, x, _: torch.func.grad(lambda x: torch.func.grad(loss)(x).square().sum())(x.detach()),
-    "jacrev": lambda loss, x, weight: torch.func.jacrev(torch.func.jacrev(loss))(x.detach()),
-    "hessian": lambda loss, x, weight: torch.autograd.functional.hessian(loss, x.detach()),
-}
-
-
-@pytest.mark.parametrize("ask", SECOND.values(), ids=SECOND)
+@pytest.mark.parametrize("ask", [
+    lambda loss, x, weight: first(loss, x).sum().backward(),
+    lambda loss, x, weight: torch.autograd.grad(first(loss, x).square().sum(), weight),
+    lambda loss, x, _: torch.func.grad(lambda x: torch.func.grad(loss)(x).square().sum())(x.detach()),
+    lambda loss, x, _: torch.func.jacrev(torch.func.jacrev(loss))(x.detach()),
+    lambda loss, x, _: torch.autograd.functional.hessian(loss, x.detach()),
+])  # fmt: skip
 def test_second_derivatives_are_refused(ask):
     """torch alone gives zeros, or what is left without a layer's own part."""
     x, weights = leaf(torch.rand(3, 7)), [leaf(torch.randn(5, 7)), leaf(torch.randn(5, 5))]
@@ -107,14 +109,10 @@ def dual(function, at):
         return function(torch.autograd.forward_ad.make_dual(at, torch.ones_like(at)))
 
 
-FORWARD = {
-    "jvp": lambda function, at: torch.func.jvp(function, (at,), (torch.ones_like(at),)),
-    "jacfwd": lambda function, at: torch.func.jacfwd(function)(at),
-    "dual numbers": dual,  # which need not require a gradient
-}
-
-
-@pytest.mark.parametrize("ask", FORWARD.values(), ids=FORWARD)
+@pytest.mark.parametrize("ask", [
+    lambda function, at: torch.func.jvp(function, (at,), (torch.ones_like(at),)),
+    lambda function, at: torch.func.jacfwd(function)(at), dual,  # which need not require a gradient
+])  # fmt: skip
 def test_forward_mode_is_refused(ask):
     x = train(8, 3, 7)
     for function, at in (
@@ -126,17 +124,105 @@ def test_forward_mode_is_refused(ask):
             ask(function, at)
 
 
-def test_first_derivatives_with_a_graph_are_those_without():
+def test_first_derivatives():
+    """With a graph they are those without; nothing but counts has one; that of currents is a view."""
     weight, x = leaf(torch.randn(5, 7)), train(8, 3, 7)
     loss = lambda weight: f.linear_if(x, weight).counts.square().sum()  # noqa: E731
     (expected,) = torch.autograd.grad(loss(weight), weight)
     assert torch.equal(first(loss, weight), expected)
     assert torch.equal(torch.func.grad(loss)(weight.detach()), expected)
-
-
-def test_nothing_but_counts_has_a_gradient():
-    weight = leaf(torch.randn(5, 7))
     y, v = f.linear_if(train(8, 3, 7), weight, return_v=True)
     assert y.counts.requires_grad
     assert not v.requires_grad
     (y.counts.detach().sum() + weight.sum()).backward()  # unused counts are no error
+    currents = leaf(torch.randn(8, 3, 5))
+    (grad,) = torch.autograd.grad(f.if_scan(currents).counts.sum(), currents)
+    assert grad.stride(0) == 0
+
+
+def kept_by(function):
+    """Result, and the storages saved for backward by saved_tensors_hooks."""
+    storages = {}
+
+    def pack(t):
+        storages[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        result = function()
+    return result, storages
+
+
+@pytest.mark.parametrize(("T", "timing"), [(8, "step"), (64, "step"), (8, "window"), (255, "window")])
+@pytest.mark.parametrize("name", list(LAYERS))
+def test_bytes_per_neuron(name, T, timing):
+    """Per neuron: its own byte of spikes, kept by the layer that reads them, and its bit of the gate."""
+    layer, x_shape, weight_shape, limit = LAYERS[name]
+    x = train(T, *x_shape) if timing == "step" else bursts(T, *x_shape)
+    weight = torch.randn(weight_shape, requires_grad=True)
+    weight2 = torch.randn(64, weight_shape[0], *[1] * (len(weight_shape) - 2), requires_grad=True)
+
+    def network():
+        hidden = layer(x, weight, timing=timing)
+        out = (f.linear_if if weight2.dim() == 2 else f.conv2d_if)(hidden, weight2, timing=timing)
+        return hidden, out
+
+    (hidden, out), storages = kept_by(network)
+    given = {t.untyped_storage().data_ptr() for t in (x.stored, weight, weight2)}
+    kept = sum(size for pointer, size in storages.items() if pointer not in given)
+    gate_of_out = out.counts.numel() / 8
+    statistics = 4 * 2 * weight_shape[0] if "bn" in name else 0
+    limit += T // 8 - 1 if timing == "step" else 0  # bytes of planes
+    assert kept <= limit * hidden.counts.numel() + gate_of_out + statistics
+    assert kept >= hidden.counts.numel()  # the spikes at least, or this test looks at nothing
+
+
+@pytest.mark.parametrize("name", list(LAYERS))
+def test_nothing_else_hangs_on_the_graph(name):
+    layer, x_shape, weight_shape, _ = LAYERS[name]
+    x, weight = train_with_edge(8, *x_shape), torch.randn(weight_shape, requires_grad=True)
+    nodes, attributes = [layer(x, weight).counts.grad_fn], []
+    while nodes:
+        node = nodes.pop()
+        attributes += getattr(node, "__dict__", {}).values()
+        nodes += [child for child, _ in node.next_functions if child is not None]
+    assert attributes  # the layer's own settings
+    assert not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(attributes))
+
+
+def test_a_learned_threshold_keeps_the_output_planes_too():
+    x, weight = train(8, 64, 256), torch.randn(512, 256, requires_grad=True)
+    theta = torch.ones(512, requires_grad=True)
+    y, storages = kept_by(lambda: f.linear_if(x, weight, threshold=theta))
+    assert y.planes.untyped_storage().data_ptr() in storages
+    y, storages = kept_by(lambda: f.linear_if(x, weight, threshold=theta.detach()))
+    assert y.planes.untyped_storage().data_ptr() not in storages
+
+
+def flops(net, x, backward):
+    with FlopCounterMode(display=False) as counter:
+        output = net(x)
+        if backward:
+            output.sum().backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("make", [conv, residual])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("backward", [True, False])
+@pytest.mark.parametrize(("T", "timing"), [(1, "step"), (8, "step"), (20, "step"), (20, "window")])
+def test_flops_are_those_of_the_twin(T, timing, backward, training, make):
+    net, x = make()
+    net[0].T = T
+    net = (in_windows(net) if timing == "window" else net).train(training)
+    twin = to_ann(net).train(training)
+    assert flops(net, x, backward) == flops(twin, x, backward) > 0
+
+
+def test_flops_of_one_dimension_and_of_int8_weights():
+    x = te.SpikeTrain.from_dense((torch.rand(8, 3, 5, 12) < 0.3).float())
+    flat = te.SpikeTrain.from_dense((torch.rand(8, 3, 5) < 0.3).float())
+    with FlopCounterMode(display=False) as counter:
+        te.functional.conv1d_if(x, torch.rand(4, 5, 3))
+        te.functional.linear_if(flat, torch.ones(7, 5, dtype=torch.int8), scale=torch.ones(7))
+    assert counter.get_total_flops() == 2 * (3 * 4 * 10 * 5 * 3 + 3 * 7 * 5)

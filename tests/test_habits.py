@@ -1,16 +1,19 @@
-"""What people try without reading: help(), completion, trains in NumPy's and torch's hands, recordings and frames."""
+"""What people try without reading: help(), completion, trains in NumPy's and torch's hands."""
 
 import inspect
 
 import numpy as np
 import pytest
 import torch
+from cases import train
 
 import tandem_ext as te
 import tandem_snn
 import tandem_snn.nn as tnn
 from tandem_ext.functional.settings import SETTINGS
 from tandem_snn.nn.options import NeuronOptions
+
+TRAIN = train(9, 6, 2, 5)
 
 
 @pytest.mark.parametrize("layer", [tnn.Linear, tnn.Conv1d, tnn.Conv2d])
@@ -44,19 +47,13 @@ def test_a_name_that_is_gone_says_so_and_another_is_missing():
         getattr(tandem_snn, "freese")  # noqa: B009
 
 
-@pytest.fixture
-def train():
-    generator = torch.Generator().manual_seed(0)
-    return te.SpikeTrain.from_dense((torch.rand(9, 6, 2, 5, generator=generator) < 0.3).float())
-
-
-def test_numpy_gets_the_spikes(train):
-    spikes = np.asarray(train)
+def test_numpy_gets_the_spikes():
+    spikes = np.asarray(TRAIN)
     assert (spikes.dtype, spikes.shape) == (np.uint8, (9, 6, 2, 5))
-    assert np.array_equal(spikes, train.to_dense().numpy())
-    assert np.asarray(train, dtype=bool).dtype == bool
+    assert np.array_equal(spikes, TRAIN.to_dense().numpy())
+    assert np.asarray(TRAIN, dtype=bool).dtype == bool
     with pytest.raises(ValueError, match="copy: "):
-        np.array(train, copy=False)
+        np.array(TRAIN, copy=False)
 
 
 @pytest.mark.parametrize(("name", "said"), [
@@ -64,45 +61,17 @@ def test_numpy_gets_the_spikes(train):
     ("dtype", "counts.dtype"), ("flatten", "tandem_snn.nn.Flatten"), ("plot", "tandem_snn.plots.raster"),
     ("mT", "T is the number of time steps"), ("permute", r"to_dense\(\) is the spikes"), ("mean", "counts their"),
 ])  # fmt: skip
-def test_an_attribute_of_tensors_says_what_to_use(train, name, said):
+def test_an_attribute_of_tensors_says_what_to_use(name, said):
     with pytest.raises(AttributeError, match=rf"'SpikeTrain' object has no attribute '{name}': .*{said}"):
-        getattr(train, name)
-    assert not hasattr(train, name)
+        getattr(TRAIN, name)
+    assert not hasattr(TRAIN, name)
     with pytest.raises(AttributeError, match=r"'SpikeTrain' object has no attribute 'spam'$"):
-        train.spam  # noqa: B018
+        TRAIN.spam  # noqa: B018
     with pytest.raises(AttributeError, match="no attribute 'mean': x is its tensor"):
         te.ConstantInput(torch.ones(1, 2), 8).mean  # noqa: B018
-
-
-@pytest.mark.parametrize(("call", "said"), [
-    (lambda x: torch.stack([x, x]), r"torch's stack takes no SpikeTrain: tandem_ext.cat"),
-    (lambda x: torch.nn.Linear(5, 3)(x), r"torch's linear takes no SpikeTrain: .*tandem_snn.nn; to_dense\(\)"),
-    (lambda x: torch.nn.Conv2d(5, 3, 3)(x), "torch's conv2d takes no SpikeTrain"),
-    (lambda x: torch.relu(x), "torch's relu takes no SpikeTrain"),
-    (lambda x: torch.nn.Flatten()(x), "Flatten"),
-])  # fmt: skip
-def test_functions_of_torch_say_what_to_use(train, call, said):
-    with pytest.raises((TypeError, AttributeError), match=said):
-        call(train)
 
 
 @pytest.mark.parametrize("module", [te, tandem_snn, tnn])
 def test_completion_offers_what_is_public(module):
     assert set(dir(module)) <= {*module.__all__, "__version__"}
     assert "Linear" in dir(module) or "SpikeTrain" in dir(module)
-
-
-def test_counts_in_frames_are_clipped_or_spread():
-    counts = torch.randint(0, 5, (3, 2, 7), dtype=torch.int16, generator=torch.Generator().manual_seed(0))
-    clipped = te.SpikeTrain.from_frames(counts)
-    assert torch.equal(clipped.to_dense(), counts.clamp(max=1).float())
-    for substeps in 2, 4, 60:
-        spread = te.SpikeTrain.from_frames(counts.numpy().astype(np.uint16), substeps=substeps)
-        assert len(counts) * substeps == spread.T
-        spikes = spread.to_dense().unflatten(0, (3, substeps))
-        assert torch.equal(spikes.sum(1), counts.clamp(max=substeps).float())
-    three = te.SpikeTrain.from_frames(torch.tensor([[[3]]]), substeps=6)
-    assert three.to_dense().flatten().tolist() == [0, 1, 0, 1, 0, 1]  # spaced evenly
-    batch = te.SpikeTrain.from_frames(counts.transpose(0, 1).double(), batch_first=True, gain=0.5)
-    assert torch.equal(batch.planes, clipped.planes)
-    assert batch.gain == 0.5

@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import train, train_with_edge
+from cases import assert_same, dyadic_, train, train_with_edge
 from test_convert import at_the_counts
 from torch import nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_snn import freeze, load
+from tandem_snn.nn.signals import effective_counts
 
 pytestmark = pytest.mark.usefixtures("on_device")
 F64 = torch.float64
@@ -44,7 +45,6 @@ def test_avg_pool_is_a_layer_of_if_neurons(options):
 
 
 @pytest.mark.parametrize("v_init", [None, 0.0, 0.5])
-@pytest.mark.parametrize("timing", ["step", "window"])
 @pytest.mark.parametrize(("kernel", "T"), [(2, 32), (3, 32), ((2, 3), 32), (5, 32), (6, 32), (7, 32), (17, 255)])
 def test_average_pooling_is_integer_arithmetic(kernel, T, timing, v_init, tmp_path):
     """Nothing is rounded, for any kernel: layers in all types, frozen networks, files."""
@@ -61,7 +61,8 @@ def test_average_pooling_is_integer_arithmetic(kernel, T, timing, v_init, tmp_pa
     for dtype in (torch.bfloat16, torch.float64, torch.float32):
         x = te.SpikeTrain.from_dense(given.to(dtype))
         assert torch.equal(pool(x).to_dense(torch.bool), expected), dtype
-        assert pool(x).timing == timing
+        assert (pool(x).timing, pool(x).counts.dtype) == (timing, dtype)
+        assert tnn.AdaptiveAvgPool2d(1)(pool(x)).dtype == dtype
     assert torch.equal(pool.potentials(x)[-1], v / 2)
     if timing == "window":
         assert torch.equal(pool(te.SpikeTrain.from_counts(x.counts, T)).to_dense(torch.bool), expected)
@@ -95,28 +96,14 @@ def test_means_are_those_of_what_counts_are_worth(layer):
     assert_same_gradients(layer(x), mean(0.5 * x.counts), x.counts)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_avg_pool_keeps_the_type_of_counts(dtype):
-    layers = tnn.Conv2d(1, 2, 3, padding=1), tnn.AvgPool2d(2), tnn.AdaptiveAvgPool2d(1), tnn.Flatten()
-    net = nn.Sequential(tnn.Encoder(T=4), *layers, tnn.Readout(2, 3)).to(dtype)
-    x = torch.rand(2, 1, 8, 8, dtype=dtype)
-    with torch.no_grad():
-        assert torch.equal(net(x), net.eval()(x))
-    assert net(x).dtype == dtype
-
-
-MAX_POOLS = [
+@pytest.mark.parametrize("layout", [lambda x: x, channels_last])
+@pytest.mark.parametrize("T", [3, 8, 17])
+@pytest.mark.parametrize("options", [
     *POOLS,
     {"kernel_size": 2, "dilation": 2},
     {"kernel_size": 3, "stride": 2, "ceil_mode": True},
     {"kernel_size": (3, 2), "stride": (2, 3), "padding": (1, 0), "ceil_mode": True},
-]
-
-
-@pytest.mark.parametrize("timing", ["step", "window"])
-@pytest.mark.parametrize("layout", [lambda x: x, channels_last])
-@pytest.mark.parametrize("T", [3, 8, 17])
-@pytest.mark.parametrize("options", MAX_POOLS)
+])  # fmt: skip
 def test_max_pool_is_the_or_of_the_window_with_torchs_gradient_on_the_counts(options, T, layout, timing):
     leaf = train_with_edge(T, 2, 3, 8, 7, rate=0.2, gain=0.5, dtype=F64)
     if timing == "window":
@@ -176,7 +163,6 @@ def test_dropout_is_off_in_evaluation_and_on_other_inputs_scales_what_they_are_w
     assert tnn.Dropout(1.0)(spikes).gain == 1.0
 
 
-@pytest.mark.parametrize("timing", ["step", "window"])
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("train_mode", [True, False])
 def test_projection_residual_feeds_one_neuron(norm, train_mode, timing):
@@ -202,3 +188,25 @@ def test_projection_of_a_direct_input(kind):
     expected = torch.stack(per_step) + shortcut.bias.view(-1, 1, 1) / 8
     torch.testing.assert_close(currents, expected)
     assert tnn.Residual(tnn.Conv2d(4, 4, 3, padding=1), shortcut)(x).shape == (3, 4, 6, 6)
+
+
+def test_a_gain_per_channel_is_passed_on():
+    gain = 2.0 ** torch.randint(-3, 3, (4,))
+    x = train(11, 3, 4, 6, 6, rate=0.4, gain=gain)
+    expected = x.counts * gain.view(-1, 1, 1)
+    for passed, worth in (
+        (x, expected), (x[1:], expected[1:]), (tnn.Flatten()(x), expected.flatten(1)),
+        (tnn.Flatten(2)(x), expected.flatten(2)), (te.cat([x, x], 1), torch.cat([expected, expected], 1)),
+        (te.cat([x, x]), torch.cat([expected, expected])),
+    ):  # fmt: skip
+        assert torch.equal(effective_counts(passed), worth)
+    assert torch.equal(tnn.AdaptiveAvgPool2d(1)(x), F.adaptive_avg_pool2d(expected, 1))
+    assert torch.equal(tnn.AvgPool2d(2)(x).gain, gain)
+    dropped = tnn.Dropout(0.5)(x)
+    assert set((effective_counts(dropped) / expected).nan_to_num().unique().tolist()) <= {0.0, 2.0}
+    readout = tnn.Readout(4 * 36, 5)
+    torch.testing.assert_close(readout(tnn.Flatten()(x)), F.linear(expected.flatten(1), readout.weight, readout.bias))
+    body = dyadic_(tnn.Conv2d(4, 4, 3, padding=1))
+    z = F.conv2d(expected, body.weight, body.bias, padding=1) + expected
+    torch.testing.assert_close(body.preactivation(x, x), z)
+    assert_same(tnn.Residual(body)(x), te.reference.conv2d_if(x, body.weight, body.bias, padding=1, residual=x))

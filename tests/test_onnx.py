@@ -1,28 +1,24 @@
 """ONNX: the exported step, or window, run by onnxruntime, gives the same spike counts and the same answer."""
 
 from itertools import product
-from pathlib import Path
-from typing import Any
 
 import networks
 import numpy as np
 import pytest
 import torch
-from extras import needs
-from networks import dyadic, images, in_windows, network, own_counts, trained
-from test_frozen_window import NETWORKS, of_timing, spiking
+from networks import NETWORKS, dyadic, images, in_windows, network, of_timing, own_counts, spiking, trained
 from torch import Tensor, nn
 
 import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
 
-onnx = needs("onnx")
-ort = needs("onnxruntime")
+onnx = pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
 T = 8
 
 
-def by_onnxruntime(path: Path, x: Any) -> tuple[list[Tensor], list[Tensor]]:
+def by_onnxruntime(path, x):
     """Counts of each layer with neurons, and the answer after each step: of a window after the last one alone."""
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
     facts, outputs = session.get_modelmeta().custom_metadata_map, [o.name for o in session.get_outputs()]
@@ -36,7 +32,7 @@ def by_onnxruntime(path: Path, x: Any) -> tuple[list[Tensor], list[Tensor]]:
     assert (facts["input"] != "events") == images
     kept = [i for i in session.get_inputs() if i.name.endswith((".v", ".counts"))]
     state = {i.name: np.zeros([len(x), *i.shape[1:]], np.float32) for i in kept}
-    by_name: dict[str, Tensor] = {}
+    by_name = {}
     answers = []
     for t in range(int(facts["T"])):
         given = {"x": (dense if images else dense[t]).numpy(), "step": np.array([t], np.float32), **state}
@@ -48,11 +44,11 @@ def by_onnxruntime(path: Path, x: Any) -> tuple[list[Tensor], list[Tensor]]:
     return list(by_name.values()), answers
 
 
-def inputs_of(x: Tensor) -> Tensor:
+def inputs_of(x):
     return (x * 16).round() / 16
 
 
-def assert_the_same(net: Any, x: Any, path: Path, differing: float = 0.0) -> None:
+def assert_the_same(net, x, path, differing=0.0):
     """Counts, but for this share of the neurons, and the answers of the stream."""
     frozen, (ours, expected) = ts.freeze(net), own_counts(net, x)
     ts.to_onnx(frozen, path / "net.onnx", x)
@@ -69,27 +65,21 @@ def assert_the_same(net: Any, x: Any, path: Path, differing: float = 0.0) -> Non
 
 
 @pytest.mark.parametrize("name", ["mlp", "lif", "conv", "residual", "projection", "line", "average"])
-def test_every_layer(name: str, tmp_path: Path) -> None:
+def test_every_layer(name, tmp_path):
     net, x = getattr(networks, name)()
     assert_the_same(dyadic(trained(net, x)), inputs_of(x), tmp_path, 1e-3 if name == "lif" else 0)  # λ = 0.9
 
 
-@torch.no_grad()
-def onto_grids(net: nn.Module, bits: int) -> None:
-    largest = 2 ** (bits - 1) - 1
-    for layer in net.modules():
-        if isinstance(layer, (tnn.SpikingLayer, tnn.Readout)):
-            q = torch.randint(-largest, largest + 1, layer.weight.shape)
-            q.view(len(q), -1)[:, 0] = largest
-            layer.weight.copy_(q * 2.0 ** (2 - bits))
-
-
 @pytest.mark.parametrize(("bits", "timing"), [*product([2, 4, 5, 8], ["step"]), (4, "window"), (8, "window")])
-def test_weights_of_few_bits(bits: int, timing: str, tmp_path: Path) -> None:
+def test_weights_of_few_bits(bits, timing, tmp_path):
     """The file holds the integers; where the steps are powers of two, sums are exact and the counts the same."""
     net, x = network(), images(1797)
     net = in_windows(net) if timing == "window" else net
-    onto_grids(net, bits)
+    largest = 2 ** (bits - 1) - 1
+    for layer in (m for m in net.modules() if isinstance(m, (tnn.SpikingLayer, tnn.Readout))):
+        q = torch.randint(-largest, largest + 1, layer.weight.shape)
+        q.view(len(q), -1)[:, 0] = largest
+        layer.weight.data = q * 2.0 ** (2 - bits)
     frozen = ts.freeze(net, weight_bits=bits)
     expected = frozen(x)
     ts.to_onnx(frozen, tmp_path / "net.onnx", x)
@@ -104,32 +94,17 @@ def test_weights_of_few_bits(bits: int, timing: str, tmp_path: Path) -> None:
     assert torch.equal(answers[-1], expected)
 
 
-def spiking_images() -> nn.Module:
-    return nn.Sequential(tnn.Conv2d(2, 4, 3), tnn.MaxPool2d(2), tnn.Flatten(), tnn.Readout(4 * 9, 3))
-
-
 @pytest.mark.parametrize(("make", "T", "shape"), [
-    (spiking_images, 11, (2, 8, 8)), *((lambda: in_windows(spiking()), T, (3, 9)) for T in (1, 11, 200)),
+    (lambda: nn.Sequential(tnn.Conv2d(2, 4, 3), tnn.MaxPool2d(2), tnn.Flatten(), tnn.Readout(36, 3)), 11, (2, 8, 8)),
+    *((lambda: in_windows(spiking()), T, (3, 9)) for T in (1, 11, 200)),
 ])  # fmt: skip
-def test_spikes_in(make: Any, T: int, shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_spikes_in(make, T, shape, tmp_path):
     x = te.SpikeTrain.from_dense(torch.rand(T, 3, *shape).lt(0.3).float())
     assert_the_same(dyadic(make()), x, tmp_path)
 
 
-def test_a_loaded_network_knows_its_shapes(tmp_path: Path) -> None:
-    net, x = network(), images(1797)
-    frozen = ts.freeze(net)
-    frozen(x)
-    frozen.save(tmp_path / "net.tandem")
-    loaded = ts.load(tmp_path / "net.tandem")
-    assert loaded.shape is not None
-    ts.to_onnx(loaded, tmp_path / "loaded.onnx", torch.zeros(1, *loaded.shape))
-    ts.to_onnx(frozen, tmp_path / "net.onnx", x)
-    assert (tmp_path / "loaded.onnx").read_bytes() == (tmp_path / "net.onnx").read_bytes()
-
-
-def test_errors(tmp_path: Path) -> None:
-    x, mean = images(1797), tnn.AdaptiveAvgPool2d(4)
+def test_errors_and_shapes_that_a_loaded_network_knows(tmp_path):
+    net, x, mean = network(), images(1797), tnn.AdaptiveAvgPool2d(4)
     uneven = nn.Sequential(tnn.Encoder(T), tnn.Conv2d(1, 2, 3), mean, tnn.Flatten(), tnn.Readout(32, 2))
     for given, message in (
         (nn.Sequential(tnn.Encoder(T), tnn.Flatten(), tnn.Linear(64, 4)), "Readout"),
@@ -138,24 +113,31 @@ def test_errors(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             ts.to_onnx(given, tmp_path / "net.onnx", x)
     assert not list(tmp_path.iterdir())
+    frozen = ts.freeze(net)
+    frozen(x)
+    frozen.save(tmp_path / "net.tandem")
+    loaded = ts.load(tmp_path / "net.tandem")
+    ts.to_onnx(loaded, tmp_path / "loaded.onnx", torch.zeros(1, *loaded.shape))
+    ts.to_onnx(frozen, tmp_path / "net.onnx", x)
+    assert (tmp_path / "loaded.onnx").read_bytes() == (tmp_path / "net.onnx").read_bytes()
 
 
 @pytest.mark.parametrize("T", [1, 2, 8])
 @pytest.mark.parametrize("make", NETWORKS)
-def test_every_layer_of_windows(make: Any, T: int, tmp_path: Path) -> None:
+def test_every_layer_of_windows(make, T, tmp_path):
     net, x = of_timing(make, T)
     assert_the_same(dyadic(net), inputs_of(x), tmp_path)
 
 
 @pytest.mark.parametrize(("mixed", "name"), [("even", "n2_body_0"), ("odd", "n1")])
-def test_a_layer_with_another_timing_is_named(mixed: str, name: str, tmp_path: Path) -> None:
+def test_a_layer_with_another_timing_is_named(mixed, name, tmp_path):
     net, x = of_timing(networks.residual, T, mixed)
     with pytest.raises(ValueError, match=f'{name}: it has timing "step" and others "window"'):
         ts.to_onnx(net, tmp_path / "net.onnx", x)
 
 
 @pytest.mark.parametrize("T", [1, 8, 200])
-def test_a_node_for_each_operation_whatever_t(T: int, tmp_path: Path) -> None:
+def test_a_node_for_each_operation_whatever_t(T, tmp_path):
     net, x = of_timing(networks.conv, T)
     assert_the_same(dyadic(net), inputs_of(x), tmp_path)
     nodes = [node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node]
@@ -164,11 +146,8 @@ def test_a_node_for_each_operation_whatever_t(T: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.5, 4.0])
-def test_thresholds_whose_multiples_are_rounded(threshold: float, tmp_path: Path) -> None:
-    """Where v is a multiple of ϑ or nearly, subtraction and division may differ: the graph subtracts.
-
-    They are the same for powers of two: it divides.
-    """
+def test_thresholds_whose_multiples_are_rounded(threshold, tmp_path):
+    """The graph subtracts: division may differ where v is nearly a multiple of ϑ. By powers of two it divides."""
     layer = tnn.Linear(1, 4000, bias=False, threshold=threshold, v_init=0.0, timing="window")
     layer.weight.data = (torch.arange(4000).view(-1, 1) * threshold / 13).float()
     net = nn.Sequential(tnn.Encoder(T=200, mode="zero_expand"), layer, tnn.Readout(4000, 2))

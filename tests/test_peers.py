@@ -1,12 +1,8 @@
-"""Other simulators as judges: SpikingJelly's neuron of spikes, NIR files that they write and that they read, networks
-copied to SpikingJelly and back, a counter of SynOps: the same counts.
-"""
+"""Other simulators as judges: neurons, NIR files that they write and read, copied networks: the same counts."""
 
 import subprocess
 import sys
 from pathlib import Path
-from random import Random
-from typing import Any
 
 import any_layer
 import networks
@@ -14,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import WINDOWS, dyadic, train
-from extras import needs
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import differing, images, in_windows, meeting, network, own_counts
@@ -28,12 +23,13 @@ import tandem_snn.nn as tnn
 pytestmark = pytest.mark.clients
 EXAMPLE = Path(__file__).parents[1] / "python" / "examples" / "spikingjelly.py"
 LAYERS = {2: F.linear, 3: F.conv1d, 4: F.conv2d}
+T, SYNAPSES = 8, (torch.randint(-32, 33, (20, 12)) / 64, torch.randint(-32, 33, (20,)) / 64)  # sums of these are exact
 
 
 @given(random=st.randoms(), seed=st.integers(0, 2**16), T=st.sampled_from([T for T in WINDOWS if T <= 33]))
-def test_layers_spike_as_neurons_of_spikingjelly(random: Random, seed: int, T: int) -> None:
+def test_layers_spike_as_neurons_of_spikingjelly(random, seed, T):
     """Of any product, on dyadic numbers, step by step; a shortcut's currents and the first potential too."""
-    neuron = needs("spikingjelly.activation_based.neuron")
+    neuron = pytest.importorskip("spikingjelly.activation_based.neuron")
     torch.manual_seed(seed)
     weight_shape, features, geometry = any_layer.conv_geometry(random)
     if any_layer.chance(random):
@@ -52,12 +48,12 @@ def test_layers_spike_as_neurons_of_spikingjelly(random: Random, seed: int, T: i
     assert torch.equal(v, node.v)
 
 
-def of_images(run: Any) -> Any:
+def of_images(run):
     return lambda path, **options: run(path, len(images()), **options)
 
 
-def of_sinabs(batch: int) -> tuple[nn.Module, Any, dict[str, float], list[str]]:
-    layers, write = needs("sinabs.layers"), needs("sinabs.nir").to_nir
+def of_sinabs(batch):
+    layers, write = pytest.importorskip("sinabs.layers"), pytest.importorskip("sinabs.nir").to_nir
     from sinabs.activation import SingleSpike
 
     soft = {"batch_size": batch, "spike_fn": SingleSpike, "min_v_mem": None}
@@ -66,19 +62,19 @@ def of_sinabs(batch: int) -> tuple[nn.Module, Any, dict[str, float], list[str]]:
     return net, write, {}, ["1", "4"]
 
 
-def of_snntorch(batch: int) -> tuple[nn.Module, Any, dict[str, float], list[str]]:
+def of_snntorch(batch):
     """With the reset of NIR's formula, before the next decay."""
-    snntorch, write = needs("snntorch"), needs("snntorch.export_nir").export_to_nir
+    snntorch, write = pytest.importorskip("snntorch"), pytest.importorskip("snntorch.export_nir").export_to_nir
     settings = {"beta": torch.full((10,), 0.5), "threshold": torch.ones(10), "init_hidden": True}
     fire = [snntorch.Leaky(**settings, reset_delay=False) for _ in range(2)]
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), fire[0], nn.Linear(10, 10), fire[1])
     return net, lambda net, x: write(net, x, ignore_dims=[0]), {"dt": 1e-4}, ["2", "4"]
 
 
-def of_spikingjelly(batch: int) -> tuple[nn.Module, Any, dict[str, float], list[str]]:
+def of_spikingjelly(batch):
     """Neurons that subtract it does not write: it writes those that reset to 0, and both sides then subtract."""
-    layer, neuron = (needs(f"spikingjelly.activation_based.{name}") for name in ("layer", "neuron"))
-    write = needs("spikingjelly.activation_based.nir_exchange").export_to_nir
+    layer, neuron = (pytest.importorskip(f"spikingjelly.activation_based.{name}") for name in ("layer", "neuron"))
+    write = pytest.importorskip("spikingjelly.activation_based.nir_exchange").export_to_nir
     fire = [neuron.IFNode(theta) for theta in (0.5, 1.0)]
     net = nn.Sequential(layer.Conv2d(1, 4, 3), fire[0], layer.Flatten(), layer.Linear(144, 10), fire[1])
     return net, lambda net, x: write(net, x, dt=1.0), {}, ["1", "4"]
@@ -86,8 +82,8 @@ def of_spikingjelly(batch: int) -> tuple[nn.Module, Any, dict[str, float], list[
 
 @pytest.mark.parametrize("make", [of_sinabs, of_snntorch, of_spikingjelly])
 @torch.no_grad()
-def test_files_that_others_write_run_as_there(make: Any, tmp_path: Path) -> None:
-    nir = needs("nir")
+def test_files_that_others_write_run_as_there(make, tmp_path):
+    nir = pytest.importorskip("nir")
     x = images(20)
     net, write, options, names = make(len(x))
     networks.dyadic(net)
@@ -109,20 +105,20 @@ def test_files_that_others_write_run_as_there(make: Any, tmp_path: Path) -> None
     networks.assert_same(own_counts(ours, x), counts_of(Stepped(net), fire, x))
 
 
-def test_a_recurrent_file_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_recurrent_file_is_refused_by_name(tmp_path):
     """As the braille reader of the NIR paper: neurons whose spikes come back to them."""
-    nir, snntorch = needs("nir"), needs("snntorch")
+    nir, snntorch = pytest.importorskip("nir"), pytest.importorskip("snntorch")
     loop = snntorch.RLeaky(beta=0.5, linear_features=10, init_hidden=True)
     net = nn.Sequential(nn.Linear(12, 10), loop, nn.Linear(10, 3), snntorch.Leaky(torch.full((3,), 0.5), torch.ones(3)))
-    graph = needs("snntorch.export_nir").export_to_nir(net, torch.rand(2, 12), ignore_dims=[0])
+    graph = pytest.importorskip("snntorch.export_nir").export_to_nir(net, torch.rand(2, 12), ignore_dims=[0])
     nir.write(tmp_path / "braille.nir", graph)
     with pytest.raises(ValueError, match=r"1\.lif.*recurrent connections are not supported"):
         ts.from_nir(tmp_path / "braille.nir", 8, reset="subtract", dt=1e-4)
 
 
 @torch.no_grad()
-def test_synaptic_operations_are_those_that_spikingjelly_counts() -> None:
-    counter = needs("spikingjelly.activation_based.op_counter")
+def test_synaptic_operations_are_those_that_spikingjelly_counts():
+    counter = pytest.importorskip("spikingjelly.activation_based.op_counter")
     layers = [tnn.Conv2d(1, 4, 3, padding=1, threshold=0.5), tnn.Conv2d(4, 6, 3, 2, 1), tnn.Conv2d(6, 6, 2, groups=3)]
     net, x = nn.Sequential(tnn.Encoder(8), *layers, tnn.Flatten(), tnn.Readout(54, 10)), images(64)
     ops, seen = ts.measure.synops(net, x).layers, networks.seen_by(net, x)
@@ -135,14 +131,14 @@ def test_synaptic_operations_are_those_that_spikingjelly_counts() -> None:
         assert count.get_total() == ops[name].acs * len(x) > 0
 
 
-def test_networks_of_spikingjelly_are_copied_there_and_back() -> None:
-    needs("spikingjelly")
+def test_networks_of_spikingjelly_are_copied_there_and_back():
+    pytest.importorskip("spikingjelly")
     done = subprocess.run([sys.executable, EXAMPLE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("the same counts in both libraries") == 2
 
 
-def thirds() -> nn.Module:
+def thirds():
     """Averages that are sums in the file, which not every simulator knows."""
     layers = tnn.Conv2d(1, 8, 3), tnn.AvgPool2d(3), tnn.Conv2d(8, 4, 1), tnn.Flatten(), tnn.Readout(16, 3)
     return networks.dyadic(nn.Sequential(tnn.Encoder(8), *layers))
@@ -151,16 +147,16 @@ def thirds() -> nn.Module:
 @pytest.mark.parametrize(("make", "run", "form"), [
     (network, by_nirtorch, "primitives"), (thirds, by_nirtorch, "primitives"), (thirds, of_images(by_sinabs), "IF"),
 ])  # fmt: skip
-def test_a_file_runs_to_the_same_counts(make: Any, run: Any, form: str, tmp_path: Path) -> None:
+def test_a_file_runs_to_the_same_counts(make, run, form, tmp_path):
     net, x = make(), images()
     path = file_of(net, x, tmp_path, neurons=form)
     networks.assert_same(own_counts(net, x), counts_of(*run(path), x))
 
 
 @torch.no_grad()
-def test_spikingjelly_runs_windows_layer_by_layer(tmp_path: Path) -> None:
+def test_spikingjelly_runs_windows_layer_by_layer(tmp_path):
     """Its import, and the two phases that the metadata ask for: currents are added up, then the neurons fire."""
-    nir, (net, x) = needs("nir"), (in_windows(network()), images())
+    nir, (net, x) = pytest.importorskip("nir"), (in_windows(network()), images())
     path = file_of(net, x, tmp_path)
     model, _ = by_spikingjelly(path)
     facts = {name: node.metadata for name, node in nir.read(path).nodes.items() if isinstance(node, nir.IF)}
@@ -187,7 +183,7 @@ SIMULATORS = {
 
 @pytest.mark.parametrize("made", [lambda net: net, meeting], ids=["", "potentials that equal the threshold"])
 @pytest.mark.parametrize("name", SIMULATORS)
-def test_a_simulator_runs_the_file_to_the_same_counts(name: str, made: Any, tmp_path: Path) -> None:
+def test_a_simulator_runs_the_file_to_the_same_counts(name, made, tmp_path):
     """With its neurons put right; as its import makes them, the counts are others."""
     run, least = SIMULATORS[name]
     net, x = made(network()), images()
@@ -196,13 +192,10 @@ def test_a_simulator_runs_the_file_to_the_same_counts(name: str, made: Any, tmp_
     assert least(differing(ours[0], counts_of(*run(path, soft=False), x)[0])) > 0.01
 
 
-T, SYNAPSES = 8, (torch.randint(-32, 33, (20, 12)) / 64, torch.randint(-32, 33, (20,)) / 64)  # sums of these are exact
-
-
 @pytest.mark.parametrize(("decay_input", "factor"), [(False, 1.0), (True, 0.5)])
-def test_leaky_neurons_of_spikingjelly_line_by_line(decay_input: bool, factor: float) -> None:
+def test_leaky_neurons_of_spikingjelly_line_by_line(decay_input, factor):
     """As docs/coming-from.md says: its leak acts on the reset too."""
-    neuron, (weight, bias), tau, theta = needs("spikingjelly.activation_based.neuron"), SYNAPSES, 2.0, 1.0
+    neuron, (weight, bias), tau, theta = pytest.importorskip("spikingjelly.activation_based.neuron"), SYNAPSES, 2.0, 1.0
     spikes, leak = (torch.rand(T, 5, 12) < 0.4).float(), 1 - 1 / tau
     node = neuron.LIFNode(tau=tau, decay_input=decay_input, v_threshold=theta, v_reset=None, step_mode="m")
     ours = te.functional.linear_if(
@@ -212,9 +205,9 @@ def test_leaky_neurons_of_spikingjelly_line_by_line(decay_input: bool, factor: f
     assert torch.equal(ours.to_dense(), node(F.linear(spikes, weight, bias)))
 
 
-def test_leaky_neurons_and_losses_of_snntorch_line_by_line() -> None:
+def test_neurons_losses_and_encoder_of_snntorch_line_by_line():
     """As docs/coming-from.md says: it spikes at v > 1, and here at v ≥ the next number."""
-    snntorch, (weight, bias) = needs("snntorch"), SYNAPSES
+    snntorch, (weight, bias) = pytest.importorskip("snntorch"), SYNAPSES
     spikes = (torch.rand(T, 5, 12) < 0.4).float()
     node = snntorch.Leaky(beta=0.5, threshold=1.0, reset_mechanism="subtract")
     potential, recorded = node.init_leaky(), []
@@ -225,14 +218,15 @@ def test_leaky_neurons_and_losses_of_snntorch_line_by_line() -> None:
     train = te.SpikeTrain.from_dense(spikes)
     ours = te.functional.linear_if(train, weight, T * bias, leak=0.5, threshold=1 + 2**-20)
     assert torch.equal(ours.to_dense(), theirs)
-    labels, one_hot, loss = torch.arange(5), F.one_hot(torch.arange(5), 20).float(), needs("snntorch.functional")
+    labels, one_hot, loss = (
+        torch.arange(5),
+        F.one_hot(torch.arange(5), 20).float(),
+        pytest.importorskip("snntorch.functional"),
+    )
     torch.testing.assert_close(F.mse_loss(ours.counts / T, one_hot), F.mse_loss(theirs.mean(0), one_hot))
     torch.testing.assert_close(F.cross_entropy(ours.counts, labels), loss.ce_count_loss()(theirs, labels))
     frames = spikes.transpose(0, 1)  # [B, T, features], as a DataLoader stacks them
     assert torch.equal(te.SpikeTrain.from_frames(frames, batch_first=True).planes, train.planes)
-
-
-def test_the_latency_encoder_of_snntorch() -> None:
-    spikegen, x = needs("snntorch.spikegen"), torch.rand(5, 12)
+    spikegen, x = pytest.importorskip("snntorch.spikegen"), torch.rand(5, 12)
     ours = torch.arange(T).view(-1, 1, 1) == ((1 - x) * (T - 1)).round()
     assert torch.equal(ours.float(), spikegen.latency(x, T, normalize=True, linear=True))

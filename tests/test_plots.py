@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from extras import needs
 
 import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
 
-needs("matplotlib").use("agg")
-pyplot = needs("matplotlib.pyplot")
+pytest.importorskip("matplotlib").use("agg")
+pyplot = pytest.importorskip("matplotlib.pyplot")
 
 
 @pytest.fixture(autouse=True)
@@ -43,9 +42,6 @@ def test_a_raster_has_a_mark_for_each_spike():
     assert points(axes) == set(zip((steps + 1).tolist(), neurons.tolist(), strict=True))  # steps count from 1
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("time step", "neuron")
     assert axes.get_xticks().tolist() == [1, 50, 100, 150, 200]
-
-
-def test_a_raster_of_many_neurons_shows_some_and_one_of_moves_their_signs():
     axes = ts.plots.raster(te.SpikeTrain.from_dense(torch.ones(3, 1, 500)), neurons=100)
     assert {neuron for _, neuron in points(axes)} == set(range(0, 500, 5))
     assert axes.get_ylabel() == "neuron, 1 of 5 shown"
@@ -69,7 +65,7 @@ def test_potentials_are_lines_with_their_spikes(monitor):
     assert axes.get_ylabel() == "membrane potential v"
 
 
-def test_counts_stand_beside_activations(net):
+def test_counts_stand_beside_activations_and_rates_are_bars(net):
     x = torch.rand(9, 1, 6, 6)
     axes = ts.plots.counts_against_activations(net, x, points=20)
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["layer 1", "layer 3"]
@@ -78,10 +74,6 @@ def test_counts_stand_beside_activations(net):
     counts, a = (getattr(ts.measure.activations(net, x)[1], name).flatten() for name in ("counts", "a"))
     drawn = sorted((round(float(x), 4), round(float(y))) for x, y in one.collections[0].get_offsets())
     assert drawn == sorted((round(x, 4), int(y)) for x, y in zip(a.relu().tolist(), counts.tolist(), strict=True))
-
-
-def test_rates_are_bars(net):
-    x = torch.rand(9, 1, 6, 6)
     axes = ts.plots.rates(net, x)
     found = ts.measure.firing_rates(net, x)
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([100 * rate for rate in found.values()])

@@ -1,6 +1,4 @@
-"""Trains, layers and networks as citizens of PyTorch: compiled whole, exported, mapped, checkpointed, copied, saved,
-profiled.
-"""
+"""Trains, layers and networks in PyTorch: compiled whole, exported, mapped, checkpointed, copied, saved, profiled."""
 
 import copy
 import io
@@ -9,8 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import assert_same, bursts, dyadic, dyadic_, spikes, train, train_with_edge
-from extras import needs
-from networks import exported
+from networks import exported, in_windows
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -86,7 +83,6 @@ def test_compile_forward_and_backward(backend):
     assert_compiles(functions, leaves, leaves, backend)
 
 
-@pytest.mark.parametrize("timing", ["step", "window"])
 def test_layers_that_share_a_tensor_of_thresholds_compile(timing):
     options = {"threshold": nn.Parameter(torch.tensor([0.25, 0.5, 1.0, 2.0])), "gain": "threshold"}
     layers = [tnn.Linear(4, 4, timing=timing, **options) for _ in range(3)]
@@ -186,14 +182,18 @@ def test_a_layer_is_exported_as_its_op(strict, dynamic, timing, make):
         loaded((bursts if timing == "step" else train)(20, 3, 7))  # a program is for the form that it has seen
 
 
-@pytest.mark.parametrize(("dynamic", "T"), [(False, 8), (True, 8), (False, 300)])
-def test_a_whole_network_is_exported(dynamic, T):
-    net = everything(T=T).eval()
+@pytest.mark.parametrize(("dynamic", "T", "every"), [(0, 8, None), (1, 8, None), (0, 300, None), (0, 8, "odd")])
+def test_a_whole_network_is_exported(dynamic, T, every):
+    """With step timing, and with both."""
+    net = everything(T=T) if every is None else in_windows(everything(T=T), every)
+    net(batch(4)[0])
+    compiled = torch.compile(net.eval(), fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         loaded = exported(net, batch(4)[0], dynamic_shapes=(for_any("batch"),) if dynamic else None)
     for size in (4, 9) if dynamic else (4,):
         x, _ = batch(size)
         torch.testing.assert_close(loaded(x), net(x))
+        torch.testing.assert_close(compiled(x), net(x))
 
 
 def test_training_mode_is_exported_for_any_batch():
@@ -253,7 +253,7 @@ def test_gradients_of_each_sample_of_a_network():
 
 
 @pytest.mark.parametrize("channels", [8, 5])
-def test_vmap_of_every_layer(channels):
+def test_vmap_of_every_layer_and_over_a_train(channels):
     x = train(8, 6, channels, 6, 6).planes.view(1, 3, 2, channels, 6, 6)
     r = dyadic(3, 8, 2, channels, 6, 6)
     weight, v_init = dyadic(channels, channels, 3, 3), dyadic(2, channels, 6, 6)
@@ -286,9 +286,6 @@ def test_vmap_of_every_layer(channels):
             mapped, single = (mapped,), [(s,) for s in single]
         for result, expected in zip(mapped, zip(*single, strict=True), strict=True):
             assert torch.equal(result, torch.stack(expected))
-
-
-def test_vmap_over_a_train():
     x, weight = te.SpikeTrain.unchecked(train(8, 6, 7).planes.view(1, 3, 2, 7), 8), dyadic(8, 7)
     dims = te.SpikeTrain.unchecked(1, 8)
     planes = vmap(lambda x: f.linear_if(x, weight).planes, in_dims=(dims,))(x)
@@ -349,8 +346,8 @@ def test_activation_checkpointing():
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_weights_are_plain_tensors_in_files(tmp_path):
-    safetensors = needs("safetensors.torch")
+def test_files_hold_plain_tensors_and_trains_are_walked_like_them(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
     net, x = everything(), batch(4)[0]
     net(x)
     torch.save(net.state_dict(), tmp_path / "net.pt")
@@ -362,9 +359,6 @@ def test_weights_are_plain_tensors_in_files(tmp_path):
         other = everything()
         load(other)
         assert torch.equal(other.eval()(x), net.eval()(x))
-
-
-def test_trains_are_saved_and_walked_like_tensors():
     x, file = train_with_edge(9, 3, 5), io.BytesIO()
     torch.save(x.detach(), file)
     file.seek(0)

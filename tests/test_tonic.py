@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 import torch
 from cases import recording
-from extras import needs
 from torch.utils.data import DataLoader
 
 import tandem_ext as te
 from tandem_snn.tonic import bin_events, from_tonic
 
-tonic = needs("tonic")
-h5py = needs("h5py")
+tonic = pytest.importorskip("tonic")
+h5py = pytest.importorskip("h5py")
 
 SENSOR = (12, 9, 2)
 
@@ -51,12 +50,6 @@ def test_events_become_batches_of_trains(workers):
     assert targets.tolist() == [0, 1, 2, 0, 1, 2]
 
 
-def test_sensors_without_rows_or_polarities():
-    events = {"t": [0, 5, 9], "x": [33, 1, 2], "p": [1, 0, 1]}
-    for size, shape in ((700, 1, 1), (700,)), ((700, 1, 2), (2, 700)):
-        assert from_tonic([(events, 0)], 4, sensor_size=size)[0][0].shape == (1, *shape)
-
-
 @pytest.mark.parametrize("size", [(34, 34), (17, 10)])
 def test_every_event_is_in_its_frame(size):
     events = recording(500, (34, 34, 2))
@@ -80,7 +73,7 @@ def test_times_may_be_fractions(size):
     assert torch.equal(train.to_dense()[:, 0], expected)
 
 
-def test_size_and_window():
+def test_size_window_and_sensors():
     small = from_tonic(Recordings(), 4, size=3)
     assert (small.shape, small[0][0].shape) == ((2, 3, 3), (1, 2, 3, 3))
     window = from_tonic(Recordings(), 4, window=(0, 1e6))[0][0]
@@ -88,6 +81,9 @@ def test_size_and_window():
     column = from_tonic(Recordings(lambda events: events[:, None]), 8)  # as those of ASL-DVS are
     assert torch.equal(batch(column)[0].planes, expected().planes)
     assert repr(from_tonic(Recordings(), 4)) == "TrainDataset(6 trains [2, 9, 12], T=4, of Recordings)"
+    events = {"t": [0, 5, 9], "x": [33, 1, 2], "p": [1, 0, 1]}
+    for size, shape in ((700, 1, 1), (700,)), ((700, 1, 2), (2, 700)):
+        assert from_tonic([(events, 0)], 4, sensor_size=size)[0][0].shape == (1, *shape)
 
 
 @pytest.mark.parametrize("of", ["events", "frames", "trains"])
@@ -109,14 +105,17 @@ def test_caches_below_and_above(of, cache, tmp_path):
     assert torch.equal(once.planes, right.planes)
 
 
-def test_slices():
+def test_slices_and_frames_of_equal_numbers_of_events():
     sliced = tonic.SlicedDataset(Recordings(), tonic.slicers.SliceByEventCount(50))
     trains = from_tonic(sliced, 5)
     assert len(trains) == 24
     assert torch.equal(trains[1][0].planes, te.SpikeTrain.from_events(sliced[1][0], SENSOR[::-1], 5).planes)
+    trains = from_tonic(Recordings(tonic.transforms.ToFrame(SENSOR, n_event_bins=4)), 8)
+    assert all(train.T == 8 for train, _ in trains)
+    assert {int(train.counts.sum()) > 0 for train, _ in trains} == {True}
 
 
-def test_frames_of_counts_are_clipped_or_spread_over_sub_steps():
+def test_frames_are_clipped_or_spread_over_sub_steps_and_may_be_padded():
     recordings = Recordings(tonic.transforms.ToFrame(SENSOR, n_time_bins=4))
     counts = torch.from_numpy(np.stack([recordings[i][0] for i in range(6)], 1)).float()
     assert counts.max() > 2
@@ -124,16 +123,6 @@ def test_frames_of_counts_are_clipped_or_spread_over_sub_steps():
     assert torch.equal(clipped.to_dense(), counts.clamp(max=1))
     spread, _ = batch(from_tonic(recordings, 12))
     assert torch.equal(spread.to_dense().unflatten(0, (4, 3)).sum(1), counts.clamp(max=3))
-
-
-def test_frames_of_equal_numbers_of_events():
-    trains = from_tonic(Recordings(tonic.transforms.ToFrame(SENSOR, n_event_bins=4)), 8)
-    assert all(train.T == 8 for train, _ in trains)
-    assert {int(train.counts.sum()) > 0 for train, _ in trains} == {True}
-
-
-def test_padded_frames():
-    """What PadTensors stacks is a train by one line."""
     recordings = Recordings(tonic.transforms.ToFrame(SENSOR, event_count=45, include_incomplete=True))
     for first in True, False:
         frames, targets = batch(recordings, collate_fn=tonic.collation.PadTensors(batch_first=first))

@@ -1,6 +1,4 @@
-"""Timing "window": neurons that integrate a whole window and then fire: their laws, layers and networks. Against the
-reference: test_functional.py; step by step in a pipeline: test_frozen_window.py.
-"""
+"""Timing "window": laws, layers and networks. With any arguments: test_functional.py; in steps: test_following.py."""
 
 import copy
 
@@ -193,27 +191,3 @@ def test_measures():
     assert rates["1"] == pytest.approx(monitor["1"].rates.mean().item())
     assert operations.layers["2"].acs == pytest.approx(9 * train_.counts[:7].sum().item() / 7)
     assert mismatch(net, x)["2"].over == 0  # no neuron fires too early
-
-
-@pytest.mark.parametrize("example", [False, True])
-def test_conversion(example):
-    ann = nn.Sequential(
-        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(),
-        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(72, 20), nn.ReLU(), nn.Linear(20, 3),
-    ).eval()  # fmt: skip
-    x = torch.rand(64, 1, 15, 15)
-    errors = []
-    for T in (4, 32, 255):
-        snn = ts.convert(ann, T=T, example=x if example else None)
-        assert {m.timing for m in snn.modules() if hasattr(m, "timing")} == {"window"}
-        ts.calibrate(snn, [x], percentile=100)
-        with torch.no_grad():
-            errors.append((snn(x) - ann(x)).abs().mean().item() / ann(x).std().item())
-    few, most = (ts.calibrate(ts.convert(ann, T=2), [x], p).get_submodule("0") for p in (None, 99))
-    assert few.threshold.mean() < most.threshold.mean()
-    assert errors[0] > errors[1] > errors[2]
-    assert errors[2] < 0.02
-    layer = ts.convert(ann, T=4).get_submodule("0")
-    assert torch.equal(layer.initial_potential, layer.threshold / 2)
-    with pytest.raises(ValueError, match="timing: expected one of 'step', 'window', got 'late'"):
-        ts.convert(ann, T=4, timing="late")
