@@ -13,25 +13,14 @@ using namespace tandem::cpu;
 
 namespace {
 
-Geometry linear(int64_t inputs, int64_t outputs) { return test::linear(inputs, outputs, 1); }
+Geometry linear(int64_t inputs, int64_t outputs, int64_t rows = 1) { return test::linear(inputs, outputs, rows); }
 
-Geometry conv3x3(int64_t channels, int64_t outputs) {
+Geometry conv3x3(int64_t channels, int64_t outputs, int64_t stride = 1, int64_t width = 32) {
   Geometry geometry = test::image(32, 3, 1, channels, outputs);
   geometry.batch = 1;
+  geometry.width = width;
+  geometry.stride[0] = geometry.stride[1] = stride;
   return geometry;
-}
-
-constexpr int kDigits = 0;  // beside the steps of a pattern
-
-// The cost of lists of `steps`, or of digits on the matrix unit.
-double cost_of(const Geometry& geometry, int steps, const Density& density) {
-  return steps == kDigits ? steps_cost(geometry, false, ByteProducts::kAmx)
-                          : lists_cost(geometry, steps, density, kCompressedLists);
-}
-
-int cheapest(const Geometry& geometry, const Density& density, bool matrix_unit) {
-  const int steps = cheapest_steps(geometry, density, kCompressedLists);
-  return matrix_unit && cost_of(geometry, kDigits, density) < cost_of(geometry, steps, density) ? kDigits : steps;
 }
 
 }  // namespace
@@ -87,27 +76,6 @@ TEST(density_counts_patterns) {
   }
 }
 
-TEST(sparse_or_narrow_layers_take_steps_one_by_one) {
-  const Density sparse{{0.24, 0.24, 0.23}}, low{{0.8, 0.76, 0.62}}, middle{{1.43, 1.23, 0.77}}, dense{{4, 3, 1.9}};
-  CHECK(cheapest(linear(800, 800), sparse, false) == 1, "sparse");
-  CHECK(cheapest(linear(800, 800), middle, false) == 4, "wide");
-  CHECK(cheapest(conv3x3(16, 128), low, false) == 1, "narrow");
-  CHECK(cheapest(conv3x3(64, 64), dense, false) == 4, "dense");
-}
-
-TEST(the_matrix_unit_takes_dense_layers_of_many_rows) {
-  const Density low{{0.8, 0.76, 0.62}}, dense{{4, 3, 1.9}};
-  Geometry many = linear(800, 800), line = conv3x3(64, 64);
-  many.batch = 128;
-  CHECK(cheapest(many, dense, true) == kDigits, "dense");
-  CHECK(cheapest(many, dense, false) == 4, "no matrix unit");
-  CHECK(cheapest(linear(800, 800), dense, true) == 4, "one row");
-  CHECK(cheapest(line, low, true) == kDigits, "an image");
-  line.width = 3;
-  CHECK(steps_cost(line, false, ByteProducts::kAmx) > steps_cost(conv3x3(64, 64), false, ByteProducts::kAmx),
-        "three rows where a tile has sixteen");
-}
-
 // Equal weights with the sum 1: with 31 bits for their sum, the largest has 31 - log2(inputs) bits.
 TEST(units_are_larger_where_that_saves_a_digit) {
   const struct {
@@ -132,142 +100,81 @@ TEST(rows_expanded_at_a_time) {
   CHECK(expanded_rows(linear(8000, 10), 256) == 16, "a tile has sixteen");
 }
 
-// From sparse to dense inputs the choice changes, exactly where the costs of the two widths cross.
-TEST(the_choice_changes_where_costs_cross) {
-  for (const Geometry& geometry : {linear(800, 800), linear(256, 32), conv3x3(64, 64), conv3x3(128, 256)}) {
-    for (bool matrix_unit : {false, true}) {
-      const auto density = [](double nibbles) { return Density{{1.9 * nibbles, 1.5 * nibbles, nibbles}}; };
-      const auto choice = [&](double nibbles) { return cheapest(geometry, density(nibbles), matrix_unit); };
-      const auto cost = [&](int steps, double nibbles) { return cost_of(geometry, steps, density(nibbles)); };
-      int changes = 0;
-      for (int i = 0; i < 200; ++i) {
-        double low = 0.01 * i, high = 0.01 * (i + 1);
-        const int before = choice(low);
-        for (const int steps : {1, 2, 4}) {
-          CHECK(cost(before, low) <= cost(steps, low), "%g nibbles, %d steps", low, steps);
-        }
-        if (choice(high) == before) continue;
-        ++changes;
-        for (int step = 0; step < 60; ++step) {
-          const double middle = (low + high) / 2;
-          (choice(middle) == before ? low : high) = middle;
-        }
-        const double left = cost(before, high), right = cost(choice(high), high);
-        CHECK(right < left && left < (1 + 1e-9) * right, "%g nibbles: %g and %g", high, left, right);
-      }
-      CHECK(changes > 0, "%ld inputs, matrix unit %d", long(geometry.inputs()), int(matrix_unit));
-    }
-  }
-}
-
-// Each term of a cost depends on its own quantity only.
-TEST(what_lists_cost) {
-  const auto cost = [](const Geometry& geometry, int width, double adds) {
-    Density density{{-1, -1, -1}};
-    density.adds[width == 4 ? 2 : width - 1] = adds;  // of this width only
-    return lists_cost(geometry, width, density, kCompressedLists);
+// Which way is the cheapest, from sparse to dense inputs: lists of 1, 2 and 4 steps, or digits.
+TEST(the_borders_between_two_ways) {
+  enum Digits { kNo, kOfSteps, kOfCounts };
+  constexpr int kDigits = 0;  // beside the steps of lists
+  constexpr auto kUnit = ByteProducts::kAmx, kVectors = ByteProducts::kAvx512Vnni, kNarrow = ByteProducts::kAvxVnni;
+  constexpr bool kPrepared = true, kUnprepared = false;
+  const struct {
+    Geometry shape;
+    std::vector<std::pair<int, double>> ways;  // up to so many nonzero nibbles of an input byte
+    Digits digits = kNo;
+    ByteProducts by = kUnit;
+    bool prepared = kPrepared;
+    int per_weight = 3;
+    ListCosts costs = kCompressedLists;
+  } cases[] = {
+      {linear(800, 800), {{1, 0.02600}, {2, 0.2936}, {4, 2}}},
+      {linear(256, 32), {{1, 0.6250}, {2, 2}}},
+      {linear(100, 16), {{1, 1.600}, {2, 2}}},
+      {linear(6000, 800), {{1, 0.02507}, {2, 0.1169}, {4, 2}}},  // K-blocks
+      {conv3x3(16, 128), {{1, 0.4167}, {2, 2}}},
+      {conv3x3(64, 64), {{1, 0.2083}, {2, 1.028}, {4, 2}}},
+      {conv3x3(65, 64), {{1, 0.3077}, {2, 1.381}, {4, 2}}},  // 64 inputs are compared at once
+      {conv3x3(64, 64, 2), {{1, 0.3125}, {2, 1.403}, {4, 2}}},
+      {conv3x3(64, 64, 3), {{1, 0.3125}, {2, 1.403}, {4, 2}}},
+      // Narrow vectors, in which additions cost more, sort inputs by longer patterns sooner.
+      {linear(800, 800), {{1, 0.02632}, {2, 0.1546}, {4, 2}}, kNo, kVectors, kPrepared, 3, kAvx2Lists},
+      {conv3x3(64, 64), {{2, 0.2924}, {1, 0.3152}, {4, 2}}, kNo, kVectors, kPrepared, 3, kAvx2Lists},
+      {linear(800, 800), {{2, 0.07192}, {4, 2}}, kNo, kVectors, kPrepared, 3, kNarrowLists},
+      {conv3x3(64, 64), {{2, 0.1684}, {4, 2}}, kNo, kVectors, kPrepared, 3, kNarrowLists},
+      {linear(6000, 64), {{4, 2}}, kNo, kVectors, kPrepared, 3, kNarrowLists},
+      // The matrix unit takes dense inputs of many rows; a tile has sixteen.
+      {linear(800, 800, 128), {{1, 0.02600}, {2, 0.2936}, {4, 0.3788}, {kDigits, 2}}, kOfSteps},
+      {linear(800, 800, 128), {{1, 0.02600}, {2, 0.2936}, {4, 0.5138}, {kDigits, 2}}, kOfSteps, kUnit, kUnprepared},
+      {linear(800, 800), {{1, 0.02600}, {2, 0.2936}, {4, 2}}, kOfSteps},
+      {linear(800, 16, 128), {{1, 0.7257}, {kDigits, 2}}, kOfSteps},
+      {linear(64, 800, 128), {{1, 0.02500}, {2, 0.4341}, {kDigits, 2}}, kOfSteps},
+      {conv3x3(64, 64), {{1, 0.2083}, {2, 0.2736}, {kDigits, 2}}, kOfSteps},
+      {conv3x3(64, 64, 1, 3), {{1, 0.2083}, {2, 0.4867}, {kDigits, 2}}, kOfSteps},
+      {conv3x3(64, 64, 2), {{1, 0.2998}, {kDigits, 2}}, kOfSteps},
+      // Bytes in vectors take weights of one digit, if the layer is narrow or the inputs are dense.
+      {linear(64, 256, 256), {{1, 0.07813}, {2, 0.9550}, {kDigits, 2}}, kOfSteps, kVectors},
+      {linear(576, 256, 256), {{1, 0.07813}, {2, 0.5590}, {4, 1.847}, {kDigits, 2}}, kOfSteps, kVectors},
+      {linear(576, 256, 8), {{1, 0.07813}, {2, 0.5590}, {4, 2}}, kOfSteps, kVectors, kUnprepared},
+      {conv3x3(64, 64), {{1, 0.2083}, {2, 1.028}, {4, 1.495}, {kDigits, 2}}, kOfSteps, kVectors},
+      // Counts are lists if few inputs are active or few rows would share the weights; eight are multiplied at once, or
+      // four.
+      {linear(800, 800, 128), {{1, 0.02600}, {2, 0.2219}, {kDigits, 2}}, kOfCounts, kVectors},
+      {linear(800, 800, 128), {{1, 0.02600}, {2, 0.2936}, {4, 0.3210}, {kDigits, 2}}, kOfCounts, kVectors, kUnprepared},
+      {linear(800, 800, 128), {{kDigits, 2}}, kOfCounts},
+      {linear(800, 800, 128), {{1, 0.02600}, {2, 0.03020}, {kDigits, 2}}, kOfCounts, kUnit, kUnprepared},
+      {linear(800, 800, 16), {{1, 0.007386}, {kDigits, 2}}, kOfCounts, kVectors, kPrepared, 1},
+      {linear(800, 800, 16), {{1, 0.02600}, {2, 0.1180}, {kDigits, 2}}, kOfCounts, kVectors, kPrepared, 2},
+      {linear(800, 800), {{1, 0.02600}, {2, 0.2936}, {4, 2}}, kOfCounts, kVectors},
+      {linear(800, 800), {{1, 0.02600}, {2, 0.2936}, {4, 1.544}, {kDigits, 2}}, kOfCounts},
+      {linear(800, 800, 4), {{1, 0.02600}, {2, 0.2936}, {4, 0.7835}, {kDigits, 2}}, kOfCounts, kVectors},
+      {linear(800, 800, 4), {{1, 0.02600}, {2, 0.2735}, {kDigits, 2}}, kOfCounts, kNarrow},
+      {linear(800, 800), {{1, 0.02600}, {2, 0.2936}, {4, 2}}, kOfCounts, kUnit, kUnprepared},
+      {conv3x3(64, 64), {{1, 0.06559}, {kDigits, 2}}, kOfCounts, kVectors},
+      {conv3x3(64, 64, 1, 3), {{1, 0.08472}, {kDigits, 2}}, kOfCounts, kVectors},
   };
-  for (int width : {1, 2, 4}) {
-    const double list = cost(linear(64, 0), width, 1);  // 64 inputs are compared at once
-    CHECK(list > 0 && cost(linear(1, 0), width, 1) == list && cost(linear(65, 0), width, 1) == 2 * list, "%d", width);
-    CHECK(list * runs_per_plane(1) == cost(linear(64, 0), 1, 1) * runs_per_plane(width), "runs of width %d", width);
-    const struct {
-      int64_t channels, stride, columns_and_copies;
-    } cases[] = {{64, 1, 3 + 3}, {64, 2, 2 * 3 + 3}, {64, 3, 9}, {65, 1, 2 * 3 + 3}, {65, 3, 2 * 9}};
-    for (const auto& c : cases) {
-      Geometry geometry = conv3x3(c.channels, 0);
-      geometry.stride[0] = geometry.stride[1] = c.stride;
-      CHECK(cost(geometry, width, 1) == c.columns_and_copies * list, "%ld channels, stride %ld", long(c.channels),
-            long(c.stride));
-    }
-
-    const double fold = cost(linear(64, 16), width, 0) - cost(linear(64, 0), width, 0);
-    CHECK(fold > 0 && cost(linear(64, 48), width, 0) - list == 3 * fold, "three tiles of width %d", width);
-    const auto of_block = [&](int64_t blocks) {
-      const int64_t inputs = 2048 * blocks;
-      return cost(linear(inputs, 16), width, 0) - cost(linear(inputs, 0), width, 0) - fold;
+  for (const auto& c : cases) {
+    const auto cheapest = [&](double nibbles) {
+      const Density density{{1.9 * nibbles, 1.5 * nibbles, nibbles}};
+      const int steps = cheapest_steps(c.shape, density, c.costs);
+      const double digits = c.digits == kOfSteps ? steps_cost(c.shape, c.prepared, c.by)
+                                                 : counts_cost(c.shape, c.prepared, c.by, c.per_weight);
+      return c.digits != kNo && digits < lists_cost(c.shape, steps, density, c.costs) ? kDigits : steps;
     };
-    CHECK(of_block(1) == 0 && of_block(2) > 0 && of_block(2) < fold, "a K-block adds up, the last one fires, too");
-    CHECK(of_block(3) == 2 * of_block(2), "three K-blocks");
-    CHECK(cost(linear(64, 48), width, 2) - cost(linear(64, 48), width, 0) == 3 * 2 * 64, "additions");
+    double from = 0;
+    for (const auto& [way, to] : c.ways) {
+      CHECK(cheapest(1.001 * from) == way && cheapest(0.999 * to) == way, "case %td, %d from %g to %g", &c - cases, way,
+            from, to);
+      from = to;
+    }
   }
-}
-
-// Additions cost more in narrow vectors, which therefore sort inputs by longer patterns sooner.
-TEST(lists_by_a_table_are_of_more_steps) {
-  const Density tenth{{0.8, 0.72, 0.59}}, quarter{{2, 1.6, 0.9}};
-  const auto steps = [&](const ListCosts& costs, const Density& density) {
-    return cheapest_steps(conv3x3(64, 64), density, costs);
-  };
-  CHECK(steps(kCompressedLists, tenth) == 1, "AVX-512");
-  CHECK(steps(kAvx2Lists, tenth) == 1 && steps(kAvx2Lists, quarter) == 4, "AVX2");
-  CHECK(steps(kNarrowLists, tenth) == 4, "narrow");
-}
-
-TEST(what_the_matrix_unit_costs) {
-  const auto near = [](double a, double b) { return a > 0 && std::abs(a - b) < 1e-9 * a; };
-  const auto cost = [](Geometry geometry, int64_t rows, bool packed = true) {
-    geometry.batch = rows;
-    return steps_cost(geometry, packed, ByteProducts::kAmx);
-  };
-  const double expand = cost(linear(64, 0), 16);
-  CHECK(near(cost(linear(640, 0), 16), 10 * expand), "channels");
-  CHECK(near(cost(conv3x3(64, 0), 1), 3 * expand), "lines that rows share");
-
-  // The cost of a tile: the share of 64 inputs, and of firing.
-  const auto tile = [&](int64_t inputs, int64_t outputs, int64_t rows) {
-    return cost(linear(inputs, outputs), rows) - cost(linear(inputs, 0), rows);
-  };
-  const double multiply = tile(128, 16, 16) - tile(64, 16, 16), fire = tile(64, 16, 16) - multiply;
-  CHECK(near(tile(640, 16, 16), 10 * multiply + fire) && fire > 0, "inputs");
-  CHECK(near(tile(640, 48, 16), 3 * tile(640, 16, 16)), "outputs");
-  CHECK(near(tile(64, 16, 8), 2 * multiply + fire), "eight rows where there is room for sixteen");
-
-  const auto pack = [&](int64_t inputs, int64_t outputs, int64_t rows) {
-    return cost(linear(inputs, outputs), rows, false) - cost(linear(inputs, outputs), rows);
-  };
-  CHECK(near(pack(128, 32, 16), 4 * pack(64, 16, 16)) && near(pack(64, 16, 16), 2 * pack(64, 16, 32)), "weights");
-}
-
-// Weights of one digit are multiplied as bytes if many inputs are active or the runs of lists would be short.
-TEST(products_of_bytes_take_dense_or_narrow_layers) {
-  const Density tenth{{0.8, 0.76, 0.69}}, half{{4, 3, 1.88}};
-  const auto by_bytes = [](int64_t inputs, const Density& density) {
-    Geometry geometry = linear(inputs, 256);
-    geometry.batch = 256;
-    const int steps = cheapest_steps(geometry, density, kCompressedLists);
-    return steps_cost(geometry, true, ByteProducts::kAvx512Vnni) <
-           lists_cost(geometry, steps, density, kCompressedLists);
-  };
-  CHECK(!by_bytes(576, tenth) && by_bytes(576, half), "wide");
-  CHECK(by_bytes(64, half), "narrow");
-}
-
-// For counts, lists pay if few inputs are active or few rows would share the weights. Both costs are of AVX-512.
-TEST(counts_as_lists_or_digits) {
-  const auto by_digits = [](int64_t rows, bool packed, double nibbles, ByteProducts by) {
-    Geometry geometry = linear(800, 800);
-    geometry.batch = rows;
-    const Density density{{4 * nibbles, 2 * nibbles, nibbles}};
-    return counts_cost(geometry, packed, by) <
-           lists_cost(geometry, cheapest_steps(geometry, density, kCompressedLists), density, kCompressedLists);
-  };
-  for (const ByteProducts by : {ByteProducts::kAvx512Vnni, ByteProducts::kAmx}) {
-    CHECK(by_digits(128, true, 0.9, by) && by_digits(128, false, 0.9, by), "many rows, products %d", int(by));
-    CHECK(!by_digits(1, true, 0.05, by) && !by_digits(1, false, 0.9, by), "one row, products %d", int(by));
-  }
-  CHECK(!by_digits(128, true, 0.05, ByteProducts::kAvx512Vnni), "few spikes");
-  Geometry geometry = linear(640, 160);
-  geometry.batch = 16;
-  constexpr auto vectors = ByteProducts::kAvx512Vnni;
-  const double cost = counts_cost(geometry, true, vectors);
-  CHECK(counts_cost(geometry, true, ByteProducts::kAmx) < cost && counts_cost(geometry, false, vectors) > cost,
-        "costs");
-  CHECK(counts_cost(geometry, true, vectors, 1) < 0.5 * cost, "weights of one digit");
-  geometry.batch = 1;
-  const double alone = counts_cost(geometry, true, vectors);
-  CHECK(alone > 4 * cost, "one row where eight are multiplied at once");
-  CHECK(counts_cost(geometry, true, ByteProducts::kAvxVnni) < 0.7 * alone, "one row where four are");
 }
 
 // What the layer asks for is taken if it is possible.
