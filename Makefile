@@ -19,7 +19,7 @@ help:
 	@echo "make coverage  coverage of lines and branches, Python and C++, in build/coverage"
 	@echo "make results   docs/results.md, performance.md, measuring.md, pictures, from the measurements in docs/results"
 	@echo "make gpu-check check and time the CUDA kernels on this machine's GPU, in ten minutes, by PYTHON with its own torch"
-	@echo "make gpu-libraries  the two files that gpu-check takes on a GPU machine without nvcc"
+	@echo "make gpu-library   the file that gpu-check takes on a GPU machine without nvcc"
 	@echo "make test-arm  the C++ tests for aarch64 Linux, cross-compiled and under qemu; needs g++-aarch64-linux-gnu, qemu-user"
 	@echo "make test-arm-python  the extension for aarch64 Linux and tests of it under qemu; ten minutes; requirements: tests/arm.py"
 	@echo "make lint      ruff, mypy, clang-format"
@@ -108,9 +108,8 @@ results: $(READY) ext
 gpu-check:
 	$(PYTHON) tests/gpu/check.py
 
-gpu-libraries: $(READY)
+gpu-library: $(READY)
 	TANDEM_CUDA=1 python setup.py -q build_ext --inplace
-	python tests/gpu/check.py --build
 	@ls tandem_ext/_C*.so
 
 lint: $(READY)
@@ -154,4 +153,4 @@ quiet = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_MAX_=0 MALLOC_TRIM
 
 ctest = cmake --preset $(1) && cmake --build --preset $(1) && ctest --preset $(1)
 
-.PHONY: help train test test-clients test-all test-arm test-arm-python ext bench performance fuzz coverage mutants results gpu-check gpu-libraries lint docs wheel clean
+.PHONY: help train test test-clients test-all test-arm test-arm-python ext bench performance fuzz coverage mutants results gpu-check gpu-library lint docs wheel clean

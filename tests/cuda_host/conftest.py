@@ -2,7 +2,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from harness import Emulator, build, find_toolkit, library_parts
+from harness import Emulator, build_kernels, find_toolkit
 
 from build_tools.decide import Toolkit
 
@@ -20,7 +20,7 @@ def toolkit() -> Toolkit:
 @pytest.fixture(scope="session")
 def library(request: pytest.FixtureRequest) -> Path:
     """All kernels, as PTX, and the machine that executes it."""
-    return build("kernels", library_parts(), request.getfixturevalue("toolkit"))
+    return build_kernels(request.getfixturevalue("toolkit"))
 
 
 @pytest.fixture

@@ -10,16 +10,6 @@ using namespace tandem;
 
 namespace {
 
-// On the CPU the weights are prepared in the call.
-Layer unprepared(Layer layer) {
-  layer.prepared = nullptr;
-  return layer;
-}
-void run(const Layer& layer, ParallelFor parallel) { cpu::run(unprepared(layer), parallel); }
-void window_product(const Layer& layer, float* u, ParallelFor parallel) {
-  cpu::window_product(unprepared(layer), u, parallel);
-}
-
 // The CPU needs no workspace.
 template <class Args>
 void batch_norm_statistics(const Args& args, double*, ParallelFor parallel) {
@@ -63,8 +53,8 @@ const Kernel kKernels[] = {
     KERNEL("count_bytes", cuda::count_bytes, cpu::count_bytes, const uint8_t*, int32_t, int64_t, uint8_t*),
     KERNEL("burst_planes", cuda::burst_planes, cpu::burst_planes, const uint8_t*, int32_t, int64_t, uint8_t*),
     KERNEL("gate_grad", cuda::gate_grad, cpu::gate_grad, const void*, DType, const uint8_t*, double, int64_t, void*),
-    KERNEL("run", cuda::run, run, const Layer&),
-    KERNEL("window_product", cuda::window_product, window_product, const Layer&, float*),
+    KERNEL("run", cuda::run, cpu::run, const Layer&),
+    KERNEL("window_product", cuda::window_product, cpu::window_product, const Layer&, float*),
     STATISTICS("batch_norm_statistics", float),
     STATISTICS("batch_norm_statistics64", double),
     GRAD("batch_norm_grad", float),

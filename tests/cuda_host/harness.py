@@ -2,15 +2,14 @@
 
 import ctypes
 import fcntl
-import functools
 import os
-import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from gpu.structures import structure
 from torch import Tensor
 
 from build_tools.compile import (
@@ -30,17 +29,11 @@ HERE = Path(__file__).parent
 AS_IT_LIES, INPUT, OUTPUT, INOUT, MARKS = 0, 1, 2, 3, 5
 GUARD = 4096  # bytes on both sides of a buffer, so that an overrun hits nothing else
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
-REALS = {torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
 
 
 def find_toolkit() -> Toolkit | None:
     """The CUDA toolkit of this machine, whatever TANDEM_CUDA says about the build."""
     return make_plan({**os.environ, "TANDEM_CUDA": "auto"}).toolkit
-
-
-def kernel_sources() -> list[Path]:
-    """The .cu files of the library."""
-    return [ROOT / path for path in read_sources()["cuda"]]
 
 
 # In addition to the build's flags: PTX as text instead of machine code, with source lines. TANDEM_EMULATED_ARCH: which
@@ -50,42 +43,33 @@ PTX = [f"-gencode=arch=compute_{ARCH},code=compute_{ARCH}", "-no-compress", "-li
 PTX += ["-Xcompiler=-fvisibility=default"]
 MACHINE = ["-std=c++20", "-O2", "-ftree-vectorize", "-fwrapv", "-fPIC", "-Wall", "-Wextra", *NUMERICS]
 LINK = ["-shared", "-Wl,-z,defs", "-Wl,-Bsymbolic"]
+FOLDERS = {
+    "ptx": f"ptx{ARCH}",
+    "machine": "machine",
+    "ops": "emulated",
+    "cpu": "",
+}  # objects of cpu are the extension's
 
 
-def machine_parts(kernels: Sequence[Path]) -> list[tuple[str, str, Path]]:
-    """The parts of kernels and of the machine that executes their PTX, for ninja_text()."""
-    sources = [*kernels, *sorted((HERE / "ptx").glob("*.cpp"))]
-    named = [("ptx" if path.suffix == ".cu" else "machine", path.relative_to(ROOT)) for path in sources]
-    folders = {"ptx": f"ptx{ARCH}", "machine": "machine"}
-    return [(rule, str(path), build_folder() / folders[rule] / f"{path}.o") for rule, path in named]
+def rule_of(source: str) -> str:
+    if source.endswith(".cu"):
+        return "ptx"
+    return "machine" if source.startswith("tests") else "ops" if source.startswith("csrc/ops") else "cpu"
 
 
-def machine_rules(toolkit: Toolkit) -> dict[str, list[str]]:
-    nvcc = [str(toolkit.nvcc), *nvcc_flags(Plan(toolkit)), *PTX]
-    return {"ptx": nvcc, "machine": ["g++", *MACHINE, "-Icsrc", f"-isystem{toolkit.include}"]}
-
-
-def cpu_parts() -> list[tuple[str, str, Path]]:
-    """The CPU kernels; their objects are shared with the extension."""
-    return [("cpu", path, build_folder() / f"{path}.o") for path in read_sources()["cpu"]]
-
-
-def library_parts() -> list[tuple[str, str, Path]]:
-    """The parts of the library that tests call through entry.cpp."""
-    entry = HERE.relative_to(ROOT) / "entry.cpp"
-    parts = [*machine_parts(kernel_sources()), *cpu_parts()]
-    return [*parts, ("machine", str(entry), build_folder() / "machine" / f"{entry}.o")]
-
-
-def build(name: str, parts: list[tuple[str, str, Path]], toolkit: Toolkit, ops: bool = False) -> Path:
-    """Builds a library of kernels and the machine; with ``ops`` one that replaces the extension's library. Compiles
-    only what has changed since the last build."""
+def build(name: str, sources: Iterable[str], toolkit: Toolkit) -> Path:
+    """Builds a library of these sources and the machine; one with ops replaces the extension's library. Compiles only
+    what has changed since the last build."""
     folder = build_folder()
     name += ARCH
     library = folder / f"{name}.so"
+    sources = [*sources, *(str(path.relative_to(ROOT)) for path in sorted((HERE / "ptx").glob("*.cpp")))]
+    parts = [(rule := rule_of(path), path, folder / FOLDERS[rule] / f"{path}.o") for path in sources]
     rules, extension = commands(Plan(toolkit, ("emulated",)), "emulated")
     rules["ops"] += ["-DTANDEM_EMULATION", "-O1"]  # they make few calls
-    text = ninja_text(folder, rules | machine_rules(toolkit), extension if ops else LINK, parts, library)
+    rules["ptx"] = [str(toolkit.nvcc), *nvcc_flags(Plan(toolkit)), *PTX]
+    rules["machine"] = ["g++", *MACHINE, "-Icsrc", f"-isystem{toolkit.include}"]
+    text = ninja_text(folder, rules, extension if any(part[0] == "ops" for part in parts) else LINK, parts, library)
     (ROOT / folder).mkdir(parents=True, exist_ok=True)
     with (ROOT / folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # workers of pytest-xdist share objects and may build the same one
@@ -95,36 +79,20 @@ def build(name: str, parts: list[tuple[str, str, Path]], toolkit: Toolkit, ops: 
     return ROOT / library
 
 
+def build_kernels(toolkit: Toolkit) -> Path:
+    """All kernels, which tests call through entry.cpp."""
+    files = read_sources()
+    return build("kernels", [*files["cuda"], *files["cpu"], "tests/cuda_host/entry.cpp"], toolkit)
+
+
 def build_ops(toolkit: Toolkit) -> Path:
-    """Builds a second extension: the same ops for CPU tensors, but with the CUDA kernels, executed by the machine.
+    """A second extension: the same ops for CPU tensors, but with the CUDA kernels, executed by the machine.
 
     With TANDEM_LIBRARY tandem_ext loads it instead of its own library. Every test of an op, a layer or a network then
     tests the CUDA kernels and the code between them and torch.
     """
-    ops = [("ops", path, build_folder() / "emulated" / f"{path}.o") for path in read_sources()["ops"]]
-    return build("emulated_ops", [*cpu_parts(), *ops, *machine_parts(kernel_sources())], toolkit, ops=True)
-
-
-# The structures of the kernels' arguments, and the headers that declare them.
-HEADERS = dict.fromkeys(("Neuron", "Carried"), "neuron/if_neuron.h")
-HEADERS |= dict.fromkeys(("Geometry", "Weights", "Way", "Layer"), "layer.h") | {"Card": "cuda/choose.h"}
-HEADERS |= dict.fromkeys(("BatchNorm", "BatchNormStatistics", "BatchNormGrad"), "norm/batch_norm.h")
-
-
-@functools.cache
-def structure(name: str, dtype: torch.dtype = torch.float32) -> type[ctypes.Structure]:
-    """A structure as its header declares it, with ``dtype`` as the compute type."""
-    text = (ROOT / "csrc" / "kernels" / HEADERS[name]).read_text()
-    body = re.search(rf"^struct {name} {{$(.*?)^}};", text, re.MULTILINE | re.DOTALL)
-    assert body is not None
-    types = {"int64_t": ctypes.c_int64, "bool": ctypes.c_bool, "float": ctypes.c_float, "C": REALS[dtype]}
-    fields: list[tuple[str, Any]] = []
-    declaration = r"^  (?:const )?(\w+)(?:<\w+>)?(\*?) (\w[\w\[\], ]*);"
-    for kind, star, names in re.findall(declaration, body[1], re.MULTILINE):
-        type_: Any = structure(kind, dtype) if kind in HEADERS else types.get(kind, ctypes.c_int32)  # or an enum
-        for field, size in re.findall(r"(\w+)(?:\[(\d)\])?", names):
-            fields.append((field, ctypes.c_void_p if star else type_ * int(size) if size else type_))
-    return type(name, (ctypes.Structure,), {"_fields_": fields})
+    files = read_sources()
+    return build("emulated_ops", [*files["cuda"], *files["cpu"], *files["ops"]], toolkit)
 
 
 @dataclass
@@ -152,7 +120,7 @@ def output(*shape: int, dtype: torch.dtype = torch.float32) -> Buffer:
     return Buffer(torch.zeros(shape, dtype=dtype), OUTPUT)
 
 
-def bind(name: str, value: Any, place: Callable[[str, Buffer], Tensor], type_: Any = None) -> Any:
+def bind(name: str, value: Any, place: Callable[[str, Buffer], Tensor | None], type_: Any = None) -> Any:
     """The C value of an argument, or of a field of type ``type_``; ``place`` returns the memory of a tensor."""
     if isinstance(value, Struct):
         return ctypes.byref(bind(name, value.fields, place, structure(value.name, value.dtype)))
@@ -161,8 +129,8 @@ def bind(name: str, value: Any, place: Callable[[str, Buffer], Tensor], type_: A
         return type_(**{key: bind(key, one, place, types[key]) for key, one in value.items()})
     if isinstance(value, Tensor | Buffer):
         buffer = value if isinstance(value, Buffer) else Buffer(value)
-        placed = buffer.value if buffer.use == AS_IT_LIES else place(buffer.name or name, buffer)
-        return ctypes.c_void_p(placed.data_ptr())
+        placed = place(buffer.name or name, buffer)
+        return ctypes.c_void_p(None if placed is None else placed.data_ptr())
     if isinstance(value, tuple):
         return type_(*value)
     if type_ is None and isinstance(value, int | float):
@@ -179,17 +147,12 @@ def check_same(got: Outputs, want: Outputs) -> None:
         torch.testing.assert_close({name: tensor}, {name: want[name]}, rtol=0, atol=0, equal_nan=True)
 
 
-@dataclass(frozen=True)
-class Traffic:
+class Traffic(ctypes.Structure):
     """The accesses to a buffer: memory instructions (per warp), bytes, 32-byte sectors, and waves through the banks of
     shared memory. ``least_*``: the minimum for the same bytes."""
 
-    requests: int
-    bytes: int
-    sectors: int
-    least_sectors: int
-    waves: int
-    least_waves: int
+    names = ("requests", "bytes", "sectors", "least_sectors", "waves", "least_waves")
+    _fields_ = [(name, ctypes.c_uint64) for name in names]
 
 
 class Emulator:
@@ -198,22 +161,31 @@ class Emulator:
     def __init__(self, library: Path, checked: bool) -> None:
         self.checked = checked
         self.lib = ctypes.CDLL(str(library))
-        self.lib.emulation_report.restype = ctypes.c_char_p
-        self.lib.emulation_report_count.restype = ctypes.c_size_t
-        self.lib.emulation_stream.restype = ctypes.c_void_p
-        self.stream = ctypes.c_void_p(self.lib.emulation_stream())
+        self.lib.emulation_reports.restype = ctypes.c_char_p
+        for name, kind in {"counters": ctypes.c_uint64, "touches": ctypes.c_uint64, "traffic": Traffic}.items():
+            getattr(self.lib, f"emulation_{name}").restype = ctypes.POINTER(kind)
+        self.stream = ctypes.c_void_p(ctypes.addressof(ctypes.c_char.in_dll(self.lib, "emulation_stream")))
         self.buffers: dict[str, tuple[Tensor, Tensor, int]] = {}  # by name: memory, view, use
+        self.card()
 
-    def begin(self, seed: int = 0) -> None:
-        """Forget buffers, options and reports; later launches are scheduled by ``seed``."""
+    def card(self, multiprocessors: int = 1, shared: int = 100 * 1024, most: int = 0) -> None:
+        """Later launches are on a GPU with these multiprocessors, each with so many bytes of shared memory, of which a
+        kernel may have ``most``. The defaults are the least since Ampere."""
+        most = most or shared - (0 if shared == 64 * 1024 else 1024)
+        for name, value in {"multiprocessors": multiprocessors, "shared": shared, "opt_in": most}.items():
+            ctypes.c_int.in_dll(self.lib, f"emulation_{name}").value = value
+
+    def begin(self, seed: int = 0, first_block: int = 0, blocks: int = -1) -> None:
+        """Forget buffers and reports; of later launches, scheduled by ``seed``, these blocks run."""
         self.buffers.clear()
-        self.lib.emulation_begin(ctypes.c_uint64(seed))
-        self.lib.emulation_forget_buffers()
+        self.lib.emulation_begin(*map(ctypes.c_uint64, (seed, first_block, blocks)))
 
     def place(self, name: str, buffer: Buffer, offset: int = 0) -> Tensor:
         """Copies a tensor to guarded memory, ``offset`` elements past a 256-byte boundary; accesses to the copy are
         counted."""
         value, use = buffer.value, buffer.use
+        if use == AS_IT_LIES:
+            return value
         size = value.numel() * value.element_size()
         memory = torch.full((size + 2 * GUARD + 512,), 0xAB, dtype=torch.uint8)
         start = GUARD - (memory.data_ptr() + GUARD) % 256 + 256 + offset * value.element_size()
@@ -243,7 +215,7 @@ class Emulator:
 
         def place(key: str, buffer: Buffer) -> Tensor:
             view = self.place(key, buffer, offset if shifted is None or key in shifted else 0)
-            if buffer.use != INPUT:
+            if buffer.use not in (AS_IT_LIES, INPUT):
                 out[key] = view
             return view
 
@@ -255,10 +227,12 @@ class Emulator:
         return out
 
     def on_cpu(self, name: str, /, **arguments: Any) -> Outputs:
-        """The outputs of the CPU kernel of that name."""
+        """The outputs of the CPU kernel of that name, which gets nothing that was prepared for a GPU."""
         memory: dict[str, Tensor] = {}
 
-        def place(key: str, buffer: Buffer) -> Tensor:
+        def place(key: str, buffer: Buffer) -> Tensor | None:
+            if buffer.use == AS_IT_LIES:
+                return None
             return memory.setdefault(key, buffer.value.clone(memory_format=torch.contiguous_format))
 
         given = [bind(key, value, place) for key, value in arguments.items()]
@@ -276,27 +250,20 @@ class Emulator:
 
     def reports(self) -> list[str]:
         """The errors that the machine found, with the source line of each access."""
-        texts = (self.lib.emulation_report(ctypes.c_size_t(i)) for i in range(self.lib.emulation_report_count()))
-        found = [text.decode() for text in texts]
+        found: list[str] = self.lib.emulation_reports().decode().splitlines()
         if self.checked:
             for name, (_, view, use) in self.buffers.items():
                 if use == OUTPUT and view.numel() > 0 and self.touches(name)[2] == 0:
                     found.append(f"{name} is not written everywhere")
         return found
 
-    def counted(self, kernel: str) -> tuple[int, int, int]:
+    def counted(self, kernel: str) -> tuple[int, ...]:
         """Warp instructions, mma instructions and warps, executed by kernels with ``kernel`` in their name."""
-        out = (ctypes.c_uint64 * 3)()
-        self.lib.emulation_counters(kernel.encode(), out)
-        return out[0], out[1], out[2]
+        return tuple(self.lib.emulation_counters(kernel.encode())[:3])
 
     def touches(self, name: str) -> tuple[int, ...]:
         """The numbers of reads and writes per byte of a buffer: least reads, most reads, least writes, most writes."""
-        out = (ctypes.c_uint32 * 4)()
-        self.lib.emulation_touches(name.encode(), out)
-        return tuple(out)
+        return tuple(self.lib.emulation_touches(name.encode())[:4])
 
     def traffic(self, name: str, write: bool = False) -> Traffic:
-        out = (ctypes.c_uint64 * 6)()
-        self.lib.emulation_traffic(name.encode(), int(write), out)
-        return Traffic(*out)
+        return Traffic.from_buffer_copy(self.lib.emulation_traffic(name.encode(), write).contents)

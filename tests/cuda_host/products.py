@@ -23,6 +23,7 @@ class Conv:
     padding: tuple[int, int] = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
+    last: bool = True  # in the memory of the weights channels are last, or first
 
     @property
     def pixels(self) -> int:
@@ -60,56 +61,44 @@ def random_weight(g: torch.Generator, *shape: int, dtype: torch.dtype = torch.fl
     return weight.to(dtype)
 
 
-def in_memory(weight: Tensor, last: bool, name: str) -> dict[str, Any]:
-    """The fields of Weights. ``weight`` is [N, *kernel, C / groups]; in memory channels are ``last``, or first."""
-    stored = weight if last else weight.permute(0, 3, 1, 2).contiguous()
-    return {"data": Buffer(stored, name=name), "dtype": WEIGHTS[weight.dtype], "channels_last": last}
+def in_memory(weight: Tensor, conv: Conv, name: str) -> dict[str, Any]:
+    """The fields of Weights. ``weight`` is [N, *kernel, C / groups]."""
+    stored = weight if conv.last else weight.permute(0, 3, 1, 2).contiguous()
+    return {"data": Buffer(stored, name=name), "dtype": WEIGHTS[weight.dtype], "channels_last": conv.last}
 
 
-def prepare(emulator: Emulator, geometry: dict[str, Any], weight: Tensor, last: bool = True, offset: int = 0) -> Tensor:
+def prepare(emulator: Emulator, conv: Conv, weight: Tensor, offset: int = 0) -> Tensor:
     """The prepared form of weights: digits, units and the number of digits of each output."""
-    shape, N = Struct("Geometry", geometry), len(weight)
+    N = len(weight)
+    shape = Struct("Geometry", conv.geometry(1, weight.shape[-1] * conv.groups, N))
     memory = torch.full((emulator.call("prepared_size", shape, WEIGHTS[weight.dtype]),), 0x55, dtype=torch.uint8)
     parts = {"digits": len(memory) - 8 * N, "units": 4 * N, "digit counts": 4 * N}
-    weights = Struct("Weights", in_memory(weight, last, "weight to prepare"))
+    weights = Struct("Weights", in_memory(weight, conv, "weight to prepare"))
     prepared = Buffer(memory, INOUT, parts=parts)
     shifted = ["weight to prepare"]
     return emulator.launch("prepare", offset, shifted, geometry=shape, weights=weights, prepared=prepared)["prepared"]
 
 
 def layer_of(
-    emulator: Emulator,
-    conv: Conv,
-    planes: Tensor,
-    weight: Tensor,
-    neuron: dict[str, Any],
-    offset: int = 0,
-    last: bool = True,
+    emulator: Emulator, conv: Conv, planes: Tensor, weight: Tensor, neuron: dict[str, Any], offset: int = 0
 ) -> Struct:
     """The arguments of a kernel. ``planes``: planes or counts [P, B, *size, C]."""
     geometry = conv.geometry(planes.shape[1], planes.shape[-1], len(weight))
-    prepared = Buffer(prepare(emulator, geometry, weight, last, offset), AS_IT_LIES)
-    fields: dict[str, Any] = {"geometry": geometry, "weights": in_memory(weight, last, "weight"), "neuron": neuron}
+    prepared = Buffer(prepare(emulator, conv, weight, offset), AS_IT_LIES)
+    fields: dict[str, Any] = {"geometry": geometry, "weights": in_memory(weight, conv, "weight"), "neuron": neuron}
     if neuron.get("mask") is not None and len(weight) // conv.groups % 8:
         fields["open"] = Buffer(torch.zeros(neuron["neurons"], dtype=torch.uint8), INOUT)
     return Struct("Layer", fields | {"prepared": prepared, "planes": Buffer(planes, name="spikes")})
 
 
 def fire(
-    emulator: Emulator,
-    conv: Conv,
-    layer: Layer,
-    spikes: Tensor,
-    weight: Tensor,
-    seed: int = 0,
-    offset: int = 0,
-    last: bool = True,
+    emulator: Emulator, conv: Conv, layer: Layer, spikes: Tensor, weight: Tensor, seed: int = 0, offset: int = 0
 ) -> Outputs:
     """The outputs of the kernel that fires a layer, which must equal the CPU's. ``layer`` has everything but the
     currents. With window timing ``spikes`` are counts, [1, ...]."""
     emulator.begin(seed % 3)
     planes = spikes if layer.window else pack(spikes)
-    given = layer_of(emulator, conv, planes, weight, layer.neuron().fields, offset, last)
+    given = layer_of(emulator, conv, planes, weight, layer.neuron().fields, offset)
     out = emulator.launch("run", offset, ["spikes"], layer=given)
     out.pop("open", None)
     check_same(out, emulator.on_cpu("run", layer=given))
@@ -139,7 +128,6 @@ def check(
     offset: int = 0,
     conv: Conv = LINEAR,
     window: bool = False,
-    last: bool = True,
 ) -> Outputs:
     """Checks a layer with random neurons, C input channels and N outputs."""
     g = torch.Generator().manual_seed(seed)
@@ -151,7 +139,7 @@ def check(
     layer = make(seed, T, (B * conv.pixels, N), torch.float32, IMPULSE, residual)
     if dtype == torch.int8:
         layer.scale = torch.rand(N, generator=g) / 64
-    return fire(emulator, conv, layer, spikes, weight, seed, offset, last=last)
+    return fire(emulator, conv, layer, spikes, weight, seed, offset)
 
 
 def digits_read(emulator: Emulator, N: int, outputs: int) -> tuple[int, int]:

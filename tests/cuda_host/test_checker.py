@@ -2,22 +2,24 @@
 
 import ctypes
 import re
+from typing import Any
 
 import pytest
 import torch
-from harness import HERE, INOUT, Buffer, Emulator, build, machine_parts, output
+from harness import INOUT, Buffer, Emulator, build, output
 
 from build_tools.decide import Toolkit
 
-# The pairs of twins.cu: text of the report, elements of the output.
-TWINS = {
-    "tail": ("out of bounds", 100), "vector_load": ("misaligned", 32), "write_once": ("written twice", 64),
-    "write_all": ("not written everywhere", 64), "shared_uninitialised": ("uninitialised read", 64),
-    "shared_reverse": ("race: read after write", 64), "shared_refill": ("race: write after read", 64),
-    "warp_reverse": ("race: read after write", 64), "shared_overrun": ("out of bounds", 64),
-    "between_blocks": ("race:|uninitialised read", 128), "divergent_barrier": ("exit", 64),
-    "exited_lane": ("names a lane that has exited", 64), "shuffle_outside": ("which takes no part", 64),
-    "async_copy": ("cp.async in flight", 64), "async_copy_to_others": ("race: read after write|uninitialised read", 64),
+# The pairs of twins.cu: text of the report, elements of the output; n, threads and blocks, if not 64, 64 and one.
+TWINS: dict[str, tuple[Any, ...]] = {
+    "tail": ("out of bounds", 100, 100, 64, 2), "vector_load": ("misaligned", 32, 32, 8),
+    "write_once": ("written twice", 64), "write_all": ("not written everywhere", 64),
+    "shared_uninitialised": ("uninitialised read", 64), "shared_reverse": ("race: read after write", 64),
+    "shared_refill": ("race: write after read", 64), "warp_reverse": ("race: read after write", 64),
+    "shared_overrun": ("out of bounds", 64), "between_blocks": ("race:|uninitialised read", 128, 64, 64, 2),
+    "divergent_barrier": ("exit", 64), "exited_lane": ("names a lane that has exited", 64),
+    "shuffle_outside": ("which takes no part", 64), "async_copy": ("cp.async in flight", 64),
+    "async_copy_to_others": ("race: read after write|uninitialised read", 64),
     "unread_accumulator": ("a register is read that was never written", 64),
     "diverged_mma": ("names a lane that has exited", 64), "launch_bounds": ("CUDA error 701", 64),
     "fused": ("the machine does not know 'fma", 64), "much_shared": ("CUDA error 1$", 64),
@@ -27,7 +29,7 @@ TWINS = {
 
 @pytest.fixture(scope="module")
 def twins(toolkit: Toolkit) -> Emulator:
-    return Emulator(build("twins", machine_parts([HERE / "twins.cu"]), toolkit), checked=True)
+    return Emulator(build("twins", ["tests/cuda_host/twins.cu"], toolkit), checked=True)
 
 
 def call(twins: Emulator, function: str, which: bytes | bool, number: int, given: int, size: int, *n: int) -> int:
@@ -40,11 +42,11 @@ def call(twins: Emulator, function: str, which: bytes | bool, number: int, given
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", TWINS)
 def test_twins(twins: Emulator, name: str, seed: int) -> None:
-    expected, size = TWINS[name]
-    n = min(size, 100) if name in ("tail", "vector_load") else 64
+    expected, size, *given = TWINS[name]
+    n, threads, blocks = (*given, *(64, 64, 1)[len(given) :])
     for bad in (False, True):
         twins.begin(seed)
-        status = call(twins, "twin", name.encode(), bad, n + 4, size, n)
+        status = call(twins, "twin", name.encode(), bad, n + 4, size, n, threads, blocks)
         reports = twins.reports() + ([f"CUDA error {status}"] if status else [])
         assert bool(reports) == bad, reports
         if bad:
@@ -74,6 +76,6 @@ def test_memory_of_a_freed_buffer(twins: Emulator) -> None:
     out = twins.place("freed", output(64))
     twins.lib.emulation_buffer(b"out", ctypes.c_void_p(out.data_ptr()), ctypes.c_size_t(256), INOUT)
     given = twins.place("in", Buffer(torch.rand(68)))
-    twins.lib.twin(b"write_once", False, ctypes.c_void_p(given.data_ptr()), ctypes.c_void_p(out.data_ptr()), 64)
-    assert not twins.lib.emulation_report_count()
+    twins.lib.twin(b"write_once", False, *(ctypes.c_void_p(t.data_ptr()) for t in (given, out)), 64, 64, 1)
+    assert not twins.lib.emulation_reports()
     assert twins.touches("out")[2:] == (1, 1)

@@ -1,5 +1,6 @@
 """Weights as digits on the emulator: units, integers and bits of the CPU kernels, for any weights."""
 
+import dataclasses
 import math
 
 import pytest
@@ -7,7 +8,6 @@ import torch
 from harness import Emulator, output
 from neuron_layers import Layer
 from products import (
-    CONVS,
     LINEAR,
     MOST_DIGITS,
     WEIGHTS,
@@ -16,8 +16,6 @@ from products import (
     fire,
     layer_of,
     prepare,
-    random_weight,
-    window_product,
 )
 from torch import Tensor
 
@@ -51,7 +49,7 @@ def test_digits(checked: Emulator, K: int, dtype: torch.dtype) -> None:
         weight = rows_of_every_kind(K)
         weight = (50 * weight).clamp(-128, 127).to(dtype) if dtype == torch.int8 else weight.to(dtype)
         weight = weight.where(weight.isfinite(), 0)
-        prepared = prepare(checked, LINEAR.geometry(1, K, len(weight)), weight.view(-1, 1, 1, K), offset=offset)
+        prepared = prepare(checked, LINEAR, weight.view(-1, 1, 1, K), offset)
         N, row, most = len(weight), -(-K // 16) * 16, MOST_DIGITS[dtype]
         digits = prepared[: N * most * row].view(torch.int8).view(N, most, row)
         units, counts = prepared[N * most * row :].view(torch.float32).split(N)
@@ -72,20 +70,8 @@ def test_the_order_of_a_kernel(checked: Emulator, C: int, kernel: tuple[int, int
     made = []
     for last in (True, False):
         checked.begin()
-        made.append(prepare(checked, Conv((4, 4), kernel).geometry(1, C, 9), weight, last).clone())
+        made.append(prepare(checked, Conv((4, 4), kernel, last=last), weight).clone())
     assert torch.equal(*made)
-
-
-LAYERS = [
-    (4, 1, 8, 1, LINEAR), (8, 9, 40, 130, LINEAR), (8, 33, 65, 400, LINEAR), (21, 9, 24, 700, LINEAR),
-    (8, 3, 80, 3000, LINEAR), (8, 2, 24, 16, CONVS[0][-1]), (4, 2, 32, 32, CONVS[4][-1]),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("seed", range(len(LAYERS)))
-def test_windows(plain: Emulator, seed: int) -> None:
-    T, B, N, C, conv = LAYERS[seed]
-    check(plain, T, B, N, C, torch.float32, seed, conv=conv, window=True)
 
 
 # Layers that tiles do not take: depthwise and narrow groups, on channels that are copied one by one or by four.
@@ -104,24 +90,13 @@ PLAIN = [
 def test_plain(checked: Emulator, seed: int, last: bool, window: bool) -> None:
     T, B, N, C, conv = PLAIN[seed]
     dtype = [*WEIGHTS, torch.float32][seed]
-    check(checked, T, B, N, C, dtype, seed, conv=conv, window=window, last=last)
+    check(checked, T, B, N, C, dtype, seed, conv=dataclasses.replace(conv, last=last), window=window)
     assert checked.counted("plain")[0] > 0
 
 
 @pytest.mark.parametrize("seed", [1, 2, 9])
 def test_plain_over_a_long_window(plain: Emulator, seed: int) -> None:
     assert check(plain, 300, 1, 12, 12, torch.float32, seed, conv=PLAIN[0][-1])["counts"].max() > 255
-
-
-@pytest.mark.parametrize(("B", "N", "K"), [(2, 2, 65_800), (1, 1, 1), (70, 72, 288), (9, 45, 1715)])
-def test_window_product(checked: Emulator, B: int, N: int, K: int) -> None:
-    """Sums of counts have up to eight bits more than int32."""
-    g = torch.Generator().manual_seed(B)
-    counts = torch.randint(0, 256, (1, B, 1, 1, K), generator=g, dtype=torch.uint8)
-    counts[:, 0] = 255
-    weight = random_weight(g, N, 1, 1, K)
-    weight[-1].abs_()
-    window_product(checked, LINEAR, counts, weight, seed=B)
 
 
 @pytest.mark.parametrize("value", [INF, -INF, NAN])

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from gpu import timing
 from harness import Emulator, Struct, output
-from products import DEEP, LINEAR, NARROW, NONE, PLAIN, WIDE, check
+from neuron_layers import Layer, pack
+from products import DEEP, LINEAR, NARROW, NONE, PLAIN, WIDE, check, fire
 
 H100, T4 = (132, 228), (40, 64)  # multiprocessors, their shared memory in kB
 
@@ -74,12 +76,26 @@ def test_a_layer_without_a_kernel_is_refused(plain: Emulator) -> None:
     assert plain.call("run", Struct("Layer", {"geometry": geometry, "neuron": neuron}), plain.stream) != 0
 
 
+def test_either_tile_by_force(plain: Emulator) -> None:
+    """Those of gpu-check's timings: the same spikes, in blocks of other sizes."""
+    g = torch.Generator().manual_seed(0)
+    spikes, weight = torch.rand(8, 33, 1, 1, 48, generator=g) < 0.3, torch.randn(64, 1, 1, 48, generator=g)
+    want = fire(plain, LINEAR, Layer(torch.zeros(8, 33, 64), 8), spikes, weight)["planes"]
+    digits, planes = plain.buffers["prepared"][1], pack(spikes).view(1, 33, 48)
+    found = {}
+    for tile, multiprocessors in timing.TILES.items():
+        plain.begin()
+        card, stream = (multiprocessors, 100 * 1024), plain.stream.value
+        got = timing.forced_linear(plain.lib._name, planes, digits, 64, card, stream)
+        assert torch.equal(got.view_as(want), want)
+        found[tile] = plain.counted("product_if")[2]
+    assert found == {"wide": 2 * 8, "deep": 3 * 2 * 8}
+
+
 def test_an_error_stays_with_its_launch(plain: Emulator) -> None:
     """On a GPU with less shared memory the launch fails, but the next launch does not."""
-    limit = plain.lib.emulation_opt_in_limit(32 * 1024)
-    try:
-        with pytest.raises(AssertionError):
-            check(plain, 8, 9, 24, 16, torch.float16, seed=0)
-    finally:
-        plain.lib.emulation_opt_in_limit(limit)
+    plain.card(most=32 * 1024)
+    with pytest.raises(AssertionError):
+        check(plain, 8, 9, 24, 16, torch.float16, seed=0)
+    plain.card()
     check(plain, 4, 1, 8, 16, torch.int8, seed=0)

@@ -1,7 +1,6 @@
 """More than 2^31 elements: offsets do not wrap around. Only the last block runs, in memory that is reserved but mostly
 untouched; a 32-bit offset would hit other pages of it."""
 
-import ctypes
 import math
 import mmap
 from typing import Any
@@ -25,11 +24,6 @@ def huge(*shape: int, dtype: torch.dtype) -> Tensor:
     except OSError:
         pytest.skip(f"the system reserves no {(BEFORE + size) >> 30} GB of addresses")
     return torch.frombuffer(memory, dtype=dtype, offset=BEFORE).view(shape)
-
-
-def last_block(emulator: Emulator, blocks: int) -> None:
-    emulator.begin()
-    emulator.lib.emulation_only_blocks(ctypes.c_uint64(blocks - 1), ctypes.c_uint64(1))
 
 
 def lies(tensor: Tensor) -> Buffer:
@@ -65,7 +59,7 @@ def test_scan(plain: Emulator) -> None:
     currents = huge(T, size, dtype=torch.float32)
     currents[:, -block:] = layer.currents[:, 0]
     kind = {"dtype": DTYPES[torch.float32], "source": TRAIN}
-    last_block(plain, size // block)
+    plain.begin(0, size // block - 1, 1)
     neuron, out = neuron_in(layer, size)
     plain.launch("if_scan", currents=lies(currents), **kind, neuron=neuron)
     compare(plain.on_cpu("if_scan", currents=layer.currents, **kind, neuron=layer.neuron()), out)
@@ -73,7 +67,7 @@ def test_scan(plain: Emulator) -> None:
 
 def test_product(plain: Emulator) -> None:
     K, N, B, T = 16, 16, 2**27 + 16, 16
-    plain.begin()  # an earlier test may have left blocks out
+    plain.begin()
     g = torch.Generator().manual_seed(0)
     weight = random_weight(g, N, 1, 1, K)
     spikes = pack(torch.rand(T, 16, 1, 1, K, generator=g) < 0.3)
@@ -84,7 +78,7 @@ def test_product(plain: Emulator) -> None:
     large = layer_of(plain, LINEAR, spikes, weight, neuron.fields)
     large.fields |= {"geometry": LINEAR.geometry(B, K, N), "planes": lies(planes)}
     small = layer_of(plain, LINEAR, spikes, weight, layer.neuron().fields)
-    last_block(plain, B // 16)  # not of the kernel that prepares the weights
+    plain.begin(0, B // 16 - 1, 1)  # not of the kernel that prepares the weights
     plain.launch("run", layer=large)
     compare(plain.on_cpu("run", layer=small), out)
 
@@ -100,7 +94,7 @@ def test_planes_and_gradients(plain: Emulator) -> None:
     spikes = (torch.rand(T, block) < 0.3).to(torch.uint8)
     dense, planes = huge(T, size, dtype=torch.uint8), huge(2, size, dtype=torch.uint8)
     dense[:, -block:] = spikes
-    last_block(plain, size // block)
+    plain.begin(0, size // block - 1, 1)
     launch("pack", spikes=dense, size=1, is_float=False, T=T, neurons=size, planes=planes)
     assert torch.equal(planes[:, -block:], pack(spikes))
     dense[:, -block:] = 7

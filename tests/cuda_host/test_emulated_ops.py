@@ -58,7 +58,7 @@ def test_ops(library: Path, group: str) -> None:
 def test_a_card_or_driver_that_cannot_run_the_kernels(library: Path, status: int, remedy: str) -> None:
     script = f"""
 import ctypes, os, torch, tandem_ext as te
-ctypes.CDLL(os.environ["TANDEM_LIBRARY"]).emulation_fail({status})
+ctypes.c_int.in_dll(ctypes.CDLL(os.environ["TANDEM_LIBRARY"]), "emulation_failure").value = {status}
 try:
     te.planes.pack(torch.ones(2, 1, 1))
 except RuntimeError as error:
@@ -75,10 +75,9 @@ def test_a_frozen_network_prepares_once(library: Path) -> None:
     script = """
 import ctypes, os, torch, tandem_ext as te
 lib = ctypes.CDLL(os.environ["TANDEM_LIBRARY"])
-count = (ctypes.c_uint64 * 3)()
+lib.emulation_counters.restype = ctypes.POINTER(ctypes.c_uint64)
 def made():
-    lib.emulation_counters(b"digits", count)
-    return count[0]
+    return lib.emulation_counters(b"digits")[0]
 x, weight = te.SpikeTrain.from_dense(torch.ones(8, 2, 30)), torch.randn(16, 30)
 call = x.planes, 8, weight, 8, 1.0, 1.0, "relu", False, True, True
 digits = torch.ops.tandem.frozen_digits(weight, 1)

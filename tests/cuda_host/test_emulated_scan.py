@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -24,9 +25,10 @@ def test_bits(plain: Emulator, dtype: torch.dtype, source: int, residual: str | 
 @pytest.mark.parametrize("residual", [None, "planes", "currents"])
 @pytest.mark.parametrize("source", [TRAIN, CONSTANT, IMPULSE])
 @pytest.mark.parametrize("dtype", list(DTYPES))
-def test_accesses(checked: Emulator, dtype: torch.dtype, source: int, residual: str | None) -> None:
-    for i, (T, shape) in enumerate(itertools.product([4, 8, 16, 19], [(3, 7), (2, 12), (5, 36), (3, 172)])):
-        scan(checked, random_layer(i, T, shape, dtype, source, residual), seed=i % 3, offset=i % 2)
+@pytest.mark.parametrize("make", [random_layer, random_window])
+def test_accesses(checked: Emulator, make: Any, dtype: torch.dtype, source: int, residual: str | None) -> None:
+    for i, (T, shape) in enumerate(itertools.product([1, 4, 8, 21, 255], [(3, 7), (2, 12), (5, 36), (3, 172)])):
+        scan(checked, make(i, T, shape, dtype, source, residual), seed=i % 3, offset=i % 2)
         for name in ("currents", "residual_planes", "residual_currents"):
             if name in checked.buffers:
                 assert checked.touches(name)[:2] == (1, 1), name
@@ -59,14 +61,6 @@ def scan_in_pieces(emulator: Emulator, layer: Layer, first: int, second: int) ->
     emulator.begin()
     out = emulator.launch("if_scan_pieces", currents=layer.currents, neuron=neuron, first=first, second=second)
     return {name: tensor for name, tensor in out.items() if not name.startswith("carried")}
-
-
-@pytest.mark.parametrize("residual", [None, "planes", "currents"])
-@pytest.mark.parametrize("source", [TRAIN, CONSTANT, IMPULSE])
-@pytest.mark.parametrize("dtype", list(DTYPES))
-def test_window(checked: Emulator, dtype: torch.dtype, source: int, residual: str | None) -> None:
-    for i, (T, shape) in enumerate(itertools.product([1, 8, 21, 255], [(3, 7), (2, 12), (5, 36), (3, 172)])):
-        scan(checked, random_window(i, T, shape, dtype, source, residual), seed=i % 3, offset=i % 2)
 
 
 def test_window_traffic(checked: Emulator) -> None:

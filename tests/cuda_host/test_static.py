@@ -10,9 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from harness import kernel_sources
 
-from build_tools.compile import ROOT
+from build_tools.compile import ROOT, read_sources
 from build_tools.decide import Toolkit
 
 ARCHS = ("75", "80", "90", "120")
@@ -30,7 +29,7 @@ LIMITS = {
 }  # fmt: skip
 REGISTER_FILE = 64 * 1024
 
-KERNELS = [path for path in kernel_sources() if "__global__" in path.read_text()]
+KERNELS = [path for name in read_sources()["cuda"] if "__global__" in (path := ROOT / name).read_text()]
 
 Compiled = dict[str, tuple[str, Path]]  # by file: ptxas' output, and the cubin
 

@@ -1,20 +1,33 @@
 // Small kernels in pairs, a correct one and one with a typical mistake, which the checker has to tell apart.
 #include <cuda_runtime_api.h>
 
-#include <string_view>
+#include <array>
+#include <map>
+#include <string>
 
 #include "../../csrc/kernels/cuda/ptx.cuh"
 
-extern "C" void* emulation_stream();
+extern "C" char emulation_stream;
 
 namespace {
 
-cudaStream_t stream() { return static_cast<cudaStream_t>(emulation_stream()); }
+cudaStream_t stream() { return reinterpret_cast<cudaStream_t>(&emulation_stream); }
 
-// A kernel that is correct unless it is `bad`.
-#define TWIN(name)    \
-  template <bool bad> \
-  __global__ void name(const float* in, float* out, [[maybe_unused]] int n)
+using Kernel = void (*)(const float*, float*, int);
+
+std::map<std::string, std::array<Kernel, 2>>& twins() {  // the bad one is last
+  static std::map<std::string, std::array<Kernel, 2>> all;
+  return all;
+}
+bool add(const char* name, Kernel good, Kernel bad) { return twins().try_emplace(name, std::array{good, bad}).second; }
+
+// A kernel, with attributes, that is correct unless it is `bad`.
+#define TWIN(name, ...)                                                           \
+  template <bool bad>                                                             \
+  __global__ void __VA_ARGS__ name(const float* in, float* out, int n);           \
+  [[maybe_unused]] const bool name##_added = add(#name, name<false>, name<true>); \
+  template <bool bad>                                                             \
+  __global__ void __VA_ARGS__ name(const float* in, float* out, [[maybe_unused]] int n)
 
 TWIN(tail) {
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
@@ -107,7 +120,7 @@ TWIN(exited_lane) {
 TWIN(shuffle_outside) {
   const unsigned i = threadIdx.x;
   const unsigned lower_half = 0x0000ffffu;
-  out[i] = i % 32 < 16 ? __shfl_sync(lower_half, in[i], bad ? i + 1 : i, 32) : 0.0f;
+  out[i] = i % 32 < 16 ? __shfl_down_sync(lower_half, in[i], bad ? 1 : 0) : 0.0f;
 }
 
 __device__ __forceinline__ void copy_sixteen(float* to, const float* from) {
@@ -164,53 +177,20 @@ TWIN(diverged_mma) {
   }
 }
 
-template <bool bad>
-__global__ void __launch_bounds__(bad ? 32 : 64) launch_bounds(const float* in, float* out, int) {
-  out[threadIdx.x] = in[threadIdx.x];
-}
+TWIN(launch_bounds, __launch_bounds__(bad ? 32 : 64)) { out[threadIdx.x] = in[threadIdx.x]; }
+
+const bool stream_added = add("stream", launch_bounds<false>, launch_bounds<false>);
 
 TWIN(fused) {
   const float x = in[threadIdx.x];
   out[threadIdx.x] = bad ? __fmaf_rn(x, x, x) : __fadd_rn(__fmul_rn(x, x), x);
 }
 
-template <bool bad>  // two kernels: each requests its own amount
-__global__ void much_shared(const float* in, float* out, int) {
+TWIN(much_shared) {  // each requests its own amount
   extern __shared__ __align__(16) unsigned char memory[];
   memory[threadIdx.x] = 1;
   out[threadIdx.x] = in[threadIdx.x];
 }
-
-struct Pair {
-  const char* name;
-  void (*twins[2])(const float*, float*, int);  // the bad one is last
-  unsigned threads = 64, blocks = 1;
-};
-#define PAIR(name, ...) {#name, {name<false>, name<true>}, __VA_ARGS__}
-
-const Pair kPairs[] = {
-    PAIR(tail, 64, 2),
-    PAIR(vector_load, 8),
-    PAIR(write_once),
-    PAIR(write_all),
-    PAIR(shared_uninitialised),
-    PAIR(shared_reverse),
-    PAIR(shared_refill),
-    PAIR(warp_reverse),
-    PAIR(shared_overrun),
-    PAIR(between_blocks, 64, 2),
-    PAIR(divergent_barrier),
-    PAIR(exited_lane),
-    PAIR(shuffle_outside),
-    PAIR(async_copy),
-    PAIR(async_copy_to_others),
-    PAIR(unread_accumulator),
-    PAIR(diverged_mma),
-    PAIR(launch_bounds),
-    PAIR(fused),
-    PAIR(much_shared),
-    {"stream", {launch_bounds<false>, launch_bounds<false>}},
-};
 
 // Correct kernels whose memory accesses are costly.
 __global__ void column_read(const float* in, float* out, int stride) {
@@ -231,21 +211,17 @@ extern "C" {
 
 // Two mistakes are in the launch: the wrong stream, and a request of sixteen bytes too few of shared memory above 48
 // KB. An error belongs to its call only.
-int twin(const char* name, bool bad, const float* in, float* out, int n) {
-  const std::string_view wanted = name;
-  for (const Pair& pair : kPairs) {
-    if (pair.name != wanted) continue;
-    const auto kernel = pair.twins[bad];
-    const int shared = wanted == "much_shared" ? 96 * 1024 : 0, asked = shared - (bad ? 16 : 0);
-    if (shared > 0) {
-      const auto limit = cudaFuncAttributeMaxDynamicSharedMemorySize;
-      if (const int status = cudaFuncSetAttribute(kernel, limit, asked); status != cudaSuccess) return status;
-    }
-    const bool elsewhere = wanted == "stream" && bad;
-    kernel<<<pair.blocks, pair.threads, static_cast<unsigned>(shared), elsewhere ? nullptr : stream()>>>(in, out, n);
-    return cudaGetLastError();
+int twin(const char* name, bool bad, const float* in, float* out, int n, unsigned threads, unsigned blocks) {
+  const std::string wanted = name;
+  const Kernel kernel = twins().at(wanted)[bad];
+  const int shared = wanted == "much_shared" ? 96 * 1024 : 0, asked = shared - (bad ? 16 : 0);
+  if (shared > 0) {
+    const auto limit = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    if (const int status = cudaFuncSetAttribute(kernel, limit, asked); status != cudaSuccess) return status;
   }
-  return -1;
+  const bool elsewhere = wanted == "stream" && bad;
+  kernel<<<blocks, threads, static_cast<unsigned>(shared), elsewhere ? nullptr : stream()>>>(in, out, n);
+  return cudaGetLastError();
 }
 
 int strided(bool shared, int stride, const float* in, float* out) {

@@ -1,17 +1,17 @@
 """Checks and times the CUDA kernels on a GPU, in about ten minutes: `make gpu-check`.
 
-    python tests/gpu/check.py [--library _C.so --wrappers wrappers.so] [--out FOLDER] [--only STAGE ...]
+    python tests/gpu/check.py [--library _C.so] [--out FOLDER] [--only STAGE ...]
 
 It takes a torch from 2.10 on that sees a GPU, neither pip nor a network, and compiles the kernels for that GPU first if
-there is nvcc; without nvcc, give it what `make gpu-libraries` makes on another machine. Exit status: 0 the kernels are
+there is nvcc; without nvcc, give it what `make gpu-library` makes on another machine. Exit status: 0 the kernels are
 right, 1 something is wrong, 2 there is no GPU. `--dry-run` rehearses it on the CPU, on tiny layers.
 
 Every stage is a process with a time limit, so that one that ends the GPU's context ends no other. After each of them
 result.json is written; at the end one archive holds it and all logs, and one line is to be pasted into an issue.
 
-Stages: verdict (instructions, and every op and type on small layers: the bits of the reference and the CPU), timings
-(beside predictions.py), bits (many and large layers), device (more than 2^31 elements, graphs, streams), compile, nccl,
-tests (the repository's, where pytest and hypothesis are), sanitizer (compute-sanitizer's four tools, where it is).
+Stages: verdict (every op and type on small layers: the bits of the reference and the CPU), timings (beside
+predictions.py), bits (many and large layers), device (more than 2^31 elements, graphs, streams), compile, nccl, tests
+(the repository's, where pytest and hypothesis are), sanitizer (compute-sanitizer's four tools, where it is).
 """
 
 import argparse
@@ -43,10 +43,8 @@ LIMITS = {"verdict": 120, "timings": 150, "bits": 90, "device": 90, "compile": 9
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--library", type=Path, help="the extension's .so, if not the one in tandem_ext/")
-    parser.add_argument("--wrappers", type=Path, default=ROOT / "build" / "wrappers.so", help="built from wrappers.cu")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu-check", help="folder of all results")
     parser.add_argument("--only", nargs="+", choices=LIMITS, default=tuple(LIMITS), metavar="STAGE")
-    parser.add_argument("--build", action="store_true", help="build the wrappers, for another machine, and no more")
     parser.add_argument("--dry-run", action="store_true", help="a rehearsal on the CPU; it shows nothing about a GPU")
     parser.add_argument("--seconds", type=float, default=600, help="when it has to end")
     parser.add_argument("--stage", choices=("preflight", *LIMITS), help="this stage alone, in this process")
@@ -65,16 +63,6 @@ def make_plan(archs: str) -> Plan:
     """What this machine would build, with CUDA if it has nvcc, for these architectures."""
     env = os.environ | {"TORCH_CUDA_ARCH_LIST": archs, "TANDEM_CUDA": "auto"}
     return decide(env, shutil.which, output_of)
-
-
-def build_wrappers(library: Path, plan: Plan) -> str | None:
-    """Compiles wrappers.cu, for the plan's architectures; why it is not there, otherwise."""
-    if plan.toolkit is None:
-        return plan.note
-    source = Path(__file__).parent / "wrappers.cu"
-    command = [plan.toolkit.nvcc, "-std=c++17", "-O1", "-shared", "-Xcompiler=-fPIC", *plan.gencode(), "-o", library]
-    done = subprocess.run([*map(str, command), str(source)], cwd=ROOT, capture_output=True, text=True)
-    return None if done.returncode == 0 else f"nvcc: {done.stderr.strip()[-500:]}"
 
 
 def supervise(command: Sequence[str], log: Path, seconds: float, env: dict[str, str] | None = None) -> str | None:
@@ -151,7 +139,7 @@ class Check:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "result.json")
             command = [sys.executable, __file__, "--stage", stage, "--result", str(file), "--seconds", str(limit)]
-            command += ["--wrappers", str(given.wrappers), *["--dry-run"] * given.dry_run]
+            command += ["--dry-run"] * given.dry_run
             wrong = supervise(command, self.log_of(stage), limit)
             return json.loads(file.read_text()) if file.exists() else {}, wrong
 
@@ -174,16 +162,14 @@ class Check:
         how = code_for(archs, capability)
         if how is None:
             none = f"no kernels for compute capability {capability}, only for {archs or 'CPUs'}: put nvcc on PATH, or "
-            none += "give --library and --wrappers what `make gpu-libraries` makes where there is nvcc"
+            none += "give --library what `make gpu-library` makes where there is nvcc"
             self.say(found.get("module") or none)
             return 1
         self.say(
             f"{found['card']} ({capability}), driver {self.result['driver']}, torch {found['torch']} for CUDA "
             f"{found['cuda']}, kernels for {' '.join(archs)}: {how}, commit {self.result['commit'][:8]}"
         )
-        wrappers = self.options.wrappers
-        missing = [] if wrappers.exists() else [f"no {wrappers}: single instructions are not checked"]
-        for note in found["notes"] + missing:
+        for note in found["notes"]:
             self.say(f"note: {note}")
         return 0
 
@@ -194,7 +180,7 @@ class Check:
         return found
 
     def build(self, archs: list[str], capability: str) -> None:
-        """Brings the extension and the wrappers up to date, if there is nvcc; for this card alone, if they are new."""
+        """Brings the extension up to date, if there is nvcc; for this card alone, if it is new."""
         plan = make_plan(";".join(archs) if code_for(archs, capability) else capability)
         if plan.toolkit is None:
             return self.say(f"not compiled: {plan.note}")
@@ -203,9 +189,9 @@ class Check:
         command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
         with self.log_of("build").open("w") as log:
             done = subprocess.run(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
-        said = self.log_of("build").read_text().splitlines()[-1:]
-        if why := f"{' '.join(said)} ({log.name})" if done.returncode else build_wrappers(self.options.wrappers, plan):
-            self.say(f"not compiled: {why}")
+        if done.returncode:
+            said = Path(log.name).read_text().splitlines()[-1:]
+            self.say(f"not compiled: {' '.join(said)} ({log.name})")
         self.begin = time.monotonic()  # ten minutes without the compiler's
 
     def run(self, stage: str) -> None:
@@ -258,10 +244,6 @@ class Check:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    if options.build:
-        why = build_wrappers(options.wrappers, make_plan(os.environ.get("TORCH_CUDA_ARCH_LIST", "")))
-        print(f"gpu-check: {why or options.wrappers}")
-        return 1 if why else 0
     if options.library is not None:
         os.environ["TANDEM_LIBRARY"] = str(options.library.resolve())
     os.environ["PYTHONPATH"] = os.pathsep.join([*FOLDERS, os.environ.get("PYTHONPATH", "")])

@@ -5,7 +5,6 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,13 +22,10 @@ def noted(error: Exception) -> str:
 
 
 class Bench:
-    """Where to measure; how large (``small`` is for a rehearsal); until when, by time.monotonic(). ``wrappers``: the
-    library of wrappers.cu, on a GPU."""
+    """Where to measure; how large (``small`` is for a rehearsal); until when, by time.monotonic()."""
 
-    def __init__(
-        self, device: torch.device, small: bool = False, until: float = math.inf, wrappers: Path | None = None
-    ) -> None:
-        self.device, self.small, self.until, self.wrappers = device, small, until, wrappers
+    def __init__(self, device: torch.device, small: bool = False, until: float = math.inf) -> None:
+        self.device, self.small, self.until = device, small, until
         self.card, self.rounds = "", self.size(21, 1)
         self.peaks: dict[str, float] = {}
         if device.type == "cuda":

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 import tandem_ext as te
 import tandem_snn.nn as tnn
 
-from . import check, correctness, golden, on_device, report, timing
+from . import check, correctness, on_device, report, timing
 from .clock import Bench
 from .correctness import Case
 
@@ -66,13 +66,6 @@ def failure_of(run: Callable[[], object]) -> str | None:
             traceback.print_exc()
         return f"{type(error).__name__}: {error}"
     return None
-
-
-def verdict(log: Log) -> list[Case]:
-    wrappers = log.options.wrappers
-    names = golden.GOLDEN if not log.options.dry_run and wrappers.exists() else ()
-    instructions = [Case(f"instruction {name}", partial(golden.check, wrappers, name)) for name in names]
-    return instructions + correctness.cases(small=True)
 
 
 def compiled(log: Log) -> list[Case]:
@@ -146,8 +139,7 @@ def timings(log: Log) -> list[Case]:
 
     def run(device: torch.device) -> None:
         torch.backends.cudnn.allow_tf32 = True  # as torch has it
-        wrappers = log.options.wrappers if device.type == "cuda" and log.options.wrappers.exists() else None
-        bench, rows = Bench(device, log.options.dry_run, log.until, wrappers), []
+        bench, rows = Bench(device, log.options.dry_run, until=log.until), []
         log.found |= {"peaks": bench.peaks, "rows": rows, "clocks": [check.output_of(CLOCKS)]}
         for row in timing.measure(bench):
             rows.append(row)
@@ -164,7 +156,8 @@ def timings(log: Log) -> list[Case]:
 
 
 CASES: dict[str, Callable[[Log], list[Case] | str]] = {  # or why there are none
-    "verdict": verdict, "timings": timings, "bits": lambda log: correctness.cases(small=log.options.dry_run),
+    "verdict": lambda _: correctness.cases(small=True), "timings": timings,
+    "bits": lambda log: correctness.cases(small=log.options.dry_run),
     "device": lambda log: on_device.cases(log.options.dry_run), "compile": compiled, "nccl": nccl, "tests": tests,
 }  # fmt: skip
 

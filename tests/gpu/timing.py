@@ -4,7 +4,6 @@ import ctypes
 import functools
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from tandem_snn import ann
 from .clock import Bench, Row, noted
 from .on_device import capture, step_of
 from .predictions import ANN, CONV, LINEAR, MAKING, OURS, SCAN, SCANNED, STEP, WINDOW, T
+from .structures import structure
 
 OPS, DIGITS = torch.ops.tandem, {2: torch.float16, 3: torch.float32}
 OWN = (OURS, MAKING, STEP, WINDOW, "SNN")  # how a way of ours begins
@@ -56,30 +56,34 @@ TILES = {"wide": 1, "deep": 2**20}  # multiprocessors of cards that take them
 
 
 def forced_linear(
-    extension: str, wrappers: Path, planes: Tensor, digits: Tensor, outputs: int, card: tuple[int, int], stream: int
+    extension: str, planes: Tensor, digits: Tensor, outputs: int, card: tuple[int, int], stream: int
 ) -> Tensor:
     """The spikes of a layer with step timing at T = 8 in the tiles of ``card``: multiprocessors, shared memory."""
-    run_on = ctypes.CDLL(extension).tandem_run_on
-    _, batch, inputs = planes.shape
-    spikes = planes.new_empty(1, batch, outputs)
-    sizes = [ctypes.c_int64(n) for n in (batch, inputs, outputs)]
-    memory = [ctypes.c_void_p(t.data_ptr()) for t in (planes, digits, spikes)]
-    call = ctypes.CDLL(str(wrappers)).forced_linear
-    status = call(run_on, *memory[:2], *sizes, *card, memory[2], ctypes.c_void_p(stream))
+    layer = structure("Layer")(prepared=digits.data_ptr(), planes=planes.data_ptr())
+    geometry, neuron = layer.geometry, layer.neuron
+    _, geometry.batch, geometry.channels = planes.shape
+    geometry.outputs = neuron.channels = outputs
+    geometry.height = geometry.width = geometry.groups = 1
+    geometry.kernel[:] = geometry.stride[:] = geometry.dilation[:] = 1, 1
+    spikes = planes.new_empty(1, geometry.batch, outputs)
+    neuron.neurons, neuron.planes = spikes.numel(), spikes.data_ptr()
+    neuron.T = neuron.steps = T
+    neuron.threshold = neuron.leak = 1
+    run_on, where = ctypes.CDLL(extension).tandem_run_on, structure("Card")(*card)
+    status = run_on(ctypes.byref(layer), ctypes.byref(where), ctypes.c_void_p(stream))
     assert status == 0, f"CUDA error {status}"
     return spikes
 
 
 def either_tile(bench: Bench, case: str, x: te.SpikeTrain, weight: Tensor) -> Iterator[Row]:
     """Tiles for grids that fill the card, and for those that do not, whichever the card would take."""
-    if bench.wrappers is None:
+    if bench.device.type != "cuda":
         return
     shared = torch.cuda.get_device_properties(bench.device).shared_memory_per_multiprocessor
     extension = te.build_info().get("library") or te._C.__file__
     digits, stream = OPS.frozen_digits(weight, 1), torch.cuda.current_stream(bench.device).cuda_stream
     for tile, multiprocessors in TILES.items():
-        card = multiprocessors, shared
-        call = partial(forced_linear, extension, bench.wrappers, x.stored, digits, len(weight), card, stream)
+        call = partial(forced_linear, extension, x.stored, digits, len(weight), (multiprocessors, shared), stream)
         yield bench.row(case, f"{STEP}, 3 digits, {tile} tiles", call)
 
 

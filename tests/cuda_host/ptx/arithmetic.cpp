@@ -1,174 +1,250 @@
-// Arithmetic, comparisons and selections. There is no fma: kernels must round twice (-fmad=false), so an fma in the PTX
-// is an unknown instruction.
+// Instructions that compute each lane's result from the lane's own registers. There is no fma: kernels must round twice
+// (-fmad=false), so an fma in the PTX is an unknown instruction.
 #include <algorithm>
 #include <cmath>
+#include <concepts>
+#include <limits>
+#include <tuple>
+#include <type_traits>
+#include <utility>
 
-#include "lanes.h"
+#include "machine.h"
 
 namespace ptx {
 
 namespace {
 
-constexpr auto kAdd = [](auto a, auto b) { return a + b; };
-constexpr auto kSub = [](auto a, auto b) { return a - b; };
-constexpr auto kMul = [](auto a, auto b) { return a * b; };
-constexpr auto kMad = [](std::integral auto a, auto b, auto c) { return a * b + c; };
-constexpr auto kNeg = [](auto a) { return -a; };
-constexpr auto kNot = [](std::integral auto a) { return ~a; };
-constexpr auto kAnd = [](std::integral auto a, auto b) { return a & b; };
-constexpr auto kOr = [](std::integral auto a, auto b) { return a | b; };
-constexpr auto kXor = [](std::integral auto a, auto b) { return a ^ b; };
-constexpr auto kAbs = [](auto a) { return a < 0 ? -a : a == 0 ? decltype(a)(0) : a; };
+// --- types -----------------------------------------------------------------------------------------------------------
 
-constexpr auto kDiv = []<class T>(T a, T b) -> T {
-  if constexpr (std::integral<T>) {
-    if (b == 0) return static_cast<T>(-1);
-    if (std::is_signed_v<T> && b == static_cast<T>(-1)) return static_cast<T>(0 - a);
+struct BFloat16 {
+  uint16_t bits = 0;
+
+  BFloat16() = default;
+  explicit BFloat16(float x) {  // to the nearest, ties to even
+    const auto single = std::bit_cast<uint32_t>(x);
+    bits = x != x ? uint16_t{0x7fff} : static_cast<uint16_t>((single + 0x7fff + (single >> 16 & 1)) >> 16);
   }
-  return a / b;
+  operator float() const { return std::bit_cast<float>(uint32_t{bits} << 16); }
 };
-constexpr auto kRem = []<std::integral T>(T a, T b) -> T {
-  if (b == 0) return a;
-  return std::is_signed_v<T> && b == static_cast<T>(-1) ? T(0) : static_cast<T>(a % b);
-};
-// The minimum of a number and NaN is the number; -0 is less than 0.
-constexpr auto kMin = []<class T>(T a, T b) -> T {
-  if constexpr (std::floating_point<T>) {
-    if (a != a) return b;
-    if (a == b) return std::signbit(a) ? a : b;
-    return b < a ? b : a;
-  }
-  return std::min(a, b);
-};
-constexpr auto kMax = []<class T>(T a, T b) -> T {
-  if constexpr (std::floating_point<T>) {
-    if (a != a) return b;
-    if (a == b) return std::signbit(a) ? b : a;
-    return b > a ? b : a;
-  }
-  return std::max(a, b);
-};
-constexpr auto kRcp = [](std::floating_point auto a) { return 1 / a; };
-constexpr auto kSqrt = [](std::floating_point auto a) { return std::sqrt(a); };
 
 template <class T>
-using Wide = std::conditional_t<sizeof(T) == 2, std::conditional_t<std::is_signed_v<T>, int32_t, uint32_t>,
-                                std::conditional_t<std::is_signed_v<T>, int64_t, uint64_t>>;
-constexpr auto kMulWide = []<class T>(T a, T b) { return static_cast<Wide<T>>(a) * static_cast<Wide<T>>(b); };
-constexpr auto kMadWide = []<class T>(T a, T b, Wide<T> c) { return kMulWide(a, b) + c; };
-constexpr auto kMulHi = []<class T>(T a, T b) -> T {
-  if constexpr (sizeof(T) == 8) {
-    using Twice = std::conditional_t<std::is_signed_v<T>, __int128, unsigned __int128>;
-    return static_cast<T>(static_cast<Twice>(a) * b >> 64);
-  } else {
-    return static_cast<T>(static_cast<Wide<T>>(a) * b >> 8 * sizeof(T));
-  }
-};
+concept Number = std::integral<T> || std::floating_point<T>;  // what is computed with; half types are only converted
 
-Execute multiply(const Words& words, Type type) {
-  const bool mad = words[0] == "mad";
-  if (type == Type::kF32 || type == Type::kF64) {
-    return mad ? nullptr : binary<kMul>(type);
-  }
-  if (words[1] == "lo") return mad ? find_map<kMad>(type, std::make_index_sequence<3>()) : binary<kMul>(type);
-  if (words[1] == "hi" && !mad) {
-    return for_type(type, []<std::integral T>(T) -> Execute { return &map<kMulHi, T, T, T>; });
-  }
-  if (words[1] == "wide" && size_of(type) <= 4) {
-    return for_type(type, [mad]<std::integral T>(T) -> Execute {
-      return mad ? &map<kMadWide, Wide<T>, T, T, Wide<T>> : &map<kMulWide, Wide<T>, T, T>;
-    });
-  }
-  return nullptr;
+template <class T>
+T get(uint64_t bits) {
+  if constexpr (std::same_as<T, bool>) return bits & 1;
+  T value;
+  std::memcpy(static_cast<void*>(&value), &bits, sizeof(T));
+  return value;
 }
 
-// --- comparing and choosing ------------------------------------------------------------------------------------------
+template <class T>
+uint64_t put(T value) {
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  return bits;
+}
 
-template <auto f, class T>
-void compare(const Instruction& i, Warp& w, uint32_t mask) {
-  const T* a = w.in<T>(i.o[1]);
-  const T* b = w.in<T>(i.o[2]);
-  uint32_t bits = 0;
-  for (int l = 0; l < kLanes; ++l) bits |= static_cast<uint32_t>(f(a[l], b[l])) << l;
-  uint32_t& d = *w.row<uint32_t>(i.o[0]);
-  d = (d & ~mask) | (bits & mask);
+// Calls make with a value of the C++ type of `type`. Null if there is none or make does not take it.
+template <class Make>
+Execute for_type(Type type, Make make) {
+  Execute found = nullptr;
+  const auto offer = [&]<class... T>(std::string_view kinds, T... values) {
+    const auto one = [&](auto value) {
+      if constexpr (std::is_invocable_v<Make, decltype(value)>) {
+        if (type.bytes == sizeof(value) && kinds.find(type.kind) != kinds.npos) found = make(value);
+      }
+    };
+    (one(values), ...);
+  };
+  offer("p", bool{});
+  offer("ub", uint8_t{}, uint16_t{}, uint32_t{}, uint64_t{});
+  offer("s", int8_t{}, int16_t{}, int32_t{}, int64_t{});
+  offer("f", _Float16{}, float{}, double{});
+  offer("g", BFloat16{});
+  return found;
+}
+
+// --- kinds of instructions -------------------------------------------------------------------------------------------
+
+// D = f(A...) for the lanes of the mask.
+template <auto f, class D, class... A>
+void map(const Instruction& i, Warp& w, uint32_t mask) {
+  [&]<size_t... k>(std::index_sequence<k...>) {
+    uint64_t* d = w.row(i.o[0]);
+    const std::tuple in(std::as_const(w).row(i.o[k + 1])...);
+    each(mask, [=](int l) { d[l] = put(static_cast<D>(f(get<A>(std::get<k>(in)[l])...))); });
+  }(std::index_sequence_for<A...>());
+}
+
+using Find = Execute (*)(const Instruction&);
+
+template <auto f, class D, class... A>
+Execute fixed(const Instruction&) {
+  return map<f, D, A...>;
+}
+// The operands have the instruction's type.
+template <auto f>
+Execute unary(const Instruction& i) {
+  return for_type(i.type, []<Number T>(T)
+                    requires std::invocable<decltype(f), T>
+                  { return Execute(map<f, T, T>); });
 }
 template <auto f>
-Execute comparing(Type type) {
-  return for_type(type, []<class T>(T) -> Execute { return &compare<f, T>; });
+Execute binary(const Instruction& i) {
+  return for_type(i.type, []<Number T>(T)
+                    requires std::invocable<decltype(f), T, T>
+                  { return Execute(map<f, T, T, T>); });
+}
+template <auto f>
+Execute compare(const Instruction& i) {
+  return for_type(i.type, []<Number T>(T) { return Execute(map<f, bool, T, T>); });
+}
+template <auto f>
+Execute shift(const Instruction& i) {
+  return for_type(i.type, []<std::integral T>(T) { return Execute(map<f, T, T, uint32_t>); });
 }
 
-Execute find_compare(std::string_view name, Type type) {
-  if (name == "eq") return comparing<([](auto a, auto b) { return a == b; })>(type);
-  if (name == "ne") return comparing<([](auto a, auto b) { return a < b || a > b; })>(type);
-  if (name == "lt") return comparing<([](auto a, auto b) { return a < b; })>(type);
-  if (name == "le") return comparing<([](auto a, auto b) { return a <= b; })>(type);
-  if (name == "gt") return comparing<([](auto a, auto b) { return a > b; })>(type);
-  if (name == "ge") return comparing<([](auto a, auto b) { return a >= b; })>(type);
-  if (name == "neu") return comparing<([](auto a, auto b) { return a != b; })>(type);
-  if (name == "ltu") return comparing<([](auto a, auto b) { return !(a >= b); })>(type);
-  if (name == "leu") return comparing<([](auto a, auto b) { return !(a > b); })>(type);
-  if (name == "gtu") return comparing<([](auto a, auto b) { return !(a <= b); })>(type);
-  if (name == "geu") return comparing<([](auto a, auto b) { return !(a < b); })>(type);
-  return nullptr;
-}
+// --- arithmetic ------------------------------------------------------------------------------------------------------
 
-template <class T>
-void select(const Instruction& i, Warp& w, uint32_t mask) {
-  T* d = w.row<T>(i.o[0]);
-  const T* a = w.in<T>(i.o[1]);
-  const T* b = w.in<T>(i.o[2]);
-  const uint32_t chosen = *w.in<uint32_t>(i.o[3]);
-  each(mask, [=](int l) { d[l] = chosen >> l & 1u ? a[l] : b[l]; });
-}
+constexpr auto kSame = [](auto a) { return a; };
+constexpr auto kMul = [](auto a, auto b) { return a * b; };
+constexpr auto kMulWide = [](auto a, auto b) { return int64_t{a} * b; };
+constexpr auto kDiv = []<Number T>(T a, T b) -> T {
+  if constexpr (std::integral<T>) {
+    if (b == 0) return static_cast<T>(-1);
+    if (std::signed_integral<T> && b == static_cast<T>(-1)) return static_cast<T>(0 - a);
+  }
+  return static_cast<T>(a / b);
+};
+constexpr auto kRem = []<std::integral T>(T a, T b) { return a - kDiv(a, b) * b; };
+constexpr auto kShl = []<class T>(T a, uint32_t n) { return n >= 8 * sizeof(T) ? T(0) : static_cast<T>(a << n); };
+constexpr auto kShr = []<class T>(T a, uint32_t n) {
+  return static_cast<T>(a >> std::min<uint32_t>(n, 8 * sizeof(T) - 1) >> (n >= 8 * sizeof(T)));
+};
+constexpr auto kInsert = [](uint32_t a, uint32_t b, uint32_t at, uint32_t bits) {
+  const uint64_t field = ((uint64_t{1} << std::min(bits & 255, 32u)) - 1) << std::min(at & 255, 32u);
+  return (b & ~field) | (uint64_t{a} << std::min(at & 255, 32u) & field);
+};
+// c plus the products of the signed bytes of a and the unsigned ones of b.
+constexpr auto kDot = [](uint32_t a, uint32_t b, int32_t c) {
+  for (int e = 0; e < 32; e += 8) c += static_cast<int8_t>(a >> e) * static_cast<uint8_t>(b >> e);
+  return c;
+};
+constexpr auto kPermute = [](uint32_t a, uint32_t b, uint32_t selector) {
+  uint32_t out = 0;
+  for (int e = 0; e < 4; ++e) {
+    const uint32_t choice = selector >> 4 * e & 15;
+    const auto byte = static_cast<uint8_t>((a | uint64_t{b} << 32) >> 8 * (choice & 7));
+    out |= uint32_t{choice < 8 ? byte : byte & 0x80 ? uint8_t{0xff} : uint8_t{0}} << 8 * e;
+  }
+  return out;
+};
 
-// dp4a: c plus the products of the bytes of a and b, each signed or not.
-void dot(const Instruction& i, Warp& w, uint32_t mask) {
-  const auto byte = [](Type of, uint64_t word, int e) {
-    return static_cast<uint32_t>(extend(of == Type::kS32 ? Type::kS8 : Type::kU8, word >> 8 * e));
-  };
-  each(mask, [&](int l) {
-    auto sum = static_cast<uint32_t>(w.value(i.o[3], l));
-    for (int e = 0; e < 4; ++e) sum += byte(i.type, w.value(i.o[1], l), e) * byte(i.from, w.value(i.o[2], l), e);
-    w.set(i.o[0], l, sum);
+// Of a real number the integer part, the nearest there is.
+template <class D>
+constexpr auto kTo = []<class A>(A a) -> D {
+  if constexpr (std::floating_point<A> && std::integral<D>) {
+    const double whole = std::trunc(a);
+    if (a != a) return 0;
+    if (whole >= std::ldexp(1.0, std::numeric_limits<D>::digits)) return std::numeric_limits<D>::max();
+    if (whole < static_cast<double>(std::numeric_limits<D>::min())) return std::numeric_limits<D>::min();
+    return static_cast<D>(whole);
+  } else {
+    return static_cast<D>(a);
+  }
+};
+
+Execute find_convert(bool truncates, const Instruction& i) {
+  return for_type(i.from, [&]<class A>(A) {
+    return for_type(i.type, [&]<class D>(D) -> Execute {
+      if (truncates != (std::floating_point<A> && std::integral<D>)) return nullptr;
+      // Only a float is narrowed to a half type: other numbers would round twice here, but once on a GPU.
+      if constexpr (!Number<D> && !std::same_as<A, float>) return nullptr;
+      return map<kTo<D>, D, A>;
+    });
   });
 }
 
-Execute find_predicates(std::string_view op) {
-  if (op == "and") return predicates<[](uint32_t a, uint32_t b) { return a & b; }>;
-  if (op == "or") return predicates<[](uint32_t a, uint32_t b) { return a | b; }>;
-  if (op == "xor") return predicates<[](uint32_t a, uint32_t b) { return a ^ b; }>;
-  if (op == "not") return predicates<[](uint32_t a, uint32_t) { return ~a; }>;
-  return nullptr;
+// Splits a register into several, or joins several into one: the first is the lowest.
+void unpack(const Instruction& i, Warp& w, uint32_t mask) {
+  const int bits = 8 * i.type.bytes / i.parts;
+  for (int part = 0; part < i.parts; ++part) {
+    const Operand& to = i.o[static_cast<size_t>(part)];
+    if (to.row >= 0) each(mask, [&](int l) { w.row(to)[l] = w.row(i.o.back())[l] >> bits * part; });
+  }
 }
+void pack(const Instruction& i, Warp& w, uint32_t mask) {
+  const int bits = 8 * i.type.bytes / i.parts;
+  each(mask, [&](int l) {
+    uint64_t value = 0;
+    for (int part = 0; part < i.parts; ++part) {
+      value |= (w.row(i.o[static_cast<size_t>(part) + 1])[l] & ((uint64_t{1} << bits) - 1)) << bits * part;
+    }
+    w.row(i.o[0])[l] = value;
+  });
+}
+
+// By name, with or without types.
+const std::map<std::string_view, Find> kArithmetic = {
+    {"abs", unary<[](std::floating_point auto a) { return std::fabs(a); }>},
+    {"add", binary<[](auto a, auto b) { return a + b; }>},
+    {"and", binary<[](std::integral auto a, auto b) { return a & b; }>},
+    {"bfi.b32", fixed<kInsert, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t>},
+    {"clz.b32", fixed<[](uint32_t a) { return std::countl_zero(a); }, uint32_t, uint32_t>},
+    {"clz.b64", fixed<[](uint64_t a) { return std::countl_zero(a); }, uint32_t, uint64_t>},
+    {"cvt", [](const Instruction& i) { return find_convert(false, i); }},
+    {"cvt.rzi", [](const Instruction& i) { return find_convert(true, i); }},
+    {"cvta.to.global.u64", fixed<kSame, uint64_t, uint64_t>},
+    {"div", binary<kDiv>},
+    {"dp4a.s32.u32", fixed<kDot, int32_t, uint32_t, uint32_t, int32_t>},
+    {"mad.lo.s32", fixed<[](auto a, auto b, auto c) { return a * b + c; }, int32_t, int32_t, int32_t, int32_t>},
+    {"mad.wide.s32",
+     fixed<[](auto a, auto b, auto c) { return kMulWide(a, b) + c; }, int64_t, int32_t, int32_t, int64_t>},
+    {"max", binary<[](std::integral auto a, auto b) { return std::max(a, b); }>},
+    {"min", binary<[](std::integral auto a, auto b) { return std::min(a, b); }>},
+    {"mov",
+     [](const Instruction& i) { return i.splits      ? unpack
+                                       : i.parts > 1 ? pack
+                                                     : map<kSame, uint64_t, uint64_t>; }},
+    {"mul", binary<[](std::floating_point auto a, auto b) { return a * b; }>},
+    {"mul.lo", binary<[](std::integral auto a, auto b) { return a * b; }>},
+    {"mul.wide.s32", fixed<kMulWide, int64_t, int32_t, int32_t>},
+    {"mul.wide.u16", fixed<kMulWide, uint32_t, uint16_t, uint16_t>},
+    {"mul.wide.u32", fixed<kMulWide, uint64_t, uint32_t, uint32_t>},
+    {"neg", unary<[](auto a) { return -a; }>},
+    {"not", unary<[]<std::integral T>(T a) { return a ^ static_cast<T>(-1); }>},
+    {"or", binary<[](std::integral auto a, auto b) { return a | b; }>},
+    {"popc.b32", fixed<[](uint32_t a) { return std::popcount(a); }, uint32_t, uint32_t>},
+    {"prmt.b32", fixed<kPermute, uint32_t, uint32_t, uint32_t, uint32_t>},
+    {"rcp", unary<[](std::floating_point auto a) { return 1 / a; }>},
+    {"rem", binary<kRem>},
+    {"selp", fixed<[](auto a, auto b, bool first) { return first ? a : b; }, uint64_t, uint64_t, uint64_t, bool>},
+    {"setp.eq", compare<[](auto a, auto b) { return a == b; }>},
+    {"setp.ne", compare<([](auto a, auto b) { return a < b || a > b; })>},
+    {"setp.lt", compare<([](auto a, auto b) { return a < b; })>},
+    {"setp.le", compare<([](auto a, auto b) { return a <= b; })>},
+    {"setp.gt", compare<([](auto a, auto b) { return a > b; })>},
+    {"setp.ge", compare<([](auto a, auto b) { return a >= b; })>},
+    {"setp.neu", compare<[](auto a, auto b) { return a != b; }>},
+    {"setp.ltu", compare<([](auto a, auto b) { return !(a >= b); })>},
+    {"setp.leu", compare<([](auto a, auto b) { return !(a > b); })>},
+    {"setp.gtu", compare<([](auto a, auto b) { return !(a <= b); })>},
+    {"setp.geu", compare<([](auto a, auto b) { return !(a < b); })>},
+    {"shl", shift<kShl>},
+    {"shr", shift<kShr>},
+    {"sqrt", unary<[](std::floating_point auto a) { return std::sqrt(a); }>},
+    {"sub", binary<[](auto a, auto b) { return a - b; }>},
+    {"xor", binary<[](std::integral auto a, auto b) { return a ^ b; }>},
+};
 
 }  // namespace
 
-Execute find_arithmetic(const Words& words, Instruction& i) {
-  const auto op = words[0];
-  if (i.type == Type::kPred && op != "mov") return find_predicates(op);
-  if (op == "add") return binary<kAdd>(i.type);
-  if (op == "sub") return binary<kSub>(i.type);
-  if (op == "mul" || op == "mad") return multiply(words, i.type);
-  if (op == "div") return binary<kDiv>(i.type);
-  if (op == "rem") return binary<kRem>(i.type);
-  if (op == "min") return binary<kMin>(i.type);
-  if (op == "max") return binary<kMax>(i.type);
-  if (op == "neg") return unary<kNeg>(i.type);
-  if (op == "abs") return unary<kAbs>(i.type);
-  if (op == "not") return unary<kNot>(i.type);
-  if (op == "and") return binary<kAnd>(i.type);
-  if (op == "or") return binary<kOr>(i.type);
-  if (op == "xor") return binary<kXor>(i.type);
-  if (op == "rcp") return unary<kRcp>(i.type);
-  if (op == "sqrt") return unary<kSqrt>(i.type);
-  if (op == "setp") return words.size() == 3 ? find_compare(words[1], i.type) : nullptr;
-  if (op == "dp4a") return words.size() == 3 ? dot : nullptr;
-  if (op == "selp") {
-    i.moves = true;
-    return for_type(i.type, []<class T>(T) -> Execute { return &select<T>; });
-  }
-  return nullptr;
+Execute find_arithmetic(std::string_view full, std::string_view name, Instruction& i) {
+  i.moves = name == "mov" || name == "selp";
+  auto found = kArithmetic.find(full);
+  if (found == kArithmetic.end()) found = kArithmetic.find(name);
+  return found == kArithmetic.end() ? nullptr : found->second(i);
 }
 
 }  // namespace ptx

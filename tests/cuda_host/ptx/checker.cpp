@@ -9,7 +9,7 @@ namespace ptx::checker {
 
 namespace {
 
-enum BufferUse : int { kInput = 1, kOutput = 2, kMarks = 5 };
+enum BufferUse : int { kInput = 1, kOutput = 2, kBoth = 3, kMarks = 5 };
 
 struct Access {
   uint32_t block = 0;  // counted from 1; 0 is the host
@@ -35,6 +35,7 @@ struct Byte {
   bool in_flight = false;  // a cp.async that writes it has not landed
 };
 
+// A buffer in global memory, or an array in shared memory.
 struct Buffer {
   std::string name;
   uint64_t begin;
@@ -45,8 +46,9 @@ struct Buffer {
     return address >= begin && address - begin + size <= bytes.size();
   }
 };
+using Buffers = std::vector<Buffer>;
 
-struct Traffic {
+struct Traffic {          // harness.py knows these fields
   uint64_t requests = 0;  // instructions, counted once a warp
   uint64_t bytes = 0;
   uint64_t sectors = 0;        // 32-byte pieces of global memory
@@ -55,10 +57,9 @@ struct Traffic {
   uint64_t least_waves = 0;
 };
 
-std::vector<Buffer> buffers;
+Buffers buffers;
+Buffers arrays;  // of the running kernel
 std::map<std::pair<std::string, bool>, Traffic> traffic;
-std::vector<Byte> shared_bytes;  // of the running block
-std::vector<SharedArray> arrays;
 
 Access access_of(const Warp& w, int lane) {
   const Block& b = *w.block;
@@ -146,111 +147,88 @@ std::string describe(const Request& r, const std::string& what, const std::strin
          "), in " + b.kernel.title;
 }
 
-std::string at(const std::string& name, uint64_t offset) { return name + "[" + std::to_string(offset) + "]"; }
-
-std::string near(uint64_t address) {
-  for (const Buffer& b : buffers) {
-    if (address + 4096 >= b.begin && address < b.begin + b.bytes.size() + 4096) {
-      const auto offset = static_cast<int64_t>(address - b.begin);
-      return b.name + "[" + std::to_string(offset) + "] of " + std::to_string(b.bytes.size());
-    }
+std::string at(const Buffer& b, uint64_t address) {
+  return b.name + "[" + std::to_string(static_cast<int64_t>(address - b.begin)) + "] of " +
+         std::to_string(b.bytes.size());
+}
+std::string near(const Buffers& among, uint64_t address) {
+  for (const Buffer& b : among) {
+    if (address + 4096 >= b.begin && address < b.begin + b.bytes.size() + 4096) return at(b, address);
   }
   return "no buffer";
 }
 
-Buffer* find(uint64_t address, int bytes, Buffer* last) {
-  const auto size = static_cast<uint64_t>(bytes);
+Buffer* find(Buffers& among, uint64_t address, uint64_t size, Buffer* last = nullptr) {
   if (last != nullptr && last->holds(address, size)) return last;
-  for (Buffer& b : buffers) {
-    if (b.holds(address, size)) return &b;
-  }
-  return nullptr;
+  const auto found = std::find_if(among.begin(), among.end(), [&](Buffer& b) { return b.holds(address, size); });
+  return found == among.end() ? nullptr : &*found;
 }
 
-void check_alignment(const Request& r, int lane) {
-  if (r.addresses[lane] % static_cast<uint64_t>(r.bytes) != 0) {
-    throw Fault(describe(r, "misaligned", std::to_string(r.addresses[lane]), lane));
-  }
-}
-
-void report(const Request& r, const char* wrong, const std::string& where, int lane) {
-  if (machine().reports.size() < 100) machine().reports.push_back(describe(r, wrong, where, lane));
-}
-
-// Records a lane's access to the bytes at `offset` of a buffer.
-void touch(const Request& r, int lane, Byte* bytes, int use, const std::string& buffer, uint64_t offset) {
-  const Access now = access_of(r.warp, lane);
-  const char* wrong = nullptr;
-  for (int i = 0; i < r.bytes; ++i) {
-    const char* here = touch(bytes[i], now, r.write, use);
-    if (wrong == nullptr) wrong = here;
-  }
-  if (wrong != nullptr) report(r, wrong, at(buffer, offset), lane);
+// Records the accesses of all lanes. The bytes of an array in shared memory are those of one block.
+Buffer* touch(Buffers& among, const Request& r, bool lands_later = false) {
+  Buffer* buffer = nullptr;
+  each(r.mask, [&](int l) {
+    const uint64_t address = r.addresses[l];
+    if (address % static_cast<uint64_t>(r.bytes) != 0) throw Fault(describe(r, "misaligned", near(among, address), l));
+    if (among.empty()) return;
+    buffer = find(among, address, static_cast<uint64_t>(r.bytes), buffer);
+    if (buffer == nullptr) throw Fault(describe(r, "out of bounds", near(among, address), l));
+    const char* wrong = r.write && buffer->use == kInput ? "write to an input" : nullptr;
+    const Access now = access_of(r.warp, l);
+    for (int i = 0; i < r.bytes; ++i) {
+      Byte& byte = buffer->bytes[address - buffer->begin + static_cast<uint64_t>(i)];
+      if (&among == &arrays && byte.block != now.block) byte = Byte{};
+      byte.block = now.block;
+      const char* here = touch(byte, now, r.write, buffer->use);
+      if (wrong == nullptr) wrong = here;
+      byte.in_flight |= lands_later;
+    }
+    if (wrong != nullptr && machine.reports.size() < 100) {
+      machine.reports.push_back(describe(r, wrong, at(*buffer, address), l));
+    }
+  });
+  return buffer;
 }
 
 }  // namespace
 
 void global(const Request& r) {
-  Buffer* buffer = nullptr;
-  each(r.mask, [&](int l) {
-    check_alignment(r, l);
-    if (buffers.empty()) return;
-    buffer = find(r.addresses[l], r.bytes, buffer);
-    if (buffer == nullptr) throw Fault(describe(r, "out of bounds", near(r.addresses[l]), l));
-    const uint64_t offset = r.addresses[l] - buffer->begin;
-    if (r.write && buffer->use == kInput) report(r, "write to an input", at(buffer->name, offset), l);
-    touch(r, l, &buffer->bytes[offset], buffer->use, buffer->name, offset);
-  });
+  const Buffer* buffer = touch(buffers, r);
   if (buffer != nullptr) count_sectors(r, count(r, buffer->name));
 }
 
 void shared(const Request& r, bool lands_later) {
-  const SharedArray* array = nullptr;
-  each(r.mask, [&](int l) {
-    check_alignment(r, l);
-    const uint64_t address = r.addresses[l], end = address + static_cast<uint64_t>(r.bytes);
-    array = nullptr;
-    for (const SharedArray& a : arrays) {
-      if (address >= a.begin && end <= uint64_t{a.begin} + a.bytes) array = &a;
-    }
-    if (array == nullptr) throw Fault(describe(r, "out of bounds", at("shared memory", address), l));
-    Byte* bytes = &shared_bytes[address];
-    for (Byte* byte = bytes; byte < bytes + r.bytes; ++byte) {
-      if (byte->block != r.warp.block->number) *byte = Byte{};
-      byte->block = r.warp.block->number;
-    }
-    touch(r, l, bytes, 0, array->name, address - array->begin);
-    for (Byte* byte = bytes; byte < bytes + r.bytes; ++byte) byte->in_flight |= lands_later;
-  });
+  const Buffer* array = touch(arrays, r, lands_later);
   if (!buffers.empty()) count_waves(r, count(r, array->name));
 }
 
 void landed(const Warp& w, int lane, uint32_t to, uint32_t size) {
+  Buffer& array = *find(arrays, to, size);
   for (uint32_t i = 0; i < size; ++i) {
-    Byte& byte = shared_bytes[to + i];
+    Byte& byte = array.bytes[to - array.begin + i];
     byte.in_flight = false;
     byte.write = access_of(w, lane);
   }
 }
 
-void begin_launch() {
+void begin_launch(const Kernel& kernel, uint32_t dynamic_bytes) {
   for (Buffer& b : buffers) {
     for (Byte& byte : b.bytes) byte.write = byte.reads[0] = byte.reads[1] = Access{};  // launches are ordered
   }
+  static std::pair<const Kernel*, uint32_t> of;
+  if (of == std::pair(&kernel, dynamic_bytes)) return;
+  of = {&kernel, dynamic_bytes};
+  arrays.clear();
+  for (const Variable& a : kernel.arrays) arrays.push_back({a.name, a.begin, std::vector<Byte>(a.bytes), kBoth});
+  arrays.push_back({"shared dynamic shared memory", kDynamicShared, std::vector<Byte>(dynamic_bytes), kBoth});
 }
 
-void begin_block(const Block& block, uint32_t dynamic_bytes) {
-  shared_bytes.resize(std::max<size_t>(shared_bytes.size(), kDynamicShared + dynamic_bytes));
-  arrays = block.kernel.arrays;
-  arrays.push_back({"shared dynamic shared memory", kDynamicShared, dynamic_bytes});
-}
-
-extern "C" {
-
-void emulation_forget_buffers() {
+void forget_buffers() {
   buffers.clear();
   traffic.clear();
 }
+
+extern "C" {
 
 // use: 1 input, 2 output, 3 both, 5 marks: any number of threads may set them, all to the same value. Only outputs
 // begin uninitialised. A buffer that lay there has been freed and is forgotten.
@@ -261,26 +239,23 @@ void emulation_buffer(const char* name, uint64_t begin, size_t bytes, int use) {
 }
 
 // The numbers of reads and writes per byte of a buffer: {least reads, most reads, least writes, most writes}.
-void emulation_touches(const char* name, uint32_t* out) {
+const uint64_t* emulation_touches(const char* name) {
+  static uint64_t out[4];
   for (const Buffer& b : buffers) {
     if (b.name != name) continue;
-    out[0] = out[2] = UINT32_MAX;
+    out[0] = out[2] = UINT64_MAX;
     out[1] = out[3] = 0;
     for (const Byte& byte : b.bytes) {
-      out[0] = std::min(out[0], byte.read_count);
-      out[1] = std::max(out[1], byte.read_count);
-      out[2] = std::min(out[2], byte.write_count);
-      out[3] = std::max(out[3], byte.write_count);
+      out[0] = std::min<uint64_t>(out[0], byte.read_count);
+      out[1] = std::max<uint64_t>(out[1], byte.read_count);
+      out[2] = std::min<uint64_t>(out[2], byte.write_count);
+      out[3] = std::max<uint64_t>(out[3], byte.write_count);
     }
   }
+  return out;
 }
 
-// {requests, bytes, sectors, least sectors, waves, least waves}
-void emulation_traffic(const char* name, int write, uint64_t* out) {
-  const Traffic t = traffic[{name, write != 0}];
-  const uint64_t values[] = {t.requests, t.bytes, t.sectors, t.least_sectors, t.waves, t.least_waves};
-  std::copy(std::begin(values), std::end(values), out);
-}
+const Traffic* emulation_traffic(const char* name, bool write) { return &traffic[{name, write}]; }
 
 }  // extern "C"
 

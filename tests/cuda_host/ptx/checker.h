@@ -21,7 +21,7 @@ void shared(const Request& request, bool lands_later = false);
 // A cp.async has landed: for other threads it is a write at this time.
 void landed(const Warp& warp, int lane, uint32_t to, uint32_t size);
 
-void begin_launch();
-void begin_block(const Block& block, uint32_t dynamic_bytes);
+void forget_buffers();
+void begin_launch(const Kernel& kernel, uint32_t dynamic_bytes);
 
 }  // namespace ptx::checker

@@ -15,7 +15,7 @@ void check_registers(const Instruction& i, Warp& w, uint32_t mask) {
   uint32_t defined = kAllLanes;
   for (const int r : i.reads) defined &= w.defined[static_cast<size_t>(r)];
   if (!i.moves && (mask & ~defined) != 0) {
-    machine().report(w.block->kernel, i, "a register is read that was never written");
+    machine.report(w.block->kernel, i, "a register is read that was never written");
     defined = kAllLanes;
   }
   for (const int r : i.writes) {
@@ -26,8 +26,7 @@ void check_registers(const Instruction& i, Warp& w, uint32_t mask) {
 
 class Runner {
  public:
-  Runner(Warp& warp, Counters& counters, std::mt19937_64& random)
-      : w_(warp), code_(warp.block->kernel.code), counters_(counters), random_(random) {}
+  Runner(Warp& warp, std::mt19937_64& random) : w_(warp), code_(warp.block->kernel.code), random_(random) {}
 
   // Runs the warp until it ends or reaches a barrier of the block. With seed 0 the group with the smallest pc runs
   // first, so that diverged paths meet again; else any group may, as on GPUs since Volta.
@@ -36,9 +35,11 @@ class Runner {
       Group& group = next();
       const Instruction& i = code_[static_cast<size_t>(group.pc)];
       uint32_t mask = group.mask;
-      if (i.guard.index >= 0) {
-        const uint32_t guard = *w_.in<uint32_t>(i.guard);
-        check_guard(i, mask);
+      if (i.guard.row >= 0) {
+        if ((mask & ~w_.defined[static_cast<size_t>(i.guard.row)]) != 0) {
+          machine.report(w_.block->kernel, i, "a predicate is read that was never written");
+        }
+        const uint32_t guard = w_.lanes_of(i.guard);
         mask &= i.guard_negated ? ~guard : guard;
       }
       if (mask == 0) {
@@ -51,7 +52,6 @@ class Runner {
           continue;
         }
         if (w_.alive != w_.existing) throw fault(i, "a barrier, but lanes of its warp have exited");
-        w_.at_barrier = true;
         return;
       }
       if (i.flow == Flow::kAligned || i.flow == Flow::kMasked) {
@@ -69,8 +69,7 @@ class Runner {
 
   // Call when all warps are at the barrier: this warp continues.
   void pass_barrier() {
-    w_.at_barrier = false;
-    ++counters_.instructions;
+    ++w_.block->counters.instructions;
     ++w_.groups[0].pc;
   }
 
@@ -79,14 +78,8 @@ class Runner {
     return Fault(what + ", " + w_.block->kernel.place(i) + ", in " + w_.block->kernel.title);
   }
 
-  void check_guard(const Instruction& i, uint32_t mask) {
-    if ((mask & ~w_.defined[static_cast<size_t>(i.guard.index)]) != 0) {
-      machine().report(w_.block->kernel, i, "a predicate is read that was never written");
-    }
-  }
-
   uint32_t members(const Instruction& i, uint32_t mask) const {
-    const auto named = static_cast<uint32_t>(w_.value(i.o.back(), std::countr_zero(mask)));
+    const auto named = static_cast<uint32_t>(w_.row(i.o.back())[std::countr_zero(mask)]);
     return named & w_.existing;
   }
 
@@ -112,7 +105,7 @@ class Runner {
       if (!group.waits) ready.push_back(&group);
     }
     if (ready.empty()) throw fault(code_[static_cast<size_t>(groups[0].pc)], "lanes wait at different places");
-    if (machine().options.seed != 0 && random_() % 4 == 0) return *ready[random_() % ready.size()];
+    if (machine.seed != 0 && random_() % 4 == 0) return *ready[random_() % ready.size()];
     return **std::min_element(ready.begin(), ready.end(), [](Group* a, Group* b) { return a->pc < b->pc; });
   }
 
@@ -123,7 +116,7 @@ class Runner {
   }
 
   void execute(Group& group, const Instruction& i, uint32_t mask) {
-    ++counters_.instructions;
+    ++w_.block->counters.instructions;
     if (i.flow == Flow::kBranch) {
       const uint32_t rest = group.mask & ~mask;
       if (rest == 0) {
@@ -143,7 +136,6 @@ class Runner {
       for (Group& other : w_.groups) other.waits = false;
       return;
     }
-    counters_.mma += i.mma;
     check_registers(i, w_, mask);
     i.execute(i, w_, mask);
     ++group.pc;
@@ -151,7 +143,6 @@ class Runner {
 
   Warp& w_;
   const std::vector<Instruction>& code_;
-  Counters& counters_;
   std::mt19937_64& random_;
 };
 
@@ -165,34 +156,38 @@ void prepare(Block& block) {
     w.index = static_cast<int>(index);
     w.alive = w.existing = lanes == kLanes ? kAllLanes : (1u << lanes) - 1;
     w.groups.assign(1, Group{0, w.alive, false});
-    w.at_barrier = false;
-    w.registers.resize(kernel.register_bytes);
-    w.defined.assign(kernel.registers, 0);
+    w.rows.resize(static_cast<size_t>(kernel.rows));
+    w.defined.assign(w.rows.size(), 0);
     w.epoch.fill(0);
     for (auto& copies : w.copies) copies.clear();
-    for (const auto& [which, special] : kernel.specials) {
-      w.defined[static_cast<size_t>(special.index)] = kAllLanes;
+    for (const auto& [value, row] : kernel.immediates) {
+      w.defined[static_cast<size_t>(row)] = kAllLanes;
+      w.rows[static_cast<size_t>(row)].fill(static_cast<uint64_t>(value));
+    }
+    for (const auto& [which, row] : kernel.specials) {
+      w.defined[static_cast<size_t>(row)] = kAllLanes;
       for (uint32_t lane = 0; lane < kLanes; ++lane) {
-        const Dim values[] = {block.size.place(first + lane), block.size, block.position, block.grid, {lane}};
-        w.set(special, static_cast<int>(lane), values[which / 3][which % 3]);
+        const Dim &at = block.position, &grid = block.grid;
+        const uint32_t values[] = {first + lane, block.size.x, at.x, at.y, at.z, grid.z};
+        w.rows[static_cast<size_t>(row)][lane] = values[which];
       }
     }
   }
 }
 
-void run_block(Block& block, Counters& counters, std::mt19937_64& random) {
+void run_block(Block& block, std::mt19937_64& random) {
   std::vector<size_t> order(block.warps.size());
   std::iota(order.begin(), order.end(), size_t{0});
   for (;;) {
     std::shuffle(order.begin(), order.end(), random);
     size_t alive = 0;
     for (const size_t index : order) {
-      Runner(block.warps[index], counters, random).run();
+      Runner(block.warps[index], random).run();
       alive += block.warps[index].alive != 0;
     }
     if (alive == 0) break;
     if (alive < order.size()) throw Fault("a barrier, but warps of its block have exited, in " + block.kernel.title);
-    for (Warp& warp : block.warps) Runner(warp, counters, random).pass_barrier();
+    for (Warp& warp : block.warps) Runner(warp, random).pass_barrier();
     ++block.epoch;
   }
   for (const Warp& warp : block.warps) {
@@ -206,11 +201,6 @@ void run_block(Block& block, Counters& counters, std::mt19937_64& random) {
 
 }  // namespace
 
-Machine& machine() {
-  static Machine only;
-  return only;
-}
-
 void Machine::report(const Kernel& kernel, const Instruction& i, const std::string& what) {
   if (reports.size() < 100) reports.push_back(what + ", " + kernel.place(i) + ", in " + kernel.title);
 }
@@ -219,22 +209,20 @@ void Machine::launch(const Kernel& kernel, Dim grid, Dim size, uint32_t dynamic_
                      std::vector<std::byte>& parameters) {
   static uint32_t blocks_run = 0;
   Counters& count = counters[kernel.title];
-  std::mt19937_64 random(options.seed);
+  std::mt19937_64 random(seed);
   std::vector<std::byte> shared(dynamic_shared > 0 ? kDynamicShared + dynamic_shared : kernel.static_shared);
   std::vector<Warp> warps((size.count() + kLanes - 1) / kLanes);
-  const uint64_t end = std::min(grid.count() - options.first_block, options.blocks) + options.first_block;
-  std::vector<uint64_t> order(end - options.first_block);
-  std::iota(order.begin(), order.end(), options.first_block);
+  std::vector<uint64_t> order(std::min(grid.count() - first_block, blocks));
+  std::iota(order.begin(), order.end(), first_block);
   std::shuffle(order.begin(), order.end(), random);
-  checker::begin_launch();
+  checker::begin_launch(kernel, dynamic_shared);
   try {
     for (const uint64_t at : order) {
-      Block block{kernel, grid, size, grid.place(at), ++blocks_run, 0, parameters, shared, warps};
+      Block block{kernel, grid, size, grid.place(at), ++blocks_run, 0, parameters, shared, warps, count};
       std::fill(shared.begin(), shared.end(), std::byte{0xab});
-      checker::begin_block(block, dynamic_shared);
       prepare(block);
       count.warps += warps.size();
-      run_block(block, count, random);
+      run_block(block, random);
     }
   } catch (const Fault& fault) {
     reports.push_back(fault.what());

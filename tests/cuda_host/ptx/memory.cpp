@@ -26,32 +26,27 @@ Addresses addresses(const Instruction& i, const Warp& w, uint32_t mask, const Op
   return a;
 }
 
-uint64_t load_element(const std::byte* from, Type type) {
-  uint64_t value = 0;
-  std::memcpy(&value, from, static_cast<size_t>(size_of(type)));
-  return static_cast<uint64_t>(extend(type, value));
-}
-
 void load(const Instruction& i, Warp& w, uint32_t mask) {
-  const int bytes = size_of(i.type);
+  const int bytes = i.type.bytes, spare = 64 - 8 * bytes;
   const Addresses a = addresses(i, w, mask, i.o.back(), bytes * i.parts, false);
   for (int part = 0; part < i.parts; ++part) {
     const Operand& to = i.o[static_cast<size_t>(part)];
-    if (to.bytes == 0) continue;
+    if (to.row < 0) continue;
     each(mask, [&](int l) {
-      w.set(to, l, load_element(host(w, i.space, a[static_cast<size_t>(l)]) + part * bytes, i.type));
+      uint64_t& value = w.row(to)[l] = 0;
+      std::memcpy(&value, host(w, i.space, a[static_cast<size_t>(l)]) + part * bytes, static_cast<size_t>(bytes));
+      if (i.type.kind == 's') value = static_cast<uint64_t>(static_cast<int64_t>(value << spare) >> spare);
     });
   }
 }
 
 void store(const Instruction& i, Warp& w, uint32_t mask) {
-  const int bytes = size_of(i.type);
+  const int bytes = i.type.bytes;
   const Addresses a = addresses(i, w, mask, i.o[0], bytes * i.parts, true);
   for (int part = 0; part < i.parts; ++part) {
-    const Operand& from = i.o[static_cast<size_t>(part) + 1];
+    const uint64_t* from = w.row(i.o[static_cast<size_t>(part) + 1]);
     each(mask, [&](int l) {
-      const uint64_t value = w.value(from, l);
-      std::memcpy(host(w, i.space, a[static_cast<size_t>(l)]) + part * bytes, &value, static_cast<size_t>(bytes));
+      std::memcpy(host(w, i.space, a[static_cast<size_t>(l)]) + part * bytes, &from[l], static_cast<size_t>(bytes));
     });
   }
 }
@@ -64,7 +59,7 @@ void copy(const Instruction& i, Warp& w, uint32_t mask) {
   each(mask, [&](int l) {
     to[l] = w.address(i.o[0], l);
     from[l] = w.address(i.o[1], l);
-    sizes[l] = i.o.size() > 3 ? static_cast<uint32_t>(w.value(i.o[3], l)) : size;
+    sizes[l] = static_cast<uint32_t>(w.row(i.o[3])[l]);
     if (sizes[l] > size) throw Fault("cp.async of more bytes than its size, " + w.block->kernel.place(i));
     if (sizes[l] > 0) reading |= 1u << l;
   });
@@ -106,45 +101,45 @@ void wait(const Instruction& i, Warp& w, uint32_t mask) {
 
 // ldmatrix: lane l points to row l % 8 of matrix l / 8, and receives word l % 4 of row l / 4 of each matrix.
 void load_matrices(const Instruction& i, Warp& w, uint32_t mask) {
-  uint32_t pointing = i.parts == 4 ? kAllLanes : (1u << 8 * i.parts) - 1;
+  const uint32_t pointing = i.parts == 4 ? kAllLanes : (1u << 8 * i.parts) - 1;
   const Addresses a = addresses(i, w, mask & pointing, i.o.back(), 16, false);
   for (int matrix = 0; matrix < i.parts; ++matrix) {
-    uint32_t* d = w.row<uint32_t>(i.o[static_cast<size_t>(matrix)]);
+    uint64_t* d = w.row(i.o[static_cast<size_t>(matrix)]);
     for (int l = 0; l < kLanes; ++l) {
       std::memcpy(&d[l], host(w, Space::kShared, a[static_cast<size_t>(8 * matrix + l / 4)]) + 4 * (l % 4), 4);
     }
   }
 }
 
-bool holds(const Words& words, std::string_view word) {
-  return std::find(words.begin(), words.end(), word) != words.end();
+// Whether all words of a name, separated by points, are known.
+bool knows(std::string_view name) {
+  for (size_t at = name.find('.'), end; at != name.npos; at = end) {
+    end = name.find('.', at + 1);
+    const auto word = name.substr(at + 1, end - at - 1);
+    const auto known = {"global", "param", "shared", "nc", "cg", "cs", "v2", "v4"};
+    if (std::find(known.begin(), known.end(), word) == known.end()) return false;
+  }
+  return true;
 }
 
 }  // namespace
 
-Execute find_memory(const Words& words, Instruction& i) {
-  const auto op = words[0];
-  if (op == "ld" || op == "st") {
-    if (holds(words, "param")) i.space = Space::kParam;
-    if (holds(words, "shared")) i.space = Space::kShared;
-    for (const char* other : {"local", "const", "volatile", "acquire", "release"}) {
-      if (holds(words, other)) return nullptr;
-    }
-    return op == "ld" ? load : i.space == Space::kParam ? nullptr : store;
-  }
-  if (op == "ldmatrix") {
+Execute find_memory(std::string_view name, Instruction& i) {
+  const auto holds = [&](std::string_view word) { return name.find(word) != name.npos; };
+  if (holds(".param")) i.space = Space::kParam;
+  if (holds(".shared")) i.space = Space::kShared;
+  const auto op = name.substr(0, name.find('.'));
+  if (op == "ld" && knows(name)) return load;
+  if (op == "st" && knows(name) && i.space != Space::kParam) return store;
+  if (name == "ldmatrix.sync.aligned.m8n8.x2.shared" || name == "ldmatrix.sync.aligned.m8n8.x4.shared") {
     i.flow = Flow::kAligned;
-    i.space = Space::kShared;
-    return holds(words, "trans") || !holds(words, "m8n8") || !holds(words, "b16") ? nullptr : load_matrices;
+    return load_matrices;
   }
-  if (op == "cp" && words[1] == "async") {
-    if (words[2] == "commit_group") return commit;
-    if (words[2] == "wait_group") return wait;
-    if (i.o.size() < 3 || i.o[2].constant == nullptr) return nullptr;
-    const int64_t size = i.o[2].offset;
-    return size == 16 || (words[2] == "ca" && (size == 8 || size == 4)) ? copy : nullptr;
-  }
-  return nullptr;
+  if (name == "cp.async.commit_group") return commit;
+  if (name == "cp.async.wait_group") return wait;
+  const int64_t size = i.o.size() == 4 ? i.o[2].offset : 0;
+  const bool fits = name == "cp.async.ca.shared.global" && (size == 4 || size == 8);
+  return fits || (name == "cp.async.cg.shared.global" && size == 16) ? copy : nullptr;
 }
 
 }  // namespace ptx

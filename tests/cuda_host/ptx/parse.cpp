@@ -3,12 +3,16 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <optional>
+#include <set>
 
 #include "machine.h"
 
 namespace ptx {
 
 namespace {
+
+using Words = std::vector<std::string_view>;
 
 std::string_view strip(std::string_view s, std::string_view of = " \t\r\n;") {
   const auto begin = s.find_first_not_of(of);
@@ -38,7 +42,7 @@ int64_t number(std::string_view s) {
   char* end = nullptr;
   const int64_t value =
       text[0] == '-' ? std::strtoll(text.c_str(), &end, 0) : static_cast<int64_t>(std::strtoull(text.c_str(), &end, 0));
-  if (*end != 0 && *end != 'U') throw Unknown("PTX: '" + text + "' is no number");
+  if (*end != 0 && *end != 'U') throw Fault("PTX: '" + text + "' is no number");
   return value;
 }
 
@@ -49,17 +53,22 @@ std::string demangled(const std::string& name) {
   return status == 0 ? text.get() : name;
 }
 
-// A parameter or a shared array; an extern array is the dynamic memory.
-struct Variable {
-  std::string name;
-  uint32_t align = 1, bytes = 0;
-  bool is_dynamic = false;
-};
+// Kind and bytes of "s32", "bf16" and the like; none if the word names no type.
+Type type_of(std::string_view word) {
+  if (word == "pred") return {'p', 1};
+  const size_t digits = std::min(word.find_first_of("0123456789"), word.size());
+  const std::string_view kind = word.substr(0, digits), bits = word.substr(digits);
+  for (const int bytes : {1, 2, 4, 8}) {
+    if (bits != std::to_string(8 * bytes)) continue;
+    if (kind == "bf") return {'g', bytes};
+    if (kind.size() == 1 && kind.find_first_of("subf") == 0) return {kind[0], bytes};
+  }
+  return {};
+}
 
 class Parser {
  public:
   Parser(std::string_view text, const std::string& name) : text_(text), kernel_(std::make_unique<Kernel>()) {
-    kernel_->name = name;
     kernel_->title = demangled(name);
   }
 
@@ -71,7 +80,7 @@ class Parser {
     lines(text_.substr(body + 1, end - body - 1));
     for (const auto& [at, label] : jumps_) {
       const auto found = labels_.find(label);
-      if (found == labels_.end()) throw Unknown("PTX: no label " + std::string(label));
+      if (found == labels_.end()) throw Fault("PTX: no label " + std::string(label));
       kernel_->code[static_cast<size_t>(at)].target = found->second;
     }
     return std::move(kernel_);
@@ -95,23 +104,22 @@ class Parser {
         line.substr(name + 1, line.find('"', name + 1) - name - 1);
   }
 
-  // .shared .align 4 .b8 tile[256], .param .u64 name
-  static Variable declaration(std::string_view line) {
+  // .shared .align 4 .b8 tile[256], .param .u64 name. A parameter begins at a multiple of its alignment; an extern
+  // array is the dynamic memory.
+  static Variable declaration(std::string_view line, uint32_t end = 0) {
     const Words words = split(strip(line), ' ');
     const std::string_view name = words.back();
     const size_t bracket = name.find('[');
     const auto elements = bracket == name.npos ? "1" : strip(name.substr(bracket), "[]");
-    Variable v{std::string(name.substr(0, bracket))};
-    uint32_t size = 0;
+    uint32_t size = 0, align = 1;
     for (size_t i = 0; i + 1 < words.size(); ++i) {
-      if (words[i] == ".align") v.align = static_cast<uint32_t>(number(words[i + 1]));
-      if (const Type type = type_of(words[i].substr(1)); type != Type::kNone)
-        size = static_cast<uint32_t>(size_of(type));
+      if (words[i] == ".align") align = static_cast<uint32_t>(number(words[i + 1]));
+      if (const Type type = type_of(words[i].substr(1)); type.bytes > 0) size = static_cast<uint32_t>(type.bytes);
     }
-    v.align = std::max(v.align, size);
-    v.is_dynamic = elements.empty();
-    if (!v.is_dynamic) v.bytes = size * static_cast<uint32_t>(number(elements));
-    return v;
+    align = std::max(align, size);
+    const uint32_t begin = elements.empty() ? kDynamicShared : (end + align - 1) / align * align;
+    return {std::string(name.substr(0, bracket)), begin,
+            elements.empty() ? 0 : size * static_cast<uint32_t>(number(elements))};
   }
 
   void variable(std::string_view line) {
@@ -121,23 +129,19 @@ class Parser {
 
   void header(std::string_view text) {
     const size_t open = text.find('('), close = text.rfind(')');
-    if (open != text.npos) {
-      for (const auto line : split(text.substr(open + 1, close - open - 1), ',')) parameter(line);
+    const auto listed = open == text.npos ? std::string_view() : text.substr(open + 1, close - open - 1);
+    for (const auto line : split(listed, ',')) {
+      const Variable v = declaration(line, kernel_->parameters_end);
+      places_[v.name] = v.begin;
+      kernel_->parameters.push_back(v);
+      kernel_->parameters_end = v.begin + v.bytes;
     }
     if (const size_t at = text.find(".maxntid"); at != text.npos) {
-      const Words sizes = split(text.substr(at + 8, text.find('\n', at) - at - 8), ',');
       kernel_->most_threads = 1;
-      for (const auto size : sizes) kernel_->most_threads *= static_cast<uint32_t>(number(size));
+      for (const auto size : split(text.substr(at + 8, text.find('\n', at) - at - 8), ',')) {
+        kernel_->most_threads *= static_cast<uint32_t>(number(size));
+      }
     }
-  }
-
-  void parameter(std::string_view line) {
-    const Variable v = declaration(line);
-    const uint32_t begin = (kernel_->parameters_end + v.align - 1) / v.align * v.align;
-    parameters_[v.name] = begin;
-    kernel_->parameters.push_back(begin);
-    kernel_->parameter_bytes.push_back(v.bytes);
-    kernel_->parameters_end = begin + v.bytes;
   }
 
   void lines(std::string_view body) {
@@ -165,7 +169,7 @@ class Parser {
       variable(line);
     } else if (begins(line, ".pragma")) {
     } else if (line[0] == '.') {
-      throw Unknown("PTX: directive '" + std::string(line) + "'");
+      throw Fault("PTX: directive '" + std::string(line) + "'");
     } else {
       instruction(line);
     }
@@ -173,11 +177,9 @@ class Parser {
 
   // .reg .b32 %r<12>; or .reg .b32 a, b;
   void registers(std::string_view line) {
-    const size_t type_at = line.find('.', 4);
-    const size_t names_at = line.find_first_of(" \t", type_at);
-    const Type type = type_of(line.substr(type_at + 1, names_at - type_at - 1));
-    for (const auto name : split(line.substr(names_at), ','))
-      classes_[std::string(name.substr(0, name.find('<')))] = type;
+    for (const auto name : split(line.substr(line.find_first_of(" \t", line.find('.', 4))), ',')) {
+      classes_.emplace(name.substr(0, name.find('<')));
+    }
   }
 
   // .loc file line column[, function_name label, inlined_at file line column]. Code from the toolkit's headers is
@@ -195,79 +197,62 @@ class Parser {
     }
   }
 
-  bool is_register(std::string_view s) const { return s[0] == '%' || classes_.count(std::string(s)) > 0; }
+  bool is_register(std::string_view s) const { return s[0] == '%' || classes_.count(s) > 0; }
 
   // %r12 is of the class %r; names in inline assembly are their own classes.
   Operand register_named(std::string_view name) {
-    const auto [at, is_new] = known_.emplace(std::string(name), Operand{});
-    Operand& o = at->second;
-    if (!is_new) return o;
-    auto declared = classes_.find(std::string(name));
-    if (declared == classes_.end()) {
-      declared = classes_.find(std::string(name.substr(0, name.find_last_not_of("0123456789") + 1)));
+    const auto [at, is_new] = rows_.try_emplace(std::string(name), kernel_->rows);
+    if (is_new) {
+      ++kernel_->rows;
+      const auto special = std::find(std::begin(kSpecials), std::end(kSpecials), name);
+      if (special != std::end(kSpecials)) {
+        kernel_->specials.emplace_back(special - kSpecials, at->second);
+      } else if (!classes_.count(name) && !classes_.count(name.substr(0, name.find_last_not_of("0123456789") + 1))) {
+        throw Fault("PTX: register " + std::string(name));
+      }
     }
-    const auto special = std::find(std::begin(kSpecials), std::end(kSpecials), name);
-    if (declared == classes_.end() && special == std::end(kSpecials)) {
-      throw Unknown("PTX: register " + std::string(name));
-    }
-    const Type type = declared == classes_.end() ? Type::kU32 : declared->second;
-    o.index = static_cast<int>(kernel_->registers++);
-    o.row = kernel_->register_bytes;
-    o.bytes = static_cast<uint8_t>(size_of(type));
-    if (special != std::end(kSpecials)) kernel_->specials.emplace_back(special - std::begin(kSpecials), o);
-    kernel_->register_bytes += type == Type::kPred ? 4 : static_cast<uint32_t>(o.bytes * kLanes);
-    return o;
+    return {at->second};
   }
 
-  // The start of a shared array. Arrays are 64 bytes apart, so that an overrun does not hit another array.
-  uint32_t place_of(const std::string& name) {
-    const Variable& v = variables_.at(name);
-    if (v.is_dynamic) return kDynamicShared;
-    if (const auto placed = placed_.find(name); placed != placed_.end()) return placed->second;
-    const uint32_t begin = (kernel_->static_shared + 127) / 64 * 64;
-    const std::string title = demangled(name);
-    kernel_->arrays.push_back({"shared " + title.substr(title.rfind(':') + 1), begin, v.bytes});
-    kernel_->static_shared = begin + v.bytes;
-    placed_[name] = begin;
-    return begin;
+  // The place of a parameter, or of a shared array; none if it is neither. Arrays are 64 bytes apart, so that an
+  // overrun does not hit another array.
+  std::optional<uint32_t> place_of(const std::string& name) {
+    if (const auto placed = places_.find(name); placed != places_.end()) return placed->second;
+    const auto declared = variables_.find(name);
+    if (declared == variables_.end()) return std::nullopt;
+    Variable v = declared->second;
+    if (v.begin == kDynamicShared) return v.begin;
+    v.begin = (kernel_->static_shared + 127) / 64 * 64;
+    v.name = demangled(name);
+    v.name = "shared " + v.name.substr(v.name.rfind(':') + 1);
+    kernel_->arrays.push_back(v);
+    kernel_->static_shared = v.begin + v.bytes;
+    return places_[name] = v.begin;
   }
 
-  Operand immediate(int64_t value) {
-    Operand o;
-    o.constant = kernel_->constants.emplace_back(std::make_unique<Constant>(value)).get();
-    o.bytes = 8;
-    o.offset = value;
-    return o;
-  }
-
-  // An operand of an instruction; a predicate's row has a bit per lane.
-  Operand operand(std::string_view s, bool of_predicates) {
+  Operand operand(std::string_view s) {
     if (is_register(s)) return register_named(s);
-    const auto name = std::string(s);
-    if (begins(s, "0f") || begins(s, "0d"))
-      return immediate(static_cast<int64_t>(std::strtoull(name.c_str() + 2, nullptr, 16)));
-    if (const auto at = parameters_.find(name); at != parameters_.end()) return immediate(at->second);
-    if (variables_.count(name)) return immediate(place_of(name));
-    const int64_t value = number(s);
-    return immediate(of_predicates && value != 0 ? -1 : value);
+    const std::string name(s);
+    const bool real = begins(s, "0f") || begins(s, "0d");
+    const auto place = place_of(name);
+    const int64_t value = real    ? static_cast<int64_t>(std::strtoull(name.c_str() + 2, nullptr, 16))
+                          : place ? *place
+                                  : number(s);
+    const auto [at, is_new] = kernel_->immediates.try_emplace(value, kernel_->rows);
+    kernel_->rows += is_new;
+    return {at->second, value};
   }
 
   // [%rd1+4], [name+4], [16]
   Operand address(std::string_view s) {
     const size_t plus = s.find('+');
     const auto base = strip(s.substr(0, plus));
-    const int64_t offset = plus == s.npos ? 0 : number(strip(s.substr(plus + 1)));
-    Operand o;
-    if (is_register(base)) {
-      o = register_named(base);
-      o.offset = offset;
-    } else if (const auto at = parameters_.find(std::string(base)); at != parameters_.end()) {
-      o.offset = at->second + offset;
-    } else if (variables_.count(std::string(base))) {
-      o.offset = place_of(std::string(base)) + offset;
-    } else {
-      o.offset = number(base) + offset;
+    Operand o = is_register(base) ? register_named(base) : Operand{};
+    if (o.row < 0) {
+      const auto place = place_of(std::string(base));
+      o.offset = place ? *place : number(base);
     }
+    o.offset += plus == s.npos ? 0 : number(strip(s.substr(plus + 1)));
     return o;
   }
 
@@ -279,99 +264,94 @@ class Parser {
       const size_t space = s.find_first_of(" \t");
       i.guard_negated = s[1] == '!';
       i.guard = register_named(s.substr(i.guard_negated ? 2 : 1, space - (i.guard_negated ? 2 : 1)));
-      i.reads.push_back(i.guard.index);
+      i.reads.push_back(i.guard.row);
       s = strip(s.substr(space));
     }
     const size_t space = std::min(s.find_first_of(" \t"), s.size());
-    const Words words = split(s.substr(0, space), '.');
+    const std::string_view full = s.substr(0, space);
+    std::string name;  // without types
     std::vector<Type> types;
-    for (const auto word : words) {
-      if (const Type type = type_of(word); type != Type::kNone) types.push_back(type);
-      if (word == "ftz" || word == "approx") throw Unknown("PTX: not exact: " + std::string(s));
+    for (const auto word : split(full, '.')) {
+      if (const Type type = type_of(word); type.bytes > 0) {
+        types.push_back(type);
+      } else if (word != "rn") {
+        name += (name.empty() ? "" : ".") + std::string(word);
+      }
     }
     if (!types.empty()) {
       i.type = types[0];
-      i.from = types.size() > 1 ? types[1] : types[0];
+      i.from = types.back();
     }
-    if (words[0] == "bra") {
+    if (name == "bra" || name == "bra.uni") {
       i.flow = Flow::kBranch;
       jumps_.emplace_back(static_cast<int>(kernel_->code.size()), strip(s.substr(space)));
       kernel_->code.push_back(std::move(i));
       return;
     }
-    operands(strip(s.substr(space)), words, i);
-    if (words[0] == "ret" || words[0] == "exit") {
+    operands(strip(s.substr(space)), name.substr(0, name.find('.')), i);
+    if (name == "ret") {
       i.flow = Flow::kExit;
-    } else if (begins(s, "bar.sync") || begins(s, "barrier.sync")) {
+    } else if (name == "bar.sync") {
       i.flow = Flow::kBarrier;
-      if (i.o.size() != 1 || i.o[0].offset != 0) throw Unknown("PTX: a barrier of some warps: " + std::string(s));
+      if (i.o.size() != 1 || i.o[0].offset != 0) throw Fault("PTX: a barrier of some warps: " + std::string(s));
     } else {
-      for (const auto find : {find_arithmetic, find_conversion, find_collective, find_memory}) {
-        if (i.execute == nullptr) i.execute = find(words, i);
-      }
-      if (i.execute == nullptr) throw Unknown("PTX: the machine does not know '" + std::string(s) + "'");
+      i.execute = find_arithmetic(full, name, i);
+      if (i.execute == nullptr) i.execute = find_collective(full, i);
+      if (i.execute == nullptr) i.execute = find_memory(name, i);
+      if (i.execute == nullptr) throw Fault("PTX: the machine does not know '" + std::string(s) + "'");
     }
     kernel_->code.push_back(std::move(i));
   }
 
   // The registers of a vector become separate operands. All instructions but stores and the like write their first
   // operand.
-  void operands(std::string_view text, const Words& words, Instruction& i) {
-    const bool writes = words[0] != "st" && words[0] != "cp" && words[0] != "bar" && words[0] != "barrier";
+  void operands(std::string_view text, std::string_view op, Instruction& i) {
+    const bool writes = op != "st" && op != "cp" && op != "bar";
     const Words parts = split(text, ',');
     for (size_t n = 0; n < parts.size(); ++n) {
-      const bool result = writes && n == 0;
-      const auto add = [&](std::string_view name) {
-        if (name == "_") return i.o.push_back({});
-        i.o.push_back(operand(name, i.type == Type::kPred));
-        if (i.o.back().index >= 0) (result ? i.writes : i.reads).push_back(i.o.back().index);
+      const auto add = [&](Operand o, std::vector<int>& to) {
+        i.o.push_back(o);
+        if (o.row >= 0) to.push_back(o.row);
       };
-      const std::string_view part = parts[n];
+      const auto add_all = [&](std::string_view list, char by) {
+        const Words names = split(list, by);
+        for (const auto name : names)
+          add(name == "_" ? Operand{} : operand(name), writes && n == 0 ? i.writes : i.reads);
+        return static_cast<int>(names.size());
+      };
+      const std::string_view part = parts[n], inside = part.substr(1, part.size() - 2);
       if (part[0] == '[') {
-        i.o.push_back(address(part.substr(1, part.size() - 2)));
-        if (i.o.back().index >= 0) i.reads.push_back(i.o.back().index);
+        add(address(inside), i.reads);
       } else if (part[0] == '{') {
-        const Words names = split(part.substr(1, part.size() - 2), ',');
-        if (n == 0 || words[0] == "mov" || words[0] == "st") i.parts = static_cast<int>(names.size());
-        for (const auto name : names) add(name);
-      } else if (const size_t bar = part.find('|'); bar != part.npos) {  // shfl's second result
-        add(strip(part.substr(0, bar)));
-        add(strip(part.substr(bar + 1)));
-        i.parts = 2;
-      } else {
-        add(part);
+        const int elements = add_all(inside, ',');
+        if (n == 0 || op == "mov" || op == "st") i.parts = elements;
+        i.splits = i.splits || n == 0;
+      } else if (const int results = add_all(part, '|'); results > 1) {  // shfl's second
+        i.parts = results;
       }
     }
   }
 
   std::string_view text_;
   std::unique_ptr<Kernel> kernel_;
-  std::map<std::string, Type> classes_;  // of registers, by the name before the number
-  std::map<std::string, Operand> known_;
-  std::map<std::string, uint32_t> parameters_;
+  std::set<std::string, std::less<>> classes_;  // of registers, by the name before the number
+  std::map<std::string, int> rows_;             // of registers
+  std::map<std::string, uint32_t> places_;      // of parameters, and of the arrays that the kernel uses
   std::map<std::string, Variable> variables_;
-  std::map<std::string, uint32_t> placed_;  // arrays that the kernel uses
   std::map<std::string_view, int> labels_;
   std::vector<std::pair<int, std::string_view>> jumps_;
   int file_ = 0, line_ = 0;
 };
 
-constexpr std::string_view kEntry = ".entry ";
-
 }  // namespace
 
-Module::Module(std::string text) : text_(std::move(text)) {
-  for (size_t at = text_.find(kEntry); at != text_.npos; at = text_.find(kEntry, at + 1)) {
-    const size_t begin = at + kEntry.size();
-    names_.push_back(text_.substr(begin, text_.find_first_of("(\n ", begin) - begin));
-  }
-}
-
-std::unique_ptr<Kernel> Module::parse(const std::string& name) const {
-  size_t at = text_.find(std::string(kEntry) + name);
-  while (!std::strchr("(\n ", text_[at + kEntry.size() + name.size()]))
-    at = text_.find(std::string(kEntry) + name, at + 1);
-  return Parser(text_, name).parse(at);
+std::unique_ptr<Kernel> parse(const std::string& module, const std::string& name) {
+  size_t at = 0, end = 0;
+  do {
+    at = module.find(".entry " + name, end);
+    end = at + 7 + name.size();
+  } while (!std::strchr("(\n ", module[end]));
+  return Parser(module, name).parse(at);
 }
 
 }  // namespace ptx

@@ -4,11 +4,22 @@
 #include <cstdlib>
 #include <utility>
 
-#include "machine.h"
-
-namespace {
+#include "checker.h"
 
 using namespace ptx;
+
+extern "C" {
+
+// What tests set, by name; the defaults are the least since Ampere.
+int emulation_failure = 0;  // status of the next launch
+int emulation_multiprocessors = 1;
+int emulation_shared = 100 * 1024;  // of a multiprocessor, in bytes
+int emulation_opt_in = 99 * 1024;   // what a kernel may request of it
+char emulation_stream = 0;          // its address is the stream that every launch must use
+
+}  // extern "C"
+
+namespace {
 
 // cudaError_t
 enum Status : int {
@@ -21,19 +32,16 @@ enum Status : int {
 };
 
 constexpr int kStaticLimit = 48 * 1024;         // bytes of shared memory that a kernel may have unless it requests more
-int opt_in_limit = 99 * 1024;                   // what it may request on every GPU since Ampere
 constexpr int kMaxDynamicSharedMemorySize = 8;  // an attribute of a kernel
 constexpr int kMultiprocessorCount = 16;        // of a device
 constexpr int kMultiprocessorShared = 81;
-int multiprocessors = 1;
-int multiprocessor_shared = 100 * 1024;  // the least since Ampere
 
 struct Function {
-  const Module* module;
+  const std::string* module;
   std::string name;
-  std::unique_ptr<Kernel> kernel;
+  std::unique_ptr<Kernel> kernel = nullptr;
   int most_shared = kStaticLimit;
-  int asked_for = 0;  // bytes of shared memory of the last request
+  std::map<int, int> requests = {};  // by the shared memory of the card: bytes that the kernel has requested
 };
 
 struct Configuration {
@@ -48,8 +56,6 @@ std::map<const void*, Function>& functions() {
 }
 Configuration pushed;
 int last_error = kSuccess;
-int next_failure = kSuccess;  // set by a test for the next launch
-char stream_of_the_caller;
 
 int fails(int status) { return last_error = status; }
 
@@ -78,31 +84,31 @@ std::string ptx_of(const uint8_t* data) {
 }
 
 int launch(Function& f, const Configuration& c, void** arguments) {
-  if (next_failure != kSuccess) return fails(std::exchange(next_failure, kSuccess));
-  if (c.stream != &stream_of_the_caller) {
-    machine().reports.push_back("a launch on another stream than the caller's: " + f.name);
+  if (emulation_failure != kSuccess) return fails(std::exchange(emulation_failure, kSuccess));
+  if (c.stream != &emulation_stream) {
+    machine.reports.push_back("a launch on another stream than the caller's: " + f.name);
     return fails(kLaunchFailure);
   }
   try {
-    if (f.kernel == nullptr) f.kernel = f.module->parse(f.name);
-  } catch (const Unknown& unknown) {
-    machine().reports.push_back(unknown.what());
+    if (f.kernel == nullptr) f.kernel = parse(*f.module, f.name);
+  } catch (const Fault& unknown) {
+    machine.reports.push_back(unknown.what());
     return fails(kInvalidDeviceFunction);
   }
   const Kernel& kernel = *f.kernel;
   const Dim &grid = c.grid, &block = c.block;
   if (grid.count() == 0 || block.count() == 0) return fails(kInvalidConfiguration);
   if (grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) return fails(kInvalidConfiguration);
-  if (block.count() > 1024 || block.z > 64) return fails(kInvalidConfiguration);
+  if (block.count() > 1024 || block.y * block.z > 1) return fails(kInvalidConfiguration);
   if (c.shared + kernel.static_shared > static_cast<size_t>(f.most_shared)) return fails(kInvalidValue);
   if (block.count() > kernel.most_threads) return fails(kOutOfResources);
   std::vector<std::byte> parameters(kernel.parameters_end);
-  for (size_t i = 0; i < kernel.parameters.size(); ++i) {
-    std::memcpy(parameters.data() + kernel.parameters[i], arguments[i], kernel.parameter_bytes[i]);
+  for (const Variable& parameter : kernel.parameters) {
+    std::memcpy(parameters.data() + parameter.begin, *arguments++, parameter.bytes);
   }
-  const size_t before = machine().reports.size();
-  machine().launch(kernel, grid, block, static_cast<uint32_t>(c.shared), parameters);
-  return machine().reports.size() == before ? kSuccess : fails(kLaunchFailure);
+  const size_t before = machine.reports.size();
+  machine.launch(kernel, grid, block, static_cast<uint32_t>(c.shared), parameters);
+  return machine.reports.size() == before ? kSuccess : fails(kLaunchFailure);
 }
 
 }  // namespace
@@ -116,13 +122,13 @@ void** __cudaRegisterFatBinary(void* wrapper) {
     int magic, version;
     const uint8_t* data;
   };
-  return reinterpret_cast<void**>(new Module(ptx_of(static_cast<const Wrapper*>(wrapper)->data)));
+  return reinterpret_cast<void**>(new std::string(ptx_of(static_cast<const Wrapper*>(wrapper)->data)));
 }
 void __cudaRegisterFatBinaryEnd(void**) {}
 void __cudaUnregisterFatBinary(void**) {}
 void __cudaRegisterFunction(void** module, const void* host, char*, const char* name, int, void*, void*, void*, void*,
                             int*) {
-  functions()[host] = {reinterpret_cast<const Module*>(module), name, nullptr};
+  functions()[host] = {reinterpret_cast<const std::string*>(module), name};
 }
 unsigned __cudaPushCallConfiguration(Dim grid, Dim block, size_t shared, void* stream) {
   pushed = {grid, block, shared, stream};
@@ -153,13 +159,10 @@ int cudaLaunchKernel(const void* host, Dim grid, Dim block, void** arguments, si
 int cudaFuncSetAttribute(const void* host, int attribute, int value) {
   const auto f = functions().find(host);
   if (f == functions().end()) return fails(kInvalidDeviceFunction);
-  if (attribute != kMaxDynamicSharedMemorySize || value < 0 || value > opt_in_limit) return fails(kInvalidValue);
-  int& before = f->second.asked_for;
-  if (before != 0 && before != value) {
-    machine().reports.push_back("another size of shared memory, while other threads may be launching " +
-                                f->second.name);
+  if (attribute != kMaxDynamicSharedMemorySize || value < 0 || value > emulation_opt_in) return fails(kInvalidValue);
+  if (f->second.requests.try_emplace(emulation_shared, value).first->second != value) {
+    machine.reports.push_back("another size of shared memory, while other threads may be launching " + f->second.name);
   }
-  before = value;
   f->second.most_shared = std::max(kStaticLimit, value);
   return kSuccess;
 }
@@ -169,7 +172,7 @@ int cudaGetDevice(int* device) {
 }
 int cudaDeviceGetAttribute(int* value, int attribute, int) {
   if (attribute != kMultiprocessorCount && attribute != kMultiprocessorShared) return fails(kInvalidValue);
-  *value = attribute == kMultiprocessorCount ? multiprocessors : multiprocessor_shared;
+  *value = attribute == kMultiprocessorCount ? emulation_multiprocessors : emulation_shared;
   return kSuccess;
 }
 int cudaDriverGetVersion(int* version) {
@@ -184,53 +187,40 @@ int cudaGetLastError() { return std::exchange(last_error, kSuccess); }
 const char* cudaGetErrorString(int status) {
   static std::string text;
   text = "CUDA error " + std::to_string(status);
-  if (!machine().reports.empty()) text += ": " + machine().reports.back();
+  if (!machine.reports.empty()) text += ": " + machine.reports.back();
   return text.c_str();
 }
 
 // --- what tests call -------------------------------------------------------------------------------------------------
 
-// The stream that every launch must use. The ops get it from torch's function of this name.
-void* emulation_stream() { return &stream_of_the_caller; }
+// The ops get the stream from torch's function of this name.
 int aoti_torch_get_current_cuda_stream(int, void** stream) {
-  *stream = &stream_of_the_caller;
+  *stream = &emulation_stream;
   return 0;
 }
 
-void emulation_begin(uint64_t seed) {
-  machine().options = {};
-  machine().options.seed = seed;
-  machine().reports.clear();
-  machine().counters.clear();
+// Forgets reports, counters and buffers. Of later launches these blocks of a grid run.
+void emulation_begin(uint64_t seed, uint64_t first_block, uint64_t blocks) {
+  machine = {seed, first_block, blocks, {}, {}};
+  checker::forget_buffers();
 }
-size_t emulation_report_count() { return machine().reports.size(); }
-const char* emulation_report(size_t i) { return machine().reports[i].c_str(); }
-
-void emulation_fail(int status) { next_failure = status; }
-// Sets the shared memory that a kernel may request; returns the previous limit.
-int emulation_opt_in_limit(int bytes) { return std::exchange(opt_in_limit, bytes); }
-// Sets the number of multiprocessors; returns the previous number.
-int emulation_multiprocessors(int count) { return std::exchange(multiprocessors, count); }
-// Sets the shared memory of a multiprocessor, and what a kernel may request of it; returns the previous size.
-int emulation_shared(int bytes) {
-  for (auto& [host, function] : functions()) function.asked_for = 0;
-  opt_in_limit = bytes == 64 * 1024 ? bytes : bytes - 1024;
-  return std::exchange(multiprocessor_shared, bytes);
-}
-// Runs only these blocks of a grid.
-void emulation_only_blocks(uint64_t first, uint64_t count) {
-  machine().options.first_block = first;
-  machine().options.blocks = count;
+const char* emulation_reports() {
+  static std::string text;
+  text.clear();
+  for (const std::string& report : machine.reports) text += report + "\n";
+  return text.c_str();
 }
 // The totals of all kernels whose name contains `kernel`: {instructions of warps, mma, warps}.
-void emulation_counters(const char* kernel, uint64_t* out) {
+const uint64_t* emulation_counters(const char* kernel) {
+  static uint64_t out[3];
   out[0] = out[1] = out[2] = 0;
-  for (const auto& [name, counters] : machine().counters) {
+  for (const auto& [name, counters] : machine.counters) {
     if (name.find(kernel) == name.npos) continue;
     out[0] += counters.instructions;
     out[1] += counters.mma;
     out[2] += counters.warps;
   }
+  return out;
 }
 
 }  // extern "C"
