@@ -21,7 +21,6 @@ help:
 	@echo "make gpu-check check and time the CUDA kernels on this machine's GPU, in ten minutes, by PYTHON with its own torch"
 	@echo "make gpu-library   the file that gpu-check takes on a GPU machine without nvcc"
 	@echo "make test-arm  the C++ tests for aarch64 Linux, cross-compiled and under qemu; needs g++-aarch64-linux-gnu, qemu-user"
-	@echo "make test-arm-python  the extension for aarch64 Linux and tests of it under qemu; ten minutes; requirements: tests/arm.py"
 	@echo "make lint      ruff, mypy, clang-format"
 	@echo "make docs      the documentation as a site: build/site/index.html"
 	@echo "make wheel     a manylinux wheel in dist/"
@@ -49,9 +48,6 @@ test-all: $(READY) ext
 
 test-arm:
 	$(call ctest,arm)
-
-test-arm-python: $(READY)
-	python tests/arm.py
 
 # Python's own build, without the rest of the installation: seconds after a change of one file.
 ext:
@@ -153,4 +149,4 @@ quiet = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_MAX_=0 MALLOC_TRIM
 
 ctest = cmake --preset $(1) && cmake --build --preset $(1) && ctest --preset $(1)
 
-.PHONY: help train test test-clients test-all test-arm test-arm-python ext bench performance fuzz coverage mutants results gpu-check gpu-library lint docs wheel clean
+.PHONY: help train test test-clients test-all test-arm ext bench performance fuzz coverage mutants results gpu-check gpu-library lint docs wheel clean
