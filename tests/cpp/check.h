@@ -51,24 +51,9 @@ class Input {
   const uint8_t *data_, *end_;
 };
 
-struct Registry {
-  std::vector<std::pair<const char*, void (*)()>> tests;
-  void (*fuzz)(Input&) = nullptr;
-  int failures = 0;
-
-  static Registry& get() {
-    static Registry registry;
-    return registry;
-  }
-  static bool add(const char* name, void (*body)()) {
-    get().tests.emplace_back(name, body);
-    return true;
-  }
-  static bool add_fuzz(void (*body)(Input&)) {
-    get().fuzz = body;
-    return true;
-  }
-};
+inline std::vector<std::pair<const char*, void (*)()>> tests;
+inline void (*fuzz_test)(Input&) = nullptr;
+inline int failures = 0;
 
 // Four threads on every machine, so that the sanitizers see concurrent execution.
 inline void threads_for(int64_t n, int64_t grain, RangeBody body, void* context) {
@@ -91,21 +76,21 @@ inline bool can_run() {
 
 }  // namespace tandem::test
 
-#define TEST(name)                                                           \
-  static void name();                                                        \
-  static const bool name##_added = tandem::test::Registry::add(#name, name); \
+#define TEST(name)                                                                        \
+  static void name();                                                                     \
+  static const bool name##_added = (tandem::test::tests.emplace_back(#name, name), true); \
   static void name()
 
 #define FUZZ(in)                                                         \
   static void fuzz(tandem::test::Input&);                                \
-  static const bool fuzz_added = tandem::test::Registry::add_fuzz(fuzz); \
+  static const bool fuzz_added = (tandem::test::fuzz_test = fuzz, true); \
   static void fuzz(tandem::test::Input& in)
 
 // CHECK(condition, "format", ...): the format describes the failing case.
 #define CHECK(condition, ...)                                       \
   do {                                                              \
     if (!(condition)) {                                             \
-      if (++tandem::test::Registry::get().failures <= 20) {         \
+      if (++tandem::test::failures <= 20) {                         \
         std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
         std::printf(__VA_ARGS__);                                   \
         std::printf("\n");                                          \
@@ -133,29 +118,28 @@ extern "C" int LLVMFuzzerInitialize(int*, char***) {
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  auto& registry = tandem::test::Registry::get();
   tandem::test::Input in(data, size);
-  registry.fuzz(in);
-  if (registry.failures > 0) std::abort();
+  tandem::test::fuzz_test(in);
+  if (tandem::test::failures > 0) std::abort();
   return 0;
 }
 
 #else
 
 int main() {
-  auto& registry = tandem::test::Registry::get();
-  if (!tandem::test::can_run()) return 77;
-  for (const auto& [name, body] : registry.tests) {
-    const int before = registry.failures;
+  using namespace tandem::test;
+  if (!can_run()) return 77;
+  for (const auto& [name, body] : tests) {
+    const int before = failures;
     body();
-    std::printf("%s %s\n", registry.failures == before ? "ok  " : "FAIL", name);
+    std::printf("%s %s\n", failures == before ? "ok  " : "FAIL", name);
   }
   std::mt19937 random(1);
-  for (int run = 0; registry.fuzz != nullptr && registry.failures == 0 && run < 2000; ++run) {
-    tandem::test::Input in(random);
-    registry.fuzz(in);
+  for (int run = 0; fuzz_test != nullptr && failures == 0 && run < 2000; ++run) {
+    Input in(random);
+    fuzz_test(in);
   }
-  return registry.failures == 0 ? 0 : 1;
+  return failures == 0 ? 0 : 1;
 }
 
 #endif
