@@ -87,15 +87,13 @@ inline bool can_run() {
   static void fuzz(tandem::test::Input& in)
 
 // CHECK(condition, "format", ...): the format describes the failing case.
-#define CHECK(condition, ...)                                       \
-  do {                                                              \
-    if (!(condition)) {                                             \
-      if (++tandem::test::failures <= 20) {                         \
-        std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
-        std::printf(__VA_ARGS__);                                   \
-        std::printf("\n");                                          \
-      }                                                             \
-    }                                                               \
+#define CHECK(condition, ...)                                     \
+  do {                                                            \
+    if (!(condition) && ++tandem::test::failures <= 20) {         \
+      std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
+      std::printf(__VA_ARGS__);                                   \
+      std::printf("\n");                                          \
+    }                                                             \
   } while (false)
 
 namespace tandem::test {

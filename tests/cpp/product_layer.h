@@ -150,6 +150,12 @@ struct ProductLayer {
     return static_cast<float>(u);
   }
 
+  std::vector<float> windows() const {
+    std::vector<float> out;
+    for (int64_t n = 0; n < args.neurons; ++n) out.push_back(window(n));
+    return out;
+  }
+
   std::vector<PlainNeuron<float>> expected() const {
     std::vector<PlainNeuron<float>> out;
     for (int64_t n = 0; n < args.neurons; ++n) {
@@ -195,9 +201,9 @@ inline std::string text(const Way& way) {
 inline void check(ProductLayer& layer, const char* name) {
   layer.finish();
   const std::vector<PlainNeuron<float>> want = layer.expected();
-  std::vector<float> u(layer.args.neurons), product(layer.args.neurons);
   const bool window = layer.args.timing == Timing::kWindow;
-  for (int64_t n = 0; window && n < layer.args.neurons; ++n) product[n] = layer.window(n);
+  std::vector<float> u(layer.args.neurons);
+  const std::vector<float> product = window ? layer.windows() : u;
   for (const Way& way : kWays) {
     for (ParallelFor parallel : {serial_for, threads_for}) {
       layer.way = way;
@@ -286,11 +292,9 @@ inline std::string text(const ProductLayer& layer) {
   const Geometry& g = layer.geometry;
   std::string out = layer.args.timing == Timing::kWindow ? "window timing" : "step timing";
   out += ", T " + std::to_string(layer.T) + ", " + text(layer.way) + ", geometry";
-  for (const int64_t size : {g.batch, g.height, g.width, g.channels, g.outputs, g.groups}) {
+  for (const int64_t size : {g.batch, g.height, g.width, g.channels, g.outputs, g.groups, g.kernel[0], g.kernel[1],
+                             g.stride[0], g.stride[1], g.padding[0], g.padding[1], g.dilation[0], g.dilation[1]}) {
     out += " " + std::to_string(size);
-  }
-  for (const auto& axes : {g.kernel, g.stride, g.padding, g.dilation}) {
-    out += ", " + std::to_string(axes[0]) + " " + std::to_string(axes[1]);
   }
   return out;
 }

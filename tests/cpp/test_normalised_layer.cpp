@@ -13,17 +13,8 @@ namespace {
 struct PlainNorm {
   std::vector<float> product, mean, var, scale, shift;
 
-  PlainNorm(const ProductLayer& layer, const LayerNorm& norm) {
-    for (int64_t n = 0; n < layer.args.neurons; ++n) product.push_back(layer.window(n));
-    of_product(norm.norm, layer.geometry.outputs, 1);
-  }
-  PlainNorm(std::vector<float> of, const BatchNorm<float>& norm, int64_t channels, double factor)
+  PlainNorm(std::vector<float> of, const BatchNorm<float>& norm, int64_t channels, double factor = 1)
       : product(std::move(of)) {
-    of_product(norm, channels, factor);
-  }
-
- private:
-  void of_product(const BatchNorm<float>& norm, int64_t channels, double factor) {
     const int64_t rows = static_cast<int64_t>(product.size()) / channels;
     for (int64_t c = 0; c < channels; ++c) {
       double sum = 0, squares = 0;
@@ -55,7 +46,7 @@ void check(ProductLayer& layer, const BatchNorm<float>& affine, const std::vecto
   const int64_t channels = layer.geometry.outputs;
   std::vector<float> product(layer.args.neurons), mean(channels), var(channels);
   const LayerNorm norm{affine, product.data(), mean.data(), var.data()};
-  const PlainNorm want(layer, norm);
+  const PlainNorm want(layer.windows(), norm.norm, channels);
   layer.args.scale = want.scale.data();
   layer.args.shift = want.shift.data();
   const std::vector<PlainNeuron<float>> neurons = layer.expected();

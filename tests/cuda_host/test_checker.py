@@ -32,11 +32,11 @@ def twins(toolkit: Toolkit) -> Emulator:
     return Emulator(build("twins", ["tests/cuda_host/twins.cu"], toolkit), checked=True)
 
 
-def call(twins: Emulator, function: str, which: bytes | bool, number: int, given: int, size: int, *n: int) -> int:
+def call(twins: Emulator, name: str, bad: bool, given: int, size: int, n: int, threads: int, blocks: int = 1) -> int:
     """Launches a twin that reads ``given`` numbers and writes ``size``; returns its status."""
     buffers = {"in": Buffer(torch.rand(given)), "out": output(size)}
-    places = [ctypes.c_void_p(twins.place(name, buffer).data_ptr()) for name, buffer in buffers.items()]
-    return int(getattr(twins.lib, function)(which, number, *places, *n))
+    places = [ctypes.c_void_p(twins.place(key, buffer).data_ptr()) for key, buffer in buffers.items()]
+    return int(twins.lib.twin(name.encode(), bad, *places, n, threads, blocks))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -46,7 +46,7 @@ def test_twins(twins: Emulator, name: str, seed: int) -> None:
     n, threads, blocks = (*given, *(64, 64, 1)[len(given) :])
     for bad in (False, True):
         twins.begin(seed)
-        status = call(twins, "twin", name.encode(), bad, n + 4, size, n, threads, blocks)
+        status = call(twins, name, bad, n + 4, size, n, threads, blocks)
         reports = twins.reports() + ([f"CUDA error {status}"] if status else [])
         assert bool(reports) == bad, reports
         if bad:
@@ -57,7 +57,7 @@ def test_twins(twins: Emulator, name: str, seed: int) -> None:
 @pytest.mark.parametrize(("stride", "sectors"), [(1, 4), (2, 8), (8, 32)])
 def test_sectors(twins: Emulator, stride: int, sectors: int) -> None:
     twins.begin()
-    assert call(twins, "strided", False, stride, 32 * stride, 32) == 0
+    assert call(twins, "column_read", False, 32 * stride, 32, stride, 32) == 0
     traffic = twins.traffic("in")
     assert (traffic.requests, traffic.bytes, traffic.sectors, traffic.least_sectors) == (1, 128, sectors, 4)
 
@@ -65,7 +65,7 @@ def test_sectors(twins: Emulator, stride: int, sectors: int) -> None:
 @pytest.mark.parametrize(("stride", "waves"), [(1, 1), (2, 2), (32, 32), (33, 1)])
 def test_bank_conflicts(twins: Emulator, stride: int, waves: int) -> None:
     twins.begin()
-    assert call(twins, "strided", True, stride, 32, 32) == 0
+    assert call(twins, "bank_conflict", False, 32, 32, stride, 32) == 0
     traffic = twins.traffic("shared tile", write=True)
     assert (traffic.requests, traffic.waves, traffic.least_waves) == (1, waves, 1)
 

@@ -7,16 +7,7 @@ import pytest
 import torch
 from harness import Emulator, output
 from neuron_layers import Layer
-from products import (
-    LINEAR,
-    MOST_DIGITS,
-    WEIGHTS,
-    Conv,
-    check,
-    fire,
-    layer_of,
-    prepare,
-)
+from products import LINEAR, MOST_DIGITS, WEIGHTS, Conv, check, fire, layer_of, prepare
 from torch import Tensor
 
 from tandem_ext.reference import in_units

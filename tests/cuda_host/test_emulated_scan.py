@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import DTYPES, INOUT, Buffer, Emulator, Outputs, Struct, check_same
+from harness import DTYPES, INOUT, Buffer, Emulator, Outputs, check_same
 from neuron_layers import CONSTANT, GATES, IMPULSE, TRAIN, Layer, pack, random_layer, random_window, scan
 
 # Neurons [B, C]: tails of the block, of the warp, of a byte of the mask, of four neurons; channels that are not a
@@ -142,9 +142,3 @@ def test_four_neurons_to_a_thread(checked: Emulator, channels: int, v_init: int 
     layer.residual = torch.zeros(1, *layer.currents.shape[1:], dtype=torch.uint8)
     scan(checked, layer)
     assert checked.traffic("residual_planes").requests == checked.counted("if_")[2] == 3072 // 128
-
-
-def test_empty(plain: Emulator) -> None:
-    plain.begin()
-    neuron = Struct("Neuron", {"neurons": 0, "channels": 4, "T": 8})
-    plain.launch("if_scan", currents=None, dtype=0, source=TRAIN, neuron=neuron)

@@ -15,12 +15,7 @@ from build_tools.compile import ROOT, read_sources
 from build_tools.decide import Toolkit
 
 ARCHS = ("75", "80", "90", "120")
-SHARED = {
-    "75": [64],
-    "80": [164, 100],
-    "90": [228],
-    "120": [100],
-}  # of a multiprocessor, in kB; 86 and 89 run 80
+SHARED = {"75": [64], "80": [164, 100], "90": [228], "120": [100]}  # of a multiprocessor, in kB; 86 and 89 run 80
 # By file: the most registers per thread, and the fewest warps per multiprocessor. In the product shared memory limits
 # the number of blocks.
 LIMITS = {

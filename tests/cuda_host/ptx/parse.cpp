@@ -35,13 +35,10 @@ Words split(std::string_view s, char by) {
   return out;
 }
 
-bool begins(std::string_view s, std::string_view with) { return s.substr(0, with.size()) == with; }
-
 int64_t number(std::string_view s) {
   const std::string text(s);
   char* end = nullptr;
-  const int64_t value =
-      text[0] == '-' ? std::strtoll(text.c_str(), &end, 0) : static_cast<int64_t>(std::strtoull(text.c_str(), &end, 0));
+  const auto value = static_cast<int64_t>(std::strtoull(text.c_str(), &end, 0));
   if (*end != 0 && *end != 'U') throw Fault("PTX: '" + text + "' is no number");
   return value;
 }
@@ -92,7 +89,7 @@ class Parser {
     for (const char* what : {"\n.extern .shared", "\n.shared", "\n.file"}) {
       for (size_t at = text.find(what); at != text.npos; at = text.find(what, at + 1)) {
         const auto line = text.substr(at + 1, text.find('\n', at + 1) - at - 1);
-        begins(strip(line), ".file") ? file(strip(line)) : variable(line);
+        strip(line).starts_with(".file") ? file(strip(line)) : variable(line);
       }
     }
   }
@@ -161,13 +158,13 @@ class Parser {
   }
 
   void statement(std::string_view line) {
-    if (begins(line, ".reg")) {
+    if (line.starts_with(".reg")) {
       registers(line);
-    } else if (begins(line, ".loc")) {
+    } else if (line.starts_with(".loc")) {
       location(line);
-    } else if (begins(line, ".shared")) {
+    } else if (line.starts_with(".shared")) {
       variable(line);
-    } else if (begins(line, ".pragma")) {
+    } else if (line.starts_with(".pragma")) {
     } else if (line[0] == '.') {
       throw Fault("PTX: directive '" + std::string(line) + "'");
     } else {
@@ -233,7 +230,7 @@ class Parser {
   Operand operand(std::string_view s) {
     if (is_register(s)) return register_named(s);
     const std::string name(s);
-    const bool real = begins(s, "0f") || begins(s, "0d");
+    const bool real = s.starts_with("0f") || s.starts_with("0d");
     const auto place = place_of(name);
     const int64_t value = real    ? static_cast<int64_t>(std::strtoull(name.c_str() + 2, nullptr, 16))
                           : place ? *place

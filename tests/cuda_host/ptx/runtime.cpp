@@ -59,28 +59,17 @@ int last_error = kSuccess;
 
 int fails(int status) { return last_error = status; }
 
-// The PTX of a fat binary: a header, then entries with their own headers.
-std::string ptx_of(const uint8_t* data) {
-  const auto read = [](const uint8_t* at, auto value) {
-    std::memcpy(&value, at, sizeof(value));
-    return value;
-  };
-  const uint8_t* at = data + read(data + 6, uint16_t{});
-  const uint8_t* end = at + read(data + 8, uint64_t{});
-  while (at < end) {
-    const auto header = read(at + 4, uint32_t{});
-    const auto size = read(at + 8, uint64_t{});
-    const auto* text = reinterpret_cast<const char*>(at + header);
-    if (read(at, uint16_t{}) == 1) {
-      const std::string found(text, strnlen(text, size));
-      if (found.find(".version") != found.npos) return found;
-      std::fprintf(stderr, "the PTX is compressed: compile with -no-compress\n");
-      std::abort();
-    }
-    at += header + size;
+// The PTX of a fat binary: sixteen bytes, the last eight of which are the size of what follows.
+std::string ptx_of(const char* data) {
+  uint64_t size;
+  std::memcpy(&size, data + 8, sizeof(size));
+  const std::string_view all(data, 16 + size);
+  const size_t begin = all.find(".version");
+  if (begin == all.npos) {
+    std::fprintf(stderr, "a fat binary without PTX, or with PTX that is compressed: compile with -no-compress\n");
+    std::abort();
   }
-  std::fprintf(stderr, "a fat binary without PTX\n");
-  std::abort();
+  return std::string(all.substr(begin, all.find('\0', begin) - begin));
 }
 
 int launch(Function& f, const Configuration& c, void** arguments) {
@@ -120,7 +109,7 @@ extern "C" {
 void** __cudaRegisterFatBinary(void* wrapper) {
   struct Wrapper {
     int magic, version;
-    const uint8_t* data;
+    const char* data;
   };
   return reinterpret_cast<void**>(new std::string(ptx_of(static_cast<const Wrapper*>(wrapper)->data)));
 }
