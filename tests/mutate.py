@@ -36,7 +36,7 @@ IN_CPP = {rf" {re.escape(before)} ": f" {after} " for before, after in (IN_BOTH 
 IN_PYTHON = IN_BOTH | {"and": "or", "or": "and", "not": "", "True": "False", "False": "True", "0": "1", "1": "2",
                        "-1": "0", "+=": "=", "//": "/"}  # fmt: skip
 UNTOUCHED = re.compile(r"^\s*(//|#|template|static_assert)|__launch_bounds__|__CUDA_ARCH__|<<<|prefetch")
-SLOW_TO_SAY = ("bench", "build", "docs", "notebooks", "results")  # tests of other things than the code that is changed
+SLOW_TO_SAY = ("bench", "build", "docs")  # tests of other things than the code that is changed
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ TESTS = {
     "calls": (["attack"], "schema or every_op"),
     "layers": (["layers", "layers_shape"], ""),
     "frozen": (
-        ["frozen", "frozen_window", "capture"],
+        ["frozen", "capture"],
         "one_call and (float32 or -8-) and not projection or a_graph_of and (mlp or conv)",
     ),
 }
