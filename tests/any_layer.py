@@ -93,9 +93,7 @@ def evaluate(module, name, kind, x, leaves, options, needed):
 
 
 def drawn(random, product, timing, dtype, device=None):
-    """(name, kind of input, input, leaves by name, options) of a call, and which leaves can have a gradient: every kind
-    of input, weight, neuron and layout.
-    """
+    """(name, kind, input, leaves by name, options) of a call of any kind, and which leaves can have a gradient."""
     torch.manual_seed(random.randint(0, 2**16))
     norm, on = product.endswith("bn"), {"device": device}
     long = [300] if timing == "step" and dtype.itemsize > 2 else []  # in pieces; halves do not hold such counts

@@ -262,9 +262,7 @@ def images(number=200):
 
 @torch.no_grad()
 def dyadic(net):
-    """Numbers with which all sums are exact, and biases that let no potential meet its threshold exactly: there
-    simulators differ, some fire at v ≥ ϑ and others at v > ϑ.
-    """
+    """Numbers whose sums are exact, and biases that let no potential meet its threshold, where simulators differ."""
     for module in net.modules():
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             module.weight.copy_((module.weight * 128).round() / 64)

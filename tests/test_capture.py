@@ -24,8 +24,6 @@ from tandem_ext import checks
 from tandem_snn.frozen.graphs import MOST_KEPT, Graph
 from tandem_snn.nn import quantise
 
-PAGE = Path(__file__).parents[1] / "docs" / "cuda.md"
-
 # What a capture does not allow: to wait for a value, or to bring one from the host.
 FORBIDDEN = ("_local_scalar_dense", "nonzero", "lift_fresh", "item", "masked_select")
 
@@ -125,7 +123,8 @@ def test_a_graph_trains_as_the_step_does(make, timing):
 
 def test_the_example_of_the_page():
     """It runs in test_docs.py too, where its graph needs a GPU."""
-    (code,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    page = Path(__file__).parents[1] / "docs" / "cuda.md"
+    (code,) = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
     names = {}
     exec(code, names)
     twin = copy.deepcopy(names["net"])

@@ -1,7 +1,5 @@
-"""The extension with CUDA kernels beside a CUDA build of torch, on a machine without a GPU.
-
-In an environment of its own, which pip fills with 5 GB from PyPI, the module is imported that the torch of this
-environment compiled. It shows that one module serves both builds of torch, and how a call without a GPU ends.
+"""The extension with CUDA kernels beside a CUDA build of torch, without a GPU: in an environment that pip fills with
+5 GB the module is imported that this torch compiled. One module serves both builds; a call without a GPU says so.
 """
 
 import json

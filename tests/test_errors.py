@@ -55,7 +55,7 @@ def layer_of(threshold):
     return lambda: layer(X)
 
 
-CASES = [
+@pytest.mark.parametrize(("call", "error", "message"), [
     # trains
     (lambda: te.SpikeTrain(PLANES, 0), ValueError, "T: expected an int from 1 to 65535, got 0"),
     (lambda: te.SpikeTrain(PLANES, 65536), ValueError, "T: expected"),
@@ -290,12 +290,7 @@ CASES = [
        "timing: both paths need the same") for ways in (("window", "step"), ("step", "window"))),
     (lambda: tnn.init_gamma_(tnn.Linear(4, 4, norm=True)), ValueError, "no Encoder"),
     (lambda: tnn.init_gamma_(nn.Sequential(tnn.Encoder(8), tnn.Encoder(4))), ValueError, "T = [4, 8]"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "message"), CASES, ids=[f"{i}-{m[:24]}" for i, (_, _, m) in enumerate(CASES)]
-)
+])  # fmt: skip
 def test_bad_arguments(call, error, message):
     with pytest.raises(error, match=re.escape(message)) as caught:
         call()

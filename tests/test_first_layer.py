@@ -1,6 +1,5 @@
-"""Products of real-valued inputs are torch's convolutions: never one that reads or writes foreign memory, forward and
-gradients as in float64, and the same bits in evaluation, frozen and in a stream. Each check is a process of its own,
-since torch may end it.
+"""Products of real-valued inputs are torch's convolutions, never one that reads or writes foreign memory: as in
+float64, and the same bits in evaluation, frozen and in a stream. Each check is a process, since torch may end it.
 """
 
 import ctypes.util

@@ -12,8 +12,6 @@ import tandem_snn as ts
 import tandem_snn.nn as tnn
 from tandem_snn.frozen.lowering import lower
 
-# --- random networks --------------------------------------------------------------------------------------------------
-
 SEEDS = 200  # of 1,000 that were tried
 
 
@@ -139,9 +137,6 @@ def test_a_stream_of_events_follows_the_last_steps(seed):
     assert torch.equal(frozen.settle(train)[0], frozen(window(steps, drawn.T)))
 
 
-# --- step by step -----------------------------------------------------------------------------------------------------
-
-
 def followed(frozen, x):
     """A simulation in which each target is the count that the layer has for the present counts: (readout, moves)."""
     stages = lower(frozen.net)
@@ -210,9 +205,6 @@ def test_the_reference(dtype):
             rest.replace(stored=rest.stored.flatten(2), counts=None), second, v_init=0.5, timing="window"
         )
         assert torch.equal(rest.stored[0].long(), b)
-
-
-# --- other spiking networks -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("T", [1, 4, 7])

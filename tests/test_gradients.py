@@ -1,7 +1,5 @@
 """Gradients are those of the ANN at the real counts, by torch alone; what has none; what is refused; what a layer keeps
-for them, and the floating-point operations that counters give it, whatever T.
-
-Any layer with any arguments: test_functional.py, against the reference.
+for them, and what counters of operations give it. Any layer with any arguments: test_functional.py.
 """
 
 import pytest

@@ -1,11 +1,8 @@
-"""Geometry at every limit of the kernels: beside it and on it, everything else drawn at random, against the reference;
-and windows of more than 255 steps.
+"""Geometry beside and at every limit of the kernels, everything else drawn at random; windows of more than 255 steps.
 
-The unit of an output's weights depends on no order: neither their layout in memory nor the way of adding them.
-
-A product lists its spikes in 16-bit entries, each eight times an input's number: 8,191 inputs, or taps of a
-convolution, are one block and 8,192 are two. A launch on a GPU has at most 65,535 rows of blocks. Indices into tensors
-may exceed 31 bits; such tensors are looked at without memory.
+The unit of an output's weights depends on no order: neither their layout in memory nor the way of adding them. Lists of
+spikes have 16-bit entries, each eight times an input's number: 8,191 inputs, or taps, are one block and 8,192 are two.
+A launch on a GPU has at most 65,535 rows of blocks. Tensors of more than 31 bits of indices have no memory here.
 """
 
 import pytest

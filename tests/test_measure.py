@@ -281,6 +281,18 @@ def test_only_the_chosen_layers_and_only_while_entered():
     assert list(one) == ["conv2"]
     one.clear()
     assert len(one) == 0
+    net = create(tnn, "mlp", (4,), 3, 4)
+    with pytest.raises(ValueError, match=r"layers: 'conv\*' matches no layer with neurons, of fc1, fc2"):
+        Monitor(net, "conv*")
+    with pytest.raises(ValueError, match="samples: expected a positive int, got 0"):
+        Monitor(net, samples=0)
+    with pytest.raises(ValueError, match="evaluation mode"), Monitor(net, potentials=True):
+        net.train()(torch.rand(2, 4))
+    with Monitor(net) as monitor, pytest.raises(RuntimeError, match="already entered"), monitor:
+        pass
+    with pytest.raises(ValueError, match="4"), Monitor(net):
+        net(torch.rand(2, 5))
+    assert all(not m._forward_hooks for m in net.modules())
 
 
 def test_memory_is_bounded_and_rates_are_of_all():
@@ -322,18 +334,3 @@ def test_a_monitor_does_not_disturb_training():
             net(x).square().sum().backward()
         results.append([*net.state_dict().values(), *(p.grad for p in net.parameters())])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-
-
-def test_mistakes_with_a_monitor():
-    net = create(tnn, "mlp", (4,), 3, 4)
-    with pytest.raises(ValueError, match=r"layers: 'conv\*' matches no layer with neurons, of fc1, fc2"):
-        Monitor(net, "conv*")
-    with pytest.raises(ValueError, match="samples: expected a positive int, got 0"):
-        Monitor(net, samples=0)
-    with pytest.raises(ValueError, match="evaluation mode"), Monitor(net, potentials=True):
-        net.train()(torch.rand(2, 4))
-    with Monitor(net) as monitor, pytest.raises(RuntimeError, match="already entered"), monitor:
-        pass
-    with pytest.raises(ValueError, match="4"), Monitor(net):
-        net(torch.rand(2, 5))
-    assert all(not m._forward_hooks for m in net.modules())

@@ -1,6 +1,4 @@
-"""NIR graphs of any tool, and of strangers, in memory and in files: they run as NIR's formulas say or are refused by
-name, nothing in them is run, and nothing larger than they are is allocated.
-"""
+"""NIR graphs of any tool and of strangers: they run as NIR's formulas say, or are refused; nothing of them is run."""
 
 import itertools
 import random

@@ -1,6 +1,4 @@
-"""The same bits whatever the instruction set, the way of multiplying and the number of threads; ops called at once,
-after fork and spawn, at the interpreter's exit, under signals.
-"""
+"""The same bits for any instruction set, way and number of threads; ops called at once, after fork, under signals."""
 
 import gc
 import hashlib
