@@ -2,7 +2,6 @@
 
 #include <vector>
 
-#include "../cpu/scratch.h"
 #include "../neuron/scan.h"
 
 namespace tandem::cpu {
@@ -11,15 +10,9 @@ namespace tandem::cpu {
 // take more time than anything else, so the product of the window is taken first, then that of the steps. Neurons of
 // window timing need only the product of the window.
 void run_normalised(const Layer& given, const LayerNorm& norm, ParallelFor parallel) {
-  thread_local Scratch<char> memory;
   if (given.neuron.neurons == 0) return;
   Layer layer = given;
   const Geometry& geometry = layer.geometry;
-  if (!layer.counted() && layer.prepared == nullptr) {  // for both products
-    char* weights = memory.reserve(prepared_size(geometry, layer.weights));
-    prepare(geometry, layer.weights, weights, parallel);
-    layer.prepared = weights;
-  }
   window_product(layer, norm.product, parallel);
   std::vector<float> scale(geometry.outputs), shift(geometry.outputs);
   BatchNormStatistics<float> statistics{};
