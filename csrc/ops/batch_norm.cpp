@@ -1,10 +1,11 @@
 // linear_bn_if, conv_bn_if: layers with batch normalisation by the statistics of the batch. bn_grad: their backward
 // pass.
+#include "../kernels/norm/batch_norm.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <limits>
 
-#include "../kernels/norm/layer.h"
 #include "aten.h"
 #include "product.h"
 
@@ -90,69 +91,38 @@ void measure(const Tensor& u, double factor, const NormParameters& norm, const S
 using NormOutputs = std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor, Tensor, Tensor, Tensor, Tensor>;
 
 // A layer with batch normalisation: the statistics of the product u give the neurons' scale and shift, then the neurons
-// fire.
-struct NormLayer {
-  Synapses& synapses;
-  NeuronLayer& neurons;
-  Tensor u;
-  NormParameters norm;
-  Statistics statistics;
-
-  void measure_product() {
-    measure(u, 1.0, norm, statistics);
-    neurons.set_affine(statistics.scale, statistics.shift);
-  }
-
-  // Product, statistics and neurons in one call.
-  void fire_on_cpu() {
-    const LayerNorm of{norm.args<float>(), pointer<float>(u), pointer<float>(statistics.mean),
-                       pointer<float>(statistics.var)};
-    cpu::run_normalised(synapses.layer(neurons.args<float>()), of, torch_parallel);
-  }
-
-  // On a GPU the product of the counts is the cheapest way to the statistics: no currents in memory. With window timing
-  // a layer needs no other product.
-  void fire_on_gpu() {
-    synapses.prepare();  // digits for both products
-    u = synapses.window_product();
-    measure_product();
-    synapses.counted() ? run_scan(u, Source::kImpulse, neurons) : synapses.fire(neurons);
-  }
-
-  // Multiplies float64 weights by torch's own product, at every step. Neurons of window timing need only the product of
-  // the window. For long windows the currents of all steps would not fit into memory; where they begin decides bits.
-  void fire_by_currents() {
-    constexpr int64_t kSummedSteps = 255;
-    if (synapses.counted() || synapses.T() > kSummedSteps) {
-      u = synapses.window_product();
-      measure_product();
-      return synapses.counted() ? run_scan(u, Source::kImpulse, neurons) : synapses.scan(neurons);
-    }
-    const Tensor currents = synapses.currents();
-    const int64_t time = 0;
-    torch::stable::copy_(u, torch::stable::sum(currents, {{&time, 1}}));
-    measure_product();
-    run_scan(currents, Source::kTrain, neurons);
-  }
-
-  void fire() {
-    if (!synapses.is_fused()) return fire_by_currents();
-    on_gpu(u) ? fire_on_gpu() : fire_on_cpu();
-  }
-};
-
+// fire. u is computed alone, from counts: to write the currents of all steps to memory until all rows are known would
+// take more time. Where torch multiplies float64 weights they are written, unless they would not fit into memory; where
+// that begins decides bits.
 NormOutputs layer_bn_if(SynapseInputs given, const OptionalTensor& gain, const OptionalTensor& gamma,
                         const OptionalTensor& beta, double eps, const NeuronInputs& inputs) {
+  constexpr int64_t kSummedSteps = 255;
   Synapses synapses(std::move(given));
   const Shape shape = synapses.output_shape();
   NeuronLayer neurons(inputs, shape, synapses.T(), synapses.counts_type(), synapses.planes());
-  const Tensor u = empty_channels_last(shape, 1, compute_type(synapses.counts_type()), synapses.planes());
-  NormLayer layer{synapses, neurons, u, {gain, gamma, beta, eps, shape[1], u}, Statistics::of(shape[1], u)};
   TANDEM_CHECK(neurons.neurons() > 0 || shape[1] == 0,
                "planes: batch normalisation needs at least one sample, got outputs ", shape_text(shape));
-  if (neurons.neurons() > 0) layer.fire();
+  if (synapses.is_fused()) synapses.prepare();  // for both products
+  OptionalTensor currents;
+  if (!synapses.is_fused() && !synapses.counted() && synapses.T() <= kSummedSteps) currents = synapses.currents();
+  const int64_t time = 0;
+  const Tensor u = currents.has_value() ? to_channels_last(torch::stable::sum(*currents, {{&time, 1}}), 1)
+                                        : synapses.window_product();
+  const NormParameters norm(gain, gamma, beta, eps, shape[1], u);
+  const Statistics statistics = Statistics::of(shape[1], u);
+  if (neurons.neurons() > 0) {
+    measure(u, 1.0, norm, statistics);
+    neurons.set_affine(statistics.scale, statistics.shift);
+    if (currents.has_value()) {
+      run_scan(*currents, Source::kTrain, neurons);
+    } else if (synapses.counted()) {
+      run_scan(u, Source::kImpulse, neurons);
+    } else {
+      synapses.is_fused() ? synapses.fire(neurons) : synapses.scan(neurons);
+    }
+  }
   const auto [planes, counts, mask, v, bad] = neurons.outputs();
-  return {planes, counts, mask, v, layer.u, layer.statistics.mean, layer.statistics.var, bad};
+  return {planes, counts, mask, v, u, statistics.mean, statistics.var, bad};
 }
 
 #define TANDEM_NORM_LAYER_FIELDS(X) \

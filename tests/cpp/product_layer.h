@@ -7,6 +7,8 @@
 
 #include "check.h"
 #include "kernels/layer.h"
+#include "kernels/neuron/scan.h"
+#include "kernels/norm/batch_norm.h"
 #include "plain.h"
 
 namespace tandem::test {
@@ -180,6 +182,24 @@ struct PreparedWeights {
     cpu::prepare(geometry, weights, data, parallel);
   }
 };
+
+// A layer with batch norm, from the kernels: the product, its statistics, and the neurons with their scale and shift.
+struct LayerNorm {
+  BatchNorm<float> norm;
+  float *product, *mean, *var;  // [rows, outputs], [outputs], [outputs]
+};
+inline void run_normalised(Layer layer, const LayerNorm& norm, ParallelFor parallel) {
+  if (layer.neuron.neurons == 0) return;
+  std::vector<float> scale(layer.geometry.outputs), shift(layer.geometry.outputs);
+  cpu::window_product(layer, norm.product, parallel);
+  cpu::batch_norm_statistics({layer.geometry.rows(), layer.geometry.outputs, norm.product, 1.f, norm.norm, norm.mean,
+                              norm.var, scale.data(), shift.data()},
+                             parallel);
+  layer.neuron.scale = scale.data();
+  layer.neuron.shift = shift.data();
+  if (!layer.counted()) return cpu::run(layer, parallel);
+  cpu::if_scan(norm.product, DType::kFloat32, Source::kImpulse, layer.neuron, parallel);
+}
 
 // Whether kernels wrote these outputs for all neurons.
 inline bool agree(const Neuron<float>& args, const std::vector<PlainNeuron<float>>& want) {

@@ -6,7 +6,6 @@
 #include <string>
 
 #include "kernels/neuron/scan.h"
-#include "kernels/norm/layer.h"
 #include "kernels/planes/bits.h"
 #include "product_layer.h"
 
@@ -152,7 +151,7 @@ TEST(layers_with_batch_norm) {
     std::vector<float> u(layer.args.neurons), mean(shape.outputs), var(shape.outputs);
     const LayerNorm norm{
         {nullptr, 1, layer.scale.data(), layer.shift.data(), 1e-5f}, u.data(), mean.data(), var.data()};
-    cpu::run_normalised(layer.layer(), norm, serial_for);
+    run_normalised(layer.layer(), norm, serial_for);
     hash.add(out);
     std::mt19937 random(seed);
     const std::vector<float> grad = draw<float>(random, layer.args.neurons, 1.0);

@@ -1,7 +1,6 @@
 // Batch normalisation, forward and backward, of products of any shape.
 #include <cfloat>
 
-#include "kernels/norm/layer.h"
 #include "product_layer.h"
 
 using namespace tandem;
@@ -55,7 +54,7 @@ void check(ProductLayer& layer, const BatchNorm<float>& affine, const std::vecto
       layer.way = way;
       std::fill(product.begin(), product.end(), -77.f);
       const Outputs<float> out(layer.args);
-      cpu::run_normalised(layer.layer(), norm, parallel);
+      run_normalised(layer.layer(), norm, parallel);
       CHECK(product == want.product && mean == want.mean && var == want.var, "%s, %s", name, text(way).c_str());
       CHECK(agree(layer.args, neurons), "%s, %s", name, text(way).c_str());
     }
