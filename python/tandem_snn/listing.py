@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from tandem_ext import SpikeTrain
 from tandem_ext.functional.neuron import over_inputs
 
-from .frozen import FrozenNetwork, stages
+from .frozen import FrozenNetwork
 from .frozen.lowering import lower, snapshot
-from .frozen.stages import ABSENT, FORMS, INPUT, CannotLower
+from .frozen.stages import ABSENT, FORMS, INPUT, CannotLower, Stage
 
 
 @dataclass
-class Stage:
+class NamedStage:
     """One stage of the list, with its name, inputs and shapes.
 
     Attributes:
@@ -30,7 +30,7 @@ class Stage:
     """
 
     name: str
-    layer: stages.Stage
+    layer: Stage
     x: str
     residual: str | None
     fires: bool
@@ -66,7 +66,7 @@ class Stage:
 class Listing:
     """All stages in order. ``mode`` is as in ``tnn.Encoder``, and ``shape`` is [*features] of the input."""
 
-    stages: list[Stage]
+    stages: list[NamedStage]
     mode: str
     T: int
     shape: tuple[int, ...]
@@ -83,7 +83,7 @@ def listing_of(net: nn.Module, x: Any) -> Listing:
     x = x[:1]
     network = copy.deepcopy(lower(net))
     names = {INPUT: "input"}
-    listed: list[Stage] = []
+    listed: list[NamedStage] = []
 
     def watch(number: int, x: Any, y: Any) -> None:
         layer = network.stages[number]
@@ -94,7 +94,7 @@ def listing_of(net: nn.Module, x: Any) -> Listing:
         fires = isinstance(y, SpikeTrain) and layer.kind in ("layer", "average")
         residual = None if layer.residual == ABSENT else names[layer.residual]
         shapes = tuple(x.shape[1:]), tuple(y.shape[1 if layer.fires else 2 :])  # currents are [T, B, *features]
-        listed.append(Stage(names[number], layer, names[layer.input], residual, fires, *shapes))
+        listed.append(NamedStage(names[number], layer, names[layer.input], residual, fires, *shapes))
 
     numbers = isinstance(network(x, watch), Tensor)
     if not listed or listed[-1].layer.kind == "layer" or not numbers:

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from .container import write_atomically
 from .errors import extra
 from .frozen import FrozenNetwork, freeze
-from .frozen.stages import CannotLower
-from .frozen.stages import Stage as Layer
-from .listing import Listing, Stage, listing_of
+from .frozen.stages import CannotLower, Stage
+from .listing import Listing, NamedStage, listing_of
 from .nn.signals import check_batch
 
 OPSET, IR_VERSION = 21, 10  # the first versions with 4-bit integers
@@ -104,7 +103,7 @@ class Graph:
     def _is_first(self) -> str:
         return self.op("Equal", "step", self.number(0.0))
 
-    def _write(self, stage: Stage) -> None:
+    def _write(self, stage: NamedStage) -> None:
         kind, x = stage.layer.kind, self.values[stage.x]
         if stage.fires and stage.window_timing == self.streams:
             why = 'it has timing "step" and others "window", but the graph is one step or one window: use one timing'
@@ -121,7 +120,7 @@ class Graph:
         if kind in ("mean", "adaptive_mean") or (kind != "layer" and not stage.fires and stage.x in self.real):
             self.real.add(stage.name)
 
-    def _counts(self, stage: Stage, x: str) -> str:
+    def _counts(self, stage: NamedStage, x: str) -> str:
         """Return the sum of a stage's input over the steps so far; for real numbers, the present input."""
         if not self.streams or stage.x in self.real:
             return x
@@ -129,7 +128,7 @@ class Graph:
         self.output(f"{stage.name}.counts.next", so_far, stage.in_shape)
         return so_far
 
-    def _readout(self, stage: Stage, counts: str) -> str:
+    def _readout(self, stage: NamedStage, counts: str) -> str:
         """Return the answer at the counts so far, with the share of the bias that belongs to these steps."""
         layer = stage.layer
         y = self.product(stage.name, layer, self.times(counts, layer.gain))
@@ -141,7 +140,7 @@ class Graph:
             bias = self.op("Mul", bias, self.op("Div", steps, self.number(float(self.T))))
         return self.op("Add", y, bias)
 
-    def _currents(self, stage: Stage, x: str) -> str:
+    def _currents(self, stage: NamedStage, x: str) -> str:
         """Return the currents of the step or the window, with its part of the shift."""
         y, shift = self.product(stage.name, stage.layer, x), stage.layer.shift
         if not self.streams and stage.x in self.real and self.network.mode == "direct":
@@ -150,7 +149,7 @@ class Graph:
         shift = None if shift is None else shift.float() / (self.T if self.streams else 1)
         return self.per_channel("Add", y, stage, "current_shift", shift)
 
-    def _fire(self, stage: Stage, current: str) -> str:
+    def _fire(self, stage: NamedStage, current: str) -> str:
         name, layer = stage.name, stage.layer
         if stage.residual is not None:
             more = self.per_channel("Mul", self.values[stage.residual], stage, "residual_scale", layer.residual_scale)
@@ -207,7 +206,7 @@ class Graph:
     def times(self, x: str, factor: float) -> str:
         return x if factor == 1.0 else self.op("Mul", x, self.number(factor))
 
-    def per_channel(self, kind: str, x: str, stage: Stage, name: str, values: Tensor | None) -> str:
+    def per_channel(self, kind: str, x: str, stage: NamedStage, name: str, values: Tensor | None) -> str:
         """Add a value of each channel to x, or multiply x by it; None leaves x as it is."""
         if values is None:
             return x
@@ -227,7 +226,7 @@ class Graph:
         self.nodes.append(self.onnx.helper.make_node("Identity", [value], [name], f"{name} out"))
         self.outputs.append(self.info(name, shape, True))
 
-    def watch(self, stage: Stage, v: str) -> None:
+    def watch(self, stage: NamedStage, v: str) -> None:
         """Make the answer of a sample NaN if one of its potentials is infinite or NaN."""
         axes = self.constant(f"{len(stage.shape)} axes", torch.arange(len(stage.shape)) + 1)
         self._not_finite.append(self.op("ReduceSum", self.op("Sub", v, v), axes, keepdims=0))
@@ -238,7 +237,7 @@ class Graph:
             value = self.op("Add", value, self.op("Unsqueeze", self.op("Sum", *self._not_finite), axis))
         self.output("answer", value, shape)
 
-    def weight(self, name: str, layer: Layer) -> str:
+    def weight(self, name: str, layer: Stage) -> str:
         """Add the weight. Quantised weights are integers; their step is in the scale, except for a readout."""
         assert layer.weight is not None
         if layer.step is None:
@@ -247,14 +246,14 @@ class Graph:
         step = layer.step.float() if layer.kind == "readout" else torch.ones(len(layer.step))
         return self.op("DequantizeLinear", q, self.constant(f"{name}.scale", step), axis=0)
 
-    def product(self, name: str, layer: Layer, x: str) -> str:
+    def product(self, name: str, layer: Stage, x: str) -> str:
         """Add a product: Gemm, because onnxruntime rounds the input of MatMul to 8 bits if weights are dequantised."""
         weight = self.weight(name, layer)
         if layer.axes == 0:
             return self.op("Gemm", x, weight, transB=1)
         return self.op("Conv", x, weight, group=layer.groups, **window_of(layer))
 
-    def start(self, stage: Stage) -> str | None:
+    def start(self, stage: NamedStage) -> str | None:
         """Return the initial potential, or None if it is 0."""
         given = stage.layer.v_init
         if given is None or not bool(given.any()):
@@ -268,25 +267,25 @@ class Graph:
         spikes = self.op("Cast", self.op("GreaterOrEqual", v, theta), to=self.onnx.TensorProto.FLOAT)
         return spikes, self.op("Sub", kept, self.op("Mul", spikes, theta))
 
-    def max_pool(self, stage: Stage, x: str) -> str:
+    def max_pool(self, stage: NamedStage, x: str) -> str:
         return self.op("MaxPool", x, **window_of(stage.layer), ceil_mode=int(stage.layer.ceil))
 
-    def flatten(self, stage: Stage, x: str) -> str:
+    def flatten(self, stage: NamedStage, x: str) -> str:
         return self.op("Reshape", x, self.constant(f"{stage.name}.shape", torch.tensor([-1, *stage.shape])))
 
-    def spiking_average(self, stage: Stage, spikes: str) -> str:
+    def spiking_average(self, stage: NamedStage, spikes: str) -> str:
         """Count the spikes of each pooling window, which is exact."""
         layer, channels = stage.layer, stage.in_shape[0]
         ones = self.constant(f"{stage.name}.weight", torch.ones(channels, 1, *layer.kernel))
         return self.op("Conv", spikes, ones, group=channels, **window_of(layer))
 
-    def average(self, stage: Stage, x: str) -> str:
+    def average(self, stage: NamedStage, x: str) -> str:
         kernel, strides, padding = stage.windows()
         x = self.per_channel("Mul", self.times(x, stage.layer.gain), stage, "gain", stage.layer.scale)
         return self.op("AveragePool", x, count_include_pad=1, kernel_shape=kernel, strides=strides, pads=padding * 2)
 
 
-def window_of(layer: Layer) -> dict[str, Any]:
+def window_of(layer: Stage) -> dict[str, Any]:
     kernel, strides, padding, after = map(layer.over_axes, (layer.kernel, layer.stride, layer.padding, layer.after))
     window = {"kernel_shape": kernel, "strides": strides}
     window["pads"] = (*padding, *(p + more for p, more in zip(padding, after, strict=True)))

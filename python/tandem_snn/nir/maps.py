@@ -19,11 +19,10 @@ from ..convert.exported import exported
 from ..convert.graph import CannotConvert, Op
 from ..convert.layers import average_of, is_over_space, norm_of, sizes_of
 from ..convert.to_ann import Scale, to_ann
-from ..frozen import stages as frozen
 from ..frozen.lowering import geometry_of, trace
 from ..frozen.network import FrozenNetwork
-from ..frozen.stages import INPUT, CannotLower
-from ..listing import Stage, identifier
+from ..frozen.stages import INPUT, CannotLower, Stage
+from ..listing import NamedStage, identifier
 from ..nn.batch_norm import fold_norm, uses_batch
 from ..nn.general import Neurons
 from ..nn.hooks import evaluating
@@ -75,7 +74,7 @@ class _Walk:
         self.values: dict[Op, _Value] = {}
         self.constants: dict[Op, Any] = {}
         self.scales: dict[tuple[Op, float | Tensor], str] = {}
-        self.waiting: dict[Op, Stage] = {}  # synapses that will be folded with the batch norm after them
+        self.waiting: dict[Op, NamedStage] = {}  # synapses that will be folded with the batch norm after them
 
     def written(self) -> Any:
         for op in self.graph.ops:
@@ -139,13 +138,13 @@ class _Walk:
     def _sum(self, names: list[str]) -> None:
         self.values[self.op] = _Value(names, self.op.features)
 
-    def _map(self, kind: str, names: list[str], name: str | None = None, **fields: Any) -> Stage:
+    def _map(self, kind: str, names: list[str], name: str | None = None, **fields: Any) -> NamedStage:
         name, value = name or self.name, self.values[self._x]
         self.writer.result[f"{name} reads"] = names
-        layer = frozen.Stage(name, kind, INPUT, **fields)
-        return Stage(name, layer, f"{name} reads", None, False, value.shape, self.op.features)
+        layer = Stage(name, kind, INPUT, **fields)
+        return NamedStage(name, layer, f"{name} reads", None, False, value.shape, self.op.features)
 
-    def _write(self, stage: Stage) -> None:
+    def _write(self, stage: NamedStage) -> None:
         self.writer.write(stage)
         self._sum(self.writer.result[stage.name])
 
@@ -203,7 +202,7 @@ class _Walk:
         stage.layer.scale, stage.layer.shift = scale, stage.layer.shift * scale + shift
         self._write(stage)
 
-    def _each(self) -> Stage:
+    def _each(self) -> NamedStage:
         """Return synapses from each channel to itself."""
         channels, *space = self.values[self._x].shape
         if len(space) > 2:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import extra
 from ..frozen.stages import CannotLower
-from ..listing import Stage
+from ..listing import NamedStage
 
 
 class Writer:
@@ -37,7 +37,7 @@ class Writer:
             metadata["timing"] = "window"
         return self.nir.NIRGraph(self.nodes, self.edges, metadata=metadata)
 
-    def write(self, stage: Stage) -> None:
+    def write(self, stage: NamedStage) -> None:
         kind = stage.layer.kind
         if kind in ("layer", "readout"):
             node = self._synapses(stage)
@@ -70,7 +70,7 @@ class Writer:
         self.taken.add(name)
         return name
 
-    def _synapses(self, stage: Stage) -> Any:
+    def _synapses(self, stage: NamedStage) -> Any:
         layer, (weight, bias) = stage.layer, (values.cpu().numpy() for values in stage.folded(self.T))
         if layer.axes == 0:
             return self.nir.Affine(weight, bias)
@@ -84,7 +84,7 @@ class Writer:
         weight, padding = _square(stage.name, weight, padding, layer.dilation)
         return self.nir.Conv2d(stage.in_shape[1:], weight, layer.stride, padding, layer.dilation, 1, bias)
 
-    def _average(self, stage: Stage) -> Any:
+    def _average(self, stage: NamedStage) -> Any:
         """Return a mean, or a sum for neurons if 1/k² is no power of two: then readers would round each current."""
         layer, cls = stage.layer, self.nir.AvgPool2d
         if stage.fires and math.frexp(layer.threshold)[0] != 0.5:
@@ -96,7 +96,7 @@ class Writer:
         node.input_type, node.output_type = {"input": np.array(stage.in_shape)}, {"output": np.array(stage.shape)}
         return node
 
-    def neurons(self, stage: Stage, sources: list[str]) -> str:
+    def neurons(self, stage: NamedStage, sources: list[str]) -> str:
         """Add the neurons of a stage, which receive the currents of ``sources``; return the node of their spikes."""
         if stage.residual is not None:
             residual = self.result[stage.residual]
@@ -123,7 +123,7 @@ class Writer:
         self.add(reset, self.nir.Scale(full(stage.shape, -torch.as_tensor(stage.layer.threshold))), spikes)
         return spikes
 
-    def _if(self, stage: Stage) -> Any:
+    def _if(self, stage: NamedStage) -> Any:
         metadata: dict[str, Any] = {"reset": "subtract", "fires": "v >= v_threshold"}
         if self.window_timing:
             metadata["timing"] = stage.layer.timing
@@ -135,7 +135,7 @@ class Writer:
             metadata["leak"] = "before the reset: v = (1 - dt / tau) v - v_threshold"
         return cls(**self._dynamics(stage), v_threshold=threshold, v_reset=zeros, metadata=metadata)
 
-    def _dynamics(self, stage: Stage) -> dict[str, np.ndarray]:
+    def _dynamics(self, stage: NamedStage) -> dict[str, np.ndarray]:
         """Return the parameters with which a step of length dt is v = λv + I."""
         lost = 1.0 - stage.layer.leak
         if not lost:
