@@ -13,6 +13,7 @@ from torch import nn
 import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_ext import checks
+from tandem_snn import freeze
 from tandem_snn.nn import general
 
 f, nan = te.functional, math.nan
@@ -270,6 +271,8 @@ def layer_of(threshold):
     (lambda: tnn.Flatten()([1]), TypeError, "list"), (lambda: tnn.Dropout(1.5), ValueError, "dropout probability"),
     *((lambda ends=ends: tnn.Flatten(*ends)(te.ConstantInput(dyadic(2, 3, 4), 8)), ValueError, "got shape [2, 3, 4]")
       for ends in ((3, -1), (-3, -1), (1, 3), (2, 1))),
+    *((lambda ends=ends: freeze(nn.Sequential(tnn.Encoder(8), tnn.Flatten(*ends), tnn.Readout(4, 3)))(torch.rand(2, 4)),
+       ValueError, "takes features with these dimensions, got shape [2, 4]") for ends in ((2, -1), (-2, -1), (1, 2))),
     *((lambda pool=pool: pool(ONES), ValueError, "Pool2d takes [B, C, H, W], got shape [2, 4]")
       for pool in (tnn.AvgPool2d(2), tnn.MaxPool2d(2), tnn.AdaptiveAvgPool2d(1), tnn.AvgPool2d(2, spiking=False))),
     (lambda: tnn.init_gamma_("net"), TypeError, "net: expected a torch.nn.Module, got str"),

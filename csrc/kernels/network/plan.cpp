@@ -49,8 +49,9 @@ Shape result(const Program& program, int64_t number, const Shape& in) {
     case Kind::burst:
       return in;
     case Kind::flatten: {
-      const int64_t dims = in.dims + 1, first = (i.first % dims + dims) % dims, last = (i.last % dims + dims) % dims;
-      if (in.dims > 1 && (first != 1 || last != in.dims)) refuse("only a Flatten of all features");
+      const int64_t first = i.first < 0 ? i.first + in.dims + 1 : i.first;
+      const int64_t last = i.last < 0 ? i.last + in.dims + 1 : i.last;
+      if (first != 1 || last != in.dims) refuse("only a Flatten of all features");
       return {1, in.features(), 1, 1};
     }
     default:  // pooling
