@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from gpu.structures import structure
 from torch import Tensor
@@ -39,16 +40,12 @@ def find_toolkit() -> Toolkit | None:
 # In addition to the build's flags: PTX as text instead of machine code, with source lines. TANDEM_EMULATED_ARCH: which
 # GPU's, since kernels and the toolkit's headers have branches; an H100 takes those of 90, a T4 those of 75.
 ARCH = os.environ.get("TANDEM_EMULATED_ARCH", "80")
-PTX = [f"-gencode=arch=compute_{ARCH},code=compute_{ARCH}", "-no-compress", "-lineinfo"]
-PTX += ["-Xcompiler=-fvisibility=default"]
+CODE = f"-gencode=arch=compute_{ARCH},code=compute_{ARCH}"
+PTX = [CODE, "-no-compress", "-lineinfo", "-Xcompiler=-fvisibility=default"]
 MACHINE = ["-std=c++20", "-O2", "-ftree-vectorize", "-fwrapv", "-fPIC", "-Wall", "-Wextra", *NUMERICS]
 LINK = ["-shared", "-Wl,-z,defs", "-Wl,-Bsymbolic"]
-FOLDERS = {
-    "ptx": f"ptx{ARCH}",
-    "machine": "machine",
-    "ops": "emulated",
-    "cpu": "",
-}  # objects of cpu are the extension's
+AMPERE = pytest.mark.skipif(ARCH == "75", reason="Turing has four mma for one, and no asynchronous copies")
+FOLDERS = {"ptx": f"ptx{ARCH}", "machine": "machine", "ops": "emulated", "cpu": ""}  # of objects; cpu: the extension's
 
 
 def rule_of(source: str) -> str:
@@ -200,11 +197,11 @@ class Emulator:
                 start += bytes_
         return view
 
-    def call(self, name: str, *arguments: Any, on_cpu: bool = False, result: Any = ctypes.c_int) -> Any:
+    def call(self, name: str, *arguments: Any, on_cpu: bool = False) -> int:
         """Calls a function of entry.cpp and returns its result."""
         self.lib.find_kernel.restype = ctypes.c_void_p
-        address = self.lib.find_kernel(name.encode(), on_cpu)
-        return ctypes.CFUNCTYPE(result)(address)(*(bind("an argument", value, self.place) for value in arguments))
+        function = ctypes.CFUNCTYPE(ctypes.c_int)(self.lib.find_kernel(name.encode(), on_cpu))
+        return int(function(*(bind("an argument", value, self.place) for value in arguments)))
 
     def launch(
         self, name: str, /, offset: int = 0, shifted: Collection[str] | None = None, **arguments: Any

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import INOUT, Buffer, Emulator, build, output
+from harness import AMPERE, INOUT, Buffer, Emulator, build, output
 
 from build_tools.decide import Toolkit
 
@@ -40,7 +40,7 @@ def call(twins: Emulator, name: str, bad: bool, given: int, size: int, n: int, t
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=AMPERE if name == "async_copy" else []) for name in TWINS])
 def test_twins(twins: Emulator, name: str, seed: int) -> None:
     expected, size, *given = TWINS[name]
     n, threads, blocks = (*given, *(64, 64, 1)[len(given) :])

@@ -16,7 +16,7 @@ STRUCTS = {"batch_norm_statistics": "BatchNormStatistics", "batch_norm_grad": "B
 
 
 def workspace_size(emulator: Emulator, rows: int, channels: int) -> int:
-    return int(emulator.call("batch_norm_workspace", rows, channels))
+    return emulator.call("batch_norm_workspace", rows, channels)
 
 
 class Problem:

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from harness import Emulator, output
+from harness import AMPERE, Emulator, output
 from neuron_layers import Layer
 from products import LINEAR, MOST_DIGITS, WEIGHTS, Conv, check, fire, layer_of, prepare
 from torch import Tensor
@@ -104,6 +104,7 @@ def test_weights_that_are_not_finite(plain: Emulator, value: float) -> None:
     assert out["bad"].isnan().all()
 
 
+@AMPERE
 @pytest.mark.parametrize(
     ("K", "bits", "digits", "most"), [(128, 0, 3, 11.3), (1024, 0, 3, 4.2), (4096, 0, 3, 3.5), (1024, 4, 1, 6.1)]
 )

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from harness import Emulator
+from harness import AMPERE, Emulator
 from neuron_layers import IMPULSE, Layer, random_window
 from products import (
     CONVS,
@@ -68,6 +68,7 @@ def test_the_ring_wraps_around(checked: Emulator, shared: int) -> None:
     check(checked, 8, 9, 24, 700, torch.float16, seed=1, window=True)
 
 
+@AMPERE
 @pytest.mark.parametrize(("K", "most", "conv"), [
     (128, 15.6, LINEAR), (1024, 4.8, LINEAR), (4096, 3.6, LINEAR), (128, 5.1, IMAGE),
 ])  # fmt: skip
@@ -81,6 +82,7 @@ def test_instructions(plain: Emulator, K: int, most: float, conv: Conv) -> None:
     assert instructions <= most * mma, instructions / mma
 
 
+@AMPERE
 @pytest.mark.parametrize(
     ("T", "steps"), [(1, 2), (2, 2), (3, 4), (5, 6), (6, 6), (9, 10), (10, 10), (11, 12), (20, 20)]
 )
@@ -173,6 +175,7 @@ def test_windows_fire(checked: Emulator, dtype: torch.dtype) -> None:
         assert N < 16 or 0 < fired.count_nonzero() < fired.numel()
 
 
+@AMPERE
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize(("K", "most", "conv"), [
     (128, 61, LINEAR), (1024, 12.9, LINEAR), (4096, 7.7, LINEAR), (128, 13.5, Conv((8, 8), (3, 3), padding=(1, 1))),

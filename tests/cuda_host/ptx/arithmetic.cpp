@@ -170,7 +170,7 @@ Execute find_convert(bool truncates, const Instruction& i) {
 void unpack(const Instruction& i, Warp& w, uint32_t mask) {
   const int bits = 8 * i.type.bytes / i.parts;
   for (int part = 0; part < i.parts; ++part) {
-    const Operand& to = i.o[static_cast<size_t>(part)];
+    const Operand& to = i.o[part];
     if (to.row >= 0) each(mask, [&](int l) { w.row(to)[l] = w.row(i.o.back())[l] >> bits * part; });
   }
 }
@@ -179,7 +179,7 @@ void pack(const Instruction& i, Warp& w, uint32_t mask) {
   each(mask, [&](int l) {
     uint64_t value = 0;
     for (int part = 0; part < i.parts; ++part) {
-      value |= (w.row(i.o[static_cast<size_t>(part) + 1])[l] & ((uint64_t{1} << bits) - 1)) << bits * part;
+      value |= (w.row(i.o[part + 1])[l] & ((uint64_t{1} << bits) - 1)) << bits * part;
     }
     w.row(i.o[0])[l] = value;
   });

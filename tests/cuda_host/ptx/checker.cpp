@@ -63,8 +63,7 @@ std::map<std::pair<std::string, bool>, Traffic> traffic;
 
 Access access_of(const Warp& w, int lane) {
   const Block& b = *w.block;
-  return {b.number, static_cast<uint16_t>(w.index * kLanes + lane), static_cast<uint16_t>(b.epoch),
-          w.epoch[static_cast<size_t>(lane)]};
+  return {b.number, static_cast<uint16_t>(w.index * kLanes + lane), static_cast<uint16_t>(b.epoch), w.epoch[lane]};
 }
 
 // Records the access. Returns what is wrong with it, or null.

@@ -35,15 +35,15 @@ void multiply(const Instruction& i, Warp& w, uint32_t) {
       sums[part][l] = sum;
     }
   }
-  for (size_t part = 0; part < kSums; ++part) w.rows[static_cast<size_t>(i.o[part].row)] = sums[part];
+  for (size_t part = 0; part < kSums; ++part) w.rows[i.o[part].row] = sums[part];
   ++w.block->counters.mma;
 }
 
 // From the lane that `source` names, within segments of the warp.
 template <int (*source)(int lane, int by)>
 void shuffle(const Instruction& i, Warp& w, uint32_t mask) {
-  const auto first = static_cast<size_t>(i.parts);  // operand; a second result may precede it
-  const Row before = w.rows[static_cast<size_t>(i.o[first].row)];
+  const auto first = i.parts;  // operand; a second result may precede it
+  const Row before = w.rows[i.o[first].row];
   each(mask, [&](int l) {
     const auto by = static_cast<int>(w.row(i.o[first + 1])[l] & 31), c = static_cast<int>(w.row(i.o[first + 2])[l]);
     const int segment = c >> 8 & 31, high = (l & segment) | (c & 31 & ~segment);
@@ -52,7 +52,7 @@ void shuffle(const Instruction& i, Warp& w, uint32_t mask) {
     if (!(mask >> from & 1)) {
       machine.report(w.block->kernel, i, "a shuffle reads lane " + std::to_string(from) + ", which takes no part");
     }
-    w.row(i.o[0])[l] = before[static_cast<size_t>(from)];
+    w.row(i.o[0])[l] = before[from];
     if (i.parts == 2) w.row(i.o[1])[l] = inside;
   });
 }
@@ -65,7 +65,7 @@ void any(const Instruction& i, Warp& w, uint32_t mask) {
 }
 
 void warp_barrier(const Instruction&, Warp& w, uint32_t mask) {
-  each(mask, [&](int l) { ++w.epoch[static_cast<size_t>(l)]; });
+  each(mask, [&](int l) { ++w.epoch[l]; });
 }
 
 struct Collective {

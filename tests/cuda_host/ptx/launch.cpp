@@ -13,13 +13,13 @@ namespace {
 // Reports registers that are read before they were written. Moves may read them.
 void check_registers(const Instruction& i, Warp& w, uint32_t mask) {
   uint32_t defined = kAllLanes;
-  for (const int r : i.reads) defined &= w.defined[static_cast<size_t>(r)];
+  for (const int r : i.reads) defined &= w.defined[r];
   if (!i.moves && (mask & ~defined) != 0) {
     machine.report(w.block->kernel, i, "a register is read that was never written");
     defined = kAllLanes;
   }
   for (const int r : i.writes) {
-    uint32_t& now = w.defined[static_cast<size_t>(r)];
+    uint32_t& now = w.defined[r];
     now = i.moves ? (now & ~mask) | (mask & defined) : now | mask;
   }
 }
@@ -33,10 +33,10 @@ class Runner {
   void run() {
     while (w_.alive != 0) {
       Group& group = next();
-      const Instruction& i = code_[static_cast<size_t>(group.pc)];
+      const Instruction& i = code_[group.pc];
       uint32_t mask = group.mask;
       if (i.guard.row >= 0) {
-        if ((mask & ~w_.defined[static_cast<size_t>(i.guard.row)]) != 0) {
+        if ((mask & ~w_.defined[i.guard.row]) != 0) {
           machine.report(w_.block->kernel, i, "a predicate is read that was never written");
         }
         const uint32_t guard = w_.lanes_of(i.guard);
@@ -86,7 +86,7 @@ class Runner {
   Group& next() {
     auto& groups = w_.groups;
     if (groups.size() == 1) {
-      if (groups[0].waits) throw fault(code_[static_cast<size_t>(groups[0].pc)], "lanes wait that nobody meets");
+      if (groups[0].waits) throw fault(code_[groups[0].pc], "lanes wait that nobody meets");
       return groups[0];
     }
     for (size_t a = 0; a < groups.size(); ++a) {
@@ -104,7 +104,7 @@ class Runner {
     for (Group& group : groups) {
       if (!group.waits) ready.push_back(&group);
     }
-    if (ready.empty()) throw fault(code_[static_cast<size_t>(groups[0].pc)], "lanes wait at different places");
+    if (ready.empty()) throw fault(code_[groups[0].pc], "lanes wait at different places");
     if (machine.seed != 0 && random_() % 4 == 0) return *ready[random_() % ready.size()];
     return **std::min_element(ready.begin(), ready.end(), [](Group* a, Group* b) { return a->pc < b->pc; });
   }
@@ -156,20 +156,20 @@ void prepare(Block& block) {
     w.index = static_cast<int>(index);
     w.alive = w.existing = lanes == kLanes ? kAllLanes : (1u << lanes) - 1;
     w.groups.assign(1, Group{0, w.alive, false});
-    w.rows.resize(static_cast<size_t>(kernel.rows));
+    w.rows.resize(kernel.rows);
     w.defined.assign(w.rows.size(), 0);
     w.epoch.fill(0);
-    for (auto& copies : w.copies) copies.clear();
+    for (auto& copies : w.copies) copies.assign(1, {});
     for (const auto& [value, row] : kernel.immediates) {
-      w.defined[static_cast<size_t>(row)] = kAllLanes;
-      w.rows[static_cast<size_t>(row)].fill(static_cast<uint64_t>(value));
+      w.defined[row] = kAllLanes;
+      w.rows[row].fill(static_cast<uint64_t>(value));
     }
     for (const auto& [which, row] : kernel.specials) {
-      w.defined[static_cast<size_t>(row)] = kAllLanes;
+      w.defined[row] = kAllLanes;
       for (uint32_t lane = 0; lane < kLanes; ++lane) {
         const Dim &at = block.position, &grid = block.grid;
         const uint32_t values[] = {first + lane, block.size.x, at.x, at.y, at.z, grid.z};
-        w.rows[static_cast<size_t>(row)][lane] = values[which];
+        w.rows[row][lane] = values[which];
       }
     }
   }

@@ -141,10 +141,13 @@ struct Warp {
   std::array<uint32_t, kLanes> epoch{};                       // number of bar.warp.syncs passed
   std::array<std::vector<std::vector<Copy>>, kLanes> copies;  // by lane, oldest group first; the last is uncommitted
 
-  uint64_t* row(const Operand& o) { return rows[static_cast<size_t>(o.row)].data(); }
-  const uint64_t* row(const Operand& o) const { return rows[static_cast<size_t>(o.row)].data(); }
-  uint64_t address(const Operand& o, int lane) const {
-    return (o.row < 0 ? 0 : row(o)[lane]) + static_cast<uint64_t>(o.offset);
+  uint64_t* row(const Operand& o) { return rows[o.row].data(); }
+  const uint64_t* row(const Operand& o) const { return rows[o.row].data(); }
+  Row addresses(const Operand& o) const {
+    Row out{};
+    if (o.row >= 0) out = rows[o.row];
+    for (uint64_t& address : out) address += static_cast<uint64_t>(o.offset);
+    return out;
   }
   // The lanes in which a predicate is true.
   uint32_t lanes_of(const Operand& o) const {

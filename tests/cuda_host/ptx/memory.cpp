@@ -14,12 +14,9 @@ std::byte* host(const Warp& w, Space space, uint64_t address) {
   return reinterpret_cast<std::byte*>(address);
 }
 
-using Addresses = std::array<uint64_t, kLanes>;
-
-// The addresses of all lanes, checked.
-Addresses addresses(const Instruction& i, const Warp& w, uint32_t mask, const Operand& operand, int bytes, bool write) {
-  Addresses a;
-  each(mask, [&](int l) { a[static_cast<size_t>(l)] = w.address(operand, l); });
+// The addresses of all lanes, checked for those of `mask`.
+Row addresses(const Instruction& i, const Warp& w, uint32_t mask, const Operand& operand, int bytes, bool write) {
+  const Row a = w.addresses(operand);
   const checker::Request request{i, w, mask, a.data(), bytes, write};
   if (i.space == Space::kShared) checker::shared(request);
   if (i.space == Space::kGlobal) checker::global(request);
@@ -28,13 +25,13 @@ Addresses addresses(const Instruction& i, const Warp& w, uint32_t mask, const Op
 
 void load(const Instruction& i, Warp& w, uint32_t mask) {
   const int bytes = i.type.bytes, spare = 64 - 8 * bytes;
-  const Addresses a = addresses(i, w, mask, i.o.back(), bytes * i.parts, false);
+  const Row a = addresses(i, w, mask, i.o.back(), bytes * i.parts, false);
   for (int part = 0; part < i.parts; ++part) {
-    const Operand& to = i.o[static_cast<size_t>(part)];
+    const Operand& to = i.o[part];
     if (to.row < 0) continue;
     each(mask, [&](int l) {
       uint64_t& value = w.row(to)[l] = 0;
-      std::memcpy(&value, host(w, i.space, a[static_cast<size_t>(l)]) + part * bytes, static_cast<size_t>(bytes));
+      std::memcpy(&value, host(w, i.space, a[l]) + part * bytes, bytes);
       if (i.type.kind == 's') value = static_cast<uint64_t>(static_cast<int64_t>(value << spare) >> spare);
     });
   }
@@ -42,49 +39,37 @@ void load(const Instruction& i, Warp& w, uint32_t mask) {
 
 void store(const Instruction& i, Warp& w, uint32_t mask) {
   const int bytes = i.type.bytes;
-  const Addresses a = addresses(i, w, mask, i.o[0], bytes * i.parts, true);
+  const Row a = addresses(i, w, mask, i.o[0], bytes * i.parts, true);
   for (int part = 0; part < i.parts; ++part) {
-    const uint64_t* from = w.row(i.o[static_cast<size_t>(part) + 1]);
-    each(mask, [&](int l) {
-      std::memcpy(host(w, i.space, a[static_cast<size_t>(l)]) + part * bytes, &from[l], static_cast<size_t>(bytes));
-    });
+    const uint64_t* from = w.row(i.o[part + 1]);
+    each(mask, [&](int l) { std::memcpy(host(w, i.space, a[l]) + part * bytes, &from[l], bytes); });
   }
 }
 
 // cp.async.shared.global [to], [from], size, bytes. A copy lands as late as possible: when it is waited for.
 void copy(const Instruction& i, Warp& w, uint32_t mask) {
-  uint64_t to[kLanes], from[kLanes];
   const auto size = static_cast<uint32_t>(i.o[2].offset);
-  uint32_t sizes[kLanes], reading = 0;
+  const Row to = w.addresses(i.o[0]), from = w.addresses(i.o[1]);
+  uint32_t reading = 0;
   each(mask, [&](int l) {
-    to[l] = w.address(i.o[0], l);
-    from[l] = w.address(i.o[1], l);
-    sizes[l] = static_cast<uint32_t>(w.row(i.o[3])[l]);
-    if (sizes[l] > size) throw Fault("cp.async of more bytes than its size, " + w.block->kernel.place(i));
-    if (sizes[l] > 0) reading |= 1u << l;
+    const auto bytes = static_cast<uint32_t>(w.row(i.o[3])[l]);
+    if (bytes > size) throw Fault("cp.async of more bytes than its size, " + w.block->kernel.place(i));
+    if (bytes > 0) reading |= 1u << l;
+    w.copies[l].back().push_back({static_cast<uint32_t>(to[l]), from[l], bytes, size});
   });
-  if (reading != 0) checker::global({i, w, reading, from, static_cast<int>(size), false});
-  checker::shared({i, w, mask, to, static_cast<int>(size), true}, true);
-  each(mask, [&](int l) {
-    auto& groups = w.copies[static_cast<size_t>(l)];
-    if (groups.empty()) groups.emplace_back();
-    groups.back().push_back({static_cast<uint32_t>(to[l]), from[l], sizes[l], size});
-  });
+  if (reading != 0) checker::global({i, w, reading, from.data(), static_cast<int>(size), false});
+  checker::shared({i, w, mask, to.data(), static_cast<int>(size), true}, true);
 }
 
 void commit(const Instruction&, Warp& w, uint32_t mask) {
-  each(mask, [&](int l) {
-    auto& groups = w.copies[static_cast<size_t>(l)];
-    if (groups.empty()) groups.emplace_back();
-    groups.emplace_back();
-  });
+  each(mask, [&](int l) { w.copies[l].emplace_back(); });
 }
 
 // Lands all committed groups but the last o[0].
 void wait(const Instruction& i, Warp& w, uint32_t mask) {
-  const size_t in_flight = static_cast<size_t>(i.o[0].offset) + 1;
+  const size_t in_flight = i.o[0].offset + 1;
   each(mask, [&](int l) {
-    auto& groups = w.copies[static_cast<size_t>(l)];
+    auto& groups = w.copies[l];
     if (groups.size() <= in_flight) return;
     const auto end = groups.end() - static_cast<std::ptrdiff_t>(in_flight);
     for (auto group = groups.begin(); group != end; ++group) {
@@ -102,11 +87,11 @@ void wait(const Instruction& i, Warp& w, uint32_t mask) {
 // ldmatrix: lane l points to row l % 8 of matrix l / 8, and receives word l % 4 of row l / 4 of each matrix.
 void load_matrices(const Instruction& i, Warp& w, uint32_t mask) {
   const uint32_t pointing = i.parts == 4 ? kAllLanes : (1u << 8 * i.parts) - 1;
-  const Addresses a = addresses(i, w, mask & pointing, i.o.back(), 16, false);
+  const Row a = addresses(i, w, mask & pointing, i.o.back(), 16, false);
   for (int matrix = 0; matrix < i.parts; ++matrix) {
-    uint64_t* d = w.row(i.o[static_cast<size_t>(matrix)]);
+    uint64_t* d = w.row(i.o[matrix]);
     for (int l = 0; l < kLanes; ++l) {
-      std::memcpy(&d[l], host(w, Space::kShared, a[static_cast<size_t>(8 * matrix + l / 4)]) + 4 * (l % 4), 4);
+      std::memcpy(&d[l], host(w, Space::kShared, a[8 * matrix + l / 4]) + 4 * (l % 4), 4);
     }
   }
 }

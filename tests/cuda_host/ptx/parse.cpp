@@ -78,7 +78,7 @@ class Parser {
     for (const auto& [at, label] : jumps_) {
       const auto found = labels_.find(label);
       if (found == labels_.end()) throw Fault("PTX: no label " + std::string(label));
-      kernel_->code[static_cast<size_t>(at)].target = found->second;
+      kernel_->code[at].target = found->second;
     }
     return std::move(kernel_);
   }
