@@ -3,7 +3,7 @@
 import ctypes
 import fcntl
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,25 +48,20 @@ AMPERE = pytest.mark.skipif(ARCH == "75", reason="Turing has four mma for one, a
 FOLDERS = {"ptx": f"ptx{ARCH}", "machine": "machine", "ops": "emulated", "cpu": ""}  # of objects; cpu: the extension's
 
 
-def rule_of(source: str) -> str:
-    if source.endswith(".cu"):
-        return "ptx"
-    return "machine" if source.startswith("tests") else "ops" if source.startswith("csrc/ops") else "cpu"
-
-
-def build(name: str, sources: Iterable[str], toolkit: Toolkit) -> Path:
-    """Builds a library of these sources and the machine; one with ops replaces the extension's library. Compiles only
-    what has changed since the last build."""
+def build(name: str, sources: dict[str, list[str]], toolkit: Toolkit) -> Path:
+    """Builds a library of these sources, by rule, and the machine; one with ops replaces the extension's library.
+    Compiles only what has changed since the last build."""
     folder = build_folder()
     name += ARCH
     library = folder / f"{name}.so"
-    sources = [*sources, *(str(path.relative_to(ROOT)) for path in sorted((HERE / "ptx").glob("*.cpp")))]
-    parts = [(rule := rule_of(path), path, folder / FOLDERS[rule] / f"{path}.o") for path in sources]
+    machine = [str(path.relative_to(ROOT)) for path in sorted((HERE / "ptx").glob("*.cpp"))]
+    every = [*sources.items(), ("machine", machine)]
+    parts = [(rule, path, folder / FOLDERS[rule] / f"{path}.o") for rule, paths in every for path in paths]
     rules, extension = commands(Plan(toolkit, ("emulated",)), "emulated")
     rules["ops"] += ["-DTANDEM_EMULATION", "-O1"]  # they make few calls
     rules["ptx"] = [str(toolkit.nvcc), *nvcc_flags(Plan(toolkit)), *PTX]
     rules["machine"] = ["g++", *MACHINE, "-Icsrc", f"-isystem{toolkit.include}"]
-    text = ninja_text(folder, rules, extension if any(part[0] == "ops" for part in parts) else LINK, parts, library)
+    text = ninja_text(folder, rules, extension if "ops" in sources else LINK, parts, library)
     (ROOT / folder).mkdir(parents=True, exist_ok=True)
     with (ROOT / folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # workers of pytest-xdist share objects and may build the same one
@@ -79,7 +74,8 @@ def build(name: str, sources: Iterable[str], toolkit: Toolkit) -> Path:
 def build_kernels(toolkit: Toolkit) -> Path:
     """All kernels, which tests call through entry.cpp."""
     files = read_sources()
-    return build("kernels", [*files["cuda"], *files["cpu"], "tests/cuda_host/entry.cpp"], toolkit)
+    sources = {"ptx": files["cuda"], "cpu": files["cpu"], "machine": ["tests/cuda_host/entry.cpp"]}
+    return build("kernels", sources, toolkit)
 
 
 def build_ops(toolkit: Toolkit) -> Path:
@@ -89,7 +85,7 @@ def build_ops(toolkit: Toolkit) -> Path:
     tests the CUDA kernels and the code between them and torch.
     """
     files = read_sources()
-    return build("emulated_ops", [*files["cuda"], *files["cpu"], *files["ops"]], toolkit)
+    return build("emulated_ops", {"ptx": files["cuda"], "cpu": files["cpu"], "ops": files["ops"]}, toolkit)
 
 
 @dataclass

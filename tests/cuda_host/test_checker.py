@@ -29,7 +29,7 @@ TWINS: dict[str, tuple[Any, ...]] = {
 
 @pytest.fixture(scope="module")
 def twins(toolkit: Toolkit) -> Emulator:
-    return Emulator(build("twins", ["tests/cuda_host/twins.cu"], toolkit), checked=True)
+    return Emulator(build("twins", {"ptx": ["tests/cuda_host/twins.cu"]}, toolkit), checked=True)
 
 
 def call(twins: Emulator, name: str, bad: bool, given: int, size: int, n: int, threads: int, blocks: int = 1) -> int:
