@@ -90,10 +90,10 @@ def test_four_neurons_to_a_thread(checked: Emulator) -> None:
     """Aligned arrays are moved four neurons per thread, by instructions of that width."""
     N, warps = 2048, 2048 // 128
 
-    def check(name: str, buffer: str, write: bool = False, **arguments: Any) -> None:
+    def check(name: str, buffer: str, write: bool = False, kernel: str = "", **arguments: Any) -> None:
         checked.begin()
         checked.launch(name, **arguments)
-        assert checked.traffic(buffer, write).requests == checked.counted(f"{name}_")[2] == warps, name
+        assert checked.traffic(buffer, write).requests == checked.counted(f"{kernel or name}_")[2] == warps, name
 
     planes, bytes_ = torch.zeros(1, N, dtype=torch.uint8), output(N, dtype=torch.uint8)
     for dtype in DENSE:
@@ -105,7 +105,7 @@ def test_four_neurons_to_a_thread(checked: Emulator) -> None:
         check("counts", "planes", planes=planes, P=1, neurons=N, counts=output(N, dtype=dtype), dtype=code)
         given = {"grad": torch.zeros(N, dtype=dtype), "dtype": code, "mask": torch.zeros(N), "threshold": 1.0}
         check("gate_grad", "mask", **given, neurons=N, out=output(N, dtype=dtype))
-    check("count_bytes", "counts", True, planes=planes, P=1, neurons=N, counts=bytes_)
+    check("count_bytes", "counts", True, "counts", planes=planes, P=1, neurons=N, counts=bytes_)
     checked.begin()
     checked.launch("burst_planes", counts=planes, T=8, neurons=N, planes=bytes_)
     assert checked.counted("burst")[2] == 4 * warps

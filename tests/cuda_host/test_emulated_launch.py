@@ -61,6 +61,8 @@ def test_tiles(plain: Emulator, T: int, rows: int, outputs: int, card: tuple[int
         ({"outputs": 16 * 65535}, NARROW, WIDE),
         ({"width": 2, "stride": (1, 4), "padding": (0, 2**30 - 1)}, NONE, NONE),  # positions exceed 2^31
         ({"width": 1, "stride": (1, 4), "padding": (0, 2**30 - 1)}, WIDE, WIDE),
+        ({"width": 2**15, "height": 2**15, "padding": (2**15, 2**15)}, NONE, NONE),
+        ({"width": 2**30, "kernel": (1, 2), "dilation": (1, 2**29)}, NONE, NONE),
     ],
 )
 def test_choice(plain: Emulator, change: dict[str, Any], steps: int, window: int) -> None:

@@ -95,7 +95,10 @@ def test_resident_blocks(compiled: Compiled, request: pytest.FixtureRequest) -> 
     for shape, registers in found.items():
         counted, steps, columns, tiles, out, pixels, depth = shape
         threads, rounds = 32 * out * pixels * depth * (1 if counted else steps // columns), steps == 16
-        rows = 16 * tiles * out + 8 * pixels * (2 if counted or rounds else 1)
+        outputs = 16 * tiles * out
+        stage = 144 * (outputs + 8 * pixels * (2 if rounds else 1))
+        if counted:  # lines of two rows of half the depth; all digits
+            stage = 72 * (4 * outputs + 16 * pixels)
         items = tiles // 2 * pixels
         sums = 0 if counted else 512 * items * min(steps, 8) * depth
         state = 5 * 512 * items * 2 if rounds else 0
@@ -103,7 +106,7 @@ def test_resident_blocks(compiled: Compiled, request: pytest.FixtureRequest) -> 
         assert REGISTER_FILE // (threads // 32 * (-(-32 * registers // 256) * 256)) >= wanted, shape
         for shared in SHARED[arch]:
             room = shared * 1024 // wanted - (0 if arch == "75" else 1024)  # which the driver reserves for a block
-            sizes = {n: max(n * rows * 144, sums) + state for n in (8 if depth > 1 else 4, 4, 3, 2)}
+            sizes = {n: max(n * stage, sums) + state for n in (8 if depth > 1 else 4, 4, 3, 2)}
             stages = next((n for n in sorted(sizes, reverse=True) if sizes[n] <= room), 0)
             assert stages >= 2, shape
 

@@ -28,11 +28,11 @@ class Layer(NamedTuple):
     neurons: int
     inputs: int  # of a neuron
     weights: int
-    others: float  # instructions of a scheduler for each mma with window timing, of two digits; an eighth less of three
+    others: tuple[float, float]  # instructions of a scheduler for each mma with window timing, of two digits and three
 
 
-LINEAR = Layer("Linear 4096², B = 64", 64 * 4096, 4096, 4096**2, 9.1)
-CONV = Layer("conv 256→512, 3×3, stride 2, 16×16, B = 64", 64 * 512 * 64, 2304, 512 * 2304, 13.0)
+LINEAR = Layer("Linear 4096², B = 64", 64 * 4096, 4096, 4096**2, (7.2, 5.6))
+CONV = Layer("conv 256→512, 3×3, stride 2, 16×16, B = 64", 64 * 512 * 64, 2304, 512 * 2304, (9.9, 7.4))
 SCAN = "scan of float32 currents [8, 16.8 million], training"
 SCANNED, SCAN_BYTES = 2**24, 37.125  # neurons, and what each of them moves: currents, planes, counts, the gate
 ANN, STEP, WINDOW, OURS = "the ANN's layer", "step timing", "window timing", "tandem"
@@ -53,7 +53,7 @@ def layer_us(card: Card, layer: Layer, way: str, digits: int = 2) -> float:
     if way == MAKING:  # of weights of two or four bytes
         return (2 * digits - 2 + digits) * layer.weights / card.memory / 1e6
     mma = layer.neurons * layer.inputs * digits * (T if way == STEP else 1) / (16 * 8 * 32)
-    others = 0.0 if way == STEP else layer.others * (1 if digits == 2 else 7 / 8)
+    others = 0.0 if way == STEP else layer.others[digits - 2]
     compute = mma * max(card.mma, others) / (card.schedulers * card.clock * 1e3)
     return max(compute, digits * layer.weights / card.memory / 1e6)
 

@@ -16,11 +16,26 @@ constexpr int64_t kMostSlices = 256;
 constexpr int kGroups = 8;    // groups of slices that are summed in parallel
 constexpr int kFoldRows = 8;  // rows that are summed before they are added in double
 
+int64_t slices_of(int64_t rows, int64_t channels) {
+  const int64_t tiles = (channels + 127) / 128;
+  const int64_t wanted = std::min<int64_t>(kMostSlices, (1024 + tiles - 1) / tiles);
+  return std::max<int64_t>(1, std::min(wanted, rows / 32));
+}
+
 // The threads of a block: `lanes` of them (a power of two, at most 32) side by side along the channels, the others
 // along the rows. A block covers `slice` rows.
 struct Tile {
-  int lanes;
+  int lanes = 1;
   int64_t slice;
+
+  Tile(int64_t rows, int64_t channels, int vec) {
+    const int64_t slices = slices_of(rows, channels);
+    slice = (rows + slices - 1) / slices;
+    while (lanes < 32 && lanes * vec < channels) lanes *= 2;
+  }
+  dim3 grid(int64_t rows, int64_t channels, int vec) const {
+    return dim3(blocks_for(channels, int64_t{lanes} * vec), static_cast<unsigned>(slices_of(rows, channels)));
+  }
 
   __device__ __forceinline__ int lane() const { return static_cast<int>(threadIdx.x) % lanes; }
   __device__ __forceinline__ int row() const { return static_cast<int>(threadIdx.x) / lanes; }
@@ -68,21 +83,18 @@ struct Sum {
   }
 };
 
-// The terms of the statistics: u and its square.
+// What is summed for the statistics: u, and its square.
 template <class C>
 struct Moments {
   using Element = C;
   const C* product;
   C factor;
 
-  template <int kVec>
-  __device__ __forceinline__ void add(int64_t n, Sum<C> (&sum)[kVec], Sum<C> (&squares)[kVec]) const {
+  // Calls each(i, x, y) for the thread's elements: x and x y are added.
+  template <int kVec, class Each>
+  __device__ __forceinline__ void visit(int64_t n, const Each& each) const {
     const auto given = load<Vec<C, kVec>>(product + n);
-    unroll<kVec>([&](int i) {
-      const C u = factor * given.at[i];
-      sum[i].add(u);
-      squares[i].add_product(u, u);
-    });
+    unroll<kVec>([&](int i) { each(i, factor * given.at[i], factor * given.at[i]); });
   }
 };
 
@@ -94,7 +106,7 @@ __device__ __forceinline__ Vec<C, kVec> gate(const Grad* grad, const uint8_t* ma
   return generate<kVec>([&](int i) -> C { return open >> i & 1u ? widen(given.at[i]) : C(0); });
 }
 
-// The terms of the gradients: threshold gz, and threshold gz u. The sum of gz xhat follows from both sums.
+// And for the gradients: threshold gz, and threshold gz u. The sum of gz xhat follows from both sums.
 template <class C, class Grad>
 struct Gradients {
   using Element = C;
@@ -102,14 +114,11 @@ struct Gradients {
   const uint8_t* mask;
   const C* product;
 
-  template <int kVec>
-  __device__ __forceinline__ void add(int64_t n, Sum<C> (&sum)[kVec], Sum<C> (&sum_u)[kVec]) const {
+  template <int kVec, class Each>
+  __device__ __forceinline__ void visit(int64_t n, const Each& each) const {
     const auto g = gate<C, Grad, kVec>(grad, mask, n);
     const auto u = load<Vec<C, kVec>>(product + n);
-    unroll<kVec>([&](int i) {
-      sum[i].add(g.at[i]);
-      sum_u[i].add_product(g.at[i], u.at[i]);
-    });
+    unroll<kVec>([&](int i) { each(i, g.at[i], u.at[i]); });
   }
 };
 
@@ -123,7 +132,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   unroll<2 * kVec>([&](int i) { shared[i * kThreads] = 0; });
   if (channel < channels) {
     Sum<typename Terms::Element> few[2][kVec];
-    const auto add = [&](int64_t n) { terms.add(n, few[0], few[1]); };
+    const auto add = [&](int64_t n) {
+      terms.template visit<kVec>(n, [&](int i, auto x, auto y) {
+        few[0][i].add(x);
+        few[1][i].add_product(x, y);
+      });
+    };
     const auto fold = [&] { unroll<2 * kVec>([&](int i) { shared[i * kThreads] += few[i / kVec][i % kVec].take(); }); };
     visit_rows(tile, rows, channels, channel, add, fold);
   }
@@ -220,30 +234,12 @@ __global__ void __launch_bounds__(kThreads) grad_kernel(const __grid_constant__ 
   visit_rows(tile, a.rows, a.channels, channel, write, [] {});
 }
 
-int64_t slices_of(int64_t rows, int64_t channels) {
-  const int64_t tiles = (channels + 127) / 128;
-  const int64_t wanted = std::min<int64_t>(kMostSlices, (1024 + tiles - 1) / tiles);
-  return std::max<int64_t>(1, std::min(wanted, rows / 32));
-}
-
-Tile tile_of(int64_t rows, int64_t channels, int vec) {
-  const int64_t slices = slices_of(rows, channels);
-  Tile tile{1, (rows + slices - 1) / slices};
-  while (tile.lanes < 32 && tile.lanes * vec < channels) tile.lanes *= 2;
-  return tile;
-}
-
-dim3 grid_of(const Tile& tile, int vec, int64_t rows, int64_t channels) {
-  return dim3(blocks_for(channels, int64_t{tile.lanes} * vec), static_cast<unsigned>(slices_of(rows, channels)));
-}
-
 template <int kVec, class Terms, class Finish>
 int launch_sums(const Terms& terms, const Finish& finish, double* workspace, cudaStream_t stream) {
   const int64_t rows = finish.a.rows, channels = finish.a.channels;
-  const Tile tile = tile_of(rows, channels, kVec);
-  sum_kernel<Terms, kVec>
-      <<<grid_of(tile, kVec, rows, channels), kThreads, 2 * kVec * kThreads * sizeof(double), stream>>>(
-          terms, tile, rows, channels, workspace);
+  const Tile tile(rows, channels, kVec);
+  sum_kernel<Terms, kVec><<<tile.grid(rows, channels, kVec), kThreads, 2 * kVec * kThreads * sizeof(double), stream>>>(
+      terms, tile, rows, channels, workspace);
   const cudaError_t status = cudaGetLastError();
   if (status != cudaSuccess) return status;
   finish_kernel<Finish><<<blocks_for(channels, 32), 32 * kGroups, 2 * 32 * kGroups * sizeof(double), stream>>>(
@@ -278,8 +274,8 @@ int launch_grad(const BatchNormGrad<C>& a, double* workspace, void* stream) {
     const Gradients<C, Grad> terms{static_cast<const Grad*>(a.grad), a.mask, a.product};
     const int status = launch_sums<vec.value>(terms, FinishGradients<C>{a}, workspace, on);
     if (status != cudaSuccess) return status;
-    const Tile tile = tile_of(a.rows, a.channels, vec.value);
-    grad_kernel<C, Grad, vec.value><<<grid_of(tile, vec.value, a.rows, a.channels), kThreads, 0, on>>>(a, tile);
+    const Tile tile(a.rows, a.channels, vec.value);
+    grad_kernel<C, Grad, vec.value><<<tile.grid(a.rows, a.channels, vec.value), kThreads, 0, on>>>(a, tile);
     return cudaGetLastError();
   });
 }

@@ -156,8 +156,8 @@ int launch(const Geometry& geometry, const Weights& weights, void* memory, void*
   rows.digits = static_cast<int8_t*>(memory);
   rows.row = at.row;
   rows.most = at.most;
-  rows.units = at.units(memory);
-  rows.counts = at.counts(memory);
+  rows.units = reinterpret_cast<float*>(rows.digits + at.units_at());
+  rows.counts = reinterpret_cast<int32_t*>(rows.units + at.outputs);
   digits_kernel<<<static_cast<unsigned>(geometry.outputs), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(rows);
   return cudaGetLastError();
 }

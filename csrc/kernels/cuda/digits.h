@@ -22,25 +22,8 @@ struct DigitMemory {
       : outputs(geometry.outputs), row((geometry.inputs() + 15) / 16 * 16), most(most_digits(dtype)) {}
 
   int64_t output_bytes() const { return most * row; }
-  int64_t bytes() const { return outputs * (output_bytes() + int64_t{sizeof(float) + sizeof(int32_t)}); }
-  template <class Memory>
-  auto* units(Memory* memory) const {
-    return shifted<float>(memory, outputs * output_bytes());
-  }
-  template <class Memory>
-  auto* counts(Memory* memory) const {
-    return shifted<int32_t>(memory, outputs * (output_bytes() + int64_t{sizeof(float)}));
-  }
-
- private:
-  template <class E>
-  static E* shifted(void* memory, int64_t bytes) {
-    return reinterpret_cast<E*>(static_cast<char*>(memory) + bytes);
-  }
-  template <class E>
-  static const E* shifted(const void* memory, int64_t bytes) {
-    return reinterpret_cast<const E*>(static_cast<const char*>(memory) + bytes);
-  }
+  int64_t units_at() const { return outputs * output_bytes(); }  // bytes before the units
+  int64_t bytes() const { return units_at() + outputs * int64_t{sizeof(float) + sizeof(int32_t)}; }
 };
 
 }  // namespace tandem::cuda

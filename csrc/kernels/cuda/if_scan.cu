@@ -26,14 +26,12 @@ __device__ __forceinline__ uint32_t scan(const In* __restrict__ currents, Source
   constexpr int kSteps = chunk_of(kT, kResidual);
   using C = Compute<In>;
   using Input = Vec<In, kVec>;
-  Neurons<kVec, C, kT == 0> neurons;
-  neurons.begin(a, remainder(n, a.v_init_size));
+  Neurons<kVec, C, kT == 0> neurons(a, static_cast<uint32_t>(remainder(n, a.channels)));
+  neurons.begin(a, n);
   auto u = fill<C, kVec>(0);
   if constexpr (kT == 0) {
     if (a.before > 0) neurons.resume(a, n, u);
   }
-  neurons.channel = static_cast<uint32_t>(remainder(n, a.channels));
-  neurons.load_parameters(a);
   Input held;
   if constexpr (kHeld) held = load_once<Input>(currents + n);
   const int T = kT > 0 ? kT : a.T;
@@ -103,10 +101,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
         u = rounded_add(u, widen(load_once<Vec<In, kVec>>(currents + t * a.neurons + n)));
       }
     }
-    Neurons<kVec, C, false> neurons;
-    neurons.channel = static_cast<uint32_t>(remainder(n, a.channels));
-    neurons.load_parameters(a);
-    neurons.begin(a, remainder(n, a.v_init_size));
+    Neurons<kVec, C, false> neurons(a, static_cast<uint32_t>(remainder(n, a.channels)));
+    neurons.begin(a, n);
     gates = neurons.fire_window(a, n, u);
   }
   put_gates<kVec>(a.mask, n, n < a.neurons, gates, 1);

@@ -16,26 +16,35 @@ template <int kVec, class C = float, bool kLong = true>
 struct Neurons {
   using Args = Neuron<C>;
 
-  bool whole = true;  // load and store as one vector; else one by one, as far as they exist
-  int live = kVec;    // neurons that exist
-  Vec<C, kVec> v, z, r, scale;
+  bool whole;  // load and store as one vector; else one by one, as far as they exist
+  int live;    // neurons that exist
+  bool residual;
+  Vec<C, kVec> v, r, scale;
   Vec<C, kVec> k;    // a step's share of the shift; with window timing all
   uint32_t channel;  // of the first neuron
   uint32_t plane;    // the spikes of up to eight steps, one byte per neuron
   Counts<kLong> counts;
   uint32_t residual_plane;  // the residual's spikes of the same steps
 
-  // Sets the state before the first step. v_init[at] is the potential of the first neuron, unless v_init has one value
-  // for all.
-  __device__ __forceinline__ void begin(const Args& a, int64_t at) {
+  __device__ __forceinline__ Neurons(const Args& a, uint32_t channel, int live = kVec, bool whole = true)
+      : whole(whole), live(live), residual(has_residual(a)), channel(channel) {
+    if (live <= 0) return;
+    scale = load_channels(a.scale, 1);
+    k = load_channels(a.shift, 0);
+    if (a.shift != nullptr && a.timing == Timing::kStep)
+      unroll<kVec>([&](int i) { k.at[i] = k.at[i] / static_cast<C>(a.steps); });
+  }
+
+  // Sets the state before the first step; n is the first neuron's number, as in all of these functions.
+  __device__ __forceinline__ void begin(const Args& a, int64_t n) {
     if (a.v_init == nullptr) {
       v = fill<C, kVec>(0);
     } else if (a.v_init_size == 1) {
       v = fill<C, kVec>(*a.v_init);
     } else {
-      v = take(a.v_init + at);
+      v = take(a.v_init + remainder(n, a.v_init_size));
     }
-    z = r = fill<C, kVec>(0);
+    r = fill<C, kVec>(0);
     plane = 0;
     counts = {};
   }
@@ -55,13 +64,6 @@ struct Neurons {
     const auto earlier = take(a.carried.counts + n);
     u = generate<kVec>([&](int i) { return static_cast<C>(sum.at[i]); });
     unroll<kVec>([&](int i) { counts.set(i, earlier.at[i]); });
-  }
-
-  __device__ __forceinline__ void load_parameters(const Args& a) {
-    scale = load_channels(a.scale, 1);
-    k = load_channels(a.shift, 0);
-    if (a.shift != nullptr && a.timing == Timing::kStep)
-      unroll<kVec>([&](int i) { k.at[i] = k.at[i] / static_cast<C>(a.steps); });
   }
 
   __device__ __forceinline__ Vec<C, kVec> load_channels(const C* p, C absent) const {
@@ -90,12 +92,12 @@ struct Neurons {
   __device__ __forceinline__ void begin_plane(const Args& a, int64_t n, int p) {
     plane = 0;
     if (a.residual_planes == nullptr) return;
-    const uint8_t* residual = a.residual_planes + p * a.neurons + n;
+    const uint8_t* planes = a.residual_planes + p * a.neurons + n;
     residual_plane = 0;
     if (whole) {
-      residual_plane = load_planes<kVec>(residual);
+      residual_plane = load_planes<kVec>(planes);
     } else {
-      const auto bytes = take(residual);
+      const auto bytes = take(planes);
       unroll<kVec>([&](int i) { residual_plane |= static_cast<uint32_t>(bytes.at[i]) << 8 * i; });
     }
   }
@@ -117,7 +119,7 @@ struct Neurons {
   template <int kSteps>
   __device__ __forceinline__ void add_residual(const Args& a, int64_t n, int first, int at, int steps,
                                                Vec<C, kVec> (&current)[kSteps]) {
-    if (!has_residual(a)) return;
+    if (!residual) return;
     const auto residual_scale = load_channels(a.residual_scale, 1);
     if (a.residual_planes != nullptr) {
       const uint32_t spikes = residual_plane >> at;
@@ -130,10 +132,10 @@ struct Neurons {
         current[t] = rounded_add(current[t], rounded_mul(residual_scale, spike));
       });
     } else {
-      const C* residual = a.residual_currents + (first + at) * a.neurons + n;
+      const C* currents = a.residual_currents + (first + at) * a.neurons + n;
       unroll<kSteps>([&](int t) {
         if (at + t >= steps) return;
-        const C* at_step = residual + t * a.neurons;
+        const C* at_step = currents + t * a.neurons;
         const auto here = whole ? load_once<Vec<C, kVec>>(at_step) : take(at_step);
         r = rounded_add(r, here);
         current[t] = rounded_add(current[t], rounded_mul(residual_scale, here));
@@ -169,15 +171,11 @@ struct Neurons {
     plane |= spikes << at;
   }
 
-  // Computes z from the product u of the window, after its last step.
-  __device__ __forceinline__ void sum_up(const Args& a, const Vec<C, kVec>& u) {
-    auto shift = load_channels(a.shift, 0);
-    if (a.window() != a.steps) shift = rounded_mul(shift, fill<C, kVec>(share_of_shift<C>(a.window(), a.steps)));
-    sum_up(a, u, shift);
-  }
-  __device__ __forceinline__ void sum_up(const Args& a, const Vec<C, kVec>& u, const Vec<C, kVec>& shift) {
-    z = input_current(u, scale, shift);
-    if (has_residual(a)) z = rounded_add(z, rounded_mul(load_channels(a.residual_scale, 1), r));
+  // z, from the product u of the window.
+  __device__ __forceinline__ Vec<C, kVec> sum_up(const Args& a, const Vec<C, kVec>& u,
+                                                 const Vec<C, kVec>& shift) const {
+    const auto z = input_current(u, scale, shift);
+    return residual ? rounded_add(z, rounded_mul(load_channels(a.residual_scale, 1), r)) : z;
   }
 
   // Window timing: integrates the product u of the window, then fires. Writes all outputs but the mask and returns the
@@ -189,24 +187,44 @@ struct Neurons {
     } else if (a.residual_currents != nullptr) {
       r = take(a.residual_currents + n);
     }
-    sum_up(a, u, k);
+    const auto z = sum_up(a, u, k);
     v = rounded_add(v, z);
-    unroll<kVec>([&](int i) { plane |= static_cast<uint32_t>(burst(v.at[i], a.threshold, a.T)) << 8 * i; });
+    fire_burst(a);
     counts.bytes = plane;
-    return write(a, n, 0, open_gates(a));
+    write(a, n, 0);
+    return is_gated(a) ? open_gates(a, z) : 0;
+  }
+
+  // burst() of the neurons side by side.
+  __device__ __forceinline__ void fire_burst(const Args& a) {
+    if constexpr (std::is_same_v<C, double>) {
+      unroll<kVec>([&](int i) { plane |= static_cast<uint32_t>(burst(v.at[i], a.threshold, a.T)) << 8 * i; });
+    } else {
+      uint32_t before = ~0u;
+#pragma unroll 1
+      for (int t = 0; t < a.T && plane != before; ++t) {
+        before = plane;
+        unroll_while<kVec>([&](auto i) {
+          fire<1u << 8 * i.value, false>(v.at[i.value], plane, a);
+          return true;
+        });
+      }
+    }
   }
 
   // Call after the last step, which is in plane `last`, with the window's product. Writes all outputs but the mask and
   // returns the open gates, bit i for neuron i.
   __device__ __forceinline__ uint32_t end(const Args& a, int64_t n, int last, const Vec<C, kVec>& u) {
-    if (is_gated(a)) sum_up(a, u);
-    const uint32_t gates = open_gates(a);
     counts.add(plane);
-    return write(a, n, last, gates);
+    write(a, n, last);
+    if (!is_gated(a)) return 0;
+    auto shift = load_channels(a.shift, 0);
+    if (a.window() != a.steps) shift = rounded_mul(shift, fill<C, kVec>(share_of_shift<C>(a.window(), a.steps)));
+    return open_gates(a, sum_up(a, u, shift));
   }
 
   // Returns bit i for neuron i. The ceiling is computed only for clipping layers, which are few.
-  __device__ __forceinline__ uint32_t open_gates(const Args& a) const {
+  __device__ __forceinline__ uint32_t open_gates(const Args& a, const Vec<C, kVec>& z) const {
     uint32_t gates = 0;
     if (a.gate == Gate::kClip) {
       const C ceiling = rounded_mul(a.threshold, static_cast<C>(kLong ? a.window() : a.T));
@@ -217,7 +235,7 @@ struct Neurons {
     return gates;
   }
 
-  __device__ __forceinline__ uint32_t write(const Args& a, int64_t n, int last, uint32_t gates) const {
+  __device__ __forceinline__ void write(const Args& a, int64_t n, int last) const {
     put_planes(a.planes + last * a.neurons + n);
     if (a.counts != nullptr) {
       for_counts<kVec>(a.counts, a.counts_dtype, n, counts, [&](auto* p, const auto& values) { put(p, values); });
@@ -235,7 +253,6 @@ struct Neurons {
         lost ^= 1u << i;
       }
     }
-    return gates;
   }
 };
 

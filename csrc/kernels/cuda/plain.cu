@@ -25,26 +25,22 @@ struct Place {
     count = g.digit_counts[channel];
   }
 
-  // Calls add(bytes, k) for the inputs k ... k + 3 of each multiple k of four: their bytes of the plane.
+  // Calls add(digit, weights, bytes) for each digit of four neighbouring inputs, with their bytes of the plane.
   template <class Add>
   __device__ __forceinline__ void each_four(const DeviceGeometry& g, int plane, const Add& add) const {
-    const bool whole = g.spike_bytes >= 4;  // four neighbouring channels are one load
-    Tap tap{0, 0, 0};
+    const int step = g.spike_bytes != 1 ? 4 : 1;  // four neighbouring channels are one load
+    Tap tap{};
     for (int k = 0; k < g.depth; k += 4) {
       uint32_t four = 0;
-      for (int i = 0; i < (whole ? 1 : 4); ++i) {
-        const Reach reach(g, tap);
-        const uint8_t* at = window.corner + reach.bytes + plane * g.plane;
-        if (k + i < g.depth && reach.is_inside(g, window))
-          four |= whole ? load<uint32_t>(at) : static_cast<uint32_t>(*at) << 8 * i;
-        advance(tap, g, {0, 0, whole ? 4 : 1});
+      for (int i = 0; i < 4; i += step) {
+        const uint8_t* at = window.at(g, tap) + plane * g.plane;
+        if (k + i < g.depth && window.has(g, tap)) four |= step == 4 ? load<uint32_t>(at) : uint32_t{*at} << 8 * i;
+        advance(tap, g, {0, 0, step});
       }
-      if (four != 0) add(four, k);
+      for (int digit = 0; four != 0 && digit < count; ++digit) {
+        add(digit, load<uint32_t>(digits + digit * g.digit_row + k), four);
+      }
     }
-  }
-
-  __device__ __forceinline__ uint32_t weights(const DeviceGeometry& g, int digit, int k) const {
-    return load<uint32_t>(digits + digit * g.digit_row + k);
   }
 };
 
@@ -54,30 +50,22 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   uint32_t gates = 0;
   if (n < a.neurons) {
     const Place at(g, a.channels, n);
-    Neurons<1> neurons;
-    neurons.channel = at.channel;
-    neurons.load_parameters(a);
-    neurons.begin(a, remainder(n, a.v_init_size));
+    Neurons<1> neurons(a, at.channel);
+    neurons.begin(a, n);
     const float unit = g.units[at.channel];
     int64_t total = 0;
     for (int plane = 0; plane < g.P; ++plane) {
       uint32_t sums[kPlaneSteps] = {};  // modulo 2^32; the final sums fit int32
-      at.each_four(g, plane, [&](uint32_t spikes, int k) {
-        for (int digit = 0; digit < at.count; ++digit) {
-          const uint32_t weights = at.weights(g, digit, k);
-#pragma unroll
-          for (int t = 0; t < kPlaneSteps; ++t) {
-            sums[t] += static_cast<uint32_t>(dot(weights, spikes >> t & 0x01010101u)) << 8 * digit;
-          }
-        }
+      at.each_four(g, plane, [&](int digit, uint32_t weights, uint32_t spikes) {
+        unroll<kPlaneSteps>(
+            [&](int t) { sums[t] += static_cast<uint32_t>(dot(weights, spikes >> t & 0x01010101u)) << 8 * digit; });
       });
       Vec<float, 1> current[kPlaneSteps];
-#pragma unroll
-      for (int t = 0; t < kPlaneSteps; ++t) {
+      unroll<kPlaneSteps>([&](int t) {
         const auto sum = static_cast<int32_t>(sums[t]);
         total += sum;
         current[t].at[0] = rounded_mul(static_cast<float>(sum), unit);
-      }
+      });
       const int first = plane * kPlaneSteps;
       const int steps = min(a.T - first, kPlaneSteps);
       neurons.begin_plane(a, n, plane);
@@ -103,32 +91,26 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   if (n < neurons) {
     const Place at(g, channels, n);
     int64_t sum = 0;
-    at.each_four(g, 0, [&](uint32_t counts, int k) {
-      for (int digit = 0; digit < at.count; ++digit) {
-        sum += static_cast<int64_t>(dot(at.weights(g, digit, k), counts)) * (int64_t{1} << 8 * digit);
-      }
+    at.each_four(g, 0, [&](int digit, uint32_t weights, uint32_t counts) {
+      sum += static_cast<int64_t>(dot(weights, counts)) * (int64_t{1} << 8 * digit);
     });
     channel = at.channel;
     u = rounded_mul(static_cast<float>(sum), g.units[channel]);
   }
-  end(end.neurons<1>(channel, n < neurons ? 1 : 0), n, {u});
+  end(g, Neurons<1, float, false>(end.a, channel, n < neurons ? 1 : 0), n, {u});
 }
 
 }  // namespace
 
-int run_plain(const Layer& layer, void* stream) {
+int run_plain(const Layer& layer, float* u, void* stream) {
+  const int64_t neurons = layer.geometry.neurons(), channels = layer.geometry.outputs;
+  const DeviceGeometry g = geometry_of(layer, u);
+  if (!layer.counted()) {
+    return launch_by_four<kThreads>(false, neurons, stream, [](auto) { return &plain_if_kernel; }, g, layer.neuron);
+  }
+  const WindowEnd end{layer.neuron, u};
   return launch_by_four<kThreads>(
-      false, layer.geometry.neurons(), stream, [](auto) { return &plain_if_kernel; }, geometry_of(layer), layer.neuron);
-}
-
-int run_plain(const Layer& layer, const WindowEnd& end, void* stream) {
-  const int64_t neurons = layer.geometry.neurons();
-  WindowEnd one = end;
-  one.whole = true;
-  one.lanes = 1;
-  return launch_by_four<kThreads>(
-      false, neurons, stream, [](auto) { return &plain_window_kernel; }, geometry_of(layer), one, neurons,
-      layer.geometry.outputs);
+      false, neurons, stream, [](auto) { return &plain_window_kernel; }, g, end, neurons, channels);
 }
 
 }  // namespace tandem::cuda

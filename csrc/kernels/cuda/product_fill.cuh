@@ -9,9 +9,9 @@
 
 namespace tandem::cuda {
 
-// One input of an output pixel: row and column of the kernel, and channel.
+// One input of an output pixel: its place in the receptive field from the top left pixel on, and its channel.
 struct Tap {
-  int r, s, c;
+  int y, x, c;
 };
 
 // The geometry in 32-bit numbers, which are cheap on the device. blockIdx.z is the group.
@@ -28,37 +28,37 @@ struct DeviceGeometry {
   int height, width, channels;
   int out_width, out_size;
   int group_channels, group_outputs;
-  int taps, kernel_width;
+  int kernel_width;
   bool is_linear;
   int stride[2], padding[2], dilation[2];
-  int depth;             // taps * group_channels
-  Tap stage;             // kTileDepth, in taps and channels
-  int spike_bytes;       // bytes of spikes that one copy can move: 16, 8, 4 or 1
-  bool is_short;         // 16, and the kernel has one tap: most of all in linear layers
+  int field_width;  // of the receptive field
+  Tap stage;        // the move by a stage
+  int depth;        // inputs of an output
+  // The bytes of spikes that one copy can move: 16, 8, 4 or 1. 0: 16, and the kernel has one tap, as in linear layers.
+  int spike_bytes;
   int stages;            // of the ring
   bool outputs_aligned;  // four neighbouring outputs can be loaded and stored together
   bool gate_bytes;       // the mask has a byte for each neuron instead of a bit
 };
 
-// Moves `tap` on by `by`, where by.s < kernel_width and by.c < group_channels.
+// Moves `tap` on by `by`, by less than the field's width and a row of channels.
 __device__ __forceinline__ void advance(Tap& tap, const DeviceGeometry& g, const Tap& by) {
-  tap.c += by.c;
-  tap.s += by.s;
-  tap.r += by.r;
+  tap = {tap.y + by.y, tap.x + by.x, tap.c + by.c};
   if (tap.c >= g.group_channels) {
     tap.c -= g.group_channels;
-    ++tap.s;
+    tap.x += g.dilation[1];
   }
-  if (tap.s >= g.kernel_width) {
-    tap.s -= g.kernel_width;
-    ++tap.r;
+  if (tap.x >= g.field_width) {
+    tap.x -= g.field_width;
+    tap.y += g.dilation[0];
   }
 }
 
-__device__ __forceinline__ Tap tap_at(const DeviceGeometry& g, int k) {
-  const int tap = k / g.group_channels;
+// The tap of input k.
+TANDEM_HOST_DEVICE Tap tap_at(const DeviceGeometry& g, int k) {
+  const int tap = k / g.group_channels, c = k - tap * g.group_channels;
   const int r = tap / g.kernel_width;
-  return {r, tap - r * g.kernel_width, k - tap * g.group_channels};
+  return {r * g.dilation[0], (tap - r * g.kernel_width) * g.dilation[1], c};
 }
 
 // The receptive field of an output pixel in one plane: a row of spikes in a stage.
@@ -66,10 +66,13 @@ struct Window {
   const uint8_t* corner;  // of its top left pixel, which may lie outside of the image
   int y, x;               // of that pixel; outside for every tap if there is no such output pixel
 
-  // Whether the only tap of a kernel of one pixel lies inside.
-  __device__ __forceinline__ bool is_pixel(int height, int width) const {
-    return static_cast<unsigned>(y) < static_cast<unsigned>(height) &&
-           static_cast<unsigned>(x) < static_cast<unsigned>(width);
+  __device__ __forceinline__ const uint8_t* at(const DeviceGeometry& g, const Tap& tap) const {
+    return corner + static_cast<int64_t>(tap.y * g.width + tap.x) * g.channels + tap.c;
+  }
+  // Whether a tap lies in the image. Taps behind the last one are for the caller to leave out.
+  __device__ __forceinline__ bool has(const DeviceGeometry& g, const Tap& tap) const {
+    const bool above = static_cast<unsigned>(y + tap.y) < static_cast<unsigned>(g.height);
+    return above & (static_cast<unsigned>(x + tap.x) < static_cast<unsigned>(g.width));
   }
 };
 
@@ -85,24 +88,9 @@ __device__ __forceinline__ Window find_window(const DeviceGeometry& g, const uin
   return {plane + ((b * g.height + y) * g.width + x) * g.channels, y, x};
 }
 
-// Where a tap lies, from the corner of a receptive field. Taps behind the last one are for the caller to leave out.
-struct Reach {
-  int y, x;
-  int64_t bytes;
-
-  __device__ __forceinline__ Reach(const DeviceGeometry& g, const Tap& tap)
-      : y(kept(tap.r * g.dilation[0])),
-        x(kept(tap.s * g.dilation[1])),
-        bytes((static_cast<int64_t>(y) * g.width + x) * g.channels + tap.c) {}
-  __device__ __forceinline__ bool is_inside(const DeviceGeometry& g, const Window& window) const {
-    const bool above = static_cast<unsigned>(window.y + y) < static_cast<unsigned>(g.height);
-    return above & (static_cast<unsigned>(window.x + x) < static_cast<unsigned>(g.width));
-  }
-};
-
 template <class S>
 class Filler {
-  static constexpr int kPieces = kTileDepth / 16;      // copies in a row of a stage
+  static constexpr int kPieces = S::kDepth / 16;       // copies in a row of a stage
   static constexpr int kRows = S::kThreads / kPieces;  // rows that the block copies at once
   static constexpr int kWeightTurns = S::kOutputs / kRows;
   static constexpr int kSpikeRows = S::kPlanes * S::kPixels;
@@ -110,24 +98,19 @@ class Filler {
   static_assert(S::kOutputs % kRows == 0, "a thread copies one and the same piece of every row");
 
  public:
-  // The first digit to copy is number digits - 1.
   __device__ __forceinline__ Filler(const DeviceGeometry& g, uint32_t ring, int thread, int first_plane, int digits)
-      : digit_(digits - 1), top_(digits - 1) {
+      : k_(first()), digits_(digits), digit_(S::kCounted ? 0 : digits - 1) {
     const int row = thread / kPieces;
-    k_ = first();
-    weights_to_ = kept(ring + S::row_of(thread / kPieces) * S::kRow + k_);
+    weights_to_ = kept(ring + S::row_at(S::row_of(row)) + k_);
+    spikes_to_ = kept(ring + S::kDigits * S::kDigitBytes + S::row_at(row) + k_);
     const int output = static_cast<int>(blockIdx.y) * S::kOutputs + row;
     const int64_t channel = blockIdx.z * static_cast<int64_t>(g.group_outputs) + output;
-    depth_ = kept_if<S::kCounted>(g.depth);
-    row_step_ = kept_if<S::kCounted>(kRows * g.digit_rows);
-    to_top_ = kept_if<S::kCounted>((digits - 1) * g.digit_row);
-    weights_ = g.digits + channel * g.digit_rows + digit_ * g.digit_row;
+    weights_ = g.digits + channel * g.digit_rows + digit_ * g.digit_row + k_;
     unroll<kWeightTurns>([&](int turn) {
       const bool exists = output + turn * kRows < g.group_outputs;
       digit_counts_[turn] = exists ? g.digit_counts[channel + turn * kRows] : 0;
     });
-    spikes_to_ = kept(ring + S::kWeightBytes + row * S::kRow + k_);
-    if (!g.is_short) tap_ = tap_at(g, k_);
+    if (g.spike_bytes != 0) tap_ = tap_at(g, k_);
     unroll<kSpikeTurns>([&](int turn) {
       const int of = row + turn * kRows;
       const int plane = first_plane + of / S::kPixels;
@@ -136,50 +119,43 @@ class Filler {
       Window& window = windows_[turn];
       window = find_window(g, g.planes + plane * g.plane + static_cast<int64_t>(blockIdx.z) * g.group_channels,
                            exists ? pixel : g.pixels);
-      if (g.is_short && !Reach(g, {}).is_inside(g, window)) window.x = INT_MIN;
+      if (g.spike_bytes == 0 && !window.has(g, {})) window.x = INT_MIN;
     });
   }
 
-  // Starts the copies of the next stage's weights, and of spikes where they are others than those of the stage before.
-  // Returns whether they are.
-  __device__ __forceinline__ bool fill(int slot, int spike_slot, const DeviceGeometry& g) {
-    const int digit = k_ < depth_ ? digit_ : kMostDigits;
-    const int8_t* from = weights_ + k_;
-    unroll<kWeightTurns>([&](int turn) {
-      const uint32_t to = weights_to_ + slot + S::row_of(turn * kRows) * S::kRow;
-      cp_async<16>(to, from + turn * row_step_, digit < digit_counts_[turn]);
+  // Starts the copies of the next stage. With counts it has all digits of a depth. With steps, whose digits share their
+  // sums, it has one: stages follow the depth, for the highest digit first.
+  __device__ __forceinline__ void fill(int slot, const DeviceGeometry& g) {
+    const uint32_t to = kept(weights_to_ + slot);
+    unroll_while<kWeightTurns>([&](auto turn) {
+      const int8_t* from = weights_ + turn.value * kRows * g.digit_rows;
+      const int count = k_ < g.depth ? digit_counts_[turn.value] : 0;
+      unroll_while<S::kDigits>([&](auto digit) {
+        if (digit.value > 0 && digit.value >= digits_) return false;
+        constexpr int kTo = digit.value * S::kDigitBytes + S::row_at(S::row_of(turn.value * kRows));
+        cp_async<16, kTo>(to, from, (S::kCounted ? digit.value : digit_) < count);
+        from += g.digit_row;
+        return true;
+      });
+      return true;
     });
-    const bool others = !S::kCounted || digit_ == top_;
-    if (others) fill_spikes(spikes_to_ + spike_slot, g);
-    move(g);
-    return others;
+    fill_spikes(spikes_to_ + slot, g);
+    k_ += S::kDepth;
+    weights_ += S::kDepth;
+    if (S::kCounted || k_ - first() < g.depth) return;
+    weights_ -= k_ - first() + g.digit_row;
+    --digit_;
+    k_ = first();
+    if (g.spike_bytes != 0) tap_ = tap_at(g, k_);
   }
 
  private:
   static __device__ __forceinline__ int first() { return static_cast<int>(threadIdx.x) % kPieces * 16; }
 
-  // With steps the sums of all digits are one, so a stage follows the next depth of the same digit, the highest first.
-  // Counts have sums for each digit: all digits of a depth follow each other and share its counts.
-  __device__ __forceinline__ void move(const DeviceGeometry& g) {
-    if constexpr (S::kCounted) {
-      const bool last = digit_ == 0;
-      weights_ += last ? to_top_ : -g.digit_row;
-      digit_ = last ? top_ : digit_ - 1;
-      k_ += last ? kTileDepth : 0;
-    } else {
-      k_ += kTileDepth;
-      if (k_ - first() < depth_) return;
-      weights_ -= g.digit_row;
-      --digit_;
-      k_ = first();
-      if (!g.is_short) tap_ = tap_at(g, k_);
-    }
-  }
-
   __device__ __forceinline__ void fill_spikes(uint32_t to, const DeviceGeometry& g) {
-    if (g.is_short) {
-      each_row([&](int turn, const Window& window) {
-        cp_async<16>(to + turn * kRows * S::kRow, window.corner + k_, (k_ < depth_) & (window.x != INT_MIN));
+    if (g.spike_bytes == 0) {
+      each_row([&](auto turn, const Window& window) {
+        cp_async<16, S::row_at(turn.value * kRows)>(to, window.corner + k_, (k_ < g.depth) & (window.x != INT_MIN));
       });
       return;
     }
@@ -195,15 +171,14 @@ class Filler {
     advance(tap_, g, g.stage);
   }
 
+  // Copies what the image has behind the last tap, too: there the weights are zeros.
   template <int bytes>
   __device__ __forceinline__ void copy_spikes(uint32_t to, const DeviceGeometry& g) const {
     Tap tap = tap_;
 #pragma unroll 1
     for (int i = 0; i < 16; i += bytes) {
-      const Reach reach(g, tap);
-      each_row([&](int turn, const Window& window) {
-        const bool inside = (k_ + i < depth_) & reach.is_inside(g, window);
-        cp_async<bytes>(to + (turn * kRows * S::kRow + i), window.corner + reach.bytes, inside);
+      each_row([&](auto turn, const Window& window) {
+        cp_async<bytes, S::row_at(turn.value * kRows)>(to + i, window.at(g, tap), window.has(g, tap));
       });
       if constexpr (bytes < 16) advance(tap, g, {0, 0, bytes});
     }
@@ -212,23 +187,25 @@ class Filler {
   // Calls copy(turn, window) for the rows of spikes that the thread copies.
   template <class Copy>
   __device__ __forceinline__ void each_row(const Copy& copy) const {
-    unroll<kSpikeTurns>([&](int turn) {
+    unroll_while<kSpikeTurns>([&](auto turn) {
       const bool all = kSpikeRows % kRows == 0;
-      if (all || turn * kRows + static_cast<int>(threadIdx.x) / kPieces < kSpikeRows) copy(turn, windows_[turn]);
+      if (all || turn.value * kRows + static_cast<int>(threadIdx.x) / kPieces < kSpikeRows) {
+        copy(turn, windows_[turn.value]);
+      }
+      return true;
     });
   }
 
-  const int8_t* weights_;  // the current digit of the thread's first row
+  const int8_t* weights_;  // the thread's piece of its first row, of the stage's lowest digit
   uint32_t weights_to_, spikes_to_;
-  int64_t row_step_, to_top_;  // from a row of the thread's to its next; from the lowest digit to the highest
-  int k_, depth_;              // depth of the thread's piece, and the number of inputs
-  int digit_, top_;
+  int k_;                           // depth of the thread's piece
+  int digits_, digit_;              // of the block; the stage's lowest
   int digit_counts_[kWeightTurns];  // of the thread's rows
   Tap tap_;
   Window windows_[kSpikeTurns];
 };
 
-// The largest number of digits among the block's outputs.
+// The largest number of digits among the block's outputs, at least one.
 template <class S>
 __device__ __forceinline__ int count_digits(const DeviceGeometry& g) {
   const int output = static_cast<int>(blockIdx.y) * S::kOutputs + static_cast<int>(threadIdx.x) % 32;
@@ -238,7 +215,7 @@ __device__ __forceinline__ int count_digits(const DeviceGeometry& g) {
     if (output + 32 * i < g.group_outputs) most = max(most, counts[32 * i]);
   });
   int count = kMostDigits;
-  while (count > 0 && !__any_sync(0xffffffffu, most >= count)) --count;
+  while (count > 1 && !__any_sync(0xffffffffu, most >= count)) --count;
   return count;
 }
 
@@ -256,52 +233,42 @@ __device__ __forceinline__ void multiply(const DeviceGeometry& g, int first_plan
                                          unsigned char* memory, const typename S::Place& at,
                                          Sums<S> (&sums)[S::kDigits]) {
   const uint32_t ring = shared_address(memory);
-  const int depths = static_cast<int>((static_cast<unsigned>(g.depth) + kTileDepth - 1) / kTileDepth);
-  const int stages = kept(digits * depths);
-  const int turns = S::kCounted ? digits : depths;
-  const int last = kept_if<S::kCounted>((g.stages - 1) * S::kStageBytes);
+  const int depths = static_cast<int>((static_cast<unsigned>(g.depth) + S::kDepth - 1) / S::kDepth);
+  const int stages = kept(S::kCounted ? depths : digits * depths);
   Filler<S> filler(g, ring, at.thread, first_plane, digits);
   const int rows = at.step / kPlaneSteps * S::kPixels + at.column + at.lane % 8 +
                    (S::kCounted ? at.lane / 16 * kMmaPixels : 0);  // counts: the upper lanes point to the second group
   const int depth = at.depth * kMmaDepth;
-  const uint32_t weights = kept(ring + (at.row + at.lane % 16) * S::kRow + depth + at.lane / 16 * 16);
-  const uint32_t spikes = kept(ring + S::kWeightBytes + rows * S::kRow + depth + at.lane / 8 % 2 * 16);
-  int filled = 0, full = 0;                // the slots of weights
-  int spikes_filled = 0, spikes_full = 0;  // and of spikes
-  int left = turns;
+  const uint32_t weights = kept(ring + S::row_at(at.row + at.lane % 16) + depth + at.lane / 16 * 16);
+  const uint32_t spikes = kept(ring + S::kDigits * S::kDigitBytes + S::row_at(rows) + depth + at.lane / 8 % 2 * 16);
+  const int last = kept((g.stages - 1) * S::kStageBytes);
   const auto next = [&](int slot) { return slot == last ? 0 : slot + S::kStageBytes; };
-  const int in_flight = g.stages - 2;
+  int filled = 0, full = 0;  // slots of the ring
+  int turn = stages + g.stages - 1;
 #pragma unroll 1
-  for (int stage = -1 - in_flight; stage < stages; ++stage) {
-    if (stage >= 0) {
-      wait_for_copies(in_flight);
-      __syncthreads();  // this stage has arrived, and the slot that is filled next is no longer read
-    }
-    if (stage + in_flight + 1 < stages) {
-      const bool others = filler.fill(filled, S::kCounted ? spikes_filled : filled, g);
-      filled = next(filled);
-      if (S::kCounted && others) spikes_filled = next(spikes_filled);
-    }
-    cp_async_commit();
-    if (stage < 0) continue;
-    --left;
-    if constexpr (S::kCounted) {
-      unroll_while<S::kDigits>([&](auto digit) {
-        if (digit.value != left) return true;
-        multiply_stage<S>(weights + full, spikes + spikes_full, 0, 0, sums[digit.value]);
-        return false;
-      });
-    } else if (!S::kRounds || at.step < steps) {
-      multiply_stage<S>(weights + full, spikes + full, at.step % kPlaneSteps, steps - at.step, sums[0]);
-    }
-    full = next(full);
-    if (left > 0) continue;
-    left = turns;
-    if constexpr (S::kCounted) {
-      spikes_full = next(spikes_full);
-    } else if (stage + 1 < stages) {  // They may wrap around modulo 2^32, but the final sums fit.
-      each_sum<S>(sums[0], [](int32_t& sum, int) { sum = static_cast<int32_t>(static_cast<uint32_t>(sum) << 8); });
-    }
+  for (int left = depths + g.stages - 1;; left = depths) {  // of a pass over the depth
+#pragma unroll 1
+    do {
+      const bool ready = turn <= stages;  // enough stages have been begun
+      if (ready) {
+        wait_for_copies(g.stages - 2);
+        __syncthreads();  // this stage has arrived, and the slot that is filled next is no longer read
+      }
+      if (turn >= g.stages) {
+        filler.fill(filled, g);
+        filled = next(filled);
+      }
+      --turn;
+      cp_async_commit();
+      if (!ready) continue;
+      if (!S::kRounds || at.step < steps) {
+        multiply_stage<S>(weights + full, spikes + full, digits, at.step % kPlaneSteps, steps - at.step, sums);
+      }
+      full = next(full);
+    } while (--left > 0);
+    if (S::kCounted || turn == 0) break;
+    // The sums may wrap around modulo 2^32, but the final ones fit.
+    each_sum<S>(sums[0], [](int32_t& sum, int) { sum = static_cast<int32_t>(static_cast<uint32_t>(sum) << 8); });
   }
 }
 

@@ -15,21 +15,17 @@ using FourSums = Vec<int32_t, 4>;
 // What a warp integrates: a unit's outputs, at a tile's pixels.
 template <class S>
 struct Item {
-  int number;
+  int number, output;
   Neurons<4, float, S::kRounds> neurons;
   Vec<float, 4> units;
 
   __device__ __forceinline__ Item(const Neuron<float>& a, const DeviceGeometry& g, const typename S::Place& at,
                                   int turn)
-      : number(at.warp + turn * S::kWarps) {
-    const int output = static_cast<int>(blockIdx.y) * S::kOutputs + (number / S::kPixelWarps * 8 + at.g) * 4;
-    neurons.whole = g.outputs_aligned;
-    neurons.live = number < S::kItems ? min(g.group_outputs - output, 4) : 0;
-    neurons.channel = blockIdx.z * static_cast<uint32_t>(g.group_outputs) + output;
-    if (neurons.live > 0) {
-      neurons.load_parameters(a);
-      units = neurons.load_channels(g.units, 1);
-    }
+      : number(at.warp + turn * S::kWarps),
+        output(static_cast<int>(blockIdx.y) * S::kOutputs + (number / S::kPixelWarps * 8 + at.g) * 4),
+        neurons(a, blockIdx.z * static_cast<uint32_t>(g.group_outputs) + output,
+                number < S::kItems ? min(g.group_outputs - output, 4) : 0, g.outputs_aligned) {
+    if (neurons.live > 0) units = neurons.take(g.units + neurons.channel);
   }
 };
 
@@ -62,7 +58,7 @@ __device__ __forceinline__ void integrate(const Neuron<float>& a, const DeviceGe
       move(total[1], state + 4 * S::kStateRow);
     };
     if (!S::kRounds || first == 0) {
-      neurons.begin(a, a.v_init_size > 1 ? remainder(n, a.v_init_size) : 0);
+      neurons.begin(a, n);
     } else {
       each_state([](auto& value, const unsigned char* p) { value = load<std::decay_t<decltype(value)>>(p); });
     }
@@ -131,7 +127,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
       });
       __syncthreads();
       unroll<S::kTurns>([&](int turn) {
-        if (items[turn].number < S::kItems) integrate<S>(a, g, at, items[turn], first, side, memory);
+        if (S::kItems % S::kWarps == 0 || items[turn].number < S::kItems)
+          integrate<S>(a, g, at, items[turn], first, side, memory);
       });
     }
     if (S::kRounds) __syncthreads();
@@ -149,20 +146,16 @@ __global__ void __launch_bounds__(kPackThreads)
   mask[byte] = static_cast<uint8_t>(gates);
 }
 
-int run_steps(const Layer& layer, Choice choice, const Card& card, void* stream) {
-  return with_shape(layer, choice, [&](auto shape) {
-    using S = decltype(shape);
-    return launch_tiles<S>(layer, card, &product_if_kernel<S>, layer.neuron, stream);
-  });
-}
-
-int run_chosen(const Layer& layer, const WindowEnd& end, const Card& card, void* stream) {
+// u: of a window's product that is written; else null.
+int run_chosen(const Layer& layer, float* u, const Card& card, void* stream) {
   const Choice choice = choose(layer, card);
   if (choice == Choice::kNone || layer.prepared == nullptr) return cudaErrorInvalidValue;
-  if (choice != Choice::kPlain) {
-    return layer.counted() ? run_window(layer, card, end, stream) : run_steps(layer, choice, card, stream);
-  }
-  return layer.counted() ? run_plain(layer, end, stream) : run_plain(layer, stream);
+  if (choice == Choice::kPlain) return run_plain(layer, u, stream);
+  if (layer.counted()) return run_window(layer, u, card, stream);
+  return with_shape(layer, choice, [&](auto shape) {
+    using S = decltype(shape);
+    return launch_tiles<S>(layer, u, card, &product_if_kernel<S>, layer.neuron, stream);
+  });
 }
 
 }  // namespace
@@ -181,10 +174,11 @@ Card current_card() {
 Choice choose(const Layer& layer, const Card& card) {
   const Geometry& geometry = layer.geometry;
   constexpr int64_t kInt = std::numeric_limits<int32_t>::max();
-  const bool narrow = geometry.channels <= kInt && geometry.height * geometry.width <= kInt &&
-                      geometry.height + 2 * geometry.padding[0] <= kInt &&
-                      geometry.width + 2 * geometry.padding[1] <= kInt && geometry.outputs <= kInt &&
-                      geometry.out_height() * geometry.out_width() <= kInt && geometry.inputs() < 1 << 24;
+  const int64_t height = geometry.height + 2 * geometry.padding[0], width = geometry.width + 2 * geometry.padding[1];
+  const bool narrow = geometry.channels <= kInt && geometry.outputs <= kInt && geometry.inputs() < 1 << 24 &&
+                      height <= kInt && width <= kInt && height * width <= kInt &&
+                      geometry.kernel[0] * geometry.dilation[0] <= kInt / 2 &&
+                      geometry.kernel[1] * geometry.dilation[1] <= kInt / 2;
   if (!narrow) return Choice::kNone;
   constexpr int64_t kGrid = 65535;  // blocks in a launch's y and z; in y each has sixteen outputs or more
   const bool launchable = geometry.group_outputs() <= 16 * kGrid && geometry.groups <= kGrid;
@@ -208,8 +202,7 @@ int tandem_run_on(const Layer& layer, const Card& card, void* stream) {
   if (layer.geometry.neurons() == 0) return cudaSuccess;
   Layer used = layer;
   if (layer.gate_bytes()) used.neuron.mask = layer.open;
-  const bool four = fit_four(used.neuron) && layer.geometry.group_outputs() % 4 == 0;
-  const int status = run_chosen(used, {used.neuron, nullptr, four, layer.gate_bytes(), 4}, card, stream);
+  const int status = run_chosen(used, nullptr, card, stream);
   if (status != cudaSuccess || !layer.gate_bytes()) return status;
   return launch_by_four<kPackThreads>(
       false, (layer.neuron.neurons + 7) / 8, stream, [](auto) { return &pack_gates_kernel; }, layer.open,
@@ -220,9 +213,9 @@ int window_product(const Layer& layer, float* u, void* stream) {
   if (layer.geometry.neurons() == 0) return cudaSuccess;
   if (!layer.counted()) return cudaErrorInvalidValue;
   Layer used = layer;
-  used.neuron.mask = nullptr;
-  const bool four = is_aligned(u, 16) && layer.geometry.group_outputs() % 4 == 0;
-  return run_chosen(used, {used.neuron, u, four, false, 4}, current_card(), stream);
+  used.neuron = {};
+  used.neuron.timing = Timing::kWindow;
+  return run_chosen(used, u, current_card(), stream);
 }
 
 }  // namespace tandem::cuda

@@ -22,7 +22,8 @@ dim3 grid_of(const Geometry& geometry) {
               static_cast<unsigned>(geometry.groups));
 }
 
-inline DeviceGeometry geometry_of(const Layer& layer) {
+// u: where the product is written, or null.
+inline DeviceGeometry geometry_of(const Layer& layer, const float* u) {
   const Geometry& geometry = layer.geometry;
   const auto narrow = [](int64_t x) { return static_cast<int>(x); };
   const DigitMemory at(geometry, layer.weights.dtype);
@@ -31,9 +32,9 @@ inline DeviceGeometry geometry_of(const Layer& layer) {
   g.digits = static_cast<const int8_t*>(layer.prepared);
   g.digit_row = at.row;
   g.digit_rows = at.output_bytes();
-  g.units = at.units(layer.prepared);
-  g.digit_counts = at.counts(layer.prepared);
-  g.plane = geometry.batch * geometry.height * geometry.width * geometry.channels;
+  g.units = reinterpret_cast<const float*>(g.digits + at.units_at());
+  g.digit_counts = reinterpret_cast<const int32_t*>(g.units + at.outputs);
+  g.plane = geometry.plane_size();
   g.pixels = geometry.rows();
   g.P = layer.plane_count();
   g.height = narrow(geometry.height);
@@ -44,19 +45,17 @@ inline DeviceGeometry geometry_of(const Layer& layer) {
   g.group_channels = narrow(geometry.group_channels());
   g.group_outputs = narrow(geometry.group_outputs());
   g.is_linear = geometry.is_linear();
-  g.taps = narrow(geometry.taps());
   g.kernel_width = narrow(geometry.kernel[1]);
   g.depth = narrow(geometry.inputs());
-  const int taps = g.group_channels > 0 ? kTileDepth / g.group_channels : 0;
-  g.stage = {taps / g.kernel_width, taps % g.kernel_width, kTileDepth - taps * g.group_channels};
   g.spike_bytes = aligned_bytes(g.planes, geometry.group_channels());
-  g.is_short = g.spike_bytes == 16 && g.taps == 1;
+  if (g.spike_bytes == 16 && geometry.taps() == 1) g.spike_bytes = 0;
   for (int axis = 0; axis < 2; ++axis) {
     g.stride[axis] = narrow(geometry.stride[axis]);
     g.padding[axis] = narrow(geometry.padding[axis]);
     g.dilation[axis] = narrow(geometry.dilation[axis]);
   }
-  g.outputs_aligned = g.group_outputs % 4 == 0 && fit_four(layer.neuron);
+  g.field_width = g.kernel_width * g.dilation[1];
+  g.outputs_aligned = g.group_outputs % 4 == 0 && fit_four(layer.neuron) && is_aligned(u, 16);
   g.gate_bytes = layer.gate_bytes();
   return g;
 }
@@ -81,9 +80,11 @@ auto with_shape(const Layer& layer, Choice choice, const Use& use) {
 
 // Launches kernel<<<>>>(g, argument) with a ring for the card.
 template <class S, class Kernel, class Argument>
-int launch_tiles(const Layer& layer, const Card& card, const Kernel& kernel, const Argument& argument, void* stream) {
-  DeviceGeometry g = geometry_of(layer);
+int launch_tiles(const Layer& layer, const float* u, const Card& card, const Kernel& kernel, const Argument& argument,
+                 void* stream) {
+  DeviceGeometry g = geometry_of(layer, u);
   g.stages = S::stages(card.shared);
+  g.stage = tap_at(g, S::kDepth);
   // The same for every layer: another host thread may be between this call and its launch.
   const int bytes = S::block_bytes(g.stages);
   const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
@@ -92,9 +93,8 @@ int launch_tiles(const Layer& layer, const Card& card, const Kernel& kernel, con
   return cudaGetLastError();
 }
 
-// `end`: of window timing.
-int run_window(const Layer& layer, const Card& card, const WindowEnd& end, void* stream);
-int run_plain(const Layer& layer, void* stream);
-int run_plain(const Layer& layer, const WindowEnd& end, void* stream);
+// Of window timing, and of any layer that tiles do not take.
+int run_window(const Layer& layer, float* u, const Card& card, void* stream);
+int run_plain(const Layer& layer, float* u, void* stream);
 
 }  // namespace tandem::cuda

@@ -8,7 +8,6 @@
 
 namespace tandem::cuda {
 
-constexpr int kTileDepth = 128;  // inputs per stage
 constexpr int kMmaDepth = 32;
 constexpr int kMmaPixels = 8;
 
@@ -43,10 +42,13 @@ struct Shape {
   static constexpr int kTilePixels = kMmaPixels * (kCounted ? columns : 1);
   static constexpr int kPixels = kTilePixels * pixel_warps;
 
-  // A stage: rows of weights, then rows of spikes, padded against bank conflicts.
-  static constexpr int kRow = kTileDepth + 16;
-  static constexpr int kWeightBytes = kOutputs * kRow;
-  static constexpr int kStageBytes = kWeightBytes + kPlanes * kPixels * kRow;
+  // A stage: of kDepth inputs rows of weights (of counts all digits' rows), then rows of spikes. Rows follow each other
+  // in lines of 128 bytes, padded against bank conflicts.
+  static constexpr int kDepth = kCounted ? 64 : 128;
+  static constexpr int kLineRows = 128 / kDepth;
+  static TANDEM_HOST_DEVICE constexpr int row_at(int row) { return row / kLineRows * 144 + row % kLineRows * kDepth; }
+  static constexpr int kDigitBytes = row_at(kOutputs);
+  static constexpr int kStageBytes = kDigits * kDigitBytes + row_at(kPlanes * kPixels);
 
   // Two mma tiles are a unit. Of it a thread has the sums of four neighbouring outputs for each of two neighbouring
   // pixels: row_of() orders the outputs accordingly.
@@ -116,22 +118,29 @@ __device__ __forceinline__ void each_sum(Sums<S>& sums, const Each& each) {
   unroll<S::kTiles * S::kColumns * 4>([&](int i) { each(sums[i / (4 * S::kColumns)][i / 4 % S::kColumns][i % 4], i); });
 }
 
-// Adds the products of one stage. A byte of a spike plane has eight steps, so one load of spikes serves all steps of a
-// warp. `steps`: that are left in the round, from the warp's first; products of steps beyond it are left out, in pairs.
+// Adds the products of one stage, which has so many digits. A byte of a spike plane has eight steps, so one load of
+// spikes serves all steps of a warp. `steps`: that are left in the round, from the warp's first; products of steps
+// beyond it are left out, in pairs.
 template <class S>
-__device__ __forceinline__ void multiply_stage(uint32_t weights_at, uint32_t spikes_at, int step, int steps,
-                                               Sums<S>& sums) {
+__device__ __forceinline__ void multiply_stage(uint32_t weights_at, uint32_t spikes_at, int digits, int step, int steps,
+                                               Sums<S> (&sums)[S::kDigits]) {
   weights_at = kept(weights_at);
   spikes_at = kept(spikes_at);
-  unroll_while<kTileDepth / kMmaDepth / S::kDepthWarps>([&](auto turn) {
-    constexpr int k = turn.value * kMmaDepth * S::kDepthWarps;
-    constexpr int kGroups = S::kCounted ? S::kColumns : 1;  // of eight rows of spikes
-    uint32_t spikes[2 * kGroups];                           // of each group the two halves of the depth
-    ldmatrix<k>(spikes, spikes_at);
-    if (!S::kCounted) unroll<2>([&](int r) { spikes[r] >>= step; });
+  constexpr int kTurns = S::kDepth / kMmaDepth / S::kDepthWarps;
+  constexpr int kStep = kMmaDepth * S::kDepthWarps;
+  constexpr int kGroups = S::kCounted ? S::kColumns : 1;  // of eight rows of spikes
+  uint32_t spikes[kTurns][2 * kGroups];                   // of each group the two halves of the depth
+  unroll_while<S::kDigits * kTurns>([&](auto i) {
+    constexpr int digit = i.value / kTurns, turn = i.value % kTurns;
+    if (digit > 0 && turn == 0 && digit >= digits) return false;
+    if constexpr (digit == 0) {
+      ldmatrix<turn * kStep>(spikes[turn], spikes_at);
+      if (!S::kCounted) unroll<2>([&](int r) { spikes[turn][r] >>= step; });
+    }
     uint32_t weights[S::kTiles][4];
     unroll_while<S::kTiles>([&](auto tile) {
-      ldmatrix<16 * tile.value * S::kRow + k>(weights[tile.value], weights_at);
+      constexpr int at = digit * S::kDigitBytes + S::row_at(16 * tile.value) + turn * kStep;
+      ldmatrix<at>(weights[tile.value], weights_at);
       return true;
     });
 #pragma unroll
@@ -139,9 +148,9 @@ __device__ __forceinline__ void multiply_stage(uint32_t weights_at, uint32_t spi
       const bool sure = S::kCounted || t % 2 == 1 || t == 0 || (S::kStepWarps == 1 && t < S::kLeastSteps);
       if (!sure && t >= steps) break;
       uint32_t b[2];
-      unroll<2>([&](int r) { b[r] = S::kCounted ? spikes[2 * t + r] : spikes[r] >> t & 0x01010101u; });
+      unroll<2>([&](int r) { b[r] = S::kCounted ? spikes[turn][2 * t + r] : spikes[turn][r] >> t & 0x01010101u; });
 #pragma unroll
-      for (int tile = 0; tile < S::kTiles; ++tile) mma(sums[tile][t], weights[tile], b);
+      for (int tile = 0; tile < S::kTiles; ++tile) mma(sums[digit][tile][t], weights[tile], b);
     }
     return true;
   });

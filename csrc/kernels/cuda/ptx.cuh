@@ -37,34 +37,33 @@ constexpr bool kAmpere = false;
 constexpr bool kAmpere = true;
 #endif
 
-// Copies 16, 8, 4 bytes or one to shared memory; writes zeros if not `valid`. Turing has no copies that pass by the
-// registers, and none has them for a byte: these are done on return.
-template <int bytes>
+// Copies 16, 8, 4 bytes or one to shared memory, `offset` further on; writes zeros if not `valid`. Turing has no copies
+// that pass by the registers, and none has them for a byte: these are done on return.
+template <int bytes, int offset = 0>
 __device__ __forceinline__ void cp_async(uint32_t to, const void* global, bool valid) {
   if constexpr (bytes == 1) {
     const uint32_t byte = valid ? *static_cast<const uint8_t*>(global) : 0;
-    asm volatile("st.shared.u8 [%0], %1;" ::"r"(to), "r"(byte) : "memory");
+    asm volatile("st.shared.u8 [%0+%2], %1;" ::"r"(to), "r"(byte), "n"(offset) : "memory");
   } else if constexpr (!kAmpere) {
-    using Bytes = std::conditional_t<bytes == 16, uint4, std::conditional_t<bytes == 8, uint2, uint32_t>>;
-    const Bytes loaded = valid ? *static_cast<const Bytes*>(global) : Bytes{};
-    uint32_t words[4];
-    memcpy(words, &loaded, bytes);
+    uint32_t w[4] = {};
+    if (valid) memcpy(w, __builtin_assume_aligned(global, bytes), bytes);
     if constexpr (bytes == 16) {
-      asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]),
-                   "r"(words[3])
+      asm volatile("st.shared.v4.b32 [%0+%5], {%1,%2,%3,%4};" ::"r"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]),
+                   "n"(offset)
                    : "memory");
     } else {
 #pragma unroll
       for (int i = 0; i < bytes / 4; ++i) {
-        asm volatile("st.shared.b32 [%0], %1;" ::"r"(to + 4 * i), "r"(words[i]) : "memory");
+        asm volatile("st.shared.b32 [%0+%2], %1;" ::"r"(to + 4 * i), "r"(w[i]), "n"(offset) : "memory");
       }
     }
   } else if constexpr (bytes == 16) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(valid ? 16 : 0)
+    asm volatile("cp.async.cg.shared.global [%0+%3], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(valid ? 16 : 0),
+                 "n"(offset)
                  : "memory");
   } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], %3, %2;" ::"r"(to), "l"(global), "r"(valid ? bytes : 0),
-                 "n"(bytes)
+    asm volatile("cp.async.ca.shared.global [%0+%4], [%1], %3, %2;" ::"r"(to), "l"(global), "r"(valid ? bytes : 0),
+                 "n"(bytes), "n"(offset)
                  : "memory");
   }
 }
@@ -98,18 +97,18 @@ __device__ __forceinline__ void ldmatrix(uint32_t (&r)[2], uint32_t row) {
                : "memory");
 }
 
-// step() after the current was added: if v has reached the threshold, sets `bit` in `spikes`; then leak, if kLeaky, and
+// step() after the current was added: if v has reached the threshold, adds `one` to `spikes`; then leak, if kLeaky, and
 // reset by subtraction. A zero potential may differ in its sign, nothing else.
-template <uint32_t bit, bool kLeaky>
+template <uint32_t one, bool kLeaky>
 __device__ __forceinline__ void fire(float& v, uint32_t& spikes, const Neuron<float>& a) {
   if constexpr (kLeaky) {
-    asm("{.reg .pred p; setp.ge.f32 p, %0, %2; mul.rn.f32 %0, %0, %3; @p sub.rn.f32 %0, %0, %2; @p or.b32 %1, %1, %4;}"
+    asm("{.reg .pred p; setp.ge.f32 p, %0, %2; mul.rn.f32 %0, %0, %3; @p sub.rn.f32 %0, %0, %2; @p add.u32 %1, %1, %4;}"
         : "+f"(v), "+r"(spikes)
-        : "f"(a.threshold), "f"(a.leak), "n"(bit));
+        : "f"(a.threshold), "f"(a.leak), "n"(one));
   } else {
-    asm("{.reg .pred p; setp.ge.f32 p, %0, %2; @p sub.rn.f32 %0, %0, %2; @p or.b32 %1, %1, %3;}"
+    asm("{.reg .pred p; setp.ge.f32 p, %0, %2; @p sub.rn.f32 %0, %0, %2; @p add.u32 %1, %1, %3;}"
         : "+f"(v), "+r"(spikes)
-        : "f"(a.threshold), "n"(bit));
+        : "f"(a.threshold), "n"(one));
   }
 }
 

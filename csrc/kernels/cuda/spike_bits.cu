@@ -47,24 +47,14 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <int kVec>
+template <class E, int kVec>
 __global__ void __launch_bounds__(kThreads)
-    counts_kernel(const uint8_t* __restrict__ planes, int P, int64_t neurons, void* __restrict__ counts, DType dtype) {
+    counts_kernel(const uint8_t* __restrict__ planes, int P, int64_t neurons, E* __restrict__ counts) {
   const int64_t n = thread_index() * kVec;
   if (n >= neurons) return;
   Counts<true> sum;
   for (int p = 0; p < P; ++p) sum.add(load_planes<kVec>(planes + p * neurons + n));
-  for_counts<kVec>(counts, dtype, n, sum, [](auto* p, const auto& values) { store(p, values); });
-}
-
-template <int kVec>
-__global__ void __launch_bounds__(kThreads)
-    count_bytes_kernel(const uint8_t* __restrict__ planes, int P, int64_t neurons, uint8_t* __restrict__ counts) {
-  const int64_t n = thread_index() * kVec;
-  if (n >= neurons) return;
-  uint32_t bytes = 0;
-  for (int p = 0; p < P; ++p) bytes += popcount_bytes(load_planes<kVec>(planes + p * neurons + n));
-  store_planes<kVec>(counts + n, bytes);
+  store(counts + n, generate<kVec>([&](int i) { return narrow<E>(static_cast<float>(sum[i])); }));
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -119,6 +109,14 @@ int launch_for_size(int32_t element_size, const Launch& launch) {
 }
 
 template <class E>
+int launch_counts(const uint8_t* planes, int32_t P, int64_t neurons, void* counts, void* stream) {
+  const bool four = fit_four(planes, neurons, 1) && fit_four(counts, neurons, sizeof(E));
+  return launch_by_four<kThreads>(
+      four, neurons, stream, [](auto vec) { return &counts_kernel<E, vec.value>; }, planes, P, neurons,
+      static_cast<E*>(counts));
+}
+
+template <class E>
 int launch_gate_grad(const void* grad, const uint8_t* mask, double threshold, int64_t neurons, void* grad_z,
                      void* stream) {
   const bool four = fit_four(grad, neurons, sizeof(E)) && fit_four(grad_z, neurons, sizeof(E));
@@ -154,15 +152,13 @@ int unpack(const uint8_t* planes, int32_t T, int64_t neurons, void* spikes, int3
 }
 
 int counts(const uint8_t* planes, int32_t P, int64_t neurons, void* counts, DType dtype, void* stream) {
-  const bool four = fit_four(planes, neurons, 1) && fit_four(counts, neurons, size_of(dtype));
-  return launch_by_four<kThreads>(
-      four, neurons, stream, [](auto vec) { return &counts_kernel<vec.value>; }, planes, P, neurons, counts, dtype);
+  if (dtype == DType::kFloat64) return launch_counts<double>(planes, P, neurons, counts, stream);
+  return launch_for(dtype,
+                    [&](auto element) { return launch_counts<decltype(element)>(planes, P, neurons, counts, stream); });
 }
 
 int count_bytes(const uint8_t* planes, int32_t P, int64_t neurons, uint8_t* counts, void* stream) {
-  const bool four = fit_four(planes, neurons, 1) && fit_four(counts, neurons, 1);
-  return launch_by_four<kThreads>(
-      four, neurons, stream, [](auto vec) { return &count_bytes_kernel<vec.value>; }, planes, P, neurons, counts);
+  return launch_counts<uint8_t>(planes, P, neurons, counts, stream);
 }
 
 int burst_planes(const uint8_t* counts, int32_t T, int64_t neurons, uint8_t* planes, void* stream) {

@@ -138,16 +138,13 @@ constexpr int kPlaneSteps = 8;
 // Up to four spike trains side by side: byte i of a word is the plane of neuron i.
 template <int kVec>
 __device__ __forceinline__ uint32_t load_planes(const uint8_t* p) {
-  if constexpr (kVec == 1) return *p;
-  if constexpr (kVec == 2) return load<uint16_t>(p);
-  if constexpr (kVec == 4) return load<uint32_t>(p);
+  static_assert(kVec == 1 || kVec == 4, "a byte, or a word");
+  return load<std::conditional_t<kVec == 1, uint8_t, uint32_t>>(p);
 }
 
 template <int kVec>
 __device__ __forceinline__ void store_planes(uint8_t* p, uint32_t word) {
-  if constexpr (kVec == 1) *p = static_cast<uint8_t>(word);
-  if constexpr (kVec == 2) store(p, static_cast<uint16_t>(word));
-  if constexpr (kVec == 4) store(p, word);
+  store(p, static_cast<std::conditional_t<kVec == 1, uint8_t, uint32_t>>(word));
 }
 
 __device__ __forceinline__ uint32_t popcount_bytes(uint32_t x) {

@@ -25,9 +25,9 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
   for (int unit = 0; unit < S::kUnits; ++unit) {
     const int output = static_cast<int>(blockIdx.y) * S::kOutputs + at.row + (unit * 8 + at.g) * 4;
     const uint32_t channel = blockIdx.z * static_cast<uint32_t>(g.group_outputs) + output;
-    auto neurons = end.neurons<4>(channel, min(g.group_outputs - output, 4));
-    const auto units = neurons.live > 0 ? neurons.load_channels(g.units, 1) : fill<float, 4>(0);
-    const int live = neurons.live;
+    const int live = min(g.group_outputs - output, 4);
+    Neurons<4, float, false> neurons(end.a, channel, live, g.outputs_aligned);
+    const auto units = live > 0 ? neurons.take(g.units + channel) : fill<float, 4>(0);
 #pragma unroll
     for (int i = 0; i < 2 * S::kColumns; ++i) {
       const int64_t pixel =
@@ -41,15 +41,16 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
         u.at[j] = rounded_mul(static_cast<float>(sum), units.at[j]);
       }
       neurons.live = pixel < g.pixels ? live : 0;
-      end(neurons, pixel * channels + channel, u);
+      end(g, neurons, pixel * channels + channel, u);
     }
   }
 }
 
 }  // namespace
 
-int run_window(const Layer& layer, const Card& card, const WindowEnd& end, void* stream) {
-  return launch_tiles<CountShape>(layer, card, &window_product_kernel<CountShape>, end, stream);
+int run_window(const Layer& layer, float* u, const Card& card, void* stream) {
+  return launch_tiles<CountShape>(layer, u, card, &window_product_kernel<CountShape>, WindowEnd{layer.neuron, u},
+                                  stream);
 }
 
 }  // namespace tandem::cuda
