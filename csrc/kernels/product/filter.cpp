@@ -24,16 +24,18 @@ struct Inputs {
   const float* totals;  // [rows], Σc
 };
 
-// An output's weights as floats: in the memory [K], unless they are floats already.
-const float* weights_of(const Weights& weights, int64_t output, int64_t size, float* memory) {
+// An output's weights as floats, in this memory unless they are floats already.
+const float* weights_of(const Weights& weights, int64_t output, int64_t size, Scratch<float>& memory) {
   if (weights.dtype == DType::kFloat32) return static_cast<const float*>(weights.data) + output * size;
+  float* floats = memory.reserve(size);
   const auto widen = [&](const auto* halves) {
-    for (int64_t k = 0; k < size; ++k) memory[k] = to_float(halves[output * size + k]);
+    for (int64_t k = 0; k < size; ++k) floats[k] = to_float(halves[output * size + k]);
   };
   weights.dtype == DType::kBFloat16 ? widen(static_cast<const BFloat16*>(weights.data))
                                     : widen(static_cast<const Float16*>(weights.data));
-  return memory;
+  return floats;
 }
+bool are_halves(const Weights& weights) { return weights.dtype != DType::kFloat32; }
 
 template <class V, size_t... lanes>
 TANDEM_INLINE auto add_halves(V x, std::index_sequence<lanes...>) {
@@ -82,34 +84,28 @@ TANDEM_INLINE float error_per_spike(const Int<float, L>& magnitudes, int64_t siz
   return 1.001f * (relative * float_of_bits(static_cast<uint32_t>(largest)) + 0x1p-57f);
 }
 
-// The sum of the integers over some rows of counts, rounded once; NaN if a weight is not finite.
-template <int L, class E>
-TANDEM_INLINE float exact_product(const E* weights, const float* counts, int64_t size, int64_t rows) {
-  int exponent, scale = 0;
-  if (!unit_exponent<L>(weights, size, exponent, scale)) return std::numeric_limits<float>::quiet_NaN();
-  constexpr int H = L / 2;
-  const float factor = power_of_two(-exponent);
-  Vec<double, H> sum{};
-  double rest = 0;
-  for (int64_t row = 0; row < rows; ++row, counts += size) {
-    int64_t k = 0;
-    for (; k + H <= size; k += H) {
-      const auto integers = to_fixed(load_floats<H>(weights + k) * factor);
-      sum += __builtin_convertvector(integers, Vec<double, H>) *
-             __builtin_convertvector(load<Vec<float, H>>(counts + k), Vec<double, H>);
-    }
-    for (; k < size; ++k) rest += double{counts[k]} * tandem::to_fixed(load_floats<1>(weights + k)[0] * factor);
-  }
-  return static_cast<float>(sum_of<double, H>(sum) + rest) * power_of_two(exponent);
-}
+// The sum of an output's integers over some rows of counts, rounded once; NaN if a weight is not finite.
 template <int L>
 TANDEM_INLINE float exact_product(const Weights& weights, int64_t output, const float* counts, int64_t size,
                                   int64_t rows) {
-  const auto of = [&](const auto* data)
-                      TANDEM_INLINE_LAMBDA { return exact_product<L>(data + output * size, counts, size, rows); };
-  if (weights.dtype == DType::kBFloat16) return of(static_cast<const BFloat16*>(weights.data));
-  if (weights.dtype == DType::kFloat16) return of(static_cast<const Float16*>(weights.data));
-  return of(static_cast<const float*>(weights.data));
+  thread_local Scratch<float> memory;
+  const float* floats = weights_of(weights, output, size, memory);
+  int exponent, scale = 0;
+  if (!unit_exponent<L>(floats, size, exponent, scale, are_halves(weights))) {
+    return std::numeric_limits<float>::quiet_NaN();
+  }
+  constexpr int H = L / 2;
+  const float factor = power_of_two(-exponent);
+  Vec<double, H> sum{};
+  for (int64_t row = 0; row < rows; ++row, counts += size) {
+    for (int64_t k = 0; k < size; k += H) {
+      const int lanes = static_cast<int>(std::min<int64_t>(H, size - k));
+      const auto integers = to_fixed(load_first<Vec<float, H>>(floats + k, lanes) * factor);
+      sum += __builtin_convertvector(integers, Vec<double, H>) *
+             __builtin_convertvector(load_first<Vec<float, H>>(counts + k, lanes), Vec<double, H>);
+    }
+  }
+  return static_cast<float>(sum_of<double, H>(sum)) * power_of_two(exponent);
 }
 
 // Fires both ends of the neurons from n on: bursts, or the spikes of a plane. product(end, t, i) is that of part i at a
@@ -157,14 +153,12 @@ TANDEM_INLINE void find_doubts(const Neuron<float>& a, const NeuronLanes<float, 
 template <int L>
 TANDEM_INLINE float multiply_outputs(const Layer& layer, const Inputs& in, int64_t first, int count, float* products) {
   constexpr int R = 4;
-  thread_local Scratch<float> memory;
-  const bool half = layer.weights.dtype != DType::kFloat32;
-  float* floats = half ? memory.reserve(R * in.size) : nullptr;
+  thread_local Scratch<float> memory[R];
   Int<float, L> most{};
   for (int i = 0; i < kLanes; i += R) {
     const float* weights[R];
     for (int r = 0; r < R; ++r) {
-      weights[r] = weights_of(layer.weights, first + std::min(i + r, count - 1), in.size, floats + r * in.size);
+      weights[r] = weights_of(layer.weights, first + std::min(i + r, count - 1), in.size, memory[r]);
     }
     int64_t row = 0;
     const auto multiply_rows = [&](auto outputs, auto samples) TANDEM_INLINE_LAMBDA {
@@ -182,7 +176,7 @@ TANDEM_INLINE float multiply_outputs(const Layer& layer, const Inputs& in, int64
     multiply_rows(Four(), Two());
     multiply_rows(Four(), std::integral_constant<int, 1>());
   }
-  return error_per_spike<L>(most, in.size, half);
+  return error_per_spike<L>(most, in.size, are_halves(layer.weights));
 }
 
 template <int L>

@@ -11,12 +11,6 @@ namespace tandem::cpu {
 
 namespace {
 
-struct PackJob {
-  const Weights& weights;
-  const Tiling& tiling;
-  const int64_t* position;
-};
-
 // a[first], b[first], a[first + 1], b[first + 1], ...; GCC needs the builtin to make it one shuffle, clang lacks it.
 template <int L>
 TANDEM_INLINE Int<float, L> zip(const Int<float, L>& a, const Int<float, L>& b, int first) {
@@ -46,10 +40,9 @@ TANDEM_INLINE void transpose(Int<float, L> (&m)[L]) {
   }
 }
 
-// Writes L rows of weights, each times its factor, as L columns of a tile. position[j] is the tile's row for weight j
-// of an output. Prefetches the next rows into L2.
+// Writes L rows of weights, each times its factor, as L columns of a tile. Prefetches the next rows into L2.
 template <int L, class E>
-TANDEM_INLINE void pack_rows(const PackJob& job, const E* const (&row)[L], const float (&factor)[L], int32_t* out) {
+TANDEM_INLINE void pack_rows(const TilePacker& job, const E* const (&row)[L], const float (&factor)[L], int32_t* out) {
   const int64_t inputs = job.tiling.inputs();
   const int width = job.tiling.width();
   int64_t j = 0;
@@ -73,7 +66,7 @@ TANDEM_INLINE void pack_rows(const PackJob& job, const E* const (&row)[L], const
 // Packs a tile of integers and its units. An output with a weight that is not finite has the unit NaN, which makes its
 // currents NaN at every step.
 template <int L, class E>
-TANDEM_INLINE void pack_typed(const PackJob& job, int64_t tile, int32_t* out, float* unit) {
+TANDEM_INLINE void pack_typed(const TilePacker& job, int64_t tile, int32_t* out, float* unit) {
   const Tiling& tiling = job.tiling;
   const int64_t row_size = tiling.inputs();
   const int width = tiling.width();
@@ -106,38 +99,32 @@ TANDEM_INLINE void pack_typed(const PackJob& job, int64_t tile, int32_t* out, fl
 }
 
 template <int L>
-TANDEM_INLINE void pack_tile_body(const PackJob& job, int64_t tile, int32_t* out, float* unit) {
+TANDEM_INLINE void pack_tile_body(const TilePacker& job, int64_t tile, int32_t* out, float* unit) {
   switch (job.weights.dtype) {
     case DType::kBFloat16:
-      pack_typed<L, BFloat16>(job, tile, out, unit);
-      return;
+      return pack_typed<L, BFloat16>(job, tile, out, unit);
     case DType::kFloat16:
-      pack_typed<L, Float16>(job, tile, out, unit);
-      return;
+      return pack_typed<L, Float16>(job, tile, out, unit);
     case DType::kInt8:
-      pack_typed<L, int8_t>(job, tile, out, unit);
-      return;
+      return pack_typed<L, int8_t>(job, tile, out, unit);
     default:
-      pack_typed<L, float>(job, tile, out, unit);
+      return pack_typed<L, float>(job, tile, out, unit);
   }
 }
-TANDEM_CPU_LANES_KERNEL(pack_tile, (const PackJob& job, int64_t tile, int32_t* out, float* unit),
+TANDEM_CPU_LANES_KERNEL(pack_tile, (const TilePacker& job, int64_t tile, int32_t* out, float* unit),
                         (job, tile, out, unit))
 
 }  // namespace
 
-TilePacker::TilePacker(const Weights& weights, const Tiling& tiling)
-    : weights_(weights), tiling_(tiling), positions_(tiling.inputs()) {
+TilePacker::TilePacker(const Weights& from, const Tiling& to) : weights(from), tiling(to), position(to.inputs()) {
   for (int64_t c = 0; c < tiling.channels; ++c) {
     for (int64_t tap = 0; tap < tiling.taps; ++tap) {
-      positions_[weights.channels_last ? tap * tiling.channels + c : c * tiling.taps + tap] = tiling.row(tap, c);
+      position[weights.channels_last ? tap * tiling.channels + c : c * tiling.taps + tap] = tiling.row(tap, c);
     }
   }
 }
 
-void TilePacker::operator()(int64_t i, int32_t* tile, float* unit) const {
-  pack_tile({weights_, tiling_, positions_.data()}, i, tile, unit);
-}
+void TilePacker::operator()(int64_t i, int32_t* tile, float* unit) const { pack_tile(*this, i, tile, unit); }
 
 void pack(const Weights& weights, const Packed& to, ParallelFor parallel) {
   const Tiling& tiling = to.tiling;

@@ -10,16 +10,14 @@
 namespace tandem::cpu {
 
 // Packs tiles of words (int32) one by one. Weights and tiling must outlive the packer.
-class TilePacker {
- public:
+struct TilePacker {
+  const Weights& weights;
+  const Tiling& tiling;
+  std::vector<int64_t> position;  // a tile's row for each weight of an output
+
   TilePacker(const Weights& weights, const Tiling& tiling);
   // Packs tile i. tile: [tile_size], unit: [16 R].
   void operator()(int64_t i, int32_t* tile, float* unit) const;
-
- private:
-  const Weights& weights_;
-  const Tiling& tiling_;
-  std::vector<int64_t> positions_;
 };
 
 // The memory for all tiles in each encoding; all but the units may be null.

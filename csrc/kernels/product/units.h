@@ -86,9 +86,11 @@ TANDEM_INLINE Magnitudes measure_magnitudes(const E* weights, int64_t size, floa
 }
 
 // Sets the exponent of the unit of an output's weights (unit.h). Returns false if a weight is not finite. `scale` is a
-// guess on entry: outputs of a layer are similar, so most weights are read only once.
+// guess on entry: outputs of a layer are similar, so most weights are read only once. half:
+// weights of 16 bits, or their values.
 template <int L, class E>
-TANDEM_INLINE bool unit_exponent(const E* weights, int64_t size, int& exponent, int& scale) {
+TANDEM_INLINE bool unit_exponent(const E* weights, int64_t size, int& exponent, int& scale,
+                                 bool half = sizeof(E) == 2) {
   exponent = 0;
   if constexpr (sizeof(E) == 1) return true;  // integers
   const auto measure = [&] { return measure_magnitudes<L>(weights, size, measure_of(scale)); };
@@ -98,7 +100,7 @@ TANDEM_INLINE bool unit_exponent(const E* weights, int64_t size, int& exponent, 
   const int guess = scale;
   scale = scale_of(largest);
   if (scale != guess) seen = measure();
-  exponent = tandem::unit_exponent(seen.largest, scale, seen.sum, size, sizeof(E) == 2);
+  exponent = tandem::unit_exponent(seen.largest, scale, seen.sum, size, half);
   return true;
 }
 
