@@ -145,7 +145,7 @@ def test_what_cannot_be_calibrated():
     snn = convert(small(), T=8)
     for net, percentile, message in (
         (snn, 0, "percentile"),
-        (freeze(snn), None, "net: a frozen network cannot be calibrated"),
+        (freeze(snn), None, "net: a frozen network has no ANN twin"),
         (create(tnn, "mlp", (4,), 2, 4), None, "gain"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -14,6 +14,7 @@ from torch.nn.utils import prune
 import tandem_snn.nn as tnn
 from tandem_snn import convert, freeze, to_ann
 from tandem_snn.convert import CannotConvert
+from tandem_snn.frozen.lowering import lower
 
 relu = torch.relu
 QUICK = ("torchvision squeezenet1_1", "timm regnetx_002", "timm mobilenetv2_050")
@@ -161,6 +162,10 @@ def test_long_windows_need_step_timing():
 def test_what_has_no_twin():
     with pytest.raises(TypeError, match=r"net: expected a torch\.nn\.Module, got str"):
         to_ann("resnet18")
+    frozen = freeze(nn.Sequential(tnn.Encoder(4), tnn.Linear(4, 3), tnn.Readout(3, 2)))
+    for net in frozen, nn.Sequential(frozen), lower(frozen.net):
+        with pytest.raises(ValueError, match="net: a frozen network has no ANN twin"):
+            to_ann(net)
     pruned = tnn.Linear(4, 4)
     prune.l1_unstructured(pruned, "weight", 0.5)
     with pytest.raises(ValueError, match=r"net: the weight of '0' is made before each forward pass.*prune.remove"):

@@ -275,6 +275,8 @@ def layer_of(threshold):
        ValueError, "takes features with these dimensions, got shape [2, 4]") for ends in ((2, -1), (-2, -1), (1, 2))),
     *((lambda pool=pool: pool(ONES), ValueError, "Pool2d takes [B, C, H, W], got shape [2, 4]")
       for pool in (tnn.AvgPool2d(2), tnn.MaxPool2d(2), tnn.AdaptiveAvgPool2d(1), tnn.AvgPool2d(2, spiking=False))),
+    (lambda: tnn.initial_gamma(0), ValueError, "T: expected an int from 1 to 65535, got 0"),
+    (lambda: tnn.initial_gamma(8, "late"), ValueError, "timing: expected one of 'step', 'window', got 'late'"),
     (lambda: tnn.init_gamma_("net"), TypeError, "net: expected a torch.nn.Module, got str"),
     (lambda: tnn.Linear(4, 3, norm=True)(te.ConstantInput(dyadic(1, 4), 8)), ValueError, "batch"),
     (lambda: tnn.AvgPool2d(2, v_init=nan), ValueError, "v_init: expected a finite"),

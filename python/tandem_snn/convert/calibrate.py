@@ -14,7 +14,6 @@ from tandem_ext.functional.neuron import over_space
 
 from .. import ann
 from .. import nn as tnn
-from ..frozen import FrozenNetwork
 from ..nn import general
 from ..nn.hooks import evaluating, watching
 from ..nn.signals import check_network, describe, effective_counts
@@ -58,8 +57,6 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
     (torch.Size([5]), True)
     """
     check_network("net", net)
-    if isinstance(net, FrozenNetwork):
-        raise ValueError("net: a frozen network cannot be calibrated: calibrate the network, then freeze it")
     if percentile is not None:
         checks.number("percentile", percentile, "a number", "a number in (0, 100]", math.ulp(0.0), 100)
     firing = (tnn.SpikingLayer, general.Neurons)

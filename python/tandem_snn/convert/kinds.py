@@ -50,8 +50,6 @@ _INSTEAD = {
     "it normalises each sample by itself; use batch norm": "layernorm groupnorm instancenorm rmsnorm",
 }
 INSTEAD = {name: use for use, names in _INSTEAD.items() for name in names.split()}
-
-
 EVERYTHING = "between the layers spikes pass ReLU, linear maps, pooling and additions, and nothing else"
 
 

@@ -17,8 +17,6 @@ from .graph import CannotConvert, Graph, Op, refuse
 from .layers import average_of, flatten_of, is_plain, layer_of, max_pool_of, means_of, parameters, sizes_of
 
 FUSED = {"linear": tnn.Linear, "conv1d": tnn.Conv1d, "conv2d": tnn.Conv2d}
-
-
 Term = tuple[Op, Op | None]  # synapses and perhaps batch norm, which a fused layer can compute
 
 

@@ -12,6 +12,8 @@ from tandem_ext.functional.neuron import over_space
 
 from .. import ann
 from .. import nn as tnn
+from ..frozen import FrozenNetwork
+from ..frozen.stages import Stages
 from ..nn.general import Neurons
 from ..nn.quantise import rounded
 from ..nn.signals import check_network
@@ -60,7 +62,7 @@ def to_ann(net: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: net is not a module.
-        ValueError: a layer's weight is computed before each forward pass, by pruning or a parametrisation.
+        ValueError: net is frozen, or a layer's weight is computed before each forward pass, as by pruning.
 
     >>> from tandem_snn import convert
     >>> ann = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
@@ -69,6 +71,8 @@ def to_ann(net: nn.Module) -> nn.Module:
     True
     """
     check_network("net", net)
+    if any(isinstance(module, FrozenNetwork | Stages) for module in net.modules()):
+        raise ValueError("net: a frozen network has no ANN twin: give the network, and freeze it afterwards")
     memo: dict[int, Any] = {id(t): t for t in (*net.parameters(), *net.buffers())}
     for name, module in net.named_modules():
         if isinstance(module, tnn.SpikingLayer | tnn.Readout) and not isinstance(module.weight, nn.Parameter):

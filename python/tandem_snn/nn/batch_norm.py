@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tandem_ext import checks
 from tandem_ext.functional.autograd import apply, once_differentiable
 from tandem_ext.functional.neuron import over_space
 from tandem_ext.ops import compute_dtype
@@ -21,11 +22,16 @@ def initial_gamma(T: int, timing: str = "step") -> float:
         T: the number of time steps.
         timing: the timing of the layer's neurons, "step" or "window".
 
+    Raises:
+        TypeError, ValueError: T or timing is not allowed.
+
     >>> initial_gamma(2), initial_gamma(8)
     (2.0, 3.0)
     >>> initial_gamma(2, "window"), initial_gamma(8, "window")
     (1.0, 2.0)
     """
+    checks.one_of("timing", timing, checks.TIMINGS)
+    checks.T("T", T)
     if timing == "window":
         return min(2.0, max(0.7, T / 2))
     return 2.0 if T <= 2 else 3.0

@@ -28,6 +28,7 @@ from .options import HasNeurons
 from .signals import Signal, describe, effective_counts
 
 Steps = Callable[[int, int], Tensor]
+SEVERAL = ("split", "split_with_sizes", "chunk", "unbind", "tensor_split")  # return a tuple, even of one tensor
 
 
 class Currents:
@@ -213,9 +214,6 @@ def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
         for s, c, g in zip(stored, counts, gains, strict=True)
     )
     return made[0] if len(made) == 1 and f not in SEVERAL else made
-
-
-SEVERAL = ("split", "split_with_sizes", "chunk", "unbind", "tensor_split")  # return a tuple, even of one tensor
 
 
 def _gains(x: SpikeTrain, dtype: torch.dtype) -> Tensor:
