@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 EAGER = tuple(name for name, one in COMPETITORS.items() if one.can_run(quick=True))
 
 
-def test_every_way_is_sampled_in_rounds_of_which_ratios_are():
+def test_ways_are_sampled_in_rounds_and_memory_is_measured_beside_time():
     order = []
     takes = {name: lambda name=name: order.append(name) or ord(name) for name in "abcd"}
     assert interleave(takes, Settings(rounds=6)) == {name: [ord(name)] * 6 for name in "abcd"}
@@ -34,6 +34,12 @@ def test_every_way_is_sampled_in_rounds_of_which_ratios_are():
     assert list(ratio([1.1 * value for value in old], old)) == pytest.approx([1.1] * 4)
     other = ratio(new, old)
     assert other.low < min(1, other.fast) <= max(1, other.fast) < other.high
+    weight, x = torch.randn(300, 200, requires_grad=True), torch.randn(40, 200)
+    step = lambda i: torch.relu(torch.relu(x @ weight.t()) @ torch.ones(300, 100))  # noqa: E731
+    assert kept(Call(step, [weight])) == 4 * (40 * 200 + 40 * 300 + 300 * 100)  # x, hidden, constant; not the result
+    assert 0.9 * 2**26 < peak(Call(lambda i: torch.ones(2**24))) < 1.1 * 2**26
+    answer, expected = ([torch.tensor([1.0, 2.0, 3.0, n]), torch.tensor([10.0, n - 4.0])] for n in (4.0, 5.0))
+    assert interleaved.difference(answer, expected) == {"spikes": 0.25, "gradient": pytest.approx(0.1)}
 
 
 @pytest.mark.parametrize(("seconds", "rest", "calls"), [(0.001, 6, 4), (0.1, 1, 1)])
@@ -91,15 +97,6 @@ def test_naive_batch_norm_agrees_with_ours(shape):
     found = interleaved.compare({way: make() for way, make in case.of(made).calls.items()})
     assert found.keys() == {"tandem", "windows"}
     assert all(one["spikes"] < 1e-3 and one["gradient"] < 1e-3 for one in found.values())
-
-
-def test_what_is_measured_beside_time():
-    weight, x = torch.randn(300, 200, requires_grad=True), torch.randn(40, 200)
-    step = lambda i: torch.relu(torch.relu(x @ weight.t()) @ torch.ones(300, 100))  # noqa: E731
-    assert kept(Call(step, [weight])) == 4 * (40 * 200 + 40 * 300 + 300 * 100)  # x, hidden, constant; not the result
-    assert 0.9 * 2**26 < peak(Call(lambda i: torch.ones(2**24))) < 1.1 * 2**26
-    answer, expected = ([torch.tensor([1.0, 2.0, 3.0, n]), torch.tensor([10.0, n - 4.0])] for n in (4.0, 5.0))
-    assert interleaved.difference(answer, expected) == {"spikes": 0.25, "gradient": pytest.approx(0.1)}
 
 
 def test_two_builds_are_measured_in_turns(tmp_path):

@@ -106,7 +106,7 @@ def test_linker_and_architectures_are_what_the_platform_and_the_list_say():
     assert plan.gencode() == [f"-gencode=arch=compute_{code}" for code in codes]
 
 
-def test_a_platform_without_proc_and_affinity_can_build(monkeypatch, tmp_path):
+def test_a_platform_without_proc_affinity_and_torch_can_build(monkeypatch, tmp_path):
     monkeypatch.delenv("MAX_JOBS", raising=False)
     monkeypatch.delattr(compile.os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(compile.os, "cpu_count", lambda: 3)
@@ -118,6 +118,10 @@ def test_a_platform_without_proc_and_affinity_can_build(monkeypatch, tmp_path):
         assert default_jobs(cores, gigabytes << 30) == jobs
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:    7 kB\n")
     assert compile.free_memory(tmp_path / "meminfo") == 7 * 1024
+    assert backend.get_requires_for_build_wheel() == []
+    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
+    assert backend.get_requires_for_build_editable() == ["torch>=2.10"]
+    assert backend.get_requires_for_build_sdist() == []
 
 
 @pytest.mark.slow
@@ -138,13 +142,6 @@ def test_clang_reads_every_source_as_for_macos(arch):
             ours = [word for word in rules[group] if word.startswith(("-std", "-I", "-D", "-is"))]
             done = subprocess.run(["clang++-19", *flags, *ours, path], cwd=ROOT, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
-
-
-def test_torch_is_a_build_requirement_only_where_it_is_missing(monkeypatch):
-    assert backend.get_requires_for_build_wheel() == []
-    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
-    assert backend.get_requires_for_build_editable() == ["torch>=2.10"]
-    assert backend.get_requires_for_build_sdist() == []
 
 
 def test_both_builds_have_every_file_and_the_same_rules_of_rounding():

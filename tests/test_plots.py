@@ -65,7 +65,7 @@ def test_potentials_are_lines_with_their_spikes(monitor):
     assert axes.get_ylabel() == "membrane potential v"
 
 
-def test_counts_stand_beside_activations_and_rates_are_bars(net):
+def test_counts_beside_activations_rates_as_bars_and_given_axes(net, monitor):
     x = torch.rand(9, 1, 6, 6)
     axes = ts.plots.counts_against_activations(net, x, points=20)
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["layer 1", "layer 3"]
@@ -78,9 +78,6 @@ def test_counts_stand_beside_activations_and_rates_are_bars(net):
     found = ts.measure.firing_rates(net, x)
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([100 * rate for rate in found.values()])
     assert [label.get_text() for label in axes.get_yticklabels()] == list(found)
-
-
-def test_given_axes_are_drawn_into(net, monitor):
     given, x = pyplot.subplots(1, 4)[1], torch.rand(2, 1, 6, 6)
     assert ts.plots.raster(monitor["1"], given[0], sample=6) is given[0]
     assert len(points(given[0])) == monitor["1"].counts[6].sum()
