@@ -1,4 +1,4 @@
-// Multiversioning of a lambda. TANDEM_CPU_KERNEL (capability.h) does it for a named function.
+// Multiversioning of a lambda.
 #pragma once
 
 #include <type_traits>
