@@ -69,7 +69,7 @@ __device__ __forceinline__ void integrate(const Neuron<float>& a, const DeviceGe
     const int steps = min(a.T - first, kPlaneSteps);
     __builtin_assume(steps >= S::kLeastSteps);
     neurons.begin_plane(a, n, first / kPlaneSteps);
-    constexpr int kSteps = S::kRounds ? 2 : 4;  // at once: registers are scarce
+    constexpr int kSteps = S::kRounds || kFewRegisters ? 2 : 4;  // at once: registers are scarce
     unroll<S::kPlaneSums / kSteps>([&](int turn) {
       const int begin = turn * kSteps;
       FourSums sums[kSteps];
@@ -127,8 +127,13 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
       });
       __syncthreads();
       unroll<S::kTurns>([&](int turn) {
-        if (S::kItems % S::kWarps == 0 || items[turn].number < S::kItems)
+        if (S::kItems % S::kWarps != 0 && items[turn].number >= S::kItems) return;
+        if constexpr (kFewRegisters) {  // not held over the other side
+          const typename S::Place again;
+          integrate<S>(a, g, again, {a, g, again, turn}, first, side, memory);
+        } else {
           integrate<S>(a, g, at, items[turn], first, side, memory);
+        }
       });
     }
     if (S::kRounds) __syncthreads();

@@ -37,6 +37,13 @@ constexpr bool kAmpere = false;
 constexpr bool kAmpere = true;
 #endif
 
+// Whether it is for GeForce's Blackwell, for which ptxas needs more registers.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr bool kFewRegisters = true;
+#else
+constexpr bool kFewRegisters = false;
+#endif
+
 // Copies 16, 8, 4 bytes or one to shared memory, `offset` further on; writes zeros if not `valid`. Turing has no copies
 // that pass by the registers, and none has them for a byte: these are done on return.
 template <int bytes, int offset = 0>
