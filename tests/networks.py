@@ -142,9 +142,8 @@ def few_bits():
     first = tnn.Linear(20, 40, norm=True, threshold=torch.rand(40) + 0.5)
     second = tnn.Linear(40, 30, v_init=torch.rand(30), gate="clip", gain="threshold", threshold=0.3, weight_bits=5)
     third = tnn.Linear(30, 20, threshold=nn.Parameter(torch.rand(20) / 4 + 0.1))
-    return nn.Sequential(tnn.Encoder(12, "zero_expand"), first, second, third, tnn.Readout(20, 10)), 4 * torch.rand(
-        6, 20
-    )
+    net = nn.Sequential(tnn.Encoder(12, "zero_expand"), first, second, third, tnn.Readout(20, 10))
+    return net, 4 * torch.rand(6, 20)
 
 
 def depthwise():

@@ -144,10 +144,8 @@ def test_what_fails_costs_no_more_than_itself(where, tmp_path, monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("an illegal memory access was encountered\nmore of it")
 
-    module, name = {"peaks": (clock.Bench, "measure_peaks"), "row": (timing, "layer"), "case": (timing, "create")}[
-        where
-    ]
-    monkeypatch.setattr(module, name, broken)
+    parts = {"peaks": (clock.Bench, "measure_peaks"), "row": (timing, "layer"), "case": (timing, "create")}
+    monkeypatch.setattr(*parts[where], broken)
     result = tmp_path / "result.json"
     options = ["--dry-run", "--out", str(tmp_path)]
     assert check.main([*options, "--stage", "timings", "--result", str(result)]) == 1

@@ -1,10 +1,9 @@
 """Other simulators as judges: neurons, NIR files that they write and read, copied networks: the same counts."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import any_layer
+import child
 import networks
 import pytest
 import torch
@@ -133,9 +132,7 @@ def test_synaptic_operations_are_those_that_spikingjelly_counts():
 
 def test_networks_of_spikingjelly_are_copied_there_and_back():
     pytest.importorskip("spikingjelly")
-    done = subprocess.run([sys.executable, EXAMPLE], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("the same counts in both libraries") == 2
+    assert child.run(EXAMPLE).count("the same counts in both libraries") == 2
 
 
 def thirds():
@@ -218,11 +215,8 @@ def test_neurons_losses_and_encoder_of_snntorch_line_by_line():
     train = te.SpikeTrain.from_dense(spikes)
     ours = te.functional.linear_if(train, weight, T * bias, leak=0.5, threshold=1 + 2**-20)
     assert torch.equal(ours.to_dense(), theirs)
-    labels, one_hot, loss = (
-        torch.arange(5),
-        F.one_hot(torch.arange(5), 20).float(),
-        pytest.importorskip("snntorch.functional"),
-    )
+    loss, labels = pytest.importorskip("snntorch.functional"), torch.arange(5)
+    one_hot = F.one_hot(labels, 20).float()
     torch.testing.assert_close(F.mse_loss(ours.counts / T, one_hot), F.mse_loss(theirs.mean(0), one_hot))
     torch.testing.assert_close(F.cross_entropy(ours.counts, labels), loss.ce_count_loss()(theirs, labels))
     frames = spikes.transpose(0, 1)  # [B, T, features], as a DataLoader stacks them

@@ -94,10 +94,7 @@ def test_what_cannot_be_drawn_is_said(net, monitor):
         (lambda: ts.plots.raster(monitor["1"], sample=9), "9 is out of range"),
         (lambda: ts.plots.raster(monitor["1"], neurons=0), "neurons: expected a positive int, got 0"),
         (lambda: ts.plots.potentials(without["1"]), r"Monitor\(net, potentials=True\)"),
-        (
-            lambda: ts.plots.potentials(monitor),
-            r"recording: expected that of a layer, such as monitor.*got Monitor",
-        ),
+        (lambda: ts.plots.potentials(monitor), "recording: expected that of a layer, such as monitor.*got Monitor"),
         (lambda: ts.plots.potentials(monitor["1"], neurons=0), "neurons: expected a positive int, got 0"),
         (lambda: ts.plots.counts_against_activations(net, torch.rand(2, 1, 6, 6), layer="x"), "expected one of 1, 3"),
         (lambda: ts.plots.rates(torch.nn.Linear(2, 2), torch.rand(1, 2)), "found none"),

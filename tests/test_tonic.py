@@ -158,10 +158,8 @@ def test_heidelberg_files(name, tmp_path):
     folder.mkdir()
     (folder / f"{name.lower()}_train.h5.zip").touch()
     draw = np.random.default_rng(0)
-    times, units = (
-        np.sort(draw.random((3, 300)), 1).astype(np.float16),
-        draw.integers(700, size=(3, 300)).astype(np.uint16),
-    )
+    times = np.sort(draw.random((3, 300)), 1).astype(np.float16)
+    units = draw.integers(700, size=(3, 300)).astype(np.uint16)
     with h5py.File(folder / f"{name.lower()}_train.h5", "w") as file:
         for key, values in ("times", times), ("units", units):
             file.create_dataset(f"spikes/{key}", shape=3, dtype=h5py.vlen_dtype(values.dtype))[...] = [*values]
