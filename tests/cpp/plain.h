@@ -63,6 +63,18 @@ bool same(C a, C b) {
 
 // --- neurons --------------------------------------------------------------------------------------------------------
 
+// Neurons that have none of the optional arrays.
+template <class C>
+Neuron<C> neurons_of(int64_t neurons, int64_t channels, int32_t T, C threshold, C leak = 1) {
+  Neuron<C> a{};
+  a.neurons = neurons;
+  a.channels = channels;
+  a.T = a.steps = T;
+  a.threshold = threshold;
+  a.leak = leak;
+  return a;
+}
+
 // Outputs of exactly the right size, filled with other values, so that a missing write shows.
 template <class C>
 struct Outputs {
@@ -115,14 +127,11 @@ PlainNeuron<C> plain_neuron(const Neuron<C>& a, int64_t n, C u, const Y& y) {
   C r = 0;
   for (int t = 0; t < a.T; ++t) {
     C current = input_current(y(t), a.scale ? a.scale[channel] : C(1), k);
-    if (a.residual_planes) {
-      const int bit = (a.residual_planes[t / 8 * a.neurons + n] >> (t % 8)) & 1;
-      r += static_cast<C>(bit);
-      current = rounded_add(current, rounded_mul(residual_scale, static_cast<C>(bit)));
-    }
-    if (a.residual_currents) {
-      r += a.residual_currents[t * a.neurons + n];
-      current = rounded_add(current, rounded_mul(residual_scale, a.residual_currents[t * a.neurons + n]));
+    if (a.residual_planes || a.residual_currents) {
+      const C given = a.residual_planes ? static_cast<C>(a.residual_planes[t / 8 * a.neurons + n] >> (t % 8) & 1)
+                                        : a.residual_currents[t * a.neurons + n];
+      r += given;
+      current = rounded_add(current, rounded_mul(residual_scale, given));
     }
     if (step(out.v, current, a.threshold, a.leak)) {
       out.train[t / 8] |= static_cast<uint8_t>(1 << (t % 8));

@@ -46,13 +46,14 @@ struct ProductLayer {
   Weights weights{};
   const void* prepared = nullptr;
   Way way{};
-  Neuron<float> args{};
+  Neuron<float> args;
   std::vector<uint8_t> planes, residual;
   std::vector<double> values;  // the weights before encoding
   std::vector<char> encoded;
   std::vector<float> scale, shift, residual_scale, v_init;
 
-  ProductLayer(const Geometry& g, int32_t steps, double rate, unsigned seed) : geometry(g), T(steps) {
+  ProductLayer(const Geometry& g, int32_t steps, double rate, unsigned seed)
+      : geometry(g), T(steps), args(neurons_of(g.neurons(), g.outputs, steps, 1.f)) {
     std::mt19937 random(seed);
     const auto dyadic = [&](int64_t n, int range, double unit) {
       std::vector<float> out(n);
@@ -70,12 +71,6 @@ struct ProductLayer {
     planes = trains(inputs(), rate);
     const auto w = dyadic(g.outputs * g.inputs(), 64, 1.0 / 64);
     values.assign(w.begin(), w.end());
-    args.neurons = g.neurons();
-    args.channels = g.outputs;
-    args.T = T;
-    args.steps = T;
-    args.threshold = 1;
-    args.leak = 1;
     residual = trains(args.neurons, 0.3);
     scale = dyadic(g.outputs, 8, 0.25);
     shift = dyadic(g.outputs, 16, 0.5);
@@ -142,7 +137,6 @@ struct ProductLayer {
     }
     return total;
   }
-  float current(int t, int64_t n) const { return static_cast<float>(sum(t, n)); }
 
   // The product of the window of neuron n: an exact sum, rounded once.
   float window(int64_t n) const {
@@ -161,11 +155,9 @@ struct ProductLayer {
   std::vector<PlainNeuron<float>> expected() const {
     std::vector<PlainNeuron<float>> out;
     for (int64_t n = 0; n < args.neurons; ++n) {
-      if (args.timing == Timing::kWindow) {
-        out.push_back(plain_burst(args, n, window(n)));
-        continue;
-      }
-      out.push_back(plain_neuron(args, n, window(n), [&](int t) { return current(t, n); }));
+      const auto y = [&](int t) { return static_cast<float>(sum(t, n)); };
+      out.push_back(args.timing == Timing::kWindow ? plain_burst(args, n, window(n))
+                                                   : plain_neuron(args, n, window(n), y));
     }
     return out;
   }

@@ -156,20 +156,9 @@ TEST(layers_with_batch_norm) {
     std::mt19937 random(seed);
     const std::vector<float> grad = draw<float>(random, layer.args.neurons, 1.0);
     std::vector<float> grad_u(layer.args.neurons), gamma(shape.outputs), beta(shape.outputs);
-    BatchNormGrad<float> args{layer.geometry.rows(),
-                              shape.outputs,
-                              grad.data(),
-                              out.mask.data(),
-                              u.data(),
-                              mean.data(),
-                              var.data(),
-                              norm.norm,
-                              0.7f,
-                              DType::kFloat32,
-                              grad_u.data(),
-                              gamma.data(),
-                              beta.data()};
-    cpu::batch_norm_grad(args, serial_for);
+    cpu::batch_norm_grad({layer.geometry.rows(), shape.outputs, grad.data(), out.mask.data(), u.data(), mean.data(),
+                          var.data(), norm.norm, 0.7f, DType::kFloat32, grad_u.data(), gamma.data(), beta.data()},
+                         serial_for);
     for (const auto* values : {&u, &mean, &var, &grad_u, &gamma, &beta}) hash.add(*values);
   }
   check("batch-norm", hash);
@@ -186,12 +175,7 @@ void scan(DType dtype, unsigned seed, Hash& hash) {
   const auto currents = strange(random, (source == Source::kTrain ? T : 1) * neurons, dtype);
   const std::vector<C> scale = draw<C>(random, channels, 1.1), shift = draw<C>(random, channels, 1.0),
                        residual = draw<C>(random, T * neurons, 0.4), start = draw<C>(random, channels, 0.3);
-  Neuron<C> args{};
-  args.neurons = neurons;
-  args.channels = channels;
-  args.T = args.steps = T;
-  args.threshold = C(1.1);
-  args.leak = seed % 2 == 0 ? C(1) : C(0.8);
+  Neuron<C> args = neurons_of(neurons, channels, T, C(1.1), seed % 2 == 0 ? C(1) : C(0.8));
   args.gate = seed / 3 % 3 == 1 ? Gate::kClip : Gate::kRelu;
   args.scale = scale.data();
   args.shift = shift.data();

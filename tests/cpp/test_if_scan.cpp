@@ -18,18 +18,13 @@ struct ScanLayer {
   Source source = Source::kTrain;
   Residual residual = Residual::kNone;
   bool scaled = false;
-  Neuron<C> args{};
+  Neuron<C> args;
   std::vector<char> currents;
   std::vector<C> scale, shift, residual_scale, residual_currents, v_init;
   std::vector<uint8_t> residual_planes;
 
-  explicit ScanLayer(int64_t neurons, int32_t T = 8, int64_t channels = 1) {
-    args.neurons = neurons;
-    args.channels = channels;
-    args.T = args.steps = T;
-    args.threshold = C(1.1);
-    args.leak = 1;
-  }
+  explicit ScanLayer(int64_t neurons, int32_t T = 8, int64_t channels = 1)
+      : args(neurons_of(neurons, channels, T, C(1.1))) {}
 
   // Draws currents and what the options ask for. With `nan` every third current is none.
   void draw(unsigned seed, bool nan = false) {

@@ -49,16 +49,8 @@ void step(const Network& network, const Plan& plan, const uint8_t* prepared, con
     places.push_back(moves.back().data());
   }
   int64_t* each = facts.data();
-  Frame frame{{input, false, prepared, false, answer.data(), nullptr, cut_for},
-              spikes && !follows,
-              0,
-              state,
-              true,
-              1,
-              each,
-              each + plan.batch,
-              each + 2 * plan.batch,
-              nullptr};
+  const Call call{input, false, prepared, false, answer.data(), nullptr, cut_for};
+  Frame frame{call, spikes && !follows, 0, state, true, 1, each, each + plan.batch, each + 2 * plan.batch, nullptr};
   for (int64_t step = 0; step <= most; ++step) {
     PlainNumbers host;
     frame.host = &host;

@@ -86,20 +86,9 @@ void backward(Input& in, int64_t rows, int64_t channels) {
   std::vector<uint8_t> mask((rows * channels + 7) / 8);
   for (size_t i = 0; i < mask.size(); ++i) mask[i] = static_cast<uint8_t>(in.range(0, 255) + 37 * i);
   std::vector<float> grad_product(rows * channels, -77), grad_gamma(channels, -77), grad_beta(channels, -77);
-  BatchNormGrad<float> a{};
-  a.rows = rows;
-  a.channels = channels;
-  a.grad = grad.data();
-  a.mask = mask.data();
-  a.product = product.data();
-  a.mean = mean.data();
-  a.var = var.data();
-  a.norm = norm;
-  a.threshold = 2;
-  a.grad_product = grad_product.data();
-  a.grad_gamma = grad_gamma.data();
-  a.grad_beta = grad_beta.data();
-  cpu::batch_norm_grad(a, cut_for);
+  cpu::batch_norm_grad({rows, channels, grad.data(), mask.data(), product.data(), mean.data(), var.data(), norm, 2.f,
+                        DType::kFloat32, grad_product.data(), grad_gamma.data(), grad_beta.data()},
+                       cut_for);
   for (int64_t c = 0; c < channels; ++c) {
     const Normalised<float> of = normalise(norm, c, mean[c], var[c]);
     const auto gz = [&](int64_t i) { return mask[i / 8] >> (i % 8) & 1 ? grad[i] / 2 : 0.f; };
@@ -127,18 +116,10 @@ void statistics(Input& in, int64_t rows, int64_t channels) {
   const auto product = multiples(rows * channels, 0.5f, 11);
   const float factor = in.pick({1.f, 4.f});
   std::vector<float> mean(channels, -77), var(channels, -77), scale(channels, -77), shift(channels, -77);
-  BatchNormStatistics<float> a{};
-  a.rows = rows;
-  a.channels = channels;
-  a.product = product.data();
-  a.factor = factor;
-  a.norm.eps = 1e-3f;
-  a.mean = mean.data();
-  a.var = var.data();
-  a.scale = scale.data();
-  a.shift = shift.data();
-  cpu::batch_norm_statistics(a, cut_for);
-  const PlainNorm want(product, a.norm, channels, factor);
+  const BatchNorm<float> norm{nullptr, 1, nullptr, nullptr, 1e-3f};
+  cpu::batch_norm_statistics(
+      {rows, channels, product.data(), factor, norm, mean.data(), var.data(), scale.data(), shift.data()}, cut_for);
+  const PlainNorm want(product, norm, channels, factor);
   CHECK(mean == want.mean && var == want.var, "%ld channels", long(channels));
   CHECK(scale == want.scale && shift == want.shift, "%ld channels", long(channels));
 }

@@ -55,9 +55,7 @@ TEST(scans_and_bits_by_thousands_of_neurons) {
   constexpr int64_t blocks = 1000, neurons = 64 * blocks;
   std::vector<float> floats(neurons);
   std::vector<uint8_t> planes(neurons);
-  Neuron<float> a{};
-  a.neurons = neurons;
-  a.channels = a.T = a.steps = 1;
+  Neuron<float> a = neurons_of(neurons, 1, 1, 1.f);
   a.planes = planes.data();
   const auto scan = [&] { cpu::if_scan(floats.data(), DType::kFloat32, Source::kTrain, a, record); };
   CHECK(divides(calls_of(scan)[0], blocks, 64, 16384), "scan");
@@ -113,14 +111,10 @@ TEST(gradients_by_rows) {
   constexpr int64_t rows = 100, channels = 4;
   std::vector<float> floats(rows * channels, 1), out(rows * channels);
   std::vector<uint8_t> mask(rows * channels / 8);
-  BatchNormGrad<float> a{};
-  a.rows = rows;
-  a.channels = channels;
-  a.grad = a.product = a.mean = a.var = floats.data();
-  a.mask = mask.data();
-  a.threshold = 1;
-  a.grad_product = a.grad_gamma = a.grad_beta = out.data();
-  const std::vector<Call> both = calls_of([&] { cpu::batch_norm_grad(a, record); });
+  float *in = floats.data(), *to = out.data();
+  const std::vector<Call> both = calls_of([&] {
+    cpu::batch_norm_grad({rows, channels, in, mask.data(), in, in, in, {}, 1.f, DType::kFloat32, to, to, to}, record);
+  });
   CHECK(divides(both[0], 16), "sums");
   CHECK(both[1].pieces == 13 && both[1].grain == 8, "rows");
 }
