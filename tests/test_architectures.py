@@ -135,4 +135,5 @@ def test_many_steps_answer_as_the_trained_network(options, gain):
     twin, net = trained("cnn"), create(tnn, "cnn", COLOUR, 10, T=255, width=0.2, v_init=0.5, **options)
     start_from_twin(net, twin, gain)
     x = torch.randn(32, 3, 8, 8)
-    assert nn.functional.cosine_similarity(net.eval()(x), twin(x)).min() > 0.98
+    ours, theirs = net.eval()(x), twin(x)
+    assert (ours - theirs).norm() < 0.1 * theirs.norm()  # 0.08 at most with twelve twins; single answers may be small
