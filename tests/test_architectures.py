@@ -5,7 +5,6 @@ from itertools import product
 import pytest
 import torch
 from networks import assert_frozen_is, settled
-from torch import nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
