@@ -1,4 +1,4 @@
-// CPU multiversioning: always-inline bodies, compiled once per x86-64 level, chosen once per process (level.h).
+// CPU multiversioning: one always-inline body, compiled once per x86-64 level, chosen once per process.
 #pragma once
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -27,3 +27,32 @@ Capability capability();
 const char* capability_name(Capability level);
 
 }  // namespace tandem::cpu
+
+// TANDEM_CPU_KERNEL(name, (parameters), (arguments)) defines `void name(parameters)`, which calls the always-inline
+// function name_body, compiled for the level in use.
+//
+// TANDEM_CPU_LANES_KERNEL does the same for a template name_body<L>, where L is the number of floats in a vector of
+// that level.
+#if TANDEM_MULTIVERSION
+#define TANDEM_CPU_KERNEL(name, parameters, arguments)                                            \
+  TANDEM_TARGET_V4 static void name##_v4 parameters { name##_body arguments; }                    \
+  TANDEM_TARGET_V3 static void name##_v3 parameters { name##_body arguments; }                    \
+  static void name##_default parameters { name##_body arguments; }                                \
+  void name parameters {                                                                          \
+    static constexpr decltype(&name##_default) levels[] = {name##_default, name##_v3, name##_v4}; \
+    levels[static_cast<int>(capability())] arguments;                                             \
+  }
+#define TANDEM_CPU_LANES_KERNEL(name, parameters, arguments)                                      \
+  TANDEM_TARGET_V4 static void name##_v4 parameters { name##_body<16> arguments; }                \
+  TANDEM_TARGET_V3 static void name##_v3 parameters { name##_body<8> arguments; }                 \
+  static void name##_default parameters { name##_body<4> arguments; }                             \
+  void name parameters {                                                                          \
+    static constexpr decltype(&name##_default) levels[] = {name##_default, name##_v3, name##_v4}; \
+    levels[static_cast<int>(capability())] arguments;                                             \
+  }
+#else
+#define TANDEM_CPU_KERNEL(name, parameters, arguments) \
+  void name parameters { name##_body arguments; }
+#define TANDEM_CPU_LANES_KERNEL(name, parameters, arguments) \
+  void name parameters { name##_body<4> arguments; }
+#endif

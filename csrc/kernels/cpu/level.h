@@ -1,4 +1,4 @@
-// Multiversioning of a lambda.
+// Multiversioning of a lambda. TANDEM_CPU_KERNEL (capability.h) does it for a named function.
 #pragma once
 
 #include <type_traits>

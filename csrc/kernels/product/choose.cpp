@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "../cpu/level.h"
+#include "../cpu/vectors.h"
 #include "filter.h"
 #include "lists.h"
 #include "tiling.h"
@@ -67,7 +67,7 @@ namespace {
 
 // Counts bits, nonzero pairs and nonzero nibbles of sampled words. Multiversioned for its popcounts. The samples are at
 // multiples of the golden ratio: with a regular distance they would meet the same channels again and again.
-TANDEM_INLINE void count_patterns(const uint8_t* bytes, uint64_t words, int64_t samples, int64_t* counts) {
+TANDEM_INLINE void count_patterns_body(const uint8_t* bytes, uint64_t words, int64_t samples, int64_t* counts) {
   for (int64_t i = 0; i < samples; ++i) {
     const uint64_t fraction = static_cast<uint32_t>(i) * 2654435769u;
     uint64_t word;
@@ -78,6 +78,8 @@ TANDEM_INLINE void count_patterns(const uint8_t* bytes, uint64_t words, int64_t 
     counts[2] += __builtin_popcountll((pair | pair >> 2) & 0x1111111111111111ull);
   }
 }
+TANDEM_CPU_KERNEL(count_patterns, (const uint8_t* bytes, uint64_t words, int64_t samples, int64_t* counts),
+                  (bytes, words, samples, counts))
 
 }  // namespace
 
@@ -85,7 +87,7 @@ Density Density::measure(const uint8_t* bytes, int64_t size) {
   constexpr int64_t kSamples = 512;
   const int64_t words = std::min<int64_t>(size / 8, UINT32_MAX), samples = std::min(words, kSamples);
   int64_t counts[3] = {};
-  at_level([&](auto) TANDEM_INLINE_LAMBDA { count_patterns(bytes, words, samples, counts); });
+  count_patterns(bytes, words, samples, counts);
   const double seen = 8.0 * static_cast<double>(std::max<int64_t>(samples, 1));
   return {{counts[0] / seen, counts[1] / seen, counts[2] / seen}};
 }

@@ -5,7 +5,6 @@
 #include <numeric>
 #include <utility>
 
-#include "../cpu/level.h"
 #include "../cpu/scratch.h"
 #include "../neuron/burst.h"
 #include "units.h"
@@ -182,7 +181,7 @@ TANDEM_INLINE float multiply_outputs(const Layer& layer, const Inputs& in, int64
 }
 
 template <int L>
-TANDEM_INLINE void filter_outputs(const Layer& layer, const Inputs& in, int64_t first, uint8_t* open) {
+TANDEM_INLINE void filter_outputs_body(const Layer& layer, const Inputs& in, int64_t first, uint8_t* open) {
   const Neuron<float>& a = layer.neuron;
   const int count = static_cast<int>(std::min<int64_t>(kLanes, a.channels - first));
   float products[2][kMostRows][kLanes];  // of both ends
@@ -227,6 +226,8 @@ TANDEM_INLINE void filter_outputs(const Layer& layer, const Inputs& in, int64_t 
     ends[0].end(a, n, open);
   }
 }
+TANDEM_CPU_LANES_KERNEL(filter_outputs, (const Layer& layer, const Inputs& in, int64_t first, uint8_t* open),
+                        (layer, in, first, open))
 
 }  // namespace
 
@@ -260,9 +261,7 @@ void run_filter(const Layer& layer, uint8_t* open, ParallelFor parallel) {
   constexpr int64_t kGrain = 1 << 16;  // weights worth a thread
   parallel_ranges(parallel, (outputs + kLanes - 1) / kLanes, 1 + kGrain / (kLanes * size + 1),
                   [&](int64_t begin, int64_t end) {
-                    at_level([&](auto lanes) TANDEM_INLINE_LAMBDA {
-                      for (int64_t i = begin; i < end; ++i) filter_outputs<lanes>(layer, in, i * kLanes, open);
-                    });
+                    for (int64_t i = begin; i < end; ++i) filter_outputs(layer, in, i * kLanes, open);
                   });
 }
 

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "../cpu/level.h"
 #include "collect.h"
 
 namespace tandem::cpu {
@@ -196,6 +195,11 @@ TANDEM_INLINE void list_any(const ListJob& job, int64_t begin, int64_t end) {
   list_strips<4, Collector>(job, begin, end);
 }
 
+TANDEM_INLINE void list_by_table_body(const ListJob& job, int64_t begin, int64_t end) {
+  list_any<TableCollector>(job, begin, end);
+}
+TANDEM_CPU_KERNEL(list_by_table, (const ListJob& job, int64_t begin, int64_t end), (job, begin, end))
+
 #if TANDEM_MULTIVERSION
 TANDEM_TARGET_VBMI2 void list_by_compress(const ListJob& job, int64_t begin, int64_t end) {
   list_any<CompressCollector>(job, begin, end);
@@ -231,7 +235,7 @@ void build_lists(const Layer& layer, const Listed& of, const Block& block, Spike
 #if TANDEM_MULTIVERSION
     if (can_compress()) return list_by_compress(job, begin, end);
 #endif
-    at_level([&](auto) TANDEM_INLINE_LAMBDA { list_any<TableCollector>(job, begin, end); });
+    list_by_table(job, begin, end);
   });
 }
 

@@ -43,9 +43,10 @@ TANDEM_INLINE void add_weights(const E* rows, int64_t tile, int32_t first, const
 }
 
 // An input moves by one, so a change is a sum of weights with signs, which fits int32 (unit.h).
-TANDEM_INLINE void take_changes(int32_t* changes, double* sums, int64_t n) {
+TANDEM_INLINE void take_changes_body(int32_t* changes, double* sums, int64_t n) {
   for (int64_t k = 0; k < n; ++k) sums[k] += changes[k], changes[k] = 0;
 }
+TANDEM_CPU_KERNEL(take_changes, (int32_t* changes, double* sums, int64_t n), (changes, sums, n))
 
 Prepared prepared_of(const Layer& layer) {
   if (layer.prepared == nullptr) return Prepared(Tiling(layer.geometry));
@@ -183,7 +184,7 @@ void MovingSums::fire(int32_t* changes, double* sums, int64_t first_row, int64_t
   const int64_t tiles = prepared_.tiling().tiles();
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t begin = (i * rows_ + first_row) * width_;
-    at_level([&](auto) TANDEM_INLINE_LAMBDA { take_changes(changes + begin, sums + begin, rows * width_); });
+    take_changes(changes + begin, sums + begin, rows * width_);
     fire_sums(tile(i, rows, first_row), sums + begin, neuron, nullptr);
   }
 }

@@ -4,7 +4,6 @@
 #include <cstring>
 #include <limits>
 
-#include "../cpu/level.h"
 #include "../cpu/scratch.h"
 #include "units.h"
 
@@ -100,7 +99,7 @@ TANDEM_INLINE void pack_typed(const TilePacker& job, int64_t tile, int32_t* out,
 }
 
 template <int L>
-TANDEM_INLINE void pack_tile(const TilePacker& job, int64_t tile, int32_t* out, float* unit) {
+TANDEM_INLINE void pack_tile_body(const TilePacker& job, int64_t tile, int32_t* out, float* unit) {
   switch (job.weights.dtype) {
     case DType::kBFloat16:
       return pack_typed<L, BFloat16>(job, tile, out, unit);
@@ -112,6 +111,8 @@ TANDEM_INLINE void pack_tile(const TilePacker& job, int64_t tile, int32_t* out, 
       return pack_typed<L, float>(job, tile, out, unit);
   }
 }
+TANDEM_CPU_LANES_KERNEL(pack_tile, (const TilePacker& job, int64_t tile, int32_t* out, float* unit),
+                        (job, tile, out, unit))
 
 }  // namespace
 
@@ -123,9 +124,7 @@ TilePacker::TilePacker(const Weights& from, const Tiling& to) : weights(from), t
   }
 }
 
-void TilePacker::operator()(int64_t i, int32_t* tile, float* unit) const {
-  at_level([&](auto lanes) TANDEM_INLINE_LAMBDA { pack_tile<lanes>(*this, i, tile, unit); });
-}
+void TilePacker::operator()(int64_t i, int32_t* tile, float* unit) const { pack_tile(*this, i, tile, unit); }
 
 void pack(const Weights& weights, const Packed& to, ParallelFor parallel) {
   const Tiling& tiling = to.tiling;

@@ -1,6 +1,5 @@
 #include "plain.h"
 
-#include "../cpu/level.h"
 #include "fire.h"
 
 namespace tandem::cpu {
@@ -97,19 +96,20 @@ TANDEM_INLINE void sum_counts(const Layer& layer, const Tiling& tiling, const Ti
   }
 }
 
+template <int L>
+TANDEM_INLINE void fire_plain_body(const Layer& layer, const Tiling& tiling, const Tile& tile, uint8_t* open) {
+  tile.registers == 1 ? fire_steps<L, 1>(layer, tiling, tile, open) : fire_steps<L, 2>(layer, tiling, tile, open);
+}
+template <int L>
+TANDEM_INLINE void sum_plain_body(const Layer& layer, const Tiling& tiling, const Tile& tile, double* windows) {
+  tile.registers == 1 ? sum_counts<L, 1>(layer, tiling, tile, windows) : sum_counts<L, 2>(layer, tiling, tile, windows);
+}
+
 }  // namespace
 
-void fire_plain(const Layer& layer, const Tiling& tiling, const Tile& tile, uint8_t* open) {
-  at_level([&](auto lanes) TANDEM_INLINE_LAMBDA {
-    tile.registers == 1 ? fire_steps<lanes, 1>(layer, tiling, tile, open)
-                        : fire_steps<lanes, 2>(layer, tiling, tile, open);
-  });
-}
-void sum_plain(const Layer& layer, const Tiling& tiling, const Tile& tile, double* windows) {
-  at_level([&](auto lanes) TANDEM_INLINE_LAMBDA {
-    tile.registers == 1 ? sum_counts<lanes, 1>(layer, tiling, tile, windows)
-                        : sum_counts<lanes, 2>(layer, tiling, tile, windows);
-  });
-}
+TANDEM_CPU_LANES_KERNEL(fire_plain, (const Layer& layer, const Tiling& tiling, const Tile& tile, uint8_t* open),
+                        (layer, tiling, tile, open))
+TANDEM_CPU_LANES_KERNEL(sum_plain, (const Layer& layer, const Tiling& tiling, const Tile& tile, double* windows),
+                        (layer, tiling, tile, windows))
 
 }  // namespace tandem::cpu

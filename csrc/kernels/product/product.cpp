@@ -1,6 +1,5 @@
 #include "product.h"
 
-#include "../cpu/level.h"
 #include "../cpu/vectors.h"
 #include "plain.h"
 #include "window.h"
@@ -28,7 +27,7 @@ int32_t* Product::step_sums(const Place& at) const {
 
 namespace {
 
-TANDEM_INLINE void or_bytes(const uint8_t* bytes, int64_t size, uint64_t* all) {
+TANDEM_INLINE void or_bytes_body(const uint8_t* bytes, int64_t size, uint64_t* all) {
   uint64_t any[8] = {};
   int64_t i = 0;
   for (; i + 64 <= size; i += 64) {
@@ -37,11 +36,12 @@ TANDEM_INLINE void or_bytes(const uint8_t* bytes, int64_t size, uint64_t* all) {
   for (; i < size; ++i) any[0] |= bytes[i];
   for (const uint64_t word : any) *all |= word;
 }
+TANDEM_CPU_KERNEL(or_bytes, (const uint8_t* bytes, int64_t size, uint64_t* all), (bytes, size, all))
 
 // Whether no count exceeds 15.
 bool are_nibbles(const Layer& layer) {
   uint64_t all = 0;
-  at_level([&](auto) TANDEM_INLINE_LAMBDA { or_bytes(layer.planes, layer.geometry.plane_size(), &all); });
+  or_bytes(layer.planes, layer.geometry.plane_size(), &all);
   return (all & 0xf0f0f0f0f0f0f0f0ull) == 0;
 }
 

@@ -4,7 +4,6 @@
 #include <iterator>
 #include <limits>
 
-#include "../cpu/level.h"
 #include "units.h"
 
 namespace tandem::cpu {
@@ -68,8 +67,8 @@ TANDEM_INLINE bool round_quotients(int64_t size, float largest, int8_t* q, const
 }
 
 template <int L>
-TANDEM_INLINE void quantise_rows(const float* weights, int64_t size, int largest, int8_t* q, float* steps,
-                                 int64_t begin, int64_t end) {
+TANDEM_INLINE void quantise_rows_body(const float* weights, int64_t size, int largest, int8_t* q, float* steps,
+                                      int64_t begin, int64_t end) {
   for (int64_t row = begin; row < end; ++row) {
     const float* w = weights + row * size;
     const float peak = measure_magnitudes<L>(w, size, 0.f).largest, most = static_cast<float>(largest);
@@ -88,16 +87,18 @@ TANDEM_INLINE void quantise_rows(const float* weights, int64_t size, int largest
     }
   }
 }
+TANDEM_CPU_LANES_KERNEL(quantise_rows,
+                        (const float* weights, int64_t size, int largest, int8_t* q, float* steps, int64_t begin,
+                         int64_t end),
+                        (weights, size, largest, q, steps, begin, end))
 
 }  // namespace
 
 void quantise(const float* weights, int64_t rows, int64_t size, int largest, int8_t* q, float* step,
               ParallelFor parallel) {
   constexpr int64_t kGrain = 1 << 16;  // weights worth a thread
-  parallel_ranges(parallel, rows, 1 + kGrain / (size + 1), [&](int64_t begin, int64_t end) {
-    at_level([=](auto lanes)
-                 TANDEM_INLINE_LAMBDA { quantise_rows<lanes>(weights, size, largest, q, step, begin, end); });
-  });
+  parallel_ranges(parallel, rows, 1 + kGrain / (size + 1),
+                  [&](int64_t begin, int64_t end) { quantise_rows(weights, size, largest, q, step, begin, end); });
 }
 
 }  // namespace tandem::cpu

@@ -1,6 +1,5 @@
 #include "tile.h"
 
-#include "../cpu/level.h"
 #include "fire.h"
 
 namespace tandem::cpu {
@@ -67,6 +66,24 @@ TANDEM_INLINE void sum_by_lists(const Tile& tile, const SpikeLists& lists, int32
   });
 }
 
+// Tiles of words are 32 outputs wide only with AVX-512 (tiling.h).
+template <int L>
+TANDEM_INLINE void fire_lists_body(const Tile& tile, const SpikeLists& lists, const Neuron<float>& neuron,
+                                   uint8_t* open) {
+  if constexpr (L == kLanes) {
+    if (tile.bytes) return fire_by_lists<ByteSums, true, L>(tile, lists, neuron, open);
+  }
+  fire_by_lists<WideSums, L == kLanes, L>(tile, lists, neuron, open);
+}
+
+template <int L>
+TANDEM_INLINE void sum_lists_body(const Tile& tile, const SpikeLists& lists, int32_t* sums, bool first) {
+  if constexpr (L == kLanes) {
+    if (tile.bytes) return sum_by_lists<ByteSums, true, L>(tile, lists, sums, first);
+  }
+  sum_by_lists<WideSums, L == kLanes, L>(tile, lists, sums, first);
+}
+
 template <int L, int R>
 TANDEM_INLINE void fire_sums_of(const Tile& tile, const int32_t* in, const Neuron<float>& neuron, uint8_t* open) {
   using S = WideSums<L, R>;
@@ -74,36 +91,19 @@ TANDEM_INLINE void fire_sums_of(const Tile& tile, const int32_t* in, const Neuro
     std::memcpy(sums, in + (row * tile.planes + p) * (8 * 16 * R), sizeof(sums));
   });
 }
+template <int L>
+TANDEM_INLINE void fire_sums_body(const Tile& tile, const int32_t* sums, const Neuron<float>& neuron, uint8_t* open) {
+  tile.registers == 1 ? fire_sums_of<L, 1>(tile, sums, neuron, open) : fire_sums_of<L, 2>(tile, sums, neuron, open);
+}
 
 }  // namespace
 
-// Tiles of words are 32 outputs wide only with AVX-512 (tiling.h), and only there are tiles of bytes. Bytes have
-// functions of their own: in one with words the compiler spills, and a frozen network takes a tenth longer.
-void fire_lists(const Tile& tile, const SpikeLists& lists, const Neuron<float>& neuron, uint8_t* open) {
-  if (tile.bytes) {
-    return at_level([&tile, &lists, &neuron, open](auto lanes) TANDEM_INLINE_LAMBDA {
-      if constexpr (lanes == kLanes) fire_by_lists<ByteSums, true, lanes>(tile, lists, neuron, open);
-    });
-  }
-  at_level([&tile, &lists, &neuron, open](auto lanes)
-               TANDEM_INLINE_LAMBDA { fire_by_lists<WideSums, lanes == kLanes, lanes>(tile, lists, neuron, open); });
-}
-
-void sum_lists(const Tile& tile, const SpikeLists& lists, int32_t* sums, bool first) {
-  if (tile.bytes) {
-    return at_level([&tile, &lists, sums, first](auto lanes) TANDEM_INLINE_LAMBDA {
-      if constexpr (lanes == kLanes) sum_by_lists<ByteSums, true, lanes>(tile, lists, sums, first);
-    });
-  }
-  at_level([&tile, &lists, sums, first](auto lanes)
-               TANDEM_INLINE_LAMBDA { sum_by_lists<WideSums, lanes == kLanes, lanes>(tile, lists, sums, first); });
-}
-
-void fire_sums(const Tile& tile, const int32_t* sums, const Neuron<float>& neuron, uint8_t* open) {
-  at_level([&tile, sums, &neuron, open](auto lanes) TANDEM_INLINE_LAMBDA {
-    tile.registers == 1 ? fire_sums_of<lanes, 1>(tile, sums, neuron, open)
-                        : fire_sums_of<lanes, 2>(tile, sums, neuron, open);
-  });
-}
+TANDEM_CPU_LANES_KERNEL(fire_lists,
+                        (const Tile& tile, const SpikeLists& lists, const Neuron<float>& neuron, uint8_t* open),
+                        (tile, lists, neuron, open))
+TANDEM_CPU_LANES_KERNEL(sum_lists, (const Tile& tile, const SpikeLists& lists, int32_t* sums, bool first),
+                        (tile, lists, sums, first))
+TANDEM_CPU_LANES_KERNEL(fire_sums, (const Tile& tile, const int32_t* sums, const Neuron<float>& neuron, uint8_t* open),
+                        (tile, sums, neuron, open))
 
 }  // namespace tandem::cpu

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "../cpu/level.h"
 #include "../neuron/burst.h"
 #include "fire.h"
 
@@ -11,7 +10,7 @@ namespace tandem::cpu {
 namespace {
 
 template <int L>
-TANDEM_INLINE void add_bits_of(const int32_t* sums, int64_t rows, int width, double* windows) {
+TANDEM_INLINE void add_bits_body(const int32_t* sums, int64_t rows, int width, double* windows) {
   constexpr int H = L / 2;
   for (int64_t r = 0; r < rows; ++r, sums += 8 * width) {
     for (int i = 0; i < width; i += H) {
@@ -25,7 +24,7 @@ TANDEM_INLINE void add_bits_of(const int32_t* sums, int64_t rows, int width, dou
 }
 
 template <int L>
-TANDEM_INLINE void write_products_of(const Tile& tile, const double* windows, float* u, int64_t outputs) {
+TANDEM_INLINE void write_products_body(const Tile& tile, const double* windows, float* u, int64_t outputs) {
   constexpr int H = L / 2;
   const int width = tile.width();
   for (int64_t r = 0; r < tile.rows; ++r) {
@@ -38,7 +37,7 @@ TANDEM_INLINE void write_products_of(const Tile& tile, const double* windows, fl
   }
 }
 
-TANDEM_INLINE void add_products_of(const Tile& tile, const double* windows, double* u, int64_t outputs) {
+TANDEM_INLINE void add_products_body(const Tile& tile, const double* windows, double* u, int64_t outputs) {
   for (int64_t r = 0; r < tile.rows; ++r) {
     double* row = u + (tile.first_row + r) * outputs + tile.channel;
     for (int64_t i = 0; i < tile.channels; ++i) row[i] += windows[r * tile.width() + i] * tile.unit[i];
@@ -60,22 +59,27 @@ TANDEM_INLINE void fire_sums_of(const Tile& tile, const double* windows, const N
   });
 }
 
+template <int L>
+TANDEM_INLINE void fire_window_sums_body(const Tile& tile, const double* windows, const Neuron<float>& neuron,
+                                         uint8_t* open) {
+  tile.registers == 1 ? fire_sums_of<L, 1>(tile, windows, neuron, open)
+                      : fire_sums_of<L, 2>(tile, windows, neuron, open);
+}
+TANDEM_CPU_LANES_KERNEL(fire_window_sums,
+                        (const Tile& tile, const double* windows, const Neuron<float>& neuron, uint8_t* open),
+                        (tile, windows, neuron, open))
+
 }  // namespace
 
 void fire_sums(const Tile& tile, const double* windows, const Neuron<float>& neuron, uint8_t* open) {
-  at_level([&](auto lanes) TANDEM_INLINE_LAMBDA {
-    tile.registers == 1 ? fire_sums_of<lanes, 1>(tile, windows, neuron, open)
-                        : fire_sums_of<lanes, 2>(tile, windows, neuron, open);
-  });
+  fire_window_sums(tile, windows, neuron, open);
 }
-void add_bits(const int32_t* sums, int64_t rows, int width, double* windows) {
-  at_level([&](auto lanes) TANDEM_INLINE_LAMBDA { add_bits_of<lanes>(sums, rows, width, windows); });
-}
-void write_products(const Tile& tile, const double* windows, float* u, int64_t outputs) {
-  at_level([&](auto lanes) TANDEM_INLINE_LAMBDA { write_products_of<lanes>(tile, windows, u, outputs); });
-}
-void add_products(const Tile& tile, const double* windows, double* u, int64_t outputs) {
-  at_level([&](auto) TANDEM_INLINE_LAMBDA { add_products_of(tile, windows, u, outputs); });
-}
+
+TANDEM_CPU_LANES_KERNEL(add_bits, (const int32_t* sums, int64_t rows, int width, double* windows),
+                        (sums, rows, width, windows))
+TANDEM_CPU_LANES_KERNEL(write_products, (const Tile& tile, const double* windows, float* u, int64_t outputs),
+                        (tile, windows, u, outputs))
+TANDEM_CPU_KERNEL(add_products, (const Tile& tile, const double* windows, double* u, int64_t outputs),
+                  (tile, windows, u, outputs))
 
 }  // namespace tandem::cpu

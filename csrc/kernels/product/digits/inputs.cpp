@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../../cpu/level.h"
 #include "../../cpu/vectors.h"
 #include "digits.h"
 
@@ -36,7 +35,7 @@ ExpandedRows::ExpandedRows(const Geometry& geometry)
 namespace {
 
 // Splits `n` bytes into bits: a plane of bytes 0 and 1 for each step.
-TANDEM_INLINE void split_bits(const uint8_t* in, int64_t n, uint8_t* out, int64_t step_bytes) {
+TANDEM_INLINE void split_bits_body(const uint8_t* in, int64_t n, uint8_t* out, int64_t step_bytes) {
   for (int64_t i = 0; i < n; i += kChunk) {
     const int lanes = static_cast<int>(std::min<int64_t>(kChunk, n - i));
     const auto bytes = load_first<Bytes<kChunk>>(in + i, lanes);
@@ -44,8 +43,10 @@ TANDEM_INLINE void split_bits(const uint8_t* in, int64_t n, uint8_t* out, int64_
     for (int t = 0; t < 8; ++t) store_first(out + t * step_bytes + i, (bytes >> t) & 1, lanes);
   }
 }
+TANDEM_CPU_KERNEL(split_bits, (const uint8_t* in, int64_t n, uint8_t* out, int64_t step_bytes),
+                  (in, n, out, step_bytes))
 
-TANDEM_INLINE void largest_byte(const uint8_t* bytes, int64_t n, int* most) {
+TANDEM_INLINE void largest_byte_body(const uint8_t* bytes, int64_t n, int* most) {
   ByteLanes largest{};
   for (int64_t i = 0; i < n; i += kLanes) {
     const auto x = load_first<ByteLanes>(bytes + i, static_cast<int>(std::min<int64_t>(kLanes, n - i)));
@@ -53,6 +54,7 @@ TANDEM_INLINE void largest_byte(const uint8_t* bytes, int64_t n, int* most) {
   }
   for (int i = 0; i < kLanes; ++i) *most = std::max<int>(*most, largest[i]);
 }
+TANDEM_CPU_KERNEL(largest_byte, (const uint8_t* bytes, int64_t n, int* most), (bytes, n, most))
 
 // Pixel (y, x) of sample b in plane p, from input channel `first` on.
 const uint8_t* pixel(const Layer& layer, int p, int64_t b, int64_t y, int64_t x, int64_t first) {
@@ -161,16 +163,12 @@ void lay_out(ExpandedInputs& inputs, const Layer& layer, int64_t first, const Bl
 
 void ExpandedInputs::load(const Layer& layer, int64_t first, const Block& block) {
   steps = layer.counted() ? 1 : 8;
-  if (!layer.counted()) {
-    return lay_out(*this, layer, first, block, [](const uint8_t* in, int64_t n, uint8_t* out, int64_t step_bytes) {
-      at_level([=](auto) TANDEM_INLINE_LAMBDA { split_bits(in, n, out, step_bytes); });
-    });
-  }
+  if (!layer.counted()) return lay_out(*this, layer, first, block, split_bits);
   const bool limited = byte_products() == ByteProducts::kAvx2;
   most = limited ? 0 : UINT8_MAX;
   lay_out(*this, layer, first, block, [&](const uint8_t* bytes, int64_t n, uint8_t* out, int64_t) {
     std::memcpy(out, bytes, n);
-    if (limited) at_level([&](auto) TANDEM_INLINE_LAMBDA { largest_byte(bytes, n, &most); });
+    if (limited) largest_byte(bytes, n, &most);
   });
 }
 

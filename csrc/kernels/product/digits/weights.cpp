@@ -1,7 +1,6 @@
 // Splits weights into digits.
 #include <algorithm>
 
-#include "../../cpu/level.h"
 #include "../lists.h"
 #include "../units.h"
 #include "digits.h"
@@ -110,8 +109,8 @@ TANDEM_INLINE Digits measure_column(const int32_t* weights, const std::vector<in
 // The bytes of w + 0x80808080 are the digits of w plus 128. The words of four inputs are transposed, so that the four
 // bytes of a digit are together.
 template <int L>
-TANDEM_INLINE void pack_column(const int32_t* weights, const std::vector<int64_t>& position, int8_t* digits,
-                               Digits* packed) {
+TANDEM_INLINE void pack_column_body(const int32_t* weights, const std::vector<int64_t>& position, int8_t* digits,
+                                    Digits* packed) {
   const Digits cut = measure_column<L>(weights, position);
   *packed = cut;
   constexpr int32_t bias = static_cast<int32_t>(0x80808080u), even = 0x00ff00ff, low = 0x0000ffff;
@@ -135,6 +134,9 @@ TANDEM_INLINE void pack_column(const int32_t* weights, const std::vector<int64_t
     }
   }
 }
+TANDEM_CPU_LANES_KERNEL(pack_column,
+                        (const int32_t* weights, const std::vector<int64_t>& position, int8_t* digits, Digits* packed),
+                        (weights, position, digits, packed))
 
 }  // namespace
 
@@ -142,9 +144,7 @@ void DigitPacker::pack(int64_t i, const int32_t* tile) const {
   for (int r = 0; r < registers_; ++r) {
     const int64_t column = i * registers_ + r;
     Digits packed;
-    at_level([&](auto lanes) TANDEM_INLINE_LAMBDA {
-      pack_column<lanes>(tile + 16 * r, position_, digits_ + column * column_bytes_, &packed);
-    });
+    pack_column(tile + 16 * r, position_, digits_ + column * column_bytes_, &packed);
     header_[2 * column] = packed.count;
     header_[2 * column + 1] = packed.shift;
   }
