@@ -39,9 +39,6 @@ class Synapses {
   // Makes the weight's digits on a GPU, if they do not exist.
   void prepare();
 
-  // The layer with these neurons, or with none for window_product().
-  Layer layer(const Neuron<float>& neuron);
-
   // Computes the spikes of float64 neurons by torch's own product and the scan.
   void scan(const NeuronLayer& neurons);
 
@@ -53,6 +50,8 @@ class Synapses {
   Tensor window_product();
 
  private:
+  // The layer with these neurons, or with none for window_product().
+  Layer layer(const Neuron<float>& neuron);
   void check_sizes() const;  // on a GPU
   Tensor currents(const Tensor& planes, int64_t T) const;
   Tensor counts_product() const;

@@ -94,9 +94,14 @@ void Run::change_form(int64_t i) {
 void Run::max_pool(int64_t i, int64_t images, const uint8_t* from, uint8_t* to, ParallelFor parallel) const {
   const Shape &in = plan_.steps[i].in, &out = plan_.steps[i].out;
   const bool counted = program_.value(at(i).input) == Value::kCounts;
-  PoolWindow pool{{images, in.height, in.width, in.channels, 0, 1, {}, {}, {}, {}}, out.height, out.width, counted};
-  at(i).set_window(pool.images);
-  cpu::max_pool(pool, from, to, parallel);
+  Geometry window{};
+  window.batch = images;
+  window.height = in.height;
+  window.width = in.width;
+  window.channels = in.channels;
+  window.groups = 1;
+  at(i).set_window(window);
+  cpu::max_pool({window, out.height, out.width, counted}, from, to, parallel);
 }
 
 // --- layers ----------------------------------------------------------------------------------------------------------
