@@ -65,7 +65,7 @@ NETWORKS = {
     "functional": functional, "products": products,
     "sequential": lambda: (nn.Sequential(
         nn.Sequential(nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()), nn.MaxPool2d(2, ceil_mode=True),
-        nn.Dropout(0.2), nn.Conv2d(8, 12, 3, 2, 1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(48, 10),
+        nn.Dropout(0.2), nn.Conv2d(8, 12, 3, 2, 1), nn.ReLU(), nn.AvgPool2d(2, 1), nn.Flatten(), nn.Linear(108, 10),
     ), torch.rand(6, 1, 18, 18)),
     "line": lambda: (nn.Sequential(
         nn.Conv1d(2, 6, 5, 2), nn.BatchNorm1d(6), nn.ReLU(), nn.Flatten(), nn.Linear(84, 8), nn.ReLU(), nn.Linear(8, 3),
@@ -198,11 +198,11 @@ def test_calibration_keeps_a_limited_number_of_activations(monkeypatch):
 def test_thresholds_that_cover():
     """Least squared error of what saturates and what is rounded, against a search."""
     a = torch.randn(5, 4000).relu() * torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]).view(-1, 1)
-    for T in 4, 8, 64:
-        best, error = calibration.covering(a, T, 0.5), []
-        for factor in 0.7, 1.0, 1.4:
+    for T, start in (4, 0.5), (8, 0.5), (64, 0.5), (8, 0.0):
+        best, error = calibration.covering(a, T, start), []
+        for factor in 0.9, 1.0, 1.1:
             unit = (factor * best / T).view(-1, 1)
-            error.append(((a / unit).round().clamp(0, T) * unit - a).square().mean())
+            error.append(((a / unit + start).floor().clamp(0, T) * unit - a).square().mean())
         assert error[1] < min(error[0], error[2])
         torch.testing.assert_close(best / best[0], torch.arange(1.0, 6.0), atol=0.5, rtol=0.1)
     few = torch.cat([a[:1, :64], torch.zeros(1, 64)])

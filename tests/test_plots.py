@@ -62,7 +62,8 @@ def test_potentials_are_lines_with_their_spikes(monitor):
         assert line.get_ydata() == pytest.approx(layer.potentials[:, 2, neuron].tolist())
         fired = layer.train.to_dense()[:, 2, neuron].nonzero().flatten() + 1
         assert [x for x, _ in marks.get_offsets()] == fired.tolist()
-    assert axes.get_ylabel() == "membrane potential v"
+        assert all(y > line.get_ydata().max() for _, y in marks.get_offsets())
+    assert (axes.get_ylabel(), axes.get_xticks().tolist()) == ("membrane potential v", [1, 2, 3, 4, 5, 6])
 
 
 def test_counts_beside_activations_rates_as_bars_and_given_axes(net, monitor):
