@@ -126,6 +126,13 @@ def test_short_lines_are_the_reference(T, channels, groups, kernel, stride, dila
     assert_reference("conv2d_if", x, weight, **options)
 
 
+def test_a_kernel_may_miss_a_single_pixel(timing, device):
+    """Padding and stride skip it: no input is read, although there is one pixel and one row, as in a linear layer."""
+    x = (train(8, 2, 16, 1, 1, rate=0.9) if timing == "step" else bursts(8, 2, 16, 1, 1)).to(device)
+    weight = dyadic(20, 16, 1, 1, low=1, high=2, device=device)
+    assert_reference("conv2d_if", x, weight, timing=timing, stride=3, padding=1)
+
+
 @pytest.mark.parametrize(("shape", "weight_shape"), [((0, 3, 5, 5), (4, 3, 3, 3)), ((2, 3, 5, 5), (0, 3, 3, 3)),
                                                     ((2, 0, 5, 5), (4, 0, 3, 3))])  # fmt: skip
 def test_empty(shape, weight_shape, device):

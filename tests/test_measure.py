@@ -66,6 +66,12 @@ def test_synops_of_a_whole_network():
     assert (energy.ann, energy.snn) == (pytest.approx(4.6 * result.ann), pytest.approx(4.6 * 9 * 64 + 0.9 * acs))
     assert energy.ratio == energy.snn / energy.ann
     assert measure.energy(result, mac=1.0, ac=1.0).ratio == pytest.approx(result.ratio)
+    with pytest.raises(TypeError, match=r"ops: expected the SynOps of synops\(\), got float"):
+        measure.energy(result.snn)
+    with pytest.raises(TypeError, match=r"mac: expected picojoules, a float, got '4.6' \(str\)"):
+        measure.energy(result, mac="4.6")
+    with pytest.raises(ValueError, match="ac: expected picojoules of at least 0, got -1"):
+        measure.energy(result, ac=-1)
     layers = tnn.Conv2d(1, 4, 3), tnn.AvgPool2d(2, spiking=False), tnn.Flatten(), tnn.Readout(4, 2)
     net = nn.Sequential(tnn.Encoder(8), *layers)
     result = measure.synops(net, torch.rand(3, 1, 4, 4))
@@ -284,6 +290,9 @@ def test_only_the_chosen_layers_and_only_while_entered():
     net = create(tnn, "mlp", (4,), 3, 4)
     with pytest.raises(ValueError, match=r"layers: 'conv\*' matches no layer with neurons, of fc1, fc2"):
         Monitor(net, "conv*")
+    for layers in (3, ["fc1", 3]):
+        with pytest.raises(TypeError, match="layers: expected names of layers or patterns, got 3"):
+            Monitor(net, layers)
     with pytest.raises(ValueError, match="samples: expected a positive int, got 0"):
         Monitor(net, samples=0)
     with pytest.raises(ValueError, match="evaluation mode"), Monitor(net, potentials=True):

@@ -13,6 +13,7 @@ struct Geometry {
   int64_t outputs;
   int64_t groups;
   int64_t kernel[2], stride[2], padding[2], dilation[2];  // vertical, horizontal
+  int64_t after[2];  // further padding at the end; below 0, that much of the end is not read
 
   int64_t out_height() const { return extent(height, 0); }
   int64_t out_width() const { return extent(width, 1); }
@@ -22,7 +23,7 @@ struct Geometry {
   int64_t group_outputs() const { return outputs / groups; }
   int64_t taps() const { return kernel[0] * kernel[1]; }
   int64_t inputs() const { return taps() * group_channels(); }  // terms of one current
-  bool is_linear() const { return height * width * taps() == 1 && rows() == batch; }
+  bool is_linear() const { return height * width * taps() == 1 && padding[0] + padding[1] == 0 && rows() == batch; }
   bool is_depthwise() const { return groups > 1 && channels == groups; }  // every output reads one channel
 
   // The row (axis 0) or column (axis 1) of the input that an output reads at position k of the kernel, and whether it
@@ -39,7 +40,7 @@ struct Geometry {
 
  private:
   int64_t extent(int64_t size, int axis) const {
-    return (size + 2 * padding[axis] - dilation[axis] * (kernel[axis] - 1) - 1) / stride[axis] + 1;
+    return (size + 2 * padding[axis] + after[axis] - dilation[axis] * (kernel[axis] - 1) - 1) / stride[axis] + 1;
   }
 };
 

@@ -13,35 +13,28 @@ namespace tandem::ops {
 
 namespace {
 
-// The parameters of a batch norm of `channels` channels, converted to the type of `like` and checked to be on its
-// device.
-class NormParameters {
- public:
-  NormParameters(const OptionalTensor& gain, const OptionalTensor& gamma, const OptionalTensor& beta, double eps,
-                 int64_t channels, const Tensor& like)
-      : channels_(channels), eps_(eps) {
+// The parameters of a batch norm.
+struct NormInputs {
+  TANDEM_NORM_FIELDS(TANDEM_MEMBER)
+
+  // Checks them for `product`, [B, N, *], and converts them to its type, in which the statistics are computed.
+  void prepare(const Tensor& product) {
+    const ScalarType type = product.scalar_type();
+    TANDEM_CHECK(type == ScalarType::Float || type == ScalarType::Double, "product must be float32 or float64");
     TANDEM_CHECK(eps >= 0 && eps <= std::numeric_limits<float>::max(), "eps must be a float32, 0 or more, got ", eps);
-    gain_ = take(gain, like, "gain", true);
-    gamma_ = take(gamma, like, "gamma");
-    beta_ = take(beta, like, "beta");
+    const auto take = [&](OptionalTensor& tensor, int64_t size, const char* name) {
+      if (tensor.has_value()) tensor = per_channel(aten::to_type(*tensor, type), size, type, product, name);
+    };
+    take(gain, gain.has_value() && gain->numel() == 1 ? 1 : product.size(1), "gain");
+    take(gamma, product.size(1), "gamma");
+    take(beta, product.size(1), "beta");
   }
 
   template <class C>
   BatchNorm<C> args() const {
-    return {pointer<const C>(gain_), gain_.has_value() ? gain_->numel() : 1, pointer<const C>(gamma_),
-            pointer<const C>(beta_), static_cast<C>(eps_)};
+    return {pointer<const C>(gain), gain.has_value() ? gain->numel() : 1, pointer<const C>(gamma),
+            pointer<const C>(beta), static_cast<C>(eps)};
   }
-
- private:
-  OptionalTensor take(const OptionalTensor& tensor, const Tensor& like, const char* name, bool or_one = false) const {
-    if (!tensor.has_value()) return std::nullopt;
-    const int64_t size = or_one && tensor->numel() == 1 ? 1 : channels_;
-    return per_channel(aten::to_type(*tensor, like.scalar_type()), size, like.scalar_type(), like, name);
-  }
-
-  int64_t channels_;
-  double eps_;
-  OptionalTensor gain_, gamma_, beta_;
 };
 
 // Runs cpu::kernel, or cuda::kernel with a workspace, depending on the tensor's device.
@@ -70,7 +63,7 @@ struct Statistics {
 };
 
 // The statistics of factor * u.
-void measure(const Tensor& u, double factor, const NormParameters& norm, const Statistics& out) {
+void measure(const Tensor& u, double factor, const NormInputs& norm, const Statistics& out) {
   in_compute_type(u.scalar_type(), [&](auto zero) {
     using C = decltype(zero);
     const BatchNormStatistics<C> args{
@@ -94,12 +87,11 @@ using NormOutputs = std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalT
 // fire. u is computed alone, from counts: to write the currents of all steps to memory until all rows are known would
 // take more time. Where torch multiplies float64 weights they are written, unless they would not fit into memory; where
 // that begins decides bits.
-NormOutputs layer_bn_if(SynapseInputs given, const OptionalTensor& gain, const OptionalTensor& gamma,
-                        const OptionalTensor& beta, double eps, const NeuronInputs& inputs) {
+NormOutputs layer_bn_if(SynapseInputs&& given, NormInputs norm, NeuronInputs&& inputs) {
   constexpr int64_t kSummedSteps = 255;
   Synapses synapses(std::move(given));
   const Shape shape = synapses.output_shape();
-  NeuronLayer neurons(inputs, shape, synapses.T(), synapses.counts_type(), synapses.planes());
+  NeuronLayer neurons(std::move(inputs), shape, synapses.T(), synapses.counts_type(), synapses.planes());
   TANDEM_CHECK(neurons.neurons() > 0 || shape[1] == 0,
                "planes: batch normalisation needs at least one sample, got outputs ", shape_text(shape));
   if (synapses.is_fused()) synapses.prepare();  // for both products
@@ -108,7 +100,7 @@ NormOutputs layer_bn_if(SynapseInputs given, const OptionalTensor& gain, const O
   const int64_t time = 0;
   const Tensor u = currents.has_value() ? to_channels_last(torch::stable::sum(*currents, {{&time, 1}}), 1)
                                         : synapses.window_product();
-  const NormParameters norm(gain, gamma, beta, eps, shape[1], u);
+  norm.prepare(u);
   const Statistics statistics = Statistics::of(shape[1], u);
   if (neurons.neurons() > 0) {
     measure(u, 1.0, norm, statistics);
@@ -125,35 +117,30 @@ NormOutputs layer_bn_if(SynapseInputs given, const OptionalTensor& gain, const O
   return {planes, counts, mask, v, u, statistics.mean, statistics.var, bad};
 }
 
-#define TANDEM_NORM_LAYER_FIELDS(X) \
-  TANDEM_NORM_FIELDS(X) TANDEM_NEURON_FIELDS(X) X("bool", bool, return_v) TANDEM_TENSOR_FIELDS(X)
-// The arguments of layer_bn_if() after the synapses. Scale and shift come from the statistics, and train = true.
-#define TANDEM_NORM_LAYER_ARGUMENTS                                                                                 \
-  gain, gamma, beta, eps, {                                                                                         \
-    TANDEM_NEURON_FIELDS(TANDEM_ARGUMENT).train = true, .return_v = return_v, TANDEM_TENSOR_FIELDS(TANDEM_ARGUMENT) \
-  }
+// Scale and shift come from the statistics.
+#define TANDEM_TRAINED_NEURONS \
+  TANDEM_NEURON_FIELDS(TANDEM_ARGUMENT).train = true, .return_v = return_v, TANDEM_TENSOR_FIELDS(TANDEM_ARGUMENT)
 
 NormOutputs linear_bn_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER)
-                             TANDEM_NORM_LAYER_FIELDS(TANDEM_PARAMETER)) {
+                             TANDEM_NORMALISED_FIELDS(TANDEM_PARAMETER)) {
   return layer_bn_if({.planes = planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT).groups = 1, .counted = window},
-                     TANDEM_NORM_LAYER_ARGUMENTS);
+                     {TANDEM_NORM_FIELDS(TANDEM_ARGUMENT)}, {TANDEM_TRAINED_NEURONS});
 }
 
 NormOutputs conv_bn_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_WINDOW_FIELDS(TANDEM_PARAMETER)
-                           TANDEM_NORM_LAYER_FIELDS(TANDEM_PARAMETER)) {
+                           TANDEM_NORMALISED_FIELDS(TANDEM_PARAMETER)) {
   return layer_bn_if(
       {.planes = planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT).counted = window},
-      TANDEM_NORM_LAYER_ARGUMENTS);
+      {TANDEM_NORM_FIELDS(TANDEM_ARGUMENT)}, {TANDEM_TRAINED_NEURONS});
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> bn_statistics(Tensor product, double factor, OptionalTensor gain,
                                                          OptionalTensor gamma, OptionalTensor beta, double eps) {
-  const ScalarType compute = product.scalar_type();
-  TANDEM_CHECK(compute == ScalarType::Float || compute == ScalarType::Double, "product must be float32 or float64");
   TANDEM_CHECK(product.dim() >= 2 && product.numel() > 0,
                "product: batch normalisation needs [B, N, *] with at least one sample, got shape ",
                shape_text(shape_of(product)));
-  const NormParameters norm(gain, gamma, beta, eps, product.size(1), product);
+  NormInputs norm{gain, gamma, beta, eps};
+  norm.prepare(product);
   const Statistics out = Statistics::of(product.size(1), product);
   measure(to_channels_last(product, 1), factor, norm, out);
   return {out.mean, out.var, out.scale, out.shift};
@@ -165,12 +152,12 @@ std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor prod
   TANDEM_CHECK(shape_of(grad) == shape_of(product) && product.dim() >= 2,
                "grad and product must have one shape [B, N, *], got ", shape_text(shape_of(grad)), " and ",
                shape_text(shape_of(product)));
-  TANDEM_CHECK(compute == ScalarType::Float || compute == ScalarType::Double, "product must be float32 or float64");
+  NormInputs norm{gain, gamma, std::nullopt, eps};
+  norm.prepare(product);
   check_same_device(grad, product, "grad");
   check_mask(mask, grad);
   mean = *per_channel(mean, product.size(1), compute, product, "mean");
   var = *per_channel(var, product.size(1), compute, product, "var");
-  const NormParameters norm(gain, gamma, std::nullopt, eps, product.size(1), product);
   const bool half = grad.scalar_type() == ScalarType::Half || grad.scalar_type() == ScalarType::BFloat16;
   const ScalarType out = half && compute == ScalarType::Float ? grad.scalar_type() : compute;
   // The GPU's kernel reads and writes half types, the CPU's the type of the product.

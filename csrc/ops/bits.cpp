@@ -47,6 +47,19 @@ Tensor pack(Tensor spikes) {
   return planes;
 }
 
+Tensor gate_grad(Tensor grad, Tensor mask, double threshold) {
+  const DType dtype = kernel_dtype(grad, "grad");
+  TANDEM_CHECK(grad.dim() >= 1, "grad must be [B, *features], got a scalar");
+  check_mask(mask, grad);
+  TANDEM_CHECK(threshold > 0, "threshold must be positive, got ", threshold);
+  const Tensor dense = to_channels_last(grad, 1);
+  Tensor out = empty_channels_last(shape_of(grad), 1, grad.scalar_type(), grad);
+  if (out.numel() == 0) return out;
+  const Tensor bits = to_contiguous(mask);
+  TANDEM_RUN(grad, gate_grad, dense.data_ptr(), dtype, pointer<uint8_t>(bits), threshold, out.numel(), out.data_ptr());
+  return out;
+}
+
 }  // namespace
 
 Tensor count_spikes(const Tensor& planes, ScalarType dtype) {
@@ -63,25 +76,8 @@ Tensor count_spikes(const Tensor& planes, ScalarType dtype) {
   return out;
 }
 
-namespace {
-
-Tensor gate_grad(Tensor grad, Tensor mask, double threshold) {
-  const DType dtype = kernel_dtype(grad, "grad");
-  TANDEM_CHECK(grad.dim() >= 1, "grad must be [B, *features], got a scalar");
-  check_mask(mask, grad);
-  TANDEM_CHECK(threshold > 0, "threshold must be positive, got ", threshold);
-  const Tensor dense = to_channels_last(grad, 1);
-  Tensor out = empty_channels_last(shape_of(grad), 1, grad.scalar_type(), grad);
-  if (out.numel() == 0) return out;
-  const Tensor bits = to_contiguous(mask);
-  TANDEM_RUN(grad, gate_grad, dense.data_ptr(), dtype, pointer<uint8_t>(bits), threshold, out.numel(), out.data_ptr());
-  return out;
-}
-
-}  // namespace
-
 Tensor burst_planes(Tensor counts, int64_t T) {
-  check_count_bytes(counts, T, "counts");
+  check_trains(counts, T, Timing::kWindow, "counts");
   const Tensor planes = empty_channels_last(with_first((T + 7) / 8, counts), 2, ScalarType::Byte, counts);
   if (planes.numel() == 0) return planes;
   const Tensor dense = to_channels_last(counts, 2);
@@ -102,7 +98,7 @@ Tensor count_bytes(Tensor planes) {
 }
 
 Tensor unpack_spikes(const Tensor& planes, int64_t T, ScalarType dtype) {
-  check_planes(planes, T, "planes");
+  check_trains(planes, T, Timing::kStep, "planes");
   TANDEM_CHECK(is_packable(dtype), "dtype must be bool, integer or floating");
   Tensor spikes = empty_channels_last(with_first(T, planes), 2, dtype, planes);
   if (spikes.numel() == 0) return spikes;

@@ -9,6 +9,7 @@
 #include "../kernels/network/executor.h"
 #include "aten.h"
 #include "bits.h"
+#include "neuron.h"
 
 namespace tandem::ops {
 
@@ -46,9 +47,8 @@ bool runs_channels_last(const Instruction& i) {
 }
 
 Tensor laid_out(const Tensor& x, bool last) {
-  const Shape shape = shape_of(x);
-  const int lead = last ? 1 : static_cast<int>(shape.size());
-  return view_channels_last(to_channels_last(x, lead), shape, lead);
+  const int lead = last ? 1 : kContiguous;
+  return view_channels_last(to_channels_last(x, lead), shape_of(x), lead);
 }
 
 // Whether torch multiplies the patches of a single image (ConvParams::use_mkldnn in its Convolution.cpp) and takes
@@ -101,15 +101,15 @@ class TorchNumbers : public network::Host {
     }
     if (i.axes == 0) {
       OptionalTensor shift;
-      if (bias != nullptr) shift = rounded(view(bias, {i.outputs}));
-      return keep(w, aten::small_linear(images, rounded(view(weight, {i.outputs, i.channels})), shift));
+      if (bias != nullptr) shift = rounded(from_memory(bias, {i.outputs}));
+      return keep(w, aten::small_linear(images, rounded(from_memory(weight, {i.outputs, i.channels})), shift));
     }
     Shape size = of_axes(i.axes, i.kernel_h, i.kernel_w);
     size.insert(size.begin(), {i.outputs, i.channels});
     const bool last = runs_channels_last(i);
     const auto wide = [&](const Tensor& x) { return laid_out(aten::to_type(x, ScalarType::Float), last); };
     images = wide(images);
-    const Tensor weights = wide(rounded(view(weight, size)));
+    const Tensor weights = wide(rounded(from_memory(weight, size)));
     if (last && copies_patches(w, images)) {
       const Tensor flat = view_channels_last(weights, {i.outputs, i.weights() / i.outputs}, 2);
       return keep(w, rounded(aten::small_linear(patches(w, images), flat)));
@@ -123,7 +123,7 @@ class TorchNumbers : public network::Host {
   const float* mean(const RealWindow& w, bool channels_last, const float* x) override {
     const Instruction& i = w.instruction;
     const Shape shape = batched(w.batch, w.in);
-    const Tensor images = channels_last ? rounded(view(x, shape, 1)) : tensor(x, shape);
+    const Tensor images = channels_last ? rounded(from_memory(x, shape, 1)) : tensor(x, shape);
     const Shape kernel{i.kernel_h, i.kernel_w};
     if (static_cast<network::Kind>(i.kind) == network::Kind::adaptive_mean) {
       return keep(w, to_contiguous(aten::call("aten::adaptive_avg_pool2d", images, kernel)));
@@ -141,13 +141,9 @@ class TorchNumbers : public network::Host {
   }
 
  private:
-  // Contiguous, or with lead = 1 channels last.
-  static Tensor view(const float* x, const Shape& shape, int lead = 5) {
-    return from_memory(x, shape, std::min(lead, static_cast<int>(shape.size())));
-  }
   // The network's input may have any layout; all later values are contiguous.
   Tensor tensor(const float* x, const Shape& shape) const {
-    if (input_.scalar_type() != ScalarType::Float || x != address_) return rounded(view(x, shape));
+    if (input_.scalar_type() != ScalarType::Float || x != address_) return rounded(from_memory(x, shape));
     return rounded(shape_of(input_) == shape ? input_ : torch::stable::reshape(input_, shape));
   }
   Tensor rounded(const Tensor& x) const { return aten::to_type(x, type_); }
@@ -245,8 +241,7 @@ Shape check_input(const Network& net, const Tensor& input, int64_t planes, int64
   const ScalarType type = type_of(net.program().dtype());
   TANDEM_CHECK(input.scalar_type() == (spikes ? ScalarType::Byte : type), "input must be ",
                spikes ? "uint8 planes" : "of the type of the weights");
-  TANDEM_CHECK(type == ScalarType::Float || T <= (type == ScalarType::Half ? 2048 : 256), "T: ", T,
-               " steps are more than the type of the weights counts");
+  TANDEM_CHECK(exact_counts(type, T) == type, "T: ", T, " steps are more than the type of the weights counts");
   Shape shape = shape_of(input);
   TANDEM_CHECK(shape.size() > 1, "input must have 1 to 3 dimensions of features, got ", shape_text(shape));
   if (!spikes) return shape;
@@ -273,7 +268,7 @@ Tensor frozen_run(Tensor input, int64_t T, bool counted, Tensor program, Tensor 
   const network::Plan& plan = last_network().plan(shape, T, network::Mode::kWindow);
   Shape out = batched(plan.batch, plan.answer());
   if (every_step) out = prepend(T, out);
-  Tensor answer = empty_channels_last(out, static_cast<int>(out.size()), ScalarType::Float, input);
+  Tensor answer = empty_channels_last(out, kContiguous, ScalarType::Float, input);
   TorchNumbers host(dense, type);
   net.run(plan, {dense.data_ptr(), counted, weights, every_step, pointer<float>(answer), &host, torch_parallel});
   return aten::to_type(answer, type);
@@ -316,9 +311,8 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> frozen_step(OptionalTensor input
   }
   const network::Plan& plan = last_network().plan(shape, T, mode);
   uint8_t* bytes = bytes_of(state, plan.state, 64, "state must be what frozen_state gives");
-  const Shape out = batched(plan.batch, plan.answer());
-  Tensor answer = empty_channels_last(out, static_cast<int>(out.size()), ScalarType::Float, state);
-  Tensor facts = empty_channels_last({3, plan.batch}, 2, ScalarType::Long, state);
+  Tensor answer = empty_channels_last(batched(plan.batch, plan.answer()), kContiguous, ScalarType::Float, state);
+  Tensor facts = empty_channels_last({3, plan.batch}, kContiguous, ScalarType::Long, state);
   auto* each = pointer<int64_t>(facts);
   std::vector<Tensor> moves;
   std::vector<int8_t*> places;
@@ -336,12 +330,11 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> frozen_step(OptionalTensor input
   return {aten::to_type(answer, type), facts, moves};
 }
 
-// The names of fields and kinds, for the code that writes programs.
-std::string frozen_fields() { return network::vocabulary(); }
-
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(tandem, CompositeExplicitAutograd, m) { m.impl("frozen_fields", TORCH_BOX(&frozen_fields)); }
+STABLE_TORCH_LIBRARY_IMPL(tandem, CompositeExplicitAutograd, m) {
+  m.impl("frozen_fields", TORCH_BOX(&network::vocabulary));
+}
 
 STABLE_TORCH_LIBRARY_IMPL(tandem, CPU, m) {
   m.impl("frozen_check", TORCH_BOX(&frozen_check));

@@ -1,4 +1,4 @@
-// The neurons of an op: checks their arguments, allocates their outputs, and fills in the kernels' arguments.
+// The neurons of an op: checks their arguments, allocates their outputs, and makes the kernels' arguments.
 #pragma once
 
 #include <tuple>
@@ -24,40 +24,31 @@ using NeuronOutputs =
 // reads.
 class NeuronLayer {
  public:
-  NeuronLayer(const NeuronInputs& inputs, const Shape& shape, int64_t T, ScalarType counts_type,
-              const Tensor& device_of);
+  NeuronLayer(NeuronInputs&& inputs, const Shape& shape, int64_t T, ScalarType counts_type, const Tensor& device_of);
 
+  // C is the type in which potentials are computed: double where counts_type is float64.
   template <class C>
-  const Neuron<C>& args() const;
+  Neuron<C> args() const;
 
   int64_t neurons() const { return neurons_; }
   NeuronOutputs outputs() const { return {*planes_, counts_, mask_, v_, *bad_}; }
 
   // Replaces scale and shift: batch normalisation knows them only after the product.
-  void set_affine(const Tensor& scale, const Tensor& shift);
+  void set_affine(const Tensor& scale, const Tensor& shift) { in_.scale = scale, in_.shift = shift; }
 
  private:
-  // Calls f with the arguments in the type in which potentials are computed.
-  template <class F>
-  void with_args(const F& f) {
-    compute_ == ScalarType::Double ? f(double_args_) : f(float_args_);
-  }
-  template <class C>
-  void fill(Neuron<C>& args, const NeuronInputs& inputs);
-  void prepare_residual(const OptionalTensor& residual);
-  void prepare_v_init(const OptionalTensor& v_init);
-  void prepare_bad(const OptionalTensor& bad);
+  Timing timing() const { return in_.window ? Timing::kWindow : Timing::kStep; }
+  void prepare_residual();
+  void prepare_v_init();
+  void prepare_bad();
 
+  NeuronInputs in_;  // its tensors as the kernels read them
   Shape shape_;
   int64_t T_, neurons_, channels_;
-  bool window_;
   ScalarType compute_, counts_type_;
   Tensor device_of_;
-  OptionalTensor scale_, shift_, residual_, residual_scale_, v_init_;
   OptionalTensor planes_, bad_;  // never absent; a Tensor cannot be made without an allocation
   OptionalTensor counts_, mask_, v_;
-  Neuron<float> float_args_{};
-  Neuron<double> double_args_{};
 };
 
 // Runs the neurons on channels-last currents.

@@ -67,9 +67,9 @@ Tensor prepare_digits(const Tensor& weight, int64_t groups) {
 
 }  // namespace
 
-Synapses::Synapses(SynapseInputs inputs) : in_(std::move(inputs)) {
+Synapses::Synapses(SynapseInputs&& inputs) : in_(std::move(inputs)) {
   const auto& [planes, T, weight, stride, padding, dilation, groups, counted, digits] = in_;
-  counted ? check_count_bytes(planes, T, "planes") : check_planes(planes, T, "planes");
+  check_trains(planes, T, counted ? Timing::kWindow : Timing::kStep, "planes");
   layer_.weights.dtype = weight_dtype(weight);
   check_same_device(weight, planes, "weight");
   TANDEM_CHECK(weight.dim() >= 2 && weight.dim() <= 4 && planes.dim() == weight.dim() + 1,
@@ -132,7 +132,11 @@ Layer Synapses::layer(const Neuron<float>& neuron) {
   layer_.planes = pointer<const uint8_t>(in_.planes);
   layer_.neuron = neuron;
   if (on_gpu(in_.weight)) {
-    check_sizes();
+#ifdef TANDEM_WITH_CUDA
+    TANDEM_CHECK(cuda::can_run(layer_), "weight and planes are too large for a GPU's kernels: an output has at most ",
+                 (1 << 24) - 1, " inputs, an image with its padding at most 2^31 - 1 pixels; got ",
+                 shape_text(shape_of(in_.weight)), " and ", shape_text(shape_of(in_.planes)));
+#endif
     prepare();
     layer_.prepared = in_.digits->data_ptr();
   } else {
@@ -140,14 +144,6 @@ Layer Synapses::layer(const Neuron<float>& neuron) {
     layer_.weights.data = in_.weight.data_ptr();
   }
   return layer_;
-}
-
-void Synapses::check_sizes() const {
-#ifdef TANDEM_WITH_CUDA
-  TANDEM_CHECK(cuda::can_run(layer_), "weight and planes are too large for a GPU's kernels: an output has at most ",
-               (1 << 24) - 1, " inputs, an image with its padding at most 2^31 - 1 pixels; got ",
-               shape_text(shape_of(in_.weight)), " and ", shape_text(shape_of(in_.planes)));
-#endif
 }
 
 void Synapses::fire(const NeuronLayer& neurons) {
@@ -225,9 +221,10 @@ Tensor Synapses::product_of(const Tensor& images) const {
 
 namespace {
 
-NeuronOutputs layer_if(SynapseInputs given, const NeuronInputs& inputs) {
+NeuronOutputs layer_if(SynapseInputs&& given, NeuronInputs&& inputs) {
   Synapses synapses(std::move(given));
-  const NeuronLayer layer(inputs, synapses.output_shape(), synapses.T(), synapses.counts_type(), synapses.planes());
+  const NeuronLayer layer(std::move(inputs), synapses.output_shape(), synapses.T(), synapses.counts_type(),
+                          synapses.planes());
   if (layer.neurons() > 0) synapses.is_fused() ? synapses.fire(layer) : synapses.scan(layer);
   return layer.outputs();
 }

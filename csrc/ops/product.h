@@ -22,7 +22,7 @@ struct SynapseInputs {
 // The checked synapses, as the kernels take them. Keeps alive the tensors that the kernels read.
 class Synapses {
  public:
-  explicit Synapses(SynapseInputs inputs);
+  explicit Synapses(SynapseInputs&& inputs);
 
   int64_t T() const { return in_.T; }
   bool counted() const { return in_.counted; }
@@ -52,7 +52,6 @@ class Synapses {
  private:
   // The layer with these neurons, or with none for window_product().
   Layer layer(const Neuron<float>& neuron);
-  void check_sizes() const;  // on a GPU
   Tensor currents(const Tensor& planes, int64_t T) const;
   Tensor counts_product() const;
   Tensor product_of(const Tensor& images) const;  // [images, K] or [images, C, spatial...]

@@ -20,6 +20,7 @@ namespace {
 
 Shape channels_last_strides(const Shape& shape, int lead) {
   const int dims = static_cast<int>(shape.size());
+  lead = std::min(lead, dims);
   Shape strides(dims, 1);
   int64_t stride = 1;
   const auto put = [&](int d) {
@@ -150,25 +151,13 @@ void check_steps(int64_t T, Timing timing) {
                timing == Timing::kWindow ? " with timing \"window\", got " : ", got ", T);
 }
 
-namespace {
-
 void check_trains(const Tensor& bytes, int64_t T, Timing timing, const char* name) {
   TANDEM_CHECK(bytes.scalar_type() == ScalarType::Byte, name, " must be uint8");
   check_steps(T, timing);
   TANDEM_CHECK(bytes.dim() >= 2, name, " must be [P, B, *features], got ", shape_text(shape_of(bytes)));
-}
-
-}  // namespace
-
-void check_planes(const Tensor& planes, int64_t T, const char* name) {
-  check_trains(planes, T, Timing::kStep, name);
-  TANDEM_CHECK(planes.size(0) == (T + 7) / 8, name, " must hold ", (T + 7) / 8, " planes for T = ", T, ", got ",
-               planes.size(0));
-}
-
-void check_count_bytes(const Tensor& counts, int64_t T, const char* name) {
-  check_trains(counts, T, Timing::kWindow, name);
-  TANDEM_CHECK(counts.size(0) == 1, name, " must be counts [1, B, *features], got ", shape_text(shape_of(counts)));
+  const int64_t P = plane_count(T, timing);
+  TANDEM_CHECK(bytes.size(0) == P, name, " must hold ", P, timing == Timing::kWindow ? " plane of counts" : " planes",
+               " for T = ", T, ", got ", bytes.size(0));
 }
 
 void check_same_device(const Tensor& tensor, const Tensor& reference, const char* name) {

@@ -31,6 +31,7 @@ int64_t product(const Shape& shape);
 
 // A tensor [lead..., C, spatial...] whose memory has the channel innermost and the `lead` dimensions outermost. All
 // outputs of ops have this layout. With fewer than two feature dimensions it is contiguous.
+constexpr int kContiguous = 64;  // as `lead`, of any tensor
 Tensor empty_channels_last(const Shape& shape, int lead, ScalarType dtype, const Tensor& device_of);
 
 bool is_channels_last(const Tensor& tensor, int lead);
@@ -42,7 +43,7 @@ Tensor to_channels_last(const Tensor& tensor, int lead);
 Tensor view_channels_last(const Tensor& dense, const Shape& shape, int lead);
 
 // A tensor of that layout in memory of the caller's, on the CPU.
-Tensor from_memory(const float* memory, const Shape& shape, int lead);
+Tensor from_memory(const float* memory, const Shape& shape, int lead = kContiguous);
 
 // A vector of `size` elements.
 Tensor empty(int64_t size, ScalarType dtype, const Tensor& device_of);
@@ -75,8 +76,9 @@ void in_compute_type(ScalarType dtype, const Body& body) {
 
 // T must be 1..most_steps(timing).
 void check_steps(int64_t T, Timing timing);
-void check_planes(const Tensor& planes, int64_t T, const char* name);
-void check_count_bytes(const Tensor& counts, int64_t T, const char* name);
+// Planes, or with window timing counts.
+void check_trains(const Tensor& bytes, int64_t T, Timing timing, const char* name);
+inline int64_t plane_count(int64_t T, Timing timing) { return timing == Timing::kWindow ? 1 : (T + 7) / 8; }
 void check_same_device(const Tensor& tensor, const Tensor& reference, const char* name);
 void check_mask(const Tensor& mask, const Tensor& grad);
 

@@ -14,7 +14,7 @@
 namespace tandem::test {
 
 inline Geometry linear(int64_t inputs, int64_t outputs = 20, int64_t batch = 2) {
-  return {batch, 1, 1, inputs, outputs, 1, {1, 1}, {1, 1}, {0, 0}, {1, 1}};
+  return {batch, 1, 1, inputs, outputs, 1, {1, 1}, {1, 1}, {0, 0}, {1, 1}, {0, 0}};
 }
 
 inline Geometry line(int64_t width, int64_t kernel, int64_t padding, int64_t channels, int64_t outputs) {
@@ -255,7 +255,8 @@ inline Geometry any_image(Input& in) {
     g.stride[i] = in.range(1, 4);
     g.padding[i] = in.range(0, 6);
     g.dilation[i] = in.range(1, 4);
-    const int64_t least = g.dilation[i] * (g.kernel[i] - 1) + 1 - 2 * g.padding[i];
+    g.after[i] = in.range(-1, 3);
+    const int64_t least = g.dilation[i] * (g.kernel[i] - 1) + 1 - 2 * g.padding[i] - g.after[i];
     *size[i] = std::max(least, in.range(1, in.flag() ? 4 : i == 0 ? 12 : 300));  // long lines are cut into blocks
   }
   return g;
@@ -304,8 +305,9 @@ inline std::string text(const ProductLayer& layer) {
   const Geometry& g = layer.geometry;
   std::string out = layer.args.timing == Timing::kWindow ? "window timing" : "step timing";
   out += ", T " + std::to_string(layer.T) + ", " + text(layer.way) + ", geometry";
-  for (const int64_t size : {g.batch, g.height, g.width, g.channels, g.outputs, g.groups, g.kernel[0], g.kernel[1],
-                             g.stride[0], g.stride[1], g.padding[0], g.padding[1], g.dilation[0], g.dilation[1]}) {
+  for (const int64_t size :
+       {g.batch, g.height, g.width, g.channels, g.outputs, g.groups, g.kernel[0], g.kernel[1], g.stride[0], g.stride[1],
+        g.padding[0], g.padding[1], g.dilation[0], g.dilation[1], g.after[0], g.after[1]}) {
     out += " " + std::to_string(size);
   }
   return out;

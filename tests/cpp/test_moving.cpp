@@ -40,7 +40,7 @@ void check_moving(ProductLayer layer, const char* name) {
   layer.finish();
   const PreparedWeights weights(g, layer.weights);
   layer.prepared = weights.data;
-  const cpu::MovingSums moving(layer.layer(), g.width);
+  const cpu::MovingSums moving(layer.layer());
   const int64_t rows = g.rows(), size = cpu::MovingSums::size(g.outputs, g.group_channels() == 1 ? 1 : g.groups, rows);
   std::vector<int32_t> changes(size);
   std::vector<double> sums(size);
@@ -85,7 +85,7 @@ TEST(convolutions) {
       for (int64_t groups : {1, 2, 4}) {
         Geometry g = image(9, 3, 1, 4, 8, groups);
         g.batch = 1;
-        g.stride[0] = stride, g.dilation[1] = dilation;
+        g.stride[0] = stride, g.dilation[1] = dilation, g.after[1] = dilation - 1;
         check_moving(ProductLayer(g, 4, 0, 2), "convolution");
         g.channels *= 100;  // several K-blocks
         check_moving(ProductLayer(g, 4, 0, 2), "wide convolution");

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
-#include <stdexcept>
 
 #include "../cpu/scratch.h"
 #include "../neuron/scan.h"
@@ -23,6 +22,7 @@ Run::Run(const Network& network, const Plan& plan, const Call& call, uint8_t* st
       planes_(plan.planes),
       values_(program_.size()),
       so_far_(program_.size()) {
+  if (!call.host->computes_in(program_.dtype())) refuse("it computes in a half type");
   thread_local cpu::Scratch<uint8_t> workspace;
   workspace_ = workspace.reserve(plan.workspace);
   thread_local cpu::Scratch<float> bad;
@@ -33,9 +33,7 @@ Run::Run(const Network& network, const Plan& plan, const Call& call, uint8_t* st
 void Run::operator()() {
   if (plan_.batch == 0) return;
   for (int64_t i = 0; i < program_.size(); ++i) {
-    if (program_.values[i] == Value::kMeans) continue;
-    values_[i] = result(i);
-    execute(i);
+    if (program_.values[i] != Value::kMeans) execute(i);
   }
   const int64_t size = plan_.batch * plan_.answer().features();
   for (int64_t t = call_.every_step ? 0 : T_ - 1; t < T_; ++t) {
@@ -55,12 +53,16 @@ void Run::answer(int64_t t, int64_t steps, float* to) {
 void Run::execute(int64_t i) {
   const bool from_train = program_.reads_train(i);
   const Shape& in = plan_.steps[i].in;
+  values_[i] = result(i);
   switch (program_.kind(i)) {
     case Kind::layer:
       if (program_.values[i] == Value::kCurrents) return from_train ? currents(i) : real_currents(i);
       return fire(i);
     case Kind::max_pool:
-      if (from_train) return max_pool(i, images(i), train(at(i).input), result(i), call_.parallel);
+      if (from_train) {
+        const bool counted = program_.value(at(i).input) == Value::kCounts;
+        return cpu::max_pool(geometry(i, images(i)), counted, train(at(i).input), result(i), call_.parallel);
+      }
       values_[i] = call_.host->maximum(window(i), real(at(i).input));
       return;
     case Kind::flatten:
@@ -68,7 +70,6 @@ void Run::execute(int64_t i) {
         values_[i] = value(at(i).input);
         return;
       }
-      values_[i] = result(i);
       return cpu::to_channels_first(train(at(i).input), images(i), in.height * in.width, in.channels, result(i),
                                     call_.parallel);
     case Kind::popcount:
@@ -91,46 +92,32 @@ void Run::change_form(int64_t i) {
   }
 }
 
-void Run::max_pool(int64_t i, int64_t images, const uint8_t* from, uint8_t* to, ParallelFor parallel) const {
-  const Shape &in = plan_.steps[i].in, &out = plan_.steps[i].out;
-  const bool counted = program_.value(at(i).input) == Value::kCounts;
-  Geometry window{};
-  window.batch = images;
-  window.height = in.height;
-  window.width = in.width;
-  window.channels = in.channels;
-  window.groups = 1;
-  at(i).set_window(window);
-  cpu::max_pool({window, out.height, out.width, counted}, from, to, parallel);
-}
-
 // --- layers ----------------------------------------------------------------------------------------------------------
 
 Neuron<float> Run::neurons(int64_t i) const {
+  const Instruction& in = at(i);
+  const Shape& out = plan_.steps[i].out;
+  const bool fires = in.fires != 0;  // otherwise the threshold is out of reach, and v is the sum of the currents
   Neuron<float> a{};
-  a.neurons = plan_.batch * plan_.steps[i].out.features();
-  a.channels = plan_.steps[i].out.channels;
+  a.neurons = plan_.batch * out.features();
+  a.channels = out.channels;
   a.T = static_cast<int32_t>(program_.has_window_timing(i) ? plan_.T : T_);
   a.steps = static_cast<int32_t>(plan_.T);
-  at(i).set_neurons(a);
-  a.v_init_size = 1;
-  a.scale = floats(at(i).scale);
-  a.shift = floats(at(i).shift);
-  return a;
-}
-
-Neuron<float> Run::firing(int64_t i) const {
-  Neuron<float> a = neurons(i);
-  a.residual_scale = floats(at(i).residual_scale);
-  a.v_init = floats(at(i).v_init);
-  if (a.v_init != nullptr && at(i).v_height > 0) a.v_init_size = at(i).v_height * at(i).v_width * a.channels;
-  a.sample = plan_.steps[i].out.features();
+  a.threshold = fires ? static_cast<float>(network::real(in.threshold)) : std::numeric_limits<float>::max();
+  a.leak = fires ? static_cast<float>(network::real(in.leak)) : 1.f;
+  a.timing = static_cast<Timing>(in.timing);
+  a.scale = floats(in.scale);
+  a.shift = floats(in.shift);
+  a.residual_scale = floats(in.residual_scale);
+  a.v_init = floats(in.v_init);
+  a.v_init_size = a.v_init != nullptr && in.v_height > 0 ? in.v_height * in.v_width * a.channels : 1;
+  a.sample = out.features();
   return a;
 }
 
 void Run::fire(int64_t i) {
   const Instruction& in = at(i);
-  Neuron<float> a = firing(i);
+  Neuron<float> a = neurons(i);
   if (in.residual != kAbsent) {
     const bool currents = program_.value(in.residual) == Value::kCurrents;
     a.residual_currents = currents ? real(in.residual) : nullptr;
@@ -139,11 +126,11 @@ void Run::fire(int64_t i) {
   a.planes = result(i);
   a.bad = bad_;
   if (streams()) {
-    a.v = state(i);
+    a.v = all<float>(kept(i).potentials);
     if (stream().steps > 0) a.v_init = a.v, a.v_init_size = a.neurons;
   }
   if (program_.reads_train(i)) {
-    cpu::run(layer_of_train(i, a), call_.parallel);
+    cpu::run(layer(i, plan_.batch, a), call_.parallel);
   } else {
     scan(now(i, a.neurons), a, call_.parallel);
   }
@@ -166,11 +153,10 @@ const float* Run::now(int64_t i, int64_t neurons) {
   if (!streams() || !program_.keeps_product(i)) return direct_product(i);
   const float* x = real(at(i).input);
   const int64_t inputs = plan_.batch * plan_.steps[i].in.features();
-  float* y = state(i) + (program_.fires(i) ? neurons : 0);
-  float* kept = y + neurons;
-  if (stream().steps == 0 || std::memcmp(kept, x, inputs * sizeof(float)) != 0) {
+  auto *y = all<float>(kept(i).product), *before = all<float>(kept(i).x);
+  if (stream().steps == 0 || std::memcmp(before, x, inputs * sizeof(float)) != 0) {
     std::copy_n(direct_product(i), neurons, y);
-    std::copy_n(x, inputs, kept);
+    std::copy_n(x, inputs, before);
   }
   return y;
 }
@@ -204,7 +190,7 @@ void Run::to_currents(int64_t i, const float* y, int64_t n, float times, float* 
 
 // The currents of a spike train. All steps are samples of one batch.
 void Run::currents(int64_t i) {
-  Layer of = layer_of_train(i, neurons(i));
+  Layer of = layer(i, plan_.batch, neurons(i));
   Geometry& g = of.geometry;
   const int64_t inputs = g.plane_size(), steps = program_.has_window_timing(i) ? 1 : T_;
   if (steps > 1) {
@@ -220,36 +206,25 @@ void Run::currents(int64_t i) {
   to_currents(i, y, steps * of.neuron.neurons, 1, y);
 }
 
-Layer Run::layer(int64_t i, const Neuron<float>& neuron) const {
-  const Instruction& in = at(i);
-  const Shape& image = plan_.steps[i].in;
-  Layer of{network_.geometry(i), network_.weights_of(i), prepared(i), nullptr, neuron, {}, nullptr};
-  Geometry& g = of.geometry;
-  g.batch = plan_.batch;
-  g.height = image.height + in.after_h;
-  g.width = image.width + in.after_w;
-  if (program_.kind(i) == Kind::average) {  // its number of channels is known only here
-    g.outputs = g.channels = g.groups = neuron.channels;
-    of.prepared = nullptr;
-  }
-  return of;
+Geometry Run::geometry(int64_t i, int64_t images) const {
+  const Shape &in = plan_.steps[i].in, &out = plan_.steps[i].out;
+  Geometry g = network_.geometry(i);
+  g.batch = images;
+  g.height = in.height;
+  g.width = in.width;
+  if (program_.kind(i) != Kind::layer) g.outputs = g.channels = g.groups = in.channels;
+  g.after[0] = (out.height - g.out_height()) * g.stride[0];  // where the plan has one output more or less
+  g.after[1] = (out.width - g.out_width()) * g.stride[1];
+  return g;
 }
 
-Layer Run::layer_of_train(int64_t i, const Neuron<float>& neuron) const {
-  const Instruction& in = at(i);
-  const Shape& image = plan_.steps[i].in;
-  Layer of = layer(i, neuron);
-  of.planes = train(in.input);
+Layer Run::layer(int64_t i, int64_t batch, const Neuron<float>& neuron) const {
+  Layer of{geometry(i, batch), network_.weights_of(i), prepared(i), train(at(i).input), neuron, {}, nullptr};
   if (program_.kind(i) == Kind::average) {
     thread_local std::vector<int8_t> ones;
     ones.assign(of.geometry.outputs * of.geometry.taps(), 1);
     of.weights = {ones.data(), DType::kInt8, false};
-  }
-  if (in.after_h + in.after_w > 0) {
-    uint8_t* padded = workspace_ + plan_.steps[i].padded * plan_.batch;
-    cpu::pad_after(of.planes, images(i), image.height, image.width, image.channels, in.after_h, in.after_w, padded,
-                   call_.parallel);
-    of.planes = padded;
+    of.prepared = nullptr;
   }
   return of;
 }
@@ -287,7 +262,7 @@ const float* Run::counts(int64_t i, int64_t t) {
     cpu::counts(bytes, static_cast<int32_t>(planes_), n, sum.data(), DType::kFloat32, call_.parallel);
   }
   if (streams()) {
-    float* before = state(i);
+    auto* before = all<float>(kept(i).so_far);
     for (int64_t k = 0; k < n; ++k) sum[k] = before[k] = (stream().steps > 0 ? before[k] : 0.f) + sum[k];
   }
   const auto gain = static_cast<float>(network::real(at(i).gain));
@@ -298,17 +273,9 @@ const float* Run::counts(int64_t i, int64_t t) {
   return scaled_.data();
 }
 
-void Network::check_host(const Host& host) const {
-  if (!host.computes_in(program_.dtype())) throw std::invalid_argument("it computes in a half type");
-}
-
-void Network::run(const Plan& plan, const Call& call) const {
-  check_host(*call.host);
-  Run(*this, plan, call)();
-}
+void Network::run(const Plan& plan, const Call& call) const { Run(*this, plan, call)(); }
 
 void Network::step(const Plan& plan, const Frame& frame) const {
-  check_host(*frame.host);
   if (plan.mode == Mode::kFollowing) return follow(plan, frame);
   auto& stream = *reinterpret_cast<Stream*>(frame.state);
   if (frame.begins) stream = {};

@@ -22,6 +22,7 @@ struct Shape {
   int64_t dims, channels, height, width;
 
   int64_t features() const { return channels * height * width; }
+  void check() const { checked_product({height, width, channels}, kMostFeatures); }
   bool operator==(const Shape& o) const {
     return dims == o.dims && channels == o.channels && height == o.height && width == o.width;
   }
@@ -54,21 +55,24 @@ class Host {
 enum class Mode : int32_t { kWindow = 0, kSteps = 1, kFollowing = 2 };
 
 // What a stream keeps: a Stream, then arrays [batch, ...], each from its offset on, in bytes per sample. Those of an
-// instruction, if its neurons follow:
-//   layer, average   sums of a train's counts, or product, W x of real numbers; by row (output pixel) marks
-//                    (follow.cpp), and NaN if a potential is not finite
-//   popcount         the last T steps of spikes
-//   any train        its counts, and where they go; of a layer without neurons, its currents
-//   last             the answer
-struct Stream {
+// instruction with step timing:
+//   layer, average     potentials; of a current that is mostly the same at the next step also product, W x, and x
+//   reader of counts   the counts so far
+// and if its neurons follow:
+//   layer, average     sums of a train's counts, or product, W x of real numbers; by row (output pixel) marks
+//                      (follow.cpp), and NaN if a potential is not finite
+//   popcount           the last T steps of spikes
+//   any train          its counts, and where they go; of a layer without neurons, its currents
+//   last               the answer
+struct alignas(64) Stream {
   int64_t steps;     // that neurons with step timing have taken
   int64_t oldest;    // which of the T steps of spikes enters last and leaves first
   int64_t layout;    // Frame::layout of the image
   int64_t answered;  // whether the kept answer is that of the present counts
-  int64_t unused[4];
 };
 struct Kept {
-  int64_t sums, product, target, marks, lost, planes, counts, currents, answer;
+  int64_t potentials, product, x, so_far;
+  int64_t sums, target, marks, lost, planes, counts, currents, answer;
   int64_t sums_size;  // of a sample, in doubles
 };
 
@@ -76,20 +80,19 @@ struct Kept {
 struct Plan {
   struct Step {
     Shape in, out;
-    int64_t place, padded;  // of the result, and of the padded input
-    int64_t state;          // what an instruction with step timing keeps: floats
+    int64_t place;  // of the result
     Kept kept;
   };
   std::vector<Step> steps;
   Shape sample;
   int64_t batch, T;
   Mode mode;
-  int64_t planes;        // planes of a spike train
-  int64_t workspace;     // bytes
-  int64_t state;         // bytes of a stream
-  int64_t bad;           // in the state of kSteps: Neuron::bad of the steps so far
-  int64_t rests, image;  // in the state of kFollowing: whether a sample is at rest, which means that no count differs
-                         // from its target and no target must be computed; and the image
+  int64_t planes;                // planes of a spike train
+  int64_t workspace = 0;         // bytes
+  int64_t state = 0;             // bytes of a stream
+  int64_t bad = 0;               // in the state of kSteps: Neuron::bad of the steps so far
+  int64_t rests = 0, image = 0;  // in the state of kFollowing: whether a sample is at rest, which means that no count
+                                 // differs from its target and no target must be computed; and the image
 
   const Shape& answer() const { return steps.back().out; }
 };
@@ -158,7 +161,6 @@ class Network {
   Weights weights_of(int64_t i) const;
   const float* floats(int64_t offset) const;
   void widen(int64_t i, float* to) const;
-  void check_host(const Host& host) const;
   void follow(const Plan& plan, const Frame& frame) const;
 
   Program program_;

@@ -9,10 +9,10 @@
 #include <algorithm>
 #include <cstring>
 #include <optional>
-#include <stdexcept>
 
 #include "../cpu/vectors.h"
 #include "../planes/bits.h"
+#include "../planes/moves.h"
 #include "../product/moving.h"
 #include "run.h"
 
@@ -63,7 +63,6 @@ class Follower : public Run {
     Neuron<float> neuron;
   };
 
-  const Kept& kept(int64_t i) const { return plan_.steps[i].kept; }
   bool has_moves(int64_t i) const { return program_.values[i] == Value::kCounts; }
   int64_t features(int64_t i) const { return plan_.steps[i].out.features(); }
   int64_t rows(int64_t i) const { return plan_.steps[i].out.height * plan_.steps[i].out.width; }
@@ -118,10 +117,7 @@ class Follower : public Run {
   void receive_spikes() {
     planes_ = frame_.advances ? 1 : plan_.planes;
     for (int64_t i = 0; i < program_.size(); ++i) {
-      if (program_.values[i] == Value::kSpikes) {
-        values_[i] = result(i);
-        execute(i);
-      }
+      if (program_.values[i] == Value::kSpikes) execute(i);
       if (program_.kind(i) != Kind::popcount) continue;
       const int64_t n = plan_.batch * features(i);
       auto *planes = all<uint8_t>(kept(i).planes), *target = all<uint8_t>(kept(i).target);
@@ -155,12 +151,9 @@ class Follower : public Run {
     for (int64_t i = 0; i < program_.size(); ++i) {
       if (!program_.has_neurons(i)) continue;
       Part& part = parts_[i];
-      part.neuron = program_.fires(i) ? firing(i) : neurons(i);
+      part.neuron = neurons(i);
       part.neuron.neurons = features(i);
-      if (!program_.reads_train(i)) continue;
-      Layer of = layer(i, part.neuron);
-      of.geometry.batch = 1;
-      part.sums.emplace(of, plan_.steps[i].in.width);
+      if (program_.reads_train(i)) part.sums.emplace(layer(i, 1, part.neuron));
     }
   }
 
@@ -347,7 +340,7 @@ class Follower : public Run {
   // A maximum of counts moves by at most one, as they do.
   void pool(int64_t i, int64_t b, Moves& moves) const {
     uint8_t* target = all<uint8_t>(kept(i).target) + b * features(i);
-    max_pool(i, 1, counts_of(at(i).input, b), target, serial_for);
+    cpu::max_pool(geometry(i, 1), true, counts_of(at(i).input, b), target, serial_for);
     follow(target, 0, features(i), counts_of(i, b), moves);
   }
 

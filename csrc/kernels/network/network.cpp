@@ -1,6 +1,5 @@
 // The part of a network that does not depend on its input: prepared weights, and properties of the program.
 #include <algorithm>
-#include <stdexcept>
 
 #include "../cpu/halves.h"
 #include "executor.h"
@@ -20,7 +19,7 @@ void widen_halves(const void* from, int64_t n, float* to) {
 
 Network::Network(const int64_t* words, int64_t count, const uint8_t* numbers, int64_t bytes)
     : program_(read(words, count, bytes)), numbers_(numbers) {
-  if (!program_.not_run.empty()) throw std::invalid_argument(program_.not_run);
+  if (!program_.not_run.empty()) refuse(program_.not_run);
   int64_t size = 0;
   for (int64_t i = 0; i < program_.size(); ++i) {
     size += -size & (kAlignment - 1);
@@ -45,7 +44,10 @@ Geometry Network::geometry(int64_t number) const {
   g.outputs = i.outputs;
   g.groups = i.groups;
   g.channels = i.channels * i.groups;
-  i.set_window(g);
+  g.kernel[0] = i.kernel_h, g.kernel[1] = i.kernel_w;
+  g.stride[0] = i.stride_h, g.stride[1] = i.stride_w;
+  g.padding[0] = i.padding_h, g.padding[1] = i.padding_w;
+  g.dilation[0] = i.dilation_h, g.dilation[1] = i.dilation_w;
   return g;
 }
 

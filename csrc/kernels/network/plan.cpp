@@ -62,34 +62,6 @@ Shape result(const Program& program, int64_t number, const Shape& in) {
   }
 }
 
-// Places in the workspace, in bytes per sample, which values share: a place is free again after its value's last
-// reader.
-class Places {
- public:
-  explicit Places(std::vector<int64_t> last_use) : last_use_(std::move(last_use)) {}
-
-  int64_t take(int64_t value, int64_t size, int64_t now) {
-    size += -size & 3;  // currents are float32
-    for (auto place = live_.begin(); place != live_.end();) {
-      place = place->second.second < now ? live_.erase(place) : std::next(place);
-    }
-    int64_t start = 0;
-    for (const auto& [begin, place] : live_) {
-      if (start + size <= begin) break;
-      start = std::max(start, begin + place.first);
-    }
-    if (size > 0) live_[start] = {size, value < 0 ? now : last_use_[value]};
-    size_ = std::max(size_, start + size);
-    return start;
-  }
-  int64_t size() const { return size_; }
-
- private:
-  std::vector<int64_t> last_use_;                        // by value
-  std::map<int64_t, std::pair<int64_t, int64_t>> live_;  // start -> size, last use
-  int64_t size_ = 0;
-};
-
 // The last instruction that reads each value. Counts are read after all other instructions.
 std::vector<int64_t> last_uses(const Program& program) {
   const int64_t n = program.size();
@@ -111,48 +83,34 @@ std::vector<int64_t> last_uses(const Program& program) {
 // Plans one instruction after the other.
 class Planner {
  public:
-  Planner(const Program& program, Plan& plan) : program_(program), plan_(plan), places_(last_uses(program)) {}
+  Planner(const Program& program, Plan& plan) : program_(program), plan_(plan), last_use_(last_uses(program)) {}
 
   void add(int64_t number) {
-    const Instruction& i = program_.instructions[number];
     Plan::Step step{};
-    step.in = shape_of(i.input);
+    step.in = shape_of(program_.instructions[number].input);
     step.out = result(program_, number, step.in);
-    const int64_t features = checked_size(step.out);
-    const Value value = program_.values[number];
-    check(number, step);
+    step.out.check();
+    if (program_.fires(number)) check_neurons(program_.instructions[number], step.out);
     if (plan_.mode == Mode::kFollowing) {
       follow(number, step);
-    } else if (program_.is_train(number) || value == Value::kCurrents) {
-      if (program_.reads_train(number) && i.after_h + i.after_w > 0) {
-        const Shape padded{3, step.in.channels, step.in.height + i.after_h, step.in.width + i.after_w};
-        step.padded = take(kAbsent, bytes_of(i.input, checked_size(padded)), number);
-      }
-      step.place = take(number, bytes_of(number, features), number);
+    } else if (program_.is_train(number) || program_.values[number] == Value::kCurrents) {
+      step.place = take(number, step.out.features());
     }
-    if (plan_.mode == Mode::kSteps) step.state = keep_array<float>(kept_floats(number, step));
+    if (plan_.mode == Mode::kSteps) keep_steps(number, step);
     plan_.steps.push_back(step);
   }
-
-  int64_t workspace() const { return places_.size(); }
 
   // Keeps an array [batch, n] that begins at a cache line.
   template <class E>
   int64_t keep_array(int64_t n) {
-    keep(-plan_.state & 63);
-    return keep(n * static_cast<int64_t>(sizeof(E)));
+    const int64_t start = (plan_.state + 63) & ~int64_t{63};
+    plan_.state = start + n * static_cast<int64_t>(sizeof(E));
+    return start;
   }
 
  private:
-  const Plan::Step* at(int64_t value) const { return value < 0 ? nullptr : &plan_.steps[value]; }
-  Shape shape_of(int64_t value) const { return value < 0 ? plan_.sample : at(value)->out; }
-  static int64_t checked_size(const Shape& s) {
-    return checked_product(checked_product(s.height, s.width, kMostFeatures), s.channels, kMostFeatures);
-  }
-  void check(int64_t number, const Plan::Step& step) const {
-    const Instruction& i = program_.instructions[number];
-    const Shape& out = step.out;
-    if (!program_.fires(number)) return;
+  Shape shape_of(int64_t value) const { return value < 0 ? plan_.sample : plan_.steps[value].out; }
+  void check_neurons(const Instruction& i, const Shape& out) const {
     if (i.residual != kAbsent && !(shape_of(i.residual) == out)) {
       refuse("its residual is " + text(shape_of(i.residual)) + ", its neurons " + text(out));
     }
@@ -161,36 +119,35 @@ class Planner {
     }
   }
 
-  // The bytes per sample of a spike train or of currents.
-  int64_t bytes_of(int64_t value, int64_t features) const {
-    if (program_.value(value) == Value::kCounts) return features;
-    if (program_.value(value) == Value::kSpikes) return checked_product(features, plan_.planes, kMostWorkspace);
-    const int64_t steps = program_.has_window_timing(value) || plan_.mode != Mode::kWindow ? 1 : plan_.T;
-    return checked_product(features, steps * sizeof(float), kMostWorkspace);
-  }
-  int64_t take(int64_t value, int64_t size, int64_t now) {
-    const int64_t start = places_.take(value, size, now);
-    if (places_.size() > kMostWorkspace) refuse("sizes whose product is too large");
-    return start;
-  }
-  int64_t keep(int64_t bytes) {
-    const int64_t start = plan_.state;
-    plan_.state += bytes;
-    if (plan_.state > kMostWorkspace) refuse("sizes whose product is too large");
+  // A place in the workspace for a spike train or for currents, in bytes per sample. It is free again after the value's
+  // last reader.
+  int64_t take(int64_t number, int64_t features) {
+    const Value value = program_.values[number];
+    const bool once = program_.has_window_timing(number) || plan_.mode != Mode::kWindow;
+    int64_t each = value == Value::kCounts ? 1 : plan_.planes;  // bytes
+    if (value == Value::kCurrents) each = (once ? 1 : plan_.T) * static_cast<int64_t>(sizeof(float));
+    int64_t size = checked_product({features, each}, kMostWorkspace);
+    size += -size & 3;  // currents are float32
+    for (auto place = live_.begin(); place != live_.end();) {
+      place = place->second.second < number ? live_.erase(place) : std::next(place);
+    }
+    int64_t start = 0;
+    for (const auto& [begin, place] : live_) {
+      if (start + size <= begin) break;
+      start = std::max(start, begin + place.first);
+    }
+    if (size > 0) live_[start] = {size, last_use_[number]};
+    plan_.workspace = std::max(plan_.workspace, start + size);
     return start;
   }
 
-  // The numbers per sample that an instruction with step timing keeps:
-  //   layer             potentials; if its current is constant, also the product and the input
-  //   reader of counts  the counts
-  int64_t kept_floats(int64_t number, const Plan::Step& step) const {
-    const Value value = program_.values[number];
-    int64_t floats = 0;
-    if (program_.reads_train(number) && value == Value::kMeans) floats = step.in.features();
-    if (program_.fires(number)) floats = step.out.features();
-    const bool constant = program_.keeps_product(number) && (program_.fires(number) || value == Value::kCurrents);
-    if (constant) floats += step.out.features() + step.in.features();
-    return floats;
+  void keep_steps(int64_t number, Plan::Step& step) {
+    const bool counts = program_.reads_train(number) && program_.values[number] == Value::kMeans;
+    const bool constant = program_.keeps_product(number);
+    step.kept.potentials = keep_array<float>(program_.fires(number) ? step.out.features() : 0);
+    step.kept.product = keep_array<float>(constant ? step.out.features() : 0);
+    step.kept.x = keep_array<float>(constant ? step.in.features() : 0);
+    step.kept.so_far = keep_array<float>(counts ? step.in.features() : 0);
   }
 
   // Neurons that follow their input: everything is of one window, and its values are kept from step to step.
@@ -205,7 +162,7 @@ class Planner {
       refuse("it reads the network's input, which does not spike after the window");
     }
     const int64_t neurons = step.out.features(), rows = step.out.height * step.out.width;
-    if (value == Value::kSpikes) step.place = take(number, bytes_of(number, neurons), number);
+    if (value == Value::kSpikes) step.place = take(number, neurons);
     Kept& k = step.kept;
     if (program_.has_neurons(number) && program_.reads_train(number)) {
       const bool by_channel = kind == Kind::average || (in.groups > 1 && in.channels == 1);
@@ -225,7 +182,8 @@ class Planner {
 
   const Program& program_;
   Plan& plan_;
-  Places places_;
+  std::vector<int64_t> last_use_;                        // by value
+  std::map<int64_t, std::pair<int64_t, int64_t>> live_;  // places in use: start -> size, last use
 };
 
 Plan Network::plan(const Shape& sample, int64_t batch, int64_t T, Mode mode) const {
@@ -233,8 +191,8 @@ Plan Network::plan(const Shape& sample, int64_t batch, int64_t T, Mode mode) con
     refuse("T: expected 1 to " + std::to_string(program_.most_steps()) + ", got " + std::to_string(T));
   }
   if (mode != Mode::kWindow && mode != stepwise()) refuse("its neurons do not run in this mode");
-  Plan plan{{}, sample, batch, T, mode, mode == Mode::kSteps ? 1 : (T + 7) / 8, 0, 0, 0, 0, 0};
-  checked_product(checked_product(sample.channels, sample.height, kMostFeatures), sample.width, kMostFeatures);
+  sample.check();
+  Plan plan{{}, sample, batch, T, mode, mode == Mode::kSteps ? 1 : (T + 7) / 8};
   Planner planner(program_, plan);
   if (mode == Mode::kSteps) plan.bad = planner.keep_array<float>(1);
   if (mode == Mode::kFollowing) {
@@ -248,8 +206,8 @@ Plan Network::plan(const Shape& sample, int64_t batch, int64_t T, Mode mode) con
       refuse("instruction " + std::to_string(n) + ": " + error.what());
     }
   }
-  plan.workspace = checked_product(planner.workspace(), batch, kMostWorkspace);
-  plan.state = checked_product(plan.state, batch, kMostWorkspace) + (mode == Mode::kWindow ? 0 : sizeof(Stream));
+  plan.workspace = checked_product({batch, plan.workspace}, kMostWorkspace);
+  plan.state = checked_product({batch, plan.state}, kMostWorkspace) + (mode == Mode::kWindow ? 0 : sizeof(Stream));
   return plan;
 }
 

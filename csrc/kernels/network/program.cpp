@@ -132,7 +132,7 @@ class Checker {
   void check_numbers(const char* name, int64_t offset, int64_t size, int64_t width = 0) const {
     if (offset == kAbsent) return;
     if (width == 0) width = program_.dtype() == DType::kFloat64 ? 8 : 4;
-    const int64_t length = checked_product(size, width, bytes_);
+    const int64_t length = checked_product({size, width}, bytes_);
     if (offset < 0 || offset % width != 0 || offset > bytes_ - length) {
       refuse(std::string(name) + ": its numbers lie outside of what there is");
     }
@@ -159,13 +159,12 @@ class Checker {
     check_range("groups", i_.groups, 1, i_.axes == 0 ? 1 : kLargestSize);
     check_range("outputs", i_.outputs, 1, kLargestSize);
     check_range("channels", i_.channels, 1, kLargestSize);
-    checked_product(i_.channels, i_.groups, kLargestSize);
+    checked_product({i_.channels, i_.groups}, kLargestSize);
     if (i_.outputs % i_.groups != 0) refuse("groups: they do not divide the outputs");
     if (i_.weight == kAbsent) refuse("weight: there is none");
     if (i_.few_bits != 0 && i_.step == kAbsent) refuse("step: there is none");
-    const int64_t inputs = checked_product(i_.channels, i_.kernel_h * i_.kernel_w, bytes_);
-    check_numbers("weight", i_.weight, checked_product(i_.outputs, inputs, bytes_),
-                  i_.few_bits != 0 ? 1 : size_of(program_.dtype()));
+    const int64_t weights = checked_product({i_.channels, i_.kernel_h, i_.kernel_w, i_.outputs}, bytes_);
+    check_numbers("weight", i_.weight, weights, i_.few_bits != 0 ? 1 : size_of(program_.dtype()));
     check_numbers("step", i_.step, i_.outputs);
     check_numbers("scale", i_.scale, i_.outputs);
     check_numbers("shift", i_.shift, i_.outputs);
@@ -176,8 +175,8 @@ class Checker {
     check_range("v_init", i_.v_height, 0, i_.outputs > 0 ? kLargestSize : 0);
     check_range("v_init", i_.v_width, i_.v_height == 0 ? 0 : 1, i_.v_height == 0 ? 0 : kLargestSize);
     if ((i_.axes < 2 && i_.v_height > 1) || (i_.axes < 1 && i_.v_width > 1)) refuse("v_init: too many sizes");
-    const int64_t pixels = checked_product(i_.v_height, i_.v_width, kMostFeatures);
-    check_numbers("v_init", i_.v_init, i_.v_height == 0 ? 1 : checked_product(pixels, i_.outputs, kMostFeatures));
+    const int64_t size = checked_product({i_.v_height, i_.v_width, i_.outputs}, kMostFeatures);
+    check_numbers("v_init", i_.v_init, i_.v_height == 0 ? 1 : size);
   }
 
   Program& program_;
@@ -196,7 +195,7 @@ void check_header(const Header& header) {
     check_range("shape", size, header.dims == 0 ? 0 : 1, header.dims == 0 ? 0 : kLargestSize);
   }
   if ((header.dims < 3 && header.height > 1) || (header.dims < 2 && header.width > 1)) refuse("shape: too many sizes");
-  checked_product(checked_product(header.channels, header.height, kMostFeatures), header.width, kMostFeatures);
+  checked_product({header.channels, header.height, header.width}, kMostFeatures);
 }
 
 }  // namespace
@@ -207,18 +206,15 @@ double real(int64_t bits) {
   return value;
 }
 
-void Instruction::set_neurons(Neuron<float>& a) const {
-  a.threshold = fires != 0 ? static_cast<float>(real(threshold)) : std::numeric_limits<float>::max();
-  a.leak = fires != 0 ? static_cast<float>(real(leak)) : 1.f;
-  a.gate = Gate::kRelu;  // without gradients no gate matters
-  a.timing = static_cast<Timing>(timing);
-}
-
 void refuse(const std::string& why) { throw std::invalid_argument(why); }
 
-int64_t checked_product(int64_t a, int64_t b, int64_t most) {
-  if (a < 0 || b < 0 || (b > 0 && a > most / b)) refuse("sizes whose product is too large");
-  return a * b;
+int64_t checked_product(std::initializer_list<int64_t> sizes, int64_t most) {
+  int64_t product = 1;
+  for (const int64_t size : sizes) {
+    if (size < 0 || (size > 0 && product > most / size)) refuse("sizes whose product is too large");
+    product *= size;
+  }
+  return product;
 }
 
 std::string vocabulary() {
@@ -258,6 +254,7 @@ Program read(const int64_t* words, int64_t count, int64_t bytes) {
       program.values.push_back(Checker(program, i, bytes).check());
       Instruction& read = program.instructions[i];
       if (program.kind(i) != Kind::layer || read.fires == 0) read.residual = kAbsent;
+      if (read.fires == 0) read.v_init = kAbsent;
     } catch (const std::invalid_argument& error) {
       refuse("instruction " + std::to_string(i) + ": " + error.what());
     }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 #include <string>
 #include <vector>
 
@@ -65,17 +66,6 @@ struct Instruction {
   TANDEM_INSTRUCTION_FIELDS(TANDEM_FIELD)
 
   int64_t weights() const { return outputs * channels * kernel_h * kernel_w; }
-
-  template <class Window>
-  void set_window(Window& w) const {
-    w.kernel[0] = kernel_h, w.kernel[1] = kernel_w;
-    w.stride[0] = stride_h, w.stride[1] = stride_w;
-    w.padding[0] = padding_h, w.padding[1] = padding_w;
-    w.dilation[0] = dilation_h, w.dilation[1] = dilation_w;
-  }
-  // Sets everything but tensors. If `fires` is 0, the threshold is out of reach, and the potential is the sum of the
-  // currents.
-  void set_neurons(Neuron<float>& a) const;
 };
 #undef TANDEM_FIELD
 
@@ -143,7 +133,7 @@ double real(int64_t bits);
 
 [[noreturn]] void refuse(const std::string& why);  // throws std::invalid_argument
 
-// Returns a b. Throws std::invalid_argument if that is more than `most`.
-int64_t checked_product(int64_t a, int64_t b, int64_t most);
+// The product. Throws std::invalid_argument if it is more than `most`.
+int64_t checked_product(std::initializer_list<int64_t> sizes, int64_t most);
 
 }  // namespace tandem::network

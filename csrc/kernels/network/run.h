@@ -14,6 +14,7 @@ class Run {
   void operator()();
 
  protected:
+  const Kept& kept(int64_t i) const { return plan_.steps[i].kept; }
   const Instruction& at(int64_t i) const { return program_.instructions[i]; }
   const float* floats(int64_t offset) const { return network_.floats(offset); }
   uint8_t* result(int64_t i) const { return workspace_ + plan_.steps[i].place * plan_.batch; }
@@ -25,18 +26,17 @@ class Run {
 
   void execute(int64_t i);
 
-  // The neurons of instruction i without residual, state and outputs; and with v_init.
+  // The neurons of instruction i without residual, state and outputs.
   Neuron<float> neurons(int64_t i) const;
-  Neuron<float> firing(int64_t i) const;
   // Runs neurons for W x, a real-valued product.
   void scan(const float* y, const Neuron<float>& neuron, ParallelFor parallel) const;
   const float* direct_product(int64_t i) const {
     return call_.host->product(window(i), weights(i), nullptr, real(at(i).input));
   }
-  // A layer; an average is a depthwise convolution with weights of 1.
-  Layer layer(int64_t i, const Neuron<float>& neuron) const;
-  // Maximum pooling of images of bytes.
-  void max_pool(int64_t i, int64_t images, const uint8_t* from, uint8_t* to, ParallelFor parallel) const;
+  // The geometry of an instruction with a window that reads so many images.
+  Geometry geometry(int64_t i, int64_t images) const;
+  // A layer that reads a train; an average is a depthwise convolution with weights of 1.
+  Layer layer(int64_t i, int64_t batch, const Neuron<float>& neuron) const;
   const uint8_t* prepared(int64_t i) const { return call_.prepared + network_.parts_[i]; }
 
   Stream& stream() const { return *reinterpret_cast<Stream*>(state_); }
@@ -60,7 +60,6 @@ class Run {
 
  private:
   bool streams() const { return plan_.mode == Mode::kSteps; }
-  float* state(int64_t i) const { return all<float>(plan_.steps[i].state); }
   // The images that instruction i reads: one per sample and plane.
   int64_t images(int64_t i) const {
     return plan_.batch * (program_.value(at(i).input) == Value::kCounts ? 1 : planes_);
@@ -71,7 +70,6 @@ class Run {
   }
   void change_form(int64_t i);
   void fire(int64_t i);
-  Layer layer_of_train(int64_t i, const Neuron<float>& neuron) const;
   const float* silence(int64_t neurons);
   const float* now(int64_t i, int64_t neurons);
   void real_currents(int64_t i);

@@ -17,18 +17,19 @@ TANDEM_INLINE void most_bytes(const uint8_t* in, int64_t n, uint8_t* out) {
   for (int64_t i = 0; i < n; ++i) out[i] = std::max(out[i], in[i]);
 }
 
-TANDEM_INLINE void pool_lines(const PoolWindow& w, const uint8_t* in, uint8_t* out, int64_t begin, int64_t end) {
-  const Geometry& g = w.images;
+TANDEM_INLINE void pool_lines(const Geometry& g, bool counted, const uint8_t* in, uint8_t* out, int64_t begin,
+                              int64_t end) {
+  const int64_t height = g.out_height(), width = g.out_width();
   for (int64_t line = begin; line < end; ++line) {
-    const int64_t image = line / w.out_height, y = line % w.out_height;
-    for (int64_t x = 0; x < w.out_width; ++x) {
-      uint8_t* pixel = out + (line * w.out_width + x) * g.channels;
+    const int64_t image = line / height, y = line % height;
+    for (int64_t x = 0; x < width; ++x) {
+      uint8_t* pixel = out + (line * width + x) * g.channels;
       std::memset(pixel, 0, g.channels);
       for (int64_t tap = 0; tap < g.taps(); ++tap) {
         const int64_t row = g.input(0, y, tap / g.kernel[1]), column = g.input(1, x, tap % g.kernel[1]);
         if (!g.has_input(0, row) || !g.has_input(1, column)) continue;
         const uint8_t* from = in + g.pixel(0, image, row, column);
-        w.counted ? most_bytes(from, g.channels, pixel) : or_bytes(from, g.channels, pixel);
+        counted ? most_bytes(from, g.channels, pixel) : or_bytes(from, g.channels, pixel);
       }
     }
   }
@@ -36,11 +37,11 @@ TANDEM_INLINE void pool_lines(const PoolWindow& w, const uint8_t* in, uint8_t* o
 
 }  // namespace
 
-void max_pool(const PoolWindow& window, const uint8_t* in, uint8_t* out, ParallelFor parallel) {
-  const int64_t line = window.out_width * window.images.inputs();
-  parallel_ranges(parallel, window.images.batch * window.out_height, 1 + 65536 / (line + 1),
+void max_pool(const Geometry& images, bool counted, const uint8_t* in, uint8_t* out, ParallelFor parallel) {
+  const int64_t line = images.out_width() * images.taps() * images.channels;
+  parallel_ranges(parallel, images.batch * images.out_height(), 1 + 65536 / (line + 1),
                   [&](int64_t begin, int64_t end) {
-                    at_level([&](auto) TANDEM_INLINE_LAMBDA { pool_lines(window, in, out, begin, end); });
+                    at_level([&](auto) TANDEM_INLINE_LAMBDA { pool_lines(images, counted, in, out, begin, end); });
                   });
 }
 
@@ -54,21 +55,6 @@ void to_channels_first(const uint8_t* in, int64_t images, int64_t pixels, int64_
       for (int64_t c = 0; c < channels; ++c) {
         for (int64_t p = 0; p < pixels; ++p) to[c * pixels + p] = from[p * channels + c];
       }
-    }
-  });
-}
-
-void pad_after(const uint8_t* in, int64_t images, int64_t height, int64_t width, int64_t channels, int64_t below,
-               int64_t right, uint8_t* out, ParallelFor parallel) {
-  const int64_t line = width * channels, out_line = line + right * channels;
-  parallel_ranges(parallel, images, 1 + 65536 / (height * out_line + 1), [&](int64_t begin, int64_t end) {
-    for (int64_t image = begin; image < end; ++image) {
-      uint8_t* to = out + image * (height + below) * out_line;
-      for (int64_t y = 0; y < height; ++y, to += out_line) {
-        std::memcpy(to, in + (image * height + y) * line, line);
-        std::memset(to + line, 0, out_line - line);
-      }
-      std::memset(to, 0, below * out_line);
     }
   });
 }

@@ -55,10 +55,9 @@ Prepared prepared_of(const Layer& layer) {
 
 }  // namespace
 
-MovingSums::MovingSums(const Layer& layer, int64_t image_width)
+MovingSums::MovingSums(const Layer& layer)
     : layer_(layer),
       prepared_(prepared_of(layer)),
-      image_width_(static_cast<int32_t>(image_width)),
       width_(prepared_.tiling().width()),
       lines_(layer.geometry.out_height()),
       line_(layer.geometry.out_width()),
@@ -82,8 +81,9 @@ Tile MovingSums::tile(int64_t number, int64_t rows, int64_t first_row) const {
 template <class F>
 TANDEM_INLINE void MovingSums::for_rows(int32_t pixel, const F& f) const {
   const Geometry& g = layer_.geometry;
-  for_readers(g, 0, pixel / image_width_, lines_, [&](int64_t line, int64_t y) TANDEM_INLINE_LAMBDA {
-    for_readers(g, 1, pixel % image_width_, line_,
+  const auto width = static_cast<int32_t>(g.width);
+  for_readers(g, 0, pixel / width, lines_, [&](int64_t line, int64_t y) TANDEM_INLINE_LAMBDA {
+    for_readers(g, 1, pixel % width, line_,
                 [&](int64_t column, int64_t x) TANDEM_INLINE_LAMBDA { f(line * g.kernel[1] + column, y * line_ + x); });
   });
 }
@@ -113,7 +113,7 @@ TANDEM_INLINE int64_t MovingSums::add_as(const Moves& moves, int32_t* changes, u
   const auto* weights = static_cast<const E*>(tile(0, 0, 0).weights);
   const auto channels = static_cast<int32_t>(g.channels), each = static_cast<int32_t>(g.group_channels());
   const auto block = static_cast<int32_t>(tiling.block_channels);
-  if (g.height * g.width * g.taps() == 1 && g.padding[0] + g.padding[1] == 0 && each == channels) {
+  if (g.is_linear() && each == channels) {
     thread_local Scratch<int32_t> memory;
     int32_t* const rows = memory.reserve(moves.size());
     std::transform(moves.begin(), moves.end(), rows,

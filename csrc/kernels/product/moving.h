@@ -44,9 +44,8 @@ TANDEM_INLINE void for_readers(const Geometry& g, int axis, int64_t i, int64_t o
 
 class MovingSums {
  public:
-  // The layer's geometry is that of one sample, with the padding after the end of an image, whose own width is given
-  // too. Without prepared weights all of them are 1, which a depthwise layer may have.
-  MovingSums(const Layer& layer, int64_t image_width);
+  // The layer is of one sample. Without prepared weights all of them are 1, which a depthwise layer may have.
+  explicit MovingSums(const Layer& layer);
 
   // The number of sums of a sample, [tiles, rows, 16 R]. It does not depend on the instruction set. Depthwise layers
   // have one group.
@@ -73,7 +72,6 @@ class MovingSums {
 
   Layer layer_;
   Prepared prepared_;
-  int32_t image_width_;
   int64_t width_;         // of a tile
   int64_t lines_, line_;  // output lines, and the pixels of one
   int64_t rows_;

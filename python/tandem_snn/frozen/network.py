@@ -239,8 +239,10 @@ class FrozenNetwork(nn.Module):
             raise ValueError(f"{why}; reset() begins a new stream")
         return stream, signal
 
-    def _stream_of(self, x: Tensor | SpikeTrain) -> Stream:
-        """Return a new stream, which begins with a batch of inputs as for a call."""
+    def _stream_of(self, x: Tensor | SpikeTrain, steps: int | None) -> Stream:
+        """Return a new stream, which begins with a batch of inputs as for a call, for at most so many steps."""
+        if steps is not None:
+            checks.T("steps", steps)
         T: Any = self._window_of(x)
         return Stream(self._program(x).streaming(x.device), x, T)
 
@@ -265,8 +267,6 @@ class FrozenNetwork(nn.Module):
         >>> torch.equal(frozen.readouts(x), torch.stack([frozen.step(x) for _ in range(4)]))
         True
         """
-        if steps is not None:
-            checks.T("steps", steps)
         return self._over_time(x, steps)[0]
 
     def _over_time(
@@ -276,7 +276,7 @@ class FrozenNetwork(nn.Module):
 
         With timing "window" no step follows once ``enough(readout)`` was true for each sample.
         """
-        stream = self._stream_of(x)
+        stream = self._stream_of(x, steps)
         if stream.follows:
             answers, moves, done = [], [], torch.zeros(len(x), dtype=torch.bool)
             for answer, _ in stream.until_rest(x, steps):
@@ -359,9 +359,7 @@ class FrozenNetwork(nn.Module):
         >>> [moves["1"].shape for _, moves in tandem_snn.freeze(net).follow(torch.rand(6, 3), steps=2)]
         [torch.Size([6, 5]), torch.Size([6, 5])]
         """
-        if steps is not None:
-            checks.T("steps", steps)
-        stream = self._stream_of(x)
+        stream = self._stream_of(x, steps)
         _check_follows(stream)
         for answer, moves in stream.until_rest(x, steps, moves=True):
             yield answer, stream.by_layer(moves)
@@ -390,14 +388,11 @@ class FrozenNetwork(nn.Module):
         return self._program_for(x.gain if isinstance(x, SpikeTrain) else 1.0)
 
     def _program_for(self, gain: float | Tensor) -> Program:
-        by_channel = isinstance(gain, Tensor) and gain.dim() > 0
-        if not by_channel:
-            gain = float(gain)
-        elif any(getattr(layer, "weight_bits", None) for layer in self.net.modules()):
+        key: Any = tuple(gain.tolist()) if isinstance(gain, Tensor) and gain.dim() > 0 else float(gain)
+        if isinstance(key, tuple) and any(getattr(layer, "weight_bits", None) for layer in self.net.modules()):
             raise ValueError("x: weights of few bits are rounded already, so the gain must be one for all channels")
-        key: Any = tuple(gain.tolist()) if isinstance(gain, Tensor) else gain
         with _TRACING:
-            return _kept(self._programs, key, lambda: Program(self.net, gain))
+            return _kept(self._programs, key, lambda: Program(self.net, gain if isinstance(key, tuple) else key))
 
 
 def _check_follows(stream: Stream) -> None:

@@ -97,10 +97,8 @@ def decode(program: Tensor, numbers: Tensor, names: Sequence[str]) -> tuple[Stag
     header = dict(zip(HEADER, words, strict=False))
     if header["instructions"] != len(names):
         raise ValueError(f"{len(names)} names for {header['instructions']} stages")
-    stages = []
-    for number, name in enumerate(names):
-        row = dict(zip(FIELDS, words[len(HEADER) + number * len(FIELDS) :], strict=False))
-        stages.append(_stage(name, row, numbers, _DTYPES[header["dtype"]]))
+    rows = (dict(zip(FIELDS, words[at:], strict=False)) for at in range(len(HEADER), len(words), len(FIELDS)))
+    stages = [_stage(name, row, numbers, _DTYPES[header["dtype"]]) for name, row in zip(names, rows, strict=True)]
     sizes = [header[name] for name in ("channels", "height", "width")]
     shape = (*sizes[:1], *sizes[4 - header["dims"] :]) if header["dims"] else None
     network = Stages(stages, _MODES[header["source"]], None if header["any_T"] else header["T"])
@@ -247,10 +245,8 @@ def _stage(name: str, row: dict[str, int], numbers: Tensor, dtype: torch.dtype) 
             values[key] = _NAMES[key][word] if kind == "str" else _real(word) if kind == "float" else word
             values[key] = bool(word) if kind == "bool" else values[key]
     space = values["kernel"][2 - row["axes"] :]
-    start = (row["v_height"], row["v_width"])[2 - row["axes"] :]
-    shapes = {"weight": (row["outputs"], row["channels"], *space), "v_init": (*start, row["outputs"])}
-    if not row["v_height"]:
-        shapes["v_init"] = ()
+    start = (*(row["v_height"], row["v_width"])[2 - row["axes"] :], row["outputs"]) if row["v_height"] else ()
+    shapes = {"weight": (row["outputs"], row["channels"], *space), "v_init": start}
     for key in (key for key, kind in _TYPES.items() if "Tensor" in kind and row[key] != ABSENT):
         stored = _stored(key, row["few_bits"], dtype)
         shape = shapes.get(key, (row["outputs"],))

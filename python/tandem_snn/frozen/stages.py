@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.neuron import over_inputs
-from tandem_ext.functional.products import LINEAR, Product
+from tandem_ext.functional.products import Product
 from tandem_ext.train import add_flags
 
 from .. import nn as tnn
@@ -185,13 +185,11 @@ class Stage(nn.Module):
         synapses = (self._padded(x.stored), x.T, self.weight)
         if self.axes == 0:
             return _ops.linear_if.default(*synapses, **settings, digits=self.digits)
-        return _ops.conv_if.default(*synapses, *self._geometry(), **settings, digits=self.digits)
-
-    def _geometry(self) -> tuple[Any, ...]:
-        return *(self.over_axes(sizes) for sizes in (self.stride, self.padding, self.dilation)), self.groups
+        return _ops.conv_if.default(*synapses, *self._synapses().geometry, **settings, digits=self.digits)
 
     def _synapses(self) -> Product:
-        return Product(*self._geometry()) if self.axes else LINEAR
+        stride, padding, dilation = (self.over_axes(sizes) for sizes in (self.stride, self.padding, self.dilation))
+        return Product(stride, padding, dilation, self.groups)
 
     def _product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         weight = self.real_weight()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -73,6 +73,7 @@ class Monitor(dict[str, Recording]):
         samples: the number of latest samples to keep.
 
     Raises:
+        TypeError: net is not a module, layers are not strings, or samples is not an int.
         ValueError: no layer with neurons has this name or pattern; samples below 1; while running, potentials of batch
             norm in training mode.
 
@@ -90,9 +91,11 @@ class Monitor(dict[str, Recording]):
         check_network("net", net)
         checks.positive("samples", samples)
         super().__init__()
-        patterns = [layers] if isinstance(layers, str) else list(layers)
+        patterns = [layers] if isinstance(layers, str) or not isinstance(layers, Iterable) else list(layers)
         names = [name for name, layer in net.named_modules() if isinstance(layer, FIRING)]
         for pattern in patterns:
+            if not isinstance(pattern, str):
+                raise TypeError(f"layers: expected names of layers or patterns, got {pattern!r:.80}")
             if not any(fnmatchcase(name, pattern) for name in names):
                 raise ValueError(f"layers: {pattern!r} matches no layer with neurons, of {abridged(names) or 'none'}")
         self._net = net

@@ -12,12 +12,13 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from tandem_ext import SpikeTrain
+from tandem_ext import SpikeTrain, checks
 
 from .. import nn as tnn
 from ..frozen import FrozenNetwork
 from ..nn.general import Neurons
 from ..nn.hooks import SYNAPTIC, check_layers, evaluating, given, watching
+from ..nn.signals import describe
 
 
 @dataclass(frozen=True)
@@ -214,10 +215,18 @@ def energy(ops: SynOps, *, mac: float = MAC_PJ, ac: float = AC_PJ) -> Energy:
         ops: the result of :func:`synops`.
         mac, ac: picojoules per multiply-accumulate and per accumulate; for 32-bit integers 3.2 and 0.1.
 
+    Raises:
+        TypeError: ops is not SynOps, or mac or ac is not a number.
+        ValueError: mac or ac is below 0 or not finite.
+
     >>> from tandem_snn.measure import LayerOps, SynOps
     >>> energy(SynOps({"fc": LayerOps(ann_macs=10.0, macs=0.0, acs=6.0)}))
     Energy(snn=5.4, ann=46.0)
     """
+    if not isinstance(ops, SynOps):
+        raise TypeError(f"ops: expected the SynOps of synops(), got {describe(ops)}")
+    for name, value in (("mac", mac), ("ac", ac)):
+        checks.number(name, value, "picojoules, a float", "picojoules of at least 0", 0)
     macs = sum(layer.macs for layer in ops.layers.values())
     acs = sum(layer.acs for layer in ops.layers.values())
     return Energy(snn=mac * macs + ac * acs, ann=mac * ops.ann)
