@@ -92,6 +92,7 @@ def test_more_than_31_bits_of_indices(dtype):
 
 FROZEN += [(lambda n=n: (tnn.Conv2d(n, 4, 3), tnn.Flatten()), (n, 4, 4)) for n in (910, 911)]
 FROZEN += [(lambda n=n: (tnn.Conv1d(4, 4, n), tnn.Flatten()), (4, n + 2)) for n in (*BLOCK, 8200)]
+FROZEN += [(lambda: (tnn.MaxPool2d(2, 4, ceil_mode=True), tnn.Flatten()), (3, n, 5)) for n in (2, 4, 5)]
 
 
 @pytest.mark.parametrize(("layers", "features"), FROZEN, ids=[str(features) for _, features in FROZEN])

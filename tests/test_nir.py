@@ -287,6 +287,7 @@ def two(body, after=lambda y: y):
     (lambda: two(lambda m, x: m.c(m.c(x).mean(1, keepdim=True) + x)), "means other than those over the space"),
     (lambda: two(lambda m, x: m.c(m.c(x)), lambda y: y.softmax(1)), "NIR has no node for softmax"),
     (lambda: two(lambda m, x: m.c(m.c(x)), lambda y: y * y), "NIR has no node for mul of activations"),
+    (lambda: two(lambda m, x: m.c(m.c(x)), lambda y: F.linear(y, y)), "linear: its weights depend on the input"),
 ])  # fmt: skip
 def test_what_has_no_counterpart_is_named(make, message):
     with pytest.raises(CannotLower, match=message):
