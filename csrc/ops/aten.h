@@ -22,12 +22,8 @@ inline Tensor to_type(const Tensor& tensor, ScalarType dtype) {
   return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
 }
 
-// input [..., K], weight [N, K] -> [..., N].
-inline Tensor linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias = std::nullopt) {
-  return call("aten::linear", input, weight, bias);
-}
-
-// The same without the dispatcher, whose ways take longer than a small product: on the CPU, contiguous.
+// input [B, K], weight [N, K] -> [B, N], without the dispatcher, whose ways take longer than a small product: on the
+// CPU, contiguous.
 inline Tensor small_linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias = std::nullopt) {
   const std::array<int64_t, 2> shape{weight.size(1), weight.size(0)}, strides{1, weight.size(1)};
   AtenTensorHandle handle = nullptr;

@@ -29,10 +29,6 @@
   X("str", std::string, gate)   \
   X("bool", bool, window)
 
-#define TANDEM_AFFINE_FIELDS(X)                \
-  X("Tensor?", OptionalTensor, scale, "=None") \
-  X("Tensor?", OptionalTensor, shift, "=None")
-
 #define TANDEM_TENSOR_FIELDS(X)                         \
   X("Tensor?", OptionalTensor, bad, "=None")            \
   X("Tensor?", OptionalTensor, residual, "=None")       \
@@ -47,11 +43,12 @@
   TANDEM_TENSOR_FIELDS(X)
 
 // For ops with neurons that take scale and shift as arguments. Those that most calls leave out are last.
-#define TANDEM_SCALED_NEURON_FIELDS(X) \
-  TANDEM_NEURON_FIELDS(X)              \
-  X("bool", bool, train)               \
-  X("bool", bool, return_v)            \
-  TANDEM_AFFINE_FIELDS(X)              \
+#define TANDEM_SCALED_NEURON_FIELDS(X)         \
+  TANDEM_NEURON_FIELDS(X)                      \
+  X("bool", bool, train)                       \
+  X("bool", bool, return_v)                    \
+  X("Tensor?", OptionalTensor, scale, "=None") \
+  X("Tensor?", OptionalTensor, shift, "=None") \
   TANDEM_TENSOR_FIELDS(X)
 
 #define TANDEM_MEMBER(schema, type, name, ...) type name{};

@@ -208,7 +208,7 @@ Tensor Synapses::counts_product() const {
 
 Tensor Synapses::product_of(const Tensor& images) const {
   const Tensor wide = aten::to_type(in_.weight, images.scalar_type());
-  if (in_.stride.empty()) return aten::linear(images, wide);
+  if (in_.stride.empty()) return aten::call("aten::linear", images, wide, OptionalTensor());
   if (wide.numel() == 0) {  // torch's convolution gets the shape of this case wrong
     Shape shape = output_shape();
     shape[0] = images.size(0);

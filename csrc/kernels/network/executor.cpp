@@ -56,8 +56,7 @@ void Run::execute(int64_t i) {
   values_[i] = result(i);
   switch (program_.kind(i)) {
     case Kind::layer:
-      if (program_.values[i] == Value::kCurrents) return from_train ? currents(i) : real_currents(i);
-      return fire(i);
+      return program_.values[i] == Value::kCurrents ? currents(i) : fire(i);
     case Kind::max_pool:
       if (from_train) {
         const bool counted = program_.value(at(i).input) == Value::kCounts;
@@ -141,15 +140,14 @@ void Run::scan(const float* y, const Neuron<float>& neuron, ParallelFor parallel
   const auto source = is_impulse() ? tandem::Source::kImpulse : tandem::Source::kConstant;
   cpu::if_scan(y, DType::kFloat32, source, neuron, parallel);
 }
-const float* Run::silence(int64_t neurons) {
-  silence_.resize(std::max<size_t>(silence_.size(), neurons));
-  return silence_.data();
-}
 
 // The current of this step: W x, or 0 after an impulse. A stream keeps the product and x, because x is mostly the same
 // at the next step.
 const float* Run::now(int64_t i, int64_t neurons) {
-  if (is_impulse() && streams() && stream().steps > 0) return silence(neurons);
+  if (is_impulse() && streams() && stream().steps > 0) {
+    silence_.assign(neurons, 0.f);
+    return silence_.data();
+  }
   if (!streams() || !program_.keeps_product(i)) return direct_product(i);
   const float* x = real(at(i).input);
   const int64_t inputs = plan_.batch * plan_.steps[i].in.features();
@@ -161,49 +159,46 @@ const float* Run::now(int64_t i, int64_t neurons) {
   return y;
 }
 
-// The currents of a real-valued input at each step: W x, constant over the steps or 0 after an impulse.
-void Run::real_currents(int64_t i) {
-  const bool window = program_.has_window_timing(i);
-  const int64_t n = neurons(i).neurons, steps = window ? 1 : T_;
-  const float times = window && !is_impulse() ? static_cast<float>(plan_.T) : 1.f;
-  auto* out = reinterpret_cast<float*>(result(i));
-  for (int64_t t = 0; t < steps; ++t, out += n) {
-    if (t == 0 || (t == 1 && is_impulse())) {
-      to_currents(i, t == 0 ? now(i, n) : silence(n), n, times, out);
-    } else {
-      std::copy_n(out - n, n, out);
-    }
-  }
-}
-
-// The currents of n neurons, of one step or one window, whose products are `times` y.
-void Run::to_currents(int64_t i, const float* y, int64_t n, float times, float* to) const {
-  const Neuron<float> a = neurons(i);
-  const float steps = a.timing == Timing::kStep ? static_cast<float>(a.steps) : 1.f;
-  for (int64_t first = 0; first < n; first += a.channels) {
-    for (int64_t c = 0; c < a.channels; ++c) {
-      const float scale = a.scale == nullptr ? 1.f : a.scale[c], k = a.shift == nullptr ? 0.f : a.shift[c] / steps;
-      to[first + c] = input_current(rounded_mul(times, y[first + c]), scale, k);
-    }
-  }
-}
-
-// The currents of a spike train. All steps are samples of one batch.
+// The currents of a layer without neurons, of every step or of one window.
 void Run::currents(int64_t i) {
-  Layer of = layer(i, plan_.batch, neurons(i));
-  Geometry& g = of.geometry;
-  const int64_t inputs = g.plane_size(), steps = program_.has_window_timing(i) ? 1 : T_;
+  const Neuron<float> a = neurons(i);
+  const bool window = a.timing == Timing::kWindow;
+  const int64_t n = a.neurons, steps = window ? 1 : T_;
+  auto* out = reinterpret_cast<float*>(result(i));
+  if (program_.reads_train(i)) {
+    multiply_steps(layer(i, plan_.batch, a), steps, out);
+  } else {
+    const float* y = now(i, n);
+    const float times = window && !is_impulse() ? static_cast<float>(plan_.T) : 1.f;
+    for (int64_t t = 0; t < steps; ++t) {
+      if (t > 0 && is_impulse()) {
+        std::fill_n(out + t * n, n, 0.f);
+      } else {
+        std::transform(y, y + n, out + t * n, [&](float x) { return rounded_mul(times, x); });
+      }
+    }
+  }
+  const float share = window ? 1.f : static_cast<float>(a.steps);
+  for (float* to = out; to < out + steps * n; to += a.channels) {
+    for (int64_t c = 0; c < a.channels; ++c) {
+      const float scale = a.scale == nullptr ? 1.f : a.scale[c], k = a.shift == nullptr ? 0.f : a.shift[c] / share;
+      to[c] = input_current(to[c], scale, k);
+    }
+  }
+}
+
+// The products of a spike train. All steps are samples of one batch.
+void Run::multiply_steps(Layer of, int64_t steps, float* y) const {
+  const int64_t inputs = of.geometry.plane_size();
   if (steps > 1) {
     thread_local cpu::Scratch<uint8_t> memory;
     uint8_t* spikes = memory.reserve(steps * inputs);
     cpu::unpack(of.planes, static_cast<int32_t>(steps), inputs, spikes, 1, 1, call_.parallel);
     of.planes = spikes;
     of.neuron.timing = Timing::kWindow;  // the count of one step
-    g.batch *= steps;
+    of.geometry.batch *= steps;
   }
-  auto* y = reinterpret_cast<float*>(result(i));
   cpu::window_product(of, y, call_.parallel);
-  to_currents(i, y, steps * of.neuron.neurons, 1, y);
 }
 
 Geometry Run::geometry(int64_t i, int64_t images) const {

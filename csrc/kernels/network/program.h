@@ -110,10 +110,11 @@ struct Program {
   }
   bool is_train(int64_t v) const { return value(v) == Value::kSpikes || value(v) == Value::kCounts; }
   bool reads_train(int64_t i) const { return is_train(instructions[i].input); }
-  // Whether the instruction has neurons.
+  // Whether the instruction has neurons that fire.
   bool fires(int64_t i) const { return is_train(i) && (kind(i) == Kind::layer || kind(i) == Kind::average); }
-  // Whether a layer or an average has window timing: it integrates a window and fires in the next.
+  // The same, or a layer whose result is its currents.
   bool has_neurons(int64_t i) const { return fires(i) || values[i] == Value::kCurrents; }
+  // Whether a layer or an average integrates a window and fires in the next.
   bool has_window_timing(int64_t i) const { return static_cast<Timing>(instructions[i].timing) == Timing::kWindow; }
   // Whether a layer's current is the same at every step as long as the input is.
   bool keeps_product(int64_t i) const {

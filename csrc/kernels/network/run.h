@@ -70,11 +70,9 @@ class Run {
   }
   void change_form(int64_t i);
   void fire(int64_t i);
-  const float* silence(int64_t neurons);
   const float* now(int64_t i, int64_t neurons);
-  void real_currents(int64_t i);
-  void to_currents(int64_t i, const float* y, int64_t n, float times, float* to) const;
   void currents(int64_t i);
+  void multiply_steps(Layer of, int64_t steps, float* y) const;
   const float* from_counts(int64_t i, int64_t t, int64_t steps);
   const float* counts(int64_t i, int64_t t);
 
