@@ -103,7 +103,7 @@ def at_the_counts(snn, x):
     return answer
 
 
-def test_calibration():
+def test_calibration_sets_thresholds_from_activations():
     net, x = NETWORKS["sequential"]()
     settled(net, x)
     snn = convert(net, T=8, v_init=0.25)
@@ -213,7 +213,7 @@ def test_thresholds_that_cover():
 
 
 @pytest.mark.parametrize(("mode", "v_init", "rtol"), [("zero_expand", 0.0, 0.2), ("events", 0.5, 0.02)])
-def test_encodings(mode, v_init, rtol):
+def test_every_encoding_approaches_the_ann(mode, v_init, rtol):
     net, x = NETWORKS["line"]()
     settled(net, x)
     given = x

@@ -150,7 +150,7 @@ def test_the_reason_is_the_modules_own():
     ({"ann": "resnet18"}, TypeError, r"ann: expected a torch\.nn\.Module, got str"),
     ({"ann": Bilinear()}, CannotConvert, "a second input, 'y'"),
 ])  # fmt: skip
-def test_arguments(keywords, error, message):
+def test_bad_arguments_are_named(keywords, error, message):
     with pytest.raises(error, match=message):
         convert(**{"ann": nn.Sequential(nn.Linear(4, 4), nn.ReLU()), "T": 8, **keywords})
 

@@ -161,6 +161,6 @@ POINT = Shape(4, 2, 48, (128, 128), ((1, 1), (2, 2), (0, 0), (1, 1), 1))  # the 
     [Shape(1, 3, 32, (64, 64), ((3, 3), (1, 1), (1, 1), (1, 1), 1))],  # another layout has other bits
     "map(random_shape, range(100))", *(pytest.param(more, marks=pytest.mark.slow) for more in MORE),
 ])  # fmt: skip
-def test_shapes(shapes):
+def test_products_of_any_shape_and_the_bits_of_their_frozen_networks(shapes):
     checked = CHECKED if sys.platform == "linux" and ctypes.util.find_library("c_malloc_debug") else {}
     child.run("-c", f"from test_first_layer import *; check_all({shapes})", **checked)

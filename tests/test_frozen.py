@@ -60,7 +60,7 @@ def test_one_call_is_the_evaluation_and_the_stream(make, dtype, tmp_path):
     net, x = make()
     net, x = trained(net, x).to(dtype), x.to(dtype)
     frozen = assert_frozen_is(net, x, tmp_path)
-    assert torch.equal(frozen(x[2:3]), frozen(x)[2:3]) or torch.allclose(frozen(x[2:3]), frozen(x)[2:3], atol=1e-5)
+    assert torch.allclose(frozen(x[2:3]), frozen(x)[2:3], atol=1e-5)  # torch's own first product may round otherwise
 
 
 @pytest.mark.parametrize("every", ["", "even", "odd"])
@@ -233,7 +233,7 @@ def test_an_empty_batch(make, warm):
     assert frozen.readouts(x[:0]).shape == (frozen.T, 0, outputs)
 
 
-def test_errors():
+def test_bad_calls_are_named_and_begin_no_stream():
     net, x = mlp()
     frozen, streamed, fresh = freeze(net), freeze(net), freeze(net)
     streamed.step(x)

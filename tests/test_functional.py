@@ -135,7 +135,7 @@ def test_a_kernel_may_miss_a_single_pixel(timing, device):
 
 @pytest.mark.parametrize(("shape", "weight_shape"), [((0, 3, 5, 5), (4, 3, 3, 3)), ((2, 3, 5, 5), (0, 3, 3, 3)),
                                                     ((2, 0, 5, 5), (4, 0, 3, 3))])  # fmt: skip
-def test_empty(shape, weight_shape, device):
+def test_empty_inputs_and_weights_have_empty_gradients(shape, weight_shape, device):
     x = train_with_edge(8, *shape, device=device)
     weight = dyadic(*weight_shape, device=device).requires_grad_()
     y = f.conv2d_if(x, weight, padding=1)

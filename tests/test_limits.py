@@ -31,7 +31,7 @@ FROZEN = [(lambda n=n: (tnn.Linear(n, 9, norm=True), tnn.Linear(9, 5)), (n,)) fo
 @pytest.mark.parametrize("inputs", BLOCK)
 @given(random=st.randoms(), T=SHORT, dtype=PRODUCTS)
 @settings(max_examples=6)
-def test_linear(inputs, random, T, dtype):
+def test_linear_layers_are_the_reference(inputs, random, T, dtype):
     batch, outputs = random.choice([0, 1, 3]), random.choice([1, 5, 17])
     x, shape = train(T, batch, inputs, rate=random.choice([0.02, 0.3, 1.0])), (batch, outputs)
     assert_reference("linear_if", x, dyadic(outputs, inputs, dtype=dtype), **neurons(random, T, shape, dtype))
@@ -41,7 +41,7 @@ def test_linear(inputs, random, T, dtype):
 @pytest.mark.parametrize("taps", [*BLOCK, 9 * 910, 9 * 911])
 @given(random=st.randoms(), T=SHORT)
 @settings(max_examples=4)
-def test_convolution(taps, groups, random, T):
+def test_convolutions_are_the_reference(taps, groups, random, T):
     choices = [(taps, (1, 1)), (taps, (1,)), (1, (taps,)), (1, (taps, 1)), (1, (1, taps))]
     choices += [(taps // (h * w), (h, w)) for h, w in ((1, 2), (3, 3), (2, 5), (13, 7)) if taps % (h * w) == 0]
     channels, kernel = random.choice(choices)
@@ -55,7 +55,7 @@ def test_convolution(taps, groups, random, T):
 
 
 @pytest.mark.parametrize("rows", ROWS)
-def test_rows(rows):
+def test_so_many_rows_are_the_reference(rows):
     for batch, outputs in (rows, 2), (2, rows):
         assert_reference("linear_if", train(3, batch, 3), dyadic(outputs, 3), shift=dyadic(outputs), return_v=True)
     assert_reference("if_scan", dyadic(9, rows, 1), return_v=True)
@@ -96,7 +96,7 @@ FROZEN += [(lambda: (tnn.MaxPool2d(2, 4, ceil_mode=True), tnn.Flatten()), (3, n,
 
 
 @pytest.mark.parametrize(("layers", "features"), FROZEN, ids=[str(features) for _, features in FROZEN])
-def test_frozen(layers, features):
+def test_frozen_networks_are_the_evaluation(layers, features):
     net, x = nn.Sequential(*layers()), train(8, 2, *features)
     net.append(tnn.Readout(net(x).shape[1], 3))  # the call also gives batch norm its statistics
     assert_frozen_is(net.eval(), x)

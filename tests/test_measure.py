@@ -172,7 +172,7 @@ def test_synops_penalty_counts_like_synops_in_every_layer():
     freeze(net)(x)
 
 
-def test_mismatch():
+def test_mismatch_is_none_in_one_step_and_spurious_spikes_later():
     """At T = 1 the count is exactly 1[z ≥ ϑ]; later there are over- and underfiring."""
     net = nn.Sequential(tnn.Encoder(1), tnn.Linear(16, 64), tnn.Linear(64, 64, threshold=torch.full((64,), 0.5)))
     for layer in net[1:]:

@@ -238,7 +238,7 @@ def test_averages_of_thirds_are_sums():
 
 @pytest.mark.parametrize("dt", [2**-10, 0.3])  # the inverse of the second is rounded
 @pytest.mark.parametrize("form", ["IF", "primitives"])
-def test_another_dt(form, dt):
+def test_another_dt_changes_no_spike(form, dt):
     torch.manual_seed(2)
     net, x = pooled()
     graph = to_nir(net, x, neurons=form, dt=dt)

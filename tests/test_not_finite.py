@@ -181,7 +181,7 @@ def test_a_bad_train_spoils_a_frozen_network_and_a_stream_until_it_has_left():
         assert spoiled_rows(frozen.settle(torch.zeros(4, 7))[0]) == ([1] if step < T - 1 else [])
 
 
-def test_onnx(tmp_path):
+def test_onnx_spoils_the_same_samples(tmp_path):
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     from test_onnx import by_onnxruntime
@@ -248,7 +248,7 @@ def test_a_residual_is_one_of_two_ways_and_channels_have_their_own_gain():
     assert spoiled_rows(te.cat([x, x[[1, 0, 2, 3]]], 1).counts) == [0, 1]
 
 
-def test_the_general_way():
+def test_the_general_way_spoils_its_own_sample():
     """Several linear maps in a row, from trains of which one sample is bad."""
     net = nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Conv1d(4, 4, 3), nn.Conv1d(4, 4, 1), nn.ReLU(), nn.Flatten(),
                         nn.Linear(24, 3))  # fmt: skip

@@ -45,7 +45,7 @@ def test_what_is_not_a_number_does_not_fire():
 
 
 @given(T=st.integers(1, 255), seed=st.integers(0, 2**16), threshold=st.sampled_from([0.5, 1.0, 1.25]))
-def test_properties(T, seed, threshold):
+def test_charge_is_conserved_and_counts_are_rounded_down(T, seed, threshold):
     torch.manual_seed(seed)
     v_init = 0.5 * (seed % 2)
     z = dyadic(1, 50, low=-8 * T, high=64 * T + 64)
@@ -111,7 +111,7 @@ def test_counts_are_those_of_the_ann_rounded(name, options):
 
 @pytest.mark.parametrize("name", ["residual", "projection"])
 @pytest.mark.parametrize("x", [train, bursts])
-def test_residual(name, x):
+def test_a_residual_adds_its_counts_to_the_sum(name, x):
     shortcut = tnn.Conv2d(4, 4, 1, timing="window") if name == "projection" else None
     body = nn.Sequential(*(tnn.Conv2d(4, 4, 3, padding=1, timing="window") for _ in range(2)))
     block, x = dyadic_(tnn.Residual(body, shortcut)), x(8, 3, 4, 6, 6, gain=0.5)
@@ -144,7 +144,7 @@ def test_dropout_flatten_and_join_keep_the_form():
 
 
 @pytest.mark.parametrize("T", [3, 8, 11])
-def test_the_general_way(T):
+def test_the_general_way_is_the_fused_layer(T):
     """As the fused layer, and as many products as the ANN: the steps' currents are never asked for."""
     x, linear = bursts(T, 5, 12), dyadic_(nn.Linear(12, 9))
     u = general.linear_map(linear, x)
@@ -164,7 +164,7 @@ def test_the_general_way(T):
     lambda: train(6, 4, 12), lambda: bursts(6, 4, 12), lambda: te.ConstantInput(dyadic(4, 12), 6),
     lambda: te.ImpulseInput(dyadic(4, 12), 6),
 ])  # fmt: skip
-def test_potentials(make):
+def test_potentials_integrate_for_a_window_and_fire_in_the_next(make):
     T, layer, x, residual = 6, dyadic_(tnn.Linear(12, 9, timing="window", v_init=0.5)), make(), train(6, 4, 9)
     for options in ({}, {"residual": residual}):
         v, y = layer.potentials(x, **options), layer(x, **options)
@@ -177,7 +177,7 @@ def test_potentials(make):
     assert torch.equal((v[5:-1] - v[6:]).bool(), pool(image).to_dense().bool())
 
 
-def test_measures():
+def test_measures_are_of_windows():
     windows = {"timing": "window", "v_init": 0.0}
     net = nn.Sequential(tnn.Encoder(8), tnn.Linear(12, 20, **windows), tnn.Linear(20, 9, **windows),
                         tnn.Linear(9, 8), tnn.Readout(8, 3)).eval()  # fmt: skip
