@@ -179,7 +179,8 @@ def test_bytes_per_neuron(name, T, timing):
 def test_nothing_else_hangs_on_the_graph(name):
     layer, x_shape, weight_shape, _ = LAYERS[name]
     x, weight = train_with_edge(8, *x_shape), torch.randn(weight_shape, requires_grad=True)
-    nodes, attributes = [layer(x, weight).counts.grad_fn], []
+    counts = layer(x, weight).counts
+    nodes, attributes = [counts.grad_fn], []
     while nodes:
         node = nodes.pop()
         attributes += getattr(node, "__dict__", {}).values()

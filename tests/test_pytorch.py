@@ -160,8 +160,10 @@ def test_a_network_compiles_once_for_batches_that_were_announced():
         loss(x, y).backward()
     assert counter.frame_count == 1
     found, expected = (
-        dict(n.named_buffers()) | {name: p.grad for name, p in n.named_parameters()} for n in (compiled, net)
-    )
+        dict(n.named_buffers())
+        | {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in n.named_parameters()}
+        for n in (compiled, net)
+    )  # torch 2.10 leaves out gradients that are zero: that of a bias before batch norm
     torch.testing.assert_close(found, expected)
 
 

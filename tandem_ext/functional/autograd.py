@@ -148,7 +148,7 @@ def run(
     if isinstance(source, Product):
         if few_bits and weight.dtype == torch.float32:
             weight = weight.to(torch.int8)
-        product = (planes, T, weight, *source.geometry) if source.stride else (planes, T, weight)
+        product = (planes, T, weight, *source.geometry()) if source.stride else (planes, T, weight)
         if eps is not None:
             op = _conv_bn_if if source.stride else _linear_bn_if
             return op(*product, scale, shift, beta, eps, *neuron, return_v, bad, *more)
@@ -301,7 +301,7 @@ class WindowProduct(Function):
 
     @staticmethod
     def forward(edge: Tensor | None, weight: Tensor, stored: Tensor, T: int, timing: str, product: Product) -> Tensor:
-        return _ops.window_product.default(stored, T, weight, *product.geometry, timing == "window")
+        return _ops.window_product.default(stored, T, weight, *product.geometry(), timing == "window")
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -25,9 +25,8 @@ class Product(NamedTuple):
     groups: int = 1
     sides: tuple[int, ...] = ()  # for F.pad: padding="same" may need one more on one side, which the ops do not support
 
-    @property
     def geometry(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]:
-        """The arguments of the ops and of torch's convolutions, in their order."""
+        """Return the arguments of the ops and of torch's convolutions, in their order."""
         return self.stride, self.padding, self.dilation, self.groups
 
     def output_shape(self, x_shape: Sequence[int], weight: Tensor) -> tuple[int, ...]:
@@ -72,10 +71,10 @@ class Product(NamedTuple):
         x, weight = laid_out(x, last), laid_out(weight, last)
         convolution: Any = _CONV[weight.dim()]
         if not is_widened(dtype, weight):
-            return convolution(x, weight, bias, *self.geometry)
+            return convolution(x, weight, bias, *self.geometry())
         with torch.autocast("cpu", enabled=False):
             wide = [None if t is None else t.to(dtype).float() for t in (x, weight, bias)]
-            return convolution(*wide, *self.geometry).to(dtype)
+            return convolution(*wide, *self.geometry()).to(dtype)
 
     def gradients(
         self, grad: Tensor, stored: Tensor, timing: str, weight: Tensor, needs_input: bool, needs_weight: bool

@@ -185,7 +185,7 @@ class Stage(nn.Module):
         synapses = (self._padded(x.stored), x.T, self.weight)
         if self.axes == 0:
             return _ops.linear_if.default(*synapses, **settings, digits=self.digits)
-        return _ops.conv_if.default(*synapses, *self._synapses().geometry, **settings, digits=self.digits)
+        return _ops.conv_if.default(*synapses, *self._synapses().geometry(), **settings, digits=self.digits)
 
     def _synapses(self) -> Product:
         stride, padding, dilation = (self.over_axes(sizes) for sizes in (self.stride, self.padding, self.dilation))
