@@ -201,18 +201,6 @@ void Run::multiply_steps(Layer of, int64_t steps, float* y) const {
   cpu::window_product(of, y, call_.parallel);
 }
 
-Geometry Run::geometry(int64_t i, int64_t images) const {
-  const Shape &in = plan_.steps[i].in, &out = plan_.steps[i].out;
-  Geometry g = network_.geometry(i);
-  g.batch = images;
-  g.height = in.height;
-  g.width = in.width;
-  if (program_.kind(i) != Kind::layer) g.outputs = g.channels = g.groups = in.channels;
-  g.after[0] = (out.height - g.out_height()) * g.stride[0];  // where the plan has one output more or less
-  g.after[1] = (out.width - g.out_width()) * g.stride[1];
-  return g;
-}
-
 Layer Run::layer(int64_t i, int64_t batch, const Neuron<float>& neuron) const {
   Layer of{geometry(i, batch), network_.weights_of(i), prepared(i), train(at(i).input), neuron, {}, nullptr};
   if (program_.kind(i) == Kind::average) {

@@ -11,8 +11,6 @@
 // by the caller's functions and so have the same bits as the caller's own network.
 #pragma once
 
-#include "../layer.h"
-#include "../parallel.h"
 #include "program.h"
 
 namespace tandem::network {
@@ -80,7 +78,8 @@ struct Kept {
 struct Plan {
   struct Step {
     Shape in, out;
-    int64_t place;  // of the result
+    Geometry geometry;  // of a layer or pooling, without the batch
+    int64_t place;      // of the result
     Kept kept;
   };
   std::vector<Step> steps;
@@ -157,7 +156,6 @@ class Network {
     const bool has_weights = program_.kind(i) == Kind::layer || program_.kind(i) == Kind::readout;
     return has_weights && !is_packed(i) && weights_of(i).dtype != DType::kFloat32;
   }
-  Geometry geometry(int64_t i) const;
   Weights weights_of(int64_t i) const;
   const float* floats(int64_t offset) const;
   void widen(int64_t i, float* to) const;

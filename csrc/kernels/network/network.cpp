@@ -25,7 +25,7 @@ Network::Network(const int64_t* words, int64_t count, const uint8_t* numbers, in
     size += -size & (kAlignment - 1);
     parts_.push_back(size);
     if (is_packed(i)) {
-      size += cpu::prepared_size(geometry(i), weights_of(i));
+      size += cpu::prepared_size(program_.instructions[i].geometry(), weights_of(i));
     } else if (is_widened(i)) {
       size += program_.instructions[i].weights() * static_cast<int64_t>(sizeof(float));
     }
@@ -35,20 +35,6 @@ Network::Network(const int64_t* words, int64_t count, const uint8_t* numbers, in
 
 const float* Network::floats(int64_t offset) const {
   return offset == kAbsent ? nullptr : reinterpret_cast<const float*>(numbers_ + offset);
-}
-
-// The geometry without the size of the images.
-Geometry Network::geometry(int64_t number) const {
-  const Instruction& i = program_.instructions[number];
-  Geometry g{};
-  g.outputs = i.outputs;
-  g.groups = i.groups;
-  g.channels = i.channels * i.groups;
-  g.kernel[0] = i.kernel_h, g.kernel[1] = i.kernel_w;
-  g.stride[0] = i.stride_h, g.stride[1] = i.stride_w;
-  g.padding[0] = i.padding_h, g.padding[1] = i.padding_w;
-  g.dilation[0] = i.dilation_h, g.dilation[1] = i.dilation_w;
-  return g;
 }
 
 Weights Network::weights_of(int64_t number) const {
@@ -73,7 +59,7 @@ void Network::prepare(uint8_t* prepared, ParallelFor parallel) const {
   for (int64_t i = 0; i < program_.size(); ++i) {
     uint8_t* part = prepared + parts_[i];
     if (is_packed(i)) {
-      cpu::prepare(geometry(i), weights_of(i), part, parallel);
+      cpu::prepare(program_.instructions[i].geometry(), weights_of(i), part, parallel);
     } else if (is_widened(i)) {
       widen(i, reinterpret_cast<float*>(part));
     }

@@ -17,24 +17,22 @@ std::string text(const Shape& s) {
   return "[" + sizes + "]";
 }
 
-// The number of positions of a kernel along an axis. With `ceil` the last may reach beyond the end, but begins before
-// it.
-int64_t extent(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t after, int64_t dilation,
-               bool ceil) {
-  const int64_t room = size + 2 * padding + after - dilation * (kernel - 1) - 1;
-  if (room < 0) refuse("its window does not fit");
-  int64_t n = (ceil ? room + stride - 1 : room) / stride + 1;
-  if (ceil && (n - 1) * stride >= size + padding) --n;
-  return n;
+// Gives the windows their images; returns the shape of the results. With `ceil` the last window may reach beyond the
+// end, but begins before it.
+Shape place_windows(Geometry& g, const Shape& in, bool ceil = false) {
+  g.height = in.height;
+  g.width = in.width;
+  for (int axis = 0; axis < 2; ++axis) {
+    const int64_t end = (axis == 0 ? g.height : g.width) + g.padding[axis], stride = g.stride[axis];
+    const int64_t room = end + g.padding[axis] + g.after[axis] - g.dilation[axis] * (g.kernel[axis] - 1) - 1;
+    if (room < 0) refuse("its window does not fit");
+    const int64_t last = (room + stride - 1) / stride * stride;  // where one begins that may reach beyond the end
+    if (ceil) g.after[axis] = last - room - (last < end ? 0 : stride);
+  }
+  return {in.dims, g.outputs, g.out_height(), g.out_width()};
 }
 
-Shape windows(const Instruction& i, const Shape& in, int64_t channels, bool ceil = false) {
-  const int64_t height = extent(in.height, i.kernel_h, i.stride_h, i.padding_h, i.after_h, i.dilation_h, ceil);
-  const int64_t width = extent(in.width, i.kernel_w, i.stride_w, i.padding_w, i.after_w, i.dilation_w, ceil);
-  return {in.dims, channels, height, width};
-}
-
-Shape result(const Program& program, int64_t number, const Shape& in) {
+Shape result(const Program& program, int64_t number, const Shape& in, Geometry& g) {
   const Instruction& i = program.instructions[number];
   const Kind kind = program.kind(number);
   switch (kind) {
@@ -44,7 +42,7 @@ Shape result(const Program& program, int64_t number, const Shape& in) {
         refuse("it wants " + std::to_string(i.channels * i.groups) + " channels and " + std::to_string(i.axes) +
                " axes, its input is " + text(in));
       }
-      return windows(i, in, i.outputs);
+      return place_windows(g, in);
     case Kind::popcount:
     case Kind::burst:
       return in;
@@ -58,7 +56,8 @@ Shape result(const Program& program, int64_t number, const Shape& in) {
       if (in.dims != 3) refuse("it wants images, its input is " + text(in));
       if (i.outputs > 0 && i.outputs != in.channels) refuse("scale: not of its input's channels, which is " + text(in));
       if (kind == Kind::adaptive_mean) return {3, in.channels, i.kernel_h, i.kernel_w};
-      return windows(i, in, in.channels, kind == Kind::max_pool && i.ceil != 0);
+      g.outputs = g.channels = g.groups = in.channels;
+      return place_windows(g, in, kind == Kind::max_pool && i.ceil != 0);
   }
 }
 
@@ -88,7 +87,8 @@ class Planner {
   void add(int64_t number) {
     Plan::Step step{};
     step.in = shape_of(program_.instructions[number].input);
-    step.out = result(program_, number, step.in);
+    step.geometry = program_.instructions[number].geometry();
+    step.out = result(program_, number, step.in, step.geometry);
     step.out.check();
     if (program_.fires(number)) check_neurons(program_.instructions[number], step.out);
     if (plan_.mode == Mode::kFollowing) {

@@ -206,6 +206,19 @@ double real(int64_t bits) {
   return value;
 }
 
+Geometry Instruction::geometry() const {
+  Geometry g{};
+  g.outputs = outputs;
+  g.groups = groups;
+  g.channels = channels * groups;
+  g.kernel[0] = kernel_h, g.kernel[1] = kernel_w;
+  g.stride[0] = stride_h, g.stride[1] = stride_w;
+  g.padding[0] = padding_h, g.padding[1] = padding_w;
+  g.dilation[0] = dilation_h, g.dilation[1] = dilation_w;
+  g.after[0] = after_h, g.after[1] = after_w;
+  return g;
+}
+
 void refuse(const std::string& why) { throw std::invalid_argument(why); }
 
 int64_t checked_product(std::initializer_list<int64_t> sizes, int64_t most) {

@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "../neuron/if_neuron.h"
+#include "../layer.h"
 
 namespace tandem::network {
 
@@ -66,6 +66,8 @@ struct Instruction {
   TANDEM_INSTRUCTION_FIELDS(TANDEM_FIELD)
 
   int64_t weights() const { return outputs * channels * kernel_h * kernel_w; }
+  // Without the size of the images.
+  Geometry geometry() const;
 };
 #undef TANDEM_FIELD
 

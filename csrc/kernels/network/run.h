@@ -33,8 +33,11 @@ class Run {
   const float* direct_product(int64_t i) const {
     return call_.host->product(window(i), weights(i), nullptr, real(at(i).input));
   }
-  // The geometry of an instruction with a window that reads so many images.
-  Geometry geometry(int64_t i, int64_t images) const;
+  Geometry geometry(int64_t i, int64_t images) const {
+    Geometry g = plan_.steps[i].geometry;
+    g.batch = images;
+    return g;
+  }
   // A layer that reads a train; an average is a depthwise convolution with weights of 1.
   Layer layer(int64_t i, int64_t batch, const Neuron<float>& neuron) const;
   const uint8_t* prepared(int64_t i) const { return call_.prepared + network_.parts_[i]; }
