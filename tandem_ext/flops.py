@@ -16,7 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 from ._load import moved
 
 # Only ops with a product: torch counts no element-wise ops, and it computes the products of the backward pass itself.
-PRODUCTS = ("linear_if", "linear_bn_if", "conv_if", "conv_bn_if")
+PRODUCTS = ("linear_if", "conv_if", "bn_if")
 
 
 @register_flop_formula([getattr(torch.ops.tandem, name) for name in PRODUCTS])

@@ -125,7 +125,7 @@ def _register(name: str, fake: Callable[[Arguments], Any]) -> None:
     register_vmap(f"tandem::{name}", rule)
 
 
-for _name in ("if_scan", "constant_if", "impulse_if", "linear_if", "conv_if", "linear_bn_if", "conv_bn_if"):
+for _name in ("if_scan", "constant_if", "impulse_if", "linear_if", "conv_if", "bn_if"):
     _register(_name, _fake_neurons)
 _register("bn_statistics", lambda a: tuple(a["product"].new_empty(a["product"].shape[1]) for _ in range(4)))
 _register("bn_grad", _fake_bn_grad)

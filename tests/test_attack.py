@@ -102,7 +102,7 @@ def bits(draw, op):
 
 @st.composite
 def statistics(draw):
-    layer = draw(recorded("linear_bn_if", "linear_bn") | recorded("conv_bn_if", "conv_bn"))
+    layer = draw(recorded("bn_if", "linear_bn", "conv_bn"))
     norm = {name: layer[name] for name in ("gain", "gamma", "beta", "eps")}
     shape = draw(st.integers(1, 9)), len(layer["weight"]), *draw(st.sampled_from([(), (3,), (2, 3)]))
     return {"product": dyadic(*shape, dtype=cases.compute_dtype(layer["weight"].dtype)), "factor": 8.0, **norm}
@@ -110,7 +110,8 @@ def statistics(draw):
 
 CALLS = {
     **{op: recorded(op, "scan") for op in ("if_scan", "constant_if", "impulse_if")},
-    **{f"{layer}_if": recorded(f"{layer}_if", layer) for layer in ("linear", "conv", "linear_bn", "conv_bn")},
+    **{f"{layer}_if": recorded(f"{layer}_if", layer) for layer in ("linear", "conv")},
+    "bn_if": recorded("bn_if", "linear_bn", "conv_bn"),
     **{name: bits(name) for name in ("pack", "unpack", "counts", "count_bytes", "burst_planes")},
     "window_product": product(),
     "quantise": quantise(),

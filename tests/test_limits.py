@@ -158,9 +158,8 @@ def test_weights_are_rounded_to_a_share_of_their_sum(scale, outlier):
 @pytest.mark.parametrize(("T", "summed"), [(129, True), (255, True), (256, False)])
 def test_float64_statistics_are_of_summed_currents_up_to_255_steps(T, summed):
     x, weight = train(T, 5, 40), torch.randn(30, 40, dtype=torch.float64)
-    product = torch.ops.tandem.linear_bn_if(
-        x.planes, T, weight, None, None, None, 1e-5, T, 1.0, 1.0, "relu", False, False
-    )[4]
+    norm, neuron = (None, None, None, 1e-5), (T, 1.0, 1.0, "relu", False)
+    product = torch.ops.tandem.bn_if(x.planes, T, weight, [], [], [], 1, *norm, *neuron, False)[4]
     y = nn.functional.linear(x.to_dense(torch.float64), weight).sum(0)
     u = nn.functional.linear(x.counts.double(), weight)
     assert not torch.equal(y, u)

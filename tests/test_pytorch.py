@@ -401,4 +401,4 @@ def test_names_in_a_profile():
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         F.cross_entropy(net(x), y).backward()
     names = {event.key for event in profile.key_averages()}
-    assert {"tandem::conv_bn_if", "tandem::linear_if", "tandem::constant_if", "FireBackward"} <= names
+    assert {"tandem::bn_if", "tandem::linear_if", "tandem::constant_if", "FireBackward"} <= names

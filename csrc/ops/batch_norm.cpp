@@ -1,5 +1,4 @@
-// linear_bn_if, conv_bn_if: layers with batch normalisation by the statistics of the batch. bn_grad: their backward
-// pass.
+// bn_if: layers with batch normalisation by the statistics of the batch. bn_grad: their backward pass.
 #include "../kernels/norm/batch_norm.h"
 
 #include <torch/csrc/stable/library.h>
@@ -87,11 +86,16 @@ using NormOutputs = std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalT
 // fire. u is computed alone, from counts: to write the currents of all steps to memory until all rows are known would
 // take more time. Where torch multiplies float64 weights they are written, unless they would not fit into memory; where
 // that begins decides bits.
-NormOutputs layer_bn_if(SynapseInputs&& given, NormInputs norm, NeuronInputs&& inputs) {
+NormOutputs bn_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_WINDOW_FIELDS(TANDEM_PARAMETER)
+                      TANDEM_NORM_FIELDS(TANDEM_PARAMETER) TANDEM_NEURON_FIELDS(TANDEM_PARAMETER),
+                  bool return_v TANDEM_TENSOR_FIELDS(TANDEM_PARAMETER)) {
   constexpr int64_t kSummedSteps = 255;
-  Synapses synapses(std::move(given));
+  Synapses synapses({.planes = planes,
+                     TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT).counted = window});
   const Shape shape = synapses.output_shape();
-  NeuronLayer neurons(std::move(inputs), shape, synapses.T(), synapses.counts_type(), synapses.planes());
+  NeuronLayer neurons(
+      {TANDEM_NEURON_FIELDS(TANDEM_ARGUMENT).train = true, .return_v = return_v, TANDEM_TENSOR_FIELDS(TANDEM_ARGUMENT)},
+      shape, synapses.T(), synapses.counts_type(), synapses.planes());
   TANDEM_CHECK(neurons.neurons() > 0 || shape[1] == 0,
                "planes: batch normalisation needs at least one sample, got outputs ", shape_text(shape));
   if (synapses.is_fused()) synapses.prepare();  // for both products
@@ -100,6 +104,7 @@ NormOutputs layer_bn_if(SynapseInputs&& given, NormInputs norm, NeuronInputs&& i
   const int64_t time = 0;
   const Tensor u = currents.has_value() ? to_channels_last(torch::stable::sum(*currents, {{&time, 1}}), 1)
                                         : synapses.window_product();
+  NormInputs norm{TANDEM_NORM_FIELDS(TANDEM_ARGUMENT)};
   norm.prepare(u);
   const Statistics statistics = Statistics::of(shape[1], u);
   if (neurons.neurons() > 0) {
@@ -113,25 +118,8 @@ NormOutputs layer_bn_if(SynapseInputs&& given, NormInputs norm, NeuronInputs&& i
       synapses.is_fused() ? synapses.fire(neurons) : synapses.scan(neurons);
     }
   }
-  const auto [planes, counts, mask, v, bad] = neurons.outputs();
-  return {planes, counts, mask, v, u, statistics.mean, statistics.var, bad};
-}
-
-// Scale and shift come from the statistics.
-#define TANDEM_TRAINED_NEURONS \
-  TANDEM_NEURON_FIELDS(TANDEM_ARGUMENT).train = true, .return_v = return_v, TANDEM_TENSOR_FIELDS(TANDEM_ARGUMENT)
-
-NormOutputs linear_bn_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER)
-                             TANDEM_NORMALISED_FIELDS(TANDEM_PARAMETER)) {
-  return layer_bn_if({.planes = planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT).groups = 1, .counted = window},
-                     {TANDEM_NORM_FIELDS(TANDEM_ARGUMENT)}, {TANDEM_TRAINED_NEURONS});
-}
-
-NormOutputs conv_bn_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_WINDOW_FIELDS(TANDEM_PARAMETER)
-                           TANDEM_NORMALISED_FIELDS(TANDEM_PARAMETER)) {
-  return layer_bn_if(
-      {.planes = planes, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT).counted = window},
-      {TANDEM_NORM_FIELDS(TANDEM_ARGUMENT)}, {TANDEM_TRAINED_NEURONS});
+  const auto [spikes, counts, mask, v, lost] = neurons.outputs();
+  return {spikes, counts, mask, v, u, statistics.mean, statistics.var, lost};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> bn_statistics(Tensor product, double factor, OptionalTensor gain,
@@ -196,7 +184,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor prod
 
 }  // namespace
 
-TANDEM_IMPLEMENT(m.impl("linear_bn_if", TORCH_BOX(&linear_bn_if)); m.impl("conv_bn_if", TORCH_BOX(&conv_bn_if));
-                 m.impl("bn_statistics", TORCH_BOX(&bn_statistics)); m.impl("bn_grad", TORCH_BOX(&bn_grad)))
+TANDEM_IMPLEMENT(m.impl("bn_if", TORCH_BOX(&bn_if)); m.impl("bn_statistics", TORCH_BOX(&bn_statistics));
+                 m.impl("bn_grad", TORCH_BOX(&bn_grad)))
 
 }  // namespace tandem::ops

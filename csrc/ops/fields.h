@@ -35,13 +35,6 @@
   X("Tensor?", OptionalTensor, residual_scale, "=None") \
   X("Tensor?", OptionalTensor, v_init, "=None")
 
-// For layers with batch normalisation, which gives them scale and shift.
-#define TANDEM_NORMALISED_FIELDS(X) \
-  TANDEM_NORM_FIELDS(X)             \
-  TANDEM_NEURON_FIELDS(X)           \
-  X("bool", bool, return_v)         \
-  TANDEM_TENSOR_FIELDS(X)
-
 // For ops with neurons that take scale and shift as arguments. Those that most calls leave out are last.
 #define TANDEM_SCALED_NEURON_FIELDS(X)         \
   TANDEM_NEURON_FIELDS(X)                      \

@@ -23,8 +23,7 @@ from .products import Product
 from .settings import Static
 
 _ops = torch.ops.tandem
-_linear_if, _linear_bn_if = _ops.linear_if.default, _ops.linear_bn_if.default
-_conv_if, _conv_bn_if = _ops.conv_if.default, _ops.conv_bn_if.default
+_linear_if, _conv_if, _bn_if = _ops.linear_if.default, _ops.conv_if.default, _ops.bn_if.default
 _GIVEN = {"train": _ops.if_scan.default, "constant": _ops.constant_if.default, "impulse": _ops.impulse_if.default}
 
 
@@ -148,10 +147,10 @@ def run(
     if isinstance(source, Product):
         if few_bits and weight.dtype == torch.float32:
             weight = weight.to(torch.int8)
-        product = (planes, T, weight, *source.geometry()) if source.stride else (planes, T, weight)
         if eps is not None:
-            op = _conv_bn_if if source.stride else _linear_bn_if
-            return op(*product, scale, shift, beta, eps, *neuron, return_v, bad, *more)
+            norm = (scale, shift, beta, eps)
+            return _bn_if(planes, T, weight, *source.geometry(), *norm, *neuron, return_v, bad, *more)
+        product = (planes, T, weight, *source.geometry()) if source.stride else (planes, T, weight)
         op = _conv_if if source.stride else _linear_if
         return op(*product, *neuron, train, return_v, scale, shift, bad, *more)
     statistics: tuple[Tensor, ...] = ()
