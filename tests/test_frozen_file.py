@@ -237,7 +237,7 @@ POOLED = [
       for field, value in (("outputs", 0), ("outputs", 2**30), ("scale", 2**40), ("scale", -7))),
     ("average", 0, "threshold", bits(1.0), "layer '0': threshold: expected the number of values"),
     ("pooled", 0, "after_w", 1, "layer '0': padding"), ("pooled", 2, "after_h", 1, "layer '3': padding"),
-    ("pooled", 2, "dilation_w", 2, "layer '3': dilation"),
+    ("pooled", 2, "dilation_w", 2, "layer '3': dilation"), ("pooled", 0, "channels", 2**62, "layer '0': channels"),
 ]  # fmt: skip
 
 

@@ -54,6 +54,7 @@ class Checker {
       if (scales && kind != Kind::mean && kind != Kind::adaptive_mean) refuse("a move with weights");
       if (i_.after_h + i_.after_w != 0) refuse("padding: a pooling has it on both sides");
       if (kind != Kind::max_pool && i_.dilation_h * i_.dilation_w != 1) refuse("dilation: a mean has none");
+      check_range("channels", i_.channels, 0, 0);
       check_range("outputs", i_.outputs, scales ? 1 : 0, scales ? kLargestSize : 0);
       check_numbers("scale", i_.scale, i_.outputs);
     }
