@@ -95,6 +95,8 @@ namespace cpu {
 // on the weights and on the geometry except batch, height, width, stride and padding.
 int64_t prepared_size(const Geometry& geometry, const Weights& weights);
 void prepare(const Geometry& geometry, const Weights& weights, void* memory, ParallelFor parallel);
+// The same in memory of this thread, until its next layer whose weights are not prepared.
+const void* prepare(const Geometry& geometry, const Weights& weights, ParallelFor parallel);
 
 // Runs a layer: from spike planes to spike planes.
 void run(const Layer& layer, ParallelFor parallel);

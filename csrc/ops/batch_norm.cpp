@@ -98,7 +98,7 @@ NormOutputs bn_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_W
       shape, synapses.T(), synapses.counts_type(), synapses.planes());
   TANDEM_CHECK(neurons.neurons() > 0 || shape[1] == 0,
                "planes: batch normalisation needs at least one sample, got outputs ", shape_text(shape));
-  if (synapses.is_fused()) synapses.prepare();  // for both products
+  if (synapses.is_fused() && !synapses.counted()) synapses.prepare();  // for both products
   OptionalTensor currents;
   if (!synapses.is_fused() && !synapses.counted() && synapses.T() <= kSummedSteps) currents = synapses.currents();
   const int64_t time = 0;

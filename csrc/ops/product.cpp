@@ -124,7 +124,18 @@ ScalarType Synapses::counts_type() const {
 }
 
 void Synapses::prepare() {
-  if (!in_.digits.has_value() && on_gpu(in_.weight)) in_.digits = prepare_digits(in_.weight, in_.groups);
+  if (on_gpu(in_.weight)) {
+    if (!in_.digits.has_value()) in_.digits = prepare_digits(in_.weight, in_.groups);
+    layer_.prepared = in_.digits->data_ptr();
+  } else {
+    read_weight();
+    layer_.prepared = cpu::prepare(layer_.geometry, layer_.weights, torch_parallel);
+  }
+}
+
+void Synapses::read_weight() {
+  if (!layer_.weights.channels_last) in_.weight = to_contiguous(in_.weight);
+  layer_.weights.data = in_.weight.data_ptr();
 }
 
 Layer Synapses::layer(const Neuron<float>& neuron) {
@@ -138,10 +149,8 @@ Layer Synapses::layer(const Neuron<float>& neuron) {
                  shape_text(shape_of(in_.weight)), " and ", shape_text(shape_of(in_.planes)));
 #endif
     prepare();
-    layer_.prepared = in_.digits->data_ptr();
   } else {
-    in_.weight = layer_.weights.channels_last ? in_.weight : to_contiguous(in_.weight);
-    layer_.weights.data = in_.weight.data_ptr();
+    read_weight();
   }
   return layer_;
 }

@@ -36,7 +36,7 @@ class Synapses {
   // Runs the kernel, for fused synapses.
   void fire(const NeuronLayer& neurons);
 
-  // Makes the weight's digits on a GPU, if they do not exist.
+  // Prepares the weight: for layers with two products, and on a GPU for all.
   void prepare();
 
   // Computes the spikes of float64 neurons by torch's own product and the scan.
@@ -52,6 +52,7 @@ class Synapses {
  private:
   // The layer with these neurons, or with none for window_product().
   Layer layer(const Neuron<float>& neuron);
+  void read_weight();  // on the CPU
   Tensor currents(const Tensor& planes, int64_t T) const;
   Tensor counts_product() const;
   Tensor product_of(const Tensor& images) const;  // [images, K] or [images, C, spatial...]

@@ -77,6 +77,12 @@ struct Parts {
   }
 };
 
+// Memory of this thread for the weights of a layer.
+char* own_memory(int64_t size) {
+  thread_local Scratch<char> memory;
+  return memory.reserve(size);
+}
+
 void write(const Geometry& geometry, const Weights& weights, const Encodings& wanted, char* memory,
            ParallelFor parallel) {
   const Tiling tiling(geometry, wanted.byte_blocks);
@@ -105,13 +111,18 @@ void prepare(const Geometry& geometry, const Weights& weights, void* memory, Par
   write(geometry, weights, all(geometry, weights), static_cast<char*>(memory), parallel);
 }
 
+const void* prepare(const Geometry& geometry, const Weights& weights, ParallelFor parallel) {
+  char* memory = own_memory(prepared_size(geometry, weights));
+  prepare(geometry, weights, memory, parallel);
+  return memory;
+}
+
 Prepared::Prepared(const Layer& layer, Algorithm algorithm, ParallelFor parallel)
     : byte_blocks_(layer.prepared != nullptr             ? *static_cast<const int64_t*>(layer.prepared)
                    : algorithm == Algorithm::kTileByTile ? 0
                                                          : count_byte_blocks(layer.geometry, layer.weights)),
       tiling_(layer.geometry, byte_blocks_) {
   if (algorithm == Algorithm::kTileByTile) return;
-  thread_local Scratch<char> memory;
   thread_local DigitWeights digit_weights;
   const Geometry& geometry = layer.geometry;
   const DType dtype = layer.weights.dtype;
@@ -121,7 +132,7 @@ Prepared::Prepared(const Layer& layer, Algorithm algorithm, ParallelFor parallel
   if (from != nullptr) has.tiles = true, has.digits = has_digits(geometry);
   const Parts at(geometry, tiling_, dtype, has);
   if (from == nullptr) {
-    char* own = memory.reserve(at.size);
+    char* own = own_memory(at.size);
     write(geometry, layer.weights, has, own, parallel);
     from = own;
   }
