@@ -219,7 +219,7 @@ TEST(every_kind_of_byte_products) {
         if (!cpu::has_digits(of.geometry)) return;
         const cpu::Prepared prepared(of, Algorithm::kDigits, serial_for);
         const cpu::Digits digits(of, prepared);
-        const cpu::Blocks blocks(of.geometry, digits.most_rows());
+        const auto blocks = cpu::blocks_of(of.geometry, digits.most_rows());
         const int width = prepared.tiling().width();
         cpu::BlockInputs in;
         digits.load(0, blocks[0], in, serial_for);
@@ -230,7 +230,8 @@ TEST(every_kind_of_byte_products) {
           const auto by = static_cast<cpu::ByteProducts>(kind);
           if (!cpu::has(by)) continue;
           for (int64_t i = 0; i < prepared.tiling().tiles_per_group; ++i) {
-            cpu::multiply_counts(in.expanded, prepared.columns(0, i), prepared.tiling().registers, sums.data(), by);
+            cpu::multiply_counts(in.expanded, prepared.columns(0, i).data(), prepared.tiling().registers, sums.data(),
+                                 by);
             cpu::write_products(digits.tile({0, i, blocks[0]}), sums.data(), u.data(), of.geometry.outputs);
           }
           for (int64_t n = 0; n < of.geometry.neurons(); ++n) {

@@ -88,7 +88,7 @@ TEST(units_are_larger_where_that_saves_a_digit) {
     const Tiling tiling(geometry);
     std::vector<float> units(tiling.width());
     std::vector<int32_t> tile(tiling.tile_size);
-    pack({weights.data(), DType::kFloat32, false}, {tiling, units.data(), tile.data(), nullptr, nullptr}, serial_for);
+    TilePacker({weights.data(), DType::kFloat32, false}, tiling)(0, tile.data(), units.data());
     CHECK(units[0] == c.unit, "%ld inputs: %g", long(c.inputs), units[0]);
     CHECK(static_cast<float>(tile[0]) * units[0] == weights[0], "%ld inputs: %d", long(c.inputs), tile[0]);
   }
@@ -199,14 +199,14 @@ TEST(what_choose_takes) {
   CHECK(taken() == (bytes ? Algorithm::kDigits : Algorithm::kLists), "int8 weights have one");
   layer = made.layer();
   layer.geometry.batch = 8;
-  CHECK(taken() == Algorithm::kTileByTile && taken(Timing::kWindow) == Algorithm::kTileByTile, "a few rows");
+  CHECK(taken() == Algorithm::kLists && taken(Timing::kWindow) == Algorithm::kLists, "a few rows");
   layer.neuron.planes = made.planes.data();
-  CHECK(taken() == Algorithm::kTileByTile && taken(Timing::kWindow) == Algorithm::kFilter, "counts that are fired");
+  CHECK(taken() == Algorithm::kLists && taken(Timing::kWindow) == Algorithm::kFilter, "counts that are fired");
   layer.neuron.v = made.v_init.data();
-  CHECK(taken(Timing::kWindow) == Algorithm::kTileByTile, "potentials");
+  CHECK(taken(Timing::kWindow) == Algorithm::kLists, "potentials");
   layer.neuron.v = nullptr;
   layer.prepared = made.planes.data();
-  CHECK(taken() != Algorithm::kTileByTile && taken(Timing::kWindow) != Algorithm::kFilter, "prepared");
+  CHECK(taken(Timing::kWindow) != Algorithm::kFilter, "prepared");
   layer.geometry = test::image(9, 3, 1, 20, 20, 20);
   CHECK(taken() == Algorithm::kPlain && taken(Timing::kWindow) == Algorithm::kPlain, "depthwise");
   layer.geometry = test::line(8300, 8200, 0, 2, 9);

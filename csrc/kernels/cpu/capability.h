@@ -1,6 +1,8 @@
 // CPU multiversioning: one always-inline body, compiled once per x86-64 level, chosen once per process.
 #pragma once
 
+#include <type_traits>
+
 #if defined(__x86_64__) && defined(__GNUC__)
 #define TANDEM_MULTIVERSION 1
 #if defined(__clang__)
@@ -26,33 +28,52 @@ enum class Capability : int { kDefault = 0, kV3 = 1, kV4 = 2 };
 Capability capability();
 const char* capability_name(Capability level);
 
+// Calls the always-inline lambda f(std::integral_constant<int, L>), compiled for the level in use, where L is the
+// number of floats in a vector of that level. f is passed by value: no store through a pointer can change its captured
+// values, so they stay in registers.
+#if TANDEM_MULTIVERSION
+template <class F>
+TANDEM_TARGET_V4 void call_v4(F f) {
+  f(std::integral_constant<int, 16>{});
+}
+template <class F>
+TANDEM_TARGET_V3 void call_v3(F f) {
+  f(std::integral_constant<int, 8>{});
+}
+#endif
+template <class F>
+void call_default(F f) {
+  f(std::integral_constant<int, 4>{});
+}
+template <class F>
+void at_level(const F& f) {
+#if TANDEM_MULTIVERSION
+  if (capability() == Capability::kV4) return call_v4(f);
+  if (capability() == Capability::kV3) return call_v3(f);
+#endif
+  call_default(f);
+}
+
 }  // namespace tandem::cpu
 
 // TANDEM_CPU_KERNEL(name, (parameters), (arguments)) defines `void name(parameters)`, which calls the always-inline
 // function name_body, compiled for the level in use.
 //
-// TANDEM_CPU_LANES_KERNEL does the same for a template name_body<L>, where L is the number of floats in a vector of
-// that level.
+// TANDEM_CPU_LANES_KERNEL does the same for a template name_body<L>, as at_level() does for a lambda.
+#define TANDEM_CPU_KERNEL(name, parameters, arguments) \
+  TANDEM_CPU_LEVELS(name, parameters, arguments, name##_body, name##_body, name##_body)
+#define TANDEM_CPU_LANES_KERNEL(name, parameters, arguments) \
+  TANDEM_CPU_LEVELS(name, parameters, arguments, name##_body<4>, name##_body<8>, name##_body<16>)
 #if TANDEM_MULTIVERSION
-#define TANDEM_CPU_KERNEL(name, parameters, arguments)                                            \
-  TANDEM_TARGET_V4 static void name##_v4 parameters { name##_body arguments; }                    \
-  TANDEM_TARGET_V3 static void name##_v3 parameters { name##_body arguments; }                    \
-  static void name##_default parameters { name##_body arguments; }                                \
-  void name parameters {                                                                          \
-    static constexpr decltype(&name##_default) levels[] = {name##_default, name##_v3, name##_v4}; \
-    levels[static_cast<int>(capability())] arguments;                                             \
-  }
-#define TANDEM_CPU_LANES_KERNEL(name, parameters, arguments)                                      \
-  TANDEM_TARGET_V4 static void name##_v4 parameters { name##_body<16> arguments; }                \
-  TANDEM_TARGET_V3 static void name##_v3 parameters { name##_body<8> arguments; }                 \
-  static void name##_default parameters { name##_body<4> arguments; }                             \
+#define TANDEM_CPU_LEVELS(name, parameters, arguments, base, v3, v4)                              \
+  TANDEM_TARGET_V4 static void name##_v4 parameters { v4 arguments; }                             \
+  TANDEM_TARGET_V3 static void name##_v3 parameters { v3 arguments; }                             \
+  static void name##_default parameters { base arguments; }                                       \
   void name parameters {                                                                          \
     static constexpr decltype(&name##_default) levels[] = {name##_default, name##_v3, name##_v4}; \
     levels[static_cast<int>(capability())] arguments;                                             \
   }
 #else
-#define TANDEM_CPU_KERNEL(name, parameters, arguments) \
-  void name parameters { name##_body arguments; }
-#define TANDEM_CPU_LANES_KERNEL(name, parameters, arguments) \
-  void name parameters { name##_body<4> arguments; }
+#define TANDEM_CPU_LEVELS(name, parameters, arguments, base, v3, v4) \
+  void name parameters { base arguments; }
 #endif

@@ -153,10 +153,12 @@ struct NeuronLanes {
   }
 
   // The sums of y[t] between two pieces of a window: those of the earlier pieces; the same with this piece.
-  TANDEM_INLINE void load_sums(const Neuron<C>& a, int64_t n, double* u) const {
-    for (int i = 0; i < kLanes; ++i) u[i] = a.before > 0 && i < lanes() ? a.carried.u[n + i] : 0;
+  template <class S>
+  TANDEM_INLINE void load_sums(const Neuron<C>& a, int64_t n, S* u) const {
+    for (int i = 0; i < kLanes; ++i) u[i] = a.before > 0 && i < lanes() ? static_cast<S>(a.carried.u[n + i]) : S(0);
   }
-  TANDEM_INLINE void save_sums(const Neuron<C>& a, int64_t n, const double* u) const {
+  template <class S>
+  TANDEM_INLINE void save_sums(const Neuron<C>& a, int64_t n, const S* u) const {
     for (int i = 0; a.after > 0 && i < lanes(); ++i) a.carried.u[n + i] = u[i];
   }
 
@@ -230,5 +232,46 @@ struct NeuronLanes {
     return narrow(open);
   }
 };
+
+// Runs the steps of plane p for G groups of sixteen neurons from n on, `apart` neurons from one to the next,
+// interleaved so that their dependency chains overlap. product(t, s) is the product at step t of the plane for vector s
+// of the groups.
+template <int G, class C, int L, bool whole, class Product>
+TANDEM_INLINE void run_plane(const Neuron<C>& a, NeuronLanes<C, L, whole>* neurons, int64_t n, int apart, int p,
+                             const Product& product, typename NeuronLanes<C, L, whole>::Plane (&spikes)[G]) {
+  using Group = NeuronLanes<C, L, whole>;
+  const int steps = std::min(8, a.T - 8 * p);
+  const auto run = [&](const auto& current) TANDEM_INLINE_LAMBDA {
+#pragma GCC unroll 8
+    for (int i = 0; i < Group::kParts; ++i) {
+#pragma GCC unroll 8
+      for (int t = 0; t < 8; ++t) {
+        if (t == steps) break;
+#pragma GCC unroll 4
+        for (int g = 0; g < G; ++g) neurons[g].advance(a, i, current(t, g, i), t, spikes[g]);
+      }
+    }
+  };
+  const auto current = [&](int t, int g, int i) TANDEM_INLINE_LAMBDA {
+    return input_current(product(t, g * Group::kParts + i), neurons[g].scale[i], neurons[g].k[i]);
+  };
+  if (!has_residual(a)) return run(current);
+  typename Group::Plane bytes[G];
+#pragma GCC unroll 4
+  for (int g = 0; g < G; ++g) neurons[g].load_residual(a, n + g * apart, p, bytes[g]);
+  run([&](int t, int g, int i) TANDEM_INLINE_LAMBDA {
+    return rounded_add(current(t, g, i), neurons[g].residual(a, n + g * apart, i, 8 * p + t, bytes[g]));
+  });
+}
+
+// Fires G groups of sixteen neurons from n on, at the steps of plane p.
+template <int G, class C, int L, bool whole, class Product>
+TANDEM_INLINE void fire_plane(const Neuron<C>& a, NeuronLanes<C, L, whole>* neurons, int64_t n, int p,
+                              const Product& product) {
+  typename NeuronLanes<C, L, whole>::Plane spikes[G] = {};
+  run_plane(a, neurons, n, kLanes, p, product, spikes);
+#pragma GCC unroll 4
+  for (int g = 0; g < G; ++g) neurons[g].end_plane(a, n + g * kLanes, p, spikes[g]);
+}
 
 }  // namespace tandem::cpu

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "../cpu/level.h"
 #include "burst.h"
 
 namespace tandem::cpu {
@@ -65,18 +64,14 @@ TANDEM_INLINE void sum_block(const Currents<C>& currents, int T, int64_t n, int6
 template <class C, int L>
 [[gnu::noinline]] void resume_sums(const Neuron<C>& a, int64_t n, const NeuronLanes<C, L>& neurons, Vec<C, L>* u) {
   C sums[kLanes];
-  double wide[kLanes];
-  neurons.load_sums(a, n, wide);
-  std::copy(wide, wide + kLanes, sums);
+  neurons.load_sums(a, n, sums);
   std::memcpy(u, sums, sizeof(sums));
 }
 template <class C, int L>
 [[gnu::noinline]] void pause_sums(const Neuron<C>& a, int64_t n, const NeuronLanes<C, L>& neurons, const Vec<C, L>* u) {
   C sums[kLanes];
-  double wide[kLanes];
   std::memcpy(sums, u, sizeof(sums));
-  std::copy(sums, sums + kLanes, wide);
-  neurons.save_sums(a, n, wide);
+  neurons.save_sums(a, n, sums);
 }
 
 // `gated`: z is needed, and so is the sum of the currents.

@@ -4,36 +4,21 @@
 #include <cstring>
 #include <vector>
 
-#include "../cpu/level.h"
 #include "../planes/gate.h"
 
 namespace tandem::cpu {
 
 namespace {
 
-// The slices of the rows are summed separately, then combined in order, so that the result does not depend on the
-// number of threads.
-constexpr int64_t kSlices = 16;
-
-struct Slice {
-  int64_t begin, end;
-};
-
 // Rows are gated eight at a time: eight rows begin at a whole byte of the mask.
 constexpr int64_t kRows = 8;
 
-Slice slice_of(int64_t rows, int64_t i) {
-  const auto cut = [&](int64_t k) { return k == kSlices ? rows : rows * k / kSlices / kRows * kRows; };
-  return {cut(i), cut(i + 1)};
+// An element, or H of them, as double.
+template <int H, class X>
+TANDEM_INLINE auto widen(const X& x) {
+  if constexpr (std::is_arithmetic_v<X>) return static_cast<double>(x);
+  if constexpr (!std::is_arithmetic_v<X>) return __builtin_convertvector(x, Vec<double, H>);
 }
-
-// Converts one element, or H of them, to double.
-template <int H>
-struct Widen {
-  TANDEM_INLINE static Vec<double, H> of(Vec<float, H> x) { return __builtin_convertvector(x, Vec<double, H>); }
-  TANDEM_INLINE static Vec<double, H> of(Vec<double, H> x) { return x; }
-  TANDEM_INLINE static double of(double x) { return x; }
-};
 
 // Sums two terms of every row per channel, for sixteen channels at a time, in registers of H doubles. add(x, y, sum,
 // other) adds the terms of an element x of a and y of b, arrays [rows, channels].
@@ -71,14 +56,12 @@ TANDEM_INLINE void add_rows(const C* a, const C* b, int64_t rows, int64_t channe
 }
 
 template <int H, class C>
-TANDEM_INLINE void sum_rows(const C* product, C factor, int64_t channels, int64_t begin, int64_t end, double* sum,
-                            double* sum_of_squares) {
-  const C* u = product + begin * channels;
-  add_rows<H>(u, u, end - begin, channels, sum, sum_of_squares,
-              [factor](const auto& x, const auto&, auto& total, auto& squares) TANDEM_INLINE_LAMBDA {
-                const auto scaled = Widen<H>::of(x * factor);
+TANDEM_INLINE void sum_rows(const C* u, C factor, int64_t rows, int64_t channels, double* sum, double* squares) {
+  add_rows<H>(u, u, rows, channels, sum, squares,
+              [factor](const auto& x, const auto&, auto& total, auto& of_squares) TANDEM_INLINE_LAMBDA {
+                const auto scaled = widen<H>(x * factor);
                 total += scaled;
-                squares += scaled * scaled;
+                of_squares += scaled * scaled;
               });
 }
 
@@ -99,9 +82,9 @@ TANDEM_INLINE void sum_grads(const BatchNormGrad<C>& a, int64_t begin, int64_t e
     gate_rows(a, first, rows, gated);
     add_rows<H>(gated, a.product + first * a.channels, rows, a.channels, sum, sum_u,
                 [](const auto& g, const auto& u, auto& total, auto& total_u) TANDEM_INLINE_LAMBDA {
-                  const auto wide = Widen<H>::of(g);
+                  const auto wide = widen<H>(g);
                   total += wide;
-                  total_u += wide * Widen<H>::of(u);
+                  total_u += wide * widen<H>(u);
                 });
   }
 }
@@ -127,18 +110,19 @@ TANDEM_INLINE void write_grads(const BatchNormGrad<C>& a, const Channels<C>& n, 
   }
 }
 
-// Runs body(slice, first accumulator, second accumulator) on every slice, then adds the slices in order.
+// Runs body(first row, last row, first accumulator, second accumulator) on every slice of the rows, then adds the
+// slices in order, so that the result does not depend on the number of threads.
 template <class F>
 void two_sums(int64_t rows, int64_t channels, double* first, double* second, ParallelFor parallel, const F& body) {
+  constexpr int64_t kSlices = 16;
+  const auto cut = [&](int64_t i) { return i == kSlices ? rows : rows * i / kSlices / kRows * kRows; };
   std::vector<double> partial(static_cast<size_t>(2 * kSlices * channels));
   parallel_ranges(parallel, kSlices, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       double* at = partial.data() + 2 * i * channels;
-      body(slice_of(rows, i), at, at + channels);
+      body(cut(i), cut(i + 1), at, at + channels);
     }
   });
-  std::fill(first, first + channels, 0.0);
-  std::fill(second, second + channels, 0.0);
   for (int64_t i = 0; i < kSlices; ++i) {
     const double* at = partial.data() + 2 * i * channels;
     for (int64_t c = 0; c < channels; ++c) {
@@ -151,11 +135,13 @@ void two_sums(int64_t rows, int64_t channels, double* first, double* second, Par
 template <class C>
 void measure(const BatchNormStatistics<C>& a, ParallelFor parallel) {
   std::vector<double> sum(a.channels), squares(a.channels);
-  two_sums(a.rows, a.channels, sum.data(), squares.data(), parallel, [&](Slice rows, double* first, double* second) {
-    at_level([=, &a](auto lanes) TANDEM_INLINE_LAMBDA {
-      sum_rows<lanes / 2>(a.product, a.factor, a.channels, rows.begin, rows.end, first, second);
-    });
-  });
+  two_sums(a.rows, a.channels, sum.data(), squares.data(), parallel,
+           [&](int64_t begin, int64_t end, double* first, double* second) {
+             at_level([=, &a](auto lanes) TANDEM_INLINE_LAMBDA {
+               const C* u = a.product + begin * a.channels;
+               sum_rows<lanes / 2>(u, a.factor, end - begin, a.channels, first, second);
+             });
+           });
   for (int64_t c = 0; c < a.channels; ++c) {
     moments(sum[c], squares[c], a.rows, a.mean[c], a.var[c]);
     const Normalised<C> n = normalise(a.norm, c, a.mean[c], a.var[c]);
@@ -167,11 +153,12 @@ void measure(const BatchNormStatistics<C>& a, ParallelFor parallel) {
 template <class C>
 void differentiate(const BatchNormGrad<C>& a, ParallelFor parallel) {
   std::vector<double> sums(a.channels), sums_u(a.channels);
-  two_sums(a.rows, a.channels, sums.data(), sums_u.data(), parallel, [&](Slice rows, double* first, double* second) {
-    std::vector<C> gated(kRows * a.channels);
-    at_level([&](auto lanes)
-                 TANDEM_INLINE_LAMBDA { sum_grads<lanes / 2>(a, rows.begin, rows.end, first, second, gated.data()); });
-  });
+  two_sums(a.rows, a.channels, sums.data(), sums_u.data(), parallel,
+           [&](int64_t begin, int64_t end, double* first, double* second) {
+             std::vector<C> gated(kRows * a.channels);
+             at_level([&](auto lanes)
+                          TANDEM_INLINE_LAMBDA { sum_grads<lanes / 2>(a, begin, end, first, second, gated.data()); });
+           });
   Channels<C> n{std::vector<C>(a.channels), std::vector<C>(a.channels), std::vector<C>(a.channels)};
   const double threshold = a.threshold, rows = static_cast<double>(a.rows);
   for (int64_t c = 0; c < a.channels; ++c) {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "../cpu/level.h"
 #include "../neuron/lanes.h"
 #include "gate.h"
 
@@ -41,23 +40,21 @@ TANDEM_INLINE void unpack_elements(const uint8_t* planes, int32_t T, int64_t neu
   }
 }
 
-template <class C>
-TANDEM_INLINE void gate_floats(const void* grad, const uint8_t* mask, double threshold, void* grad_z, int64_t begin,
-                               int64_t end) {
-  const C theta = static_cast<C>(threshold);
-  gate_elements(static_cast<const C*>(grad), mask, static_cast<C*>(grad_z), begin, end,
-                [theta](const auto& g) TANDEM_INLINE_LAMBDA { return g / theta; });
-}
-
 // Half types divide in float and round once.
-template <class Half>
-TANDEM_INLINE void gate_halves(const void* grad, const uint8_t* mask, double threshold, void* grad_z, int64_t begin,
-                               int64_t end) {
-  const float theta = static_cast<float>(threshold);
-  for (int64_t n = begin; n < end; ++n) {
-    const bool open = (mask[n / 8] >> (n % 8)) & 1;
-    const float g = to_float(static_cast<const Half*>(grad)[n]);
-    static_cast<Half*>(grad_z)[n] = open ? from_float<Half>(g / theta) : Half{0};
+template <class E>
+TANDEM_INLINE void gate_typed(const void* grad, const uint8_t* mask, double threshold, void* grad_z, int64_t begin,
+                              int64_t end) {
+  const auto* from = static_cast<const E*>(grad);
+  auto* to = static_cast<E*>(grad_z);
+  if constexpr (std::is_floating_point_v<E>) {
+    const E theta = static_cast<E>(threshold);
+    gate_elements(from, mask, to, begin, end, [theta](const auto& g) TANDEM_INLINE_LAMBDA { return g / theta; });
+  } else {
+    const float theta = static_cast<float>(threshold);
+    for (int64_t n = begin; n < end; ++n) {
+      const bool open = (mask[n / 8] >> (n % 8)) & 1;
+      to[n] = open ? from_float<E>(to_float(from[n]) / theta) : E{0};
+    }
   }
 }
 
@@ -128,6 +125,20 @@ void count_bytes(const uint8_t* planes, int32_t P, int64_t neurons, uint8_t* cou
   });
 }
 
+uint8_t largest_byte(const uint8_t* bytes, int64_t n) {
+  uint8_t most = 0;
+  at_level([=, &most](auto) TANDEM_INLINE_LAMBDA {
+    constexpr int kAtOnce = 64;
+    Bytes<kAtOnce> largest{};
+    for (int64_t i = 0; i < n; i += kAtOnce) {
+      const auto x = load_first<Bytes<kAtOnce>>(bytes + i, static_cast<int>(std::min<int64_t>(kAtOnce, n - i)));
+      largest = x > largest ? x : largest;
+    }
+    for (int i = 0; i < kAtOnce; ++i) most = std::max(most, largest[i]);
+  });
+  return most;
+}
+
 void burst_planes(const uint8_t* counts, int32_t T, int64_t neurons, uint8_t* planes, ParallelFor parallel) {
   over_neurons(parallel, neurons, [=](int64_t begin, int64_t end) TANDEM_INLINE_LAMBDA {
     for (int p = 0; p * 8 < T; ++p) {
@@ -145,13 +156,13 @@ void gate_grad(const void* grad, DType dtype, const uint8_t* mask, double thresh
   over_neurons(parallel, neurons, [=](int64_t begin, int64_t end) TANDEM_INLINE_LAMBDA {
     switch (dtype) {
       case DType::kFloat32:
-        return gate_floats<float>(grad, mask, threshold, grad_z, begin, end);
+        return gate_typed<float>(grad, mask, threshold, grad_z, begin, end);
       case DType::kFloat64:
-        return gate_floats<double>(grad, mask, threshold, grad_z, begin, end);
+        return gate_typed<double>(grad, mask, threshold, grad_z, begin, end);
       case DType::kBFloat16:
-        return gate_halves<BFloat16>(grad, mask, threshold, grad_z, begin, end);
+        return gate_typed<BFloat16>(grad, mask, threshold, grad_z, begin, end);
       case DType::kFloat16:
-        return gate_halves<Float16>(grad, mask, threshold, grad_z, begin, end);
+        return gate_typed<Float16>(grad, mask, threshold, grad_z, begin, end);
       case DType::kInt8:  // no type of gradients
         return;
     }

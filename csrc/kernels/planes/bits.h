@@ -21,6 +21,9 @@ void counts(const uint8_t* planes, int32_t P, int64_t neurons, void* counts, DTy
 // planes [P, neurons], of at most 255 steps -> counts [neurons] in a byte each.
 void count_bytes(const uint8_t* planes, int32_t P, int64_t neurons, uint8_t* counts, ParallelFor parallel);
 
+// The largest of n bytes.
+uint8_t largest_byte(const uint8_t* bytes, int64_t n);
+
 // counts [neurons] -> planes [ceil(T / 8), neurons] of bursts: spikes in the first min(count, T) steps.
 void burst_planes(const uint8_t* counts, int32_t T, int64_t neurons, uint8_t* planes, ParallelFor parallel);
 

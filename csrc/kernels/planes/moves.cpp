@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../cpu/level.h"
+#include "../cpu/capability.h"
 
 namespace tandem::cpu {
 

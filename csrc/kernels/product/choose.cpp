@@ -49,14 +49,8 @@ Way choose(const Layer& layer, const Density& density) {
   const Way digits{Algorithm::kDigits, 0};
   if (can_digits && wish == Algorithm::kDigits) return digits;
 
-  // A few rows do not pay for packing weights to memory first.
-  constexpr int64_t kFewRows = 8;
-  const bool free = wish == Algorithm::kFastest || wish == Algorithm::kTileByTile || layer.way.steps == 0;
-  const bool few = wish == Algorithm::kTileByTile || (free && in.rows() * layer.plane_count() <= kFewRows);
-  Way lists{Algorithm::kLists, layer.way.steps > 0 ? layer.way.steps : cheapest_steps(in, density)};
-  if (few && layer.prepared == nullptr) lists.algorithm = Algorithm::kTileByTile;
-
-  if (!can_digits || wish != Algorithm::kFastest || lists.algorithm == Algorithm::kTileByTile) return lists;
+  const Way lists{Algorithm::kLists, layer.way.steps > 0 ? layer.way.steps : cheapest_steps(in, density)};
+  if (!can_digits || wish != Algorithm::kFastest) return lists;
   const bool prepared = layer.prepared != nullptr;
   const double cost = layer.counted() ? counts_cost(in, prepared, byte_products(), usual_digits(layer.weights.dtype))
                                       : steps_cost(in, prepared, byte_products());

@@ -120,18 +120,10 @@ TANDEM_INLINE void fire_ends(const Neuron<float>& a, NeuronLanes<float, L> (&end
     const auto window = [&](int s) TANDEM_INLINE_LAMBDA { return product(s / kParts, kWholeWindow, s % kParts); };
     return run_windows(a, ends, n, 0, window, spikes);
   }
-  typename NeuronLanes<float, L>::Plane residual;
-  ends[0].load_residual(a, n, 0, residual);
-  for (int i = 0; i < kParts; ++i) {
-    for (int t = 0; t < a.T; ++t) {
-#pragma GCC unroll 2
-      for (int e = 0; e < 2; ++e) {
-        auto current = input_current(product(e, t, i), ends[e].scale[i], ends[e].k[i]);
-        if (has_residual(a)) current = rounded_add(current, ends[e].residual(a, n, i, t, residual));
-        ends[e].advance(a, i, current, t, spikes[e]);
-      }
-    }
-    for (int e = 0; is_gated(a) && e < 2; ++e) ends[e].sum_up(a, i, product(e, kWholeWindow, i));
+  const auto of_step = [&](int t, int s) TANDEM_INLINE_LAMBDA { return product(s / kParts, t, s % kParts); };
+  run_plane(a, ends, n, 0, 0, of_step, spikes);
+  for (int s = 0; is_gated(a) && s < 2 * kParts; ++s) {
+    ends[s / kParts].sum_up(a, s % kParts, of_step(kWholeWindow, s));
   }
 }
 
@@ -236,7 +228,7 @@ bool can_filter(const Layer& layer) {
   const int64_t most = capability() == Capability::kDefault ? kMostRows / 2 : kMostRows;
   const bool few = layer.counted() ? geometry.batch <= most : geometry.batch * layer.neuron.T <= kMostSteps;
   return few && geometry.is_linear() && geometry.groups == 1 && geometry.channels <= kMostInputs &&
-         layer.prepared == nullptr && layer.weights.dtype != DType::kInt8 && layer.neuron.planes != nullptr &&
+         layer.prepared == nullptr && layer.weights.dtype != DType::kInt8 && !layer.wants_sums() &&
          layer.neuron.v == nullptr;
 }
 

@@ -19,44 +19,6 @@ TANDEM_INLINE Vec<float, L> narrow(const double* sums) {
   return join<float, L>(half(0), half(H));
 }
 
-// Runs the steps of plane p for G groups of sixteen neurons, beginning with number `first`, interleaved so that their
-// dependency chains overlap. product(t, s) is the product at step t for vector s of the tile.
-template <int L, int G, int R, bool whole, class Product>
-TANDEM_INLINE void fire(const Neuron<float>& args, NeuronLanes<float, L, whole> (&neurons)[R], int64_t n, int first,
-                        int p, const Product& product) {
-  using Group = NeuronLanes<float, L, whole>;
-  const int steps = std::min(8, args.T - 8 * p);
-  typename Group::Plane plane[G] = {};
-  const auto run = [&](const auto& current) TANDEM_INLINE_LAMBDA {
-#pragma GCC unroll 8
-    for (int i = 0; i < Group::kParts; ++i) {
-#pragma GCC unroll 8
-      for (int t = 0; t < 8; ++t) {
-        if (t == steps) break;
-#pragma GCC unroll 2
-        for (int g = 0; g < G; ++g) neurons[first + g].advance(args, i, current(t, g, i), t, plane[g]);
-      }
-    }
-  };
-  const auto current = [&](int t, int g, int i) TANDEM_INLINE_LAMBDA {
-    const Group& group = neurons[first + g];
-    return input_current(product(t, (first + g) * Group::kParts + i), group.scale[i], group.k[i]);
-  };
-  const auto at = [&](int g) TANDEM_INLINE_LAMBDA { return n + (first + g) * kLanes; };
-  if (has_residual(args)) {
-    typename Group::Plane bytes[G];
-#pragma GCC unroll 2
-    for (int g = 0; g < G; ++g) neurons[first + g].load_residual(args, at(g), p, bytes[g]);
-    run([&](int t, int g, int i) TANDEM_INLINE_LAMBDA {
-      return rounded_add(current(t, g, i), neurons[first + g].residual(args, at(g), i, 8 * p + t, bytes[g]));
-    });
-  } else {
-    run(current);
-  }
-#pragma GCC unroll 2
-  for (int g = 0; g < G; ++g) neurons[first + g].end_plane(args, at(g), p, plane[g]);
-}
-
 template <int L, int R, bool whole, class Run>
 TANDEM_INLINE void run_rows(const Tile& tile, const Neuron<float>& layer, uint8_t* open, const Run& run) {
   NeuronLanes<float, L, whole> neurons[R];
@@ -135,9 +97,10 @@ TANDEM_INLINE void run_neurons(const Tile& tile, const Neuron<float>& layer, uin
       }
 #pragma GCC unroll 2
       for (int r = 0; r < R; r += G) {
-        fire<L, G>(layer, neurons, n, r, p, [&](int t, int s) TANDEM_INLINE_LAMBDA {
-          const auto unit = load<Vec<float, L>>(tile.unit + s * L);
-          return rounded_mul(__builtin_convertvector(sums[t].template lanes<L>(s * L), Vec<float, L>), unit);
+        fire_plane<G>(layer, neurons + r, n + r * kLanes, p, [&](int t, int s) TANDEM_INLINE_LAMBDA {
+          const int at = (r * kParts + s) * L;
+          const auto unit = load<Vec<float, L>>(tile.unit + at);
+          return rounded_mul(__builtin_convertvector(sums[t].template lanes<L>(at), Vec<float, L>), unit);
         });
       }
     }

@@ -12,8 +12,7 @@ struct ListJob {
   const Layer& layer;
   const Listed& of;
   const Block& block;
-  const int64_t* row;  // number of the first row of each strip
-  int64_t capacity;    // most entries of the list of one row and plane
+  int64_t capacity;  // most entries of the list of one row and plane
   uint16_t* entries;
   int64_t* start;
   const Geometry& geometry = layer.geometry;
@@ -27,13 +26,6 @@ struct ListJob {
   const uint8_t* pixel(int64_t p, int64_t b, int64_t y, int64_t x) const {
     return layer.planes + geometry.pixel(p, b, y, x) + of.first;
   }
-};
-
-template <class Collector>
-struct ListMemory {
-  typename Collector::Memory collector;
-  Scratch<InputBlock> blocks;
-  Scratch<uint16_t> entries, sizes;  // of the columns of one line
 };
 
 TANDEM_INLINE int append_blocks(const uint8_t* bytes, int64_t size, uint16_t entry, InputBlock* blocks, int count) {
@@ -72,15 +64,14 @@ TANDEM_INLINE int window_blocks(const ListJob& job, int64_t p, const Strip& s, i
 
 // Builds the lists of a strip, row by row.
 template <int G, class Collector>
-TANDEM_INLINE uint16_t* list_rows(const ListJob& job, const Strip& strip, int64_t row, ListMemory<Collector>& memory,
-                                  uint16_t* out) {
-  InputBlock* blocks = memory.blocks.reserve(job.geometry.taps() * (job.channels() / 64 + 1));
-  for (int64_t x = strip.x0; x < strip.x1; ++x, ++row) {
+TANDEM_INLINE uint16_t* list_rows(const ListJob& job, const Strip& strip, uint16_t* out) {
+  thread_local Scratch<InputBlock> blocks_memory;
+  InputBlock* blocks = blocks_memory.reserve(job.geometry.taps() * (job.channels() / 64 + 1));
+  for (int64_t x = strip.x0, row = strip.row; x < strip.x1; ++x, ++row) {
     for (int64_t p = 0; p < job.planes; ++p) {
       job.start[row * job.planes + p] = out - job.entries;
       const int count = window_blocks(job, p, strip, x, blocks);
-      out = Collector::template collect<G, kWordEntries>(blocks, count, job.of.bits, job.zero(), memory.collector, out,
-                                                         nullptr);
+      out = Collector::template collect<G, kWordEntries>(blocks, count, job.of.bits, job.zero(), out, nullptr);
     }
   }
   return out;
@@ -130,8 +121,10 @@ TANDEM_INLINE uint16_t* concatenate(Piece* pieces, int count, int runs, uint16_t
 // Builds the lists of a strip where receptive fields overlap: every input column is listed once, and each receptive
 // field concatenates its columns.
 template <int G, class Collector>
-TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, int64_t row, ListMemory<Collector>& memory,
-                                     uint16_t* out) {
+TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, uint16_t* out) {
+  thread_local Scratch<InputBlock> blocks_memory;
+  thread_local Scratch<uint16_t> entries_memory, sizes_memory;  // of the columns of one line
+  thread_local Scratch<Piece> pieces_memory;
   const int runs = runs_per_plane(G) * job.of.bits / 8;
   const Geometry& geometry = job.geometry;
   const int64_t kw = geometry.kernel[1];
@@ -139,10 +132,9 @@ TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, int
   const int64_t end = std::min(geometry.input(1, strip.x1 - 1, kw - 1) + 1, geometry.width);
   const int64_t column_capacity = 8 / G * geometry.kernel[0] * job.channels() + kSlack;
   const int64_t columns = std::max<int64_t>(end - begin, 0);
-  InputBlock* blocks = memory.blocks.reserve(geometry.kernel[0] * (job.channels() / 64 + 1) + kw);
-  uint16_t* entries = memory.entries.reserve(columns * column_capacity);
-  uint16_t* sizes = memory.sizes.reserve(columns * runs);
-  thread_local Scratch<Piece> pieces_memory;
+  InputBlock* blocks = blocks_memory.reserve(geometry.kernel[0] * (job.channels() / 64 + 1) + kw);
+  uint16_t* entries = entries_memory.reserve(columns * column_capacity);
+  uint16_t* sizes = sizes_memory.reserve(columns * runs);
   Piece* pieces = pieces_memory.reserve(kw);
 
   for (int64_t p = 0; p < job.planes; ++p) {
@@ -153,8 +145,7 @@ TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, int
         if (!geometry.has_input(0, y)) continue;
         count = append_blocks(job.pixel(p, strip.b, y, begin + i), job.channels(), job.entry(ky, 0), blocks, count);
       }
-      Collector::template collect<G, 0>(blocks, count, job.of.bits, 0, memory.collector, entries + i * column_capacity,
-                                        sizes + i * runs);
+      Collector::template collect<G, 0>(blocks, count, job.of.bits, 0, entries + i * column_capacity, sizes + i * runs);
     }
     for (int64_t x = strip.x0; x < strip.x1; ++x) {
       int count = 0;
@@ -164,7 +155,7 @@ TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, int
         pieces[count++] = {entries + (column - begin) * column_capacity, sizes + (column - begin) * runs,
                            job.entry(0, kx)};
       }
-      job.start[(row + x - strip.x0) * job.planes + p] = out - job.entries;
+      job.start[(strip.row + x - strip.x0) * job.planes + p] = out - job.entries;
       if (count == 3) {
         Piece three[3] = {pieces[0], pieces[1], pieces[2]};
         out = concatenate<G>(three, 3, runs, job.zero(), out);
@@ -179,12 +170,11 @@ TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, int
 // Lists strips [begin, end) into one compact piece of memory.
 template <int G, class Collector>
 TANDEM_INLINE void list_strips(const ListJob& job, int64_t begin, int64_t end) {
-  thread_local ListMemory<Collector> memory;
-  uint16_t* out = job.entries + job.row[begin] * job.planes * job.capacity;
+  uint16_t* out = job.entries + job.block.strips[begin].row * job.planes * job.capacity;
   const bool overlap = has_columns(job.geometry);
   for (int64_t i = begin; i < end; ++i) {
-    out = overlap ? list_columns<G>(job, job.block.strips[i], job.row[i], memory, out)
-                  : list_rows<G>(job, job.block.strips[i], job.row[i], memory, out);
+    const Strip& strip = job.block.strips[i];
+    out = overlap ? list_columns<G, Collector>(job, strip, out) : list_rows<G, Collector>(job, strip, out);
   }
 }
 
@@ -218,20 +208,13 @@ bool can_compress() {
 }
 
 void build_lists(const Layer& layer, const Listed& of, const Block& block, SpikeLists& lists, ParallelFor parallel) {
-  thread_local Scratch<int64_t> rows_memory;
-  int64_t* row = rows_memory.reserve(block.count);
-  for (int64_t i = 0, rows = 0; i < block.count; ++i) {
-    row[i] = rows;
-    rows += block.strips[i].x1 - block.strips[i].x0;
-  }
   const int64_t inputs = layer.geometry.taps() * (of.last - of.first), total = block.rows * layer.plane_count();
   const int64_t capacity = 8 / of.steps * inputs + runs_per_plane(of.steps) * kWordEntries + kSlack;
   lists.of = of;
-  const ListJob job{
-      layer, of, block, row, capacity, lists.entries.reserve(total * capacity), lists.start.reserve(total)};
+  const ListJob job{layer, of, block, capacity, lists.entries.reserve(total * capacity), lists.start.reserve(total)};
   constexpr int64_t kGrain = 1 << 15;  // input bytes worth a thread
-  const int64_t grain = 1 + kGrain * block.count / (total * inputs + 1);
-  parallel_ranges(parallel, block.count, grain, [&](int64_t begin, int64_t end) {
+  const auto strips = static_cast<int64_t>(block.strips.size());
+  parallel_ranges(parallel, strips, 1 + kGrain * strips / (total * inputs + 1), [&](int64_t begin, int64_t end) {
 #if TANDEM_MULTIVERSION
     if (can_compress()) return list_by_compress(job, begin, end);
 #endif

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "../cpu/level.h"
 #include "../cpu/vectors.h"
 #include "window.h"
 
@@ -48,16 +47,12 @@ TANDEM_INLINE void take_changes_body(int32_t* changes, double* sums, int64_t n) 
 }
 TANDEM_CPU_KERNEL(take_changes, (int32_t* changes, double* sums, int64_t n), (changes, sums, n))
 
-Prepared prepared_of(const Layer& layer) {
-  if (layer.prepared == nullptr) return Prepared(Tiling(layer.geometry));
-  return Prepared(layer, Algorithm::kLists, serial_for);
-}
-
 }  // namespace
 
 MovingSums::MovingSums(const Layer& layer)
     : layer_(layer),
-      prepared_(prepared_of(layer)),
+      prepared_(layer.prepared == nullptr ? Prepared(Tiling(layer.geometry))
+                                          : Prepared(layer, Algorithm::kLists, serial_for)),
       width_(prepared_.tiling().width()),
       lines_(layer.geometry.out_height()),
       line_(layer.geometry.out_width()),
@@ -167,14 +162,12 @@ int64_t MovingSums::add(const Moves& moves, int32_t* changes, uint8_t* reached) 
   int64_t synapses = 0;
   at_level([&](auto lanes) TANDEM_INLINE_LAMBDA {
     constexpr int L = decltype(lanes)::value, S = kLanes / L;
-    const bool narrow = prepared_.tiling().registers == 1;
-    if (prepared_.bytes()) {
-      synapses =
-          narrow ? add_as<L, S, int8_t>(moves, changes, reached) : add_as<L, 2 * S, int8_t>(moves, changes, reached);
-    } else {
-      synapses =
-          narrow ? add_as<L, S, int32_t>(moves, changes, reached) : add_as<L, 2 * S, int32_t>(moves, changes, reached);
-    }
+    const auto add = [&](auto weight) TANDEM_INLINE_LAMBDA {
+      using E = decltype(weight);
+      return prepared_.tiling().registers == 1 ? add_as<L, S, E>(moves, changes, reached)
+                                               : add_as<L, 2 * S, E>(moves, changes, reached);
+    };
+    synapses = prepared_.bytes() ? add(int8_t{}) : add(int32_t{});
   });
   return synapses;
 }

@@ -4,7 +4,6 @@
 #include <cstring>
 #include <limits>
 
-#include "../cpu/scratch.h"
 #include "units.h"
 
 namespace tandem::cpu {
@@ -125,22 +124,5 @@ TilePacker::TilePacker(const Weights& from, const Tiling& to) : weights(from), t
 }
 
 void TilePacker::operator()(int64_t i, int32_t* tile, float* unit) const { pack_tile(*this, i, tile, unit); }
-
-void pack(const Weights& weights, const Packed& to, ParallelFor parallel) {
-  const Tiling& tiling = to.tiling;
-  const TilePacker pack_one(weights, tiling);
-  constexpr int64_t kGrain = 1 << 16;  // weights worth a thread
-  const int64_t grain = 1 + kGrain / (tiling.tile_size + 1);
-  parallel_ranges(parallel, tiling.tiles(), grain, [&](int64_t begin, int64_t end) {
-    thread_local Scratch<int32_t> tile_memory;
-    int32_t* passing = to.words == nullptr ? tile_memory.reserve(tiling.tile_size) : nullptr;
-    for (int64_t i = begin; i < end; ++i) {
-      int32_t* tile = to.words == nullptr ? passing : to.words + i * tiling.tile_size;
-      pack_one(i, tile, to.units + i * tiling.width());
-      if (to.bytes != nullptr) std::copy_n(tile, tiling.tile_size, to.bytes + i * tiling.tile_size);
-      if (to.digits != nullptr) to.digits->pack(i, tile);
-    }
-  });
-}
 
 }  // namespace tandem::cpu

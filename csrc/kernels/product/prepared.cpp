@@ -73,7 +73,7 @@ struct Parts {
     units = kLine;
     tiles = units + lines(count * tiling.width() * static_cast<int64_t>(sizeof(float)));
     digits = tiles + (has.tiles ? lines(count * tiling.tile_size * (has.byte_blocks > 0 ? 1 : 4)) : 0);
-    size = digits + (has.digits ? lines(DigitWeights::size(geometry, tiling, dtype) * 4) : 0);
+    size = digits + (has.digits ? lines(DigitLayout(geometry, tiling, dtype).size()) : 0);
   }
 };
 
@@ -87,17 +87,23 @@ void write(const Geometry& geometry, const Weights& weights, const Encodings& wa
            ParallelFor parallel) {
   const Tiling tiling(geometry, wanted.byte_blocks);
   const Parts at(geometry, tiling, weights.dtype, wanted);
-  const bool bytes = wanted.byte_blocks > 0;
-  *reinterpret_cast<int64_t*>(memory) = wanted.byte_blocks;
-  void* tiles = memory + at.tiles;
-  Packed to{tiling, reinterpret_cast<float*>(memory + at.units), nullptr, nullptr, nullptr};
-  if (wanted.tiles && bytes) to.bytes = static_cast<int8_t*>(tiles);
-  if (wanted.tiles && !bytes) to.words = static_cast<int32_t*>(tiles);
+  const TilePacker pack_one(weights, tiling);
   std::optional<DigitPacker> digits;
-  if (wanted.digits) {
-    to.digits = &digits.emplace(geometry, tiling, weights.dtype, reinterpret_cast<int32_t*>(memory + at.digits));
-  }
-  pack(weights, to, parallel);
+  if (wanted.digits) digits.emplace(geometry, tiling, weights.dtype, memory + at.digits);
+  const bool bytes = wanted.byte_blocks > 0, words = wanted.tiles && !bytes;
+  *reinterpret_cast<int64_t*>(memory) = wanted.byte_blocks;
+  constexpr int64_t kGrain = 1 << 16;  // weights worth a thread
+  const int64_t size = tiling.tile_size;
+  parallel_ranges(parallel, tiling.tiles(), 1 + kGrain / (size + 1), [&](int64_t begin, int64_t end) {
+    thread_local Scratch<int32_t> tile_memory;
+    int32_t* passing = words ? nullptr : tile_memory.reserve(size);
+    for (int64_t i = begin; i < end; ++i) {
+      int32_t* tile = words ? reinterpret_cast<int32_t*>(memory + at.tiles) + i * size : passing;
+      pack_one(i, tile, reinterpret_cast<float*>(memory + at.units) + i * tiling.width());
+      if (wanted.tiles && bytes) std::copy_n(tile, size, reinterpret_cast<int8_t*>(memory + at.tiles) + i * size);
+      if (digits) digits->pack(i, tile);
+    }
+  });
 }
 
 }  // namespace
@@ -118,19 +124,16 @@ const void* prepare(const Geometry& geometry, const Weights& weights, ParallelFo
 }
 
 Prepared::Prepared(const Layer& layer, Algorithm algorithm, ParallelFor parallel)
-    : byte_blocks_(layer.prepared != nullptr             ? *static_cast<const int64_t*>(layer.prepared)
-                   : algorithm == Algorithm::kTileByTile ? 0
-                                                         : count_byte_blocks(layer.geometry, layer.weights)),
-      tiling_(layer.geometry, byte_blocks_) {
-  if (algorithm == Algorithm::kTileByTile) return;
-  thread_local DigitWeights digit_weights;
+    : byte_blocks_(layer.prepared != nullptr ? *static_cast<const int64_t*>(layer.prepared)
+                                             : count_byte_blocks(layer.geometry, layer.weights)),
+      tiling_(layer.geometry, byte_blocks_),
+      layout_(layer.geometry, tiling_, layer.weights.dtype) {
   const Geometry& geometry = layer.geometry;
-  const DType dtype = layer.weights.dtype;
   const bool digits = algorithm == Algorithm::kDigits;
   const auto* from = static_cast<const char*>(layer.prepared);
-  Encodings has{byte_blocks_, !digits, digits};
-  if (from != nullptr) has.tiles = true, has.digits = has_digits(geometry);
-  const Parts at(geometry, tiling_, dtype, has);
+  const Encodings has =
+      from == nullptr ? Encodings{byte_blocks_, !digits, digits} : Encodings{byte_blocks_, true, has_digits(geometry)};
+  const Parts at(geometry, tiling_, layer.weights.dtype, has);
   if (from == nullptr) {
     char* own = own_memory(at.size);
     write(geometry, layer.weights, has, own, parallel);
@@ -138,49 +141,26 @@ Prepared::Prepared(const Layer& layer, Algorithm algorithm, ParallelFor parallel
   }
   units_ = reinterpret_cast<const float*>(from + at.units);
   tiles_ = from + at.tiles;
-  if (digits) {
-    digit_weights.read(geometry, tiling_, dtype, reinterpret_cast<const int32_t*>(from + at.digits));
-    digits_ = &digit_weights;
-  }
+  digits_ = from + at.digits;
 }
 
 Tile Prepared::tile(const Layer& layer, int64_t group, int64_t i, int64_t q, int64_t rows, int64_t first_row) const {
-  const int64_t number = group * tiling_.tiles_per_group + i - first_, first = i * tiling_.width();
-  const int64_t offset = number * tiling_.tile_size + tiling_.first_row(q) * tiling_.width();
+  const int64_t number = group * tiling_.tiles_per_group + i, first = i * tiling_.width();
   return {rows,
           first_row,
           layer.plane_count(),
           tiling_.registers,
           bytes(),
-          static_cast<const char*>(tiles_) + offset * (bytes() ? 1 : 4),
+          tiles_ + number * tile_bytes() + tiling_.first_row(q) * tiling_.width() * (bytes() ? 1 : 4),
           units_ + number * tiling_.width(),
           group * tiling_.outputs + first,
           std::min<int64_t>(tiling_.width(), tiling_.outputs - first)};
 }
 
 void Prepared::fetch(int64_t group, int64_t i) const {
-  if (tiles_ == nullptr || tiling_.blocks > 1) return;
-  const int64_t number = group * tiling_.tiles_per_group + i, size = tiling_.tile_size * (bytes() ? 1 : 4);
-  const char* tile = static_cast<const char*>(tiles_) + number * size;
-  for (int64_t at = 0; at < size; at += kLine) __builtin_prefetch(tile + at, 0, 2);
-}
-
-uint8_t* reserve_open(const Layer& layer, const Tiling& tiling) {
-  thread_local Scratch<uint8_t> memory;
-  const bool needed = layer.neuron.mask != nullptr && tiling.outputs % 8 != 0;
-  return needed ? memory.reserve(layer.neuron.neurons) : nullptr;
-}
-
-void write_mask(const Layer& layer, const uint8_t* open, ParallelFor parallel) {
-  if (open == nullptr) return;
-  const Neuron<float>& neuron = layer.neuron;
-  parallel_ranges(parallel, (neuron.neurons + 7) / 8, 1 << 14, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      int byte = 0;
-      for (int64_t n = 8 * i; n < std::min(8 * i + 8, neuron.neurons); ++n) byte |= open[n] << (n % 8);
-      neuron.mask[i] = static_cast<uint8_t>(byte);
-    }
-  });
+  if (tiling_.blocks > 1) return;
+  const char* tile = tiles_ + (group * tiling_.tiles_per_group + i) * tile_bytes();
+  for (int64_t at = 0; at < tile_bytes(); at += kLine) __builtin_prefetch(tile + at, 0, 2);
 }
 
 }  // namespace tandem::cpu

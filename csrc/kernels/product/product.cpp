@@ -1,6 +1,6 @@
 #include "product.h"
 
-#include "../cpu/vectors.h"
+#include "../planes/bits.h"
 #include "plain.h"
 #include "window.h"
 
@@ -25,31 +25,9 @@ int32_t* Product::step_sums(const Place& at) const {
 
 // --- lists -----------------------------------------------------------------------------------------------------------
 
-namespace {
-
-TANDEM_INLINE void or_bytes_body(const uint8_t* bytes, int64_t size, uint64_t* all) {
-  uint64_t any[8] = {};
-  int64_t i = 0;
-  for (; i + 64 <= size; i += 64) {
-    for (int j = 0; j < 8; ++j) any[j] |= load<uint64_t>(bytes + i + 8 * j);
-  }
-  for (; i < size; ++i) any[0] |= bytes[i];
-  for (const uint64_t word : any) *all |= word;
-}
-TANDEM_CPU_KERNEL(or_bytes, (const uint8_t* bytes, int64_t size, uint64_t* all), (bytes, size, all))
-
-// Whether no count exceeds 15.
-bool are_nibbles(const Layer& layer) {
-  uint64_t all = 0;
-  or_bytes(layer.planes, layer.geometry.plane_size(), &all);
-  return (all & 0xf0f0f0f0f0f0f0f0ull) == 0;
-}
-
-}  // namespace
-
 Lists::Lists(const Layer& layer, const Prepared& weights, int steps)
     : Product(layer, weights), steps_(steps), bits_(8) {
-  if (steps_ == 4 && layer.counted() && are_nibbles(layer)) bits_ = 4;
+  if (steps_ == 4 && layer.counted() && largest_byte(layer.planes, layer.geometry.plane_size()) < 16) bits_ = 4;
 }
 
 int64_t Lists::most_rows() const { return listed_rows(layer_.geometry, tiling(), layer_.plane_count()); }
@@ -100,12 +78,13 @@ void Digits::load(int64_t group, const Block& block, BlockInputs& inputs, Parall
 
 void Digits::fire_steps(const Place& at, const BlockInputs& inputs, uint8_t* open) const {
   int32_t* sums = step_sums(at);
-  multiply_steps(inputs.expanded, layer_.neuron.T, prepared_.columns(at.group, at.tile), tiling().registers, sums);
+  multiply_steps(inputs.expanded, layer_.neuron.T, prepared_.columns(at.group, at.tile).data(), tiling().registers,
+                 sums);
   fire_sums(tile(at), sums, layer_.neuron, open);
 }
 
 void Digits::sum_counts(const Place& at, const BlockInputs& inputs, double* windows) const {
-  multiply_counts(inputs.expanded, prepared_.columns(at.group, at.tile), tiling().registers, windows);
+  multiply_counts(inputs.expanded, prepared_.columns(at.group, at.tile).data(), tiling().registers, windows);
 }
 
 // --- plain -----------------------------------------------------------------------------------------------------------

@@ -60,8 +60,6 @@ class Lists : public Product {
  public:
   // steps: of a pattern.
   Lists(const Layer& layer, const Prepared& weights, int steps);
-  // The same lists with other weights, the tile that `weights` has.
-  Lists(const Lists& of, const Prepared& weights) : Product(of.layer_, weights), steps_(of.steps_), bits_(of.bits_) {}
 
   int64_t most_rows() const override;
   void load(int64_t group, const Block& block, BlockInputs& inputs, ParallelFor parallel) const override;

@@ -5,7 +5,6 @@
 #include "../planes/bits.h"
 #include "choose.h"
 #include "filter.h"
-#include "pack.h"
 #include "product.h"
 #include "window.h"
 
@@ -14,18 +13,19 @@ namespace tandem::cpu {
 namespace {
 
 // Calls use(product, place, inputs) for every tile of every block. With many blocks a thread takes whole blocks; a few
-// blocks are divided among the threads one after the other. `preparing`: the work of preparing a tile, in input bytes.
+// blocks are divided among the threads one after the other.
 template <class Use>
-void for_tiles(const Product& product, int64_t preparing, ParallelFor parallel, const Use& use) {
+void for_tiles(const Product& product, ParallelFor parallel, const Use& use) {
   constexpr int64_t kGrain = 1 << 16;  // input bytes, for every tile that reads them, worth a thread
   constexpr int64_t kManyBlocks = 8;
   const Layer& layer = product.layer();
   const Tiling& tiling = product.tiling();
-  const Blocks blocks(layer.geometry, product.most_rows());
+  const std::vector<Block> blocks = blocks_of(layer.geometry, product.most_rows());
+  const auto count = static_cast<int64_t>(blocks.size());
   const auto run_block = [&](const Block& block, ParallelFor inner) {
     thread_local BlockInputs own;
     BlockInputs& inputs = own;
-    const int64_t work = block.rows * layer.plane_count() * tiling.inputs() + preparing;
+    const int64_t work = block.rows * layer.plane_count() * tiling.inputs();
     for (int64_t group = 0; group < tiling.groups; ++group) {
       product.load(group, block, inputs, inner);
       parallel_ranges(inner, tiling.tiles_per_group, 1 + kGrain / (work + 1), [&](int64_t begin, int64_t end) {
@@ -36,31 +36,14 @@ void for_tiles(const Product& product, int64_t preparing, ParallelFor parallel, 
       });
     }
   };
-  if (blocks.size() < kManyBlocks) {
-    for (int64_t i = 0; i < blocks.size(); ++i) run_block(blocks[i], parallel);
+  if (count < kManyBlocks) {
+    for (const Block& block : blocks) run_block(block, parallel);
     return;
   }
   const int64_t bytes = layer.geometry.rows() * layer.plane_count() * tiling.inputs();
-  const int64_t grain = 1 + kGrain / (bytes * tiling.tiles() / blocks.size() + 1);
-  parallel_ranges(parallel, blocks.size(), grain, [&](int64_t begin, int64_t end) {
+  const int64_t grain = 1 + kGrain / (bytes * tiling.tiles() / count + 1);
+  parallel_ranges(parallel, count, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) run_block(blocks[i], serial_for);
-  });
-}
-
-// Lists whose tiles are packed one by one.
-template <class Use>
-void multiply_tile_by_tile(const Layer& layer, int steps, ParallelFor parallel, const Use& use) {
-  const Tiling tiling(layer.geometry);
-  const TilePacker pack_one(layer.weights, tiling);
-  const Prepared none(tiling);
-  const Lists lists(layer, none, steps);
-  for_tiles(lists, 2 * tiling.tile_size, parallel, [&](const Product&, const Place& at, const BlockInputs& inputs) {
-    thread_local Scratch<int32_t> words;
-    int32_t* tile = words.reserve(tiling.tile_size);
-    float unit[32];
-    const int64_t number = at.group * tiling.tiles_per_group + at.tile;
-    pack_one(number, tile, unit);
-    use(Lists(lists, Prepared(tiling, number, tile, unit)), at, inputs);
   });
 }
 
@@ -68,14 +51,12 @@ void multiply_tile_by_tile(const Layer& layer, int steps, ParallelFor parallel, 
 template <class Use>
 void multiply(const Layer& layer, const Way& way, const Prepared& prepared, ParallelFor parallel, const Use& use) {
   switch (way.algorithm) {
-    case Algorithm::kTileByTile:
-      return multiply_tile_by_tile(layer, way.steps, parallel, use);
     case Algorithm::kDigits:
-      return for_tiles(Digits(layer, prepared), 0, parallel, use);
+      return for_tiles(Digits(layer, prepared), parallel, use);
     case Algorithm::kPlain:
-      return for_tiles(Plain(layer, prepared), 0, parallel, use);
+      return for_tiles(Plain(layer, prepared), parallel, use);
     default:
-      return for_tiles(Lists(layer, prepared, way.steps), 0, parallel, use);
+      return for_tiles(Lists(layer, prepared, way.steps), parallel, use);
   }
 }
 
@@ -97,6 +78,26 @@ void for_pieces(const Layer& layer, const Use& use) {
     part.neuron = piece(layer.neuron, first, std::min(kSteps, T - first), carried);
     use(part);
   }
+}
+
+// Memory of this thread with a byte per neuron, if the gates of a group do not fill whole bytes of the mask; else null.
+uint8_t* reserve_open(const Layer& layer, const Tiling& tiling) {
+  thread_local Scratch<uint8_t> memory;
+  const bool needed = layer.neuron.mask != nullptr && tiling.outputs % 8 != 0;
+  return needed ? memory.reserve(layer.neuron.neurons) : nullptr;
+}
+
+// Packs these bytes into the mask, unless null.
+void write_mask(const Layer& layer, const uint8_t* open, ParallelFor parallel) {
+  if (open == nullptr) return;
+  const Neuron<float>& neuron = layer.neuron;
+  parallel_ranges(parallel, (neuron.neurons + 7) / 8, 1 << 14, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      int byte = 0;
+      for (int64_t n = 8 * i; n < std::min(8 * i + 8, neuron.neurons); ++n) byte |= open[n] << (n % 8);
+      neuron.mask[i] = static_cast<uint8_t>(byte);
+    }
+  });
 }
 
 }  // namespace
@@ -129,7 +130,7 @@ void window_product(const Layer& layer, float* u, ParallelFor parallel) {
   if (neurons == 0) return;
   const int planes = layer.plane_count(), pieces = layer.neuron.T <= UINT8_MAX ? 1 : (planes + kPlanes - 1) / kPlanes;
   Layer counted = layer;
-  counted.neuron.planes = nullptr;  // exact sums are wanted, not spikes
+  counted.neuron.planes = nullptr;  // wants_sums()
   if (!layer.counted()) {
     uint8_t* counts = memory.reserve(pieces * size);
     for (int i = 0; i < pieces; ++i) {
@@ -141,19 +142,16 @@ void window_product(const Layer& layer, float* u, ParallelFor parallel) {
   }
   const Way way = choose(counted, Density::of(counted));
   const Prepared prepared(counted, way.algorithm, parallel);
-  if (pieces == 1) {
-    return multiply(counted, way, prepared, parallel, [&](const Product& product, const Place& at, const auto& inputs) {
-      write_products(product.tile(at), product.windows(at, inputs), u, outputs);
-    });
-  }
-  double* sums = totals.reserve(neurons);
-  std::fill_n(sums, neurons, 0.0);
+  double* sums = pieces == 1 ? nullptr : totals.reserve(neurons);
+  if (sums != nullptr) std::fill_n(sums, neurons, 0.0);
   for (int i = 0; i < pieces; ++i, counted.planes += size) {
     multiply(counted, way, prepared, parallel, [&](const Product& product, const Place& at, const auto& inputs) {
-      add_products(product.tile(at), product.windows(at, inputs), sums, outputs);
+      const double* windows = product.windows(at, inputs);
+      sums == nullptr ? write_products(product.tile(at), windows, u, outputs)
+                      : add_products(product.tile(at), windows, sums, outputs);
     });
   }
-  std::copy_n(sums, neurons, u);
+  if (sums != nullptr) std::copy_n(sums, neurons, u);
 }
 
 }  // namespace tandem::cpu

@@ -47,30 +47,19 @@ int64_t listed_rows(const Geometry& geometry, const Tiling& tiling, int planes);
 // bytes: per input, one for each step or one for the count.
 int64_t expanded_rows(const Geometry& geometry, int bytes);
 
-// Output pixels [x0, x1) of line y of sample b.
+// Output pixels [x0, x1) of line y of sample b. `row` is the number of the first one within the block.
 struct Strip {
   int64_t b, y, x0, x1;
+  int64_t row;
 };
 
 // Consecutive strips, and the rows in them.
 struct Block {
-  const Strip* strips;
-  int64_t count;
+  std::vector<Strip> strips;
   int64_t first_row, rows;
 };
 
 // Cuts long output lines into strips and gathers strips into blocks of at most `rows` rows.
-class Blocks {
- public:
-  Blocks(const Geometry& geometry, int64_t rows);
-
-  int64_t size() const { return static_cast<int64_t>(first_.size()) - 1; }
-  Block operator[](int64_t i) const;
-
- private:
-  std::vector<Strip> strips_;
-  std::vector<int64_t> first_;      // first strip of each block, then the number of strips
-  std::vector<int64_t> first_row_;  // first row of each block, then the number of rows
-};
+std::vector<Block> blocks_of(const Geometry& geometry, int64_t rows);
 
 }  // namespace tandem::cpu

@@ -41,48 +41,35 @@ struct Magnitudes {
   float largest;
   int64_t sum;
 };
-// Measures magnitudes, L weights at a time.
-template <int L>
-struct MagnitudeSums {
-  static constexpr int64_t kAtOnce = 2048;  // calls of add() between two flush(), so that no int32 overflows
-
-  Int<float, L> most{};
-  typename Simd<uint32_t, L>::type lanes{};
-  int64_t sum = 0;
-
-  TANDEM_INLINE void add(const Vec<float, L>& weights, float factor) {
-    const auto magnitudes = reinterpret_cast<Int<float, L>>(weights) & 0x7fffffff;
-    most = magnitudes > most ? magnitudes : most;
-    lanes += reinterpret_cast<decltype(lanes)>(
-        __builtin_convertvector(reinterpret_cast<Vec<float, L>>(magnitudes) * factor, Int<float, L>));
-  }
-  TANDEM_INLINE void flush() {
-    for (int i = 0; i < L; ++i) sum += static_cast<int32_t>(lanes[i]);
-    lanes = decltype(lanes){};
-  }
-  TANDEM_INLINE Magnitudes result() {
-    flush();
-    int32_t largest = 0;
-    for (int i = 0; i < L; ++i) largest = std::max<int32_t>(largest, most[i]);
-    return {float_of_bits(static_cast<uint32_t>(largest)), sum};
-  }
-};
 
 template <int L, class E>
 TANDEM_INLINE Magnitudes measure_magnitudes(const E* weights, int64_t size, float factor) {
-  MagnitudeSums<L> sums;
-  MagnitudeSums<1> rest;
-  int64_t k = 0;
-  while (k + L <= size) {
-    for (const int64_t end = std::min(size, k + sums.kAtOnce * L); k + L <= end; k += L) {
-      sums.add(load_floats<L>(weights + k), factor);
+  constexpr int64_t kAtOnce = 2048 * L;  // so that no int32 overflows
+  typedef typename Simd<uint32_t, L>::type Words;
+  Int<float, L> most{};
+  Words lanes{};
+  const auto add = [&](const E* some) TANDEM_INLINE_LAMBDA {
+    const auto magnitudes = reinterpret_cast<Int<float, L>>(load_floats<L>(some)) & 0x7fffffff;
+    most = magnitudes > most ? magnitudes : most;
+    const auto scaled = reinterpret_cast<Vec<float, L>>(magnitudes) * factor;
+    lanes += reinterpret_cast<Words>(__builtin_convertvector(scaled, Int<float, L>));
+  };
+  Magnitudes seen{};
+  for (int64_t k = 0; k < size;) {
+    for (const int64_t end = std::min(size / L * L, k + kAtOnce); k < end; k += L) add(weights + k);
+    if (size - k < L) {
+      E rest[L]{};
+      std::copy(weights + k, weights + size, rest);
+      add(rest);
+      k = size;
     }
-    sums.flush();
+    for (int i = 0; i < L; ++i) seen.sum += static_cast<int32_t>(lanes[i]);
+    lanes = Words{};
   }
-  for (; k < size; ++k) rest.add(load_floats<1>(weights + k), factor);
-  const Magnitudes whole = sums.result(), others = rest.result();
-  const bool within = bits_of_float(whole.largest) >= bits_of_float(others.largest);
-  return {within ? whole.largest : others.largest, whole.sum + others.sum};
+  int32_t largest = 0;
+  for (int i = 0; i < L; ++i) largest = std::max<int32_t>(largest, most[i]);
+  seen.largest = float_of_bits(static_cast<uint32_t>(largest));
+  return seen;
 }
 
 // Sets the exponent of the unit of an output's weights (unit.h). Returns false if a weight is not finite. `scale` is a

@@ -60,21 +60,15 @@ TANDEM_INLINE void fire_sums_of(const Tile& tile, const double* windows, const N
 }
 
 template <int L>
-TANDEM_INLINE void fire_window_sums_body(const Tile& tile, const double* windows, const Neuron<float>& neuron,
-                                         uint8_t* open) {
+TANDEM_INLINE void fire_sums_body(const Tile& tile, const double* windows, const Neuron<float>& neuron, uint8_t* open) {
   tile.registers == 1 ? fire_sums_of<L, 1>(tile, windows, neuron, open)
                       : fire_sums_of<L, 2>(tile, windows, neuron, open);
 }
-TANDEM_CPU_LANES_KERNEL(fire_window_sums,
-                        (const Tile& tile, const double* windows, const Neuron<float>& neuron, uint8_t* open),
-                        (tile, windows, neuron, open))
-
 }  // namespace
 
-void fire_sums(const Tile& tile, const double* windows, const Neuron<float>& neuron, uint8_t* open) {
-  fire_window_sums(tile, windows, neuron, open);
-}
-
+TANDEM_CPU_LANES_KERNEL(fire_sums,
+                        (const Tile& tile, const double* windows, const Neuron<float>& neuron, uint8_t* open),
+                        (tile, windows, neuron, open))
 TANDEM_CPU_LANES_KERNEL(add_bits, (const int32_t* sums, int64_t rows, int width, double* windows),
                         (sums, rows, width, windows))
 TANDEM_CPU_LANES_KERNEL(write_products, (const Tile& tile, const double* windows, float* u, int64_t outputs),

@@ -13,6 +13,7 @@ namespace tandem::cpu {
 namespace {
 
 constexpr int64_t kPassChunks = 13;  // 39 KB of three digits
+constexpr int kDoubles = 8;
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -75,43 +76,6 @@ TANDEM_TARGET_AMX TANDEM_INLINE void multiply(const Pass& pass, const Rows& rows
   if constexpr (N > 2) _tile_stored(5, sums[5], 64);
 }
 
-// Combines the sums of digits of one step to sums of weights; `stride` is that of rows.
-template <int N>
-TANDEM_TARGET_AMX TANDEM_INLINE void combine(const Pass& pass, const int32_t (*digit_sums)[256], int64_t rows,
-                                             int32_t* out, int64_t stride) {
-  for (int64_t r = 0; r < rows; ++r) {
-    __m512i sum = _mm512_loadu_si512(digit_sums[N - 1] + r * 16);
-    for (int d = N - 2; d >= 0; --d) {
-      sum = _mm512_add_epi32(_mm512_slli_epi32(sum, 8), _mm512_loadu_si512(digit_sums[d] + r * 16));
-    }
-    if (pass.shift != 0) sum = _mm512_sll_epi32(sum, _mm_cvtsi32_si128(pass.shift));
-    int32_t* target = out + r * stride;
-    _mm512_storeu_si512(target, pass.first ? sum : _mm512_add_epi32(sum, _mm512_loadu_si512(target)));
-  }
-}
-
-TANDEM_TARGET_AMX TANDEM_INLINE __m512d load_wide(const int32_t* p) {
-  return _mm512_cvtepi32_pd(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-}
-
-// The same for sums of counts, which may be as large as 255 * 2^30.
-template <int N>
-TANDEM_TARGET_AMX TANDEM_INLINE void combine(const Pass& pass, const int32_t (*digit_sums)[256], int64_t rows,
-                                             double* out, int64_t stride) {
-  const __m512d base = _mm512_set1_pd(256), unit = _mm512_set1_pd(static_cast<double>(int64_t{1} << pass.shift));
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int half = 0; half < 16; half += 8) {
-      __m512d sum = load_wide(digit_sums[N - 1] + r * 16 + half);
-      for (int d = N - 2; d >= 0; --d) {
-        sum = _mm512_fmadd_pd(sum, base, load_wide(digit_sums[d] + r * 16 + half));
-      }
-      double* target = out + r * stride + half;
-      sum = _mm512_mul_pd(sum, unit);
-      _mm512_storeu_pd(target, pass.first ? sum : _mm512_add_pd(sum, _mm512_loadu_pd(target)));
-    }
-  }
-}
-
 // Multiplies all steps of the rows.
 template <int N, class Sum>
 TANDEM_TARGET_AMX TANDEM_INLINE void run_pass(const Pass& pass, const Rows& rows, Sum* out, int64_t step_stride,
@@ -120,12 +84,12 @@ TANDEM_TARGET_AMX TANDEM_INLINE void run_pass(const Pass& pass, const Rows& rows
   int t = 0;
   for (; t + 1 < rows.steps; t += 2) {
     multiply<N, 2>(pass, rows, rows.spikes + t * rows.step_bytes, digit_sums, fetch);
-    combine<N>(pass, digit_sums, rows.count, out + t * step_stride, row_stride);
-    combine<N>(pass, digit_sums + 3, rows.count, out + (t + 1) * step_stride, row_stride);
+    combine<N, kDoubles>(digit_sums[0], 16, 256, rows.count, pass, out + t * step_stride, row_stride);
+    combine<N, kDoubles>(digit_sums[3], 16, 256, rows.count, pass, out + (t + 1) * step_stride, row_stride);
   }
   if (t < rows.steps) {
     multiply<N, 1>(pass, rows, rows.spikes + t * rows.step_bytes, digit_sums, fetch);
-    combine<N>(pass, digit_sums, rows.count, out + t * step_stride, row_stride);
+    combine<N, kDoubles>(digit_sums[0], 16, 256, rows.count, pass, out + t * step_stride, row_stride);
   }
 }
 

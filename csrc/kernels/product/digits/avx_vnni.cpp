@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include "../../cpu/vectors.h"
 #include "loops.h"
 
 #if TANDEM_MULTIVERSION

@@ -57,29 +57,27 @@ struct DigitColumn {
   const int8_t* next;  // digits of the next column, to prefetch
 };
 
-// The columns of all tiles of a layer, in memory of the caller: count and shift of each column, then all digits.
-struct DigitWeights {
-  std::vector<DigitColumn> columns;
+// Where the digits of a layer are in memory: count and shift of each column of all tiles, then their digits.
+struct DigitLayout {
+  int64_t columns = 0, column_bytes = 0, digits_at = 0;
 
-  // The memory that DigitPacker needs for weights of this type, in int32, 64-byte aligned. 0 if digits cannot represent
-  // the layer.
-  static int64_t size(const Geometry& geometry, const Tiling& tiling, DType dtype);
-  // Reads what DigitPacker has written.
-  void read(const Geometry& geometry, const Tiling& tiling, DType dtype, const int32_t* memory);
+  DigitLayout() = default;
+  DigitLayout(const Geometry& geometry, const Tiling& tiling, DType dtype);
+  int64_t size() const { return digits_at + columns * column_bytes; }  // in bytes
+  DigitColumn column(const char* memory, int64_t i) const;
 };
 
 // Splits the weights of tiles into digits, each tile as soon as it is packed.
 class DigitPacker {
  public:
-  DigitPacker(const Geometry& geometry, const Tiling& tiling, DType dtype, int32_t* memory);
+  DigitPacker(const Geometry& geometry, const Tiling& tiling, DType dtype, char* memory);
   void pack(int64_t i, const int32_t* tile) const;
 
  private:
   std::vector<int64_t> position_;  // position of each input of a column in a tile
   int registers_;
-  int64_t column_bytes_;
-  int32_t* header_;
-  int8_t* digits_;
+  DigitLayout layout_;
+  char* memory_;
 };
 
 // The layout of the inputs of a block of rows. A line of inputs stays as it is in the image, and consecutive rows

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "../../cpu/vectors.h"
+#include "../../planes/bits.h"
 #include "digits.h"
 
 namespace tandem::cpu {
@@ -46,16 +47,6 @@ TANDEM_INLINE void split_bits_body(const uint8_t* in, int64_t n, uint8_t* out, i
 TANDEM_CPU_KERNEL(split_bits, (const uint8_t* in, int64_t n, uint8_t* out, int64_t step_bytes),
                   (in, n, out, step_bytes))
 
-TANDEM_INLINE void largest_byte_body(const uint8_t* bytes, int64_t n, int* most) {
-  ByteLanes largest{};
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const auto x = load_first<ByteLanes>(bytes + i, static_cast<int>(std::min<int64_t>(kLanes, n - i)));
-    largest = x > largest ? x : largest;
-  }
-  for (int i = 0; i < kLanes; ++i) *most = std::max<int>(*most, largest[i]);
-}
-TANDEM_CPU_KERNEL(largest_byte, (const uint8_t* bytes, int64_t n, int* most), (bytes, n, most))
-
 // Pixel (y, x) of sample b in plane p, from input channel `first` on.
 const uint8_t* pixel(const Layer& layer, int p, int64_t b, int64_t y, int64_t x, int64_t first) {
   return layer.planes + layer.geometry.pixel(p, b, y, x) + first;
@@ -72,9 +63,8 @@ void copy_lines(ExpandedInputs& inputs, const Layer& layer, int64_t first, const
     return (whole_tiles(rows) - 1) * geometry.stride[1] + (geometry.kernel[1] - 1) * geometry.dilation[1] + 1;
   };
   int64_t total = 0;
-  for (int64_t j = 0; j < block.count; ++j) {
-    const int64_t rows = block.strips[j].x1 - block.strips[j].x0, pixels = pixels_for(rows),
-                  row_bytes = geometry.stride[1] * size;
+  for (const Strip& strip : block.strips) {
+    const int64_t rows = strip.x1 - strip.x0, pixels = pixels_for(rows), row_bytes = geometry.stride[1] * size;
     // The last chunk may reach beyond the last pixel.
     const int64_t step_bytes = whole_chunks(lines * pixels * size) + kChunk;
     inputs.pieces.push_back({rows, row_bytes, kTileRows * row_bytes, step_bytes, total, nullptr});
@@ -87,7 +77,7 @@ void copy_lines(ExpandedInputs& inputs, const Layer& layer, int64_t first, const
     }
   }
   uint8_t* bytes = inputs.bytes.reserve(total);
-  for (int64_t j = 0; j < block.count; ++j) {
+  for (size_t j = 0; j < block.strips.size(); ++j) {
     const Strip& strip = block.strips[j];
     const ExpandedPiece& piece = inputs.pieces[j];
     const int64_t pixels = pixels_for(piece.rows), x = geometry.input(1, strip.x0, 0);
@@ -129,14 +119,14 @@ void gather_rows(ExpandedInputs& inputs, const Layer& layer, int64_t first, cons
   uint8_t* to = inputs.bytes.reserve(planes * inputs.steps * step_bytes);
   for (int p = 0; p < planes; ++p, to += inputs.steps * step_bytes) {
     int64_t row = 0;
-    for (const Strip* strip = block.strips; strip < block.strips + block.count; ++strip) {
-      for (int64_t x = strip->x0; x < strip->x1; ++x, ++row) {
+    for (const Strip& strip : block.strips) {
+      for (int64_t x = strip.x0; x < strip.x1; ++x, ++row) {
         uint8_t* out = to + row / kTileRows * tile_bytes + row % kTileRows * kChunk;
         for (int64_t tap = 0; tap < geometry.taps(); ++tap) {
-          const int64_t in_y = geometry.input(0, strip->y, tap / geometry.kernel[1]);
+          const int64_t in_y = geometry.input(0, strip.y, tap / geometry.kernel[1]);
           const int64_t in_x = geometry.input(1, x, tap % geometry.kernel[1]);
           const bool inside = geometry.has_input(0, in_y) && geometry.has_input(1, in_x);
-          const uint8_t* in = inside ? pixel(layer, p, strip->b, in_y, in_x, first) : nullptr;
+          const uint8_t* in = inside ? pixel(layer, p, strip.b, in_y, in_x, first) : nullptr;
           for (int64_t i = 0; i < channels; i += kChunk, out += kTileBytes) {
             if (inside) fill(in + i, std::min(kChunk, channels - i), out, step_bytes);
             for (int t = 0; !inside && t < inputs.steps; ++t) std::fill_n(out + t * step_bytes, kChunk, uint8_t{0});
@@ -168,7 +158,7 @@ void ExpandedInputs::load(const Layer& layer, int64_t first, const Block& block)
   most = limited ? 0 : UINT8_MAX;
   lay_out(*this, layer, first, block, [&](const uint8_t* bytes, int64_t n, uint8_t* out, int64_t) {
     std::memcpy(out, bytes, n);
-    if (limited) largest_byte(bytes, n, &most);
+    if (limited) most = std::max<int>(most, largest_byte(bytes, n));
   });
 }
 

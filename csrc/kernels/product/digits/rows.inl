@@ -4,35 +4,6 @@
 //   kLines<N>             lines of inputs at a time, a divisor of 8: as many as keep N sums each in registers
 //   multiply<N>(...)      the product of kLines<N> lines with N digits, [kLines<N>, N, 16]
 
-// Combines the sums of digits, [lines, N, 16], to sums of weights in `unit`. Adds them to `out` unless `first`.
-template <int N>
-TANDEM_TARGET inline void combine(const int32_t* sums, int64_t lines, const Pass& pass, double* out) {
-  typedef Vec<double, kDoubles> Wide;
-  const auto unit = static_cast<double>(int64_t{1} << pass.shift);
-  for (int64_t line = 0; line < lines; ++line, sums += N * 16) {
-#pragma GCC unroll 4
-    for (int i = 0; i < 16; i += kDoubles) {
-      Wide sum{};
-#pragma GCC unroll 4
-      for (int d = N - 1; d >= 0; --d) {
-        sum = 256 * sum + __builtin_convertvector(load<Int<float, kDoubles>>(sums + d * 16 + i), Wide);
-      }
-      double* target = out + line * pass.stride + i;
-      store(target, pass.first ? sum * unit : sum * unit + load<Wide>(target));
-    }
-  }
-}
-
-// The same for one digit and sums that fit int32.
-TANDEM_TARGET inline void combine(const int32_t* sums, int64_t lines, const Pass& pass, int32_t* out) {
-  for (int64_t line = 0; line < lines; ++line, out += pass.stride) {
-    for (int i = 0; i < 16; ++i) {
-      const auto bits = static_cast<uint32_t>(sums[16 * line + i]) << pass.shift;  // of a negative int it is undefined
-      out[i] = (pass.first ? 0 : out[i]) + static_cast<int32_t>(bits);
-    }
-  }
-}
-
 // A line is a row.
 template <int N>
 TANDEM_TARGET void rows_of_counts(const ExpandedInputs& inputs, const Pass& pass, double* out) {
@@ -42,7 +13,7 @@ TANDEM_TARGET void rows_of_counts(const ExpandedInputs& inputs, const Pass& pass
       const int64_t rows = std::min<int64_t>(kLines<N>, piece.rows - row);
       const Lines lines{inputs.row(piece, row), piece.row_bytes, piece.offsets + pass.begin, inputs.most};
       multiply<N>(pass, lines, sums);
-      combine<N>(sums, rows, pass, out);
+      combine<N, kDoubles>(sums, N * 16, 16, rows, pass, out, pass.stride);
       out += rows * pass.stride;
     }
   }
@@ -64,7 +35,7 @@ TANDEM_TARGET void steps(const ExpandedInputs& inputs, int T, const Pass& pass, 
         if (t >= T) continue;
         const uint8_t* spikes = inputs.row(piece, row) + t * piece.step_bytes;
         multiply<1>(pass, {spikes, piece.step_bytes, piece.offsets + pass.begin, 1}, sums);
-        combine(sums, kSteps, pass, out);
+        combine<1, kDoubles>(sums, 16, 16, kSteps, pass, out, pass.stride);
       }
     }
   }

@@ -33,14 +33,9 @@ int64_t most_digits(DType dtype) {
   return dtype == DType::kFloat32 ? kMostDigits : 2;
 }
 
-struct ColumnMemory {
-  int64_t columns, header;  // header: int32 of counts and shifts, padded to a cache line
-  int64_t column_bytes;
-
-  ColumnMemory(const Geometry& geometry, const Tiling& tiling, DType dtype)
-      : columns(tiling.tiles() * tiling.registers),
-        header((2 * columns + 15) / 16 * 16),
-        column_bytes(ChunkShape(geometry).chunks() * most_digits(dtype) * kTileBytes) {}
+// How a column is cut into digits.
+struct Cut {
+  int32_t count, shift;
 };
 
 }  // namespace
@@ -50,34 +45,24 @@ bool has_digits(const Geometry& geometry) {
   return byte_products() != ByteProducts::kNone && inputs > 0 && inputs <= kMaxInputs && !geometry.is_depthwise();
 }
 
-int64_t DigitWeights::size(const Geometry& geometry, const Tiling& tiling, DType dtype) {
-  if (!has_digits(geometry)) return 0;
-  const ColumnMemory at(geometry, tiling, dtype);
-  return at.header + at.columns * at.column_bytes / 4;
+DigitLayout::DigitLayout(const Geometry& geometry, const Tiling& tiling, DType dtype)
+    : columns(tiling.tiles() * tiling.registers),
+      column_bytes(ChunkShape(geometry).chunks() * most_digits(dtype) * kTileBytes),
+      digits_at((columns * int64_t{sizeof(Cut)} + 63) / 64 * 64) {}
+
+DigitColumn DigitLayout::column(const char* memory, int64_t i) const {
+  const Cut& cut = reinterpret_cast<const Cut*>(memory)[i];
+  const auto* digits = reinterpret_cast<const int8_t*>(memory + digits_at) + i * column_bytes;
+  return {cut.count, cut.shift, digits, digits + (i + 1 < columns ? column_bytes : 0)};
 }
 
-void DigitWeights::read(const Geometry& geometry, const Tiling& tiling, DType dtype, const int32_t* memory) {
-  const ColumnMemory at(geometry, tiling, dtype);
-  columns.clear();
-  for (int64_t i = 0; i < at.columns; ++i) {
-    const auto* digits = reinterpret_cast<const int8_t*>(memory + at.header) + i * at.column_bytes;
-    const int64_t next = i + 1 < at.columns ? at.column_bytes : 0;
-    columns.push_back({memory[2 * i], memory[2 * i + 1], digits, digits + next});
-  }
-}
-
-DigitPacker::DigitPacker(const Geometry& geometry, const Tiling& tiling, DType dtype, int32_t* memory)
-    : position_(input_positions(geometry, tiling)), registers_(tiling.registers), header_(memory) {
-  const ColumnMemory at(geometry, tiling, dtype);
-  column_bytes_ = at.column_bytes;
-  digits_ = reinterpret_cast<int8_t*>(memory + at.header);
-}
+DigitPacker::DigitPacker(const Geometry& geometry, const Tiling& tiling, DType dtype, char* memory)
+    : position_(input_positions(geometry, tiling)),
+      registers_(tiling.registers),
+      layout_(geometry, tiling, dtype),
+      memory_(memory) {}
 
 namespace {
-
-struct Digits {
-  int count, shift;
-};
 
 // Bits of a where the mask has ones, of b elsewhere.
 template <class V>
@@ -86,7 +71,7 @@ TANDEM_INLINE V choose(int32_t mask, const V& a, const V& b) {
 }
 
 template <int L>
-TANDEM_INLINE Digits measure_column(const int32_t* weights, const std::vector<int64_t>& position) {
+TANDEM_INLINE Cut measure_column(const int32_t* weights, const std::vector<int64_t>& position) {
   int32_t bits = 0, most = 0;
   for (int i = 0; i < 16; i += L) {
     Int<float, L> any{}, largest{};
@@ -110,9 +95,9 @@ TANDEM_INLINE Digits measure_column(const int32_t* weights, const std::vector<in
 // bytes of a digit are together.
 template <int L>
 TANDEM_INLINE void pack_column_body(const int32_t* weights, const std::vector<int64_t>& position, int8_t* digits,
-                                    Digits* packed) {
-  const Digits cut = measure_column<L>(weights, position);
-  *packed = cut;
+                                    Cut* to_cut) {
+  const Cut cut = measure_column<L>(weights, position);
+  *to_cut = cut;
   constexpr int32_t bias = static_cast<int32_t>(0x80808080u), even = 0x00ff00ff, low = 0x0000ffff;
   typedef typename Simd<uint32_t, L>::type Words;
   for (size_t k = 0; k < position.size(); k += 4) {
@@ -135,18 +120,17 @@ TANDEM_INLINE void pack_column_body(const int32_t* weights, const std::vector<in
   }
 }
 TANDEM_CPU_LANES_KERNEL(pack_column,
-                        (const int32_t* weights, const std::vector<int64_t>& position, int8_t* digits, Digits* packed),
-                        (weights, position, digits, packed))
+                        (const int32_t* weights, const std::vector<int64_t>& position, int8_t* digits, Cut* to_cut),
+                        (weights, position, digits, to_cut))
 
 }  // namespace
 
 void DigitPacker::pack(int64_t i, const int32_t* tile) const {
+  auto* digits = reinterpret_cast<int8_t*>(memory_ + layout_.digits_at);
   for (int r = 0; r < registers_; ++r) {
     const int64_t column = i * registers_ + r;
-    Digits packed;
-    pack_column(tile + 16 * r, position_, digits_ + column * column_bytes_, &packed);
-    header_[2 * column] = packed.count;
-    header_[2 * column + 1] = packed.shift;
+    pack_column(tile + 16 * r, position_, digits + column * layout_.column_bytes,
+                reinterpret_cast<Cut*>(memory_) + column);
   }
 }
 
