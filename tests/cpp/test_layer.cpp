@@ -1,6 +1,7 @@
 // The fused product against a plain loop in double, for both timings. Weights are multiples of 1/64, so all sums are
 // exact: bits must agree for every shape, rate, T, algorithm, capability and number of threads.
 #include "kernels/product/product.h"
+#include "kernels/product/quantise.h"
 #include "kernels/product/window.h"
 #include "product_layer.h"
 
@@ -122,6 +123,43 @@ TEST(bytes_up_to_the_ends_of_int16) {
       layer.planes[2 * inputs + k] = 0xff;
     }
     check(layer, "the ends of int16");
+  }
+}
+
+// Few-bit weights of sizes that no vector divides are the nearest integers, and of steps the best share is taken.
+TEST(few_bits_are_the_nearest) {
+  std::mt19937 random(5);
+  std::normal_distribution<float> normal;
+  constexpr int64_t rows = 3;
+  for (const int largest : {1, 3, 7, 127}) {
+    for (const int64_t size : {1, 15, 64, 4200}) {
+      std::vector<float> weights(rows * size), steps(rows);
+      std::vector<int8_t> q(rows * size);
+      for (float& w : weights) w = normal(random);
+      cpu::quantise(weights.data(), rows, size, largest, q.data(), steps.data(), threads_for);
+      for (int64_t row = 0; row < rows; ++row) {
+        const float* w = weights.data() + row * size;
+        const auto nearest = [&](int64_t k, float step) {
+          return std::clamp<float>(std::nearbyint(w[k] / step), -largest, largest);
+        };
+        const auto error = [&](float step) {
+          double sum = 0;
+          for (int64_t k = 0; k < size; ++k) sum += std::pow(w[k] - step * nearest(k, step), 2);
+          return sum;
+        };
+        float peak = 0;
+        for (int64_t k = 0; k < size; ++k) {
+          peak = std::max(peak, std::abs(w[k]));
+          CHECK(q[row * size + k] == nearest(k, steps[row]), "%d, %ld weights", largest, long(size));
+        }
+        const float whole = peak / static_cast<float>(largest);
+        CHECK(largest <= 3 || steps[row] == whole, "%d, %ld weights: step %g", largest, long(size), steps[row]);
+        for (const float share : {1.f, 0.75f, 0.5f, 0.375f, 0.25f}) {
+          CHECK(largest > 3 || error(steps[row]) <= 1.001 * error(share * whole) + 1e-9, "%d, %ld weights: share %g",
+                largest, long(size), share);
+        }
+      }
+    }
   }
 }
 
