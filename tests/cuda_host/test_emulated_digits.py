@@ -106,7 +106,7 @@ def test_weights_that_are_not_finite(plain: Emulator, value: float) -> None:
 
 @AMPERE
 @pytest.mark.parametrize(
-    ("K", "bits", "digits", "most"), [(128, 0, 3, 11.0), (1024, 0, 3, 4.15), (4096, 0, 3, 3.41), (1024, 4, 1, 6.0)]
+    ("K", "bits", "digits", "most"), [(128, 0, 3, 11.0), (1024, 0, 3, 4.15), (4096, 0, 3, 3.41), (1024, 4, 1, 5.9)]
 )
 def test_instructions(plain: Emulator, K: int, bits: int, digits: int, most: float) -> None:
     """Instructions of a warp in the whole kernel, per mma, at T = 8: the table is in docs/cuda.md. Few-bit weights have

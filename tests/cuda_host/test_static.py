@@ -68,8 +68,8 @@ def test_registers_and_occupancy(compiled: Compiled, request: pytest.FixtureRequ
 
 
 def shapes(log: str) -> dict[tuple[int, ...], int]:
-    """Registers by shape: counted, steps, columns and tiles of a warp, warps along outputs, pixels and depth."""
-    kernel = re.compile(r"entry function '\S*5ShapeILb(\d)E" + r"Li(\d+)E" * 6 + r"\S*'")
+    """Registers by shape: digits, steps, columns and tiles of a warp, warps along outputs, pixels and depth."""
+    kernel = re.compile(r"entry function '\S*5ShapeI" + r"Li(\d+)E" * 7 + r"\S*'")
     found = {}
     for text in log.split("Compiling ")[1:]:
         if shape := kernel.match(text):
@@ -79,10 +79,10 @@ def shapes(log: str) -> dict[tuple[int, ...], int]:
 
 # Blocks of a multiprocessor with 64 kB of shared memory, and with 100 kB or more.
 BLOCKS = {
-    (0, 4, 4, 4, 1, 1, 4): (3, 3), (0, 4, 4, 4, 1, 2, 4): (1, 1), (0, 4, 4, 4, 1, 4, 1): (2, 3),
-    (0, 8, 8, 2, 1, 1, 4): (3, 3), (0, 8, 8, 2, 1, 2, 4): (1, 1), (0, 8, 4, 4, 1, 4, 1): (2, 2),
-    (0, 16, 8, 2, 1, 1, 4): (1, 1), (0, 16, 8, 2, 1, 2, 2): (1, 1), (0, 16, 8, 2, 1, 2, 1): (2, 3),
-    (1, 1, 2, 2, 2, 4, 1): (1, 2),
+    (1, 4, 4, 4, 1, 1, 4): (3, 3), (1, 4, 4, 4, 1, 2, 4): (1, 1), (1, 4, 4, 4, 1, 4, 1): (2, 3),
+    (1, 8, 8, 2, 1, 1, 4): (3, 3), (1, 8, 8, 2, 1, 2, 4): (1, 1), (1, 8, 4, 4, 1, 4, 1): (2, 2),
+    (1, 16, 8, 2, 1, 1, 4): (1, 1), (1, 16, 8, 2, 1, 2, 2): (1, 1), (1, 16, 8, 2, 1, 2, 1): (2, 3),
+    (2, 1, 2, 2, 2, 4, 1): (1, 2), (4, 1, 2, 2, 2, 4, 1): (1, 2),
 }  # fmt: skip
 
 
@@ -93,12 +93,11 @@ def test_resident_blocks(compiled: Compiled, request: pytest.FixtureRequest) -> 
     found = shapes(compiled["product_if"][0]) | shapes(compiled["window_product"][0])
     assert found.keys() == BLOCKS.keys()
     for shape, registers in found.items():
-        counted, steps, columns, tiles, out, pixels, depth = shape
+        digits, steps, columns, tiles, out, pixels, depth = shape
+        counted = digits > 1
         threads, rounds = 32 * out * pixels * depth * (1 if counted else steps // columns), steps == 16
         outputs = 16 * tiles * out
-        stage = 144 * (outputs + 8 * pixels * (2 if rounds else 1))
-        if counted:  # lines of two rows of half the depth; all digits
-            stage = 72 * (4 * outputs + 16 * pixels)
+        stage = (64 if digits == 4 else 128) * (digits * outputs + 8 * pixels * (2 if rounds or counted else 1))
         items = tiles // 2 * pixels
         sums = 0 if counted else 512 * items * min(steps, 8) * depth
         state = 5 * 512 * items * 2 if rounds else 0
@@ -131,7 +130,7 @@ def test_product_loop(compiled: Compiled, request: pytest.FixtureRequest) -> Non
     kernels = disassemble(compiled["product_if"][1])
     slots = {}
     for name, lines in kernels.items():
-        shape = re.search(r"5ShapeILb0ELi(\d+)ELi\dELi\dELi1ELi\dELi1E", name)
+        shape = re.search(r"5ShapeILi1ELi(\d+)ELi\dELi\dELi1ELi\dELi1E", name)
         if shape is None:
             continue  # with a shared depth the loop is unrolled into the loop over the stages
         places = [[i for i, line in enumerate(body) if "IMMA" in line] for body in loops(lines)]

@@ -31,8 +31,8 @@ class Layer(NamedTuple):
     others: tuple[float, float]  # instructions of a scheduler for each mma with window timing, of two digits and three
 
 
-LINEAR = Layer("Linear 4096², B = 64", 64 * 4096, 4096, 4096**2, (7.2, 5.6))
-CONV = Layer("conv 256→512, 3×3, stride 2, 16×16, B = 64", 64 * 512 * 64, 2304, 512 * 2304, (9.9, 7.4))
+LINEAR = Layer("Linear 4096², B = 64", 64 * 4096, 4096, 4096**2, (4.9, 5.4))
+CONV = Layer("conv 256→512, 3×3, stride 2, 16×16, B = 64", 64 * 512 * 64, 2304, 512 * 2304, (6.7, 7.2))
 SCAN = "scan of float32 currents [8, 16.8 million], training"
 SCANNED, SCAN_BYTES = 2**24, 37.125  # neurons, and what each of them moves: currents, planes, counts, the gate
 ANN, STEP, WINDOW, OURS = "the ANN's layer", "step timing", "window timing", "tandem"

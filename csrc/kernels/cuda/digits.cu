@@ -20,28 +20,18 @@ struct Rows {
   int inputs, taps, channels;
   bool moved;  // in memory the taps are innermost; the digits have the channels innermost
   bool whole;  // every load of four neighbouring weights is aligned
-  int8_t* digits;
-  int64_t row;
-  int most;  // digits of an output in memory
-  float* units;
-  int32_t* counts;
+  Digits to;
 };
 
-// Weights k ... k + 3 of an output in memory order; zeros beyond the last.
+// Weights k ... k + 3 of an output in memory order or, `staged`, in the order of a stage (tap, channel); zeros beyond
+// the last.
 template <class E>
-__device__ __forceinline__ Vec<float, 4> load_four(const Rows<E>& rows, const E* weight, int k) {
-  if (rows.whole) return widen(load<Vec<E, 4>>(weight + k));
-  return generate<4>([&](int i) { return k + i < rows.inputs ? widen(weight[k + i]) : 0.0f; });
-}
-
-// Weights k ... k + 3 of an output in the order of a stage: tap, channel.
-template <class E>
-__device__ __forceinline__ Vec<float, 4> load_staged(const Rows<E>& rows, const E* weight, int k) {
-  if (!rows.moved && k + 4 <= rows.inputs) return load_four(rows, weight, k);
+__device__ __forceinline__ Vec<float, 4> load_four(const Rows<E>& rows, const E* weight, int k, bool staged = false) {
+  const bool moved = staged && rows.moved;
+  if (rows.whole && !moved && k < rows.inputs) return convert<float>(load<Vec<E, 4>>(weight + k));
   return generate<4>([&](int i) {
-    const int tap = (k + i) / rows.channels;
-    const int channel = k + i - tap * rows.channels;
-    return k + i < rows.inputs ? widen(weight[rows.moved ? channel * rows.taps + tap : k + i]) : 0.0f;
+    const int tap = (k + i) / rows.channels, channel = k + i - tap * rows.channels;
+    return k + i < rows.inputs ? static_cast<float>(weight[moved ? channel * rows.taps + tap : k + i]) : 0.0f;
   });
 }
 
@@ -58,16 +48,6 @@ __device__ __forceinline__ E over_block(E mine, const Join& join) {
 #pragma unroll
   for (int i = 1; i < kThreads / 32; ++i) all = join(all, parts[i]);
   return all;
-}
-
-// digits[d] = byte d of each of the four words.
-__device__ __forceinline__ void transpose(const uint32_t (&w)[4], uint32_t (&digits)[kMostDigits]) {
-  const uint32_t even[2] = {__byte_perm(w[0], w[1], 0x5140), __byte_perm(w[2], w[3], 0x5140)};
-  const uint32_t odd[2] = {__byte_perm(w[0], w[1], 0x7362), __byte_perm(w[2], w[3], 0x7362)};
-  digits[0] = __byte_perm(even[0], even[1], 0x5410);
-  digits[1] = __byte_perm(even[0], even[1], 0x7632);
-  digits[2] = __byte_perm(odd[0], odd[1], 0x5410);
-  digits[3] = __byte_perm(odd[0], odd[1], 0x7632);
 }
 
 // The exponent of the unit, the same in all threads; false if a weight is not finite. each() visits the thread's
@@ -100,13 +80,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks) digits_kernel(const __grid_
     }
   };
 
+  const auto describe = [&](float unit, int count) {
+    if (threadIdx.x > 0) return;
+    rows.to.units[output] = unit;
+    rows.to.counts[output] = count;
+  };
   int exponent = 0;  // int8 weights are integers
   if (sizeof(E) > 1 && !find_unit(each, rows.inputs, sizeof(E) == 2, exponent)) {
-    if (threadIdx.x == 0) {
-      rows.units[output] = __uint_as_float(0x7fc00000u);
-      rows.counts[output] = 0;
-    }
-    return;
+    return describe(__uint_as_float(0x7fc00000u), 0);
   }
   const float factor = power_of_two(-exponent);
 
@@ -122,57 +103,49 @@ __global__ void __launch_bounds__(kThreads, kBlocks) digits_kernel(const __grid_
   const int shift = any == 0 ? 0 : 31 - __clz(static_cast<int>(any & -any));  // trailing zero bits go into the unit
   most >>= shift;
   const int count = any == 0 ? 0 : most <= 0x7f ? 1 : most <= 0x7f7f ? 2 : most <= kThreeDigits ? 3 : kMostDigits;
-  if (threadIdx.x == 0) {
-    rows.units[output] = power_of_two(exponent + shift);
-    rows.counts[output] = count;
-  }
+  describe(power_of_two(exponent + shift), count);
 
-  int8_t* to = rows.digits + rows.most * output * rows.row;
+  int8_t* to = rows.to.digits + output * rows.to.output;
 #pragma unroll 4
-  for (int64_t k = first; k < rows.row; k += 4 * kThreads) {
-    const auto four = load_staged(rows, weight, static_cast<int>(k));
+  for (int64_t k = first; k < rows.to.row; k += 4 * kThreads) {
+    const auto four = load_four(rows, weight, static_cast<int>(k), true);
     uint32_t words[4];
     constexpr uint32_t kBias = 0x80808080u;  // added to a word, it makes each byte the digit plus 128
     unroll<4>(
         [&](int i) { words[i] = static_cast<uint32_t>(to_fixed(rounded_mul(four.at[i], factor)) >> shift) + kBias; });
-    uint32_t digits[kMostDigits];
-    transpose(words, digits);
     unroll<kMostDigits>([&](int d) {
-      if (d < count) store(to + d * rows.row + k, digits[d] ^ kBias);
+      const unsigned pick = d | (d + 4) << 4;  // byte d of two words
+      const uint32_t low = __byte_perm(words[0], words[1], pick), high = __byte_perm(words[2], words[3], pick);
+      if (d < count) store(to + d * rows.to.row + k, __byte_perm(low, high, 0x5410) ^ kBias);
     });
   }
 }
 
 template <class E>
-int launch(const Geometry& geometry, const Weights& weights, void* memory, void* stream) {
-  const DigitMemory at(geometry, weights.dtype);
+int launch_digits(const Geometry& geometry, const Weights& weights, void* memory, void* stream) {
   Rows<E> rows{};
   rows.weight = static_cast<const E*>(weights.data);
   rows.inputs = static_cast<int>(geometry.inputs());
   rows.taps = static_cast<int>(geometry.taps());
   rows.channels = static_cast<int>(geometry.group_channels());
   rows.moved = !weights.channels_last && rows.taps > 1 && rows.channels > 1;
-  rows.whole = rows.inputs % 4 == 0 && is_aligned(rows.weight, 4 * sizeof(E));
-  rows.digits = static_cast<int8_t*>(memory);
-  rows.row = at.row;
-  rows.most = at.most;
-  rows.units = reinterpret_cast<float*>(rows.digits + at.units_at());
-  rows.counts = reinterpret_cast<int32_t*>(rows.units + at.outputs);
-  digits_kernel<<<static_cast<unsigned>(geometry.outputs), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(rows);
-  return cudaGetLastError();
+  rows.whole = fit_four(rows.inputs, rows.weight);
+  rows.to = digits_at(memory, geometry, weights.dtype);
+  return launch(digits_kernel<E>, static_cast<unsigned>(geometry.outputs), kThreads, 0, stream, rows);
 }
 
 }  // namespace
 
-int64_t prepared_size(const Geometry& geometry, DType dtype) { return DigitMemory(geometry, dtype).bytes(); }
+int64_t prepared_size(const Geometry& geometry, DType dtype) {
+  return geometry.outputs * (most_digits(dtype) * digit_bytes(geometry) + int64_t{sizeof(float) + sizeof(int32_t)});
+}
 
 int prepare(const Geometry& geometry, const Weights& weights, void* memory, void* stream) {
   constexpr int64_t kInt = std::numeric_limits<int32_t>::max() - 4 * kThreads;
-  if (geometry.outputs == 0) return cudaSuccess;
   if (geometry.inputs() > kInt || geometry.outputs > kInt) return cudaErrorInvalidValue;
-  if (weights.dtype == DType::kInt8) return launch<int8_t>(geometry, weights, memory, stream);
-  return launch_for(weights.dtype,
-                    [&](auto element) { return launch<decltype(element)>(geometry, weights, memory, stream); });
+  if (weights.dtype == DType::kInt8) return launch_digits<int8_t>(geometry, weights, memory, stream);
+  return with_type<false>(
+      weights.dtype, [&](auto element) { return launch_digits<decltype(element)>(geometry, weights, memory, stream); });
 }
 
 }  // namespace tandem::cuda

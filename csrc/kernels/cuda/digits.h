@@ -11,19 +11,27 @@ constexpr int most_digits(DType dtype) {
   return dtype == DType::kInt8 ? 1 : dtype == DType::kFloat32 ? kMostDigits : 2;
 }
 
-// The layout in memory: digits [outputs, most_digits, row] int8, the lowest digit first, each row with the inputs in
-// the order of a stage (tap, channel); units [outputs] float, the value of the integer 1; counts [outputs] int32, the
-// number of digits of an output. Digits beyond that number are not written.
-struct DigitMemory {
-  int64_t outputs, row;  // row: bytes per digit, padded with zeros to a multiple of 16
-  int most;              // digits of an output
-
-  DigitMemory(const Geometry& geometry, DType dtype)
-      : outputs(geometry.outputs), row((geometry.inputs() + 15) / 16 * 16), most(most_digits(dtype)) {}
-
-  int64_t output_bytes() const { return most * row; }
-  int64_t units_at() const { return outputs * output_bytes(); }  // bytes before the units
-  int64_t bytes() const { return units_at() + outputs * int64_t{sizeof(float) + sizeof(int32_t)}; }
+// The prepared weights in memory: the digits, for each output the lowest first, each a row of the inputs in the order
+// of a stage (tap, channel); the units, the value of an output's integer 1; and of each output the number of its
+// digits. Digits beyond that number are not written.
+struct Digits {
+  int8_t* digits;  // [outputs, most_digits, row]; units and counts are [outputs]
+  float* units;
+  int32_t* counts;
+  int64_t row;     // bytes of a digit, padded with zeros to a multiple of 16
+  int64_t output;  // bytes of an output
 };
+
+inline int64_t digit_bytes(const Geometry& geometry) { return (geometry.inputs() + 15) / 16 * 16; }
+
+inline Digits digits_at(const void* memory, const Geometry& geometry, DType dtype) {
+  Digits at{};
+  at.row = digit_bytes(geometry);
+  at.output = most_digits(dtype) * at.row;
+  at.digits = static_cast<int8_t*>(const_cast<void*>(memory));
+  at.units = reinterpret_cast<float*>(at.digits + geometry.outputs * at.output);
+  at.counts = reinterpret_cast<int32_t*>(at.units + geometry.outputs);
+  return at;
+}
 
 }  // namespace tandem::cuda

@@ -12,33 +12,25 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kBlocksPerMultiprocessor = 8;
 
-// Steps whose loads are issued together: as many as fit into 64 registers.
-TANDEM_HOST_DEVICE constexpr int chunk_of(int T, bool residual) {
-  if (T == 8) return 8;
-  return residual ? 2 : 4;
-}
-
 // kT is T if it is known at compile time. 0 stands for any T, also for a piece of a window. kHeld: one current for all
 // steps (constant or impulse) instead of a train of currents.
 template <class In, bool kHeld, bool kResidual, int kT, int kVec>
 __device__ __forceinline__ uint32_t scan(const In* __restrict__ currents, Source source, const Neuron<Compute<In>>& a,
                                          int64_t n) {
-  constexpr int kSteps = chunk_of(kT, kResidual);
+  constexpr int kSteps = kT == 8 ? 8 : kResidual ? 2 : 4;  // loaded together: as many as fit into 64 registers
   using C = Compute<In>;
   using Input = Vec<In, kVec>;
-  Neurons<kVec, C, kT == 0> neurons(a, static_cast<uint32_t>(remainder(n, a.channels)));
+  Neurons<kVec, C, kT == 0, kResidual> neurons(a, static_cast<uint32_t>(n % a.channels));
   neurons.begin(a, n);
   auto u = fill<C, kVec>(0);
-  if constexpr (kT == 0) {
-    if (a.before > 0) neurons.resume(a, n, u);
-  }
+  if (kT == 0 && a.before > 0) neurons.resume(a, n, u);
   Input held;
   if constexpr (kHeld) held = load_once<Input>(currents + n);
   const int T = kT > 0 ? kT : a.T;
 #pragma unroll 1
   for (int first = 0; first < T; first += kPlaneSteps) {
     const int steps = kT > 0 ? min(kT, kPlaneSteps) : min(T - first, kPlaneSteps);
-    neurons.begin_plane(a, n, first / kPlaneSteps);
+    neurons.begin_plane(a, n, first / kPlaneSteps, steps);
 #pragma unroll 1
     for (int at = 0; at < steps; at += kSteps) {
       Input raw[kSteps];
@@ -52,27 +44,23 @@ __device__ __forceinline__ uint32_t scan(const In* __restrict__ currents, Source
       });
       Vec<C, kVec> current[kSteps];
       unroll<kSteps>([&](int t) {
-        current[t] = widen(raw[t]);
+        current[t] = convert<C>(raw[t]);
         if constexpr (!kHeld) u = rounded_add(u, current[t]);  // 0 behind the last step
       });
-      neurons.scale_products(current);
-      if constexpr (kResidual) neurons.add_residual(a, n, first, at, steps, current);
-      neurons.template advance<true, kSteps>(a, at, steps, current);  // memory decides, not arithmetic
+      neurons.template integrate<true>(a, n, at, current);
     }
-    if (first + kPlaneSteps < T) neurons.end_plane(a, n, first / kPlaneSteps);
+    if (first + kPlaneSteps < T) neurons.end_plane(a, n);
   }
-  if constexpr (kT == 0) {
-    if (a.after > 0) {
-      neurons.end_plane(a, n, (T - 1) / kPlaneSteps);
-      neurons.pause(a, n, u);
-      return 0;
-    }
+  if (kT == 0 && a.after > 0) {
+    neurons.end_plane(a, n);
+    neurons.pause(a, n, u);
+    return 0;
   }
   if constexpr (kHeld) {
     const C steps = static_cast<C>(source == Source::kConstant ? a.window() : 1);
-    u = rounded_mul(widen(held), fill<C, kVec>(steps));
+    u = rounded_mul(convert<C>(held), fill<C, kVec>(steps));
   }
-  return neurons.end(a, n, (T - 1) / kPlaneSteps, u);
+  return neurons.end(a, n, u);
 }
 
 template <class In, bool kHeld, bool kResidual, int kT, int kVec>
@@ -93,17 +81,15 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
   const int64_t n = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kVec;
   uint32_t gates = 0;
   if (n < a.neurons) {
-    auto u = widen(load_once<Vec<In, kVec>>(currents + n));
+    auto u = convert<C>(load_once<Vec<In, kVec>>(currents + n));
     if (source == Source::kConstant) u = rounded_mul(u, fill<C, kVec>(static_cast<C>(a.T)));
     if (source == Source::kTrain) {
 #pragma unroll 4
       for (int t = 1; t < a.T; ++t) {
-        u = rounded_add(u, widen(load_once<Vec<In, kVec>>(currents + t * a.neurons + n)));
+        u = rounded_add(u, convert<C>(load_once<Vec<In, kVec>>(currents + t * a.neurons + n)));
       }
     }
-    Neurons<kVec, C, false> neurons(a, static_cast<uint32_t>(remainder(n, a.channels)));
-    neurons.begin(a, n);
-    gates = neurons.fire_window(a, n, u);
+    gates = Neurons<kVec, C, false>(a, static_cast<uint32_t>(n % a.channels)).fire_window(a, n, u);
   }
   put_gates<kVec>(a.mask, n, n < a.neurons, gates, 1);
 }
@@ -129,20 +115,20 @@ auto kernel_for(Source source, const Neuron<Compute<In>>& a) {
 }  // namespace
 
 int if_scan(const void* currents, DType dtype, Source source, const Neuron<float>& args, void* stream) {
-  return launch_for(dtype, [&](auto element) {
+  return with_type<false>(dtype, [&](auto element) {
     using In = decltype(element);
-    const bool four = is_aligned(currents, 4 * sizeof(In)) && fit_four(args);
-    return launch_by_four<kThreads>(
-        four, args.neurons, stream, [&](auto vec) { return kernel_for<In, vec.value>(source, args); },
-        static_cast<const In*>(currents), source, args);
+    const auto* from = static_cast<const In*>(currents);
+    return by_four(fit_four(args.neurons, from) && fit_four(args), [&](auto vec) {
+      return launch(kernel_for<In, vec.value>(source, args), blocks_for(args.neurons, kThreads * vec.value), kThreads,
+                    0, stream, from, source, args);
+    });
   });
 }
 
 int if_scan(const void* currents, DType dtype, Source source, const Neuron<double>& args, void* stream) {
   if (dtype != DType::kFloat64) return cudaErrorInvalidValue;
-  return launch_by_four<kThreads>(
-      false, args.neurons, stream, [&](auto) { return kernel_for<double, 1>(source, args); },
-      static_cast<const double*>(currents), source, args);
+  return launch(kernel_for<double, 1>(source, args), blocks_for(args.neurons, kThreads), kThreads, 0, stream,
+                static_cast<const double*>(currents), source, args);
 }
 
 }  // namespace tandem::cuda

@@ -11,8 +11,8 @@ TANDEM_HOST_DEVICE bool has_residual(const Neuron<C>& a) {
   return a.residual_planes != nullptr || a.residual_currents != nullptr;
 }
 
-// kLong: the window may have more than 255 steps.
-template <int kVec, class C = float, bool kLong = true>
+// kLong: the window may have more than 255 steps. kResidual: the layer may have a residual.
+template <int kVec, class C = float, bool kLong = true, bool kResidual = true>
 struct Neurons {
   using Args = Neuron<C>;
 
@@ -20,14 +20,15 @@ struct Neurons {
   int live;    // neurons that exist
   bool residual;
   Vec<C, kVec> v, r, scale;
-  Vec<C, kVec> k;    // a step's share of the shift; with window timing all
-  uint32_t channel;  // of the first neuron
-  uint32_t plane;    // the spikes of up to eight steps, one byte per neuron
+  Vec<C, kVec> k;     // a step's share of the shift; with window timing all
+  uint32_t channel;   // of the first neuron
+  int number, steps;  // of the plane: it has steps 8 number, ...
+  uint32_t plane;     // the spikes of its steps, one byte per neuron
   Counts<kLong> counts;
-  uint32_t residual_plane;  // the residual's spikes of the same steps
+  uint32_t residual_plane;  // the residual's
 
   __device__ __forceinline__ Neurons(const Args& a, uint32_t channel, int live = kVec, bool whole = true)
-      : whole(whole), live(live), residual(has_residual(a)), channel(channel) {
+      : whole(whole), live(live), residual(kResidual && has_residual(a)), channel(channel) {
     if (live <= 0) return;
     scale = load_channels(a.scale, 1);
     k = load_channels(a.shift, 0);
@@ -42,9 +43,10 @@ struct Neurons {
     } else if (a.v_init_size == 1) {
       v = fill<C, kVec>(*a.v_init);
     } else {
-      v = take(a.v_init + remainder(n, a.v_init_size));
+      v = take(a.v_init + n % a.v_init_size);
     }
     r = fill<C, kVec>(0);
+    number = 0;
     plane = 0;
     counts = {};
   }
@@ -55,14 +57,13 @@ struct Neurons {
     put(a.carried.counts + n, generate<kVec>([&](int i) { return static_cast<uint16_t>(counts[i]); }));
     put(a.carried.v + n, v);
     put(a.carried.r + n, r);
-    put(a.carried.u + n, generate<kVec>([&](int i) { return static_cast<double>(u.at[i]); }));
+    put(a.carried.u + n, convert<double>(u));
   }
   __device__ __forceinline__ void resume(const Args& a, int64_t n, Vec<C, kVec>& u) {
     v = take(a.carried.v + n);
     r = take(a.carried.r + n);
-    const auto sum = take(a.carried.u + n);
+    u = convert<C>(take(a.carried.u + n));
     const auto earlier = take(a.carried.counts + n);
-    u = generate<kVec>([&](int i) { return static_cast<C>(sum.at[i]); });
     unroll<kVec>([&](int i) { counts.set(i, earlier.at[i]); });
   }
 
@@ -84,41 +85,44 @@ struct Neurons {
     });
   }
   __device__ __forceinline__ void put_planes(uint8_t* p) const {
-    if (whole) return store_planes<kVec>(p, plane);
+    if (whole) return store(p, static_cast<Planes<kVec>>(plane));
     put(p, generate<kVec>([&](int i) { return static_cast<uint8_t>(plane >> 8 * i); }));
   }
 
-  // Call before the first step of plane p.
-  __device__ __forceinline__ void begin_plane(const Args& a, int64_t n, int p) {
+  // Call before the first step of a plane.
+  __device__ __forceinline__ void begin_plane(const Args& a, int64_t n, int its_number, int its_steps) {
+    number = its_number;
+    steps = its_steps;
     plane = 0;
-    if (a.residual_planes == nullptr) return;
-    const uint8_t* planes = a.residual_planes + p * a.neurons + n;
+    if (!kResidual || a.residual_planes == nullptr) return;
+    const uint8_t* planes = a.residual_planes + number * a.neurons + n;
     residual_plane = 0;
     if (whole) {
-      residual_plane = load_planes<kVec>(planes);
+      residual_plane = load<Planes<kVec>>(planes);
     } else {
       const auto bytes = take(planes);
       unroll<kVec>([&](int i) { residual_plane |= static_cast<uint32_t>(bytes.at[i]) << 8 * i; });
     }
   }
 
-  // Call after the last step of plane p, unless it is the window's last plane, which end() stores.
-  __device__ __forceinline__ void end_plane(const Args& a, int64_t n, int p) {
+  // Call after the last step of a plane, unless it is the window's last plane, which end() stores.
+  __device__ __forceinline__ void end_plane(const Args& a, int64_t n) {
     counts.add(plane);
-    put_planes(a.planes + p * a.neurons + n);
+    put_planes(a.planes + number * a.neurons + n);
   }
 
-  // Turns the products of kSteps steps into currents, in place.
-  template <int kSteps>
-  __device__ __forceinline__ void scale_products(Vec<C, kVec> (&y)[kSteps]) const {
+  // Integrates the products y of the plane's steps at, at + 1, ... kAnyLeak: by the same instructions whatever the
+  // leak, for kernels that memory bounds.
+  template <bool kAnyLeak = false, int kSteps>
+  __device__ __forceinline__ void integrate(const Args& a, int64_t n, int at, Vec<C, kVec> (&y)[kSteps]) {
     unroll<kSteps>([&](int t) { y[t] = input_current(y[t], scale, k); });
+    add_residual(a, n, at, y);
+    kAnyLeak || a.leak != 1 ? advance<true>(a, at, y) : advance<false>(a, at, y);
   }
 
-  // Adds the residual's currents of steps first + at, first + at + 1, ... to `current`. The plane begins at step
-  // `first` and has `steps` steps.
+  // Adds the residual's currents to those of the layer.
   template <int kSteps>
-  __device__ __forceinline__ void add_residual(const Args& a, int64_t n, int first, int at, int steps,
-                                               Vec<C, kVec> (&current)[kSteps]) {
+  __device__ __forceinline__ void add_residual(const Args& a, int64_t n, int at, Vec<C, kVec> (&current)[kSteps]) {
     if (!residual) return;
     const auto residual_scale = load_channels(a.residual_scale, 1);
     if (a.residual_planes != nullptr) {
@@ -132,7 +136,7 @@ struct Neurons {
         current[t] = rounded_add(current[t], rounded_mul(residual_scale, spike));
       });
     } else {
-      const C* currents = a.residual_currents + (first + at) * a.neurons + n;
+      const C* currents = a.residual_currents + (number * kPlaneSteps + at) * a.neurons + n;
       unroll<kSteps>([&](int t) {
         if (at + t >= steps) return;
         const C* at_step = currents + t * a.neurons;
@@ -143,13 +147,8 @@ struct Neurons {
     }
   }
 
-  // Integrates the steps at, at + 1, ... of a plane that has `steps` steps.
-  template <int kSteps>
-  __device__ __forceinline__ void advance(const Args& a, int at, int steps, const Vec<C, kVec> (&current)[kSteps]) {
-    a.leak == 1 ? advance<false, kSteps>(a, at, steps, current) : advance<true, kSteps>(a, at, steps, current);
-  }
   template <bool kLeaky, int kSteps>
-  __device__ __forceinline__ void advance(const Args& a, int at, int steps, const Vec<C, kVec> (&current)[kSteps]) {
+  __device__ __forceinline__ void advance(const Args& a, int at, const Vec<C, kVec> (&current)[kSteps]) {
     uint32_t spikes = 0;
     unroll_while<kSteps>([&](auto t_) {
       constexpr int t = t_.value;
@@ -171,27 +170,27 @@ struct Neurons {
     plane |= spikes << at;
   }
 
-  // z, from the product u of the window.
-  __device__ __forceinline__ Vec<C, kVec> sum_up(const Args& a, const Vec<C, kVec>& u,
-                                                 const Vec<C, kVec>& shift) const {
-    const auto z = input_current(u, scale, shift);
-    return residual ? rounded_add(z, rounded_mul(load_channels(a.residual_scale, 1), r)) : z;
+  // z, from that of the layer's own product.
+  __device__ __forceinline__ Vec<C, kVec> add_residual_sum(const Args& a, const Vec<C, kVec>& z) const {
+    return rounded_add(z, rounded_mul(load_channels(a.residual_scale, 1), r));
   }
 
   // Window timing: integrates the product u of the window, then fires. Writes all outputs but the mask and returns the
   // open gates, bit i for neuron i.
   __device__ __forceinline__ uint32_t fire_window(const Args& a, int64_t n, const Vec<C, kVec>& u) {
-    if (a.residual_planes != nullptr) {
-      begin_plane(a, n, 0);
-      r = generate<kVec>([&](int i) { return static_cast<C>(residual_plane >> 8 * i & 255u); });
-    } else if (a.residual_currents != nullptr) {
-      r = take(a.residual_currents + n);
+    begin(a, n);
+    auto z = input_current(u, scale, k);
+    if (residual) {
+      begin_plane(a, n, 0, 0);
+      r = a.residual_planes == nullptr
+              ? take(a.residual_currents + n)
+              : generate<kVec>([&](int i) { return static_cast<C>(residual_plane >> 8 * i & 255u); });
+      z = add_residual_sum(a, z);
     }
-    const auto z = sum_up(a, u, k);
     v = rounded_add(v, z);
     fire_burst(a);
-    counts.bytes = plane;
-    write(a, n, 0);
+    counts = {plane};
+    write(a, n);
     return is_gated(a) ? open_gates(a, z) : 0;
   }
 
@@ -200,27 +199,33 @@ struct Neurons {
     if constexpr (std::is_same_v<C, double>) {
       unroll<kVec>([&](int i) { plane |= static_cast<uint32_t>(burst(v.at[i], a.threshold, a.T)) << 8 * i; });
     } else {
-      uint32_t before = ~0u;
-#pragma unroll 1
-      for (int t = 0; t < a.T && plane != before; ++t) {
-        before = plane;
+      const auto fire_all = [&] {
         unroll_while<kVec>([&](auto i) {
           fire<1u << 8 * i.value, false>(v.at[i.value], plane, a);
           return true;
         });
+      };
+#pragma unroll 1
+      for (unsigned left = a.T % 4u; left > 0; --left) fire_all();
+      uint32_t before = ~0u;
+#pragma unroll 1
+      for (unsigned left = a.T / 4u; left > 0 && plane != before; --left) {
+        before = plane;
+        unroll<4>([&](int) { fire_all(); });
       }
     }
   }
 
-  // Call after the last step, which is in plane `last`, with the window's product. Writes all outputs but the mask and
-  // returns the open gates, bit i for neuron i.
-  __device__ __forceinline__ uint32_t end(const Args& a, int64_t n, int last, const Vec<C, kVec>& u) {
+  // Call after the last step, with the window's product. Writes all outputs but the mask and returns the open gates,
+  // bit i for neuron i.
+  __device__ __forceinline__ uint32_t end(const Args& a, int64_t n, const Vec<C, kVec>& u) {
     counts.add(plane);
-    write(a, n, last);
+    write(a, n);
     if (!is_gated(a)) return 0;
     auto shift = load_channels(a.shift, 0);
     if (a.window() != a.steps) shift = rounded_mul(shift, fill<C, kVec>(share_of_shift<C>(a.window(), a.steps)));
-    return open_gates(a, sum_up(a, u, shift));
+    const auto z = input_current(u, scale, shift);
+    return open_gates(a, residual ? add_residual_sum(a, z) : z);
   }
 
   // Returns bit i for neuron i. The ceiling is computed only for clipping layers, which are few.
@@ -235,10 +240,14 @@ struct Neurons {
     return gates;
   }
 
-  __device__ __forceinline__ void write(const Args& a, int64_t n, int last) const {
-    put_planes(a.planes + last * a.neurons + n);
+  __device__ __forceinline__ void write(const Args& a, int64_t n) const {
+    put_planes(a.planes + number * a.neurons + n);
     if (a.counts != nullptr) {
-      for_counts<kVec>(a.counts, a.counts_dtype, n, counts, [&](auto* p, const auto& values) { put(p, values); });
+      with_type(a.counts_dtype, [&](auto element) {
+        using E = decltype(element);
+        put(static_cast<E*>(a.counts) + n,
+            generate<kVec>([&](int i) { return static_cast<E>(static_cast<float>(counts[i])); }));
+      });
     }
     if (a.v != nullptr) put(a.v + n, v);
     // The sum is finite only if all potentials are, so the usual case needs a single test.
@@ -247,10 +256,9 @@ struct Neurons {
     if (!is_finite(sum) && a.bad != nullptr) {
       uint32_t lost = 0;
       unroll<kVec>([&](int i) { lost |= !is_finite(v.at[i]) && i < live ? 1u << i : 0; });
-      while (lost != 0) {
-        const int i = 31 - __clz(static_cast<int>(lost));
-        a.bad[quotient(n + i, a.sample)] = __int_as_float(0x7fc00000);
-        lost ^= 1u << i;
+      for (; lost != 0; lost &= lost - 1) {
+        const int i = 31 - __clz(static_cast<int>(lost & -lost));
+        a.bad[(n + i) / a.sample] = __int_as_float(0x7fc00000);
       }
     }
   }
@@ -275,15 +283,33 @@ __device__ __forceinline__ void put_gates(uint8_t* mask, int64_t n, int live, ui
   if (threadIdx.x / lanes % (8 / kVec) == 0 && live > 0) mask[n >> 3] = static_cast<uint8_t>(gates);
 }
 
+// What follows the product of a window's counts: it is written, or neurons integrate it and fire.
+struct WindowEnd {
+  Neuron<float> a;
+  float* u;  // null: neurons of window timing integrate the products and fire
+  bool gate_bytes;
+
+  // Ends the products of neighbouring neurons, of which n is the first.
+  template <int kVec>
+  __device__ __forceinline__ void operator()(Neurons<kVec, float, false> neurons, int64_t n,
+                                             const Vec<float, kVec>& product) const {
+    if (u != nullptr) {
+      if (neurons.live > 0) neurons.put(u + n, product);
+      return;
+    }
+    const uint32_t gates = neurons.live > 0 ? neurons.fire_window(a, n, product) : 0;
+    put_gates<kVec>(a.mask, n, neurons.live, gates, kVec, gate_bytes);  // the next outputs: kVec lanes further on
+  }
+};
+
 // Whether all arrays are aligned for a kernel with kVec = 4.
 inline bool fit_four(const Neuron<float>& a) {
   const bool by_channel = a.scale != nullptr || a.shift != nullptr || a.residual_scale != nullptr;
-  const size_t count_bytes = size_of(a.counts_dtype) >= 4 ? 16 : 8;
-  return a.neurons % 4 == 0 && (!by_channel || a.channels % 4 == 0) &&
-         (a.v_init == nullptr || a.v_init_size == 1 || a.v_init_size % 4 == 0) && is_aligned(a.scale, 16) &&
-         is_aligned(a.shift, 16) && is_aligned(a.residual_planes, 4) && is_aligned(a.residual_currents, 16) &&
-         is_aligned(a.residual_scale, 16) && is_aligned(a.v_init, 16) && is_aligned(a.planes, 4) &&
-         is_aligned(a.counts, count_bytes) && is_aligned(a.v, 16);
+  return (!by_channel || a.channels % 4 == 0) &&
+         (a.v_init == nullptr || a.v_init_size == 1 || a.v_init_size % 4 == 0) &&
+         is_aligned(a.counts, size_of(a.counts_dtype) >= 4 ? 16 : 8) &&
+         fit_four(a.neurons, a.scale, a.shift, a.residual_planes, a.residual_currents, a.residual_scale, a.v_init,
+                  a.planes, a.v);
 }
 
 }  // namespace tandem::cuda

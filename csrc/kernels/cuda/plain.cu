@@ -16,19 +16,19 @@ struct Place {
   const int8_t* digits;
   int count;
 
-  __device__ __forceinline__ Place(const DeviceGeometry& g, int64_t channels, int64_t n) {
-    const int64_t pixel = quotient(n, channels);
-    channel = static_cast<uint32_t>(n - pixel * channels);
+  __device__ __forceinline__ Place(const DeviceGeometry& g, int64_t n) {
+    const int64_t pixel = n / g.outputs;
+    channel = static_cast<uint32_t>(n - pixel * g.outputs);
     const int64_t group = channel / static_cast<uint32_t>(g.group_outputs);
     window = find_window(g, g.planes + group * g.group_channels, pixel);
-    digits = g.digits + channel * g.digit_rows;
-    count = g.digit_counts[channel];
+    digits = g.weights.digits + channel * g.weights.output;
+    count = g.weights.counts[channel];
   }
 
   // Calls add(digit, weights, bytes) for each digit of four neighbouring inputs, with their bytes of the plane.
   template <class Add>
   __device__ __forceinline__ void each_four(const DeviceGeometry& g, int plane, const Add& add) const {
-    const int step = g.spike_bytes != 1 ? 4 : 1;  // four neighbouring channels are one load
+    const int step = g.spike_bytes > 1 ? 4 : 1;  // four neighbouring channels are one load
     Tap tap{};
     for (int k = 0; k < g.depth; k += 4) {
       uint32_t four = 0;
@@ -38,7 +38,7 @@ struct Place {
         advance(tap, g, {0, 0, step});
       }
       for (int digit = 0; four != 0 && digit < count; ++digit) {
-        add(digit, load<uint32_t>(digits + digit * g.digit_row + k), four);
+        add(digit, load<uint32_t>(digits + digit * g.weights.row + k), four);
       }
     }
   }
@@ -49,10 +49,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   uint32_t gates = 0;
   if (n < a.neurons) {
-    const Place at(g, a.channels, n);
+    const Place at(g, n);
     Neurons<1> neurons(a, at.channel);
     neurons.begin(a, n);
-    const float unit = g.units[at.channel];
+    const float unit = g.weights.units[at.channel];
     int64_t total = 0;
     for (int plane = 0; plane < g.P; ++plane) {
       uint32_t sums[kPlaneSteps] = {};  // modulo 2^32; the final sums fit int32
@@ -66,16 +66,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         total += sum;
         current[t].at[0] = rounded_mul(static_cast<float>(sum), unit);
       });
-      const int first = plane * kPlaneSteps;
-      const int steps = min(a.T - first, kPlaneSteps);
-      neurons.begin_plane(a, n, plane);
-      neurons.scale_products(current);
-      neurons.add_residual(a, n, first, 0, steps, current);
-      neurons.advance(a, 0, steps, current);
+      neurons.begin_plane(a, n, plane, min(a.T - plane * kPlaneSteps, kPlaneSteps));
+      neurons.integrate(a, n, 0, current);
       if (plane + 1 < g.P) {
-        neurons.end_plane(a, n, plane);
+        neurons.end_plane(a, n);
       } else {
-        gates = neurons.end(a, n, plane, {rounded_mul(static_cast<float>(total), unit)});
+        gates = neurons.end(a, n, {rounded_mul(static_cast<float>(total), unit)});
       }
     }
   }
@@ -83,34 +79,30 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 }
 
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    plain_window_kernel(const __grid_constant__ DeviceGeometry g, const __grid_constant__ WindowEnd end,
-                        int64_t neurons, int64_t channels) {
+    plain_window_kernel(const __grid_constant__ DeviceGeometry g, const __grid_constant__ WindowEnd end) {
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  const bool exists = n < g.pixels * g.outputs;
   uint32_t channel = 0;
   float u = 0;
-  if (n < neurons) {
-    const Place at(g, channels, n);
+  if (exists) {
+    const Place at(g, n);
     int64_t sum = 0;
     at.each_four(g, 0, [&](int digit, uint32_t weights, uint32_t counts) {
       sum += static_cast<int64_t>(dot(weights, counts)) * (int64_t{1} << 8 * digit);
     });
     channel = at.channel;
-    u = rounded_mul(static_cast<float>(sum), g.units[channel]);
+    u = rounded_mul(static_cast<float>(sum), g.weights.units[channel]);
   }
-  end(g, Neurons<1, float, false>(end.a, channel, n < neurons ? 1 : 0), n, {u});
+  end(Neurons<1, float, false>(end.a, channel, exists), n, {u});
 }
 
 }  // namespace
 
 int run_plain(const Layer& layer, float* u, void* stream) {
-  const int64_t neurons = layer.geometry.neurons(), channels = layer.geometry.outputs;
   const DeviceGeometry g = geometry_of(layer, u);
-  if (!layer.counted()) {
-    return launch_by_four<kThreads>(false, neurons, stream, [](auto) { return &plain_if_kernel; }, g, layer.neuron);
-  }
-  const WindowEnd end{layer.neuron, u};
-  return launch_by_four<kThreads>(
-      false, neurons, stream, [](auto) { return &plain_window_kernel; }, g, end, neurons, channels);
+  const unsigned blocks = blocks_for(g.pixels * g.outputs, kThreads);
+  if (!layer.counted()) return launch(plain_if_kernel, blocks, kThreads, 0, stream, g, layer.neuron);
+  return launch(plain_window_kernel, blocks, kThreads, 0, stream, g, WindowEnd{layer.neuron, u, g.gate_bytes});
 }
 
 }  // namespace tandem::cuda

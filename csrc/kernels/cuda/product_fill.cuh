@@ -17,13 +17,10 @@ struct Tap {
 // The geometry in 32-bit numbers, which are cheap on the device. blockIdx.z is the group.
 struct DeviceGeometry {
   const uint8_t* planes;
-  const int8_t* digits;         // [outputs, digit, row] (digits.h)
-  int64_t digit_row;            // bytes of a digit
-  int64_t digit_rows;           // bytes of an output
-  const float* units;           // [outputs], the value of a sum of 1
-  const int32_t* digit_counts;  // [outputs], how many an output has
-  int64_t plane;                // bytes per plane
-  int64_t pixels;               // batch * out_size
+  Digits weights;
+  int64_t outputs;
+  int64_t plane;   // bytes per plane
+  int64_t pixels;  // batch * out_size
   int P;
   int height, width, channels;
   int out_width, out_size;
@@ -31,11 +28,11 @@ struct DeviceGeometry {
   int kernel_width;
   bool is_linear;
   int stride[2], padding[2], dilation[2];
-  int field_width;  // of the receptive field
-  Tap stage;        // the move by a stage
-  int depth;        // inputs of an output
-  // The bytes of spikes that one copy can move: 16, 8, 4 or 1. 0: 16, and the kernel has one tap, as in linear layers.
-  int spike_bytes;
+  int field_width;       // of the receptive field
+  Tap stage;             // the move by a stage
+  int depth;             // inputs of an output
+  int spike_bytes;       // that one copy can move: 16, 8, 4 or 1
+  bool is_matrix;        // the kernel has one tap, as in linear layers, and spike_bytes is 16
   int stages;            // of the ring
   bool outputs_aligned;  // four neighbouring outputs can be loaded and stored together
   bool gate_bytes;       // the mask has a byte for each neuron instead of a bit
@@ -77,10 +74,9 @@ struct Window {
 };
 
 __device__ __forceinline__ Window find_window(const DeviceGeometry& g, const uint8_t* plane, int64_t pixel) {
-  constexpr int kOutside = INT_MIN;
-  if (pixel >= g.pixels) return {plane, kOutside, 0};
+  if (pixel >= g.pixels) return {plane, INT_MIN, 0};
   if (g.is_linear) return {plane + pixel * g.channels, 0, 0};
-  const int64_t b = quotient(pixel, g.out_size);
+  const int64_t b = pixel / g.out_size;
   const int in_image = static_cast<int>(pixel - b * g.out_size);
   const int oy = in_image / g.out_width;
   const int y = oy * g.stride[0] - g.padding[0];
@@ -92,25 +88,27 @@ template <class S>
 class Filler {
   static constexpr int kPieces = S::kDepth / 16;       // copies in a row of a stage
   static constexpr int kRows = S::kThreads / kPieces;  // rows that the block copies at once
-  static constexpr int kWeightTurns = S::kOutputs / kRows;
+  static constexpr int kRowBytes = kRows * S::kDepth;
+  static constexpr int kWeightTurns = S::kOutputs / kRows;  // in which a thread copies neighbouring outputs
   static constexpr int kSpikeRows = S::kPlanes * S::kPixels;
   static constexpr int kSpikeTurns = (kSpikeRows + kRows - 1) / kRows;
-  static_assert(S::kOutputs % kRows == 0, "a thread copies one and the same piece of every row");
+  static_assert(S::kOutputs % kRows == 0 && kWeightTurns <= 4 && kRowBytes % 1024 == 0,
+                "the rows of a thread's turns are permuted alike");
 
  public:
-  __device__ __forceinline__ Filler(const DeviceGeometry& g, uint32_t ring, int thread, int first_plane, int digits)
+  __device__ __forceinline__ Filler(const DeviceGeometry& g, uint32_t ring, unsigned thread, int first_plane,
+                                    int digits)
       : k_(first()), digits_(digits), digit_(S::kCounted ? 0 : digits - 1) {
-    const int row = thread / kPieces;
-    weights_to_ = kept(ring + S::row_at(S::row_of(row)) + k_);
-    spikes_to_ = kept(ring + S::kDigits * S::kDigitBytes + S::row_at(row) + k_);
-    const int output = static_cast<int>(blockIdx.y) * S::kOutputs + row;
+    const int row = static_cast<int>(thread / kPieces);
+    weights_to_ = kept(ring + S::at(S::row_of(row * kWeightTurns), k_));
+    spikes_to_ = kept(ring + S::kDigits * S::kDigitBytes + S::at(row, k_));
+    const int output = static_cast<int>(blockIdx.y) * S::kOutputs + row * kWeightTurns;
     const int64_t channel = blockIdx.z * static_cast<int64_t>(g.group_outputs) + output;
-    weights_ = g.digits + channel * g.digit_rows + digit_ * g.digit_row + k_;
+    weights_ = g.weights.digits + channel * g.weights.output + digit_ * g.weights.row + k_;
     unroll<kWeightTurns>([&](int turn) {
-      const bool exists = output + turn * kRows < g.group_outputs;
-      digit_counts_[turn] = exists ? g.digit_counts[channel + turn * kRows] : 0;
+      digit_counts_[turn] = output + turn < g.group_outputs ? g.weights.counts[channel + turn] : 0;
     });
-    if (g.spike_bytes != 0) tap_ = tap_at(g, k_);
+    if (!g.is_matrix) tap_ = tap_at(g, k_);
     unroll<kSpikeTurns>([&](int turn) {
       const int of = row + turn * kRows;
       const int plane = first_plane + of / S::kPixels;
@@ -119,7 +117,7 @@ class Filler {
       Window& window = windows_[turn];
       window = find_window(g, g.planes + plane * g.plane + static_cast<int64_t>(blockIdx.z) * g.group_channels,
                            exists ? pixel : g.pixels);
-      if (g.spike_bytes == 0 && !window.has(g, {})) window.x = INT_MIN;
+      if (g.is_matrix && !window.has(g, {})) window.x = INT_MIN;
     });
   }
 
@@ -128,13 +126,13 @@ class Filler {
   __device__ __forceinline__ void fill(int slot, const DeviceGeometry& g) {
     const uint32_t to = kept(weights_to_ + slot);
     unroll_while<kWeightTurns>([&](auto turn) {
-      const int8_t* from = weights_ + turn.value * kRows * g.digit_rows;
+      const int8_t* from = weights_ + turn.value * g.weights.output;
       const int count = k_ < g.depth ? digit_counts_[turn.value] : 0;
       unroll_while<S::kDigits>([&](auto digit) {
         if (digit.value > 0 && digit.value >= digits_) return false;
-        constexpr int kTo = digit.value * S::kDigitBytes + S::row_at(S::row_of(turn.value * kRows));
+        constexpr int kTo = digit.value * S::kDigitBytes + S::row_of(turn.value) * S::kDepth;
         cp_async<16, kTo>(to, from, (S::kCounted ? digit.value : digit_) < count);
-        from += g.digit_row;
+        from += g.weights.row;
         return true;
       });
       return true;
@@ -143,31 +141,26 @@ class Filler {
     k_ += S::kDepth;
     weights_ += S::kDepth;
     if (S::kCounted || k_ - first() < g.depth) return;
-    weights_ -= k_ - first() + g.digit_row;
+    weights_ -= k_ - first() + g.weights.row;
     --digit_;
     k_ = first();
-    if (g.spike_bytes != 0) tap_ = tap_at(g, k_);
+    if (!g.is_matrix) tap_ = tap_at(g, k_);
   }
 
  private:
-  static __device__ __forceinline__ int first() { return static_cast<int>(threadIdx.x) % kPieces * 16; }
+  static __device__ __forceinline__ int first() { return static_cast<int>(threadIdx.x % kPieces * 16); }
 
   __device__ __forceinline__ void fill_spikes(uint32_t to, const DeviceGeometry& g) {
-    if (g.spike_bytes == 0) {
+    if (g.is_matrix) {
       each_row([&](auto turn, const Window& window) {
-        cp_async<16, S::row_at(turn.value * kRows)>(to, window.corner + k_, (k_ < g.depth) & (window.x != INT_MIN));
+        cp_async<16, turn.value * kRowBytes>(to, window.corner + k_, (k_ < g.depth) & (window.x != INT_MIN));
       });
       return;
     }
-    if (g.spike_bytes == 16) {
-      copy_spikes<16>(to, g);
-    } else if (g.spike_bytes == 8) {
-      copy_spikes<8>(to, g);
-    } else if (g.spike_bytes == 4) {
-      copy_spikes<4>(to, g);
-    } else {
-      copy_spikes<1>(to, g);
-    }
+    g.spike_bytes == 16  ? copy_spikes<16>(to, g)
+    : g.spike_bytes == 8 ? copy_spikes<8>(to, g)
+    : g.spike_bytes == 4 ? copy_spikes<4>(to, g)
+                         : copy_spikes<1>(to, g);
     advance(tap_, g, g.stage);
   }
 
@@ -178,7 +171,7 @@ class Filler {
 #pragma unroll 1
     for (int i = 0; i < 16; i += bytes) {
       each_row([&](auto turn, const Window& window) {
-        cp_async<bytes, S::row_at(turn.value * kRows)>(to + i, window.at(g, tap), window.has(g, tap));
+        cp_async<bytes, turn.value * kRowBytes>(to + i, window.at(g, tap), window.has(g, tap));
       });
       if constexpr (bytes < 16) advance(tap, g, {0, 0, bytes});
     }
@@ -189,7 +182,7 @@ class Filler {
   __device__ __forceinline__ void each_row(const Copy& copy) const {
     unroll_while<kSpikeTurns>([&](auto turn) {
       const bool all = kSpikeRows % kRows == 0;
-      if (all || turn.value * kRows + static_cast<int>(threadIdx.x) / kPieces < kSpikeRows) {
+      if (all || turn.value * kRows + threadIdx.x / kPieces < kSpikeRows) {
         copy(turn, windows_[turn.value]);
       }
       return true;
@@ -208,22 +201,22 @@ class Filler {
 // The largest number of digits among the block's outputs, at least one.
 template <class S>
 __device__ __forceinline__ int count_digits(const DeviceGeometry& g) {
-  const int output = static_cast<int>(blockIdx.y) * S::kOutputs + static_cast<int>(threadIdx.x) % 32;
-  const int32_t* counts = g.digit_counts + blockIdx.z * static_cast<int64_t>(g.group_outputs) + output;
+  const int output = static_cast<int>(blockIdx.y) * S::kOutputs + static_cast<int>(threadIdx.x % 32);
+  const int32_t* counts = g.weights.counts + blockIdx.z * static_cast<int64_t>(g.group_outputs) + output;
   int most = 0;
   unroll<S::kOutputs / 32>([&](int i) {
     if (output + 32 * i < g.group_outputs) most = max(most, counts[32 * i]);
   });
-  int count = kMostDigits;
+  int count = S::kCounted ? S::kDigits : kMostDigits;
   while (count > 1 && !__any_sync(0xffffffffu, most >= count)) --count;
   return count;
 }
 
-// Waits until at most `groups` of the last copies are in flight, one of the numbers that Shape::stages() leads to.
-__device__ __forceinline__ void wait_for_copies(int groups) {
-  if (groups == 0) return cp_async_wait<0>();
-  if (groups == 1) return cp_async_wait<1>();
-  if (groups == 2) return cp_async_wait<2>();
+// Waits until so many stages of the ring, less two, are in flight at most.
+__device__ __forceinline__ void wait_for_copies(int stages) {
+  if (stages == 2) return cp_async_wait<0>();
+  if (stages == 4) return cp_async_wait<2>();
+  if (stages == 3) return cp_async_wait<1>();
   cp_async_wait<6>();
 }
 
@@ -236,11 +229,14 @@ __device__ __forceinline__ void multiply(const DeviceGeometry& g, int first_plan
   const int depths = static_cast<int>((static_cast<unsigned>(g.depth) + S::kDepth - 1) / S::kDepth);
   const int stages = kept(S::kCounted ? depths : digits * depths);
   Filler<S> filler(g, ring, at.thread, first_plane, digits);
-  const int rows = at.step / kPlaneSteps * S::kPixels + at.column + at.lane % 8 +
-                   (S::kCounted ? at.lane / 16 * kMmaPixels : 0);  // counts: the upper lanes point to the second group
+  // The upper lanes point to the second group of pixels, or to the spikes of the next turn.
+  const int rows =
+      at.step / kPlaneSteps * S::kPixels + at.column + at.lane % 8 + (S::kCounted ? at.lane / 16 * kMmaPixels : 0);
   const int depth = at.depth * kMmaDepth;
-  const uint32_t weights = kept(ring + S::row_at(at.row + at.lane % 16) + depth + at.lane / 16 * 16);
-  const uint32_t spikes = kept(ring + S::kDigits * S::kDigitBytes + S::row_at(rows) + depth + at.lane / 8 % 2 * 16);
+  const uint32_t weights = kept(ring + S::at(at.row + at.lane % 16, depth + at.lane / 16 * 16));
+  const int ahead = S::kCounted ? 0 : at.lane / 16 * kMmaDepth * S::kDepthWarps;
+  const uint32_t spikes = kept(ring + S::kDigits * S::kDigitBytes + S::at(rows, depth + ahead + at.lane / 8 % 2 * 16));
+  const int step = kept(at.step % kPlaneSteps), own = kept(steps - at.step);  // its first step; steps from it on
   const int last = kept((g.stages - 1) * S::kStageBytes);
   const auto next = [&](int slot) { return slot == last ? 0 : slot + S::kStageBytes; };
   int filled = 0, full = 0;  // slots of the ring
@@ -251,7 +247,7 @@ __device__ __forceinline__ void multiply(const DeviceGeometry& g, int first_plan
     do {
       const bool ready = turn <= stages;  // enough stages have been begun
       if (ready) {
-        wait_for_copies(g.stages - 2);
+        wait_for_copies(g.stages);
         __syncthreads();  // this stage has arrived, and the slot that is filled next is no longer read
       }
       if (turn >= g.stages) {
@@ -261,14 +257,14 @@ __device__ __forceinline__ void multiply(const DeviceGeometry& g, int first_plan
       --turn;
       cp_async_commit();
       if (!ready) continue;
-      if (!S::kRounds || at.step < steps) {
-        multiply_stage<S>(weights + full, spikes + full, digits, at.step % kPlaneSteps, steps - at.step, sums);
-      }
+      if (!S::kRounds || own > 0) multiply_stage<S>(weights + full, spikes + full, digits, step, own, sums);
       full = next(full);
     } while (--left > 0);
     if (S::kCounted || turn == 0) break;
-    // The sums may wrap around modulo 2^32, but the final ones fit.
-    each_sum<S>(sums[0], [](int32_t& sum, int) { sum = static_cast<int32_t>(static_cast<uint32_t>(sum) << 8); });
+    unroll<S::kSums>([&](int i) {  // modulo 2^32; the final sums fit
+      int32_t& sum = sums[0][i / 4][i % 4];
+      sum = static_cast<int32_t>(static_cast<uint32_t>(sum) << 8);
+    });
   }
 }
 

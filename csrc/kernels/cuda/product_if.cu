@@ -12,105 +12,108 @@ namespace {
 
 using FourSums = Vec<int32_t, 4>;
 
-// What a warp integrates: a unit's outputs, at a tile's pixels.
+// What follows the product: warps exchange their sums, then integrate neurons.
 template <class S>
-struct Item {
-  int number, output;
-  Neurons<4, float, S::kRounds> neurons;
-  Vec<float, 4> units;
+struct Ending {
+  const Neuron<float>& a;
+  const DeviceGeometry& g;
+  typename S::Place at;
+  unsigned char* memory;
 
-  __device__ __forceinline__ Item(const Neuron<float>& a, const DeviceGeometry& g, const typename S::Place& at,
-                                  int turn)
-      : number(at.warp + turn * S::kWarps),
-        output(static_cast<int>(blockIdx.y) * S::kOutputs + (number / S::kPixelWarps * 8 + at.g) * 4),
-        neurons(a, blockIdx.z * static_cast<uint32_t>(g.group_outputs) + output,
-                number < S::kItems ? min(g.group_outputs - output, 4) : 0, g.outputs_aligned) {
-    if (neurons.live > 0) units = neurons.take(g.units + neurons.channel);
+  // What a warp integrates: a unit's outputs, at a tile's pixels.
+  struct Item {
+    int number;
+    Neurons<4, float, S::kRounds> neurons;
+    Vec<float, 4> units;
+  };
+  __device__ __forceinline__ Item item(int turn) const {
+    const int number = at.warp + turn * S::kWarps;
+    const int output = static_cast<int>(blockIdx.y) * S::kOutputs + (number / S::kPixelWarps * 8 + at.g) * 4;
+    const int live = number < S::kItems ? min(g.group_outputs - output, 4) : 0;
+    Item out{number, {a, blockIdx.z * static_cast<uint32_t>(g.group_outputs) + output, live, g.outputs_aligned}, {}};
+    if (live > 0) out.units = out.neurons.take(g.weights.units + out.neurons.channel);
+    return out;
+  }
+
+  // Where an item's sums are exchanged: the lane's at step 0 of a plane, by the warp `depth` of those that split it.
+  __device__ __forceinline__ FourSums* exchange(int item, int depth) const {
+    return reinterpret_cast<FourSums*>(memory) + (depth * S::kItems + item) * S::kPlaneSums * 32 + at.lane;
+  }
+
+  // Integrates an item's neurons at every second pixel, from `side` on, over the steps of the plane that begins at step
+  // `first`.
+  __device__ __forceinline__ void integrate(const Item& of, int first, int side) const {
+    auto neurons = of.neurons;
+    const int64_t pixel =
+        static_cast<int64_t>(blockIdx.x) * S::kPixels + of.number % S::kPixelWarps * kMmaPixels + 2 * at.q + side;
+    const int64_t n = pixel * a.channels + neurons.channel;
+    const bool last = !S::kRounds || first + kPlaneSteps >= a.T;
+    uint32_t gates = 0;
+    if (pixel >= g.pixels) neurons.live = 0;
+    if (neurons.live > 0) {
+      Vec<int64_t, 2> total[2] = {};
+      unsigned char* state = memory + S::ring_bytes(g.stages) + 16 * (32 * (side * S::kItems + of.number) + at.lane);
+      const auto each_state = [&](const auto& move) {  // between two planes
+        move(neurons.v, state);
+        move(neurons.r, state + S::kStateRow);
+        move(neurons.counts, state + 2 * S::kStateRow - 8 * at.lane);  // of eight bytes
+        move(total[0], state + 3 * S::kStateRow);
+        move(total[1], state + 4 * S::kStateRow);
+      };
+      if (!S::kRounds || first == 0) {
+        neurons.begin(a, n);
+      } else {
+        each_state([](auto& value, const unsigned char* p) { value = load<std::decay_t<decltype(value)>>(p); });
+      }
+      const auto product = [&](const auto& sum) {
+        return rounded_mul(generate<4>([&](int i) { return static_cast<float>(sum(i)); }), of.units);
+      };
+      const FourSums* from = exchange(of.number, 0);
+      const int steps = min(a.T - first, kPlaneSteps);
+      __builtin_assume(steps >= S::kLeastSteps);
+      neurons.begin_plane(a, n, first / kPlaneSteps, steps);
+      constexpr int kSteps = kFewRegisters ? 1 : S::kRounds ? 2 : 4;  // at once: registers are scarce
+      unroll<S::kPlaneSums / kSteps>([&](int turn) {
+        const int begin = turn * kSteps;
+        FourSums sums[kSteps];
+        unroll<kSteps>([&](int t) {
+          sums[t] = from[32 * (begin + t)];
+          unroll<S::kDepthWarps - 1>([&](int depth) {
+            const FourSums other = from[32 * ((depth + 1) * S::kItems * S::kPlaneSums + begin + t)];
+            unroll<4>([&](int i) { sums[t].at[i] += other.at[i]; });
+          });
+        });
+        if (is_gated(a)) {  // 0 behind the last step
+          unroll<4 * kSteps>([&](int i) { add_wide(total[i / 2 % 2].at[i % 2], sums[i / 4].at[i % 4]); });
+        }
+        Vec<float, 4> current[kSteps];
+        unroll<kSteps>([&](int t) { current[t] = product([&](int i) { return sums[t].at[i]; }); });
+        neurons.integrate(a, n, begin, current);
+      });
+      if (last) {
+        gates = neurons.end(a, n, product([&](int i) { return total[i / 2].at[i % 2]; }));
+      } else {
+        neurons.end_plane(a, n);
+        each_state([](const auto& value, unsigned char* p) { store(p, value); });
+      }
+    }
+    // the next outputs belong to the lane four further on
+    if (last) put_gates<4>(a.mask, n, neurons.live, gates, 4, g.gate_bytes);
   }
 };
-
-// Where an item's sums are exchanged: the lane's at step 0 of a plane, by the warp `depth` of those that split it.
-template <class S>
-__device__ __forceinline__ FourSums* exchange(unsigned char* memory, const typename S::Place& at, int item, int depth) {
-  return reinterpret_cast<FourSums*>(memory) + (depth * S::kItems + item) * S::kPlaneSums * 32 + at.lane;
-}
-
-// Integrates an item's neurons at every second pixel, from `side` on, over the steps of the plane that begins at step
-// `first`.
-template <class S>
-__device__ __forceinline__ void integrate(const Neuron<float>& a, const DeviceGeometry& g, const typename S::Place& at,
-                                          const Item<S>& of, int first, int side, unsigned char* memory) {
-  const int item = of.number;
-  auto neurons = of.neurons;
-  const int64_t pixel = static_cast<int64_t>(blockIdx.x) * S::kPixels + item % S::kPixelWarps * kMmaPixels + 2 * at.q;
-  const int64_t n = (pixel + side) * a.channels + neurons.channel;
-  const bool last = !S::kRounds || first + kPlaneSteps >= a.T;
-  uint32_t gates = 0;
-  if (pixel + side >= g.pixels) neurons.live = 0;
-  if (neurons.live > 0) {
-    Vec<int64_t, 2> total[2] = {};
-    unsigned char* state = memory + S::ring_bytes(g.stages) + 16 * (32 * (side * S::kItems + item) + at.lane);
-    const auto each_state = [&](const auto& move) {  // between two planes
-      move(neurons.v, state);
-      move(neurons.r, state + S::kStateRow);
-      move(neurons.counts, state + 2 * S::kStateRow - 8 * at.lane);  // of eight bytes
-      move(total[0], state + 3 * S::kStateRow);
-      move(total[1], state + 4 * S::kStateRow);
-    };
-    if (!S::kRounds || first == 0) {
-      neurons.begin(a, n);
-    } else {
-      each_state([](auto& value, const unsigned char* p) { value = load<std::decay_t<decltype(value)>>(p); });
-    }
-    const auto product = [&](const auto& sum) {
-      return rounded_mul(generate<4>([&](int i) { return static_cast<float>(sum(i)); }), of.units);
-    };
-    const FourSums* from = exchange<S>(memory, at, item, 0);
-    const int steps = min(a.T - first, kPlaneSteps);
-    __builtin_assume(steps >= S::kLeastSteps);
-    neurons.begin_plane(a, n, first / kPlaneSteps);
-    constexpr int kSteps = S::kRounds || kFewRegisters ? 2 : 4;  // at once: registers are scarce
-    unroll<S::kPlaneSums / kSteps>([&](int turn) {
-      const int begin = turn * kSteps;
-      FourSums sums[kSteps];
-      unroll<kSteps>([&](int t) {
-        sums[t] = from[32 * (begin + t)];
-        unroll<S::kDepthWarps - 1>([&](int depth) {
-          const FourSums other = from[32 * ((depth + 1) * S::kItems * S::kPlaneSums + begin + t)];
-          unroll<4>([&](int i) { sums[t].at[i] += other.at[i]; });
-        });
-      });
-      if (is_gated(a)) {  // 0 behind the last step
-        unroll<4 * kSteps>([&](int i) { add_wide(total[i / 2 % 2].at[i % 2], sums[i / 4].at[i % 4]); });
-      }
-      Vec<float, 4> current[kSteps];
-      unroll<kSteps>([&](int t) { current[t] = product([&](int i) { return sums[t].at[i]; }); });
-      neurons.scale_products(current);
-      neurons.add_residual(a, n, first, begin, steps, current);
-      neurons.advance(a, begin, steps, current);
-    });
-    if (last) {
-      gates = neurons.end(a, n, first / kPlaneSteps, product([&](int i) { return total[i / 2].at[i % 2]; }));
-    } else {
-      neurons.end_plane(a, n, first / kPlaneSteps);
-      each_state([](const auto& value, unsigned char* p) { store(p, value); });
-    }
-  }
-  // the next outputs belong to the lane four further on
-  if (last) put_gates<4>(a.mask, n, neurons.live, gates, 4, g.gate_bytes);
-}
 
 template <class S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     product_if_kernel(const __grid_constant__ DeviceGeometry g, const __grid_constant__ Neuron<float> a) {
-  extern __shared__ __align__(16) unsigned char memory[];
+  extern __shared__ __align__(128) unsigned char memory[];
   const int digits = count_digits<S>(g);
 #pragma unroll 1
   for (int round = 0; round < (S::kRounds ? a.T : 1); round += S::kSteps) {
-    const typename S::Place at;
+    const Ending<S> ending{a, g, {}, memory};
+    const auto& at = ending.at;
     Sums<S> all[1] = {};
     multiply<S>(g, round / kPlaneSteps, a.T - round, digits, memory, at, all);
-    const Item<S> items[] = {{a, g, at, 0}, {a, g, at, S::kTurns - 1}};
+    const typename Ending<S>::Item items[] = {ending.item(0), ending.item(S::kTurns - 1)};
 #pragma unroll(3 - S::kPlanes)
     for (int i = 0; i < 2 * S::kPlanes; ++i) {
       const int side = i / S::kPlanes, plane = i % S::kPlanes;
@@ -121,34 +124,26 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
         if (of != side || at.step / kPlaneSteps != plane) return;
         unroll<S::kUnits * S::kColumns>([&](int j) {
           const int unit = j / S::kColumns, t = j % S::kColumns;
-          FourSums* to = exchange<S>(memory, at, unit * S::kPixelWarps + at.pixel_warp, at.depth);
+          FourSums* to = ending.exchange(unit * S::kPixelWarps + at.pixel_warp, at.depth);
           to[32 * (at.step % kPlaneSteps + t)] = sums_of<S>(all[0], unit, of, t);
         });
       });
       __syncthreads();
       unroll<S::kTurns>([&](int turn) {
         if (S::kItems % S::kWarps != 0 && items[turn].number >= S::kItems) return;
-        if constexpr (kFewRegisters) {  // not held over the other side
-          const typename S::Place again;
-          integrate<S>(a, g, again, {a, g, again, turn}, first, side, memory);
-        } else {
-          integrate<S>(a, g, at, items[turn], first, side, memory);
-        }
+        ending.integrate(items[turn], first, side);
       });
     }
     if (S::kRounds) __syncthreads();
   }
 }
 
-// Makes bits of the gates' bytes: a thread has eight neurons.
+// Makes bits of the gates' bytes.
 constexpr int kPackThreads = 256;
 __global__ void __launch_bounds__(kPackThreads)
     pack_gates_kernel(const uint8_t* __restrict__ open, int64_t neurons, uint8_t* __restrict__ mask) {
-  const int64_t byte = static_cast<int64_t>(blockIdx.x) * kPackThreads + threadIdx.x;
-  if (8 * byte >= neurons) return;
-  uint32_t gates = 0;
-  for (int i = 0; i < 8 && 8 * byte + i < neurons; ++i) gates |= static_cast<uint32_t>(open[8 * byte + i]) << i;
-  mask[byte] = static_cast<uint8_t>(gates);
+  const int64_t n = static_cast<int64_t>(blockIdx.x) * kPackThreads + threadIdx.x;
+  put_gates<1>(mask, n, n < neurons, n < neurons ? open[n] : 0, 1);
 }
 
 // u: of a window's product that is written; else null.
@@ -179,7 +174,8 @@ Card current_card() {
 Choice choose(const Layer& layer, const Card& card) {
   const Geometry& geometry = layer.geometry;
   constexpr int64_t kInt = std::numeric_limits<int32_t>::max();
-  const int64_t height = geometry.height + 2 * geometry.padding[0], width = geometry.width + 2 * geometry.padding[1];
+  const int64_t height = geometry.height + 2 * geometry.padding[0] + geometry.after[0];
+  const int64_t width = geometry.width + 2 * geometry.padding[1] + geometry.after[1];
   const bool narrow = geometry.channels <= kInt && geometry.outputs <= kInt && geometry.inputs() < 1 << 24 &&
                       height <= kInt && width <= kInt && height * width <= kInt &&
                       geometry.kernel[0] * geometry.dilation[0] <= kInt / 2 &&
@@ -209,9 +205,8 @@ int tandem_run_on(const Layer& layer, const Card& card, void* stream) {
   if (layer.gate_bytes()) used.neuron.mask = layer.open;
   const int status = run_chosen(used, nullptr, card, stream);
   if (status != cudaSuccess || !layer.gate_bytes()) return status;
-  return launch_by_four<kPackThreads>(
-      false, (layer.neuron.neurons + 7) / 8, stream, [](auto) { return &pack_gates_kernel; }, layer.open,
-      layer.neuron.neurons, layer.neuron.mask);
+  return launch(pack_gates_kernel, blocks_for(layer.neuron.neurons, kPackThreads), kPackThreads, 0, stream, layer.open,
+                layer.neuron.neurons, layer.neuron.mask);
 }
 
 int window_product(const Layer& layer, float* u, void* stream) {

@@ -2,18 +2,10 @@
 #pragma once
 
 #include "choose.h"
+#include "neurons.cuh"
 #include "product_fill.cuh"
-#include "window_ends.cuh"
 
 namespace tandem::cuda {
-
-// The bytes that one copy can move, if rows of `row` bytes follow each other from p on.
-inline int aligned_bytes(const void* p, int64_t row) {
-  for (const int bytes : {16, 8, 4}) {
-    if (row % bytes == 0 && is_aligned(p, bytes)) return bytes;
-  }
-  return 1;
-}
 
 template <class S>
 dim3 grid_of(const Geometry& geometry) {
@@ -26,14 +18,10 @@ dim3 grid_of(const Geometry& geometry) {
 inline DeviceGeometry geometry_of(const Layer& layer, const float* u) {
   const Geometry& geometry = layer.geometry;
   const auto narrow = [](int64_t x) { return static_cast<int>(x); };
-  const DigitMemory at(geometry, layer.weights.dtype);
   DeviceGeometry g{};
   g.planes = layer.planes;
-  g.digits = static_cast<const int8_t*>(layer.prepared);
-  g.digit_row = at.row;
-  g.digit_rows = at.output_bytes();
-  g.units = reinterpret_cast<const float*>(g.digits + at.units_at());
-  g.digit_counts = reinterpret_cast<const int32_t*>(g.units + at.outputs);
+  g.weights = digits_at(layer.prepared, geometry, layer.weights.dtype);
+  g.outputs = geometry.outputs;
   g.plane = geometry.plane_size();
   g.pixels = geometry.rows();
   g.P = layer.plane_count();
@@ -47,8 +35,10 @@ inline DeviceGeometry geometry_of(const Layer& layer, const float* u) {
   g.is_linear = geometry.is_linear();
   g.kernel_width = narrow(geometry.kernel[1]);
   g.depth = narrow(geometry.inputs());
-  g.spike_bytes = aligned_bytes(g.planes, geometry.group_channels());
-  if (g.spike_bytes == 16 && geometry.taps() == 1) g.spike_bytes = 0;
+  for (const int bytes : {1, 4, 8, 16}) {
+    if (g.group_channels % bytes == 0 && is_aligned(g.planes, bytes)) g.spike_bytes = bytes;
+  }
+  g.is_matrix = g.spike_bytes == 16 && geometry.taps() == 1;
   for (int axis = 0; axis < 2; ++axis) {
     g.stride[axis] = narrow(geometry.stride[axis]);
     g.padding[axis] = narrow(geometry.padding[axis]);
@@ -60,22 +50,24 @@ inline DeviceGeometry geometry_of(const Layer& layer, const float* u) {
   return g;
 }
 
-using CountShape = Shape<true, 1, 2, 2, 2, 4, 1>;
+// The shape of layers with window timing whose outputs have so many digits at most.
+template <int digits>
+using CountShape = Shape<digits, 1, 2, 2, 2, 4, 1>;
 
 // Calls use(S{}) for the shape of the tiles of a layer with step timing.
-template <int kSteps, class Use>
-auto with_shape(Choice choice, const Use& use) {
-  constexpr bool kMany = kSteps == 16;
-  constexpr int kColumns = kSteps == 4 ? 4 : 8, kTiles = kSteps == 4 ? 4 : 2;
-  if (choice == Choice::kNarrow) return use(Shape<false, kSteps, kColumns, kTiles, 1, 1, 4>{});
-  if (choice == Choice::kDeep) return use(Shape<false, kSteps, kColumns, kTiles, 1, 2, kMany ? 2 : 4>{});
-  return use(Shape<false, kSteps, kMany ? 8 : 4, kMany ? 2 : 4, 1, kMany ? 2 : 4, 1>{});
-}
 template <class Use>
 auto with_shape(const Layer& layer, Choice choice, const Use& use) {
-  if (layer.neuron.T <= 4) return with_shape<4>(choice, use);
-  if (layer.neuron.T <= 8) return with_shape<8>(choice, use);
-  return with_shape<16>(choice, use);
+  const auto with_steps = [&](auto steps) {
+    constexpr int kSteps = steps.value;
+    constexpr int kColumns = kSteps == 4 ? 4 : 8, kTiles = kSteps == 4 ? 4 : 2;
+    constexpr int kWide = kSteps == 16 ? 8 : 4, kWarps = kSteps == 16 ? 2 : 4;
+    if (choice == Choice::kNarrow) return use(Shape<1, kSteps, kColumns, kTiles, 1, 1, 4>{});
+    if (choice == Choice::kDeep) return use(Shape<1, kSteps, kColumns, kTiles, 1, 2, kWarps>{});
+    return use(Shape<1, kSteps, kWide, kWarps, 1, kWarps, 1>{});
+  };
+  if (layer.neuron.T <= 4) return with_steps(Constant<4>{});
+  if (layer.neuron.T <= 8) return with_steps(Constant<8>{});
+  return with_steps(Constant<16>{});
 }
 
 // Launches kernel<<<>>>(g, argument) with a ring for the card.
@@ -89,8 +81,7 @@ int launch_tiles(const Layer& layer, const float* u, const Card& card, const Ker
   const int bytes = S::block_bytes(g.stages);
   const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   if (status != cudaSuccess) return cudaGetLastError();  // clears the error
-  kernel<<<grid_of<S>(layer.geometry), S::kThreads, bytes, static_cast<cudaStream_t>(stream)>>>(g, argument);
-  return cudaGetLastError();
+  return launch(kernel, grid_of<S>(layer.geometry), S::kThreads, bytes, stream, g, argument);
 }
 
 // Of window timing, and of any layer that tiles do not take.

@@ -18,23 +18,24 @@ TANDEM_HOST_DEVICE constexpr int reserved(int shared_memory) { return shared_mem
 
 // A block computes `steps` steps of out_warps x pixel_warps tiles. A warp multiplies `tiles` mma tiles of sixteen
 // outputs by `columns` operands of eight columns: by as many steps of eight pixels, so that steps / columns warps share
-// a tile's steps; or, if `counted` (window timing), by the counts of as many times eight pixels. depth_warps warps
-// split the depth of a tile.
-template <bool counted, int steps, int columns, int tiles, int out_warps, int pixel_warps, int depth_warps>
+// a tile's steps; or with window timing by the counts of as many times eight pixels. depth_warps warps split the depth
+// of a tile. digits: that have sums of their own, with window timing all, else 1.
+template <int digits, int steps, int columns, int tiles, int out_warps, int pixel_warps, int depth_warps>
 struct Shape {
-  static_assert(!counted || (steps == 1 && columns == 2), "one ldmatrix loads two groups of pixels");
-  static_assert(counted || (out_warps == 1 && kPlaneSteps % columns == 0), "a warp's steps are in one plane");
-  static constexpr bool kCounted = counted;
+  static constexpr int kDigits = digits;
+  static constexpr bool kCounted = digits > 1;
+  static_assert(!kCounted || (steps == 1 && columns == 2), "one ldmatrix loads two groups of pixels");
+  static_assert(kCounted || (out_warps == 1 && kPlaneSteps % columns == 0), "a warp's steps are in one plane");
   static constexpr int kSteps = steps;
   static constexpr int kColumns = columns;
   static constexpr int kTiles = tiles;
+  static constexpr int kSums = kTiles * kColumns * 4;  // of a thread
   static constexpr int kPixelWarps = pixel_warps;
   static constexpr int kDepthWarps = depth_warps;
-  static constexpr int kStepWarps = counted ? 1 : steps / columns;
+  static constexpr int kStepWarps = kCounted ? 1 : steps / columns;
   static constexpr int kWarps = out_warps * pixel_warps * kStepWarps * depth_warps;
   static constexpr int kThreads = 32 * kWarps;
-  static constexpr bool kRounds = steps > kPlaneSteps;        // longer windows take several rounds
-  static constexpr int kDigits = kCounted ? kMostDigits : 1;  // that have sums of their own
+  static constexpr bool kRounds = steps > kPlaneSteps;  // longer windows take several rounds
   static constexpr int kPlanes = kRounds ? steps / kPlaneSteps : 1;
   static constexpr int kPlaneSums = steps < kPlaneSteps ? steps : kPlaneSteps;
   static constexpr int kLeastSteps = steps == 8 ? 5 : 1;  // shorter windows have a shape of their own
@@ -42,13 +43,15 @@ struct Shape {
   static constexpr int kTilePixels = kMmaPixels * (kCounted ? columns : 1);
   static constexpr int kPixels = kTilePixels * pixel_warps;
 
-  // A stage: of kDepth inputs rows of weights (of counts all digits' rows), then rows of spikes. Rows follow each other
-  // in lines of 128 bytes, padded against bank conflicts.
-  static constexpr int kDepth = kCounted ? 64 : 128;
-  static constexpr int kLineRows = 128 / kDepth;
-  static TANDEM_HOST_DEVICE constexpr int row_at(int row) { return row / kLineRows * 144 + row % kLineRows * kDepth; }
-  static constexpr int kDigitBytes = row_at(kOutputs);
-  static constexpr int kStageBytes = kDigits * kDigitBytes + row_at(kPlanes * kPixels);
+  // A stage: of kDepth inputs rows of weights (of counts all digits' rows), then rows of spikes. In each line of 128
+  // bytes the sixteens are permuted, so that eight rows of one depth are in different banks.
+  static constexpr int kDepth = digits > 2 ? 64 : 128;
+  static TANDEM_HOST_DEVICE constexpr unsigned at(unsigned row, unsigned depth) {
+    const unsigned byte = row * kDepth + depth;
+    return byte ^ byte / 128 % 8 * 16;
+  }
+  static constexpr int kDigitBytes = kOutputs * kDepth;
+  static constexpr int kStageBytes = kDigits * kDigitBytes + kPlanes * kPixels * kDepth;
 
   // Two mma tiles are a unit. Of it a thread has the sums of four neighbouring outputs for each of two neighbouring
   // pixels: row_of() orders the outputs accordingly.
@@ -62,10 +65,9 @@ struct Shape {
   static constexpr int kTurns = (kItems + kWarps - 1) / kWarps;
   static_assert(kTurns <= 2, "a warp has two items at most");
   static constexpr int kSumBytes = kCounted ? 0 : 16 * 32 * kPlaneSums * kItems * depth_warps;
-  // The state of neurons between two planes: rows of sixteen bytes a thread.
-  static constexpr int kStateRows = 5;
+  // The state of neurons between two planes: five rows of sixteen bytes a thread.
   static constexpr int kStateRow = 16 * 32 * kItems * 2;
-  static constexpr int kStateBytes = kRounds ? kStateRows * kStateRow : 0;
+  static constexpr int kStateBytes = kRounds ? 5 * kStateRow : 0;
 
   // Shared memory of a block whose ring has this many stages. The state lies behind the ring.
   static TANDEM_HOST_DEVICE constexpr int ring_bytes(int stages) {
@@ -96,7 +98,7 @@ struct Shape {
   // The thread's position in the block's tile. What follows from it is not computed ahead of the loop in which it is
   // made.
   struct Place {
-    int thread = kept(static_cast<int>(threadIdx.x));
+    unsigned thread = kept(threadIdx.x);
     int lane = thread % 32;
     int g = lane / 4;
     int q = lane % 4;
@@ -109,18 +111,14 @@ struct Shape {
   };
 };
 
+// Of each tile and column of a warp.
 template <class S>
-using Sums = int32_t[S::kTiles][S::kColumns][4];
-
-// Calls each(sum, i) for the sums: i counts them.
-template <class S, class Each>
-__device__ __forceinline__ void each_sum(Sums<S>& sums, const Each& each) {
-  unroll<S::kTiles * S::kColumns * 4>([&](int i) { each(sums[i / (4 * S::kColumns)][i / 4 % S::kColumns][i % 4], i); });
-}
+using Sums = int32_t[S::kSums / 4][4];
 
 // Adds the products of one stage, which has so many digits. A byte of a spike plane has eight steps, so one load of
 // spikes serves all steps of a warp. `steps`: that are left in the round, from the warp's first; products of steps
-// beyond it are left out, in pairs.
+// beyond it are left out, in pairs. The next turn of the depth lies in the same line, which is permuted: an XOR of the
+// address.
 template <class S>
 __device__ __forceinline__ void multiply_stage(uint32_t weights_at, uint32_t spikes_at, int digits, int step, int steps,
                                                Sums<S> (&sums)[S::kDigits]) {
@@ -128,19 +126,21 @@ __device__ __forceinline__ void multiply_stage(uint32_t weights_at, uint32_t spi
   spikes_at = kept(spikes_at);
   constexpr int kTurns = S::kDepth / kMmaDepth / S::kDepthWarps;
   constexpr int kStep = kMmaDepth * S::kDepthWarps;
-  constexpr int kGroups = S::kCounted ? S::kColumns : 1;  // of eight rows of spikes
-  uint32_t spikes[kTurns][2 * kGroups];                   // of each group the two halves of the depth
+  constexpr int kWords = S::kCounted ? 4 : 2;  // of spikes a turn: for each group of columns the halves of the depth
+  constexpr int kLoad = kTurns * kWords < 4 ? 2 : 4;  // at once
+  uint32_t spikes[kTurns * kWords / kLoad][kLoad], rows[kTurns];
   unroll_while<S::kDigits * kTurns>([&](auto i) {
-    constexpr int digit = i.value / kTurns, turn = i.value % kTurns;
+    constexpr int digit = i.value / kTurns, turn = i.value % kTurns, first = turn * kWords / kLoad;
     if (digit > 0 && turn == 0 && digit >= digits) return false;
-    if constexpr (digit == 0) {
-      ldmatrix<turn * kStep>(spikes[turn], spikes_at);
-      if (!S::kCounted) unroll<2>([&](int r) { spikes[turn][r] >>= step; });
+    if constexpr (digit == 0 && turn * kWords % kLoad == 0) {
+      ldmatrix<0>(spikes[first], spikes_at ^ turn * kStep);
+      if (!S::kCounted) unroll<kLoad>([&](int r) { spikes[first][r] >>= step; });
     }
+    const uint32_t* words = spikes[first] + turn * kWords % kLoad;
+    if (digit == 0) rows[turn] = turn == 0 ? weights_at : kept(weights_at ^ turn * kStep);
     uint32_t weights[S::kTiles][4];
     unroll_while<S::kTiles>([&](auto tile) {
-      constexpr int at = digit * S::kDigitBytes + S::row_at(16 * tile.value) + turn * kStep;
-      ldmatrix<at>(weights[tile.value], weights_at);
+      ldmatrix<digit * S::kDigitBytes + 16 * tile.value * S::kDepth>(weights[tile.value], rows[turn]);
       return true;
     });
 #pragma unroll
@@ -148,9 +148,9 @@ __device__ __forceinline__ void multiply_stage(uint32_t weights_at, uint32_t spi
       const bool sure = S::kCounted || t % 2 == 1 || t == 0 || (S::kStepWarps == 1 && t < S::kLeastSteps);
       if (!sure && t >= steps) break;
       uint32_t b[2];
-      unroll<2>([&](int r) { b[r] = S::kCounted ? spikes[turn][2 * t + r] : spikes[turn][r] >> t & 0x01010101u; });
+      unroll<2>([&](int r) { b[r] = S::kCounted ? words[2 * t + r] : words[r] >> t & 0x01010101u; });
 #pragma unroll
-      for (int tile = 0; tile < S::kTiles; ++tile) mma(sums[digit][tile][t], weights[tile], b);
+      for (int tile = 0; tile < S::kTiles; ++tile) mma(sums[digit][tile * S::kColumns + t], weights[tile], b);
     }
     return true;
   });
@@ -159,7 +159,7 @@ __device__ __forceinline__ void multiply_stage(uint32_t weights_at, uint32_t spi
 // Of a unit the sums of four neighbouring outputs for the first (side 0) or second of the thread's pixels.
 template <class S>
 __device__ __forceinline__ Vec<int32_t, 4> sums_of(const Sums<S>& sums, int unit, int side, int column) {
-  return generate<4>([&](int i) { return sums[2 * unit + i / 2][column][i % 2 * 2 + side]; });
+  return generate<4>([&](int i) { return sums[(2 * unit + i / 2) * S::kColumns + column][i % 2 * 2 + side]; });
 }
 
 }  // namespace tandem::cuda

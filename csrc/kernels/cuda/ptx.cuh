@@ -20,29 +20,18 @@ __device__ __forceinline__ E kept(E x) {
   return x;
 }
 
-template <bool condition, class E>
-__device__ __forceinline__ E kept_if(E x) {
-  return condition ? kept(x) : x;
-}
-
 // An address in shared memory as inline PTX takes it.
 __device__ __forceinline__ uint32_t shared_address(const void* at) {
   return kept(static_cast<uint32_t>(__cvta_generic_to_shared(at)));
 }
 
-// Whether this code is for Ampere or later, which copy to shared memory asynchronously and multiply larger tiles.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
-constexpr bool kAmpere = false;
+#if defined(__CUDA_ARCH__)
+constexpr int kArch = __CUDA_ARCH__;
 #else
-constexpr bool kAmpere = true;
+constexpr int kArch = 800;
 #endif
-
-// Whether it is for GeForce's Blackwell, for which ptxas needs more registers.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
-constexpr bool kFewRegisters = true;
-#else
-constexpr bool kFewRegisters = false;
-#endif
+constexpr bool kAmpere = kArch >= 800;         // copies to shared memory asynchronously, and multiplies larger tiles
+constexpr bool kFewRegisters = kArch >= 1200;  // GeForce's Blackwell, for which ptxas needs more registers
 
 // Copies 16, 8, 4 bytes or one to shared memory, `offset` further on; writes zeros if not `valid`. Turing has no copies
 // that pass by the registers, and none has them for a byte: these are done on return.

@@ -19,14 +19,12 @@ __global__ void __launch_bounds__(kThreads)
   if (n >= neurons) return;
   for (int first = 0; first < T; first += 8) {
     uint32_t plane = 0;
-#pragma unroll
-    for (int t = 0; t < 8; ++t) {
-      if (first + t < T) {
-        const auto s = load<Vec<E, kVec>>(spikes + (first + t) * neurons + n);
-        unroll<kVec>([&](int i) { plane |= (s.at[i] & nonzero ? 1u : 0u) << (8 * i + t); });
-      }
-    }
-    store_planes<kVec>(planes + first / 8 * neurons + n, plane);
+    unroll<8>([&](int t) {
+      if (first + t >= T) return;
+      const auto s = load<Vec<E, kVec>>(spikes + (first + t) * neurons + n);
+      unroll<kVec>([&](int i) { plane |= (s.at[i] & nonzero ? 1u : 0u) << (8 * i + t); });
+    });
+    store(planes + first / 8 * neurons + n, static_cast<Planes<kVec>>(plane));
   }
 }
 
@@ -36,14 +34,12 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t n = thread_index() * kVec;
   if (n >= neurons) return;
   for (int first = 0; first < T; first += 8) {
-    const uint32_t plane = load_planes<kVec>(planes + first / 8 * neurons + n);
-#pragma unroll
-    for (int t = 0; t < 8; ++t) {
-      if (first + t < T) {
-        const auto s = generate<kVec>([&](int i) { return plane >> (8 * i + t) & 1u ? one : E{0}; });
-        store(spikes + (first + t) * neurons + n, s);
-      }
-    }
+    const uint32_t plane = load<Planes<kVec>>(planes + first / 8 * neurons + n);
+    unroll<8>([&](int t) {
+      if (first + t >= T) return;
+      const auto s = generate<kVec>([&](int i) { return plane >> (8 * i + t) & 1u ? one : E{0}; });
+      store(spikes + (first + t) * neurons + n, s);
+    });
   }
 }
 
@@ -53,8 +49,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t n = thread_index() * kVec;
   if (n >= neurons) return;
   Counts<true> sum;
-  for (int p = 0; p < P; ++p) sum.add(load_planes<kVec>(planes + p * neurons + n));
-  store(counts + n, generate<kVec>([&](int i) { return narrow<E>(static_cast<float>(sum[i])); }));
+  for (int p = 0; p < P; ++p) sum.add(load<Planes<kVec>>(planes + p * neurons + n));
+  store(counts + n, generate<kVec>([&](int i) { return static_cast<E>(static_cast<float>(sum[i])); }));
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -75,54 +71,25 @@ __global__ void __launch_bounds__(kThreads)
                      int64_t neurons, E* __restrict__ grad_z) {
   const int64_t n = thread_index() * kVec;
   if (n >= neurons) return;
-  Vec<E, kVec> g;
-  if constexpr (kVec == 1) {
-    g = load_once<Vec<E, 1>>(grad + n);  // the compiler would move a plain load behind the test of the gate
-  } else {
-    g = load<Vec<E, kVec>>(grad + n);
-  }
-  const uint32_t open = mask[n / 8] >> (n % 8);
-  store(grad_z + n,
-        generate<kVec>([&](int i) { return narrow<E>(open >> i & 1u ? widen(g.at[i]) / threshold : Compute<E>(0)); }));
-}
-
-// Whether rows of `neurons` elements of `bytes` bytes can be loaded and stored four at a time.
-bool fit_four(const void* p, int64_t neurons, int64_t bytes) {
-  return neurons % 4 == 0 && is_aligned(p, bytes < 4 ? 4 * bytes : 16);
+  const auto open = gated<kVec>(grad, mask, n);
+  store(grad_z + n, convert<E>(generate<kVec>([&](int i) { return open.at[i] / threshold; })));
 }
 
 // Calls launch(E{}) for the unsigned type E of `element_size` bytes.
 template <class Launch>
 int launch_for_size(int32_t element_size, const Launch& launch) {
-  switch (element_size) {
-    case 1:
-      return launch(uint8_t{});
-    case 2:
-      return launch(uint16_t{});
-    case 4:
-      return launch(uint32_t{});
-    case 8:
-      return launch(uint64_t{});
-    default:
-      return cudaErrorInvalidValue;
-  }
+  if (element_size == 1) return launch(uint8_t{});
+  if (element_size == 2) return launch(uint16_t{});
+  if (element_size == 4) return launch(uint32_t{});
+  return element_size == 8 ? launch(uint64_t{}) : static_cast<int>(cudaErrorInvalidValue);
 }
 
 template <class E>
-int launch_counts(const uint8_t* planes, int32_t P, int64_t neurons, void* counts, void* stream) {
-  const bool four = fit_four(planes, neurons, 1) && fit_four(counts, neurons, sizeof(E));
-  return launch_by_four<kThreads>(
-      four, neurons, stream, [](auto vec) { return &counts_kernel<E, vec.value>; }, planes, P, neurons,
-      static_cast<E*>(counts));
-}
-
-template <class E>
-int launch_gate_grad(const void* grad, const uint8_t* mask, double threshold, int64_t neurons, void* grad_z,
-                     void* stream) {
-  const bool four = fit_four(grad, neurons, sizeof(E)) && fit_four(grad_z, neurons, sizeof(E));
-  return launch_by_four<kThreads>(
-      four, neurons, stream, [](auto vec) { return &gate_grad_kernel<E, vec.value>; }, static_cast<const E*>(grad),
-      mask, static_cast<Compute<E>>(threshold), neurons, static_cast<E*>(grad_z));
+int launch_counts(const uint8_t* planes, int32_t P, int64_t neurons, E* counts, void* stream) {
+  return by_four(fit_four(neurons, planes, counts), [&](auto vec) {
+    return launch(counts_kernel<E, vec.value>, blocks_for(neurons, kThreads * vec.value), kThreads, 0, stream, planes,
+                  P, neurons, counts);
+  });
 }
 
 }  // namespace
@@ -131,12 +98,13 @@ int pack(const void* spikes, int32_t element_size, bool is_float, int32_t T, int
          void* stream) {
   return launch_for_size(element_size, [&](auto element) {
     using E = decltype(element);
+    const auto* from = static_cast<const E*>(spikes);
     const E all = static_cast<E>(~E{0});
     const E nonzero = is_float ? static_cast<E>(all >> 1) : all;
-    const bool four = fit_four(spikes, neurons, sizeof(E)) && is_aligned(planes, 4);
-    return launch_by_four<kThreads>(
-        four, neurons, stream, [](auto vec) { return &pack_kernel<E, vec.value>; }, static_cast<const E*>(spikes),
-        nonzero, T, neurons, planes);
+    return by_four(fit_four(neurons, from, planes), [&](auto vec) {
+      return launch(pack_kernel<E, vec.value>, blocks_for(neurons, kThreads * vec.value), kThreads, 0, stream, from,
+                    nonzero, T, neurons, planes);
+    });
   });
 }
 
@@ -144,33 +112,38 @@ int unpack(const uint8_t* planes, int32_t T, int64_t neurons, void* spikes, int3
            void* stream) {
   return launch_for_size(element_size, [&](auto element) {
     using E = decltype(element);
-    const bool four = fit_four(spikes, neurons, sizeof(E)) && is_aligned(planes, 4);
-    return launch_by_four<kThreads>(
-        four, neurons, stream, [](auto vec) { return &unpack_kernel<E, vec.value>; }, planes, T, neurons,
-        static_cast<E*>(spikes), static_cast<E>(one));
+    auto* to = static_cast<E*>(spikes);
+    return by_four(fit_four(neurons, planes, to), [&](auto vec) {
+      return launch(unpack_kernel<E, vec.value>, blocks_for(neurons, kThreads * vec.value), kThreads, 0, stream, planes,
+                    T, neurons, to, static_cast<E>(one));
+    });
   });
 }
 
 int counts(const uint8_t* planes, int32_t P, int64_t neurons, void* counts, DType dtype, void* stream) {
-  if (dtype == DType::kFloat64) return launch_counts<double>(planes, P, neurons, counts, stream);
-  return launch_for(dtype,
-                    [&](auto element) { return launch_counts<decltype(element)>(planes, P, neurons, counts, stream); });
+  return with_type(dtype, [&](auto element) {
+    return launch_counts(planes, P, neurons, static_cast<decltype(element)*>(counts), stream);
+  });
 }
 
 int count_bytes(const uint8_t* planes, int32_t P, int64_t neurons, uint8_t* counts, void* stream) {
-  return launch_counts<uint8_t>(planes, P, neurons, counts, stream);
+  return launch_counts(planes, P, neurons, counts, stream);
 }
 
 int burst_planes(const uint8_t* counts, int32_t T, int64_t neurons, uint8_t* planes, void* stream) {
-  return launch_by_four<kThreads>(
-      false, neurons, stream, [](auto) { return &burst_planes_kernel; }, counts, T, neurons, planes);
+  return launch(burst_planes_kernel, blocks_for(neurons, kThreads), kThreads, 0, stream, counts, T, neurons, planes);
 }
 
 int gate_grad(const void* grad, DType dtype, const uint8_t* mask, double threshold, int64_t neurons, void* grad_z,
               void* stream) {
-  if (dtype == DType::kFloat64) return launch_gate_grad<double>(grad, mask, threshold, neurons, grad_z, stream);
-  return launch_for(dtype, [&](auto element) {
-    return launch_gate_grad<decltype(element)>(grad, mask, threshold, neurons, grad_z, stream);
+  return with_type(dtype, [&](auto element) {
+    using E = decltype(element);
+    const auto* from = static_cast<const E*>(grad);
+    auto* to = static_cast<E*>(grad_z);
+    return by_four(fit_four(neurons, from, to), [&](auto vec) {
+      return launch(gate_grad_kernel<E, vec.value>, blocks_for(neurons, kThreads * vec.value), kThreads, 0, stream,
+                    from, mask, static_cast<Compute<E>>(threshold), neurons, to);
+    });
   });
 }
 

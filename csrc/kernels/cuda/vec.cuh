@@ -5,7 +5,6 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 
-#include <cstring>
 #include <type_traits>
 
 #include "../neuron/if_neuron.h"
@@ -19,9 +18,7 @@ struct alignas(sizeof(E) * n < 16 ? sizeof(E) * n : 16) Vec {
 };
 
 template <int n>
-struct Constant {
-  static constexpr int value = n;
-};
+using Constant = std::integral_constant<int, n>;
 
 // Calls body(Constant<i>) for i = first ... n - 1, until it returns false.
 template <int n, int first = 0, class Body>
@@ -46,6 +43,20 @@ __device__ __forceinline__ auto generate(const Element& element) {
   return out;
 }
 
+template <class E, int n>
+__device__ __forceinline__ Vec<E, n> fill(E value) {
+  return generate<n>([&](int) { return value; });
+}
+
+template <class To, class E, int n>
+__device__ __forceinline__ Vec<To, n> convert(const Vec<E, n>& x) {
+  return generate<n>([&](int i) { return static_cast<To>(x.at[i]); });
+}
+
+// The type in which potentials are computed, for currents or weights of type E.
+template <class E>
+using Compute = std::conditional_t<std::is_same_v<E, double>, double, float>;
+
 // The neuron's arithmetic (if_neuron.h), element by element.
 using tandem::rounded_add;
 using tandem::rounded_mul;
@@ -68,15 +79,6 @@ __device__ __forceinline__ void store(E* p, const V& value) {
   *reinterpret_cast<V*>(p) = value;
 }
 
-// The bits of `from` as another type.
-template <class To, class From>
-__device__ __forceinline__ To bits_as(const From& from) {
-  static_assert(sizeof(To) == sizeof(From), "as many of them");
-  To to;
-  memcpy(&to, &from, sizeof(To));
-  return to;
-}
-
 // A type of V's size that the cache hints support.
 template <class V>
 using Raw =
@@ -86,66 +88,21 @@ using Raw =
 // Loads data that is not read again: caches evict it first.
 template <class V, class E>
 __device__ __forceinline__ V load_once(const E* p) {
-  return bits_as<V>(__ldcs(reinterpret_cast<const Raw<V>*>(p)));
+  return __builtin_bit_cast(V, __ldcs(reinterpret_cast<const Raw<V>*>(p)));
 }
 
 // A load that the compiler does not move behind a later condition.
 template <class V, class E>
 __device__ __forceinline__ V load_early(const E* p) {
-  return bits_as<V>(__ldcg(reinterpret_cast<const Raw<V>*>(p)));
-}
-
-template <class E, int n>
-__device__ __forceinline__ Vec<E, n> fill(E value) {
-  return generate<n>([&](int) { return value; });
-}
-
-// A division in 64 bits costs as much as half a scan, so 32 bits are used where they suffice.
-__device__ __forceinline__ int64_t quotient(int64_t n, int64_t by) {
-  if (((n | by) >> 32) == 0) return static_cast<uint32_t>(n) / static_cast<uint32_t>(by);
-  return n / by;
-}
-__device__ __forceinline__ int64_t remainder(int64_t n, int64_t period) {
-  return period <= 1 ? 0 : n - quotient(n, period) * period;
-}
-
-// To the type in which potentials are computed.
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ double widen(double x) { return x; }
-__device__ __forceinline__ float widen(int8_t x) { return x; }
-__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
-__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-template <class E, int n>
-__device__ __forceinline__ auto widen(const Vec<E, n>& x) {
-  return generate<n>([&](int i) { return widen(x.at[i]); });
-}
-
-// From that type.
-template <class E, class C>
-__device__ __forceinline__ E narrow(C x) {
-  if constexpr (std::is_same_v<E, __half>) {
-    return __float2half_rn(x);
-  } else if constexpr (std::is_same_v<E, __nv_bfloat16>) {
-    return __float2bfloat16_rn(x);
-  } else {
-    return static_cast<E>(x);
-  }
+  return __builtin_bit_cast(V, __ldcg(reinterpret_cast<const Raw<V>*>(p)));
 }
 
 // Steps whose spikes share a byte.
 constexpr int kPlaneSteps = 8;
 
-// Up to four spike trains side by side: byte i of a word is the plane of neuron i.
+// A plane of neighbouring neurons, a byte each.
 template <int kVec>
-__device__ __forceinline__ uint32_t load_planes(const uint8_t* p) {
-  static_assert(kVec == 1 || kVec == 4, "a byte, or a word");
-  return load<std::conditional_t<kVec == 1, uint8_t, uint32_t>>(p);
-}
-
-template <int kVec>
-__device__ __forceinline__ void store_planes(uint8_t* p, uint32_t word) {
-  store(p, static_cast<std::conditional_t<kVec == 1, uint8_t, uint32_t>>(word));
-}
+using Planes = std::conditional_t<kVec == 1, uint8_t, uint32_t>;
 
 __device__ __forceinline__ uint32_t popcount_bytes(uint32_t x) {
   x = x - ((x >> 1) & 0x55555555u);
@@ -156,79 +113,71 @@ __device__ __forceinline__ uint32_t popcount_bytes(uint32_t x) {
 // The spike counts of up to four neurons: in 8 bits each, or in 16 if the window may have more than 255 steps.
 template <bool kLong>
 struct Counts {
-  uint32_t bytes = 0;
-
-  __device__ __forceinline__ void add(uint32_t plane) { bytes += popcount_bytes(plane); }
-  __device__ __forceinline__ uint32_t operator[](int i) const { return bytes >> 8 * i & 255u; }
-};
-template <>
-struct Counts<true> {
-  uint32_t even = 0, odd = 0;
+  uint32_t even = 0, odd = 0;  // neurons 0 and 2, neurons 1 and 3; in 8 bits all are in `even`
 
   __device__ __forceinline__ void add(uint32_t plane) {
     const uint32_t bytes = popcount_bytes(plane);
-    even += bytes & 0x00ff00ffu;
+    even += kLong ? bytes & 0x00ff00ffu : bytes;
     odd += bytes >> 8 & 0x00ff00ffu;
   }
   __device__ __forceinline__ void set(int i, uint32_t count) { (i & 1 ? odd : even) |= count << 8 * (i & 2); }
-  __device__ __forceinline__ uint32_t operator[](int i) const { return (i & 1 ? odd : even) >> 8 * (i & 2) & 0xffffu; }
+  __device__ __forceinline__ uint32_t operator[](int i) const {
+    return kLong ? (i & 1 ? odd : even) >> 8 * (i & 2) & 0xffffu : even >> 8 * i & 255u;
+  }
 };
 
-// Calls put(p, values) with the address of the counts from n on, and kVec counts of their type.
-template <int kVec, bool kLong, class Put>
-__device__ __forceinline__ void for_counts(void* to, DType dtype, int64_t n, const Counts<kLong>& counts,
-                                           const Put& put) {
-  const auto as = [&](auto* p) {
-    using E = std::decay_t<decltype(*p)>;
-    put(p + n, generate<kVec>([&](int i) { return narrow<E>(static_cast<float>(counts[i])); }));
-  };
-  switch (dtype) {
-    case DType::kFloat32:
-      return as(static_cast<float*>(to));
-    case DType::kBFloat16:
-      return as(static_cast<__nv_bfloat16*>(to));
-    case DType::kFloat16:
-      return as(static_cast<__half*>(to));
-    case DType::kFloat64:
-      return as(static_cast<double*>(to));
+// The gradients of kVec neighbouring neurons, 0 where the gate is closed.
+template <int kVec, class E>
+__device__ __forceinline__ auto gated(const E* grad, const uint8_t* mask, int64_t n) {
+  Vec<E, kVec> given;
+  if constexpr (sizeof(given) <= 16) {
+    given = load_early<Vec<E, kVec>>(grad + n);
+  } else {
+    given = load<Vec<E, kVec>>(grad + n);
   }
+  const uint32_t open = mask[n / 8] >> (n % 8);
+  return generate<kVec>([&](int i) { return open >> i & 1u ? static_cast<Compute<E>>(given.at[i]) : Compute<E>(0); });
 }
 
-// The type in which potentials are computed, for currents of type E.
-template <class E>
-using Compute = std::conditional_t<std::is_same_v<E, double>, double, float>;
+// Calls use(E{}) for the element type E of `dtype`; for double only if kDouble.
+#pragma nv_exec_check_disable
+template <bool kDouble = true, class Use>
+TANDEM_HOST_DEVICE auto with_type(DType dtype, const Use& use) -> decltype(use(float{})) {
+  if (dtype == DType::kFloat32) return use(float{});
+  if (dtype == DType::kBFloat16) return use(__nv_bfloat16{});
+  if (dtype == DType::kFloat16) return use(__half{});
+  if constexpr (kDouble) {
+    if (dtype == DType::kFloat64) return use(double{});
+  }
+  return static_cast<decltype(use(float{}))>(cudaErrorInvalidValue);
+}
 
 // --- on the host ---
 
 inline bool is_aligned(const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 
+// Whether four neighbouring elements of each array can be loaded or stored at once, in rows of n.
+template <class... E>
+bool fit_four(int64_t n, const E*... arrays) {
+  return n % 4 == 0 && (is_aligned(arrays, alignof(Vec<E, 4>)) && ...);
+}
+
+// Calls use(Constant<kMost>{}), for a kernel with as many neurons a thread, if `four`; else use(Constant<1>{}).
+template <int kMost = 4, class Use>
+int by_four(bool four, const Use& use) {
+  return four ? use(Constant<kMost>{}) : use(Constant<1>{});
+}
+
 inline unsigned blocks_for(int64_t n, int64_t per_block) {
   return static_cast<unsigned>((n + per_block - 1) / per_block);
 }
 
-// Launches kernel(Constant<4>{}), with four neurons per thread, if `four`; else kernel(Constant<1>{}).
-template <int kThreads, class Kernel, class... Args>
-int launch_by_four(bool four, int64_t neurons, void* stream, const Kernel& kernel, const Args&... args) {
-  if (neurons == 0) return cudaSuccess;
-  const auto chosen = four ? kernel(Constant<4>{}) : kernel(Constant<1>{});
-  chosen<<<blocks_for(neurons, four ? 4 * kThreads : kThreads), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      args...);
+template <class... Parameters, class... Arguments>
+int launch(void (*kernel)(Parameters...), dim3 grid, int threads, int shared_bytes, void* stream,
+           const Arguments&... arguments) {
+  if (grid.x == 0) return cudaSuccess;
+  kernel<<<grid, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
   return cudaGetLastError();
-}
-
-// Calls launch(E{}) for the element type E of `dtype`; potentials are float.
-template <class Launch>
-int launch_for(DType dtype, const Launch& launch) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return launch(float{});
-    case DType::kBFloat16:
-      return launch(__nv_bfloat16{});
-    case DType::kFloat16:
-      return launch(__half{});
-    default:
-      return cudaErrorInvalidValue;
-  }
 }
 
 }  // namespace tandem::cuda
