@@ -165,26 +165,24 @@ void Run::currents(int64_t i) {
   const bool window = a.timing == Timing::kWindow;
   const int64_t n = a.neurons, steps = window ? 1 : T_;
   auto* out = reinterpret_cast<float*>(result(i));
+  int64_t made = steps;  // the others are as the last of them
   if (program_.reads_train(i)) {
     multiply_steps(layer(i, plan_.batch, a), steps, out);
   } else {
     const float* y = now(i, n);
     const float times = window && !is_impulse() ? static_cast<float>(plan_.T) : 1.f;
-    for (int64_t t = 0; t < steps; ++t) {
-      if (t > 0 && is_impulse()) {
-        std::fill_n(out + t * n, n, 0.f);
-      } else {
-        std::transform(y, y + n, out + t * n, [&](float x) { return rounded_mul(times, x); });
-      }
-    }
+    std::transform(y, y + n, out, [&](float x) { return rounded_mul(times, x); });
+    made = std::min<int64_t>(steps, is_impulse() ? 2 : 1);
+    std::fill_n(out + n, (made - 1) * n, 0.f);
   }
   const float share = window ? 1.f : static_cast<float>(a.steps);
-  for (float* to = out; to < out + steps * n; to += a.channels) {
+  for (float* to = out; to < out + made * n; to += a.channels) {
     for (int64_t c = 0; c < a.channels; ++c) {
       const float scale = a.scale == nullptr ? 1.f : a.scale[c], k = a.shift == nullptr ? 0.f : a.shift[c] / share;
       to[c] = input_current(to[c], scale, k);
     }
   }
+  for (int64_t t = made; t < steps; ++t) std::copy_n(out + (made - 1) * n, n, out + t * n);
 }
 
 // The products of a spike train. All steps are samples of one batch.
