@@ -201,9 +201,9 @@ inline bool agree(const Neuron<float>& args, const std::vector<PlainNeuron<float
   return mask_ends(args);
 }
 
-constexpr Way kWays[] = {{Algorithm::kFastest, 0}, {Algorithm::kLists, 0}, {Algorithm::kLists, 1},
-                         {Algorithm::kLists, 2},   {Algorithm::kLists, 4}, {Algorithm::kDigits, 0},
-                         {Algorithm::kPlain, 0},   {Algorithm::kFilter, 0}};
+constexpr Way kWays[] = {{Algorithm::kFastest, 0},    {Algorithm::kLists, 0}, {Algorithm::kLists, 1},
+                         {Algorithm::kLists, 2},      {Algorithm::kLists, 4}, {Algorithm::kDigits, 0},
+                         {Algorithm::kTileByTile, 0}, {Algorithm::kPlain, 0}, {Algorithm::kFilter, 0}};
 
 inline std::string text(const Way& way) {
   return "algorithm " + std::to_string(static_cast<int>(way.algorithm)) + "/" + std::to_string(way.steps);

@@ -9,14 +9,6 @@ namespace tandem::cpu {
 
 namespace {
 
-TANDEM_INLINE void or_bytes(const uint8_t* in, int64_t n, uint8_t* out) {
-  for (int64_t i = 0; i < n; ++i) out[i] |= in[i];
-}
-
-TANDEM_INLINE void most_bytes(const uint8_t* in, int64_t n, uint8_t* out) {
-  for (int64_t i = 0; i < n; ++i) out[i] = std::max(out[i], in[i]);
-}
-
 TANDEM_INLINE void pool_lines(const Geometry& g, bool counted, const uint8_t* in, uint8_t* out, int64_t begin,
                               int64_t end) {
   const int64_t height = g.out_height(), width = g.out_width();
@@ -29,7 +21,9 @@ TANDEM_INLINE void pool_lines(const Geometry& g, bool counted, const uint8_t* in
         const int64_t row = g.input(0, y, tap / g.kernel[1]), column = g.input(1, x, tap % g.kernel[1]);
         if (!g.has_input(0, row) || !g.has_input(1, column)) continue;
         const uint8_t* from = in + g.pixel(0, image, row, column);
-        counted ? most_bytes(from, g.channels, pixel) : or_bytes(from, g.channels, pixel);
+        for (int64_t c = 0; c < g.channels; ++c) {
+          pixel[c] = counted ? std::max(pixel[c], from[c]) : static_cast<uint8_t>(pixel[c] | from[c]);
+        }
       }
     }
   }

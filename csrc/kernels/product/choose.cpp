@@ -50,6 +50,13 @@ Way choose(const Layer& layer, const Density& density) {
   if (can_digits && wish == Algorithm::kDigits) return digits;
 
   const Way lists{Algorithm::kLists, layer.way.steps > 0 ? layer.way.steps : cheapest_steps(in, density)};
+  // A few rows, in one piece of the window, do not pay for packing weights to memory first.
+  constexpr int64_t kFewRows = 8, kFewPlanes = 4;
+  const bool few = in.rows() * layer.plane_count() <= kFewRows && layer.plane_count() <= kFewPlanes;
+  const bool free = wish == Algorithm::kFastest || layer.way.steps == 0;
+  if (layer.prepared == nullptr && (wish == Algorithm::kTileByTile || (free && few))) {
+    return {Algorithm::kTileByTile, lists.steps};
+  }
   if (!can_digits || wish != Algorithm::kFastest) return lists;
   const bool prepared = layer.prepared != nullptr;
   const double cost = layer.counted() ? counts_cost(in, prepared, byte_products(), usual_digits(layer.weights.dtype))

@@ -168,31 +168,30 @@ TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, uin
 }
 
 // Lists strips [begin, end) into one compact piece of memory.
-template <int G, class Collector>
-TANDEM_INLINE void list_strips(const ListJob& job, int64_t begin, int64_t end) {
-  uint16_t* out = job.entries + job.block.strips[begin].row * job.planes * job.capacity;
-  const bool overlap = has_columns(job.geometry);
-  for (int64_t i = begin; i < end; ++i) {
-    const Strip& strip = job.block.strips[i];
-    out = overlap ? list_columns<G, Collector>(job, strip, out) : list_rows<G, Collector>(job, strip, out);
-  }
-}
-
 template <class Collector>
-TANDEM_INLINE void list_any(const ListJob& job, int64_t begin, int64_t end) {
-  if (job.of.steps == 1) return list_strips<1, Collector>(job, begin, end);
-  if (job.of.steps == 2) return list_strips<2, Collector>(job, begin, end);
-  list_strips<4, Collector>(job, begin, end);
+TANDEM_INLINE void list_strips(const ListJob& job, int64_t begin, int64_t end) {
+  const auto list = [&](auto steps) TANDEM_INLINE_LAMBDA {
+    constexpr int G = decltype(steps)::value;
+    uint16_t* out = job.entries + job.block.strips[begin].row * job.planes * job.capacity;
+    const bool overlap = has_columns(job.geometry);
+    for (int64_t i = begin; i < end; ++i) {
+      const Strip& strip = job.block.strips[i];
+      out = overlap ? list_columns<G, Collector>(job, strip, out) : list_rows<G, Collector>(job, strip, out);
+    }
+  };
+  if (job.of.steps == 1) return list(std::integral_constant<int, 1>());
+  if (job.of.steps == 2) return list(std::integral_constant<int, 2>());
+  list(std::integral_constant<int, 4>());
 }
 
 TANDEM_INLINE void list_by_table_body(const ListJob& job, int64_t begin, int64_t end) {
-  list_any<TableCollector>(job, begin, end);
+  list_strips<TableCollector>(job, begin, end);
 }
 TANDEM_CPU_KERNEL(list_by_table, (const ListJob& job, int64_t begin, int64_t end), (job, begin, end))
 
 #if TANDEM_MULTIVERSION
 TANDEM_TARGET_VBMI2 void list_by_compress(const ListJob& job, int64_t begin, int64_t end) {
-  list_any<CompressCollector>(job, begin, end);
+  list_strips<CompressCollector>(job, begin, end);
 }
 #endif
 

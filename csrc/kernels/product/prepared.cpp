@@ -5,6 +5,7 @@
 
 #include "../cpu/capability.h"
 #include "../cpu/scratch.h"
+#include "../cpu/vectors.h"
 #include "pack.h"
 
 namespace tandem::cpu {
@@ -77,6 +78,10 @@ struct Parts {
   }
 };
 
+// A tile that this thread has packed just before its use.
+thread_local Scratch<int32_t> own_tile;
+thread_local float own_units[2 * kLanes];
+
 // Memory of this thread for the weights of a layer.
 char* own_memory(int64_t size) {
   thread_local Scratch<char> memory;
@@ -124,10 +129,15 @@ const void* prepare(const Geometry& geometry, const Weights& weights, ParallelFo
 }
 
 Prepared::Prepared(const Layer& layer, Algorithm algorithm, ParallelFor parallel)
-    : byte_blocks_(layer.prepared != nullptr ? *static_cast<const int64_t*>(layer.prepared)
-                                             : count_byte_blocks(layer.geometry, layer.weights)),
+    : byte_blocks_(layer.prepared != nullptr             ? *static_cast<const int64_t*>(layer.prepared)
+                   : algorithm == Algorithm::kTileByTile ? 0
+                                                         : count_byte_blocks(layer.geometry, layer.weights)),
       tiling_(layer.geometry, byte_blocks_),
       layout_(layer.geometry, tiling_, layer.weights.dtype) {
+  if (algorithm == Algorithm::kTileByTile) {
+    pack_one_.emplace(layer.weights, tiling_);
+    return;
+  }
   const Geometry& geometry = layer.geometry;
   const bool digits = algorithm == Algorithm::kDigits;
   const auto* from = static_cast<const char*>(layer.prepared);
@@ -144,21 +154,27 @@ Prepared::Prepared(const Layer& layer, Algorithm algorithm, ParallelFor parallel
   digits_ = from + at.digits;
 }
 
+void Prepared::pack(int64_t group, int64_t i) const {
+  if (!pack_one_) return;
+  (*pack_one_)(group* tiling_.tiles_per_group + i, own_tile.reserve(tiling_.tile_size), own_units);
+}
+
 Tile Prepared::tile(const Layer& layer, int64_t group, int64_t i, int64_t q, int64_t rows, int64_t first_row) const {
   const int64_t number = group * tiling_.tiles_per_group + i, first = i * tiling_.width();
+  const char* weights = pack_one_ ? reinterpret_cast<const char*>(own_tile.data()) : tiles_ + number * tile_bytes();
   return {rows,
           first_row,
           layer.plane_count(),
           tiling_.registers,
           bytes(),
-          tiles_ + number * tile_bytes() + tiling_.first_row(q) * tiling_.width() * (bytes() ? 1 : 4),
-          units_ + number * tiling_.width(),
+          weights + tiling_.first_row(q) * tiling_.width() * (bytes() ? 1 : 4),
+          pack_one_ ? own_units : units_ + number * tiling_.width(),
           group * tiling_.outputs + first,
           std::min<int64_t>(tiling_.width(), tiling_.outputs - first)};
 }
 
 void Prepared::fetch(int64_t group, int64_t i) const {
-  if (tiling_.blocks > 1) return;
+  if (pack_one_ || tiling_.blocks > 1) return;
   const char* tile = tiles_ + (group * tiling_.tiles_per_group + i) * tile_bytes();
   for (int64_t at = 0; at < tile_bytes(); at += kLine) __builtin_prefetch(tile + at, 0, 2);
 }

@@ -2,8 +2,10 @@
 #pragma once
 
 #include <array>
+#include <optional>
 
 #include "digits/digits.h"
+#include "pack.h"
 #include "tile.h"
 #include "tiling.h"
 
@@ -13,13 +15,17 @@ namespace tandem::cpu {
 // thread until its next layer.
 class Prepared {
  public:
-  // Uses layer.prepared, or prepares the weights as the algorithm multiplies them.
+  // Uses layer.prepared, or prepares the weights as the algorithm multiplies them; tile by tile not yet.
   Prepared(const Layer& layer, Algorithm algorithm, ParallelFor parallel);
   // No weights: only the tiling is used.
   explicit Prepared(const Tiling& tiling) : byte_blocks_(0), tiling_(tiling) {}
 
   const Tiling& tiling() const { return tiling_; }
   bool bytes() const { return byte_blocks_ > 0; }
+
+  // Packs tile i of a group for this thread, if tiles are packed one by one. The work of that, in input bytes.
+  void pack(int64_t group, int64_t i) const;
+  int64_t work() const { return pack_one_ ? 2 * tiling_.tile_size : 0; }
 
   // The columns of digits of tile i of a group, as many as the tile has registers.
   std::array<DigitColumn, 2> columns(int64_t group, int64_t i) const {
@@ -39,6 +45,7 @@ class Prepared {
   int64_t byte_blocks_;  // K-blocks of int8 tiles; 0: tiles are int32
   Tiling tiling_;
   DigitLayout layout_;
+  std::optional<TilePacker> pack_one_;
   const char *tiles_ = nullptr, *digits_ = nullptr;
   const float* units_ = nullptr;
 };

@@ -28,6 +28,7 @@ class Product {
   virtual ~Product() = default;
 
   const Layer& layer() const { return layer_; }
+  const Prepared& prepared() const { return prepared_; }
   const Tiling& tiling() const { return prepared_.tiling(); }
   Tile tile(const Place& at, int64_t k_block = 0) const {
     return prepared_.tile(layer_, at.group, at.tile, k_block, at.block.rows, at.block.first_row);

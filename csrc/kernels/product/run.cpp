@@ -25,12 +25,13 @@ void for_tiles(const Product& product, ParallelFor parallel, const Use& use) {
   const auto run_block = [&](const Block& block, ParallelFor inner) {
     thread_local BlockInputs own;
     BlockInputs& inputs = own;
-    const int64_t work = block.rows * layer.plane_count() * tiling.inputs();
+    const int64_t work = block.rows * layer.plane_count() * tiling.inputs() + product.prepared().work();
     for (int64_t group = 0; group < tiling.groups; ++group) {
       product.load(group, block, inputs, inner);
       parallel_ranges(inner, tiling.tiles_per_group, 1 + kGrain / (work + 1), [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           if (i + 1 < end) product.fetch(group, i + 1, block.rows);
+          product.prepared().pack(group, i);
           use(product, Place{group, i, block}, inputs);
         }
       });

@@ -78,18 +78,18 @@ TANDEM_TARGET_AMX TANDEM_INLINE void multiply(const Pass& pass, const Rows& rows
 
 // Multiplies all steps of the rows.
 template <int N, class Sum>
-TANDEM_TARGET_AMX TANDEM_INLINE void run_pass(const Pass& pass, const Rows& rows, Sum* out, int64_t step_stride,
-                                              int64_t row_stride, Fetch& fetch) {
+TANDEM_TARGET_AMX TANDEM_INLINE void run_pass(const Pass& pass, const Rows& rows, Sum* out, int64_t row_stride,
+                                              Fetch& fetch) {
   alignas(64) int32_t digit_sums[6][256];
   int t = 0;
   for (; t + 1 < rows.steps; t += 2) {
     multiply<N, 2>(pass, rows, rows.spikes + t * rows.step_bytes, digit_sums, fetch);
-    combine<N, kDoubles>(digit_sums[0], 16, 256, rows.count, pass, out + t * step_stride, row_stride);
-    combine<N, kDoubles>(digit_sums[3], 16, 256, rows.count, pass, out + (t + 1) * step_stride, row_stride);
+    combine<N, kDoubles>(digit_sums[0], 16, 256, rows.count, pass, out + t * pass.stride, row_stride);
+    combine<N, kDoubles>(digit_sums[3], 16, 256, rows.count, pass, out + (t + 1) * pass.stride, row_stride);
   }
   if (t < rows.steps) {
     multiply<N, 1>(pass, rows, rows.spikes + t * rows.step_bytes, digit_sums, fetch);
-    combine<N, kDoubles>(digit_sums[0], 16, 256, rows.count, pass, out + t * step_stride, row_stride);
+    combine<N, kDoubles>(digit_sums[0], 16, 256, rows.count, pass, out + t * pass.stride, row_stride);
   }
 }
 
@@ -107,9 +107,9 @@ TANDEM_TARGET_AMX TANDEM_INLINE void run_rows(const ExpandedInputs& inputs, int 
         const Rows rows{piece.offsets + pass.begin, spikes,          count,
                         piece.step_bytes,           piece.row_bytes, std::min(inputs.steps, T - inputs.steps * p)};
         Sum* plane = out + p * inputs.steps * pass.stride;
-        if (pass.count == 1) run_pass<1>(pass, rows, plane, pass.stride, row_stride, fetch);
-        if (pass.count == 2) run_pass<2>(pass, rows, plane, pass.stride, row_stride, fetch);
-        if (pass.count == 3) run_pass<3>(pass, rows, plane, pass.stride, row_stride, fetch);
+        if (pass.count == 1) run_pass<1>(pass, rows, plane, row_stride, fetch);
+        if (pass.count == 2) run_pass<2>(pass, rows, plane, row_stride, fetch);
+        if (pass.count == 3) run_pass<3>(pass, rows, plane, row_stride, fetch);
       }
       out += count * row_stride;
     }

@@ -52,9 +52,15 @@ const uint8_t* pixel(const Layer& layer, int p, int64_t b, int64_t y, int64_t x,
   return layer.planes + layer.geometry.pixel(p, b, y, x) + first;
 }
 
+// Expands n bytes.
+void expand(ExpandedInputs& inputs, const uint8_t* in, int64_t n, uint8_t* out, int64_t step_bytes) {
+  if (inputs.steps > 1) return split_bits(in, n, out, step_bytes);
+  std::memcpy(out, in, n);
+  if (inputs.most < UINT8_MAX) inputs.most = std::max<int>(inputs.most, largest_byte(in, n));
+}
+
 // Makes each strip a piece: [lines of the kernel, pixels] at each step.
-template <class Fill>
-void copy_lines(ExpandedInputs& inputs, const Layer& layer, int64_t first, const Block& block, const Fill& fill) {
+void copy_lines(ExpandedInputs& inputs, const Layer& layer, int64_t first, const Block& block) {
   const int planes = layer.plane_count();
   const Geometry& geometry = layer.geometry;
   const ChunkShape shape(geometry);
@@ -95,11 +101,11 @@ void copy_lines(ExpandedInputs& inputs, const Layer& layer, int64_t first, const
         }
         if (from >= until) continue;
         if (size == geometry.channels) {
-          fill(pixel(layer, p, strip.b, y, x + from, first), (until - from) * channels, to + from * size,
-               piece.step_bytes);
+          expand(inputs, pixel(layer, p, strip.b, y, x + from, first), (until - from) * channels, to + from * size,
+                 piece.step_bytes);
         } else {
           for (int64_t i = from; i < until; ++i) {
-            fill(pixel(layer, p, strip.b, y, x + i, first), channels, to + i * size, piece.step_bytes);
+            expand(inputs, pixel(layer, p, strip.b, y, x + i, first), channels, to + i * size, piece.step_bytes);
           }
         }
       }
@@ -108,8 +114,7 @@ void copy_lines(ExpandedInputs& inputs, const Layer& layer, int64_t first, const
 }
 
 // Makes all rows of the block one piece, with the bytes of a tile together: [tiles, chunks, 16 rows, 64] at each step.
-template <class Fill>
-void gather_rows(ExpandedInputs& inputs, const Layer& layer, int64_t first, const Block& block, const Fill& fill) {
+void gather_rows(ExpandedInputs& inputs, const Layer& layer, int64_t first, const Block& block) {
   const int planes = layer.plane_count();
   const Geometry& geometry = layer.geometry;
   const int64_t channels = geometry.group_channels(), tile_bytes = inputs.chunks * kTileBytes;
@@ -128,7 +133,7 @@ void gather_rows(ExpandedInputs& inputs, const Layer& layer, int64_t first, cons
           const bool inside = geometry.has_input(0, in_y) && geometry.has_input(1, in_x);
           const uint8_t* in = inside ? pixel(layer, p, strip.b, in_y, in_x, first) : nullptr;
           for (int64_t i = 0; i < channels; i += kChunk, out += kTileBytes) {
-            if (inside) fill(in + i, std::min(kChunk, channels - i), out, step_bytes);
+            if (inside) expand(inputs, in + i, std::min(kChunk, channels - i), out, step_bytes);
             for (int t = 0; !inside && t < inputs.steps; ++t) std::fill_n(out + t * step_bytes, kChunk, uint8_t{0});
           }
         }
@@ -137,29 +142,17 @@ void gather_rows(ExpandedInputs& inputs, const Layer& layer, int64_t first, cons
   }
 }
 
-// fill(in, n, out, step_bytes) expands n bytes.
-template <class Fill>
-void lay_out(ExpandedInputs& inputs, const Layer& layer, int64_t first, const Block& block, const Fill& fill) {
-  inputs.chunks = ChunkShape(layer.geometry).chunks();
-  inputs.pieces.clear();
-  inputs.offsets.clear();
-  const auto& lay = ExpandedRows(layer.geometry).gathered ? gather_rows<Fill> : copy_lines<Fill>;
-  lay(inputs, layer, first, block, fill);
-  for (size_t j = 0; j < inputs.pieces.size(); ++j)
-    inputs.pieces[j].offsets = inputs.offsets.data() + j * inputs.chunks;
-}
-
 }  // namespace
 
 void ExpandedInputs::load(const Layer& layer, int64_t first, const Block& block) {
   steps = layer.counted() ? 1 : 8;
-  if (!layer.counted()) return lay_out(*this, layer, first, block, split_bits);
-  const bool limited = byte_products() == ByteProducts::kAvx2;
-  most = limited ? 0 : UINT8_MAX;
-  lay_out(*this, layer, first, block, [&](const uint8_t* bytes, int64_t n, uint8_t* out, int64_t) {
-    std::memcpy(out, bytes, n);
-    if (limited) most = std::max<int>(most, largest_byte(bytes, n));
-  });
+  most = byte_products() == ByteProducts::kAvx2 ? 0 : UINT8_MAX;
+  chunks = ChunkShape(layer.geometry).chunks();
+  pieces.clear();
+  offsets.clear();
+  ExpandedRows(layer.geometry).gathered ? gather_rows(*this, layer, first, block)
+                                        : copy_lines(*this, layer, first, block);
+  for (size_t j = 0; j < pieces.size(); ++j) pieces[j].offsets = offsets.data() + j * chunks;
 }
 
 }  // namespace tandem::cpu
