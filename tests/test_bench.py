@@ -125,6 +125,9 @@ def test_the_commands_measure_and_name_what_has_other_bits(tmp_path, capsys, mon
     monkeypatch.setattr(sys, "argv", ["compare.py", "old", "new", "--cases", "call", "--ways", "tandem"])
     compare.main()
     assert "1.000 [1.000, 1.000]  median 1.000  OTHER BITS" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["compare.py", "--help"])
+    with pytest.raises(SystemExit, match="^0$"):
+        compare.main()
 
 
 def test_the_table_and_limits_that_are_missed(monkeypatch):

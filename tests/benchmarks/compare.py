@@ -19,7 +19,8 @@ from table import choose
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("trees", type=Path, nargs=2, metavar=("OLD_TREE", "NEW_TREE"))
+    parser.add_argument("old", type=Path, metavar="OLD_TREE")
+    parser.add_argument("new", type=Path, metavar="NEW_TREE")
     parser.add_argument("--ways", nargs="+", choices=OURS, default=OURS)
     parser.add_argument("--rounds", type=int, default=200)
     options = parser.parse_args()
@@ -28,7 +29,7 @@ def main() -> None:
     try:
         for case in choose(options.cases):
             ways = [way for way in case.ways if way in options.ways]
-            old, new = measure(case, ways, settings, options.trees, starts=4)
+            old, new = measure(case, ways, settings, (options.old, options.new), starts=4)
             measured.append({"old": old, "new": new})
             for way in ways:
                 times, found = [row["values"][way] for row in (old, new)], ratio(new["values"][way], old["values"][way])
