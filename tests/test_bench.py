@@ -126,7 +126,7 @@ def test_the_commands_measure_and_name_what_has_other_bits(tmp_path, capsys, mon
     compare.main()
     assert "1.000 [1.000, 1.000]  median 1.000  OTHER BITS" in capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["compare.py", "--help"])
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         compare.main()
 
 
