@@ -59,7 +59,8 @@ void at_level(const F& f) {
 // TANDEM_CPU_KERNEL(name, (parameters), (arguments)) defines `void name(parameters)`, which calls the always-inline
 // function name_body, compiled for the level in use.
 //
-// TANDEM_CPU_LANES_KERNEL does the same for a template name_body<L>, as at_level() does for a lambda.
+// TANDEM_CPU_LANES_KERNEL does the same for a template name_body<L>, as at_level() does for a lambda. The products'
+// loops are such functions: called through lambdas, a stream's step took 1.04 of the time.
 #define TANDEM_CPU_KERNEL(name, parameters, arguments) \
   TANDEM_CPU_LEVELS(name, parameters, arguments, name##_body, name##_body, name##_body)
 #define TANDEM_CPU_LANES_KERNEL(name, parameters, arguments) \

@@ -6,11 +6,6 @@
 
 namespace tandem::cuda {
 
-template <class C>
-TANDEM_HOST_DEVICE bool has_residual(const Neuron<C>& a) {
-  return a.residual_planes != nullptr || a.residual_currents != nullptr;
-}
-
 // kLong: the window may have more than 255 steps. kResidual: the layer may have a residual.
 template <int kVec, class C = float, bool kLong = true, bool kResidual = true>
 struct Neurons {

@@ -175,6 +175,11 @@ TANDEM_HOST_DEVICE bool is_gated(const Neuron<C>& a) {
   return a.mask != nullptr;
 }
 
+template <class C>
+TANDEM_HOST_DEVICE bool has_residual(const Neuron<C>& a) {
+  return a.residual_planes != nullptr || a.residual_currents != nullptr;
+}
+
 // One step of a layer's neurons.
 template <class V, class C>
 TANDEM_HOST_DEVICE auto step(V& v, V current, const Neuron<C>& a) {

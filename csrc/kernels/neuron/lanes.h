@@ -50,11 +50,6 @@ TANDEM_INLINE bool any_lost(const Vec<C, L>& v) {
   return any(reinterpret_cast<Int<C, L>>(v - v));
 }
 
-template <class C>
-TANDEM_INLINE bool has_residual(const Neuron<C>& a) {
-  return a.residual_planes != nullptr || a.residual_currents != nullptr;
-}
-
 // Neurons [n, n + lanes) of sixteen during a window, in vectors of L. Bytes and bits are stored for all sixteen at
 // once. `whole`: lanes is always sixteen.
 template <class C, int L = kLanes, bool whole = false>

@@ -73,8 +73,8 @@ TANDEM_INLINE Magnitudes measure_magnitudes(const E* weights, int64_t size, floa
 }
 
 // Sets the exponent of the unit of an output's weights (unit.h). Returns false if a weight is not finite. `scale` is a
-// guess on entry: outputs of a layer are similar, so most weights are read only once. `half`: they
-// are weights of 16 bits, or the values of such.
+// guess on entry: outputs of a layer are similar, so most weights are read only once. `half`: they are weights of 16
+// bits, or the values of such.
 template <int L, class E>
 TANDEM_INLINE bool unit_exponent(const E* weights, int64_t size, int& exponent, int& scale,
                                  bool half = sizeof(E) == 2) {

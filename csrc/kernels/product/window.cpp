@@ -64,6 +64,7 @@ TANDEM_INLINE void fire_sums_body(const Tile& tile, const double* windows, const
   tile.registers == 1 ? fire_sums_of<L, 1>(tile, windows, neuron, open)
                       : fire_sums_of<L, 2>(tile, windows, neuron, open);
 }
+
 }  // namespace
 
 TANDEM_CPU_LANES_KERNEL(fire_sums,
