@@ -43,7 +43,8 @@ ARCH = os.environ.get("TANDEM_EMULATED_ARCH", "80")
 CODE = f"-gencode=arch=compute_{ARCH},code=compute_{ARCH}"
 PTX = [CODE, "-no-compress", "-lineinfo", "-Xcompiler=-fvisibility=default"]
 MACHINE = ["-std=c++20", "-O2", "-ftree-vectorize", "-fwrapv", "-fPIC", "-Wall", "-Wextra", *NUMERICS]
-LINK = ["-shared", "-Wl,-z,defs", "-Wl,-Bsymbolic"]
+OWN = "-Wl,-Bsymbolic"  # calls of the CUDA runtime reach the machine, though torch has loaded another
+LINK = ["-shared", "-Wl,-z,defs", OWN]
 AMPERE = pytest.mark.skipif(ARCH == "75", reason="Turing has four mma for one, and no asynchronous copies")
 FOLDERS = {"ptx": f"ptx{ARCH}", "machine": "machine", "ops": "emulated", "cpu": ""}  # of objects; cpu: the extension's
 
@@ -61,7 +62,7 @@ def build(name: str, sources: dict[str, list[str]], toolkit: Toolkit) -> Path:
     rules["ops"] += ["-DTANDEM_EMULATION", "-O1"]  # they make few calls
     rules["ptx"] = [str(toolkit.nvcc), *nvcc_flags(Plan(toolkit)), *PTX]
     rules["machine"] = ["g++", *MACHINE, "-Icsrc", f"-isystem{toolkit.include}"]
-    text = ninja_text(folder, rules, extension if "ops" in sources else LINK, parts, library)
+    text = ninja_text(folder, rules, [*extension, OWN] if "ops" in sources else LINK, parts, library)
     (ROOT / folder).mkdir(parents=True, exist_ok=True)
     with (ROOT / folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # workers of pytest-xdist share objects and may build the same one

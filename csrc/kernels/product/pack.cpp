@@ -44,6 +44,7 @@ template <int L, class E>
 TANDEM_INLINE void pack_rows(const TilePacker& job, const E* const (&row)[L], const float (&factor)[L], int32_t* out) {
   const int64_t inputs = job.tiling.inputs();
   const int width = job.tiling.width();
+  const int64_t* position = job.position.data();
   int64_t j = 0;
   for (; j + L <= inputs; j += L) {
     Int<float, L> block[L];
@@ -53,11 +54,11 @@ TANDEM_INLINE void pack_rows(const TilePacker& job, const E* const (&row)[L], co
     for (int i = 0; i < L; ++i) block[i] = to_fixed(load_floats<L>(row[i] + j) * factor[i]);
     transpose<L>(block);
 #pragma GCC unroll 16
-    for (int i = 0; i < L; ++i) store(out + job.position[j + i] * width, block[i]);
+    for (int i = 0; i < L; ++i) store(out + position[j + i] * width, block[i]);
   }
   for (; j < inputs; ++j) {
     for (int i = 0; i < L; ++i) {
-      out[job.position[j] * width + i] = to_fixed(load_floats<1>(row[i] + j) * factor[i])[0];
+      out[position[j] * width + i] = to_fixed(load_floats<1>(row[i] + j) * factor[i])[0];
     }
   }
 }
