@@ -36,20 +36,13 @@ struct NormInputs {
   }
 };
 
-// Runs cpu::kernel, or cuda::kernel with a workspace, depending on the tensor's device.
+OptionalTensor workspace([[maybe_unused]] const Tensor& product) {
 #ifdef TANDEM_WITH_CUDA
-#define TANDEM_RUN_NORM(tensor, kernel, args)                                                                        \
-  do {                                                                                                               \
-    if (on_gpu(tensor)) {                                                                                            \
-      const Tensor memory = empty(cuda::batch_norm_workspace(args.rows, args.channels), ScalarType::Double, tensor); \
-      launch(tensor, #kernel, [&](void* stream) { return cuda::kernel(args, pointer<double>(memory), stream); });    \
-    } else {                                                                                                         \
-      cpu::kernel(args, torch_parallel);                                                                             \
-    }                                                                                                                \
-  } while (false)
-#else
-#define TANDEM_RUN_NORM(tensor, kernel, args) cpu::kernel(args, torch_parallel)
+  const int64_t channels = product.size(1), size = cuda::batch_norm_workspace(product.numel() / channels, channels);
+  if (on_gpu(product)) return empty(size, ScalarType::Double, product);
 #endif
+  return std::nullopt;
+}
 
 // Statistics and affine parameters [channels], in the type of `like`.
 struct Statistics {
@@ -63,6 +56,7 @@ struct Statistics {
 
 // The statistics of factor * u.
 void measure(const Tensor& u, double factor, const NormInputs& norm, const Statistics& out) {
+  const OptionalTensor memory = workspace(u);
   in_compute_type(u.scalar_type(), [&](auto zero) {
     using C = decltype(zero);
     const BatchNormStatistics<C> args{
@@ -75,8 +69,9 @@ void measure(const Tensor& u, double factor, const NormInputs& norm, const Stati
         .var = pointer<C>(out.var),
         .scale = pointer<C>(out.scale),
         .shift = pointer<C>(out.shift),
+        .workspace = pointer<double>(memory),
     };
-    TANDEM_RUN_NORM(u, batch_norm_statistics, args);
+    TANDEM_RUN(u, batch_norm_statistics, args);
   });
 }
 
@@ -84,12 +79,10 @@ using NormOutputs = std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalT
 
 // A layer with batch normalisation: the statistics of the product u give the neurons' scale and shift, then the neurons
 // fire. u is computed alone, from counts: to write the currents of all steps to memory until all rows are known would
-// take more time. Where torch multiplies float64 weights they are written, unless they would not fit into memory; where
-// that begins decides bits.
+// take more time.
 NormOutputs bn_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_WINDOW_FIELDS(TANDEM_PARAMETER)
                       TANDEM_NORM_FIELDS(TANDEM_PARAMETER) TANDEM_NEURON_FIELDS(TANDEM_PARAMETER),
                   bool return_v TANDEM_TENSOR_FIELDS(TANDEM_PARAMETER)) {
-  constexpr int64_t kSummedSteps = 255;
   Synapses synapses({.planes = planes,
                      TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT).counted = window});
   const Shape shape = synapses.output_shape();
@@ -99,24 +92,14 @@ NormOutputs bn_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_W
   TANDEM_CHECK(neurons.neurons() > 0 || shape[1] == 0,
                "planes: batch normalisation needs at least one sample, got outputs ", shape_text(shape));
   if (synapses.is_fused() && !synapses.counted()) synapses.prepare();  // for both products
-  OptionalTensor currents;
-  if (!synapses.is_fused() && !synapses.counted() && synapses.T() <= kSummedSteps) currents = synapses.currents();
-  const int64_t time = 0;
-  const Tensor u = currents.has_value() ? to_channels_last(torch::stable::sum(*currents, {{&time, 1}}), 1)
-                                        : synapses.window_product();
+  const Tensor u = synapses.window_product();
   NormInputs norm{TANDEM_NORM_FIELDS(TANDEM_ARGUMENT)};
   norm.prepare(u);
   const Statistics statistics = Statistics::of(shape[1], u);
   if (neurons.neurons() > 0) {
     measure(u, 1.0, norm, statistics);
     neurons.set_affine(statistics.scale, statistics.shift);
-    if (currents.has_value()) {
-      run_scan(*currents, Source::kTrain, neurons);
-    } else if (synapses.counted()) {
-      run_scan(u, Source::kImpulse, neurons);
-    } else {
-      synapses.is_fused() ? synapses.fire(neurons) : synapses.scan(neurons);
-    }
+    synapses.counted() ? run_scan(u, Source::kImpulse, neurons) : synapses.fire(neurons);
   }
   const auto [spikes, counts, mask, v, lost] = neurons.outputs();
   return {spikes, counts, mask, v, u, statistics.mean, statistics.var, lost};
@@ -160,6 +143,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor prod
   grad = to_channels_last(aten::to_type(grad, moved), 1);
   mask = to_contiguous(mask);
   product = to_channels_last(product, 1);
+  const OptionalTensor memory = workspace(product);
   in_compute_type(compute, [&](auto zero) {
     using C = decltype(zero);
     const BatchNormGrad<C> args{
@@ -176,8 +160,9 @@ std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor prod
         .grad_product = grad_product.data_ptr(),
         .grad_gamma = pointer<C>(grad_gamma),
         .grad_beta = pointer<C>(grad_beta),
+        .workspace = pointer<double>(memory),
     };
-    TANDEM_RUN_NORM(product, batch_norm_grad, args);
+    TANDEM_RUN(product, batch_norm_grad, args);
   });
   return {aten::to_type(grad_product, out), grad_gamma, grad_beta};
 }

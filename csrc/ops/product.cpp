@@ -11,6 +11,7 @@ namespace tandem::ops {
 
 namespace {
 
+constexpr int64_t kScannedSteps = 128;  // whose currents are in memory at once, of float64 weights: whole planes
 constexpr int64_t kMostPixels = int64_t{1} << 30;  // keeps the sizes of receptive fields far from overflow
 
 bool is_integer(const Tensor& weight) { return weight.scalar_type() == ScalarType::Char; }
@@ -156,6 +157,7 @@ Layer Synapses::layer(const Neuron<float>& neuron) {
 }
 
 void Synapses::fire(const NeuronLayer& neurons) {
+  if (!is_fused()) return scan(neurons);
   Layer whole = layer(neurons.args<float>());
   OptionalTensor open;
   if (on_gpu(in_.weight) && whole.gate_bytes()) open = empty(neurons.neurons(), ScalarType::Byte, in_.planes);
@@ -165,7 +167,7 @@ void Synapses::fire(const NeuronLayer& neurons) {
 
 void Synapses::scan(const NeuronLayer& neurons) {
   if (in_.counted) return run_scan(window_product(), Source::kImpulse, neurons);
-  if (in_.T <= kScannedSteps) return run_scan(currents(), Source::kTrain, neurons);
+  if (in_.T <= kScannedSteps) return run_scan(currents(in_.planes, in_.T), Source::kTrain, neurons);
   const int64_t n = neurons.neurons();
   const auto doubles = [&] { return empty(n, ScalarType::Double, in_.planes); };
   const Tensor v = doubles(), r = doubles(), u = doubles();
@@ -234,7 +236,7 @@ NeuronOutputs layer_if(SynapseInputs&& given, NeuronInputs&& inputs) {
   Synapses synapses(std::move(given));
   const NeuronLayer layer(std::move(inputs), synapses.output_shape(), synapses.T(), synapses.counts_type(),
                           synapses.planes());
-  if (layer.neurons() > 0) synapses.is_fused() ? synapses.fire(layer) : synapses.scan(layer);
+  if (layer.neurons() > 0) synapses.fire(layer);
   return layer.outputs();
 }
 

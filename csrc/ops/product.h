@@ -6,9 +6,6 @@
 
 namespace tandem::ops {
 
-// Steps whose currents are in memory at once, where torch multiplies float64 weights: whole planes.
-constexpr int64_t kScannedSteps = 128;
-
 // A linear layer (no spatial dimensions) or a convolution of spike planes, as torch passes it.
 struct SynapseInputs {
   Tensor planes;  // uint8 [P, B, K] or [P, B, C, spatial...]; counts if `counted`, P = 1
@@ -33,17 +30,11 @@ class Synapses {
   // Whether kernels multiply the spikes: all weights but float64. Their sums are exact.
   bool is_fused() const { return in_.weight.scalar_type() != ScalarType::Double; }
 
-  // Runs the kernel, for fused synapses.
+  // Runs the neurons.
   void fire(const NeuronLayer& neurons);
 
   // Prepares the weight: for layers with two products, and on a GPU for all.
   void prepare();
-
-  // Computes the spikes of float64 neurons by torch's own product and the scan.
-  void scan(const NeuronLayer& neurons);
-
-  // The product y [T, B, N, spatial...] of the planes by torch, in float64, channels-last.
-  Tensor currents() const { return currents(in_.planes, in_.T); }
 
   // The sum of the currents over the window, W c [B, N, spatial...] in float32 (float64), channels-last: by the
   // kernels, whose sums are exact, or by torch in float64.
@@ -53,6 +44,9 @@ class Synapses {
   // The layer with these neurons, or with none for window_product().
   Layer layer(const Neuron<float>& neuron);
   void read_weight();  // on the CPU
+  // Computes the spikes of float64 neurons by torch's own product and the scan.
+  void scan(const NeuronLayer& neurons);
+  // The product y [T, B, N, spatial...] of planes by torch, in float64, channels-last.
   Tensor currents(const Tensor& planes, int64_t T) const;
   Tensor counts_product() const;
   Tensor product_of(const Tensor& images) const;  // [images, K] or [images, C, spatial...]

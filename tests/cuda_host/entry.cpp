@@ -10,12 +10,6 @@ using namespace tandem;
 
 namespace {
 
-// The CPU needs no workspace.
-template <class Args>
-void batch_norm_statistics(const Args& args, double*, ParallelFor parallel) {
-  cpu::batch_norm_statistics(args, parallel);
-}
-
 // Runs a window of currents in three pieces, cut at two steps.
 int scan_pieces(const float* currents, const Neuron<float>& args, int32_t first, int32_t second, void* stream) {
   int status = 0;
@@ -39,10 +33,11 @@ void* address(F* function) {
 }
 
 #define KERNEL(name, cuda, cpu, ...) \
-  {name, address<int(__VA_ARGS__, void*)>(cuda), address<void(__VA_ARGS__, ParallelFor)>(cpu)}
+  { name, address<int(__VA_ARGS__, void*)>(cuda), address<void(__VA_ARGS__, ParallelFor)>(cpu) }
 #define STATISTICS(name, C) \
-  KERNEL(name, cuda::batch_norm_statistics, batch_norm_statistics, const BatchNormStatistics<C>&, double*)
-#define GRAD(name, C) {name, address<int(const BatchNormGrad<C>&, double*, void*)>(cuda::batch_norm_grad)}
+  KERNEL(name, cuda::batch_norm_statistics, cpu::batch_norm_statistics, const BatchNormStatistics<C>&)
+#define GRAD(name, C) \
+  { name, address<int(const BatchNormGrad<C>&, void*)>(cuda::batch_norm_grad) }
 
 const Kernel kKernels[] = {
     KERNEL("if_scan", cuda::if_scan, cpu::if_scan, const void*, DType, Source, const Neuron<float>&),

@@ -206,30 +206,30 @@ __global__ void __launch_bounds__(kThreads) grad_kernel(const __grid_constant__ 
 }
 
 template <int kVec, class Of>
-int launch_sums(const Of& of, double* workspace, void* stream) {
+int launch_sums(const Of& of, void* stream) {
   const Tile<kVec> tile(of.a.rows, of.a.channels);
   const int status = launch(sum_kernel<Of, kVec>, tile.grid(), kThreads, 2 * kVec * kThreads * sizeof(double), stream,
-                            of, tile, workspace);
+                            of, tile, of.a.workspace);
   if (status != cudaSuccess) return status;
   return launch(finish_kernel<Of>, blocks_for(tile.channels, 32), 32 * kGroups, 2 * 32 * kGroups * sizeof(double),
-                stream, of, static_cast<int>(tile.slices), workspace);
+                stream, of, static_cast<int>(tile.slices), of.a.workspace);
 }
 
 template <class C>
 constexpr int kMost = std::is_same_v<C, float> ? 4 : 1;  // channels of a thread
 
 template <class C>
-int launch_statistics(const BatchNormStatistics<C>& a, double* workspace, void* stream) {
+int launch_statistics(const BatchNormStatistics<C>& a, void* stream) {
   return by_four<kMost<C>>(fit_four(a.channels, a.product),
-                           [&](auto vec) { return launch_sums<vec.value>(Statistics<C>{a}, workspace, stream); });
+                           [&](auto vec) { return launch_sums<vec.value>(Statistics<C>{a}, stream); });
 }
 
 template <class Grad, class C>
-int launch_grad(const BatchNormGrad<C>& a, double* workspace, void* stream) {
+int launch_grad(const BatchNormGrad<C>& a, void* stream) {
   const auto* grad = static_cast<const Grad*>(a.grad);
   const auto* grad_product = static_cast<const Grad*>(a.grad_product);
   return by_four<kMost<C>>(fit_four(a.channels, grad, a.product, grad_product), [&](auto vec) {
-    const int status = launch_sums<vec.value>(Gradients<C, Grad>{a}, workspace, stream);
+    const int status = launch_sums<vec.value>(Gradients<C, Grad>{a}, stream);
     if (status != cudaSuccess) return status;
     const Tile<vec.value> tile(a.rows, a.channels);
     return launch(grad_kernel<C, Grad, vec.value>, tile.grid(), kThreads, 0, stream, a, tile);
@@ -240,19 +240,12 @@ int launch_grad(const BatchNormGrad<C>& a, double* workspace, void* stream) {
 
 int64_t batch_norm_workspace(int64_t rows, int64_t channels) { return 2 * slices_of(rows, channels) * channels; }
 
-int batch_norm_statistics(const BatchNormStatistics<float>& a, double* workspace, void* stream) {
-  return launch_statistics(a, workspace, stream);
-}
-int batch_norm_statistics(const BatchNormStatistics<double>& a, double* workspace, void* stream) {
-  return launch_statistics(a, workspace, stream);
-}
+int batch_norm_statistics(const BatchNormStatistics<float>& a, void* stream) { return launch_statistics(a, stream); }
+int batch_norm_statistics(const BatchNormStatistics<double>& a, void* stream) { return launch_statistics(a, stream); }
 
-int batch_norm_grad(const BatchNormGrad<float>& a, double* workspace, void* stream) {
-  return with_type<false>(a.grad_dtype,
-                          [&](auto element) { return launch_grad<decltype(element)>(a, workspace, stream); });
+int batch_norm_grad(const BatchNormGrad<float>& a, void* stream) {
+  return with_type<false>(a.grad_dtype, [&](auto element) { return launch_grad<decltype(element)>(a, stream); });
 }
-int batch_norm_grad(const BatchNormGrad<double>& a, double* workspace, void* stream) {
-  return launch_grad<double>(a, workspace, stream);
-}
+int batch_norm_grad(const BatchNormGrad<double>& a, void* stream) { return launch_grad<double>(a, stream); }
 
 }  // namespace tandem::cuda

@@ -54,10 +54,11 @@ struct BatchNormStatistics {
   const C* product;  // [rows, channels]
   C factor;          // u = factor product
   BatchNorm<C> norm;
-  C* mean;   // out [channels], of u
-  C* var;    // out [channels], of u, biased
-  C* scale;  // out [channels]
-  C* shift;  // out [channels]
+  C* mean;            // out [channels], of u
+  C* var;             // out [channels], of u, biased
+  C* scale;           // out [channels]
+  C* shift;           // out [channels]
+  double* workspace;  // on a GPU
 };
 
 // With gz = open ? grad / threshold : 0 and xhat = (gain u - gain mean) rstd:
@@ -77,6 +78,7 @@ struct BatchNormGrad {
   void* grad_product;  // out [rows, channels]
   C* grad_gamma;       // out [channels]
   C* grad_beta;        // out [channels]
+  double* workspace;   // on a GPU
 };
 
 namespace cpu {
@@ -95,10 +97,10 @@ namespace cuda {
 int64_t batch_norm_workspace(int64_t rows, int64_t channels);
 
 // Pointers are device memory, stream is a cudaStream_t. They return a cudaError_t and need at least one row.
-int batch_norm_statistics(const BatchNormStatistics<float>& args, double* workspace, void* stream);
-int batch_norm_statistics(const BatchNormStatistics<double>& args, double* workspace, void* stream);
-int batch_norm_grad(const BatchNormGrad<float>& args, double* workspace, void* stream);
-int batch_norm_grad(const BatchNormGrad<double>& args, double* workspace, void* stream);
+int batch_norm_statistics(const BatchNormStatistics<float>& args, void* stream);
+int batch_norm_statistics(const BatchNormStatistics<double>& args, void* stream);
+int batch_norm_grad(const BatchNormGrad<float>& args, void* stream);
+int batch_norm_grad(const BatchNormGrad<double>& args, void* stream);
 
 }  // namespace cuda
 
