@@ -30,11 +30,12 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in wh
 
 def _refuse(error: type[Exception], name: str, allowed: str, value: object, hint: str = "") -> NoReturn:
     if isinstance(value, Tensor):
-        found = f"a {value.dtype} tensor of shape {list(value.shape)} on {value.device}"
+        layout = "" if value.layout is torch.strided else f"{value.layout} "
+        found = f"a {value.dtype} {layout}tensor of shape {list(value.shape)} on {value.device}"
     elif isinstance(value, np.ndarray):
         found = f"a NumPy array of {value.dtype} and shape {list(value.shape)}"
     else:
-        found = f"{value!r:.80}" + f" ({type(value).__name__})" * (error is TypeError)
+        found = f"{' '.join(repr(value).split()):.80}" + f" ({type(value).__name__})" * (error is TypeError)
     raise error(f"{name}: expected {allowed}, got {found}{hint}")
 
 
@@ -151,8 +152,8 @@ def eps(value: Any) -> None:
 def tensor(
     name: str, value: Any, what: str, is_one: Callable[[Tensor], bool], layout: str, dims: int, hint: str = ""
 ) -> None:
-    """A tensor that satisfies ``is_one``, with at least ``dims`` dimensions, on a device that has kernels."""
-    if not isinstance(value, Tensor) or not is_one(value):
+    """A dense tensor that satisfies ``is_one``, with at least ``dims`` dimensions, on a device that has kernels."""
+    if not isinstance(value, Tensor) or value.layout is not torch.strided or not is_one(value):
         _refuse(TypeError, name, f"{what} {layout}", value, hint * isinstance(value, Tensor))
     if value.dim() < dims:
         least = "a batch dimension" if dims == 1 else "at least two dimensions"
@@ -232,7 +233,8 @@ def train(name: str, value: object) -> None:
 
 def weight(name: str, value: object, dims: Sequence[int], or_int8: bool = False) -> None:
     """Weights with one of these numbers of dimensions."""
-    if not isinstance(value, Tensor) or not (value.dtype in _FLOATS or (or_int8 and value.dtype == torch.int8)):
+    allowed_types = (*_FLOATS, torch.int8) if or_int8 else _FLOATS
+    if not isinstance(value, Tensor) or value.layout is not torch.strided or value.dtype not in allowed_types:
         allowed = "float32, bfloat16, float16, float64 or int8" if or_int8 else "float32, bfloat16, float16 or float64"
         _refuse(TypeError, name, f"a {allowed} tensor", value)
     if value.dim() not in dims:
@@ -249,7 +251,7 @@ def threshold(value: Any, channels: Any, expected: torch.device = _CPU) -> None:
     shape = (channels,) if value.dim() else ()
     shaped("threshold", value, shape, "the layer", expected, ", one value per channel")
     if value.device.type == "cpu" and any_wrong(value, lambda t: ~(t > 0)):
-        raise ValueError(f"threshold: expected positive values, got {value.detach()}")
+        raise ValueError(f"threshold: expected positive values, got {value.detach().min():g}")
 
 
 def v_init(value: Any, shape: tuple[int, ...] = (), expected: torch.device = _CPU) -> None:

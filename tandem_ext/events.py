@@ -16,9 +16,9 @@ def bin_events(
     recording: Any, shape: Sequence[int], T: int, window: tuple[float, float] | None
 ) -> npt.NDArray[np.uint8]:
     """Return the planes [ceil(T/8), *shape] of a recording; arguments and errors as in ``SpikeTrain.from_events``."""
-    shape = tuple(shape)
+    shape, given = tuple(shape) if hasattr(shape, "__len__") else (), shape
     if not shape or not all(isinstance(n, (int, np.integer)) and n >= 0 for n in shape):
-        raise ValueError(f"shape: expected the sizes of the features, such as (2, 34, 34), got {shape}")
+        raise ValueError(f"shape: expected the sizes of the features, such as (2, 34, 34), got {given}")
     times, neurons = _addresses(recording, shape)
     frames, inside = _frames(times, T, window)
     frames, neurons = frames[inside], neurons[inside]
@@ -30,7 +30,8 @@ def bin_events(
 
 
 def check_window(window: tuple[float, float]) -> None:
-    if not isinstance(window, (tuple, list)) or len(window) != 2 or not window[0] < window[1]:
+    numbers = isinstance(window, (tuple, list)) and all(isinstance(t, (int, float, np.number)) for t in window)
+    if not numbers or len(window) != 2 or not -math.inf < window[0] < window[1] < math.inf:
         raise ValueError(f"window: expected (start, stop) with start < stop, got {window}")
 
 

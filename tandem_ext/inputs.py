@@ -28,7 +28,7 @@ class DirectInput(Signal):
         self.x = x
         self.T = T
         self.gain = gain
-        hint = ": x.float() is an image, SpikeTrain.from_frames takes counts of events"
+        hint = ": a dense x.float() is an image, SpikeTrain.from_frames takes counts of events"
         checks.tensor("x", x, "a floating-point tensor", checks.is_float, "[B, *features]", 1, hint)
         checks.T("T", self.T)
         checks.gain("gain", self.gain)

@@ -223,7 +223,7 @@ class SpikeTrain(Signal):
                 [0, 1, 1, 1]], dtype=torch.int32)
         """
         checks.positive("substeps", substeps)
-        frames = torch.as_tensor(frames) if isinstance(frames, np.ndarray) else frames
+        frames = torch.as_tensor(np.ascontiguousarray(frames)) if isinstance(frames, np.ndarray) else frames
         if isinstance(frames, Tensor) and frames.dtype in (torch.uint16, torch.uint32, torch.uint64):
             frames = frames.long()  # few torch operators support these dtypes
         checks.tensor("frames", frames, "a real tensor or array", checks.is_real, "[F, B, *features]", 2)

@@ -134,7 +134,14 @@ def layer_of(threshold):
     (linear(threshold=torch.ones(4)), ValueError, "threshold: expected shape [5]"),
     (linear(threshold=torch.tensor([1.0, 1.0, 1.0, 1.0, -1.0])), ValueError, "threshold: expected positive"),
     (linear(threshold=torch.tensor(nan)), ValueError, "threshold: expected positive"),
-    (layer_of(torch.tensor([1.5, -1.0])), ValueError, "threshold: expected positive values"),
+    (layer_of(torch.tensor([1.5, -1.0])), ValueError, "threshold: expected positive values, got -1"),
+    (lambda: tnn.Linear(7, 20, threshold=torch.zeros(20))(X), ValueError, "threshold: expected positive values, got 0"),
+    # sparse tensors
+    (linear(weight=W.to_sparse()), TypeError, "weight: expected a float32, bfloat16, float16, float64 or int8 tensor, "
+     "got a torch.float32 torch.sparse_coo tensor of shape [5, 7] on cpu"),
+    (lambda: te.SpikeTrain.from_dense(torch.eye(3).to_sparse()), TypeError, "spikes: expected a real tensor"),
+    (lambda: tnn.Encoder(8)(torch.eye(3).to_sparse()), TypeError, "x: expected a floating-point tensor [B, *features], "
+     "got a torch.float32 torch.sparse_coo tensor of shape [3, 3] on cpu: a dense x.float() is an image"),
     (linear(leak=0.0), ValueError, "leak: expected a float in (0, 1]"),
     *((linear(leak=value), ValueError, "leak: expected") for value in (1.5, nan)),
     (linear(leak=None), TypeError, "leak: expected a float in (0, 1], got None (NoneType)"),
@@ -236,14 +243,17 @@ def layer_of(threshold):
     (events({"t": [[0]], "x": [1]}, [4]), ValueError, "t: expected a 1-d array, one value per event, got shape (1, 1)"),
     (events(([math.nan], [1]), [4]), ValueError, "recording: a time is NaN"),
     (events(([0.0], [1]), [4], window=(1, 1)), ValueError, "window: expected (start, stop) with start < stop, got (1"),
+    *((events(([0.0], [1]), [4], window=window), ValueError, "window: expected (start, stop) with start < stop, got ")
+      for window in ((None, 1), ("a", "b"), (0, math.inf), (-math.inf, math.inf), (0, nan), (0, (1, 2)), 5)),
     (events({"t": [0, 1], "x": [1.0, 2.7]}, [4]), ValueError, "x: expected whole numbers, got 2.7"),
     (events(([0.0], ["a"]), [4]), TypeError, "neurons: expected numbers, got <U1"),
     (events(([0.0], [4]), [4]), ValueError, "neurons: expected addresses in 0..3, got 4..4"),
     (events(([[0.0]], [1]), [4]), ValueError, "times: expected a 1-d array"),
     (events(torch.zeros(3), [4]), TypeError, "recording: expected a structured array, a mapping with t, x, y, p"),
     (events({"t": [0], "x": [0]}, [1, 2, 3, 4]), ValueError, "shape: expected [neurons], [p, x] or [p, y, x] for"),
-    (events(([0], [0]), []), ValueError, "shape: expected the sizes of the features, such as (2, 34, 34), got ()"),
+    (events(([0], [0]), []), ValueError, "shape: expected the sizes of the features, such as (2, 34, 34), got []"),
     (events(([0], [0]), [-1]), ValueError, "shape: expected the sizes of the features"),
+    (events(([0], [0]), 4), ValueError, "shape: expected the sizes of the features, such as (2, 34, 34), got 4"),
     (events(([0], [0]), [4.0]), ValueError, "shape: expected the sizes of the features"),
     (events({"t": [0], "x": [0], "y": [0], "p": [2]}, [2, 4, 4]), ValueError, "p: expected addresses in 0..1"),
     (events({"t": [0], "x": [0], "y": [0], "p": [-1]}, [3, 4, 4]), ValueError, "p: expected addresses in 0..2"),
@@ -260,6 +270,7 @@ def layer_of(threshold):
     (lambda: tnn.Encoder(65536), ValueError, "T: expected an int from 1 to 65535, got 65536"),
     (lambda: tnn.Encoder(8, mode="rate"), ValueError, "zero_expand"),
     (lambda: tnn.Encoder(8)(torch.zeros(2, 4, dtype=torch.uint8)), TypeError, "floating-point"),
+    (lambda: tnn.Encoder(8)([torch.rand(9, 2)]), TypeError, "x: expected a floating-point tensor"),
     (lambda: tnn.Encoder(8, "events")(torch.ones(2, 3)), TypeError, "takes a SpikeTrain, got a tensor of shape"),
     (lambda: tnn.Encoder(8)(ONES), TypeError, "Encoder with mode \"events\", this one has 'direct'"),
     (lambda: tnn.Encoder(4, "events")(ONES), ValueError, "T=4 takes a SpikeTrain of as many steps, got T=8"),
@@ -300,6 +311,7 @@ def test_bad_arguments(call, error, message):
     with pytest.raises(error, match=re.escape(message)) as caught:
         call()
     assert ("NoneType" in str(caught.value)) == ("NoneType" in message)  # it says what the value was
+    assert "\n" not in str(caught.value)
 
 
 def test_cuda_tensor_on_a_cpu_only_build(monkeypatch):

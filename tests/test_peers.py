@@ -219,6 +219,10 @@ def test_neurons_losses_and_encoder_of_snntorch_line_by_line():
     one_hot = F.one_hot(labels, 20).float()
     torch.testing.assert_close(F.mse_loss(ours.counts / T, one_hot), F.mse_loss(theirs.mean(0), one_hot))
     torch.testing.assert_close(F.cross_entropy(ours.counts, labels), loss.ce_count_loss()(theirs, labels))
+    correct, incorrect = 0.8, 0.3
+    target = torch.where(one_hot > 0, int(T * correct), int(T * incorrect)).float()
+    found = loss.mse_count_loss(correct_rate=correct, incorrect_rate=incorrect)(theirs, labels)
+    torch.testing.assert_close(F.mse_loss(ours.counts, target) / T, found)
     frames = spikes.transpose(0, 1)  # [B, T, features], as a DataLoader stacks them
     assert torch.equal(te.SpikeTrain.from_frames(frames, batch_first=True).planes, train.planes)
     spikegen, x = pytest.importorskip("snntorch.spikegen"), torch.rand(5, 12)

@@ -123,6 +123,9 @@ def test_frames_are_clipped_or_spread_over_sub_steps_and_may_be_padded():
     assert torch.equal(clipped.to_dense(), counts.clamp(max=1))
     spread, _ = batch(from_tonic(recordings, 12))
     assert torch.equal(spread.to_dense().unflatten(0, (4, 3)).sum(1), counts.clamp(max=3))
+    flipped = Recordings(lambda events: np.flip(recordings.transform(events), 3))  # a view with a negative stride
+    assert torch.equal(batch(from_tonic(flipped, 4))[0].to_dense(), clipped.to_dense().flip(4))
+    assert torch.equal(te.SpikeTrain.from_frames(counts.numpy()[::-1]).to_dense(), clipped.to_dense().flip(0))
     recordings = Recordings(tonic.transforms.ToFrame(SENSOR, event_count=45, include_incomplete=True))
     for first in True, False:
         frames, targets = batch(recordings, collate_fn=tonic.collation.PadTensors(batch_first=first))

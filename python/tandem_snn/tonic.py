@@ -78,7 +78,7 @@ class TrainDataset(Dataset[tuple[SpikeTrain, Any]]):
             raise TypeError(
                 f"dataset: expected events, frames or trains, got {type(sample).__name__} as sample {index}"
             )
-        frames = torch.as_tensor(sample)
+        frames = sample if isinstance(sample, Tensor) else torch.as_tensor(np.ascontiguousarray(sample))
         if frames.dim() == 0 or _wide(frames.shape[1:]) != _wide(self.sensor):
             raise ValueError(
                 f"dataset: expected frames [T, *{list(self.sensor)}] as the sensor has, got {list(frames.shape)} as "
