@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from networks import Net, seen_by, settled, trained
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
@@ -172,6 +173,15 @@ def test_convert_calibrates_on_data():
     )
     images = torch.rand(5, 3, 2, 3)
     assert convert(rows, T=8, data=[images])(images).shape == (5, 2)
+
+
+@pytest.mark.parametrize("wrapped", [nn.DataParallel, AveragedModel])
+def test_what_wraps_an_ann_is_left_out(wrapped):
+    net, x = NETWORKS["sequential"]()
+    outer = wrapped(settled(net, x)).eval()  # an average has its own copies
+    snn = convert(outer, T=8, data=[x])
+    assert torch.equal(snn(x), convert(outer.module, T=8, data=[x])(x))
+    assert {id(p) for p in snn.parameters()} == {id(p) for p in outer.parameters()}
 
 
 def test_calibration_keeps_a_limited_number_of_activations(monkeypatch):

@@ -246,6 +246,15 @@ def test_bad_calls_are_named_and_begin_no_stream():
         (lambda: freeze(net, T=2.5), TypeError, "T: expected an int from 1 to 65535"),
         (lambda: freeze(net, T=65536), ValueError, "T: expected"),
         (lambda: freeze(net, T=16), ValueError, "T: the network's Encoder has T=8, got 16"),
+        (lambda: freeze(net, T=8.0), TypeError, "T: expected an int from 1 to 65535, got 8.0"),
+        *((call, ValueError, "T: expected an int from 1 to 255 with timing='window'") for call in (
+            lambda: freeze(tnn.Linear(4, 3, timing="window"), T=256),
+            lambda: freeze(nn.Sequential(tnn.Encoder(256), tnn.AvgPool2d(2, timing="window"))),
+        )),
+        (lambda: freeze(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), weight_bits=2), ValueError,
+         r"weight_bits: net has no layer of tandem_snn\.nn to round"),
+        *((lambda use=use: use(x.to_sparse()), TypeError, "got a torch.float32 torch.sparse_coo tensor")
+          for use in (frozen, fresh.step, fresh.readouts, fresh.anytime)),
         *((lambda bits=bits: freeze(net, weight_bits=bits), ValueError, "weight_bits") for bits in (1, 9)),
         (lambda: freeze(net, weight_bits=4.0), TypeError, "weight_bits: expected None or an int from 2 to 8"),
         *((lambda use=use: use(x.numpy()), TypeError, of_arrays) for use in (frozen, frozen.anytime)),
@@ -276,7 +285,7 @@ def test_what_wraps_a_network_is_left_out(tmp_path):
         frozen = freeze(wrapped.eval(), weight_bits=3)
         assert torch.equal(frozen(x), freeze(net, weight_bits=3)(x))
         frozen.save(tmp_path / "net")
-    with pytest.raises(ValueError, match="weight_bits: a network from a file cannot be rounded"):
+    with pytest.raises(ValueError, match=r"weight_bits: net .*freeze the original of a network from a file"):
         freeze(load(tmp_path / "net"), weight_bits=2)
     assert torch.equal(freeze(load(tmp_path / "net"))(x), frozen(x))
 

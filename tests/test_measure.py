@@ -77,8 +77,9 @@ def test_synops_of_a_whole_network():
     result = measure.synops(net, torch.rand(3, 1, 4, 4))
     assert list(result.layers) == ["1", "4"]
     assert result.layers["4"] == measure.LayerOps(ann_macs=8, macs=8, acs=0)  # mean counts are real numbers
-    with pytest.raises(ValueError, match="x: expected at least one sample, got an empty batch"):
-        measure.synops(net, torch.rand(0, 1, 4, 4))
+    for function in measure.synops, measure.firing_rates, measure.mismatch, measure.activations:
+        with pytest.raises(ValueError, match="x: expected at least one sample, got an empty batch"):
+            function(net, torch.rand(0, 1, 4, 4))
 
 
 def test_synops_of_frames_are_moves_times_the_synapses_they_reach():
@@ -104,7 +105,9 @@ def test_synops_of_frames_are_moves_times_the_synapses_they_reach():
         measure.synops(frozen, [])
 
 
-@pytest.mark.parametrize("function", [measure.synops, measure.firing_rates, measure.mismatch])
+@pytest.mark.parametrize(
+    "function", [measure.synops, measure.firing_rates, measure.mismatch, lambda net, x: Monitor(net)]
+)
 def test_an_ann_is_refused(function):
     with pytest.raises(ValueError, match=r"expected a network of layers of tandem_snn\.nn, found none"):
         function(nn.Linear(3, 2), torch.rand(1, 3))

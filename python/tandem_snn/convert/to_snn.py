@@ -89,7 +89,7 @@ def convert(
     >>> snn(torch.rand(2, 6)).shape, snn.get_submodule("0").weight is ann[0].weight
     (torch.Size([2, 3]), True)
     """
-    check_network("ann", ann)
+    ann = check_network("ann", ann)
     if isinstance(ann, torch.jit.ScriptModule):
         raise TypeError("ann: TorchScript has no Python to export: give the module that was traced or scripted")
     encoder = tnn.Encoder(T, mode)

@@ -5,15 +5,12 @@ from __future__ import annotations
 from os import PathLike
 
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
-from tandem_ext import checks
-
+from ..nn.hooks import FIRING, SYNAPTIC
 from ..nn.quantise import check_bits
 from ..nn.signals import check_network, inputs_of
 from .network import FrozenNetwork
 from .program import read
-from .stages import Stages
 
 
 def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = None) -> FrozenNetwork:
@@ -40,27 +37,25 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
 
     Raises:
         TypeError: net is not a module, or weight_bits or T is not an int.
-        ValueError: net has several inputs; weight_bits or T is out of range; weight_bits is given, but neurons use the
-            general way; or a weight, scale, threshold or statistic is not finite (the message names the layer).
+        ValueError: net has several inputs; weight_bits or T is out of range; weight_bits is given, but no layer can be
+            rounded, or neurons use the general way; or a weight, scale, threshold or statistic is not finite (the
+            message names the layer).
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5, norm=True), tnn.Linear(5, 5), tnn.Readout(5, 3)).eval()
     >>> x = torch.rand(4, 6)
     >>> torch.equal(freeze(net)(x), net(x))
     True
     """
-    check_network("net", net)
-    if isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel | AveragedModel):
-        return freeze(net.module, weight_bits, T=T)
+    net = check_network("net", net)
     if isinstance(net, FrozenNetwork):
         return freeze(net.net, weight_bits, T=net.T if T is None else T)
-    if isinstance(net, Stages) and weight_bits is not None:
-        raise ValueError("weight_bits: a network from a file cannot be rounded: freeze the original network")
     check_bits(weight_bits)
+    if weight_bits is not None and not any(isinstance(layer, (*SYNAPTIC, *FIRING)) for layer in net.modules()):
+        why = "net has no layer of tandem_snn.nn to round: freeze the original of a network from a file"
+        raise ValueError(f"weight_bits: {why}")
     inputs = inputs_of(net)
     if len(inputs) > 1:
         raise ValueError(f"net: its forward takes {', '.join(inputs)}, where a frozen network takes one input")
-    if T is not None:
-        checks.T("T", T)
     return FrozenNetwork(net, weight_bits, T)
 
 

@@ -50,9 +50,12 @@ class FrozenNetwork(nn.Module):
         sources = [m for m in self.net.modules() if isinstance(m, tnn.Encoder | Stages)]
         windows = {m.T for m in sources} - {None}
         self._takes_images = any(m.mode != "events" for m in sources)
+        self.T = next(iter(windows)) if T is None and len(windows) == 1 else T
+        if self.T is not None:
+            in_windows = any(getattr(layer, "timing", None) == "window" for layer in self.net.modules())
+            checks.T("T", self.T, "window" if in_windows else "step")
         if T is not None and windows - {T}:
             raise ValueError(f"T: the network's Encoder has T={windows.pop()}, got {T}")
-        self.T = windows.pop() if len(windows) == 1 else T
         self.shape: tuple[int, ...] | None = None
         self._programs: dict[Any, Program] = {}  # by the gain of the input
         self._graphs: dict[Any, Graph | None] = {}
@@ -87,7 +90,7 @@ class FrozenNetwork(nn.Module):
             try:
                 return program.run(x, T)
             except (RuntimeError, ValueError) as error:  # the layers may support x, or raise a clearer error
-                if "instruction " not in str(error) and "tandem: " not in str(error):
+                if "instruction " not in str(error) and "tandem:" not in str(error):
                     raise
         return program.layers(x)
 
@@ -127,7 +130,7 @@ class FrozenNetwork(nn.Module):
     def moved(self) -> Tensor:
         """The number of neurons of each sample that moved in the last step, int64 [B]; of inputs that are spikes, too.
 
-        Only neurons with window timing move. It is 0 once a sample is at rest. Without a stream it is empty.
+        Only neurons with window timing move. If it is 0, the sample is at rest. Without a stream it is empty.
         """
         return torch.zeros(0, dtype=torch.int64) if self._stream is None else self._stream.facts[1]
 

@@ -77,7 +77,7 @@ def activations(net: nn.Module, x: Any) -> list[Activation]:
     >>> [(layer.name, layer.counts.shape, layer.a.shape) for layer in activations(net, torch.rand(5, 64))]
     [('1', torch.Size([5, 32]), torch.Size([5, 32]))]
     """
-    check_layers(net, (tnn.SpikingLayer,))
+    check_layers(net, (tnn.SpikingLayer,), x)
     found: list[Activation] = []
     # By the identity of a train: (train, the activation in its place, its layer).
     ideal: dict[int, tuple[Any, Tensor, Activation]] = {}

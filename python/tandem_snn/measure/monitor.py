@@ -16,7 +16,6 @@ from tandem_ext import SpikeTrain, checks
 
 from ..errors import abridged
 from ..nn.hooks import FIRING, check_layers, evaluating, watching
-from ..nn.signals import check_network
 
 
 @dataclass(repr=False)
@@ -88,7 +87,7 @@ class Monitor(dict[str, Recording]):
     def __init__(
         self, net: nn.Module, layers: str | Sequence[str] = "*", *, potentials: bool = False, samples: int = 256
     ) -> None:
-        check_network("net", net)
+        check_layers(net, FIRING)
         checks.positive("samples", samples)
         super().__init__()
         patterns = [layers] if isinstance(layers, str) or not isinstance(layers, Iterable) else list(layers)
@@ -97,7 +96,7 @@ class Monitor(dict[str, Recording]):
             if not isinstance(pattern, str):
                 raise TypeError(f"layers: expected names of layers or patterns, got {pattern!r:.80}")
             if not any(fnmatchcase(name, pattern) for name in names):
-                raise ValueError(f"layers: {pattern!r} matches no layer with neurons, of {abridged(names) or 'none'}")
+                raise ValueError(f"layers: {pattern!r} matches no layer with neurons, of {abridged(names)}")
         self._net = net
         self._names = {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
         self._potentials = potentials
@@ -173,7 +172,7 @@ def firing_rates(net: nn.Module, x: Any) -> dict[str, float]:
     >>> list(firing_rates(net, torch.rand(5, 4)))
     ['1']
     """
-    check_layers(net, FIRING)
+    check_layers(net, FIRING, x)
     with evaluating(net), Monitor(net, samples=1) as monitor:
         net(x)
     return {name: layer.rates.mean().item() for name, layer in monitor.items()}

@@ -106,13 +106,11 @@ def synops(net: nn.Module, x: Any) -> SynOps | Tensor:
     def record(name: str, layer: nn.Module, x: Any, kwargs: dict[str, Any], output: Any) -> None:
         if isinstance(layer, Neurons):
             raise ValueError(f"net: layer {name!r} receives a sum of linear maps, whose synapses cannot be counted")
-        if not len(output):
-            raise ValueError("x: expected at least one sample, got an empty batch")
         if (spent := _spent(layer, x, kwargs.get("residual"), output)) is not None:
             before = astuple(layers[name]) if name in layers else (0.0, 0.0, 0.0)  # a layer can be used more than once
             layers[name] = LayerOps(*map(operator.add, before, (*spent[:2], spent[2].item())))
 
-    check_layers(net, SYNAPTIC)
+    check_layers(net, SYNAPTIC, x)
     with evaluating(net), watching(net, (*SYNAPTIC, Neurons), record):
         net(x)
     return SynOps(layers)
@@ -227,9 +225,7 @@ def energy(ops: SynOps, *, mac: float = MAC_PJ, ac: float = AC_PJ) -> Energy:
         raise TypeError(f"ops: expected the SynOps of synops(), got {describe(ops)}")
     for name, value in (("mac", mac), ("ac", ac)):
         checks.number(name, value, "picojoules, a float", "picojoules of at least 0", 0)
-    macs = sum(layer.macs for layer in ops.layers.values())
-    acs = sum(layer.acs for layer in ops.layers.values())
-    return Energy(snn=mac * macs + ac * acs, ann=mac * ops.ann)
+    return Energy(snn=sum(mac * of.macs + ac * of.acs for of in ops.layers.values()), ann=mac * ops.ann)
 
 
 class synops_penalty:  # used like a function: penalty = synops_penalty(net)

@@ -21,9 +21,11 @@ SYNAPTIC = (SpikingLayer, Readout, AvgPool2d)
 FIRING = (SpikingLayer, AvgPool2d, Neurons)
 
 
-def check_layers(net: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
-    """Raise an error unless the network contains layers of these classes that run one by one."""
+def check_layers(net: nn.Module, kinds: tuple[type[nn.Module], ...], x: Any = None) -> None:
+    """Raise an error unless the network contains layers of these classes that run one by one, and x a sample."""
     check_network("net", net)
+    if getattr(x, "shape", ())[:1] == (0,):
+        raise ValueError("x: expected at least one sample, got an empty batch")
     if hasattr(net, "readouts"):
         raise ValueError("net: a frozen network runs as one call: pass the original network, or its copy, net.net")
     if not any(isinstance(layer, kinds) for layer in net.modules()):

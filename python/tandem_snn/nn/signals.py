@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, signal
 from tandem_ext.functional.neuron import over_space
@@ -47,9 +48,12 @@ def check_batch(x: object) -> None:
         raise TypeError(f"x: expected a tensor [B, *features] or a SpikeTrain, got {describe(x)}")
 
 
-def check_network(name: str, value: object) -> None:
+def check_network(name: str, value: object) -> nn.Module:
+    """Return the network, without what may wrap it for training."""
     if not isinstance(value, nn.Module):
         raise TypeError(f"{name}: expected a torch.nn.Module, got {describe(value)}")
+    wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel
+    return check_network(name, value.module) if isinstance(value, wrappers) else value
 
 
 def inputs_of(net: nn.Module) -> list[str]:
