@@ -170,6 +170,11 @@ def test_what_has_no_twin():
     prune.l1_unstructured(pruned, "weight", 0.5)
     with pytest.raises(ValueError, match=r"net: the weight of '0' is made before each forward pass.*prune.remove"):
         to_ann(nn.Sequential(pruned, tnn.Readout(4, 2)))
+    for base, given in ((tnn.Encoder, (8,)), (tnn.Linear, (4, 4)), (tnn.MaxPool2d, (2,)), (tnn.Readout, (4, 2))):
+        own = type("Own", (base,), {"forward": lambda layer, x: type(layer).__base__.forward(layer, x)})
+        with pytest.raises(ValueError, match=r"net: '1' \(Own\) has a forward of its own, which a twin lacks"):
+            to_ann(nn.Sequential(nn.Identity(), own(*given)))
+        to_ann(type("Same", (base,), {})(*given))
 
 
 def test_an_example_moves_no_statistics():

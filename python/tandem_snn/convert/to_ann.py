@@ -62,7 +62,7 @@ def to_ann(net: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: net is not a module.
-        ValueError: net is frozen, or a layer's weight is computed before each forward pass, as by pruning.
+        ValueError: net is frozen, or a layer has a forward of its own, or a weight that is computed, as by pruning.
 
     >>> from tandem_snn import convert
     >>> ann = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
@@ -81,6 +81,8 @@ def to_ann(net: nn.Module) -> nn.Module:
                 "prune.remove or parametrize.remove_parametrizations of torch.nn.utils"
             )
         twin = _twin(module)
+        if twin is not None and not type(module).forward.__module__.startswith("tandem_snn."):
+            raise ValueError(f"net: {name!r} ({type(module).__name__}) has a forward of its own, which a twin lacks")
         if twin is not None:
             memo[id(module)] = twin.train(module.training)
     return copy.deepcopy(net, memo)
@@ -89,10 +91,9 @@ def to_ann(net: nn.Module) -> nn.Module:
 def _twin(layer: nn.Module) -> nn.Module | None:
     """Return the ANN layer that replaces a spiking layer; None if the layer can stay."""
     if isinstance(layer, tnn.Encoder):
-        if layer.mode == "events":
-            return ann.Encoder()
-        is_one = layer.gain == (1 / layer.T if layer.mode == "direct" else 1.0)
-        return ann.Encoder() if is_one else Scale(layer.gain * (layer.T if layer.mode == "direct" else 1))
+        times = layer.T if layer.mode == "direct" else 1
+        is_one = layer.mode == "events" or layer.gain == 1 / times
+        return ann.Encoder() if is_one else Scale(layer.gain * times)
     if isinstance(layer, Neurons):
         return nn.ReLU() if layer.ceiling is None else nn.Hardtanh(0.0, layer.ceiling)
     if isinstance(layer, tnn.SpikingLayer):

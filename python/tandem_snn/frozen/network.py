@@ -122,7 +122,7 @@ class FrozenNetwork(nn.Module):
         return self.__dict__ | {"_programs": {}, "_graphs": {}, "_stream": None}
 
     def reset(self) -> None:
-        """End the stream: the next :meth:`step` or :meth:`settle` begins a new one, from silence."""
+        """End the stream: the next :meth:`step` or :meth:`settle` begins a new one, from silence, as in a copy."""
         if self._stream is not None:
             self._stream.restart()
 
