@@ -86,12 +86,12 @@ def same_device(name: str, tensor: Tensor | Signal, other: str, expected: torch.
 
 
 def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r:.80}")
+    if not isinstance(value, str) or value not in allowed:
+        _refuse(ValueError, name, f"one of {', '.join(map(repr, allowed))}", value)
 
 
 def gate(name: str, value: object) -> None:
-    if value == "resu":
+    if isinstance(value, str) and value == "resu":
         raise ValueError(
             f"{name}: expected one of 'relu', 'clip'; timing='window' replaces 'resu': no neuron fires early"
         )

@@ -240,7 +240,7 @@ def cat(signals: Sequence[S], dim: int = 0) -> S:
         raise ValueError("signals: expected at least one, got an empty sequence")
     first = signals[0]
     dims = len(first.shape)
-    if not -dims <= dim < dims:
+    if dim not in range(-dims, dims):
         raise ValueError(f"dim: expected a dimension of {list(first.shape)}, got {dim}")
     dim %= dims
     for other in signals[1:]:

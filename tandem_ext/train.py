@@ -98,7 +98,7 @@ class SpikeTrain(Signal):
         bad: Tensor | None = None,
     ) -> None:
         self.stored, self.T, self.gain, self.bad, self._counts = planes, T, gain, bad, counts
-        self._dtype = torch.get_default_dtype() if counts is None else counts.dtype
+        self._dtype = getattr(counts, "dtype", torch.get_default_dtype())
         checks.planes("planes", planes, self.T)
         checks.gain("gain", self.gain, planes.shape[2] if planes.dim() > 2 else None)
         if T % 8 and checks.any_wrong(planes, lambda bits: bits[-1] >> T % 8):

@@ -230,6 +230,10 @@ def layer_of(threshold):
         (lambda: nn.Linear(7, 3)(X), "tandem_snn.nn; to_dense()"), (lambda: torch.relu(X), "relu takes no SpikeTrain"),
         (lambda: nn.Conv2d(5, 3, 3)(IMAGE), "torch's conv2d takes no SpikeTrain"),
     )),
+    *((linear(gate=gate), ValueError, "gate: expected one of 'relu', 'clip', got a") for gate in (np.arange(3), W)),
+    (lambda: te.SpikeTrain(PLANES, 8, counts=[1, 2]), TypeError, "counts: expected a floating-point tensor of shape"),
+    *((lambda dim=dim: te.cat([X, X], dim), ValueError, "dim: expected a dimension of [3, 7], got ")
+      for dim in (2, -3, "channels", [0], 0.5)),
     # samples
     *((lambda i=i: X[i], IndexError, "3 is out of range") for i in (3, np.int64(3))),
     (lambda: X["x"], TypeError, "index: "),
