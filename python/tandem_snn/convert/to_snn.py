@@ -55,7 +55,7 @@ def convert(
 
     Args:
         ann: a network for images or vectors, in any mode; it is not changed. Its layers' modes carry over.
-        T: the number of time steps, 1..255; with timing "step" 1..65535.
+        T: the number of time steps, 1..255; with timing "step" 1..65535. For another T, convert the ANN again.
         example: a batch of inputs of the ANN, of which only the size matters; one sample is enough. Where the ANN's
             forward depends on the size, the spiking network is for inputs of this size. None: the first batch of
             ``data``, if given.
