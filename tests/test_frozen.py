@@ -213,6 +213,27 @@ def test_a_network_without_a_program_runs_layer_by_layer():
         frozen.step(torch.ones(2, 4))
 
 
+@pytest.mark.parametrize("timing", ["step", "window"])
+def test_answers_are_tensors_that_a_loss_may_use_and_a_caller_may_change(timing):
+    """Not those of inference mode: a student learns from them, and classes are masked in place."""
+    net, x = of_timing(mlp, 8) if timing == "window" else mlp()
+    frozen, no_program = freeze(net), freeze(nn.Sequential(*net.eval(), nn.Identity()))
+    student = torch.zeros(6, 10, requires_grad=True)
+    answers = [frozen(x), no_program(x), frozen.step(x), frozen.readouts(x)[-1], frozen.anytime(x)[0]]
+    answers += [] if timing == "step" else [frozen.settle(x)[0], next(frozen.follow(x))[0]]
+    for answer in answers:
+        student.grad = None
+        (student * answer).sum().backward()
+        assert torch.equal(student.grad, answer)
+        answer[:, 3] = -math.inf
+    for first, second in ((torch.inference_mode, torch.enable_grad), (torch.enable_grad, torch.inference_mode)):
+        frozen.float()
+        with first():  # a program and a stream may begin in one mode and go on in another
+            frozen.step(x).zero_()
+        with second():
+            assert torch.equal(frozen.step(x), frozen.readouts(x)[1])
+
+
 def averaged():
     layers = tnn.Encoder(T=8), tnn.Conv2d(1, 4, 3), tnn.AdaptiveAvgPool2d(1), tnn.Flatten(), tnn.Readout(4, 3)
     return nn.Sequential(*layers), torch.rand(2, 1, 6, 6)
@@ -252,7 +273,7 @@ def test_bad_calls_are_named_and_begin_no_stream():
             lambda: freeze(nn.Sequential(tnn.Encoder(256), tnn.AvgPool2d(2, timing="window"))),
         )),
         (lambda: freeze(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), weight_bits=2), ValueError,
-         r"weight_bits: net has no layer of tandem_snn\.nn to round"),
+         "weight_bits: net has no layer to round"),
         *((lambda use=use: use(x.to_sparse()), TypeError, "got a torch.float32 torch.sparse_coo tensor")
           for use in (frozen, fresh.step, fresh.readouts, fresh.anytime)),
         *((lambda bits=bits: freeze(net, weight_bits=bits), ValueError, "weight_bits") for bits in (1, 9)),

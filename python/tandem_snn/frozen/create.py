@@ -51,8 +51,7 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
         return freeze(net.net, weight_bits, T=net.T if T is None else T)
     check_bits(weight_bits)
     if weight_bits is not None and not any(isinstance(layer, (*SYNAPTIC, *FIRING)) for layer in net.modules()):
-        why = "net has no layer of tandem_snn.nn to round: freeze the original of a network from a file"
-        raise ValueError(f"weight_bits: {why}")
+        raise ValueError("weight_bits: net has no layer to round: freeze the original of a network from a file")
     inputs = inputs_of(net)
     if len(inputs) > 1:
         raise ValueError(f"net: its forward takes {', '.join(inputs)}, where a frozen network takes one input")

@@ -22,7 +22,7 @@ def key_of(x: Tensor | SpikeTrain) -> Hashable:
 
 
 class Graph:
-    """A CUDA graph that evaluates the network for inputs like x, in inference mode and on one stream at a time."""
+    """A CUDA graph that evaluates the network for inputs like x, without gradients and on one stream at a time."""
 
     def __init__(self, net: nn.Module, x: Tensor | SpikeTrain) -> None:
         self._x = _copy_of(x)
@@ -58,7 +58,8 @@ def capture(net: nn.Module, x: Tensor | SpikeTrain) -> Graph | None:
         return None
 
 
+@torch.inference_mode(False)  # so that it can be written to outside of that mode, too
 def _copy_of(x: Tensor | SpikeTrain) -> Tensor | SpikeTrain:
     if isinstance(x, SpikeTrain):
         return x.replace(stored=x.stored.clone(memory_format=torch.preserve_format), counts=None, bad=None)
-    return x.clone(memory_format=torch.preserve_format)
+    return x.detach().clone(memory_format=torch.preserve_format)

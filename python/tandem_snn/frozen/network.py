@@ -300,7 +300,7 @@ class FrozenNetwork(nn.Module):
             each = with_flags(each.movedim(1, 0), x.bad).movedim(0, 1)
         return each[:steps], None
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def anytime(self, x: Tensor | SpikeTrain, confidence: float = 0.9) -> tuple[Tensor, Tensor]:
         """Early exit: return the answer of each sample at the first step at which the network is confident.
 
@@ -341,7 +341,7 @@ class FrozenNetwork(nn.Module):
             last = torch.minimum(last, moves.sum(0).clamp(min=1) - 1)
         return answers[last, torch.arange(len(last))], last + 1
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def follow(self, x: Tensor | SpikeTrain, steps: int | None = None) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """Yield, after each step of a network with window timing, the readout and the moves of every layer.
 
