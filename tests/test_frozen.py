@@ -302,7 +302,7 @@ def test_bad_calls_are_named_and_begin_no_stream():
 
 def test_what_wraps_a_network_is_left_out(tmp_path):
     net, x = mlp()
-    for wrapped in AveragedModel(net), nn.DataParallel(net), freeze(net):
+    for wrapped in AveragedModel(net), nn.DataParallel(net), torch.compile(nn.DataParallel(net)), freeze(net):
         frozen = freeze(wrapped.eval(), weight_bits=3)
         assert torch.equal(frozen(x), freeze(net, weight_bits=3)(x))
         frozen.save(tmp_path / "net")

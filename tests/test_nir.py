@@ -307,6 +307,8 @@ def test_arguments_and_what_readers_are_warned_of():
     assert [(one["timing"], "v_init" in one) for one in facts] == [("window", True), ("step", False), ("window", True)]
     assert graph.metadata["timing"] == "window"
     net, x = vector()
+    for wrapped in nn.DataParallel(net), torch.compile(net):
+        assert list(to_nir(wrapped, x).nodes) == list(to_nir(net, x).nodes)
     for keywords in ({"neurons": "LIF"}, {"dt": 0.0}):
         with pytest.raises(ValueError, match=next(iter(keywords))):
             to_nir(net, x, **keywords)

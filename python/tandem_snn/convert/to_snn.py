@@ -100,7 +100,6 @@ def convert(
     checks.number("v_init", v_init, "a number", "a finite number", -sys.float_info.max)
     checks.one_of("timing", timing, checks.TIMINGS)
     checks.T("T", T, timing)
-    ann = getattr(ann, "_orig_mod", ann)  # torch.compile wraps the module
     for name, module in ann.named_modules():
         if isinstance(module, SPIKING):
             raise CannotConvert(f"module {name!r}: it is spiking already; to_ann gives the ANN of a spiking network")

@@ -26,8 +26,8 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     eight are kept, and multiply float32 weights as the same integers.
 
     Args:
-        net: a network of this package's layers that ends in a Readout, in any mode; it is not changed. DataParallel,
-            DistributedDataParallel and AveragedModel are unwrapped.
+        net: a network of this package's layers that ends in a Readout, in any mode; it is not changed. Without what
+            torch.compile, DataParallel, DistributedDataParallel and AveragedModel put around it.
         weight_bits: round the weights symmetrically to 2 to 8 bits: integers times one quantisation step per output
             channel, see ``grids``. None: round only layers that have ``weight_bits`` themselves.
         T: the number of time steps; needed for a network without Encoder that streams before it has seen a train.

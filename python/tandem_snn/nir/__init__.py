@@ -61,7 +61,7 @@ def to_nir(net: nn.Module, x: Any, *, neurons: str = "IF", dt: float = 1.0, wind
     >>> sorted(to_nir(net, torch.rand(1, 4)).nodes)
     ['input', 'n1', 'n1_neurons', 'n2', 'output']
     """
-    check_network("net", net)
+    net = check_network("net", net)
     check_batch(x)
     checks.one_of("neurons", neurons, FORMS)
     checks.number("dt", dt, "a number", "a positive number", math.ulp(0.0))

@@ -49,11 +49,12 @@ def check_batch(x: object) -> None:
 
 
 def check_network(name: str, value: object) -> nn.Module:
-    """Return the network, without what may wrap it for training."""
+    """Return the network, without what may wrap it for training: torch.compile, data parallelism, averages."""
     if not isinstance(value, nn.Module):
         raise TypeError(f"{name}: expected a torch.nn.Module, got {describe(value)}")
     wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel
-    return check_network(name, value.module) if isinstance(value, wrappers) else value
+    inner = value.module if isinstance(value, wrappers) else getattr(value, "_orig_mod", value)
+    return value if inner is value else check_network(name, inner)
 
 
 def inputs_of(net: nn.Module) -> list[str]:
