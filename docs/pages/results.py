@@ -27,9 +27,9 @@ NAMES = {
 }
 # What must be known to read a table.
 REMARKS = {
-    "cifar10-jpeg": "The images are lossy JPEG files, not the official ones.",
+    "cifar10-jpeg": "These images are lossy.",
     "digits": "Too few samples for a validation split: the weights of the last epoch are tested.",
-    "n-mnist": "A subset of 70,000 recordings: its accuracy cannot be compared with published results.",
+    "n-mnist": "A subset of the recordings: not comparable with published results.",
 }
 HEAD = ("run", "T", "timing", "start", "seeds", "SNN", "twin", "twin, trained as long", "{}", "SynOps")
 CONFIDENCES = (0.7, 0.9, 0.99)  # at which a sample stops
