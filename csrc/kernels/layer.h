@@ -58,7 +58,7 @@ enum class Algorithm : int32_t {
   kLists = 1,       // active inputs are listed by their spike pattern (product/lists.h)
   kTileByTile = 2,  // lists of a few rows; each tile of weights is prepared just before its use
   kDigits = 3,      // all inputs times all weights, as products of bytes (product/digits/digits.h)
-  kPlain = 4,       // input by input (product/plain.h): depthwise layers, and kernels with too many taps for lists
+  kPlain = 4,       // input by input (product/plain.cpp): depthwise layers, and kernels with too many taps for lists
   kFilter = 5,      // in float32 with a bound of the error, exactly where that leaves a doubt (product/filter.h)
 };
 
@@ -75,12 +75,11 @@ struct Layer {
   const uint8_t* planes;  // [P, batch, height, width, channels], P = ceil(T / 8); with window timing counts, P = 1
   Neuron<float> neuron;   // neuron.neurons = geometry.neurons(), neuron.channels = geometry.outputs
   Way way;                // zeros: the fastest
-  uint8_t* open;          // scratch of a GPU, [neurons] if gate_bytes()
 
   bool counted() const { return neuron.timing == Timing::kWindow; }
   bool wants_sums() const { return neuron.planes == nullptr; }  // window_product(): exact sums, no spikes
   int plane_count() const { return counted() ? 1 : (neuron.T + 7) / 8; }
-  // Whether a byte of the mask has outputs of two groups or pixels: a GPU's kernels then write a byte for each gate.
+  // Whether a byte of the mask has outputs of two groups or pixels: a GPU's kernels then need neuron.open.
   bool gate_bytes() const { return neuron.mask != nullptr && geometry.group_outputs() % 8 != 0; }
 };
 

@@ -67,6 +67,7 @@ Neuron<C> NeuronLayer::args() const {
       .counts = pointer<void>(counts_),
       .counts_dtype = kernel_dtype(counts_type_, "counts"),
       .mask = pointer<uint8_t>(mask_),
+      .open = nullptr,
       .v = pointer<C>(v_),
       .bad = pointer<float>(bad_),
       .sample = shape_[0] > 0 ? neurons_ / shape_[0] : 0,

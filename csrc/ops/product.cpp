@@ -161,7 +161,7 @@ void Synapses::fire(const NeuronLayer& neurons) {
   Layer whole = layer(neurons.args<float>());
   OptionalTensor open;
   if (on_gpu(in_.weight) && whole.gate_bytes()) open = empty(neurons.neurons(), ScalarType::Byte, in_.planes);
-  whole.open = pointer<uint8_t>(open);
+  whole.neuron.open = pointer<uint8_t>(open);
   TANDEM_RUN(in_.weight, run, whole);
 }
 

@@ -110,7 +110,7 @@ struct ProductLayer {
     if (largest == 127 && !values.empty()) values.front() = values.back() = -128;
   }
 
-  Layer layer() const { return {geometry, weights, prepared, planes.data(), args, way, nullptr}; }
+  Layer layer() const { return {geometry, weights, prepared, planes.data(), args, way}; }
 
   double weight(int64_t output, int64_t tap, int64_t channel) const {
     const int64_t within = channels_last ? tap * geometry.group_channels() + channel : channel * geometry.taps() + tap;

@@ -268,8 +268,7 @@ TEST(every_kind_of_byte_products) {
           const auto by = static_cast<cpu::ByteProducts>(kind);
           if (!cpu::has(by)) continue;
           for (int64_t i = 0; i < prepared.tiling().tiles_per_group; ++i) {
-            cpu::multiply_counts(in.expanded, prepared.columns(0, i).data(), prepared.tiling().registers, sums.data(),
-                                 by);
+            cpu::multiply(in.expanded, prepared.columns(0, i).data(), prepared.tiling().registers, sums.data(), by);
             cpu::write_products(digits.tile({0, i, blocks[0]}), sums.data(), u.data(), of.geometry.outputs);
           }
           for (int64_t n = 0; n < of.geometry.neurons(); ++n) {

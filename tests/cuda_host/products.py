@@ -85,9 +85,9 @@ def layer_of(
     """The arguments of a kernel. ``planes``: planes or counts [P, B, *size, C]."""
     geometry = conv.geometry(planes.shape[1], planes.shape[-1], len(weight))
     prepared = Buffer(prepare(emulator, conv, weight, offset), AS_IT_LIES)
-    fields: dict[str, Any] = {"geometry": geometry, "weights": in_memory(weight, conv, "weight"), "neuron": neuron}
     if neuron.get("mask") is not None and len(weight) // conv.groups % 8:
-        fields["open"] = Buffer(torch.zeros(neuron["neurons"], dtype=torch.uint8), INOUT)
+        neuron = neuron | {"open": Buffer(torch.zeros(neuron["neurons"], dtype=torch.uint8), INOUT)}
+    fields = {"geometry": geometry, "weights": in_memory(weight, conv, "weight"), "neuron": neuron}
     return Struct("Layer", fields | {"prepared": prepared, "planes": Buffer(planes, name="spikes")})
 
 

@@ -200,7 +200,7 @@ void Run::multiply_steps(Layer of, int64_t steps, float* y) const {
 }
 
 Layer Run::layer(int64_t i, int64_t batch, const Neuron<float>& neuron) const {
-  Layer of{geometry(i, batch), network_.weights_of(i), prepared(i), train(at(i).input), neuron, {}, nullptr};
+  Layer of{geometry(i, batch), network_.weights_of(i), prepared(i), train(at(i).input), neuron, {}};
   if (program_.kind(i) == Kind::average) {
     thread_local std::vector<int8_t> ones;
     ones.assign(of.geometry.outputs * of.geometry.taps(), 1);

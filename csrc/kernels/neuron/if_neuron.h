@@ -146,6 +146,7 @@ struct Neuron {
   void* counts;     // out [neurons] of counts_dtype
   DType counts_dtype;
   uint8_t* mask;   // out [ceil(neurons / 8)]: bit n % 8 of byte n / 8 tells whether the gate is open
+  uint8_t* open;   // null, or scratch [neurons] for a byte of each gate where threads would share bytes of the mask
   C* v;            // out [neurons], the membrane potential after the last step
   float* bad;      // out [neurons / sample]: NaN if a potential of the sample is not finite; other values stay
   int64_t sample;  // neurons per sample

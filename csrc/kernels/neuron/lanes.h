@@ -158,13 +158,12 @@ struct NeuronLanes {
   }
 
   // Call after the last step and, if is_gated(), after sum_up(). Writes gate, counts, mask and membrane potential.
-  // `open_neurons`, null or a byte per neuron, replaces the mask where lanes do not fill its bytes.
-  TANDEM_INLINE void end(const Neuron<C>& a, int64_t n, uint8_t* open_neurons = nullptr) {
+  TANDEM_INLINE void end(const Neuron<C>& a, int64_t n) {
     if (__builtin_expect(a.after > 0, 0)) return pause(a.carried, n);
     if (is_gated(a)) {
       const ByteLanes open = is_open(a);
-      if (open_neurons != nullptr) {
-        store_first(open_neurons + n, open & 1, lanes());
+      if (a.open != nullptr) {
+        store_first(a.open + n, open & 1, lanes());
       } else {
         store_bits(a.mask, n, bits_of(open), lanes());
       }

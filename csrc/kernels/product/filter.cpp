@@ -173,7 +173,7 @@ TANDEM_INLINE float multiply_outputs(const Layer& layer, const Inputs& in, int64
 }
 
 template <int L>
-TANDEM_INLINE void filter_outputs_body(const Layer& layer, const Inputs& in, int64_t first, uint8_t* open) {
+TANDEM_INLINE void filter_outputs_body(const Layer& layer, const Inputs& in, int64_t first) {
   const Neuron<float>& a = layer.neuron;
   const int count = static_cast<int>(std::min<int64_t>(kLanes, a.channels - first));
   float products[2][kMostRows][kLanes];  // of both ends
@@ -215,11 +215,10 @@ TANDEM_INLINE void filter_outputs_body(const Layer& layer, const Inputs& in, int
       fire_ends(a, ends, n, product, spikes);
     }
     layer.counted() ? ends[0].end_window(a, n, spikes[0]) : ends[0].end_plane(a, n, 0, spikes[0]);
-    ends[0].end(a, n, open);
+    ends[0].end(a, n);
   }
 }
-TANDEM_CPU_LANES_KERNEL(filter_outputs, (const Layer& layer, const Inputs& in, int64_t first, uint8_t* open),
-                        (layer, in, first, open))
+TANDEM_CPU_LANES_KERNEL(filter_outputs, (const Layer& layer, const Inputs& in, int64_t first), (layer, in, first))
 
 }  // namespace
 
@@ -232,7 +231,7 @@ bool can_filter(const Layer& layer) {
          layer.neuron.v == nullptr;
 }
 
-void run_filter(const Layer& layer, uint8_t* open, ParallelFor parallel) {
+void run_filter(const Layer& layer, ParallelFor parallel) {
   thread_local Scratch<float> memory;
   const int64_t size = layer.geometry.channels, outputs = layer.geometry.outputs;
   const int64_t steps = layer.counted() ? 1 : layer.neuron.T, rows = layer.geometry.batch * steps;
@@ -253,7 +252,7 @@ void run_filter(const Layer& layer, uint8_t* open, ParallelFor parallel) {
   constexpr int64_t kGrain = 1 << 16;  // weights worth a thread
   parallel_ranges(parallel, (outputs + kLanes - 1) / kLanes, 1 + kGrain / (kLanes * size + 1),
                   [&](int64_t begin, int64_t end) {
-                    for (int64_t i = begin; i < end; ++i) filter_outputs(layer, in, i * kLanes, open);
+                    for (int64_t i = begin; i < end; ++i) filter_outputs(layer, in, i * kLanes);
                   });
 }
 

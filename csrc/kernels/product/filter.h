@@ -24,7 +24,7 @@ namespace tandem::cpu {
 // Whether the filter can run the layer. It does not know potentials.
 bool can_filter(const Layer& layer);
 
-// Runs the layer. `open`, null or a byte per neuron, replaces the mask.
-void run_filter(const Layer& layer, uint8_t* open, ParallelFor parallel);
+// Runs the layer.
+void run_filter(const Layer& layer, ParallelFor parallel);
 
 }  // namespace tandem::cpu

@@ -9,6 +9,15 @@
 
 namespace tandem::cpu {
 
+// Calls f(R) for the registers of the tile, a constant. There are two only with AVX-512 (tiling.h).
+template <int L, class F>
+TANDEM_INLINE void with_registers(const Tile& tile, const F& f) {
+  if constexpr (L == kLanes) {
+    if (tile.registers == 2) return f(std::integral_constant<int, 2>());
+  }
+  f(std::integral_constant<int, 1>());
+}
+
 // L sums, rounded to float.
 template <int L>
 TANDEM_INLINE Vec<float, L> narrow(const double* sums) {
@@ -20,7 +29,7 @@ TANDEM_INLINE Vec<float, L> narrow(const double* sums) {
 }
 
 template <int L, int R, bool whole, class Run>
-TANDEM_INLINE void run_rows(const Tile& tile, const Neuron<float>& layer, uint8_t* open, const Run& run) {
+TANDEM_INLINE void run_rows(const Tile& tile, const Neuron<float>& layer, const Run& run) {
   NeuronLanes<float, L, whole> neurons[R];
 #pragma GCC unroll 2
   for (int r = 0; r < R; ++r) {
@@ -33,15 +42,15 @@ TANDEM_INLINE void run_rows(const Tile& tile, const Neuron<float>& layer, uint8_
     for (int r = 0; r < R; ++r) neurons[r].start(layer, n + r * kLanes);
     run(row, n, neurons);
 #pragma GCC unroll 2
-    for (int r = 0; r < R; ++r) neurons[r].end(layer, n + r * kLanes, open);
+    for (int r = 0; r < R; ++r) neurons[r].end(layer, n + r * kLanes);
   }
 }
 
 // Runs the neurons of a tile row by row: run(row, n, neurons) runs the neurons from n on through their window.
 template <int L, int R, class Run>
-TANDEM_INLINE void run_tile(const Tile& tile, const Neuron<float>& layer, uint8_t* open, const Run& run) {
-  if (tile.channels == 16 * R) return run_rows<L, R, true>(tile, layer, open, run);
-  run_rows<L, R, false>(tile, layer, open, run);
+TANDEM_INLINE void run_tile(const Tile& tile, const Neuron<float>& layer, const Run& run) {
+  if (tile.channels == 16 * R) return run_rows<L, R, true>(tile, layer, run);
+  run_rows<L, R, false>(tile, layer, run);
 }
 
 // Sums of up to 65,535 int32 in each lane, exact: y[t] = 2^16 (y[t] >> 16) + the rest. The rests add up to less than
@@ -78,9 +87,9 @@ constexpr int kGroupsAtOnce = L == kLanes ? R : 1;
 
 // The same for step timing: row_sums(row, plane, sums) computes the sums of a row and plane. `only_whole`: all outputs
 // of the tile exist; long loops are compiled for this case alone.
-template <int L, int R, bool only_whole, class Sum, class RowSums>
-TANDEM_INLINE void run_neurons(const Tile& tile, const Neuron<float>& layer, uint8_t* open, const RowSums& row_sums) {
-  constexpr int G = kGroupsAtOnce<L, R>, kParts = kLanes / L;
+template <int L, class Sum, bool only_whole, class RowSums>
+TANDEM_INLINE void run_neurons(const Tile& tile, const Neuron<float>& layer, const RowSums& row_sums) {
+  constexpr int R = Sum::kOutputs / kLanes, G = kGroupsAtOnce<L, R>, kParts = kLanes / L;
   const auto run = [&](int64_t row, int64_t n, auto& neurons) TANDEM_INLINE_LAMBDA {
     LongSums<L> u[R * kParts];
     for (int p = 0; p < tile.planes; ++p) {
@@ -119,8 +128,8 @@ TANDEM_INLINE void run_neurons(const Tile& tile, const Neuron<float>& layer, uin
       }
     }
   };
-  if constexpr (only_whole) return run_rows<L, R, true>(tile, layer, open, run);
-  run_tile<L, R>(tile, layer, open, run);
+  if constexpr (only_whole) return run_rows<L, R, true>(tile, layer, run);
+  run_tile<L, R>(tile, layer, run);
 }
 
 }  // namespace tandem::cpu

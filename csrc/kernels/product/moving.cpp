@@ -178,7 +178,7 @@ void MovingSums::fire(int32_t* changes, double* sums, int64_t first_row, int64_t
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t begin = (i * rows_ + first_row) * width_;
     take_changes(changes + begin, sums + begin, rows * width_);
-    fire_sums(tile(i, rows, first_row), sums + begin, neuron, nullptr);
+    fire_sums(tile(i, rows, first_row), sums + begin, neuron);
   }
 }
 

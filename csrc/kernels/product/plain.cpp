@@ -1,6 +1,8 @@
-#include "plain.h"
-
+// Products input by input, with outputs in lanes and sums in registers: for depthwise layers, where every output reads
+// one input channel, so that there is nothing to list, and for kernels with more taps than list entries can name.
+// Weights are int32.
 #include "fire.h"
+#include "product.h"
 
 namespace tandem::cpu {
 
@@ -67,49 +69,48 @@ TANDEM_INLINE void step_sums(const Layer& layer, const Tiling& tiling, const Til
   });
 }
 
-template <int L, int R>
-TANDEM_INLINE void fire_steps(const Layer& layer, const Tiling& tiling, const Tile& tile, uint8_t* open) {
-  using S = WideSums<L, R>;
-  run_neurons<L, R, false, S>(tile, layer.neuron, open, [&](int64_t row, int p, S(&sums)[8]) TANDEM_INLINE_LAMBDA {
-    step_sums<L, R>(layer, tiling, tile, tile.first_row + row, p, sums);
+template <int L>
+TANDEM_INLINE void fire_plain_body(const Layer& layer, const Tiling& tiling, const Tile& tile) {
+  with_registers<L>(tile, [&](auto registers) TANDEM_INLINE_LAMBDA {
+    constexpr int R = decltype(registers)::value;
+    using S = WideSums<L, R>;
+    run_neurons<L, S, false>(tile, layer.neuron, [&](int64_t row, int p, S(&sums)[8]) TANDEM_INLINE_LAMBDA {
+      step_sums<L, R>(layer, tiling, tile, tile.first_row + row, p, sums);
+    });
   });
 }
+TANDEM_CPU_LANES_KERNEL(fire_plain, (const Layer& layer, const Tiling& tiling, const Tile& tile), (layer, tiling, tile))
 
-template <int L, int R>
-TANDEM_INLINE void sum_counts(const Layer& layer, const Tiling& tiling, const Tile& tile, double* out) {
-  constexpr int H = L / 2, S = R * kLanes / H;
-  typedef Vec<double, H> Wide;
-  const Reader reader(layer.geometry);
-  for (int64_t row = 0; row < tile.rows; ++row, out += 16 * R) {
-    Wide sum[S] = {};
-    for_inputs<R>(layer, tiling, tile, tile.first_row + row, 0,
-                  [&](const int32_t* weights, const uint8_t* input) TANDEM_INLINE_LAMBDA {
+template <int L>
+TANDEM_INLINE void sum_plain_body(const Layer& layer, const Tiling& tiling, const Tile& tile, double* out) {
+  with_registers<L>(tile, [&](auto registers) TANDEM_INLINE_LAMBDA {
+    constexpr int R = decltype(registers)::value, H = L / 2, S = R * kLanes / H;
+    typedef Vec<double, H> Wide;
+    const Reader reader(layer.geometry);
+    for (int64_t row = 0; row < tile.rows; ++row, out += 16 * R) {
+      Wide sum[S] = {};
+      const auto add = [&](const int32_t* weights, const uint8_t* input) TANDEM_INLINE_LAMBDA {
 #pragma GCC unroll 16
-                    for (int s = 0; s < S; ++s) {
-                      const auto bytes = reader.bytes<H>(input, tile.channel + s * H);
-                      const auto counts = convert<int32_t, uint8_t, H>(bytes);
-                      const auto weight = load<Int<float, H>>(weights + s * H);
-                      sum[s] += __builtin_convertvector(counts, Wide) * __builtin_convertvector(weight, Wide);
-                    }
-                  });
-    std::memcpy(out, sum, sizeof(sum));
-  }
+        for (int s = 0; s < S; ++s) {
+          const auto counts = convert<int32_t, uint8_t, H>(reader.bytes<H>(input, tile.channel + s * H));
+          const auto weight = load<Int<float, H>>(weights + s * H);
+          sum[s] += __builtin_convertvector(counts, Wide) * __builtin_convertvector(weight, Wide);
+        }
+      };
+      for_inputs<R>(layer, tiling, tile, tile.first_row + row, 0, add);
+      std::memcpy(out, sum, sizeof(sum));
+    }
+  });
 }
-
-template <int L>
-TANDEM_INLINE void fire_plain_body(const Layer& layer, const Tiling& tiling, const Tile& tile, uint8_t* open) {
-  tile.registers == 1 ? fire_steps<L, 1>(layer, tiling, tile, open) : fire_steps<L, 2>(layer, tiling, tile, open);
-}
-template <int L>
-TANDEM_INLINE void sum_plain_body(const Layer& layer, const Tiling& tiling, const Tile& tile, double* windows) {
-  tile.registers == 1 ? sum_counts<L, 1>(layer, tiling, tile, windows) : sum_counts<L, 2>(layer, tiling, tile, windows);
-}
+TANDEM_CPU_LANES_KERNEL(sum_plain, (const Layer& layer, const Tiling& tiling, const Tile& tile, double* windows),
+                        (layer, tiling, tile, windows))
 
 }  // namespace
 
-TANDEM_CPU_LANES_KERNEL(fire_plain, (const Layer& layer, const Tiling& tiling, const Tile& tile, uint8_t* open),
-                        (layer, tiling, tile, open))
-TANDEM_CPU_LANES_KERNEL(sum_plain, (const Layer& layer, const Tiling& tiling, const Tile& tile, double* windows),
-                        (layer, tiling, tile, windows))
+void Plain::fire_steps(const Place& at, const BlockInputs&) const { fire_plain(layer_, tiling(), tile(at)); }
+
+void Plain::sum_counts(const Place& at, const BlockInputs&, double* windows) const {
+  sum_plain(layer_, tiling(), tile(at), windows);
+}
 
 }  // namespace tandem::cpu

@@ -1,14 +1,13 @@
 #include "product.h"
 
 #include "../planes/bits.h"
-#include "plain.h"
 #include "window.h"
 
 namespace tandem::cpu {
 
-void Product::fire(const Place& at, const BlockInputs& inputs, uint8_t* open) const {
-  if (layer_.counted()) return fire_sums(tile(at), windows(at, inputs), layer_.neuron, open);
-  fire_steps(at, inputs, open);
+void Product::fire(const Place& at, const BlockInputs& inputs) const {
+  if (layer_.counted()) return fire_sums(tile(at), windows(at, inputs), layer_.neuron);
+  fire_steps(at, inputs);
 }
 
 const double* Product::windows(const Place& at, const BlockInputs& inputs) const {
@@ -48,10 +47,10 @@ const int32_t* Lists::sum(const Place& at, const BlockInputs& inputs) const {
 }
 
 // Whole tiles with one K-block fire in registers.
-void Lists::fire_steps(const Place& at, const BlockInputs& inputs, uint8_t* open) const {
+void Lists::fire_steps(const Place& at, const BlockInputs& inputs) const {
   const Tile whole = tile(at);
-  if (tiling().blocks > 1 || !whole.is_whole()) return fire_sums(whole, sum(at, inputs), layer_.neuron, open);
-  fire_lists(whole, inputs.lists[0], layer_.neuron, open);
+  if (tiling().blocks > 1 || !whole.is_whole()) return fire_sums(whole, sum(at, inputs), layer_.neuron);
+  fire_lists(whole, inputs.lists[0], layer_.neuron);
 }
 
 void Lists::sum_counts(const Place& at, const BlockInputs& inputs, double* windows) const {
@@ -76,25 +75,14 @@ void Digits::load(int64_t group, const Block& block, BlockInputs& inputs, Parall
   inputs.expanded.load(layer_, group * tiling().channels, block);
 }
 
-void Digits::fire_steps(const Place& at, const BlockInputs& inputs, uint8_t* open) const {
+void Digits::fire_steps(const Place& at, const BlockInputs& inputs) const {
   int32_t* sums = step_sums(at);
-  multiply_steps(inputs.expanded, layer_.neuron.T, prepared_.columns(at.group, at.tile).data(), tiling().registers,
-                 sums);
-  fire_sums(tile(at), sums, layer_.neuron, open);
+  multiply(inputs.expanded, prepared_.columns(at.group, at.tile).data(), tiling().registers, sums);
+  fire_sums(tile(at), sums, layer_.neuron);
 }
 
 void Digits::sum_counts(const Place& at, const BlockInputs& inputs, double* windows) const {
-  multiply_counts(inputs.expanded, prepared_.columns(at.group, at.tile).data(), tiling().registers, windows);
-}
-
-// --- plain -----------------------------------------------------------------------------------------------------------
-
-void Plain::fire_steps(const Place& at, const BlockInputs&, uint8_t* open) const {
-  fire_plain(layer_, tiling(), tile(at), open);
-}
-
-void Plain::sum_counts(const Place& at, const BlockInputs&, double* windows) const {
-  sum_plain(layer_, tiling(), tile(at), windows);
+  multiply(inputs.expanded, prepared_.columns(at.group, at.tile).data(), tiling().registers, windows);
 }
 
 }  // namespace tandem::cpu

@@ -34,8 +34,8 @@ class Product {
     return prepared_.tile(layer_, at.group, at.tile, k_block, at.block.rows, at.block.first_row);
   }
 
-  // Fires the neurons of the tile. `open`, null or a byte per neuron, replaces the mask.
-  void fire(const Place& at, const BlockInputs& inputs, uint8_t* open) const;
+  // Fires the neurons of the tile.
+  void fire(const Place& at, const BlockInputs& inputs) const;
   // The products of counts, [rows, 16 R], exact integers, in memory of this thread.
   const double* windows(const Place& at, const BlockInputs& inputs) const;
 
@@ -47,7 +47,7 @@ class Product {
   virtual void fetch(int64_t /*group*/, int64_t /*i*/, int64_t /*rows*/) const {}
 
  protected:
-  virtual void fire_steps(const Place& at, const BlockInputs& inputs, uint8_t* open) const = 0;
+  virtual void fire_steps(const Place& at, const BlockInputs& inputs) const = 0;
   virtual void sum_counts(const Place& at, const BlockInputs& inputs, double* windows) const = 0;
   // Memory of this thread for the sums of each step, [rows, planes, 8, 16 R].
   int32_t* step_sums(const Place& at) const;
@@ -67,7 +67,7 @@ class Lists : public Product {
   void fetch(int64_t group, int64_t i, int64_t rows) const override;
 
  private:
-  void fire_steps(const Place& at, const BlockInputs& inputs, uint8_t* open) const override;
+  void fire_steps(const Place& at, const BlockInputs& inputs) const override;
   void sum_counts(const Place& at, const BlockInputs& inputs, double* windows) const override;
   // The sums of each step or, for counts, of their bits.
   const int32_t* sum(const Place& at, const BlockInputs& inputs) const;
@@ -84,11 +84,11 @@ class Digits : public Product {
   void load(int64_t group, const Block& block, BlockInputs& inputs, ParallelFor parallel) const override;
 
  private:
-  void fire_steps(const Place& at, const BlockInputs& inputs, uint8_t* open) const override;
+  void fire_steps(const Place& at, const BlockInputs& inputs) const override;
   void sum_counts(const Place& at, const BlockInputs& inputs, double* windows) const override;
 };
 
-// Input by input (plain.h).
+// Input by input (plain.cpp).
 class Plain : public Product {
  public:
   using Product::Product;
@@ -97,7 +97,7 @@ class Plain : public Product {
   void load(int64_t, const Block&, BlockInputs&, ParallelFor) const override {}
 
  private:
-  void fire_steps(const Place& at, const BlockInputs& inputs, uint8_t* open) const override;
+  void fire_steps(const Place& at, const BlockInputs& inputs) const override;
   void sum_counts(const Place& at, const BlockInputs& inputs, double* windows) const override;
 };
 

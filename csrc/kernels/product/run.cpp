@@ -81,21 +81,20 @@ void for_pieces(const Layer& layer, const Use& use) {
   }
 }
 
-// Memory of this thread with a byte per neuron, if the gates of a group do not fill whole bytes of the mask; else null.
-uint8_t* reserve_open(const Layer& layer, const Tiling& tiling) {
+// Memory of this thread for neuron.open, if the gates of a group do not fill whole bytes of the mask; else null.
+uint8_t* reserve_open(const Layer& layer) {
   thread_local Scratch<uint8_t> memory;
-  const bool needed = layer.neuron.mask != nullptr && tiling.outputs % 8 != 0;
+  const bool needed = layer.neuron.mask != nullptr && Tiling(layer.geometry).outputs % 8 != 0;
   return needed ? memory.reserve(layer.neuron.neurons) : nullptr;
 }
 
-// Packs these bytes into the mask, unless null.
-void write_mask(const Layer& layer, const uint8_t* open, ParallelFor parallel) {
-  if (open == nullptr) return;
-  const Neuron<float>& neuron = layer.neuron;
+// Packs neuron.open into the mask, unless null.
+void write_mask(const Neuron<float>& neuron, ParallelFor parallel) {
+  if (neuron.open == nullptr) return;
   parallel_ranges(parallel, (neuron.neurons + 7) / 8, 1 << 14, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       int byte = 0;
-      for (int64_t n = 8 * i; n < std::min(8 * i + 8, neuron.neurons); ++n) byte |= open[n] << (n % 8);
+      for (int64_t n = 8 * i; n < std::min(8 * i + 8, neuron.neurons); ++n) byte |= neuron.open[n] << (n % 8);
       neuron.mask[i] = static_cast<uint8_t>(byte);
     }
   });
@@ -103,21 +102,21 @@ void write_mask(const Layer& layer, const uint8_t* open, ParallelFor parallel) {
 
 }  // namespace
 
-void run(const Layer& layer, ParallelFor parallel) {
-  if (layer.neuron.neurons == 0) return;
+void run(const Layer& given, ParallelFor parallel) {
+  if (given.neuron.neurons == 0) return;
+  Layer layer = given;
+  layer.neuron.open = reserve_open(layer);
   const Way way = choose(layer, Density::of(layer));
-  uint8_t* open = reserve_open(layer, Tiling(layer.geometry));
   if (way.algorithm == Algorithm::kFilter) {
-    run_filter(layer, open, parallel);
-    return write_mask(layer, open, parallel);
-  }
-  const Prepared prepared(layer, way.algorithm, parallel);
-  for_pieces(layer, [&](const Layer& part) {
-    multiply(part, way, prepared, parallel, [&](const Product& product, const Place& at, const BlockInputs& inputs) {
-      product.fire(at, inputs, open);
+    run_filter(layer, parallel);
+  } else {
+    const Prepared prepared(layer, way.algorithm, parallel);
+    for_pieces(layer, [&](const Layer& part) {
+      multiply(part, way, prepared, parallel,
+               [](const Product& product, const Place& at, const BlockInputs& inputs) { product.fire(at, inputs); });
     });
-  });
-  write_mask(layer, open, parallel);
+  }
+  write_mask(layer.neuron, parallel);
 }
 
 // Spikes are counted first, for one product instead of one of each step; in a long window by whole planes whose counts

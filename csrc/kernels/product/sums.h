@@ -18,7 +18,8 @@ struct Sums {
   typedef typename Simd<E, W>::type Part;
   Part part[P];
 
-  static constexpr int kRowBytes = W * P * (sizeof(E) == 2 ? 1 : 4);  // bytes of the weights of one input
+  static constexpr int kOutputs = W * P;
+  static constexpr int kRowBytes = kOutputs * (sizeof(E) == 2 ? 1 : 4);  // bytes of the weights of one input
 
   TANDEM_INLINE Sums& operator+=(const Sums& other) {
 #pragma GCC unroll 8

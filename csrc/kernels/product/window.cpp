@@ -44,32 +44,27 @@ TANDEM_INLINE void add_products_body(const Tile& tile, const double* windows, do
   }
 }
 
-template <int L, int R>
-TANDEM_INLINE void fire_sums_of(const Tile& tile, const double* windows, const Neuron<float>& neuron, uint8_t* open) {
-  constexpr int G = kGroupsAtOnce<L, R>, kParts = kLanes / L;
-  run_tile<L, R>(tile, neuron, open, [&](int64_t row, int64_t n, auto& neurons) TANDEM_INLINE_LAMBDA {
-    const double* sums = windows + row * 16 * R;
-#pragma GCC unroll 2
-    for (int r = 0; r < R; r += G) {
-      fire_windows<G>(neuron, neurons + r, n + r * kLanes, [&](int s) TANDEM_INLINE_LAMBDA {
-        const int at = (r * kParts + s) * L;
-        return rounded_mul(narrow<L>(sums + at), load<Vec<float, L>>(tile.unit + at));
-      });
-    }
-  });
-}
-
 template <int L>
-TANDEM_INLINE void fire_sums_body(const Tile& tile, const double* windows, const Neuron<float>& neuron, uint8_t* open) {
-  tile.registers == 1 ? fire_sums_of<L, 1>(tile, windows, neuron, open)
-                      : fire_sums_of<L, 2>(tile, windows, neuron, open);
+TANDEM_INLINE void fire_sums_body(const Tile& tile, const double* windows, const Neuron<float>& neuron) {
+  with_registers<L>(tile, [&](auto registers) TANDEM_INLINE_LAMBDA {
+    constexpr int R = decltype(registers)::value, G = kGroupsAtOnce<L, R>, kParts = kLanes / L;
+    run_tile<L, R>(tile, neuron, [&](int64_t row, int64_t n, auto& neurons) TANDEM_INLINE_LAMBDA {
+      const double* sums = windows + row * 16 * R;
+#pragma GCC unroll 2
+      for (int r = 0; r < R; r += G) {
+        fire_windows<G>(neuron, neurons + r, n + r * kLanes, [&](int s) TANDEM_INLINE_LAMBDA {
+          const int at = (r * kParts + s) * L;
+          return rounded_mul(narrow<L>(sums + at), load<Vec<float, L>>(tile.unit + at));
+        });
+      }
+    });
+  });
 }
 
 }  // namespace
 
-TANDEM_CPU_LANES_KERNEL(fire_sums,
-                        (const Tile& tile, const double* windows, const Neuron<float>& neuron, uint8_t* open),
-                        (tile, windows, neuron, open))
+TANDEM_CPU_LANES_KERNEL(fire_sums, (const Tile& tile, const double* windows, const Neuron<float>& neuron),
+                        (tile, windows, neuron))
 TANDEM_CPU_LANES_KERNEL(add_bits, (const int32_t* sums, int64_t rows, int width, double* windows),
                         (sums, rows, width, windows))
 TANDEM_CPU_LANES_KERNEL(write_products, (const Tile& tile, const double* windows, float* u, int64_t outputs),

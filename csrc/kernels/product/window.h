@@ -16,6 +16,6 @@ void write_products(const Tile& tile, const double* windows, float* u, int64_t o
 void add_products(const Tile& tile, const double* windows, double* u, int64_t outputs);
 
 // Fires neurons of window timing, from the sums over the window [rows, width].
-void fire_sums(const Tile& tile, const double* windows, const Neuron<float>& neuron, uint8_t* open);
+void fire_sums(const Tile& tile, const double* windows, const Neuron<float>& neuron);
 
 }  // namespace tandem::cpu

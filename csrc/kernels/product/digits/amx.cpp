@@ -33,7 +33,7 @@ struct Rows {
 // 6 has spikes, 7 has digits. Spikes are loaded with non-temporal loads, so that they do not evict the digits from L1.
 template <int N, int Steps>
 TANDEM_TARGET_AMX TANDEM_INLINE void multiply(const Pass& pass, const Rows& rows, const uint8_t* spikes,
-                                              int32_t (*sums)[256], Fetch& fetch) {
+                                              int32_t (*sums)[256]) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -43,7 +43,7 @@ TANDEM_TARGET_AMX TANDEM_INLINE void multiply(const Pass& pass, const Rows& rows
   const int8_t* digits = pass.digits;
   for (int64_t c = 0; c < pass.chunks; ++c, digits += pass.chunk_bytes) {
     const uint8_t* first = spikes + rows.offsets[c];
-    fetch.advance();
+    pass.fetch.advance();
     _tile_stream_loadd(6, first, rows.row_bytes);
     _tile_loadd(7, digits, 64);
     _tile_dpbusd(0, 6, 7);
@@ -78,38 +78,37 @@ TANDEM_TARGET_AMX TANDEM_INLINE void multiply(const Pass& pass, const Rows& rows
 
 // Multiplies all steps of the rows.
 template <int N, class Sum>
-TANDEM_TARGET_AMX TANDEM_INLINE void run_pass(const Pass& pass, const Rows& rows, Sum* out, int64_t row_stride,
-                                              Fetch& fetch) {
+TANDEM_TARGET_AMX TANDEM_INLINE void run_pass(const Pass& pass, const Rows& rows, Sum* out, int64_t row_stride) {
   alignas(64) int32_t digit_sums[6][256];
   int t = 0;
   for (; t + 1 < rows.steps; t += 2) {
-    multiply<N, 2>(pass, rows, rows.spikes + t * rows.step_bytes, digit_sums, fetch);
+    multiply<N, 2>(pass, rows, rows.spikes + t * rows.step_bytes, digit_sums);
     combine<N, kDoubles>(digit_sums[0], 16, 256, rows.count, pass, out + t * pass.stride, row_stride);
     combine<N, kDoubles>(digit_sums[3], 16, 256, rows.count, pass, out + (t + 1) * pass.stride, row_stride);
   }
   if (t < rows.steps) {
-    multiply<N, 1>(pass, rows, rows.spikes + t * rows.step_bytes, digit_sums, fetch);
+    multiply<N, 1>(pass, rows, rows.spikes + t * rows.step_bytes, digit_sums);
     combine<N, kDoubles>(digit_sums[0], 16, 256, rows.count, pass, out + t * pass.stride, row_stride);
   }
 }
 
 // Computes the sums of a column: [rows, planes, steps of a plane].
 template <class Sum>
-TANDEM_TARGET_AMX TANDEM_INLINE void run_rows(const ExpandedInputs& inputs, int T, const Pass& pass, Fetch& fetch,
-                                              Sum* out) {
-  const int planes = (T + inputs.steps - 1) / inputs.steps;
+TANDEM_TARGET_AMX void run_rows(const ExpandedInputs& inputs, const Pass& pass, Sum* out) {
+  const int planes = (inputs.T + inputs.steps - 1) / inputs.steps;
   const int64_t row_stride = planes * inputs.steps * pass.stride;
   for (const ExpandedPiece& piece : inputs.pieces) {
     for (int64_t row = 0; row < piece.rows; row += kTileRows) {
       const int64_t count = std::min(kTileRows, piece.rows - row);
       const uint8_t* spikes = inputs.row(piece, row);
       for (int p = 0; p < planes; ++p, spikes += inputs.steps * piece.step_bytes) {
-        const Rows rows{piece.offsets + pass.begin, spikes,          count,
-                        piece.step_bytes,           piece.row_bytes, std::min(inputs.steps, T - inputs.steps * p)};
+        const Rows rows{
+            piece.offsets + pass.begin, spikes,          count,
+            piece.step_bytes,           piece.row_bytes, std::min(inputs.steps, inputs.T - inputs.steps * p)};
         Sum* plane = out + p * inputs.steps * pass.stride;
-        if (pass.count == 1) run_pass<1>(pass, rows, plane, row_stride, fetch);
-        if (pass.count == 2) run_pass<2>(pass, rows, plane, row_stride, fetch);
-        if (pass.count == 3) run_pass<3>(pass, rows, plane, row_stride, fetch);
+        if (pass.count == 1) run_pass<1>(pass, rows, plane, row_stride);
+        if (pass.count == 2) run_pass<2>(pass, rows, plane, row_stride);
+        if (pass.count == 3) run_pass<3>(pass, rows, plane, row_stride);
       }
       out += count * row_stride;
     }
@@ -123,17 +122,9 @@ TANDEM_TARGET_AMX void begin() {
 
 TANDEM_TARGET_AMX void end() { _tile_release(); }
 
-TANDEM_TARGET_AMX void steps(const ExpandedInputs& inputs, int T, const Pass& pass, Fetch& fetch, int32_t* sums) {
-  run_rows(inputs, T, pass, fetch, sums);
-}
-
-TANDEM_TARGET_AMX void counts(const ExpandedInputs& inputs, const Pass& pass, Fetch& fetch, double* sums) {
-  run_rows(inputs, 1, pass, fetch, sums);
-}
-
 }  // namespace
 
-const Loops kAmxLoops{kPassChunks, begin, end, steps, counts};
+const Loops kAmxLoops{kPassChunks, begin, end, run_rows<int32_t>, run_rows<double>};
 
 }  // namespace tandem::cpu
 #endif

@@ -7,7 +7,7 @@
 //   weights.cpp    weights -> digits, four inputs of an output next to each other, sixteen outputs in a row
 //   inputs.cpp     spikes or counts of a block of rows -> bytes
 //   multiply.cpp   the loop over digits and inputs, for every instruction set
-//   amx, vnni, avx_vnni, avx2.cpp      the loop over rows, one for each instruction
+//   amx, vnni, avx_vnni, avx2.cpp      the loop over rows (rows.inl), one for each instruction
 #pragma once
 
 #include <cstdint>
@@ -105,6 +105,7 @@ struct ExpandedPiece {
 
 // The inputs of a block of rows, expanded to bytes, from input channel `first` on; zero outside of the image.
 struct ExpandedInputs {
+  int T;      // steps; counts are one step
   int steps;  // bytes per input and plane: 8, one for each step, or 1, the count
   int most;   // an upper bound of the counts, which only AVX2 needs
   int64_t chunks;
@@ -120,13 +121,10 @@ struct ExpandedInputs {
   void load(const Layer& layer, int64_t first, const Block& block);
 };
 
-// Writes the sums of a tile of R columns for the rows of the inputs: [rows, planes, 8, 16 R]; none beyond step T. Only
-// AMX multiplies steps by more than one digit.
-void multiply_steps(const ExpandedInputs& inputs, int T, const DigitColumn* columns, int registers, int32_t* sums,
-                    ByteProducts by = byte_products());
-
-// Writes the sums over all steps, from counts: [rows, 16 R], exact integers.
-void multiply_counts(const ExpandedInputs& inputs, const DigitColumn* columns, int registers, double* sums,
-                     ByteProducts by = byte_products());
+// Writes the sums of a tile of R columns for the rows of the inputs, exact integers: int32 for steps, [rows, planes, 8,
+// 16 R], none beyond step T; double for counts, [rows, 16 R]. Only AMX multiplies steps by more than one digit.
+template <class Sum>
+void multiply(const ExpandedInputs& inputs, const DigitColumn* columns, int registers, Sum* sums,
+              ByteProducts by = byte_products());
 
 }  // namespace tandem::cpu

@@ -145,6 +145,7 @@ void gather_rows(ExpandedInputs& inputs, const Layer& layer, int64_t first, cons
 }  // namespace
 
 void ExpandedInputs::load(const Layer& layer, int64_t first, const Block& block) {
+  T = layer.counted() ? 1 : layer.neuron.T;
   steps = layer.counted() ? 1 : 8;
   most = byte_products() == ByteProducts::kAvx2 ? 0 : UINT8_MAX;
   chunks = ChunkShape(layer.geometry).chunks();

@@ -30,6 +30,7 @@ struct Pass {
   int shift;              // the lowest is worth 1 << shift
   bool first;             // overwrite the sums instead of adding
   int64_t stride;         // from row to row of 16 sums, or from step to step
+  Fetch& fetch;           // of digits of the next column
 };
 
 // steps() writes [rows, planes, 8] rows of sums, counts() [rows].
@@ -37,8 +38,11 @@ struct Loops {
   int64_t pass_chunks;  // whose digits stay in L1 while the inputs of many rows stream by
   void (*begin)();      // before the first pass and after the last one
   void (*end)();
-  void (*steps)(const ExpandedInputs& inputs, int T, const Pass& pass, Fetch& fetch, int32_t* sums);
-  void (*counts)(const ExpandedInputs& inputs, const Pass& pass, Fetch& fetch, double* sums);
+  void (*steps)(const ExpandedInputs& inputs, const Pass& pass, int32_t* sums);
+  void (*counts)(const ExpandedInputs& inputs, const Pass& pass, double* sums);
+
+  void run(const ExpandedInputs& inputs, const Pass& pass, int32_t* sums) const { steps(inputs, pass, sums); }
+  void run(const ExpandedInputs& inputs, const Pass& pass, double* sums) const { counts(inputs, pass, sums); }
 };
 
 // Lines of inputs that vectors multiply at a time.

@@ -41,11 +41,22 @@ const Loops& loops_of(ByteProducts by) {
   return by == ByteProducts::kAvxVnni ? kAvxVnniLoops : kAvx2Loops;
 }
 
-// Calls run(pass, fetch, sums of the column) for each pass. turns: products of 16 rows in a pass.
-template <class Sum, class Run>
-void for_passes(const Loops& loops, const ExpandedInputs& inputs, int64_t turns, const DigitColumn* columns,
-                int registers, Sum* sums, const Run& run) {
+}  // namespace
+
+bool has(ByteProducts kind) {
+  const Capability level = capability();
+  if (kind == ByteProducts::kAvx2) return level != Capability::kDefault;
+  if (kind == ByteProducts::kAvxVnni) return level != Capability::kDefault && has_avx_vnni();
+  if (kind == ByteProducts::kAvx512Vnni) return level == Capability::kV4 && __builtin_cpu_supports("avx512vnni");
+  return kind == ByteProducts::kNone || (level == Capability::kV4 && has_amx());
+}
+
+template <class Sum>
+void multiply(const ExpandedInputs& inputs, const DigitColumn* columns, int registers, Sum* sums, ByteProducts by) {
+  const Loops& loops = loops_of(by);
   const int64_t passes = (inputs.chunks + loops.pass_chunks - 1) / loops.pass_chunks;
+  int64_t turns = 0;  // products of 16 rows, of two steps, in a pass
+  for (const ExpandedPiece& piece : inputs.pieces) turns += whole_tiles(piece.rows) / kTileRows * ((inputs.T + 1) / 2);
   loops.begin();
   for (int r = 0; r < registers; ++r) {
     const DigitColumn& column = columns[r];
@@ -62,50 +73,24 @@ void for_passes(const Loops& loops, const ExpandedInputs& inputs, int64_t turns,
                       digits,
                       column.shift + 8 * digit,
                       i == 0,
-                      16 * registers};
-      run(pass, fetch, sums + r * 16);
+                      16 * registers,
+                      fetch};
+      loops.run(inputs, pass, sums + r * 16);
     }
   }
   loops.end();
 }
 
-int64_t tiles_of(const ExpandedInputs& inputs) {
-  int64_t tiles = 0;
-  for (const ExpandedPiece& piece : inputs.pieces) tiles += whole_tiles(piece.rows) / kTileRows;
-  return tiles;
-}
-
-}  // namespace
-
-bool has(ByteProducts kind) {
-  const Capability level = capability();
-  if (kind == ByteProducts::kAvx2) return level != Capability::kDefault;
-  if (kind == ByteProducts::kAvxVnni) return level != Capability::kDefault && has_avx_vnni();
-  if (kind == ByteProducts::kAvx512Vnni) return level == Capability::kV4 && __builtin_cpu_supports("avx512vnni");
-  return kind == ByteProducts::kNone || (level == Capability::kV4 && has_amx());
-}
-
-void multiply_steps(const ExpandedInputs& inputs, int T, const DigitColumn* columns, int registers, int32_t* sums,
-                    ByteProducts by) {
-  const Loops& loops = loops_of(by);
-  for_passes(loops, inputs, tiles_of(inputs) * ((T + 1) / 2), columns, registers, sums,
-             [&](const Pass& pass, Fetch& fetch, int32_t* to) { loops.steps(inputs, T, pass, fetch, to); });
-}
-
-void multiply_counts(const ExpandedInputs& inputs, const DigitColumn* columns, int registers, double* sums,
-                     ByteProducts by) {
-  const Loops& loops = loops_of(by);
-  for_passes(loops, inputs, tiles_of(inputs), columns, registers, sums,
-             [&](const Pass& pass, Fetch& fetch, double* to) { loops.counts(inputs, pass, fetch, to); });
-}
-
 #else
 
 bool has(ByteProducts kind) { return kind == ByteProducts::kNone; }
-void multiply_steps(const ExpandedInputs&, int, const DigitColumn*, int, int32_t*, ByteProducts) {}
-void multiply_counts(const ExpandedInputs&, const DigitColumn*, int, double*, ByteProducts) {}
+template <class Sum>
+void multiply(const ExpandedInputs&, const DigitColumn*, int, Sum*, ByteProducts) {}
 
 #endif
+
+template void multiply(const ExpandedInputs&, const DigitColumn*, int, int32_t*, ByteProducts);
+template void multiply(const ExpandedInputs&, const DigitColumn*, int, double*, ByteProducts);
 
 ByteProducts byte_products() {
   static const ByteProducts fastest = [] {

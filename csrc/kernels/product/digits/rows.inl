@@ -19,20 +19,20 @@ TANDEM_TARGET void rows_of_counts(const ExpandedInputs& inputs, const Pass& pass
   }
 }
 
-void counts(const ExpandedInputs& inputs, const Pass& pass, Fetch&, double* out) {
+void counts(const ExpandedInputs& inputs, const Pass& pass, double* out) {
   if (pass.count == 1) rows_of_counts<1>(inputs, pass, out);
   if (pass.count == 2) rows_of_counts<2>(inputs, pass, out);
   if (pass.count == 3) rows_of_counts<3>(inputs, pass, out);
 }
 
 // A line is a step of a row.
-TANDEM_TARGET void steps(const ExpandedInputs& inputs, int T, const Pass& pass, Fetch&, int32_t* out) {
+TANDEM_TARGET void steps(const ExpandedInputs& inputs, const Pass& pass, int32_t* out) {
   constexpr int kSteps = kLines<1>;
   alignas(64) int32_t sums[kSteps * 16];
   for (const ExpandedPiece& piece : inputs.pieces) {
     for (int64_t row = 0; row < piece.rows; ++row) {
-      for (int t = 0; t < (T + 7) / 8 * 8; t += kSteps, out += kSteps * pass.stride) {
-        if (t >= T) continue;
+      for (int t = 0; t < (inputs.T + 7) / 8 * 8; t += kSteps, out += kSteps * pass.stride) {
+        if (t >= inputs.T) continue;
         const uint8_t* spikes = inputs.row(piece, row) + t * piece.step_bytes;
         multiply<1>(pass, {spikes, piece.step_bytes, piece.offsets + pass.begin, 1}, sums);
         combine<1, kDoubles>(sums, 16, 16, kSteps, pass, out, pass.stride);

@@ -13,44 +13,16 @@ namespace {
 
 #define TANDEM_TARGET [[gnu::target("arch=x86-64-v4,avx512vnni" TANDEM_WIDE_VECTORS)]]
 
-constexpr int kDoubles = 8;
 template <int N>
-constexpr int kLines = 8;
+constexpr int kLines = N == 3 ? 4 : 8;  // beside 24 sums there is no room for eight words of inputs
 
-// sums: [Rows, N, 16].
-template <int N>
-TANDEM_TARGET TANDEM_INLINE void multiply(const Pass& pass, const Lines& lines, int32_t* sums) {
-  constexpr int Rows = kLines<N>;
-  __m512i sum[Rows][N];
-#pragma GCC unroll 8
-  for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 3
-    for (int d = 0; d < N; ++d) sum[r][d] = _mm512_setzero_si512();
-  }
-  const int8_t* digits = pass.digits;
-  for (int64_t c = 0; c < pass.chunks; ++c, digits += pass.chunk_bytes) {
-    const uint8_t* in = lines.bytes + lines.offsets[c];
-#pragma GCC unroll 1
-    for (int64_t k = 0; k < kWords; ++k) {
-      __m512i weights[N];
-#pragma GCC unroll 3
-      for (int d = 0; d < N; ++d) weights[d] = _mm512_loadu_si512(digits + d * kTileBytes + k * 64);
-#pragma GCC unroll 8
-      for (int r = 0; r < Rows; ++r) {
-        const __m512i four = _mm512_set1_epi32(word_at(in + r * lines.pitch + 4 * k));
-#pragma GCC unroll 3
-        for (int d = 0; d < N; ++d) sum[r][d] = _mm512_dpbusd_epi32(sum[r][d], four, weights[d]);
-      }
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 3
-    for (int d = 0; d < N; ++d) _mm512_storeu_si512(sums + (r * N + d) * 16, sum[r][d]);
-  }
+using Words = Int<float, 16>;
+TANDEM_TARGET TANDEM_INLINE Words dot(const Words& sum, const Words& inputs, const Words& weights) {
+  return reinterpret_cast<Words>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(inputs),
+                                                     reinterpret_cast<__m512i>(weights)));
 }
 
-#include "rows.inl"
+#include "vnni.inl"
 
 }  // namespace
 
