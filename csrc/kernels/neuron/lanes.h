@@ -147,16 +147,6 @@ struct NeuronLanes {
     store_first(a.planes + p * a.neurons + n, bytes, lanes());
   }
 
-  // The sums of y[t] between two pieces of a window: those of the earlier pieces; the same with this piece.
-  template <class S>
-  TANDEM_INLINE void load_sums(const Neuron<C>& a, int64_t n, S* u) const {
-    for (int i = 0; i < kLanes; ++i) u[i] = a.before > 0 && i < lanes() ? static_cast<S>(a.carried.u[n + i]) : S(0);
-  }
-  template <class S>
-  TANDEM_INLINE void save_sums(const Neuron<C>& a, int64_t n, const S* u) const {
-    for (int i = 0; a.after > 0 && i < lanes(); ++i) a.carried.u[n + i] = u[i];
-  }
-
   // Call after the last step and, if is_gated(), after sum_up(). Writes gate, counts, mask and membrane potential.
   TANDEM_INLINE void end(const Neuron<C>& a, int64_t n) {
     if (__builtin_expect(a.after > 0, 0)) return pause(a.carried, n);

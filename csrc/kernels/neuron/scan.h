@@ -17,8 +17,8 @@ enum class Source : int32_t {
 namespace cpu {
 
 // dtype is the type of `currents`: float64 for Neuron<double>, any other for Neuron<float>.
-void if_scan(const void* currents, DType dtype, Source source, const Neuron<float>& args, ParallelFor parallel);
-void if_scan(const void* currents, DType dtype, Source source, const Neuron<double>& args, ParallelFor parallel);
+template <class C>
+void if_scan(const void* currents, DType dtype, Source source, const Neuron<C>& args, ParallelFor parallel);
 
 }  // namespace cpu
 

@@ -73,12 +73,10 @@ struct LongSums {
 };
 
 // Adds the sums of the earlier pieces of a window, and keeps them for the later ones.
-template <class Group>
-[[gnu::noinline]] void add_pieces(const Neuron<float>& layer, int64_t n, const Group& neurons, double* window) {
-  double earlier[kLanes];
-  neurons.load_sums(layer, n, earlier);
-  for (int i = 0; i < kLanes; ++i) window[i] += earlier[i];
-  neurons.save_sums(layer, n, window);
+[[gnu::noinline]] inline void add_pieces(const Neuron<float>& layer, int64_t n, int lanes, double* window) {
+  double* sums = layer.carried.u + n;
+  for (int i = 0; layer.before > 0 && i < lanes; ++i) window[i] += sums[i];
+  if (layer.after > 0) std::copy_n(window, lanes, sums);
 }
 
 // Groups of neurons at once: as many as there are registers for.
@@ -120,7 +118,7 @@ TANDEM_INLINE void run_neurons(const Tile& tile, const Neuron<float>& layer, con
 #pragma GCC unroll 4
       for (int i = 0; i < kParts; ++i) u[r * kParts + i].write(window + i * L);
       if (__builtin_expect(layer.before > 0 || layer.after > 0, 0))
-        add_pieces(layer, n + r * kLanes, neurons[r], window);
+        add_pieces(layer, n + r * kLanes, neurons[r].lanes(), window);
 #pragma GCC unroll 4
       for (int i = 0; i < kParts; ++i) {
         const auto unit = load<Vec<float, L>>(tile.unit + (r * kParts + i) * L);
