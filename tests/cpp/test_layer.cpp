@@ -268,8 +268,8 @@ TEST(every_kind_of_byte_products) {
           const auto by = static_cast<cpu::ByteProducts>(kind);
           if (!cpu::has(by)) continue;
           for (int64_t i = 0; i < prepared.tiling().tiles_per_group; ++i) {
-            cpu::multiply(in.expanded, prepared.columns(0, i).data(), prepared.tiling().registers, sums.data(), by);
-            cpu::write_products(digits.tile({0, i, blocks[0]}), sums.data(), u.data(), of.geometry.outputs);
+            cpu::multiply(in.expanded, prepared.columns(i).data(), prepared.tiling().registers, sums.data(), by);
+            cpu::write_products(digits.tile({i, blocks[0]}), sums.data(), u.data(), of.geometry.outputs);
           }
           for (int64_t n = 0; n < of.geometry.neurons(); ++n) {
             CHECK(u[n] == layer.window(n), "%ld inputs, most %d, kind %d, neuron %ld", long(inputs), most, kind,

@@ -51,8 +51,7 @@ TANDEM_CPU_KERNEL(take_changes, (int32_t* changes, double* sums, int64_t n), (ch
 
 MovingSums::MovingSums(const Layer& layer)
     : layer_(layer),
-      prepared_(layer.prepared == nullptr ? Prepared(Tiling(layer.geometry))
-                                          : Prepared(layer, Algorithm::kLists, serial_for)),
+      prepared_(layer, layer.prepared == nullptr ? Algorithm::kTileByTile : Algorithm::kLists, serial_for),
       width_(prepared_.tiling().width()),
       lines_(layer.geometry.out_height()),
       line_(layer.geometry.out_width()),
@@ -65,12 +64,11 @@ int64_t MovingSums::size(int64_t outputs, int64_t groups, int64_t rows) {
 
 Tile MovingSums::tile(int64_t number, int64_t rows, int64_t first_row) const {
   static const std::vector<float> ones(2 * kLanes, 1.f);
-  const int64_t per_group = prepared_.tiling().tiles_per_group;
   if (layer_.prepared == nullptr) {
     const int64_t first = number * width_, channels = std::min(width_, layer_.geometry.outputs - first);
     return {rows, first_row, 1, prepared_.tiling().registers, false, nullptr, ones.data(), first, channels};
   }
-  return prepared_.tile(layer_, number / per_group, number % per_group, 0, rows, first_row);
+  return prepared_.tile(layer_, number, 0, rows, first_row);
 }
 
 template <class F>

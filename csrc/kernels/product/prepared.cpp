@@ -54,29 +54,21 @@ int64_t count_byte_blocks(const Geometry& geometry, const Weights& weights) {
   return 0;
 }
 
-// Which encodings of the weights there are.
-struct Encodings {
-  int64_t byte_blocks;  // K-blocks of tiles of bytes; 0: tiles are int32
-  bool tiles, digits;
-};
-
-Encodings all(const Geometry& geometry, const Weights& weights) {
-  return {count_byte_blocks(geometry, weights), true, has_digits(geometry)};
+// As much as any algorithm reads.
+PreparedLayout whole_layout(const Geometry& geometry, const Weights& weights) {
+  return {geometry, weights.dtype, count_byte_blocks(geometry, weights), true, has_digits(geometry)};
 }
 
-// The offsets of the parts of prepared weights, in bytes. A header has the number of K-blocks of bytes.
-struct Parts {
-  int64_t units, tiles, digits, size;
-
-  Parts(const Geometry& geometry, const Tiling& tiling, DType dtype, const Encodings& has) {
-    const int64_t count = tiling.tiles();
-    const auto lines = [](int64_t n) { return (n + kLine - 1) / kLine * kLine; };
-    units = kLine;
-    tiles = units + lines(count * tiling.width() * static_cast<int64_t>(sizeof(float)));
-    digits = tiles + (has.tiles ? lines(count * tiling.tile_size * (has.byte_blocks > 0 ? 1 : 4)) : 0);
-    size = digits + (has.digits ? lines(DigitLayout(geometry, tiling, dtype).size()) : 0);
+PreparedLayout layout_for(const Layer& layer, Algorithm algorithm) {
+  const Geometry& geometry = layer.geometry;
+  const DType dtype = layer.weights.dtype;
+  if (layer.prepared != nullptr) {
+    return {geometry, dtype, *static_cast<const int64_t*>(layer.prepared), true, has_digits(geometry)};
   }
-};
+  if (algorithm == Algorithm::kTileByTile) return {geometry, dtype, 0, false, false};
+  const bool digits = algorithm == Algorithm::kDigits;
+  return {geometry, dtype, count_byte_blocks(geometry, layer.weights), !digits, digits};
+}
 
 // A tile that this thread has packed just before its use.
 thread_local Scratch<int32_t> own_tile;
@@ -88,38 +80,48 @@ char* own_memory(int64_t size) {
   return memory.reserve(size);
 }
 
-void write(const Geometry& geometry, const Weights& weights, const Encodings& wanted, char* memory,
+void write(const Geometry& geometry, const Weights& weights, const PreparedLayout& to, char* memory,
            ParallelFor parallel) {
-  const Tiling tiling(geometry, wanted.byte_blocks);
-  const Parts at(geometry, tiling, weights.dtype, wanted);
-  const TilePacker pack_one(weights, tiling);
-  std::optional<DigitPacker> digits;
-  if (wanted.digits) digits.emplace(geometry, tiling, weights.dtype, memory + at.digits);
-  const bool bytes = wanted.byte_blocks > 0, words = wanted.tiles && !bytes;
-  *reinterpret_cast<int64_t*>(memory) = wanted.byte_blocks;
+  const TilePacker pack_one(weights, to.tiling);
+  const auto positions = to.has_digits ? input_positions(geometry, to.tiling) : std::vector<int64_t>();
+  *reinterpret_cast<int64_t*>(memory) = to.byte_blocks;
   constexpr int64_t kGrain = 1 << 16;  // weights worth a thread
-  const int64_t size = tiling.tile_size;
-  parallel_ranges(parallel, tiling.tiles(), 1 + kGrain / (size + 1), [&](int64_t begin, int64_t end) {
+  const int64_t size = to.tiling.tile_size, registers = to.tiling.registers;
+  parallel_ranges(parallel, to.tiling.tiles(), 1 + kGrain / (size + 1), [&](int64_t begin, int64_t end) {
     thread_local Scratch<int32_t> tile_memory;
+    const bool words = to.has_tiles && !to.bytes();
     int32_t* passing = words ? nullptr : tile_memory.reserve(size);
     for (int64_t i = begin; i < end; ++i) {
-      int32_t* tile = words ? reinterpret_cast<int32_t*>(memory + at.tiles) + i * size : passing;
-      pack_one(i, tile, reinterpret_cast<float*>(memory + at.units) + i * tiling.width());
-      if (wanted.tiles && bytes) std::copy_n(tile, size, reinterpret_cast<int8_t*>(memory + at.tiles) + i * size);
-      if (digits) digits->pack(i, tile);
+      char* at = memory + to.tiles + i * to.tile_bytes();
+      int32_t* tile = words ? reinterpret_cast<int32_t*>(at) : passing;
+      pack_one(i, tile, reinterpret_cast<float*>(memory + to.units) + i * to.tiling.width());
+      if (to.has_tiles && to.bytes()) std::copy_n(tile, size, reinterpret_cast<int8_t*>(at));
+      for (int64_t r = 0; to.has_digits && r < registers; ++r) {
+        to.columns.pack(i * registers + r, tile + 16 * r, positions, memory + to.digits);
+      }
     }
   });
 }
 
 }  // namespace
 
-int64_t prepared_size(const Geometry& geometry, const Weights& weights) {
-  const Encodings wanted = all(geometry, weights);
-  return Parts(geometry, Tiling(geometry, wanted.byte_blocks), weights.dtype, wanted).size;
+PreparedLayout::PreparedLayout(const Geometry& geometry, DType dtype, int64_t blocks, bool with_tiles, bool with_digits)
+    : byte_blocks(blocks),
+      tiling(geometry, blocks),
+      columns(geometry, tiling, dtype),
+      has_tiles(with_tiles),
+      has_digits(with_digits) {
+  const auto lines = [](int64_t n) { return (n + kLine - 1) / kLine * kLine; };
+  units = kLine;
+  tiles = units + lines(tiling.tiles() * tiling.width() * static_cast<int64_t>(sizeof(float)));
+  digits = tiles + (has_tiles ? lines(tiling.tiles() * tile_bytes()) : 0);
+  size = digits + (has_digits ? lines(columns.size()) : 0);
 }
 
+int64_t prepared_size(const Geometry& geometry, const Weights& weights) { return whole_layout(geometry, weights).size; }
+
 void prepare(const Geometry& geometry, const Weights& weights, void* memory, ParallelFor parallel) {
-  write(geometry, weights, all(geometry, weights), static_cast<char*>(memory), parallel);
+  write(geometry, weights, whole_layout(geometry, weights), static_cast<char*>(memory), parallel);
 }
 
 const void* prepare(const Geometry& geometry, const Weights& weights, ParallelFor parallel) {
@@ -129,54 +131,38 @@ const void* prepare(const Geometry& geometry, const Weights& weights, ParallelFo
 }
 
 Prepared::Prepared(const Layer& layer, Algorithm algorithm, ParallelFor parallel)
-    : byte_blocks_(layer.prepared != nullptr             ? *static_cast<const int64_t*>(layer.prepared)
-                   : algorithm == Algorithm::kTileByTile ? 0
-                                                         : count_byte_blocks(layer.geometry, layer.weights)),
-      tiling_(layer.geometry, byte_blocks_),
-      layout_(layer.geometry, tiling_, layer.weights.dtype) {
+    : at_(layout_for(layer, algorithm)), memory_(static_cast<const char*>(layer.prepared)) {
   if (algorithm == Algorithm::kTileByTile) {
-    pack_one_.emplace(layer.weights, tiling_);
-    return;
+    pack_one_.emplace(layer.weights, at_.tiling);
+  } else if (memory_ == nullptr) {
+    char* own = own_memory(at_.size);
+    write(layer.geometry, layer.weights, at_, own, parallel);
+    memory_ = own;
   }
-  const Geometry& geometry = layer.geometry;
-  const bool digits = algorithm == Algorithm::kDigits;
-  const auto* from = static_cast<const char*>(layer.prepared);
-  const Encodings has =
-      from == nullptr ? Encodings{byte_blocks_, !digits, digits} : Encodings{byte_blocks_, true, has_digits(geometry)};
-  const Parts at(geometry, tiling_, layer.weights.dtype, has);
-  if (from == nullptr) {
-    char* own = own_memory(at.size);
-    write(geometry, layer.weights, has, own, parallel);
-    from = own;
-  }
-  units_ = reinterpret_cast<const float*>(from + at.units);
-  tiles_ = from + at.tiles;
-  digits_ = from + at.digits;
 }
 
-void Prepared::pack(int64_t group, int64_t i) const {
-  if (!pack_one_) return;
-  (*pack_one_)(group* tiling_.tiles_per_group + i, own_tile.reserve(tiling_.tile_size), own_units);
+void Prepared::pack(int64_t i) const {
+  if (pack_one_) (*pack_one_)(i, own_tile.reserve(tiling().tile_size), own_units);
 }
 
-Tile Prepared::tile(const Layer& layer, int64_t group, int64_t i, int64_t q, int64_t rows, int64_t first_row) const {
-  const int64_t number = group * tiling_.tiles_per_group + i, first = i * tiling_.width();
-  const char* weights = pack_one_ ? reinterpret_cast<const char*>(own_tile.data()) : tiles_ + number * tile_bytes();
+Tile Prepared::tile(const Layer& layer, int64_t i, int64_t q, int64_t rows, int64_t first_row) const {
+  const int64_t width = tiling().width(), group = i / tiling().tiles_per_group;
+  const int64_t first = i % tiling().tiles_per_group * width;
+  const char* weights = pack_one_ ? reinterpret_cast<const char*>(own_tile.data()) : tile_memory(i);
   return {rows,
           first_row,
           layer.plane_count(),
-          tiling_.registers,
+          tiling().registers,
           bytes(),
-          weights + tiling_.first_row(q) * tiling_.width() * (bytes() ? 1 : 4),
-          pack_one_ ? own_units : units_ + number * tiling_.width(),
-          group * tiling_.outputs + first,
-          std::min<int64_t>(tiling_.width(), tiling_.outputs - first)};
+          weights + tiling().first_row(q) * width * (bytes() ? 1 : 4),
+          pack_one_ ? own_units : reinterpret_cast<const float*>(memory_ + at_.units) + i * width,
+          group * tiling().outputs + first,
+          std::min<int64_t>(width, tiling().outputs - first)};
 }
 
-void Prepared::fetch(int64_t group, int64_t i) const {
-  if (pack_one_ || tiling_.blocks > 1) return;
-  const char* tile = tiles_ + (group * tiling_.tiles_per_group + i) * tile_bytes();
-  for (int64_t at = 0; at < tile_bytes(); at += kLine) __builtin_prefetch(tile + at, 0, 2);
+void Prepared::fetch(int64_t i) const {
+  if (pack_one_ || tiling().blocks > 1) return;
+  for (int64_t at = 0; at < at_.tile_bytes(); at += kLine) __builtin_prefetch(tile_memory(i) + at, 0, 2);
 }
 
 }  // namespace tandem::cpu

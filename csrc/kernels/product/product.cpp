@@ -59,10 +59,10 @@ void Lists::sum_counts(const Place& at, const BlockInputs& inputs, double* windo
 
 // Lists read weights in an order that the processor does not foresee. Fewer rows leave much of a tile unread, and with
 // more rows it pays for itself anyway.
-void Lists::fetch(int64_t group, int64_t i, int64_t rows) const {
+void Lists::fetch(int64_t i, int64_t rows) const {
   constexpr int64_t kFewest = 8, kMost = 128;
   rows *= layer_.plane_count();
-  if (rows >= kFewest && rows <= kMost) prepared_.fetch(group, i);
+  if (rows >= kFewest && rows <= kMost) prepared_.fetch(i);
 }
 
 // --- digits ----------------------------------------------------------------------------------------------------------
@@ -77,12 +77,12 @@ void Digits::load(int64_t group, const Block& block, BlockInputs& inputs, Parall
 
 void Digits::fire_steps(const Place& at, const BlockInputs& inputs) const {
   int32_t* sums = step_sums(at);
-  multiply(inputs.expanded, prepared_.columns(at.group, at.tile).data(), tiling().registers, sums);
+  multiply(inputs.expanded, prepared_.columns(at.tile).data(), tiling().registers, sums);
   fire_sums(tile(at), sums, layer_.neuron);
 }
 
 void Digits::sum_counts(const Place& at, const BlockInputs& inputs, double* windows) const {
-  multiply(inputs.expanded, prepared_.columns(at.group, at.tile).data(), tiling().registers, windows);
+  multiply(inputs.expanded, prepared_.columns(at.tile).data(), tiling().registers, windows);
 }
 
 }  // namespace tandem::cpu

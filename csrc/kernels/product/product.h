@@ -16,9 +16,9 @@ struct BlockInputs {
   ExpandedInputs expanded;
 };
 
-// Tile `tile` of a group, for a block of rows.
+// A tile, for a block of rows.
 struct Place {
-  int64_t group, tile;
+  int64_t tile;
   const Block& block;
 };
 
@@ -31,7 +31,7 @@ class Product {
   const Prepared& prepared() const { return prepared_; }
   const Tiling& tiling() const { return prepared_.tiling(); }
   Tile tile(const Place& at, int64_t k_block = 0) const {
-    return prepared_.tile(layer_, at.group, at.tile, k_block, at.block.rows, at.block.first_row);
+    return prepared_.tile(layer_, at.tile, k_block, at.block.rows, at.block.first_row);
   }
 
   // Fires the neurons of the tile.
@@ -43,8 +43,8 @@ class Product {
   virtual int64_t most_rows() const = 0;
   // Loads the inputs of a group for a block of rows.
   virtual void load(int64_t group, const Block& block, BlockInputs& inputs, ParallelFor parallel) const = 0;
-  // Fetches the weights of tile i of a group, if it pays.
-  virtual void fetch(int64_t /*group*/, int64_t /*i*/, int64_t /*rows*/) const {}
+  // Fetches the weights of tile i, if it pays.
+  virtual void fetch(int64_t /*i*/, int64_t /*rows*/) const {}
 
  protected:
   virtual void fire_steps(const Place& at, const BlockInputs& inputs) const = 0;
@@ -64,7 +64,7 @@ class Lists : public Product {
 
   int64_t most_rows() const override;
   void load(int64_t group, const Block& block, BlockInputs& inputs, ParallelFor parallel) const override;
-  void fetch(int64_t group, int64_t i, int64_t rows) const override;
+  void fetch(int64_t i, int64_t rows) const override;
 
  private:
   void fire_steps(const Place& at, const BlockInputs& inputs) const override;

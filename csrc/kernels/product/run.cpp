@@ -27,12 +27,13 @@ void for_tiles(const Product& product, ParallelFor parallel, const Use& use) {
     BlockInputs& inputs = own;
     const int64_t work = block.rows * layer.plane_count() * tiling.inputs() + product.prepared().work();
     for (int64_t group = 0; group < tiling.groups; ++group) {
+      const int64_t first = group * tiling.tiles_per_group;
       product.load(group, block, inputs, inner);
       parallel_ranges(inner, tiling.tiles_per_group, 1 + kGrain / (work + 1), [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          if (i + 1 < end) product.fetch(group, i + 1, block.rows);
-          product.prepared().pack(group, i);
-          use(product, Place{group, i, block}, inputs);
+        for (int64_t i = first + begin; i < first + end; ++i) {
+          if (i + 1 < first + end) product.fetch(i + 1, block.rows);
+          product.prepared().pack(i);
+          use(product, Place{i, block}, inputs);
         }
       });
     }

@@ -59,26 +59,17 @@ struct DigitColumn {
 
 // Where the digits of a layer are in memory: count and shift of each column of all tiles, then their digits.
 struct DigitLayout {
-  int64_t columns = 0, column_bytes = 0, digits_at = 0;
+  int64_t columns, column_bytes, digits_at;
 
-  DigitLayout() = default;
   DigitLayout(const Geometry& geometry, const Tiling& tiling, DType dtype);
   int64_t size() const { return digits_at + columns * column_bytes; }  // in bytes
   DigitColumn column(const char* memory, int64_t i) const;
+  // Splits 16 outputs of a tile, from `weights` on, into the digits of column i.
+  void pack(int64_t i, const int32_t* weights, const std::vector<int64_t>& positions, char* memory) const;
 };
 
-// Splits the weights of tiles into digits, each tile as soon as it is packed.
-class DigitPacker {
- public:
-  DigitPacker(const Geometry& geometry, const Tiling& tiling, DType dtype, char* memory);
-  void pack(int64_t i, const int32_t* tile) const;
-
- private:
-  std::vector<int64_t> position_;  // position of each input of a column in a tile
-  int registers_;
-  DigitLayout layout_;
-  char* memory_;
-};
+// The position of each input of a column in a tile.
+std::vector<int64_t> input_positions(const Geometry& geometry, const Tiling& tiling);
 
 // The layout of the inputs of a block of rows. A line of inputs stays as it is in the image, and consecutive rows
 // overlap. If lines are so short that rows of a tile would often be idle, the inputs of every row are gathered instead.

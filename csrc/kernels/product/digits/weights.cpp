@@ -12,9 +12,7 @@ ChunkShape::ChunkShape(const Geometry& geometry)
       length(adjoin(geometry) ? geometry.kernel[1] * geometry.group_channels() : geometry.group_channels()),
       chunks_per_segment((length + kChunk - 1) / kChunk) {}
 
-namespace {
-
-// The position of each input of a column in a tile; padding points to the tile's first row of zeros.
+// Padding points to the tile's first row of zeros.
 std::vector<int64_t> input_positions(const Geometry& geometry, const Tiling& tiling) {
   const ChunkShape shape(geometry);
   const int64_t channels = tiling.channels, zero = tiling.taps * tiling.block_channels * tiling.width();
@@ -27,6 +25,8 @@ std::vector<int64_t> input_positions(const Geometry& geometry, const Tiling& til
   }
   return position;
 }
+
+namespace {
 
 int64_t most_digits(DType dtype) {
   if (dtype == DType::kInt8) return 1;
@@ -55,12 +55,6 @@ DigitColumn DigitLayout::column(const char* memory, int64_t i) const {
   const auto* digits = reinterpret_cast<const int8_t*>(memory + digits_at) + i * column_bytes;
   return {cut.count, cut.shift, digits, digits + (i + 1 < columns ? column_bytes : 0)};
 }
-
-DigitPacker::DigitPacker(const Geometry& geometry, const Tiling& tiling, DType dtype, char* memory)
-    : position_(input_positions(geometry, tiling)),
-      registers_(tiling.registers),
-      layout_(geometry, tiling, dtype),
-      memory_(memory) {}
 
 namespace {
 
@@ -125,13 +119,9 @@ TANDEM_CPU_LANES_KERNEL(pack_column,
 
 }  // namespace
 
-void DigitPacker::pack(int64_t i, const int32_t* tile) const {
-  auto* digits = reinterpret_cast<int8_t*>(memory_ + layout_.digits_at);
-  for (int r = 0; r < registers_; ++r) {
-    const int64_t column = i * registers_ + r;
-    pack_column(tile + 16 * r, position_, digits + column * layout_.column_bytes,
-                reinterpret_cast<Cut*>(memory_) + column);
-  }
+void DigitLayout::pack(int64_t i, const int32_t* weights, const std::vector<int64_t>& positions, char* memory) const {
+  auto* digits = reinterpret_cast<int8_t*>(memory + digits_at) + i * column_bytes;
+  pack_column(weights, positions, digits, reinterpret_cast<Cut*>(memory) + i);
 }
 
 }  // namespace tandem::cpu
