@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
 template <class In, int kVec>
 auto kernel_for(Source source, const Neuron<Compute<In>>& a) {
   if (a.timing == Timing::kWindow) return &if_window_kernel<In, kVec>;
-  const bool residual = has_residual(a);
+  const bool residual = a.has_residual();
   if (source != Source::kTrain) {
     return residual ? &if_scan_kernel<In, true, true, 0, kVec> : &if_scan_kernel<In, true, false, 0, kVec>;
   }

@@ -23,7 +23,7 @@ struct Neurons {
   uint32_t residual_plane;  // the residual's
 
   __device__ __forceinline__ Neurons(const Args& a, uint32_t channel, int live = kVec, bool whole = true)
-      : whole(whole), live(live), residual(kResidual && has_residual(a)), channel(channel) {
+      : whole(whole), live(live), residual(kResidual && a.has_residual()), channel(channel) {
     if (live <= 0) return;
     scale = load_channels(a.scale, 1);
     k = load_channels(a.shift, 0);
@@ -122,7 +122,7 @@ struct Neurons {
     const auto residual_scale = load_channels(a.residual_scale, 1);
     if (a.residual_planes != nullptr) {
       const uint32_t spikes = residual_plane >> at;
-      if (is_gated(a)) {
+      if (a.is_gated()) {
         r = rounded_add(
             r, generate<kVec>([&](int i) { return static_cast<C>(__popc(spikes >> 8 * i & ((1u << kSteps) - 1))); }));
       }
@@ -156,7 +156,7 @@ struct Neurons {
           v.at[i] = rounded_add(v.at[i], I);
           fire<kBit, kLeaky>(v.at[i], spikes, a);
         } else {
-          if (step(v.at[i], I, a)) spikes |= kBit;
+          if (step(v.at[i], I, a.threshold, a.leak)) spikes |= kBit;
         }
         return true;
       });
@@ -186,7 +186,7 @@ struct Neurons {
     fire_burst(a);
     counts = {plane};
     write(a, n);
-    return is_gated(a) ? open_gates(a, z) : 0;
+    return a.is_gated() ? open_gates(a, z) : 0;
   }
 
   // burst() of the neurons side by side.
@@ -216,7 +216,7 @@ struct Neurons {
   __device__ __forceinline__ uint32_t end(const Args& a, int64_t n, const Vec<C, kVec>& u) {
     counts.add(plane);
     write(a, n);
-    if (!is_gated(a)) return 0;
+    if (!a.is_gated()) return 0;
     auto shift = load_channels(a.shift, 0);
     if (a.window() != a.steps) shift = rounded_mul(shift, fill<C, kVec>(share_of_shift<C>(a.window(), a.steps)));
     const auto z = input_current(u, scale, shift);

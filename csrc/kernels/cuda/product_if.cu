@@ -83,7 +83,7 @@ struct Ending {
             unroll<4>([&](int i) { sums[t].at[i] += other.at[i]; });
           });
         });
-        if (is_gated(a)) {  // 0 behind the last step
+        if (a.is_gated()) {  // 0 behind the last step
           unroll<4 * kSteps>([&](int i) { add_wide(total[i / 2 % 2].at[i % 2], sums[i / 4].at[i % 4]); });
         }
         Vec<float, 4> current[kSteps];

@@ -155,6 +155,8 @@ struct Neuron {
   Carried<C> carried;     // read if there are earlier pieces, written if there are later ones
 
   TANDEM_HOST_DEVICE int32_t window() const { return before + T + after; }
+  TANDEM_HOST_DEVICE bool is_gated() const { return mask != nullptr; }  // whether the layer needs z
+  TANDEM_HOST_DEVICE bool has_residual() const { return residual_planes != nullptr || residual_currents != nullptr; }
 };
 
 // Steps [first, first + steps) of a run, first a multiple of eight, as a separate run.
@@ -168,23 +170,6 @@ Neuron<C> piece(Neuron<C> a, int32_t first, int32_t steps, const Carried<C>& car
   if (a.residual_planes != nullptr) a.residual_planes += first / 8 * a.neurons;
   if (a.residual_currents != nullptr) a.residual_currents += first * a.neurons;
   return a;
-}
-
-// Whether the layer needs z.
-template <class C>
-TANDEM_HOST_DEVICE bool is_gated(const Neuron<C>& a) {
-  return a.mask != nullptr;
-}
-
-template <class C>
-TANDEM_HOST_DEVICE bool has_residual(const Neuron<C>& a) {
-  return a.residual_planes != nullptr || a.residual_currents != nullptr;
-}
-
-// One step of a layer's neurons.
-template <class V, class C>
-TANDEM_HOST_DEVICE auto step(V& v, V current, const Neuron<C>& a) {
-  return step(v, current, a.threshold, a.leak);
 }
 
 }  // namespace tandem

@@ -109,18 +109,18 @@ struct NeuronLanes {
 
   // One step of part i; sets bit t % 8 of `plane` where a neuron fires.
   TANDEM_INLINE void advance(const Neuron<C>& a, int i, const Vec<C, L>& current, int t, Plane& plane) {
-    plane[i] |= step(v[i], current, a) & (Lane<C>{1} << (t & 7));
+    plane[i] |= step(v[i], current, a.threshold, a.leak) & (Lane<C>{1} << (t & 7));
   }
 
   // Computes z of part i from the window's product u and the sum of the residual.
   TANDEM_INLINE void sum_up(const Neuron<C>& a, int i, const Vec<C, L>& u) {
     z[i] = input_current(u, scale[i], shift[i]);
-    if (has_residual(a)) z[i] = rounded_add(z[i], rounded_mul(residual_scale[i], r[i]));
+    if (a.has_residual()) z[i] = rounded_add(z[i], rounded_mul(residual_scale[i], r[i]));
   }
 
   // Window timing: computes z from the window's product u, and v before the first spike. `counts` are the residual's.
   TANDEM_INLINE void integrate(const Neuron<C>& a, int64_t n, int i, const Vec<C, L>& u, const Plane& counts) {
-    if (has_residual(a)) r[i] = residual_of(a, n, i, 0, counts[i]);
+    if (a.has_residual()) r[i] = residual_of(a, n, i, 0, counts[i]);
     sum_up(a, i, u);
     v[i] = rounded_add(v[i], z[i]);
   }
@@ -150,7 +150,7 @@ struct NeuronLanes {
   // Call after the last step and, if is_gated(), after sum_up(). Writes gate, counts, mask and membrane potential.
   TANDEM_INLINE void end(const Neuron<C>& a, int64_t n) {
     if (__builtin_expect(a.after > 0, 0)) return pause(a.carried, n);
-    if (is_gated(a)) {
+    if (a.is_gated()) {
       const ByteLanes open = is_open(a);
       if (a.open != nullptr) {
         store_first(a.open + n, open & 1, lanes());
@@ -239,7 +239,7 @@ TANDEM_INLINE void run_plane(const Neuron<C>& a, NeuronLanes<C, L, whole>* neuro
   const auto current = [&](int t, int g, int i) TANDEM_INLINE_LAMBDA {
     return input_current(product(t, g * Group::kParts + i), neurons[g].scale[i], neurons[g].k[i]);
   };
-  if (!has_residual(a)) return run(current);
+  if (!a.has_residual()) return run(current);
   typename Group::Plane bytes[G];
 #pragma GCC unroll 4
   for (int g = 0; g < G; ++g) neurons[g].load_residual(a, n + g * apart, p, bytes[g]);

@@ -75,7 +75,7 @@ TANDEM_INLINE void scan_steps(const Currents<C>& currents, const Neuron<C>& a, i
     fire_plane<kGroups>(a, neurons, n, p,
                         [&](int t, int s) TANDEM_INLINE_LAMBDA { return load<Vec<C, L>>(y[t] + s * L); });
   }
-  if (!is_gated(a)) return;
+  if (!a.is_gated()) return;
   C u[kBlock];
   sum_block(currents, a, n, size, u);
   for (int g = 0; g < kGroups; ++g) {

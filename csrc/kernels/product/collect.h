@@ -37,6 +37,14 @@ TANDEM_INLINE uint16_t* end_run(uint16_t* begin, uint16_t* end, uint16_t zero) {
   return begin + words * Q;
 }
 
+// With Q > 0 runs are padded to words of Q entries; with Q = 0 they are not padded, and their sizes are written.
+template <int Q>
+TANDEM_INLINE uint16_t* finish(uint16_t* begin, uint16_t* end, uint16_t zero, uint16_t*& sizes) {
+  if constexpr (Q > 0) return end_run<Q>(begin, end, zero);
+  *sizes++ = static_cast<uint16_t>(end - begin);
+  return end;
+}
+
 // The positions of the set bits of each byte, as entries.
 struct Positions {
   uint16_t entry[256][8];
@@ -53,8 +61,7 @@ constexpr Positions make_positions() {
 }
 inline constexpr Positions kPositions = make_positions();
 
-// Collects through a table of bit positions. With Q > 0 runs are padded to words of Q entries; with Q = 0 they are not
-// padded, and their sizes are written.
+// Collects through a table of bit positions.
 struct TableCollector {
   template <int G, int Q>
   TANDEM_INLINE static uint16_t* collect(const InputBlock* blocks, int count, int bits, uint16_t zero, uint16_t* out,
@@ -93,13 +100,6 @@ struct TableCollector {
   }
 
  private:
-  template <int Q>
-  TANDEM_INLINE static uint16_t* finish(uint16_t* begin, uint16_t* end, uint16_t zero, uint16_t*& sizes) {
-    if constexpr (Q > 0) return end_run<Q>(begin, end, zero);
-    *sizes++ = static_cast<uint16_t>(end - begin);
-    return end;
-  }
-
   // Appends the entries of the inputs that are active in group g.
   template <int G>
   TANDEM_INLINE static uint16_t* positions(const InputBlock& block, int g, uint16_t entry, uint16_t* out) {
@@ -168,12 +168,7 @@ struct CompressCollector {
           }
           end += n;
         }
-        if constexpr (Q > 0) {
-          out = end_run<Q>(out, end, zero);
-        } else {
-          *sizes++ = static_cast<uint16_t>(end - out);
-          out = end;
-        }
+        out = finish<Q>(out, end, zero, sizes);
       }
     }
     return out;

@@ -122,7 +122,7 @@ TANDEM_INLINE void fire_ends(const Neuron<float>& a, NeuronLanes<float, L> (&end
   }
   const auto of_step = [&](int t, int s) TANDEM_INLINE_LAMBDA { return product(s / kParts, t, s % kParts); };
   run_plane(a, ends, n, 0, 0, of_step, spikes);
-  for (int s = 0; is_gated(a) && s < 2 * kParts; ++s) {
+  for (int s = 0; a.is_gated() && s < 2 * kParts; ++s) {
     ends[s / kParts].sum_up(a, s % kParts, of_step(kWholeWindow, s));
   }
 }

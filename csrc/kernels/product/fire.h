@@ -93,7 +93,7 @@ TANDEM_INLINE void run_neurons(const Tile& tile, const Neuron<float>& layer, con
     for (int p = 0; p < tile.planes; ++p) {
       Sum sums[8];
       row_sums(row, p, sums);
-      if (is_gated(layer)) {
+      if (layer.is_gated()) {
         const int steps = std::min(8, layer.T - 8 * p);
 #pragma GCC unroll 8
         for (int t = 0; t < 8; ++t) {
@@ -111,7 +111,7 @@ TANDEM_INLINE void run_neurons(const Tile& tile, const Neuron<float>& layer, con
         });
       }
     }
-    if (!is_gated(layer)) return;
+    if (!layer.is_gated()) return;
 #pragma GCC unroll 2
     for (int r = 0; r < R; ++r) {
       double window[kLanes];

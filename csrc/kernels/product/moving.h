@@ -71,7 +71,7 @@ class MovingSums {
   int64_t add_as(const Moves& moves, int32_t* changes, uint8_t* reached) const;
 
   Layer layer_;
-  Prepared prepared_;
+  Prepared prepared_;     // of weights of 1 only the tiling
   int64_t width_;         // of a tile
   int64_t lines_, line_;  // output lines, and the pixels of one
   int64_t rows_;

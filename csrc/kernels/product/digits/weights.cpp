@@ -7,25 +7,6 @@
 
 namespace tandem::cpu {
 
-ChunkShape::ChunkShape(const Geometry& geometry)
-    : segments(adjoin(geometry) ? geometry.kernel[0] : geometry.taps()),
-      length(adjoin(geometry) ? geometry.kernel[1] * geometry.group_channels() : geometry.group_channels()),
-      chunks_per_segment((length + kChunk - 1) / kChunk) {}
-
-// Padding points to the tile's first row of zeros.
-std::vector<int64_t> input_positions(const Geometry& geometry, const Tiling& tiling) {
-  const ChunkShape shape(geometry);
-  const int64_t channels = tiling.channels, zero = tiling.taps * tiling.block_channels * tiling.width();
-  std::vector<int64_t> position;
-  for (int64_t segment = 0; segment < shape.segments; ++segment) {
-    for (int64_t i = 0; i < shape.chunks_per_segment * kChunk; ++i) {
-      const int64_t input = segment * shape.length + i;
-      position.push_back(i < shape.length ? tiling.row(input / channels, input % channels) * tiling.width() : zero);
-    }
-  }
-  return position;
-}
-
 namespace {
 
 int64_t most_digits(DType dtype) {
@@ -37,26 +18,6 @@ int64_t most_digits(DType dtype) {
 struct Cut {
   int32_t count, shift;
 };
-
-}  // namespace
-
-bool has_digits(const Geometry& geometry) {
-  const int64_t inputs = geometry.inputs();
-  return byte_products() != ByteProducts::kNone && inputs > 0 && inputs <= kMaxInputs && !geometry.is_depthwise();
-}
-
-DigitLayout::DigitLayout(const Geometry& geometry, const Tiling& tiling, DType dtype)
-    : columns(tiling.tiles() * tiling.registers),
-      column_bytes(ChunkShape(geometry).chunks() * most_digits(dtype) * kTileBytes),
-      digits_at((columns * int64_t{sizeof(Cut)} + 63) / 64 * 64) {}
-
-DigitColumn DigitLayout::column(const char* memory, int64_t i) const {
-  const Cut& cut = reinterpret_cast<const Cut*>(memory)[i];
-  const auto* digits = reinterpret_cast<const int8_t*>(memory + digits_at) + i * column_bytes;
-  return {cut.count, cut.shift, digits, digits + (i + 1 < columns ? column_bytes : 0)};
-}
-
-namespace {
 
 // Bits of a where the mask has ones, of b elsewhere.
 template <class V>
@@ -118,6 +79,41 @@ TANDEM_CPU_LANES_KERNEL(pack_column,
                         (weights, position, digits, to_cut))
 
 }  // namespace
+
+ChunkShape::ChunkShape(const Geometry& geometry)
+    : segments(adjoin(geometry) ? geometry.kernel[0] : geometry.taps()),
+      length(adjoin(geometry) ? geometry.kernel[1] * geometry.group_channels() : geometry.group_channels()),
+      chunks_per_segment((length + kChunk - 1) / kChunk) {}
+
+// Padding points to the tile's first row of zeros.
+std::vector<int64_t> input_positions(const Geometry& geometry, const Tiling& tiling) {
+  const ChunkShape shape(geometry);
+  const int64_t channels = tiling.channels, zero = tiling.taps * tiling.block_channels * tiling.width();
+  std::vector<int64_t> position;
+  for (int64_t segment = 0; segment < shape.segments; ++segment) {
+    for (int64_t i = 0; i < shape.chunks_per_segment * kChunk; ++i) {
+      const int64_t input = segment * shape.length + i;
+      position.push_back(i < shape.length ? tiling.row(input / channels, input % channels) * tiling.width() : zero);
+    }
+  }
+  return position;
+}
+
+bool has_digits(const Geometry& geometry) {
+  const int64_t inputs = geometry.inputs();
+  return byte_products() != ByteProducts::kNone && inputs > 0 && inputs <= kMaxInputs && !geometry.is_depthwise();
+}
+
+DigitLayout::DigitLayout(const Geometry& geometry, const Tiling& tiling, DType dtype)
+    : columns(tiling.tiles() * tiling.registers),
+      column_bytes(ChunkShape(geometry).chunks() * most_digits(dtype) * kTileBytes),
+      digits_at((columns * int64_t{sizeof(Cut)} + 63) / 64 * 64) {}
+
+DigitColumn DigitLayout::column(const char* memory, int64_t i) const {
+  const Cut& cut = reinterpret_cast<const Cut*>(memory)[i];
+  const auto* digits = reinterpret_cast<const int8_t*>(memory + digits_at) + i * column_bytes;
+  return {cut.count, cut.shift, digits, digits + (i + 1 < columns ? column_bytes : 0)};
+}
 
 void DigitLayout::pack(int64_t i, const int32_t* weights, const std::vector<int64_t>& positions, char* memory) const {
   auto* digits = reinterpret_cast<int8_t*>(memory + digits_at) + i * column_bytes;
