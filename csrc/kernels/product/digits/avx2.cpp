@@ -13,7 +13,6 @@ namespace {
 
 #define TANDEM_TARGET TANDEM_TARGET_V3
 
-constexpr int kDoubles = 4;
 template <int N>
 constexpr int kLines = 2;
 
@@ -36,39 +35,26 @@ TANDEM_TARGET TANDEM_INLINE void widen(__m256i (&sum)[Rows][N][2], int32_t* sums
   }
 }
 
-// For counts above 127: two products of a count and a digit have to fit int16, so the highest bit of the count is
-// multiplied separately.
-template <int N, int Rows>
-TANDEM_TARGET TANDEM_INLINE void multiply_large(const Pass& pass, const Lines& lines, int32_t* sums) {
-  const __m256i ones = _mm256_set1_epi16(1), low = _mm256_set1_epi8(0x7f);
-  const int8_t* digits = pass.digits;
-  for (int64_t c = 0; c < pass.chunks; ++c, digits += pass.chunk_bytes) {
-    for (int64_t k = 0; k < kWords; ++k) {
-      for (int r = 0; r < Rows; ++r) {
-        const __m256i four = _mm256_set1_epi32(word_at(lines.bytes + lines.offsets[c] + r * lines.pitch + 4 * k));
-        const __m256i lower = _mm256_and_si256(four, low);
-        const __m256i highest = _mm256_and_si256(_mm256_srli_epi16(four, 7), _mm256_set1_epi8(1));
-        for (int d = 0; d < N; ++d) {
-          for (int h = 0; h < 2; ++h) {
-            const __m256i weights =
-                _mm256_loadu_si256(reinterpret_cast<const __m256i*>(digits + d * kTileBytes + k * 64 + h * 32));
-            const __m256i a = _mm256_madd_epi16(_mm256_maddubs_epi16(lower, weights), ones);
-            const __m256i b = _mm256_madd_epi16(_mm256_maddubs_epi16(highest, weights), ones);
-            auto* at = reinterpret_cast<__m256i*>(sums + (r * N + d) * 16 + h * 8);
-            const __m256i sum = _mm256_add_epi32(a, _mm256_slli_epi32(b, 7));
-            _mm256_storeu_si256(at, _mm256_add_epi32(_mm256_loadu_si256(at), sum));
-          }
-        }
-      }
-    }
-  }
+using Words = Int<float, 8>;
+// Two products of a count above 127 and a digit do not fit int16, so the highest bit of counts is multiplied
+// separately.
+TANDEM_TARGET TANDEM_INLINE Words dot(const Words& sum, const Words& inputs, const Words& weights) {
+  const auto four = reinterpret_cast<__m256i>(inputs), digits = reinterpret_cast<__m256i>(weights);
+  const __m256i lower = _mm256_and_si256(four, _mm256_set1_epi8(0x7f));
+  const __m256i highest = _mm256_and_si256(_mm256_srli_epi16(four, 7), _mm256_set1_epi8(1));
+  const __m256i ones = _mm256_set1_epi16(1);
+  const auto a = reinterpret_cast<Words>(_mm256_madd_epi16(_mm256_maddubs_epi16(lower, digits), ones));
+  const auto b = reinterpret_cast<Words>(_mm256_madd_epi16(_mm256_maddubs_epi16(highest, digits), ones));
+  return sum + a + (b << 7);
 }
+
+#include "words.inl"
 
 template <int N>
 TANDEM_TARGET TANDEM_INLINE void multiply(const Pass& pass, const Lines& lines, int32_t* sums) {
   constexpr int Rows = kLines<N>;
+  if (lines.most > 127) return multiply_words<N>(pass, lines, sums);
   std::fill_n(sums, Rows * N * 16, 0);
-  if (lines.most > 127) return multiply_large<N, Rows>(pass, lines, sums);
   // The number of words whose sums stay within int16.
   const int64_t at_once = INT16_MAX / (2 * 128 * std::max(lines.most, 1));
   __m256i sum[Rows][N][2];

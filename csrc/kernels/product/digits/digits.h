@@ -7,7 +7,7 @@
 //   weights.cpp    weights -> digits, four inputs of an output next to each other, sixteen outputs in a row
 //   inputs.cpp     spikes or counts of a block of rows -> bytes
 //   multiply.cpp   the loop over digits and inputs, for every instruction set
-//   amx, vnni, avx_vnni, avx2.cpp      the loop over rows (rows.inl), one for each instruction
+//   amx, vnni, avx_vnni, avx2.cpp      the loops over rows and inputs (rows.inl, words.inl), one for each instruction
 #pragma once
 
 #include <cstdint>

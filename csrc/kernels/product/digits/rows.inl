@@ -1,6 +1,6 @@
 // The loop over rows, for instructions on vectors. A file that defines these includes it once:
 //   TANDEM_TARGET         the target of the instruction, because a function for one target is not inlined into another
-//   kDoubles              doubles in a vector
+//   kDoubles              doubles in a vector (words.inl)
 //   kLines<N>             lines of inputs at a time, a divisor of 8: as many as keep N sums each in registers
 //   multiply<N>(...)      the product of kLines<N> lines with N digits, [kLines<N>, N, 16]
 

@@ -22,7 +22,14 @@ TANDEM_TARGET TANDEM_INLINE Words dot(const Words& sum, const Words& inputs, con
                                                      reinterpret_cast<__m512i>(weights)));
 }
 
-#include "vnni.inl"
+#include "words.inl"
+
+template <int N>
+TANDEM_TARGET TANDEM_INLINE void multiply(const Pass& pass, const Lines& lines, int32_t* sums) {
+  multiply_words<N>(pass, lines, sums);
+}
+
+#include "rows.inl"
 
 }  // namespace
 

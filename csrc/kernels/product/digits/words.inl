@@ -1,12 +1,12 @@
-// The product of lines with digits, for instructions that add four products of bytes to a 32-bit sum. Besides what
-// rows.inl wants, a file that includes it once defines:
+// The product of lines with digits in sums of 32 bits. A file that defines these includes it once, before rows.inl:
+//   TANDEM_TARGET, kLines<N>     as for rows.inl
 //   Words                        a vector of sums
-//   dot(sum, inputs, weights)    the instruction
+//   dot(sum, inputs, weights)    adds to each sum the products of four bytes, unsigned inputs times signed weights
 
 constexpr int kDoubles = sizeof(Words) / sizeof(double);
 
 template <int N>
-TANDEM_TARGET TANDEM_INLINE void multiply(const Pass& pass, const Lines& lines, int32_t* sums) {
+TANDEM_TARGET TANDEM_INLINE void multiply_words(const Pass& pass, const Lines& lines, int32_t* sums) {
   constexpr int Rows = kLines<N>, kParts = kLanes * sizeof(int32_t) / sizeof(Words);
   Words sum[Rows][N][kParts]{};
   const int8_t* digits = pass.digits;
@@ -30,5 +30,3 @@ TANDEM_TARGET TANDEM_INLINE void multiply(const Pass& pass, const Lines& lines, 
   }
   std::memcpy(sums, sum, sizeof(sum));
 }
-
-#include "rows.inl"
