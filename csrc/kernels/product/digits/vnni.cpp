@@ -14,7 +14,7 @@ namespace {
 #define TANDEM_TARGET [[gnu::target("arch=x86-64-v4,avx512vnni" TANDEM_WIDE_VECTORS)]]
 
 template <int N>
-constexpr int kLines = N == 3 ? 4 : 8;  // beside 24 sums there is no room for eight words of inputs
+constexpr int kLines = 8;
 
 using Words = Int<float, 16>;
 TANDEM_TARGET TANDEM_INLINE Words dot(const Words& sum, const Words& inputs, const Words& weights) {

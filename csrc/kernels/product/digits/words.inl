@@ -7,23 +7,33 @@ constexpr int kDoubles = sizeof(Words) / sizeof(double);
 
 template <int N>
 TANDEM_TARGET TANDEM_INLINE void multiply_words(const Pass& pass, const Lines& lines, int32_t* sums) {
-  constexpr int Rows = kLines<N>, kParts = kLanes * sizeof(int32_t) / sizeof(Words);
-  Words sum[Rows][N][kParts]{};
+  constexpr int Rows = kLines<N>, kParts = kLanes * sizeof(int32_t) / sizeof(Words), M = N * kParts;
+  Words sum[Rows][M]{};
   const int8_t* digits = pass.digits;
   for (int64_t c = 0; c < pass.chunks; ++c, digits += pass.chunk_bytes) {
     const uint8_t* in = lines.bytes + lines.offsets[c];
 #pragma GCC unroll 2
     for (int64_t k = 0; k < kWords; ++k) {
-      Words four[Rows];
+      const int8_t* at = digits + k * 64;
+      if constexpr (kParts == 1) {  // 32 registers keep all weights of four inputs beside the sums, 16 do not
+        Words weights[M];
+#pragma GCC unroll 6
+        for (int i = 0; i < M; ++i) weights[i] = load<Words>(at + i / kParts * kTileBytes + i % kParts * sizeof(Words));
 #pragma GCC unroll 8
-      for (int r = 0; r < Rows; ++r) four[r] = Words{} + word_at(in + r * lines.pitch + 4 * k);
-#pragma GCC unroll 3
-      for (int d = 0; d < N; ++d) {
-#pragma GCC unroll 2
-        for (int h = 0; h < kParts; ++h) {
-          const auto weights = load<Words>(digits + d * kTileBytes + k * 64 + h * sizeof(Words));
+        for (int r = 0; r < Rows; ++r) {
+          const Words four = Words{} + word_at(in + r * lines.pitch + 4 * k);
+#pragma GCC unroll 6
+          for (int i = 0; i < M; ++i) sum[r][i] = dot(sum[r][i], four, weights[i]);
+        }
+      } else {
+        Words four[Rows];
 #pragma GCC unroll 8
-          for (int r = 0; r < Rows; ++r) sum[r][d][h] = dot(sum[r][d][h], four[r], weights);
+        for (int r = 0; r < Rows; ++r) four[r] = Words{} + word_at(in + r * lines.pitch + 4 * k);
+#pragma GCC unroll 6
+        for (int i = 0; i < M; ++i) {
+          const auto weights = load<Words>(at + i / kParts * kTileBytes + i % kParts * sizeof(Words));
+#pragma GCC unroll 8
+          for (int r = 0; r < Rows; ++r) sum[r][i] = dot(sum[r][i], four[r], weights);
         }
       }
     }
