@@ -62,18 +62,24 @@ TANDEM_INLINE void sum_block(const Currents<C>& currents, const Neuron<C>& a, in
   if (a.after > 0) std::copy_n(u, size, a.carried.u + n);
 }
 
+// Groups that are fired at once: as many as there are registers for.
+template <int L>
+constexpr int kAtOnce = L > 4 ? L / 4 : 1;
+
 template <class C, int L>
 TANDEM_INLINE void scan_steps(const Currents<C>& currents, const Neuron<C>& a, int64_t n, int64_t size,
                               NeuronLanes<C, L>* neurons) {
   for (int p = 0; p * 8 < a.T; ++p) {
     C wide[8][kBlock];
     const C* y[8];
-    for (int t = 0; t < 8 && p * 8 + t < a.T; ++t) {
-      y[t] = currents.row(p * 8 + t, n, size, wide[t]);
-      for (int i = 0; i < kBlock; i += 64 / static_cast<int>(sizeof(C))) __builtin_prefetch(y[t] + kAhead * kBlock + i);
+    for (int t = 0; t < 8 && p * 8 + t < a.T; ++t) y[t] = currents.row(p * 8 + t, n, size, wide[t]);
+    for (int g = 0; g < kGroups; g += kAtOnce<L>) {
+      fire_plane<kAtOnce<L>>(a, neurons + g, n + g * kLanes, p, [&](int t, int s) TANDEM_INLINE_LAMBDA {
+        const C* product = y[t] + g * kLanes + s * L;
+        if (s * L % (64 / sizeof(C)) == 0) __builtin_prefetch(product + kAhead * kBlock);
+        return load<Vec<C, L>>(product);
+      });
     }
-    fire_plane<kGroups>(a, neurons, n, p,
-                        [&](int t, int s) TANDEM_INLINE_LAMBDA { return load<Vec<C, L>>(y[t] + s * L); });
   }
   if (!a.is_gated()) return;
   C u[kBlock];
@@ -83,16 +89,14 @@ TANDEM_INLINE void scan_steps(const Currents<C>& currents, const Neuron<C>& a, i
   }
 }
 
-// Fires as many groups at once as there are registers for.
 template <class C, int L>
 TANDEM_INLINE void scan_window(const Currents<C>& currents, const Neuron<C>& a, int64_t n, int64_t size,
                                NeuronLanes<C, L>* neurons) {
-  constexpr int kParts = NeuronLanes<C, L>::kParts, kAtOnce = kParts > 4 ? 1 : 4 / kParts;
   C u[kBlock];
   sum_block(currents, a, n, size, u);
-  for (int g = 0; g < kGroups; g += kAtOnce) {
-    fire_windows<kAtOnce>(a, neurons + g, n + g * kLanes,
-                          [&](int s) TANDEM_INLINE_LAMBDA { return load<Vec<C, L>>(u + g * kLanes + s * L); });
+  for (int g = 0; g < kGroups; g += kAtOnce<L>) {
+    fire_windows<kAtOnce<L>>(a, neurons + g, n + g * kLanes,
+                             [&](int s) TANDEM_INLINE_LAMBDA { return load<Vec<C, L>>(u + g * kLanes + s * L); });
   }
 }
 
