@@ -27,12 +27,12 @@ NAMES = {
 }
 # What must be known to read a table.
 REMARKS = {
-    "cifar10-jpeg": "These images are lossy.",
+    "cifar10-jpeg": "These images are lossy. Ten epochs are few: the first twin has 83.85, after 30 epochs 86.86.",
     "digits": "Too few samples for a validation split: the weights of the last epoch are tested.",
     "n-mnist": "A subset of the recordings: not comparable with published results.",
 }
 HEAD = ("run", "T", "timing", "start", "seeds", "SNN", "twin", "twin, trained as long", "{}", "SynOps")
-CONFIDENCES = (0.7, 0.9, 0.99)  # at which a sample stops
+CONFIDENCES = (0.9, 0.99)  # at which a sample stops
 
 
 def read(path: Path) -> dict[str, Any]:
