@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import json
 import os
 import shlex
@@ -107,6 +108,7 @@ def processes(device: str) -> Iterator[tuple[World, str]]:
     try:
         yield World(dist.get_rank(), dist.get_world_size()), device
     finally:
+        gc.collect()  # gloo's group may wait forever if the reducer of DistributedDataParallel is its last owner
         dist.destroy_process_group()
 
 
