@@ -33,11 +33,10 @@ void* address(F* function) {
 }
 
 #define KERNEL(name, cuda, cpu, ...) \
-  { name, address<int(__VA_ARGS__, void*)>(cuda), address<void(__VA_ARGS__, ParallelFor)>(cpu) }
+  {name, address<int(__VA_ARGS__, void*)>(cuda), address<void(__VA_ARGS__, ParallelFor)>(cpu)}
 #define STATISTICS(name, C) \
   KERNEL(name, cuda::batch_norm_statistics, cpu::batch_norm_statistics, const BatchNormStatistics<C>&)
-#define GRAD(name, C) \
-  { name, address<int(const BatchNormGrad<C>&, void*)>(cuda::batch_norm_grad) }
+#define GRAD(name, C) {name, address<int(const BatchNormGrad<C>&, void*)>(cuda::batch_norm_grad)}
 
 const Kernel kKernels[] = {
     KERNEL("if_scan", cuda::if_scan, cpu::if_scan, const void*, DType, Source, const Neuron<float>&),

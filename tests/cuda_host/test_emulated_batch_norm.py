@@ -35,9 +35,9 @@ class Problem:
         self.norm = {"gain": gain, "gain_size": 1 if gain is None else gain.numel(), "gamma": gamma, "beta": beta}
 
     def arguments(self, name: str, **fields: Any) -> dict[str, Any]:
-        workspace = output(workspace_size(self.emulator, self.rows, self.channels), dtype=torch.float64)
         fields |= {"rows": self.rows, "channels": self.channels, "product": self.u, "norm": {**self.norm, "eps": 1e-5}}
-        return {"args": Struct(STRUCTS[name], fields | {"workspace": workspace}, self.dtype)}
+        fields["workspace"] = output(workspace_size(self.emulator, self.rows, self.channels), dtype=torch.float64)
+        return {"args": Struct(STRUCTS[name], fields, self.dtype)}
 
     def launch(self, name: str, exact: bool = False, **fields: Any) -> Outputs:
         """The outputs of the kernel, which must equal the CPU's if they are ``exact``."""

@@ -18,7 +18,7 @@ TANDEM_TARGET TANDEM_INLINE void multiply_words(const Pass& pass, const Lines& l
       if constexpr (kParts == 1) {  // 32 registers keep all weights of four inputs beside the sums, 16 do not
         Words weights[M];
 #pragma GCC unroll 6
-        for (int i = 0; i < M; ++i) weights[i] = load<Words>(at + i / kParts * kTileBytes + i % kParts * sizeof(Words));
+        for (int i = 0; i < M; ++i) weights[i] = load<Words>(at + i * kTileBytes);
 #pragma GCC unroll 8
         for (int r = 0; r < Rows; ++r) {
           const Words four = Words{} + word_at(in + r * lines.pitch + 4 * k);
