@@ -114,6 +114,14 @@ def test_a_change_of_the_weights_by_any_route_is_seen(device):
         assert not torch.equal(after.planes, before), name
 
 
+@pytest.mark.parametrize("groups", [2, 4, 32])
+def test_groups_of_64_channels(groups, timing, device):
+    x = te.SpikeTrain.from_dense(torch.ones(1, 1, 64, 1, 16, device=device))
+    weight = torch.ones(2 * groups, 64 // groups, 1, 1, device=device)
+    _, v = f.conv2d_if(x, weight, groups=groups, timing=timing, threshold=1e9, v_init=0.0, return_v=True)
+    assert torch.equal(v, torch.full_like(v, 64 // groups))
+
+
 @pytest.mark.parametrize("T", [1, 8, 20])
 @pytest.mark.parametrize(
     ("channels", "groups", "kernel", "stride", "dilation"), [(64, 1, 3, 1, (2, 1)), (128, 2, 3, 2, 1), (20, 1, 1, 1, 1)]

@@ -95,6 +95,20 @@ TEST(odd_shapes) {
   }
 }
 
+// A pixel of a group takes as many bytes as one of all channels.
+TEST(groups_of_64_channels) {
+  for (const Timing timing : kTimings) {
+    for (const int64_t groups : {2, 4, 32}) {
+      Geometry shape = image(16, 1, 0, 64, 64, groups);
+      for (const int64_t lines : {1, 3}) {
+        shape.kernel[0] = lines;
+        ProductLayer layer = make(shape, timing, 8, 0.3, 7);
+        check(layer, "groups of 64 channels");
+      }
+    }
+  }
+}
+
 // Few-bit weights have fewer digits. With few inputs the fixed point has more bits, and so one more digit.
 TEST(every_number_of_digits) {
   for (int64_t inputs : {1, 2, 5, 60, 300}) {

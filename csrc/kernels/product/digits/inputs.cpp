@@ -100,7 +100,7 @@ void copy_lines(ExpandedInputs& inputs, const Layer& layer, int64_t first, const
           std::fill_n(to + t * piece.step_bytes + until * size, (pixels - until) * size, uint8_t{0});
         }
         if (from >= until) continue;
-        if (size == geometry.channels) {
+        if (size == channels && channels == geometry.channels) {  // pixels adjoin in the bytes and in the image
           expand(inputs, pixel(layer, p, strip.b, y, x + from, first), (until - from) * channels, to + from * size,
                  piece.step_bytes);
         } else {
