@@ -183,4 +183,7 @@ def check(random, product, timing, dtype, device):
                 scale = (10 if norm else 1) * math.sqrt(added) * (1 + b.double().abs().max())
                 if norm and key == "weight":  # a sum of counts times gradients, which batch norm makes cancel
                     scale *= max(1.0, leaves["x"].abs().max().item())
-                assert (a.double() - b.double()).abs().max() <= BOUNDS[dtype] * scale, key
+                # Sums for a channel are float32; what they add up is rounded if it is divided by 1.25 or a weight's.
+                summed = key not in ("x", "weight", "residual") and not (key == "gain" and a.dim())
+                exact = summed and (torch.is_tensor(options["threshold"]) or options["threshold"] != 1.25)
+                assert (a.double() - b.double()).abs().max() <= BOUNDS[C if exact else dtype] * scale, key

@@ -77,6 +77,19 @@ def test_batch_norm_in_low_precision(dtype, device):
     torch.testing.assert_close(x.counts.grad.double(), exact.counts.grad, **tolerance)
 
 
+def test_sums_do_not_overflow_in_float16(device):
+    """128000 - 122880 = 5120: the terms are beyond float16. Other sums in half types: test_functional.py."""
+    numbers = lambda *values: torch.tensor(values, dtype=torch.float16, device=device)  # noqa: E731
+    counts = lambda *shape: te.SpikeTrain.from_counts(torch.full(shape, 20, device=device), 20)  # noqa: E731
+    one = lambda: leaf(torch.ones(1, device=device))  # noqa: E731
+    scale, gain, theta, both = one(), leaf(numbers(1.0)), one(), numbers(1.0, -1.0)
+    f.linear_if(counts(64, 2), numbers([100.0, -96.0]), scale=scale, timing="window").counts.sum().backward()
+    x = te.SpikeTrain(counts(64, 1).planes, 20, gain=gain)
+    f.linear_if(x, numbers([100.0], [96.0])).counts.backward(both.expand(64, 2))
+    f.couple(counts(1, 2), leaf(numbers([4.0, 4.0])), threshold=theta[0]).counts.backward(numbers([6144.0, -6400.0]))
+    assert scale.grad.item() == gain.grad.item() == theta.grad.item() == 5120
+
+
 def first(loss, x):
     return torch.autograd.grad(loss(x), x, create_graph=True)[0]
 

@@ -226,14 +226,16 @@ def _through_product(needs: Inputs, saved: Saved, static: Static, grad_z: Tensor
     planes, scale = saved.planes, saved.scale
     weight = cast(saved.weight, grad_z.dtype)  # differs for int8, and for half types that cannot hold the counts
     grad_shift = channel_sum(grad_z) if needs.shift else None
+    direct = needs.weight and not needs.scale
+    grad_edge, grad_weight = product.gradients(
+        scaled(grad_z, scale), planes, static.timing, weight, needs.edge, direct
+    )
     if not needs.scale:
-        grad_u = scaled(grad_z, scale)
-        grad_edge, grad_weight = product.gradients(grad_u, planes, static.timing, weight, needs.edge, needs.weight)
         return Inputs(grad_edge, grad_weight, None, grad_shift)
-    _, raw = product.gradients(grad_z, planes, static.timing, weight, False, True)
-    grad_scale = (weight * raw).flatten(1).sum(1, dtype=scale.dtype)
-    grad_weight = (raw * over_inputs(scale, raw)).to(raw.dtype) if needs.weight else None
-    grad_edge, _ = product.gradients(scaled(grad_z, scale), planes, static.timing, weight, needs.edge, False)
+    weight, wide = cast(weight, scale.dtype), cast(grad_z, scale.dtype)  # large terms of grad_scale may cancel
+    _, raw = product.gradients(wide, planes, static.timing, weight, False, True)
+    grad_scale = (weight * raw).flatten(1).sum(1)
+    grad_weight = cast(raw * over_inputs(scale, raw), grad_z.dtype) if needs.weight else None
     return Inputs(grad_edge, grad_weight, grad_scale, grad_shift)
 
 
@@ -245,7 +247,8 @@ def _through_currents(needs: Inputs, saved: Saved, static: Static, grad_z: Tenso
         grad_y = scaled(grad_z, saved.scale, times)
         grad_y = grad_y.expand(static.T, *grad_y.shape) if static.source == "train" else grad_y
     if needs.scale:
-        total = y.sum(0) if static.source == "train" else times * y
+        dtype = saved.scale.dtype
+        total = y.sum(0, dtype=dtype) if static.source == "train" else times * cast(y, dtype)
         grad_scale = channel_sum(grad_z * total)
     return Inputs(grad_y, None, grad_scale, channel_sum(grad_z) if needs.shift else None)
 
@@ -281,14 +284,15 @@ def _through_norm(needs: Inputs, saved: Saved, static: Static, grad: Tensor) -> 
 def _with_neurons(gradients: Inputs, needs: Inputs, saved: Saved, static: Static, grad_z: Tensor) -> Inputs:
     """Add the gradients of the neurons' tensors."""
     residual = edge = residual_scale = theta = None
+    dtype = compute_dtype(grad_z.dtype)
     if needs.residual or needs.residual_edge:
         edge = scaled(grad_z, saved.residual_scale)
         steps = 1 if static.timing == "window" else static.T
         residual = edge.expand(steps, *grad_z.shape) if needs.residual else None
     if needs.residual_scale:
-        residual_scale = channel_sum(grad_z * counts_of(saved.residual, static.timing, grad_z.dtype))
+        residual_scale = channel_sum(grad_z * counts_of(saved.residual, static.timing, dtype))
     if needs.theta:
-        theta = -channel_sum(grad_z * counts_of(saved.spikes, static.timing, grad_z.dtype)) / saved.theta
+        theta = -channel_sum(grad_z * counts_of(saved.spikes, static.timing, dtype)) / saved.theta
     edge = edge if needs.residual_edge else None
     return gradients._replace(residual=residual, residual_edge=edge, residual_scale=residual_scale, theta=theta)
 

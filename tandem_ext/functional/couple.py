@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .. import checks
-from ..ops import counts_dtype
+from ..ops import compute_dtype, counts_dtype
 from ..planes import counts_of
 from ..train import SpikeTrain
 from .autograd import apply, once_differentiable
-from .neuron import channels_of, over_space
+from .neuron import cast, channels_of, over_space
 
 
 def couple(train: SpikeTrain, z: Tensor, *, threshold: float | Tensor = 1.0, gate: str = "relu") -> SpikeTrain:
@@ -80,5 +80,6 @@ class Couple(Function):
         grad_z = torch.where(open_, grad / (ctx.theta if theta is None else theta), 0)
         grad_theta = None
         if ctx.needs_input_grad[1]:
-            grad_theta = (-grad_z * counts).sum_to_size(theta.shape)
+            wide = cast(counts, compute_dtype(counts.dtype))
+            grad_theta = cast((-grad_z * wide).sum_to_size(theta.shape), theta.dtype)
         return grad_z, grad_theta, None, None

@@ -46,6 +46,7 @@ class Product(NamedTuple):
         checks.per_channel("gain", gain, weight.shape[1] * self.groups, weight.device)
         if weight.dtype == torch.int8:
             raise ValueError("gain: weights of few bits are integers, which take one gain for all channels")
+        gain = gain.to(torch.promote_types(gain.dtype, torch.float32))  # for its gradient, a sum that may cancel
         gain = gain.view(self.groups, 1, -1, *[1] * (weight.dim() - 2))
         return (weight.unflatten(0, (self.groups, -1)) * gain).flatten(0, 1).to(weight.dtype)
 
