@@ -1,4 +1,4 @@
-"""Fake implementations (shapes for tracing) and vmap rules of the ops.
+"""Fake implementations (shapes for tracing) and vmap rules of the ops, and what cannot trace them.
 
 Outputs with features [C, *space] are channels-last in memory, whatever the memory layout of the inputs. Arguments are
 found by their names in the schemas of the ops.
@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch.library import register_vmap
+from torch.library import Library, register_vmap
 
 from . import checks
 
 Shape = Sequence[int]
 Arguments = dict[str, Any]
+_library = Library("tandem", "IMPL")
 _EXACT = {torch.bfloat16: 256, torch.float16: 2048}  # up to these counts the dtypes represent all integers
 
 
@@ -98,6 +99,19 @@ def _fake_bn_grad(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     return _empty(a["grad"], [], product.shape, dtype), torch.empty_like(mean), torch.empty_like(mean)
 
 
+# --- what cannot trace them -------------------------------------------------------------------------------------------
+
+
+def refuse_graph(*_: Any) -> NoReturn:
+    """Raise the error of tools that record a graph of torch's operators: TorchScript, and exports to ONNX."""
+    if torch.onnx.is_in_onnx_export():
+        raise NotImplementedError("torch.onnx.export knows no spiking layers: use tandem_snn.to_onnx(net, path, x)")
+    raise NotImplementedError(
+        "torch.jit (and add_graph, log_graph and fvcore, which use it) knows no spiking layers: trace the ANN, "
+        "tandem_snn.to_ann(net), or use torch.export, or for ONNX tandem_snn.to_onnx"
+    )
+
+
 # --- registration -----------------------------------------------------------------------------------------------------
 
 
@@ -107,6 +121,8 @@ def _register(name: str, fake: Callable[[Arguments], Any]) -> None:
     names = [argument.name for argument in op._schema.arguments]
 
     def checked(*args: Any) -> Any:
+        if torch.onnx.is_in_onnx_export():
+            refuse_graph()
         a = dict.fromkeys(names) | dict(zip(names, args, strict=False))  # None for those that have their default
         (first, like), *others = ((n, t) for n, t in a.items() if isinstance(t, Tensor))
         for argument, tensor in others:  # a mix of meta and real tensors also gets here
@@ -123,6 +139,7 @@ def _register(name: str, fake: Callable[[Arguments], Any]) -> None:
 
     torch.library.register_fake(f"tandem::{name}", checked)
     register_vmap(f"tandem::{name}", rule)
+    _library.impl(name, refuse_graph, "Tracer")  # the key of torch.jit.trace, which other calls never meet
 
 
 for _name in ("if_scan", "constant_if", "impulse_if", "linear_if", "conv_if", "bn_if"):
@@ -137,3 +154,5 @@ _register("counts", lambda a: _empty(a["planes"], [], a["planes"].shape[1:], a["
 _register("count_bytes", lambda a: _planes(a["planes"], 1))
 _register("burst_planes", lambda a: _planes(a["counts"], a["T"]))
 _register("gate_grad", lambda a: _empty(a["grad"], [], a["grad"].shape, a["grad"].dtype))
+for _name in ("frozen_check", "frozen_prepare", "frozen_run", "frozen_state", "frozen_step"):
+    _library.impl(_name, refuse_graph, "Tracer")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from cases import train
+from torch import nn
 
 import tandem_ext as te
 import tandem_snn
@@ -75,3 +76,40 @@ def test_an_attribute_of_tensors_says_what_to_use(name, said):
 def test_completion_offers_what_is_public(module):
     assert set(dir(module)) <= {*module.__all__, "__version__"}
     assert "Linear" in dir(module) or "SpikeTrain" in dir(module)
+
+
+def images_net():
+    """Its input, and a network with step and window timing."""
+    options: tnn.NeuronOptions = {"norm": True}
+    pool = tnn.AvgPool2d(2, timing="window")
+    layers = tnn.Conv2d(1, 4, 3, **options), pool, tnn.Flatten(), tnn.Linear(16, 5), tnn.Readout(5, 3)
+    return torch.rand(2, 1, 6, 6), nn.Sequential(tnn.Encoder(8), *layers).eval()
+
+
+def add_graph(net, x, folder):
+    writer = pytest.importorskip("torch.utils.tensorboard").SummaryWriter(folder)
+    writer.add_graph(net, x)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize(("call", "instead"), [
+    (lambda net, x, folder: torch.jit.trace(net, x), "to_ann"), (add_graph, "to_ann"),
+    (lambda net, x, folder: torch.jit.script(net), "to_ann"),
+    (lambda net, x, folder: torch.onnx.export(net, (x,), folder / "net.onnx", dynamo=False), "to_onnx"),
+])  # fmt: skip
+def test_recorders_of_torchs_operators_say_what_to_do(call, instead, frozen, tmp_path):
+    x, net = images_net()
+    with pytest.raises(NotImplementedError, match=rf"knows no spiking layers: .*tandem_snn\.{instead}"):
+        call(tandem_snn.freeze(net) if frozen else net, x, tmp_path)
+    twin = torch.jit.trace(tandem_snn.to_ann(net), x)
+    assert twin(x).shape == net(x).shape
+
+
+def test_export_to_onnx_by_torch_export_says_what_to_do(monkeypatch):
+    x, net = images_net()
+    program = torch.export.export(net, (x,))
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)  # torch's own needs onnxscript
+    for call in (lambda: torch.export.export(net, (x,)), program.run_decompositions):
+        with pytest.raises(NotImplementedError, match=r"use tandem_snn\.to_onnx\(net, path, x\)"):
+            call()

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NoReturn, TypedDict
 
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ from tandem_ext.functional.settings import (
     default_v_init,
     shows,
 )
+from tandem_ext.ops import refuse_graph
 
 from .currents import NEVER
 from .quantise import check_bits
@@ -131,6 +132,10 @@ class HasNeurons(nn.Module):
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
             return self.register_buffer(name, value)
         super().__setattr__(name, value)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """torch.jit.script calls it before it reads the layer."""
+        refuse_graph()
 
     @property
     def initial_potential(self) -> float | Tensor:
