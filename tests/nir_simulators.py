@@ -1,15 +1,14 @@
-"""Simulators of NIR graphs: each tool's own import, with the lines that put its neuron right, and NIR's formulas."""
+"""Simulators of NIR graphs: each tool's own import, as docs/nir.md puts its neuron right, and NIR's formulas."""
 
-import contextlib
-import io
-import warnings
 from graphlib import TopologicalSorter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Net, stepped
+from networks import stepped
+from test_docs import blocks
 from torch import nn
 
 import tandem_ext as te
@@ -17,6 +16,7 @@ from tandem_snn import to_nir
 
 nir = pytest.importorskip("nir")
 T = 8
+PAGE = Path(__file__).parents[1] / "docs/nir.md"
 
 
 def counts_of(model, neurons, x):
@@ -43,62 +43,13 @@ def dynamics(node):
     return (1 - 1 / tau if hasattr(node, "tau") else 1.0), r / tau
 
 
-class Integrator(nn.Module):
-    def __init__(self, node):
-        super().__init__()
-        self.kept, self.factor = dynamics(node)
-
-    def forward(self, x, state=None):
-        v = self.factor * x if state is None else self.kept * state + self.factor * x
-        return v, v
-
-
-def affine(node):
-    layer = nn.Linear(*node.weight.shape[::-1])
-    layer.weight.data, layer.bias.data = torch.tensor(node.weight), torch.tensor(node.bias)
-    return layer
-
-
-PRIMITIVES = {
-    nir.I: Integrator,
-    nir.LI: Integrator,
-    nir.Threshold: lambda node: Net(lambda _, v: (v >= torch.tensor(node.threshold)).float()),
-    nir.Scale: lambda node: Net(lambda _, x: torch.tensor(node.scale) * x),
-    nir.Affine: affine,  # nirtorch's own leaves out the bias
-}
-
-
-def by_nirtorch(path):
-    nirtorch = pytest.importorskip("nirtorch")
-    model = nirtorch.nir_to_torch(path, PRIMITIVES)
-    return model, [m for name, m in model.named_modules() if name.endswith("_spikes")]
-
-
-def by_spikingjelly(path, soft=True):
-    exchange = pytest.importorskip("spikingjelly.activation_based.nir_exchange")
-    from spikingjelly.activation_based.neuron import IFNode
-
-    model = exchange.import_from_nir(path, dt=1.0)
-    neurons = [m for m in model.modules() if isinstance(getattr(m, "module", None), IFNode)]
-    for neuron in neurons if soft else ():
-        neuron.module.v_reset = None  # SpikingJelly's way to say: subtract
-    return model, neurons
-
-
-def by_snntorch(path, soft=True):
-    module = pytest.importorskip("snntorch.import_nir")
-    from snntorch import Leaky
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        model = module.import_from_nir(nir.read(path))
-    neurons = [m for m in model.modules() if isinstance(m, Leaky)]
-    for neuron in neurons:
-        neuron.init_hidden = True
-        if soft:
-            neuron.beta = torch.tensor(1.0)  # its import gives an IF a leak of 0.9,
-            neuron.reset_delay = True  # and a reset that differs where a potential is left at ϑ or above
-            neuron.threshold = neuron.threshold.nextafter(torch.tensor(0.0))  # it fires at v > ϑ
-    return model, neurons
+def read_by(simulator, path):
+    """The model that the function of docs/nir.md makes of a file, and its neurons."""
+    pytest.importorskip(simulator)
+    names = {}
+    exec(next(code for code in blocks(PAGE, "python") if f"def {simulator}_net(" in code), names)
+    model = names[f"{simulator}_net"](path)
+    return model, [m for name, m in model.named_modules() if name.endswith("_neurons")]
 
 
 class Stepped(nn.Module):
@@ -111,24 +62,6 @@ class Stepped(nn.Module):
     def forward(self, x, state):
         y = self.model(x)
         return y[0] if isinstance(y, tuple) else y
-
-
-def by_sinabs(path, batch, soft=True):
-    sinabs = pytest.importorskip("sinabs.nir")
-    from sinabs.activation import SingleSpike
-    from sinabs.layers import IAFSqueeze
-
-    graph = nir.read(path)
-    for node in graph.nodes.values():
-        if isinstance(node, nir.IF):
-            node.v_threshold = torch.tensor(node.v_threshold)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = sinabs.from_nir(graph, batch_size=batch)
-    neurons = [m for m in model.modules() if isinstance(m, IAFSqueeze)]
-    for neuron in neurons if soft else ():
-        neuron.spike_fn, neuron.min_v_mem = SingleSpike, None  # else several spikes a step, and a floor
-    return Stepped(model), neurons
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import Net, assert_same, differing, dyadic, images, in_windows, network, own_counts
-from nir_simulators import T, by_nirtorch, counts_of, file_of, simulated
+from nir_simulators import T, file_of, simulated
 from torch import nn
 
 import tandem_ext as te
@@ -211,11 +211,8 @@ def batch_normalised():
     return ann, x
 
 
-@pytest.mark.parametrize(("make", "reader"), [
-    (batch_normalised, "ours"), pytest.param(batch_normalised, "nirtorch", marks=pytest.mark.clients),
-    (lambda: (separable(), torch.rand(8, 1, 8, 8)), "ours"),
-], ids=["layers", "layers in nirtorch", "the general way"])  # fmt: skip
-def test_an_initial_potential_and_batch_norm_by_primitives(make, reader, tmp_path):
+@pytest.mark.parametrize("make", [batch_normalised, lambda: (separable(), torch.rand(8, 1, 8, 8))])
+def test_an_initial_potential_and_batch_norm_by_primitives(make, tmp_path):
     """A converted ANN: gains, thresholds, batch norm and v_init, all folded; not dyadic, so nearly always equal."""
     torch.manual_seed(4)
     ann, x = make()
@@ -223,7 +220,7 @@ def test_an_initial_potential_and_batch_norm_by_primitives(make, reader, tmp_pat
     with pytest.raises(CannotLower, match=r'NIR.s neurons start at potential 0.*neurons="primitives"'):
         to_nir(net, x)
     path, ours = file_of(freeze(net), x, tmp_path, neurons="primitives"), own_counts(net, x)
-    model = own_counts(from_nir(path), x) if reader == "ours" else counts_of(*by_nirtorch(path), x)
+    model = own_counts(from_nir(path), x)
     assert max(differing(ours[0], model[0])) < (1e-4 if make is batch_normalised else 0.01)
     torch.testing.assert_close(model[1], ours[1], atol=0.2, rtol=1e-3)
 
