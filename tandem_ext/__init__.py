@@ -9,7 +9,7 @@ Examples in this package assume ``import torch`` and ``import tandem_ext as te``
 """
 
 from . import flops, functional, ops, reference
-from ._load import build_info, moved
+from ._load import build_info
 from .inputs import ConstantInput, ImpulseInput
 from .signal import cat, collate
 from .train import SpikeTrain
@@ -28,13 +28,6 @@ __all__ = [
     "ops",
     "reference",
 ]
-
-_MOVED = {
-    "counts": "SpikeTrain(planes, T).counts",
-    "pack": "SpikeTrain.from_dense(spikes).planes",
-    "unpack": "SpikeTrain(planes, T).to_dense(dtype)",
-}
-__getattr__ = moved(__name__, _MOVED)
 
 
 def __dir__() -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch  # before _C, which links against torch's libraries
@@ -60,14 +59,3 @@ def build_info() -> dict[str, Any]:
     True
     """
     return dict(BUILD_INFO)
-
-
-def moved(module: str, where: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a module's ``__getattr__``, which says where names that are gone went."""
-
-    def missing(name: str) -> Any:
-        if name in where:  # an ImportError, since `from module import name` replaces an AttributeError's text
-            raise ImportError(f"{module}.{name} is gone since 0.2.0: {where[name]}")
-        raise AttributeError(f"module {module!r} has no attribute {name!r}")
-
-    return missing

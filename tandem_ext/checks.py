@@ -90,14 +90,6 @@ def one_of(name: str, value: object, allowed: Sequence[str]) -> None:
         _refuse(ValueError, name, f"one of {', '.join(map(repr, allowed))}", value)
 
 
-def gate(name: str, value: object) -> None:
-    if isinstance(value, str) and value == "resu":
-        raise ValueError(
-            f"{name}: expected one of 'relu', 'clip'; timing='window' replaces 'resu': no neuron fires early"
-        )
-    one_of(name, value, GATES)
-
-
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import register_flop_formula
 
-from ._load import moved
+from . import _load  # noqa: F401  (registers the ops)
 
 # Only ops with a product: torch counts no element-wise ops, and it computes the products of the backward pass itself.
 PRODUCTS = ("linear_if", "conv_if", "bn_if")
@@ -23,6 +23,3 @@ PRODUCTS = ("linear_if", "conv_if", "bn_if")
 def _(planes: Any, T: int, weight: Sequence[int], *_: Any, out_shape: Sequence[Any], **__: Any) -> int:
     spikes = out_shape[0]  # [P, B, N, *space]
     return 2 * prod(weight) * spikes[1] * prod(spikes[3:])
-
-
-__getattr__ = moved(__name__, {"fvcore_handles": "torch.utils.flop_counter.FlopCounterMode counts the same"})

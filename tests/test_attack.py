@@ -27,7 +27,7 @@ sizes = st.sampled_from([0, 1, 2, 3, 5, 7, 13, 16, 17, 33])
 
 INTS = (-(2**63), -(2**31), -1, 0, 1, 2, 7, 255, 256, 2**31, 2**40, 2**62, 2**63 - 1)
 FLOATS = (0.0, -0.0, -1.0, 1e-45, 1e-320, 0.5, 1.0, 2.0, 1e38, 1e308, math.inf, -math.inf, math.nan)
-STRINGS = ("", "RELU", "relu\0", "resu", "clip", "\N{GREEK SMALL LETTER RHO}" * 500)
+STRINGS = ("", "RELU", "relu\0", "clip", "\N{GREEK SMALL LETTER RHO}" * 500)
 DTYPES = (torch.bool, torch.uint8, torch.int32, torch.int64, torch.float16, torch.bfloat16, torch.float32,
           torch.float64, torch.complex64)  # fmt: skip
 NOT_NUMBERS = (math.nan, math.inf, -math.inf)

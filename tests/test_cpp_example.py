@@ -126,9 +126,9 @@ def test_files_that_are_not_ours(classify, tmp_path):
         path.write_bytes(damaged)
         done = run(classify, path, x)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    older = content.replace(b"tandem_snn frozen 4", b"tandem_snn frozen 3")
+    older = content.replace(b"tandem_snn frozen 1", b"tandem_snn frozen 2")
     path.write_bytes(older)
-    assert "is not one of tandem_snn frozen 4" in run(classify, path, x).stderr
+    assert "is not one of tandem_snn frozen 1" in run(classify, path, x).stderr
     assert run(classify, path).returncode == 2
     assert "cannot open" in run(classify, tmp_path / "none", x).stderr
     short = tmp_path / "short"

@@ -1,4 +1,4 @@
-"""The documents: code and commands run, figures are those of results, the site is whole, CHANGELOG's table is true."""
+"""The documents: code and commands run, figures are those of results, the site is whole."""
 
 import importlib
 import inspect
@@ -12,14 +12,8 @@ import child
 import performance
 import pytest
 import results
-import tomllib
-import torch
 from tables import with_table
-from torch import nn
 
-import tandem_ext as te
-import tandem_snn as ts
-import tandem_snn.nn as tnn
 from train import make_parser
 
 ROOT = Path(__file__).parents[1]
@@ -30,10 +24,6 @@ PATH = re.compile(r"(?<![\w/.:-])(?:python|tests|docs|csrc|tandem_ext|build_tool
 SIMULATORS = re.compile("spikingjelly|snntorch")
 PROJECT = [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]  # what they name is there too
 NOTEBOOKS = ("tutorial-events.md",)  # pages whose code is that of a notebook, which takes data and minutes
-TABLE = (ROOT / "CHANGELOG.md").read_text().partition("| before | now |")[2].partition("\n\n")[0]
-ROWS = [line.strip(" |").split(" | ") for line in TABLE.splitlines()[2:]]
-PACKAGE = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-OPTION = re.compile(r"--[a-z]")
 NOT_RUN = ("pip install", "make ")  # they change the environment; the tests of the build are about them
 COMMITTED = sorted((ROOT / "docs/results/training").glob("*.json"))
 README = (ROOT / "README.md").read_text()
@@ -155,60 +145,6 @@ def test_the_site_is_whole(site):
     assert "<blockquote>" not in text  # what >>> is to Markdown
     assert ":func:" not in text
     assert ":class:" not in text
-
-
-def spans(column):
-    """The pieces of code in a column, each with the text of its cell."""
-    assert len(ROWS) > 15
-    found = {code: row[column] for row in ROWS for code in re.findall(r"`([^`]+)`", row[column])}
-    return pytest.mark.parametrize(("code", "cell"), found.items(), ids=found)
-
-
-def evaluated(code):
-    """What an expression gives, where its variables are what their names say."""
-    net = nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 3), tnn.Readout(3, 2))
-    names = {"frozen": ts.freeze(net), "x": torch.rand(5, 4), "y": torch.tensor([0, 1, 0, 1, 0]), "confidence": 0.9}
-    names |= {"spikes": torch.ones(8, 5, 4), "planes": torch.zeros(1, 5, 4, dtype=torch.uint8)}
-    ann = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
-    modules = {"te": te, "ts": ts, "tnn": tnn, "nn": nn, "torch": torch}
-    return eval(code, {**modules, "ann": ann, "net": net, "T": 8, **names})
-
-
-@spans(0)
-def test_what_is_gone_says_so_in_a_line(code, cell):
-    if cell.startswith("extras"):
-        assert code not in PACKAGE["optional-dependencies"]
-    elif code.startswith("tandem-snn"):
-        assert "scripts" not in PACKAGE
-    elif OPTION.match(code):
-        with pytest.raises(SystemExit):
-            make_parser().parse_args(["digits", *code.split()])
-    else:
-        with pytest.raises((ImportError, TypeError, ValueError)) as caught:
-            evaluated(code)
-        assert "\n" not in str(caught.value)
-        gone = r"is gone since 0\.2\.0: .|timing='window' replaces 'resu'|unexpected keyword.* '(gate|max_pool|bins)'"
-        assert re.search(gone, str(caught.value)), caught.value
-
-
-@spans(1)
-def test_what_replaces_it_is_there(code, cell, monkeypatch):
-    monkeypatch.syspath_prepend(ROOT / "python/experiments")
-    written = "".join(path.read_text() for path in (ROOT / "python/experiments").glob("*.py"))
-    if any(code in row[1] and row[0].startswith("extras") for row in ROWS):
-        assert code in PACKAGE["optional-dependencies"]
-    elif OPTION.match(code):
-        make_parser().parse_args(["digits", *code.split()])
-    elif code.startswith("python python/experiments/train.py"):
-        make_parser().parse_args(code.split()[2:])
-    elif code.startswith("python -m "):
-        assert (ROOT / "python" / code.split()[2] / "__main__.py").exists()
-    elif code.endswith(".py"):
-        assert (ROOT / code).exists()
-    elif re.fullmatch(r"(seed-0/)?\w+\.(png|json|tandem)", code):
-        assert code.rpartition("/")[2] in written
-    else:
-        evaluated(code)
 
 
 def read(name):

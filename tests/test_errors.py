@@ -151,10 +151,9 @@ def layer_of(threshold):
     (linear(v_init=torch.nn.Parameter(torch.ones(5))), ValueError, "v_init: it is not learned and has no gradient"),
     *((linear(v_init=value), TypeError, "v_init: expected") for value in ("0", torch.ones(5, dtype=torch.int64))),
     (linear(gate="sigmoid"), ValueError, "gate: expected one of 'relu', 'clip', got 'sigmoid'"),
-    (linear(gate=None), ValueError, "gate: expected"),
-    *((call, ValueError, "gate: expected one of 'relu', 'clip'; timing='window' replaces 'resu'") for call in (
-        linear(gate="resu"), linear(timing="window", gate="resu"), lambda: tnn.Linear(3, 2, gate="resu"),
-        lambda: general.Neurons(gate="resu"), lambda: te.functional.couple(train(8, 3), torch.ones(3), gate="resu"),
+    *((call, ValueError, "gate: expected one of 'relu', 'clip'") for call in (
+        linear(gate=None), linear(timing="window", gate="Clip"), lambda: tnn.Linear(3, 2, gate="none"),
+        lambda: general.Neurons(gate="none"), lambda: te.functional.couple(train(8, 3), torch.ones(3), gate="none"),
     )),
     (linear(steps=0), ValueError, "steps: expected a positive int"), (linear(steps=1.5), TypeError, "steps: expected"),
     (linear(bias=torch.ones(4)), ValueError, "bias: expected shape [5], one value per channel, got [4]"),

@@ -182,8 +182,7 @@ def test_other_files_are_refused(small):
     surrogate = rb'{"__metadata__":{"checksum":"\ud800"}}'
     refused(path, len(surrogate).to_bytes(8, "little") + surrogate, "do not have the checksum")
     refused(path, container.pack(tensors, "tandem_snn 1"), "not a frozen network, or")
-    refused(path, container.pack(tensors, "tandem_snn frozen 5"), "another version")
-    refused(path, container.pack(tensors, "tandem_snn frozen 3"), "its format is 'tandem_snn frozen 3'")
+    refused(path, container.pack(tensors, "tandem_snn frozen 2"), "another version.*format is 'tandem_snn frozen 2'")
     with pytest.raises(UserError, match="no frozen network"):
         ts.load(path.parent)
     with pytest.raises(UserError, match="no frozen network"):
@@ -214,7 +213,7 @@ HOSTILE = [
     (0, "axes", 3, "axes"), (0, "axes", -1, "axes"),
     (0, "input", 0, "layer '1': input: expected the number of an earlier"), (0, "input", 2**63 - 1, "input"),
     (1, "input", 1, "layer '2.body': input"), (1, "input", -(2**63), "input"), (1, "residual", 1, "residual"),
-    (1, "residual", 10**18, "residual"), (0, "fires", 2, "fires"), (0, "analog", 1, "analog"),
+    (1, "residual", 10**18, "residual"), (0, "fires", 2, "fires"),
     (0, "outputs", 0, "outputs"), (0, "outputs", 2**62, "outputs"), (0, "outputs", 2**29, "too large"),
     (0, "channels", 2**30, "too large"), (0, "channels", -5, "channels"), (0, "groups", 2, "groups"),
     (0, "kernel_w", 3, "more axes"), (0, "kernel_h", 2**40, "kernel_size"), (0, "stride_w", 0, "stride"),
@@ -224,8 +223,7 @@ HOSTILE = [
     (0, "scale", 1, "scale: its numbers lie outside"), (0, "shift", -64, "shift: its numbers lie outside"),
     (0, "residual_scale", 2**63 - 4, "residual_scale: its numbers lie outside"), (0, "v_height", 2**62, "v_init"),
     (0, "threshold", bits(-1.0), "threshold"), (0, "threshold", bits(float("nan")), "threshold"),
-    (0, "leak", bits(2.0), "leak"), (0, "leak", bits(float("inf")), "leak"), (0, "gate", 3, "gate"),
-    (0, "gate", 2, "layer '1': gate: \"resu\" is gone: freeze a network with timing \"window\""),
+    (0, "leak", bits(2.0), "leak"), (0, "leak", bits(float("inf")), "leak"),
     (0, "timing", 2, "timing"), (1, "timing", 1, "layer '2.body': timing: it reads the other form of trains"),
     (2, "gain", bits(float("nan")), "layer '3': gain"), (2, "axes", 1, "a readout over space"),
 ]  # fmt: skip

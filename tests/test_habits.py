@@ -40,14 +40,6 @@ def test_a_setting_is_declared_once():
             call(leak=0.5, timing="window")
 
 
-def test_a_name_that_is_gone_says_so_and_another_is_missing():
-    for name in tandem_snn._MOVED:
-        with pytest.raises(ImportError, match=rf"^tandem_snn\.{name} is gone since 0\.2\.0: [^\n]+$"):
-            getattr(tandem_snn, name)
-    with pytest.raises(AttributeError, match="has no attribute 'freese'"):
-        getattr(tandem_snn, "freese")  # noqa: B009
-
-
 def test_numpy_gets_the_spikes():
     spikes = np.asarray(TRAIN)
     assert (spikes.dtype, spikes.shape) == (np.uint8, (9, 6, 2, 5))

@@ -46,11 +46,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def shown(run: dict[str, Any]) -> bool:
-    """Several seeds or a twin trained for as many epochs, without the gate "resu", which recipes no longer have."""
+    """Several seeds, or a twin trained for as many epochs."""
     recipe = run["recipe"]
     controlled = recipe.get("init_from") is None or f"ann_continued_{metric(run)}" in run
-    resu = recipe.get("gate") == "resu" or recipe.get("first_gate") is not None
-    return not resu and (controlled or len(run["per_seed"]) > 1)
+    return controlled or len(run["per_seed"]) > 1
 
 
 def metric(run: dict[str, Any]) -> str:

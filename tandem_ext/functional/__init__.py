@@ -1,12 +1,7 @@
 """Functional layers of integrate-and-fire neurons, with the gradients of the tandem learning rule."""
 
-from .._load import moved
 from .couple import couple
 from .layers import bn_if, conv1d_if, conv2d_if, if_scan, linear_if
 from .settings import Neuron, NeuronSettings
 
 __all__ = ["Neuron", "NeuronSettings", "bn_if", "conv1d_if", "conv2d_if", "couple", "if_scan", "linear_if"]
-
-__getattr__ = moved(
-    __name__, dict.fromkeys(("linear_bn_if", "conv1d_bn_if", "conv2d_bn_if"), "tandem_ext.functional.bn_if")
-)

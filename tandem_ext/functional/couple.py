@@ -46,7 +46,7 @@ def couple(train: SpikeTrain, z: Tensor, *, threshold: float | Tensor = 1.0, gat
     shape = train.shape
     checks.shaped("z", z, shape, "train", train.device, " as the train has")
     checks.threshold(threshold, channels_of(shape), z.device)
-    checks.gate("gate", gate)
+    checks.one_of("gate", gate, checks.GATES)
     theta = over_space(threshold, shape)
     open_ = z > 0
     if gate == "clip":

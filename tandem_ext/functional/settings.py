@@ -45,7 +45,7 @@ class NeuronSettings(TypedDict, total=False):
     threshold: Annotated[float | Tensor, Setting(1.0, lambda value, n: checks.threshold(value, n), each_call=True)]
     leak: Annotated[float, Setting(1.0, lambda value, _: checks.share("leak", value, ", where 1 means no leak"))]
     v_init: Annotated[float | Tensor | None, Setting(None, lambda value, _: checks.v_init(value), each_call=True)]
-    gate: Annotated[str, Setting("relu", lambda value, _: checks.gate("gate", value))]
+    gate: Annotated[str, Setting("relu", lambda value, _: checks.one_of("gate", value, checks.GATES))]
     timing: Annotated[str, Setting("step", lambda value, _: checks.one_of("timing", value, checks.TIMINGS))]
 
 

@@ -9,7 +9,6 @@ namespace tandem::network {
 namespace {
 
 constexpr double kLargest = std::numeric_limits<double>::max();
-constexpr int64_t kResu = 2;  // a gate of earlier versions, which silenced spikes
 
 void check_range(const char* name, int64_t value, int64_t least, int64_t most) {
   if (value >= least && value <= most) return;
@@ -29,7 +28,6 @@ class Checker {
     check_value("input", i_.input);
     if (i_.residual != kAbsent) check_value("residual", i_.residual);
     check_range("fires", i_.fires, kind == Kind::layer ? 0 : 1, 1);
-    if (i_.analog != 0) refuse("analog: a layer of the ANN has no spikes");
     check_range("ceil", i_.ceil, 0, 1);
     check_range("few_bits", i_.few_bits, 0, 1);
     check_range("axes", i_.axes, 0, 2);
@@ -37,8 +35,6 @@ class Checker {
     check_axis(i_.kernel_w, i_.stride_w, i_.padding_w, i_.after_w, i_.dilation_w);
     check_range("start_dim", i_.first, -8, 8);
     check_range("end_dim", i_.last, -8, 8);
-    if (i_.gate == kResu) refuse("gate: \"resu\" is gone: freeze a network with timing \"window\"");
-    check_range("gate", i_.gate, 0, static_cast<int64_t>(Gate::kClip));
     check_double("threshold", i_.threshold, std::numeric_limits<double>::denorm_min(), kLargest);
     check_double("leak", i_.leak, std::numeric_limits<double>::denorm_min(), 1);
     check_double("gain", i_.gain, -kLargest, kLargest);

@@ -12,7 +12,7 @@
 
 namespace tandem::network {
 
-constexpr int64_t kFormat = 4;         // the first word of a program
+constexpr int64_t kFormat = 1;         // the first word of a program
 constexpr int64_t kAbsent = -1;        // no value, or no offset
 constexpr int64_t kNetworkInput = -2;  // the network's input as a value
 constexpr int64_t kMostInstructions = 65535;
@@ -39,7 +39,6 @@ constexpr int64_t kMostWorkspace = int64_t{1} << 46;  // bytes of one run
   X(input)           /* value read: the number of an earlier instruction, or kNetworkInput */       \
   X(residual)        /* value added to the currents; none if `fires` is 0 */                        \
   X(fires)           /* 0: no neurons, the result is the currents of every step */                  \
-  X(analog)          /* 0; files of earlier versions may have ANN layers, which are refused */      \
   X(axes)            /* spatial axes: 0 (linear), 1, 2 */                                           \
   X(outputs) X(channels) X(groups)  /* weights are [outputs, channels, kernel_h, kernel_w] */       \
   X(kernel_h) X(kernel_w) X(stride_h) X(stride_w)                                                   \
@@ -54,7 +53,6 @@ constexpr int64_t kMostWorkspace = int64_t{1} << 46;  // bytes of one run
   X(v_height) X(v_width)  /* [v_height, v_width, outputs]; 0: one number */                         \
   X(threshold) X(leak)    /* bits of a double */                                                    \
   X(gain)            /* bits of a double: factor of the counts that a readout or a mean reads */    \
-  X(gate)            /* 0 or 1, without effect; 2, which silenced spikes, is refused */             \
   X(timing)          /* as Timing */
 // clang-format on
 

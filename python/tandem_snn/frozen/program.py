@@ -30,7 +30,7 @@ from .stages import ABSENT, CONSTANTS, FIELDS, HEADER, KINDS, CannotLower, Stage
 _ops = torch.ops.tandem
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in the order of the kernels' enum
 _ALIGNMENT = 64
-FORMAT = "tandem_snn frozen 4"
+FORMAT = "tandem_snn frozen 1"
 _MODES = list(SIGNALS)
 _NAMES = {"kind": KINDS, "timing": checks.TIMINGS}  # these fields are stored as indices of names
 _TYPES = {each.name: str(each.type) for each in fields(Stage) if each.name != "name"}
@@ -216,7 +216,7 @@ def _row(stage: Stage, block: _Block, dtype: torch.dtype) -> dict[str, int]:
     outputs = len(stage.scale) if stage.weight is None and stage.scale is not None else outputs
     few_bits = int(stage.step is not None)
     row = {"axes": stage.axes, "outputs": outputs, "channels": channels, "few_bits": few_bits}
-    row |= {"v_height": 0, "v_width": 0, "analog": 0, "gate": 0}
+    row |= {"v_height": 0, "v_width": 0}
     if stage.v_init is not None and stage.v_init.dim():
         row["v_height"], row["v_width"] = (1, 1, *stage.v_init.shape[1:])[-2:]
     for name, kind in _TYPES.items():

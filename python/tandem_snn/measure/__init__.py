@@ -2,8 +2,6 @@
 between spike counts and ANN branch.
 """
 
-from tandem_ext._load import moved
-
 from .coupling import Activation, Mismatch, activations, mismatch
 from .monitor import Monitor, Recording, firing_rates
 from .operations import Energy, LayerOps, SynOps, energy, fan_out, synops, synops_penalty
@@ -24,11 +22,3 @@ __all__ = [
     "synops",
     "synops_penalty",
 ]
-
-__getattr__ = moved(
-    __name__,
-    {
-        "early_exit": "frozen.anytime(x, confidence)",
-        "metric_over_time": "(frozen.readouts(x).argmax(2) == y).float().mean(1)",
-    },
-)

@@ -6,8 +6,6 @@
 torch.Size([2, 10])
 """
 
-from tandem_ext._load import moved
-
 from .batch_norm import SyncBatchNorm, initial_gamma
 from .neuron import SpikingLayer, init_gamma_
 from .options import NeuronOptions
@@ -33,9 +31,6 @@ __all__ = [
     "init_gamma_",
     "initial_gamma",
 ]
-
-_LAZY = ("LazyConv1d", "LazyConv2d", "LazyLinear", "LazyReadout")
-__getattr__ = moved(__name__, dict.fromkeys(_LAZY, "give the layer its sizes"))
 
 
 def __dir__() -> list[str]:
