@@ -192,9 +192,10 @@ def test_the_module_needs_libtorch_and_no_cuda_library():
 
 def test_build_info():
     info = te.build_info()
-    version = re.search(r'^version = "(.+?)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
-    assert version is not None
-    assert info["version"] == te.__version__ == version[1]
+    package = dict(re.findall(r'^(version|license) = "(.+?)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE))
+    assert info["version"] == te.__version__ == package["version"]
+    cited = dict(re.findall(r"^(version|license): (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE))
+    assert cited == package
     assert info["torch_target"] == "2.10"
     assert info["cuda_archs"] is None or all(re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", arch) for arch in info["cuda_archs"])
     assert info["cpu_capability"] in ("default", "v3", "v4")
