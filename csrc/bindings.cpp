@@ -3,7 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "kernels/cpu/capability.h"
-#include "kernels/product/choose.h"
+#include "kernels/layer/choose.h"
 #include "kernels/product/digits/digits.h"
 #ifdef TANDEM_WITH_CUDA
 #include "kernels/cuda/error.h"

@@ -170,7 +170,7 @@ class Cuda(Compiled):
     """CUDA kernels, and the headers that they share with the CPU, by the tests of the emulator."""
 
     files = ("csrc/kernels/cuda/*.cu*", "csrc/kernels/cuda/*.h", "csrc/kernels/neuron/if_neuron.h",
-             "csrc/kernels/norm/batch_norm.h", "csrc/kernels/product/unit.h")  # fmt: skip
+             "csrc/kernels/norm/batch_norm.h", "csrc/kernels/weights/unit.h")  # fmt: skip
     library = "import harness; harness.build_kernels(harness.find_toolkit())"
     names = re.compile(rb"tmpxft_\w+-\d+")  # nvcc's files of one call, whose names objects have
 

@@ -3,7 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include "../kernels/product/quantise.h"
+#include "../kernels/weights/quantise.h"
 #include "aten.h"
 #include "bits.h"
 

@@ -3,7 +3,7 @@
 #include <functional>
 #include <iterator>
 
-#include "kernels/product/units.h"
+#include "kernels/weights/units.h"
 #include "product_layer.h"
 
 using namespace tandem;

@@ -1,8 +1,8 @@
 // The fused product against a plain loop in double, for both timings. Weights are multiples of 1/64, so all sums are
 // exact: bits must agree for every shape, rate, T, algorithm, capability and number of threads.
 #include "kernels/product/product.h"
-#include "kernels/product/quantise.h"
 #include "kernels/product/window.h"
+#include "kernels/weights/quantise.h"
 #include "product_layer.h"
 
 using namespace tandem;

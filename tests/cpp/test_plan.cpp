@@ -1,11 +1,11 @@
 // The way of a layer: tiles, blocks, costs and the choice of algorithm, at the borders between two ways.
 #include <cmath>
 
-#include "kernels/product/choose.h"
+#include "kernels/layer/choose.h"
 #include "kernels/product/digits/digits.h"
 #include "kernels/product/lists.h"
-#include "kernels/product/pack.h"
-#include "kernels/product/tiling.h"
+#include "kernels/weights/pack.h"
+#include "kernels/weights/tiling.h"
 #include "product_layer.h"
 
 using namespace tandem;

@@ -3,7 +3,7 @@
 // times: once from memory, then from the cache.
 #include <limits>
 
-#include "../product/unit.h"
+#include "../weights/unit.h"
 #include "digits.h"
 #include "vec.cuh"
 

@@ -5,7 +5,7 @@
 
 namespace tandem::cuda {
 
-// The most digits of a weight (product/unit.h).
+// The most digits of a weight (weights/unit.h).
 constexpr int kMostDigits = 4;
 constexpr int most_digits(DType dtype) {
   return dtype == DType::kInt8 ? 1 : dtype == DType::kFloat32 ? kMostDigits : 2;

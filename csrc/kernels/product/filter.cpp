@@ -7,7 +7,7 @@
 
 #include "../cpu/scratch.h"
 #include "../neuron/burst.h"
-#include "units.h"
+#include "../weights/units.h"
 
 namespace tandem::cpu {
 

@@ -1,7 +1,7 @@
 // A few samples of a linear layer whose weights are not prepared: they are read once.
 //
 // A spike is a decision, and few are close. So W c is computed in float32 with a bound of its error, and only the
-// neurons that this leaves in doubt are computed from the integers that define the weights (unit.h).
+// neurons that this leaves in doubt are computed from the integers that define the weights (weights/unit.h).
 //
 // The bits are those of all ways. Let q be an output's integers, h its unit, c the counts of the K inputs, and D the
 // most roundings that a term of the product meets: its own, and those of the additions on its way.

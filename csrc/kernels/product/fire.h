@@ -9,7 +9,7 @@
 
 namespace tandem::cpu {
 
-// Calls f(R) for the registers of the tile, a constant. There are two only with AVX-512 (tiling.h).
+// Calls f(R) for the registers of the tile, a constant. There are two only with AVX-512 (weights/tiling.h).
 template <int L, class F>
 TANDEM_INLINE void with_registers(const Tile& tile, const F& f) {
   if constexpr (L == kLanes) {

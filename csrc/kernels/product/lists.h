@@ -14,7 +14,7 @@
 #include <cstdint>
 
 #include "../cpu/scratch.h"
-#include "tiling.h"
+#include "../weights/tiling.h"
 
 namespace tandem::cpu {
 

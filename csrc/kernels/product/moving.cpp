@@ -41,7 +41,7 @@ TANDEM_INLINE void add_weights(const E* rows, int64_t tile, int32_t first, const
   for (int k = 0; k < N * S; ++k) store(sums + k / S * next + k % S * L, sum[k] + falls);
 }
 
-// An input moves by one, so a change is a sum of weights with signs, which fits int32 (unit.h).
+// An input moves by one, so a change is a sum of weights with signs, which fits int32 (weights/unit.h).
 TANDEM_INLINE void take_changes_body(int32_t* changes, double* sums, int64_t n) {
   for (int64_t k = 0; k < n; ++k) sums[k] += changes[k], changes[k] = 0;
 }

@@ -6,7 +6,7 @@
 
 #include "../cpu/capability.h"
 #include "../cpu/scratch.h"
-#include "prepared.h"
+#include "../weights/prepared.h"
 
 namespace tandem::cpu {
 

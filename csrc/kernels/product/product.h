@@ -4,9 +4,9 @@
 
 #include <vector>
 
+#include "../weights/prepared.h"
 #include "digits/digits.h"
 #include "lists.h"
-#include "prepared.h"
 
 namespace tandem::cpu {
 

@@ -7,7 +7,7 @@ namespace tandem::cpu {
 namespace {
 
 // Calls f(sums of a step, steps of a pattern), two values whose types say which. Tiles are of bytes only with AVX-512
-// (prepared.cpp).
+// (weights/prepared.cpp).
 template <int L, class F>
 TANDEM_INLINE void specialise(const Tile& tile, int steps, const F& f) {
   const auto with = [&](auto sums) TANDEM_INLINE_LAMBDA {

@@ -12,7 +12,7 @@ struct Tile {
   int64_t first_row;  // number of the first row within the layer
   int planes;         // P
   int registers;      // R, 1 or 2
-  bool bytes;         // weights are int8, and their sums fit int16 (only with AVX-512, prepared.cpp); else int32
+  bool bytes;         // weights are int8, and their sums fit int16 (weights/prepared.cpp); else int32
   const void* weights;
   const float* unit;  // [16 R], the value of a sum of 1
   int64_t channel;    // first output channel

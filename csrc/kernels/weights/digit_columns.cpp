@@ -1,9 +1,9 @@
 // Splits weights into digits.
 #include <algorithm>
 
-#include "../lists.h"
-#include "../units.h"
-#include "digits.h"
+#include "../product/digits/digits.h"
+#include "../product/lists.h"
+#include "units.h"
 
 namespace tandem::cpu {
 

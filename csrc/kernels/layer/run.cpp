@@ -3,10 +3,10 @@
 #include <algorithm>
 
 #include "../planes/bits.h"
+#include "../product/filter.h"
+#include "../product/product.h"
+#include "../product/window.h"
 #include "choose.h"
-#include "filter.h"
-#include "product.h"
-#include "window.h"
 
 namespace tandem::cpu {
 

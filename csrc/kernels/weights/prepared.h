@@ -4,9 +4,9 @@
 #include <array>
 #include <optional>
 
-#include "digits/digits.h"
+#include "../product/digits/digits.h"
+#include "../product/tile.h"
 #include "pack.h"
-#include "tile.h"
 #include "tiling.h"
 
 namespace tandem::cpu {

@@ -7,9 +7,9 @@
 #include <string>
 
 #include "../cpu/vectors.h"
-#include "filter.h"
-#include "lists.h"
-#include "tiling.h"
+#include "../product/filter.h"
+#include "../product/lists.h"
+#include "../weights/tiling.h"
 
 namespace tandem::cpu {
 

@@ -4,7 +4,7 @@
 
 #include "../cpu/capability.h"
 #include "../cpu/vectors.h"
-#include "lists.h"
+#include "../product/lists.h"
 
 namespace tandem::cpu {
 

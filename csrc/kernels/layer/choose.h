@@ -2,7 +2,7 @@
 #pragma once
 
 #include "../layer.h"
-#include "digits/digits.h"
+#include "../product/digits/digits.h"
 
 namespace tandem::cpu {
 
