@@ -93,7 +93,6 @@ def at_the_counts(snn, x):
     twin = to_ann(snn)
 
     def hook(layer, _, a, worth):
-        a = torch.relu(a) if isinstance(layer, nn.AvgPool2d) else a  # it has neurons too, whose gate may be closed
         return worth + (a - a.detach())
 
     named = [(m, worth[n]) for n, m in twin.named_modules() if n in worth]

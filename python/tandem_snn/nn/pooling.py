@@ -17,6 +17,7 @@ from tandem_ext.functional.settings import default_v_init
 
 from .currents import fire_steps, part_of, scan_trace, spikes_of, window_trace
 from .options import HasNeurons
+from .quantise import StraightThrough
 from .signals import Signal, check_images, map_counts, map_features
 
 Size = int | tuple[int, int]
@@ -25,7 +26,8 @@ Size = int | tuple[int, int]
 class AvgPool2d(HasNeurons):
     """Average pooling by IF neurons with fixed weights of 1 and the threshold k², which is exact for any kernel.
 
-    The gain is that of the input.
+    The gain is that of the input. The gradient is that of ``torch.nn.AvgPool2d`` on the counts, also where the average
+    is 0: it has no ReLU, whose gate could be closed.
 
     Args:
         kernel_size, stride, padding: as in ``torch.nn.AvgPool2d`` (padding counts as silent neurons in the average).
@@ -106,7 +108,8 @@ class AvgPool2d(HasNeurons):
             planes = x.planes
             train = fire_steps(lambda *steps: self._sums(spikes_of(planes, *steps)), x.T, start, x._dtype, **neuron)
         if x.edge is not None:
-            train = te.functional.couple(train, self._average(x.edge))
+            counts = apply(StraightThrough, self._average(x.edge), train.clean_counts(), None)
+            train = train.replace(counts=counts)
         return train.replace(gain=x.gain, bad=x.bad)
 
     def extra_repr(self) -> str:
