@@ -154,6 +154,33 @@ def test_ops_and_a_network_from_eight_threads_at_once():
         assert all(torch.equal(got, want) for pair in results for got in pair)
 
 
+def test_threads_call_modules_while_another_freezes():
+    """A trace of a network, when it is frozen or meets a new gain, changes nothing that modules of others use."""
+    twin = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
+    net = torch.nn.Sequential(tnn.Linear(6, 5), tnn.Residual(tnn.Linear(5, 5)), tnn.Readout(5, 3)).eval()
+    x, spikes, done = torch.rand(2, 6), te.SpikeTrain.from_dense(torch.ones(8, 2, 6)), threading.Event()
+    frozen = ts.freeze(net)
+    calls = [lambda: twin(x), lambda: net(spikes), lambda: frozen(spikes)] * 2
+    expected = [call() for call in calls]
+
+    def run(call):
+        answers = [call()]
+        while not done.is_set():
+            answers.append(call())
+        return answers
+
+    with torch.no_grad(), ThreadPoolExecutor(len(calls)) as pool:
+        results = [pool.submit(run, call) for call in calls]
+        try:
+            for n in range(50):
+                new = ts.freeze(net)
+                assert torch.equal(new(spikes.replace(gain=n / 4)), net(spikes.replace(gain=n / 4)))
+        finally:
+            done.set()
+        for result, want in zip(results, expected, strict=True):
+            assert all(torch.equal(got, want) for got in result.result())
+
+
 class Spikes(Dataset):
     """Samples that are made by the ops, in whichever process asks; and how many threads that adds to the process."""
 

@@ -1,4 +1,4 @@
-"""Lower a network to a list of stages, with torch.fx to find how its layers are connected; round it to few bits."""
+"""Lower a network to a list of stages; round it to few bits."""
 
 from __future__ import annotations
 
@@ -24,10 +24,8 @@ from ..nn.maximum import MaxPool, largest
 from ..nn.options import INTEGRATE_ONLY
 from ..nn.quantise import quantise
 from .stages import ABSENT, FORMS, INPUT, CannotLower, Stage, Stages
+from .trace import LAYERS, LEAVES, MOVES, trace
 
-_MOVES = (tnn.MaxPool2d, tnn.AvgPool2d, tnn.AdaptiveAvgPool2d, tnn.Flatten)
-_LAYERS = (tnn.Linear, tnn.Conv1d, tnn.Conv2d)
-LEAVES = (*_MOVES, *_LAYERS, tnn.Encoder, tnn.Dropout, tnn.Readout)
 _Gain = float | Tensor
 
 
@@ -65,25 +63,6 @@ def snapshot(net: nn.Module) -> nn.Module:
     return net.requires_grad_(False)
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        ours = (*LEAVES, tnn.SpikingLayer, Neurons, MaxPool)
-        return isinstance(module, ours) or super().is_leaf_module(module, name)
-
-
-def trace(net: nn.Module) -> fx.Graph:
-    if isinstance(net, LEAVES):
-        net = nn.Sequential(net)
-    for name, module in net.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
-            raise CannotLower(name or "net", "it has a forward hook, which only its own forward calls: remove the hook")
-    try:
-        return _Tracer().trace(net)
-    except Exception as error:  # a user's forward may raise anything when it is traced
-        why = f"it contains something that is not a layer of tandem_snn.nn, and torch.fx cannot trace it ({error})"
-        raise CannotLower("net", why) from error
-
-
 class Lowering:
     def __init__(self, net: nn.Module, gain: _Gain) -> None:
         self.net = nn.Sequential(net) if isinstance(net, LEAVES) else net
@@ -117,7 +96,9 @@ class Lowering:
             elif node.op == "call_module" and len(node.args) <= 2 and set(node.kwargs) <= {"x", "residual", "fire"}:
                 self.call(node, str(node.target), self.net.get_submodule(str(node.target)))
             else:
-                raise CannotLower("net", f"{_operator(node)} is not a layer of tandem_snn.nn")
+                name, module = node.meta["module"]
+                what = f"{type(module).__name__}, whose forward has {_operator(node)}," if name else _operator(node)
+                raise CannotLower(name or "net", f"{what} is not a layer of tandem_snn.nn")
         return Stages(self.list, self.mode or "events", self.T)
 
     def _same(self, node: fx.Node, value: int, gain: _Gain) -> None:
@@ -157,7 +138,7 @@ class Lowering:
                 raise CannotLower(name, "an Encoder after a layer is not supported")
             self.mode, self.T = layer.mode, layer.T
             self._same(node, value, gain if layer.mode == "events" else layer.gain)
-        elif type(layer) in _MOVES:
+        elif type(layer) in MOVES:
             stage = _move(name, value, layer)
             means = stage.kind in ("mean", "adaptive_mean")
             if means and self.mode not in (None, "events") and value in self.images:
@@ -169,7 +150,7 @@ class Lowering:
             self._add(node, stage, 1.0 if means else gain)
             if value in self.images:
                 self.images.add(self.values[node])
-        elif type(layer) in _LAYERS:
+        elif type(layer) in LAYERS:
             self._layer(node, name, layer, value, gain, further.get("residual"), bool(further.get("fire", True)))
         elif type(layer) is tnn.Readout:
             weight, gain = _weighted(layer, gain)

@@ -22,7 +22,7 @@ from .program import Metadata, Program, inference, write
 from .stages import CannotLower, Stage, Stages, check_finite
 from .stream import UNTIL_REST, Stream, explained
 
-_TRACING = threading.Lock()  # torch.fx patches classes while it traces
+_KEEPING = threading.Lock()
 
 
 class FrozenNetwork(nn.Module):
@@ -394,7 +394,7 @@ class FrozenNetwork(nn.Module):
         key: Any = tuple(gain.tolist()) if isinstance(gain, Tensor) and gain.dim() > 0 else float(gain)
         if isinstance(key, tuple) and any(getattr(layer, "weight_bits", None) for layer in self.net.modules()):
             raise ValueError("x: weights of few bits are rounded already, so the gain must be one for all channels")
-        with _TRACING:
+        with _KEEPING:
             return _kept(self._programs, key, lambda: Program(self.net, gain if isinstance(key, tuple) else key))
 
 

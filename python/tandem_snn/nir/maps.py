@@ -19,9 +19,10 @@ from ..convert.exported import exported
 from ..convert.graph import CannotConvert, Op
 from ..convert.layers import average_of, is_over_space, norm_of, sizes_of
 from ..convert.to_ann import Scale, to_ann
-from ..frozen.lowering import geometry_of, trace
+from ..frozen.lowering import geometry_of
 from ..frozen.network import FrozenNetwork
 from ..frozen.stages import INPUT, CannotLower, Stage
+from ..frozen.trace import trace
 from ..listing import NamedStage, identifier
 from ..nn.batch_norm import fold_norm, uses_batch
 from ..nn.general import Neurons
