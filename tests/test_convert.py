@@ -254,6 +254,26 @@ def test_the_twin_of_any_spiking_network(options):
     assert any(isinstance(m, ann.Linear) for m in twin.modules())
 
 
+class Shuffle(nn.Module):
+    """A layer of a user's own, of trains alone."""
+
+    def forward(self, x):
+        return x.map(lambda t: t.flip(-1) if t.dim() else t)
+
+
+def test_the_twin_of_a_layer_that_only_maps_trains():
+    """It may be copied, compiled and exported."""
+    net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 5), nn.Sequential(Shuffle()), tnn.Readout(5, 3))
+    x = torch.rand(2, 4)
+    twin = to_ann(net)
+    expected = F.linear(torch.relu(F.linear(8 * x, net[1].weight, net[1].bias)).flip(-1), net[3].weight, net[3].bias)
+    for same in twin, copy.deepcopy(twin), torch.export.export(twin, (x,)).module():
+        torch.testing.assert_close(same(x), expected)
+    twin(x).sum().backward()
+    assert net[1].weight.grad.any()
+    assert not hasattr(x, "map")
+
+
 def test_a_learned_threshold_gets_both_gradients():
     """ϑ moves the counts and what each is worth; through an open gate the two cancel, for gain·a = ρ(z) whatever ϑ."""
     threshold = nn.Parameter(torch.tensor(0.5))

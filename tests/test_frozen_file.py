@@ -112,6 +112,14 @@ def test_what_a_file_cannot_hold_is_named(tmp_path):
     class Own(tnn.Linear):
         pass
 
+    class Flip(nn.Module):
+        def forward(self, x):
+            return x.map(lambda t: t.flip(-1))
+
+    class Branch(nn.Module):
+        def forward(self, x):
+            return x if x.T > 3 else x.map(torch.clone)
+
     layers = {"layer": tnn.Linear(4, 4), "readout": tnn.Readout(4, 2)}
     doubled = Net(lambda m, x: 2 * m.readout(m.layer(x)), **layers)
     layers = {"a": nn.Linear(4, 4), "b": nn.Linear(4, 4), "readout": nn.Linear(8, 2)}
@@ -121,6 +129,8 @@ def test_what_a_file_cannot_hold_is_named(tmp_path):
         (doubled, "mul.* is not a layer of tandem_snn.nn"),
         (nn.Sequential(Own(4, 3), tnn.Readout(3, 2)), "layer '0' cannot be saved: Own is not a layer"),
         (nn.Sequential(tnn.Linear(4, 3), nn.Linear(3, 2)), "layer '1' cannot be saved"),
+        (nn.Sequential(tnn.Linear(4, 3), nn.Sequential(Flip()), tnn.Readout(3, 2)), "layer '1.0' .*: Flip.* map"),
+        (nn.Sequential(tnn.Linear(4, 3), Branch(), tnn.Readout(3, 2)), "layer '1' .*: Branch is not a .*control flow"),
         (nn.Sequential(tnn.Conv2d(1, 1, 3, padding=1000), tnn.Readout(3, 2)), "padding: .*0 to 255"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -46,6 +46,17 @@ class Rounded(nn.Module):
         return rounded(weight, self.bits)
 
 
+def _with_map(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A forward pre-hook, which gives tensors the ``map`` of a train."""
+    return tuple(_mapped(x) if isinstance(x, Tensor) else x for x in args)
+
+
+def _mapped(x: Tensor) -> Tensor:
+    alias: Any = x.view_as(x)
+    alias.map = lambda f: f(x)
+    return alias
+
+
 def to_ann(net: nn.Module) -> nn.Module:
     """Return the ANN twin of a spiking network: its ANN branch, with activations instead of spike counts.
 
@@ -55,7 +66,8 @@ def to_ann(net: nn.Module) -> nn.Module:
     original ANN, bit for bit.
 
     Args:
-        net: a network of layers of ``tandem_snn.nn``. Other modules in it must accept tensors.
+        net: a network of layers of ``tandem_snn.nn``. Other modules in it must accept tensors, of which ``x.map(f)`` is
+            ``f(x)``: layers of your own that only use ``train.map`` do.
 
     Returns:
         The ANN twin, a module.
@@ -85,7 +97,11 @@ def to_ann(net: nn.Module) -> nn.Module:
             raise ValueError(f"net: {name!r} ({type(module).__name__}) has a forward of its own, which a twin lacks")
         if twin is not None:
             memo[id(module)] = twin.train(module.training)
-    return copy.deepcopy(net, memo)
+    ann = copy.deepcopy(net, memo)
+    for module in ann.modules():
+        if type(module).__module__.split(".")[0] not in ("torch", "tandem_snn") and not list(module.children()):
+            module.register_forward_pre_hook(_with_map)
+    return ann
 
 
 def _twin(layer: nn.Module) -> nn.Module | None:

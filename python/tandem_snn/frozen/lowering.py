@@ -97,7 +97,8 @@ class Lowering:
                 self.call(node, str(node.target), self.net.get_submodule(str(node.target)))
             else:
                 name, module = node.meta["module"]
-                what = f"{type(module).__name__}, whose forward has {_operator(node)}," if name else _operator(node)
+                operator = _operator(node)
+                what = f"{type(module).__name__}, with {operator} in its forward," if name else operator
                 raise CannotLower(name or "net", f"{what} is not a layer of tandem_snn.nn")
         return Stages(self.list, self.mode or "events", self.T)
 
