@@ -286,7 +286,10 @@ def features(x_shape: Sequence[int], w_shape: Sequence[int], groups: int = 1) ->
     """x is [B, K, *space]; the weight takes K features and has as many spatial dimensions."""
     if len(x_shape) != len(w_shape):
         layout = ", ".join(["B", "C" if len(w_shape) > 2 else "K", "H", "W"][: len(w_shape)])
-        raise ValueError(f"x: expected shape [{layout}], got {list(x_shape)}")
+        images = ": flatten its features, by tandem_snn.nn.Flatten" * (len(x_shape) > 3)
+        tokens = f": for tokens use Conv1d({w_shape[1]}, {w_shape[0]}, 1) on [B, K, tokens]" * (len(x_shape) == 3)
+        hint = (images or tokens) if len(w_shape) == 2 else ""
+        raise ValueError(f"x: expected shape [{layout}], got {list(x_shape)}{hint}")
     if x_shape[1] != w_shape[1] * groups:
         taken = f"weight {list(w_shape)} takes {w_shape[1] * groups}"
         raise ValueError(f"x has {x_shape[1]} features (shape {list(x_shape)}), but {taken}")

@@ -20,12 +20,20 @@ C = TypeVar("C", bound=type)
 _INSTEAD = {
     "cpu": 'to("cpu") moves it',
     "cuda": 'to("cuda") moves it',
+    "dim": "len(shape) is the number of dimensions; for batch norm give the layer before it norm=True",
     "flatten": "tandem_snn.nn.Flatten() flattens its features",
     "mT": "T is the number of time steps, not a transpose",
     "plot": "tandem_snn.plots.raster draws a train",
     "size": "shape is [B, *features], T the number of time steps",
     "t": "T is the number of time steps, not a transpose",
 }  # attributes of tensors that users may expect
+_LAYERS = ("AdaptiveAvgPool2d", "AvgPool2d", "Conv1d", "Conv2d", "Dropout", "Flatten", "MaxPool2d")
+_LAYER_INSTEAD = {name.lower(): f"use tandem_snn.nn.{name}" for name in _LAYERS} | {
+    "batchnorm": "give the layer before it norm=True",
+    "linear": "use tandem_snn.nn.Linear, or Readout for the outputs of the network",
+    "relu": "remove it, the neurons are in the layer before it",
+    **dict.fromkeys(("cat", "concat", "concatenate", "stack"), "tandem_ext.cat joins them"),
+}  # by the name of torch's function, without "_"
 
 
 class Signal:
@@ -129,9 +137,10 @@ class Signal:
         cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Raise an error that names a replacement for the torch function. torch's layers get here too."""
-        joining = func in (torch.stack, torch.cat, torch.concat, torch.concatenate)
-        hint = "tandem_ext.cat joins them" if joining else f"layers that do are in tandem_snn.nn; {cls._tensors}"
-        raise TypeError(f"torch's {getattr(func, '__name__', func)} takes no {cls.__name__}: {hint}")
+        name = getattr(func, "__name__", str(func))
+        others = f"layers that do are in tandem_snn.nn; {cls._tensors}"
+        hint = _LAYER_INSTEAD.get(name.replace("_", ""), others)
+        raise TypeError(f"torch's {name} takes no {cls.__name__}: {hint}")
 
 
 def dataclass_of(field: str, *others: str) -> Callable[[C], C]:

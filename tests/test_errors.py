@@ -1,5 +1,6 @@
 """Bad arguments: a ValueError or TypeError that names the argument and what is allowed."""
 
+import inspect
 import math
 import re
 from types import SimpleNamespace
@@ -119,7 +120,8 @@ def layer_of(threshold):
     (linear(x=torch.zeros(8, 3, 7)), TypeError, "x: expected a SpikeTrain, ConstantInput or ImpulseInput"),
     (linear(x=PLANES), TypeError, "SpikeTrain.from_dense"),
     (linear(x=train(8, 3, 6)), ValueError, "x has 6 features (shape [3, 6]), but weight [5, 7] takes 7"),
-    (linear(x=IMAGE), ValueError, "x: expected shape [B, K], got [3, 4, 6, 6]"),
+    (linear(x=IMAGE), ValueError, "x: expected shape [B, K], got [3, 4, 6, 6]: flatten its features"),
+    (linear(x=train(8, 3, 4, 7)), ValueError, "got [3, 4, 7]: for tokens use Conv1d(7, 5, 1) on [B, K, tokens]"),
     (linear(weight=W.int()), TypeError, "weight: expected a float32"),
     (linear(weight=KERNEL), ValueError, "weight: expected [N, K]"),
     (linear(weight=BYTES, x=te.ConstantInput(dyadic(3, 7), 8)), TypeError, "weight: int8 weights multiply spikes"),
@@ -225,9 +227,12 @@ def layer_of(threshold):
     # what is for tensors
     *((call, (TypeError, AttributeError), message) for call, message in (
         (lambda: torch.stack([X, X]), "torch's stack takes no SpikeTrain: tandem_ext.cat"),
-        (lambda: nn.Linear(7, 3)(X), "torch's linear takes no SpikeTrain: "), (lambda: nn.Flatten()(X), "nn.Flatten"),
-        (lambda: nn.Linear(7, 3)(X), "tandem_snn.nn; to_dense()"), (lambda: torch.relu(X), "relu takes no SpikeTrain"),
-        (lambda: nn.Conv2d(5, 3, 3)(IMAGE), "torch's conv2d takes no SpikeTrain"),
+        (lambda: nn.Linear(7, 3)(X), "use tandem_snn.nn.Linear, or Readout for the outputs of the network"),
+        (lambda: nn.GELU()(X), "gelu takes no SpikeTrain: layers that do are in tandem_snn.nn; to_dense()"),
+        (lambda: nn.ReLU()(X), "relu takes no SpikeTrain: remove it, the neurons are in the layer before it"),
+        (lambda: nn.BatchNorm1d(7)(X), "for batch norm give the layer before it norm=True"),
+        (lambda: nn.functional.batch_norm(X, W, W), "SpikeTrain: give the layer before it norm=True"),
+        (lambda: nn.Conv2d(5, 3, 3)(te.ConstantInput(KERNEL, 8)), "no ConstantInput: use tandem_snn.nn.Conv2d"),
     )),
     *((linear(gate=gate), ValueError, "gate: expected one of 'relu', 'clip', got a") for gate in (np.arange(3), W)),
     (lambda: te.SpikeTrain(PLANES, 8, counts=[1, 2]), TypeError, "counts: expected a floating-point tensor of shape"),
@@ -302,7 +307,10 @@ def layer_of(threshold):
     *((lambda bits=bits: tnn.Readout(3, 2, weight_bits=bits), error, "weight_bits: expected None or an int from 2 to 8")
       for bits, error in ((1, ValueError), (9, ValueError), (4.0, TypeError), (True, TypeError))),
     (lambda: tnn.Residual(nn.Sequential(tnn.Linear(4, 4), tnn.Flatten())), TypeError, "got Flatten"),
-    (lambda: tnn.Residual(tnn.Linear(4, 4), nn.Identity()), TypeError, "got Identity"),
+    *((lambda shortcut=shortcut: tnn.Residual(tnn.Linear(4, 4), shortcut), TypeError,
+       f"got {type(shortcut).__name__}: leave it out") for shortcut in (nn.Identity(), nn.Sequential())),
+    *((lambda bn=bn: tnn.Linear(4, 4, **bn), ValueError, "a setting of the batch norm, which needs norm=True, got")
+      for bn in ({"gamma": 3.0}, {"eps": 0.1, "norm": False}, {"momentum": 0.5})),
     (lambda: tnn.Residual(tnn.Linear(4, 4))(te.ConstantInput(dyadic(2, 4), 8)), TypeError, "residual"),
     (lambda: tnn.Residual(tnn.Linear(4, 3))(ONES), ValueError, "residual"),
     *((lambda ways=ways: tnn.Residual(*(tnn.Linear(4, 3, timing=way) for way in ways))(ONES), ValueError,
@@ -315,6 +323,13 @@ def test_bad_arguments(call, error, message):
         call()
     assert ("NoneType" in str(caught.value)) == ("NoneType" in message)  # it says what the value was
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [name for name in tnn.__all__ if hasattr(nn, name) and name != "SyncBatchNorm"])
+def test_a_layer_of_torch_names_ours(name):
+    needed = sum(p.default is p.empty for p in inspect.signature(getattr(nn, name)).parameters.values())
+    with pytest.raises((TypeError, AttributeError), match=rf"tandem_snn\.nn\.{name}\b"):
+        getattr(nn, name)(*[1] * needed)(train(8, 1, 1, 1, 1))
 
 
 def test_cuda_tensor_on_a_cpu_only_build(monkeypatch):

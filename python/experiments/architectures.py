@@ -85,7 +85,7 @@ def create(
     """
     notation = MODELS.get(model, model)
     start = (4 / T if ann_units else 1.0) if threshold is None else threshold
-    if gamma is None:
+    if norm and gamma is None:
         gamma = 1.0 if ann_units else tnn.initial_gamma(T, timing)
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     numbers: Counter[str] = Counter()

@@ -103,7 +103,11 @@ def checked_options(of: type, given: Mapping[str, Any], channels: int) -> dict[s
             raise TypeError(f"{name}: {of.__name__} has no such argument; its neurons have {', '.join(OPTIONS)}")
         if name not in SETTINGS:
             OPTIONS[name].check(given[name], channels)
-    return {name: given.get(name, option.default) for name, option in OPTIONS.items()}
+    options = {name: given.get(name, option.default) for name, option in OPTIONS.items()}
+    for name in () if options["norm"] else declared(BatchNormOptions):
+        if options[name] != OPTIONS[name].default:
+            raise ValueError(f"{name}: it is a setting of the batch norm, which needs norm=True, got {options[name]!r}")
+    return options
 
 
 class HasNeurons(nn.Module):

@@ -231,7 +231,9 @@ class Residual(nn.Module):
             last = _layers(path)[-1]
             if not hasattr(last, "preactivation") and not (path is None and name == "shortcut"):
                 expected = "Linear, Conv1d, Conv2d or a Sequential that ends in one"
-                raise TypeError(f"{name}: expected {expected}, got {describe(last)}")
+                nothing = isinstance(last, (nn.Identity, nn.Sequential)) and name == "shortcut"
+                hint = ": leave it out, without a shortcut the input itself is added" * nothing
+                raise TypeError(f"{name}: expected {expected}, got {describe(last)}{hint}")
         self.body = body
         self.shortcut = shortcut
 
