@@ -227,9 +227,7 @@ def _through_product(needs: Inputs, saved: Saved, static: Static, grad_z: Tensor
     weight = cast(saved.weight, grad_z.dtype)  # differs for int8, and for half types that cannot hold the counts
     grad_shift = channel_sum(grad_z) if needs.shift else None
     direct = needs.weight and not needs.scale
-    grad_edge, grad_weight = product.gradients(
-        scaled(grad_z, scale), planes, static.timing, weight, needs.edge, direct
-    )
+    grad_edge, grad_weight = product.gradients(scaled(grad_z, scale), planes, static.timing, weight, needs.edge, direct)
     if not needs.scale:
         return Inputs(grad_edge, grad_weight, None, grad_shift)
     weight, wide = cast(weight, scale.dtype), cast(grad_z, scale.dtype)  # large terms of grad_scale may cancel
