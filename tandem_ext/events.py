@@ -87,9 +87,12 @@ def _frames(
         span = stop - start or 1
     else:
         check_window(window)
-        start, stop = window
+        start, stop = (t.item() if isinstance(t, np.number) else t for t in window)
         inside = (times >= start) & (times < stop)
         span = stop - start
+    most = 2**63 if times.dtype.kind == "i" and isinstance(span, int) else math.inf  # int64 would wrap around
+    if not span * T < most:
+        raise ValueError(f"recording: the times {start} and {stop} are too far apart for T={T}")
     frames = np.floor_divide((times - start) * T, span)
     return np.minimum(np.where(inside, frames, 0).astype(np.int64), T - 1), inside
 
@@ -101,4 +104,6 @@ def _numbers(name: str, values: Any) -> npt.NDArray[Any]:
         raise ValueError(f"{name}: expected a 1-d array, one value per event, got shape {array.shape}")
     if array.size and array.dtype.kind not in "biuf":
         raise TypeError(f"{name}: expected numbers, got {array.dtype}")
+    if array.dtype.kind == "u" and array.size and array.max() >= 2**63:
+        raise ValueError(f"{name}: expected numbers below 2^63, got {array.max()}")
     return array.astype(np.float64 if array.dtype.kind == "f" else np.int64)

@@ -263,8 +263,8 @@ class SpikeTrain(Signal):
 
         Raises:
             TypeError: recording has an unknown form or dtype.
-            ValueError: fields are missing, lengths differ, an address is outside ``shape``, a time is NaN, or the
-                window is empty.
+            ValueError: fields are missing, lengths differ, an address is outside ``shape``, a time is NaN, the
+                window is empty, or it is so long that T times its length is no int64 or float64.
 
         >>> te.SpikeTrain.from_events(([0.0, 0.4, 0.9, 1.0], [0, 1, 1, 0]), shape=[2], T=2).to_dense()
         tensor([[[1., 1.]],

@@ -250,6 +250,12 @@ def layer_of(threshold):
     (events({"t": [0, 1], "x": [1]}, [4]), ValueError, "x: expected 2 values, as many as there are times, got 1"),
     (events({"t": [[0]], "x": [1]}, [4]), ValueError, "t: expected a 1-d array, one value per event, got shape (1, 1)"),
     (events(([math.nan], [1]), [4]), ValueError, "recording: a time is NaN"),
+    (events(([2**62, -(2**62)], [0, 1]), [4]), ValueError, f"recording: the times {-(2**62)} and {2**62} are too far"),
+    (events(([2**60, 0], [0, 1]), [4]), ValueError, f"recording: the times 0 and {2**60} are too far apart for T=8"),
+    (events(([0], [1]), [4], window=(0, 2**70)), ValueError, "recording: the times 0 and 1180591620717411303424 are"),
+    (events(([1e308, -1e308], [0, 1]), [4]), ValueError, "recording: the times -1e+308 and 1e+308 are too far apart"),
+    (events(([-math.inf, 0], [0, 1]), [4]), ValueError, "recording: the times -inf and 0.0 are too far apart"),
+    (events((np.array([2**63], np.uint64), [0]), [4]), ValueError, "times: expected numbers below 2^63, got 922337203"),
     (events(([0.0], [1]), [4], window=(1, 1)), ValueError, "window: expected (start, stop) with start < stop, got (1"),
     *((events(([0.0], [1]), [4], window=window), ValueError, "window: expected (start, stop) with start < stop, got ")
       for window in ((None, 1), ("a", "b"), (0, math.inf), (-math.inf, math.inf), (0, nan), (0, (1, 2)), 5)),
