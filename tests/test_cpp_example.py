@@ -38,14 +38,19 @@ def text(frozen, x, answers=False):
     return "\n".join(lines) + "\n"
 
 
-def text_of_stream(frozen, x):
-    """What it prints with --follow: the samples one after the other, without a reset."""
+def text_of_stream(frozen, x, follows):
+    """What it prints with --follow: neurons that follow go on from sample to sample, others take T steps of each."""
     lines = []
     for i in range(len(x)):
-        answer, steps = frozen.settle(x[i : i + 1])
-        numbers = "".join(f" {value:.9g}" for value in answer[0].tolist())
-        operations = int(frozen._stream.facts[2])
-        lines.append(f"sample {i}: class {int(answer.argmax())}{numbers}; {int(steps)} steps, {operations} operations")
+        sample = x[i : i + 1]
+        if not follows:
+            frozen.reset()
+            steps = sample.to_dense(torch.float32) if isinstance(x, te.SpikeTrain) else [sample] * frozen.T
+        for t, answer in enumerate([frozen.settle(sample)[0]] if follows else map(frozen.step, steps), 1):
+            numbers = "".join(f" {value:.9g}" for value in answer[0].tolist())
+            taken, _, operations = frozen._stream.facts.flatten().tolist()
+            taken = taken if follows else t
+            lines.append(f"sample {i}: class {int(answer.argmax())}{numbers}; {taken} steps, {operations} operations")
     return "\n".join(lines) + "\n"
 
 
@@ -109,9 +114,9 @@ def test_networks(make, bits, timing, classify, tmp_path):
     counts = own_counts(frozen.net, x)[0]
     assert all(c.sum() > 0 for c in counts)
     assert done.stdout == text(frozen, x, answers=True)
-    if timing == "window" and make is not lif:
+    if timing == "step" or make is not lif:  # which has both timings
         followed = run(classify, tmp_path / "net.tandem", tmp_path / "x.f32", "--answers", "--follow")
-        assert followed.stdout == text_of_stream(ts.load(tmp_path / "net.tandem"), x)
+        assert followed.stdout == text_of_stream(ts.load(tmp_path / "net.tandem"), x, timing == "window")
 
 
 @pytest.mark.slow

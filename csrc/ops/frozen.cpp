@@ -323,10 +323,20 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> frozen_step(OptionalTensor input
     places.push_back(pointer<int8_t>(torch::stable::zero_(moves.back())));
   }
   TorchNumbers host(read, type, static_cast<const float*>(dense.data_ptr()));
-  const void* shown = input.has_value() ? dense.data_ptr() : nullptr;
-  const network::Call call{shown, false, weights, false, pointer<float>(answer), &host, torch_parallel};
-  net.step(plan, {call, advances, layout, bytes, begins, steps, each, each + plan.batch, each + 2 * plan.batch,
-                  with_moves ? places.data() : nullptr});
+  network::Frame frame;
+  frame.input = input.has_value() ? dense.data_ptr() : nullptr;
+  frame.prepared = weights;
+  frame.answer = pointer<float>(answer);
+  frame.host = &host;
+  frame.parallel = torch_parallel;
+  frame.advances = advances;
+  frame.layout = layout;
+  frame.state = bytes;
+  frame.begins = begins;
+  frame.steps = steps;
+  frame.taken = each, frame.moved = each + plan.batch, frame.synapses = each + 2 * plan.batch;
+  frame.moves = with_moves ? places.data() : nullptr;
+  net.step(plan, frame);
   return {aten::to_type(answer, type), facts, moves};
 }
 

@@ -49,8 +49,13 @@ void step(const Network& network, const Plan& plan, const uint8_t* prepared, con
     places.push_back(moves.back().data());
   }
   int64_t* each = facts.data();
-  const Call call{input, false, prepared, false, answer.data(), nullptr, cut_for};
-  Frame frame{call, spikes && !follows, 0, state, true, 1, each, each + plan.batch, each + 2 * plan.batch, nullptr};
+  Frame frame;
+  frame.input = input;
+  frame.prepared = prepared;
+  frame.answer = answer.data();
+  frame.parallel = cut_for;
+  frame.state = state;
+  frame.taken = each, frame.moved = each + plan.batch, frame.synapses = each + 2 * plan.batch;
   for (int64_t step = 0; step <= most; ++step) {
     PlainNumbers host;
     frame.host = &host;

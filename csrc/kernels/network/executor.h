@@ -97,13 +97,13 @@ struct Plan {
 };
 
 struct Call {
-  const void* input;  // spike planes [P, batch, height, width, channels], or what Host takes
-  bool counted;       // the input is counts, P = 1; only where reads_counts() says so
-  const uint8_t* prepared;
-  bool every_step;  // an answer after every step
-  float* answer;    // [batch, *plan.answer()], with every_step [T, ...]
-  Host* host;
-  ParallelFor parallel;
+  const void* input = nullptr;  // spike planes [P, batch, height, width, channels], or what Host takes
+  bool counted = false;         // the input is counts, P = 1; only where reads_counts() says so
+  const uint8_t* prepared = nullptr;
+  bool every_step = false;  // an answer after every step
+  float* answer = nullptr;  // [batch, *plan.answer()], with every_step [T, ...]
+  Host* host = nullptr;
+  ParallelFor parallel = serial_for;
 };
 
 // Frame::steps without a limit: more than any network takes.
@@ -112,14 +112,16 @@ constexpr int64_t kUntilRest = int64_t{1} << 40;
 // An input, contiguous or with kFollowing null: as before; and a time step (kSteps), or steps towards the answer of the
 // whole window (kFollowing), which is for the present counts.
 struct Frame : Call {
-  bool advances;   // the input is one step of spikes, by which the last T steps advance; else all T steps, or an image
-  int64_t layout;  // another number for images that Host reads in another memory layout
-  uint8_t* state;  // plan.state bytes, aligned to 64; changed in place
-  bool begins;     // the state has no values yet: silence
-  int64_t steps;   // at most; a sample takes none once it is at rest
-  int64_t *taken, *moved, *synapses;  // [batch]: steps; neurons that moved in the last one; operations
+  // kFollowing: the input is one step of spikes, by which the last T steps advance; else all T steps, or an image.
+  bool advances = false;
+  int64_t layout = 0;        // another number for images that Host reads in another memory layout
+  uint8_t* state = nullptr;  // plan.state bytes, aligned to 64; changed in place
+  bool begins = true;        // the state has no values yet: silence
+  int64_t steps = 1;         // at most; a sample takes none once it is at rest
+  // [batch]: steps; neurons that moved in the last one; operations.
+  int64_t *taken = nullptr, *moved = nullptr, *synapses = nullptr;
   // By instruction with counts [batch, ...], zeros: they receive 1 and -1. Null if there are none.
-  int8_t* const* moves;
+  int8_t* const* moves = nullptr;
 };
 
 // A checked program with its numbers. Throws std::invalid_argument, which names the instruction, if it does not support

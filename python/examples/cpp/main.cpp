@@ -3,8 +3,9 @@
 //
 // NETWORK is a file of FrozenNetwork.save(). INPUT has raw float32 numbers: samples
 // in the network's input shape, one after the other. For a network that takes spikes they are 0 or 1, and a sample is T
-// such arrays. With --answers the network's outputs follow the class. With --follow a network with window timing sees
-// the samples one after the other, as the frames of a video; its neurons follow from one answer to the next.
+// such arrays. With --answers the network's outputs follow the class. With --follow the samples are a stream. A network
+// with window timing sees them as the frames of a video; its neurons follow from one answer to the next. One with step
+// timing has an answer after each of its T steps, and begins anew with each sample.
 #include <kernels/cpu/scratch.h>
 #include <kernels/planes/bits.h>
 
@@ -39,7 +40,7 @@ std::vector<float> read_floats(const char* path) {
 }
 
 // Spikes [batch, T, C, pixels] as planes [P, batch, pixels, C].
-std::vector<uint8_t> planes_of(const std::vector<float>& x, int64_t batch, int64_t T, const Shape& shape) {
+std::vector<uint8_t> planes_of(const float* x, int64_t batch, int64_t T, const Shape& shape) {
   const int64_t features = shape.features(), pixels = shape.height * shape.width;
   std::vector<uint8_t> planes((T + 7) / 8 * batch * features);
   for (int64_t i = 0; i < batch * T * features; ++i) {
@@ -66,31 +67,47 @@ class CountingNumbers : public PlainNumbers {
   const std::vector<std::string>& names_;
 };
 
-void print_sample(int64_t number, const float* row, int64_t outputs, bool answers) {
-  std::printf("sample %ld: class %td", static_cast<long>(number), std::max_element(row, row + outputs) - row);
+void print(int64_t sample, const float* row, int64_t outputs, bool answers) {
+  std::printf("sample %ld: class %td", static_cast<long>(sample), std::max_element(row, row + outputs) - row);
   for (int64_t n = 0; n < outputs && answers; ++n) std::printf(" %.9g", row[n]);
 }
 
-// Shows the samples one after the other; the network comes to rest in the answer of each.
+// Shows the samples one after the other, as a stream.
 void follow(const Network& network, const Shape& shape, const uint8_t* prepared, const std::vector<float>& x,
-            int64_t samples, bool answers) {
-  if (network.stepwise() != Mode::kFollowing) throw std::runtime_error("only neurons with window timing follow");
-  const int64_t T = network.program().header.T, size = static_cast<int64_t>(x.size()) / samples;
+            bool answers) {
+  const int64_t T = network.program().header.T;
   const bool spikes = network.program().value(kNetworkInput) == Value::kSpikes;
-  const Plan plan = network.plan(shape, 1, T, Mode::kFollowing);
+  const bool by_step = network.stepwise() == Mode::kSteps;
+  const int64_t shown = spikes && !by_step ? T : 1;  // steps of spikes in an input
+  const int64_t inputs = by_step ? T : 1;            // of a sample
+  const int64_t size = shape.features() * shown;
+
+  const Plan plan = network.plan(shape, 1, T, network.stepwise());
   tandem::cpu::Scratch<uint8_t> memory;
-  uint8_t* state = memory.reserve(plan.state);
   std::vector<float> answer(plan.answer().features());
   int64_t steps = 0, moved = 0, operations = 0;
-  for (int64_t b = 0; b < samples; ++b) {
-    const std::vector<float> sample(x.begin() + b * size, x.begin() + (b + 1) * size);
-    const std::vector<uint8_t> planes = spikes ? planes_of(sample, 1, T, shape) : std::vector<uint8_t>();
-    const void* input = spikes ? static_cast<const void*>(planes.data()) : sample.data();
-    PlainNumbers host;
-    const Call call{input, false, prepared, false, answer.data(), &host, tandem::serial_for};
-    network.step(plan, {call, false, 0, state, b == 0, kUntilRest, &steps, &moved, &operations, nullptr});
-    print_sample(b, answer.data(), plan.answer().features(), answers);
-    std::printf("; %ld steps, %ld operations\n", static_cast<long>(steps), static_cast<long>(operations));
+  Frame frame;  // what stays the same
+  frame.prepared = prepared;
+  frame.answer = answer.data();
+  frame.state = memory.reserve(plan.state);
+  frame.steps = kUntilRest;
+  frame.taken = &steps, frame.moved = &moved, frame.synapses = &operations;
+
+  const float* last = x.data() + x.size();
+  int64_t sample = 0;
+  for (const float* from = x.data(); from < last; ++sample) {
+    for (int64_t t = 0; t < inputs; ++t) {
+      PlainNumbers host;  // its results stay valid until the step ends
+      const std::vector<uint8_t> planes = spikes ? planes_of(from, 1, shown, shape) : std::vector<uint8_t>();
+      frame.input = spikes ? static_cast<const void*>(planes.data()) : from;
+      frame.host = &host;
+      frame.begins = by_step ? t == 0 : sample == 0;
+      network.step(plan, frame);
+      print(sample, answer.data(), plan.answer().features(), answers);
+      const long count = static_cast<long>(by_step ? t + 1 : steps);
+      std::printf("; %ld steps, %ld operations\n", count, static_cast<long>(operations));
+      if (spikes || t == inputs - 1) from += size;  // else the image again
+    }
   }
 }
 
@@ -111,17 +128,21 @@ void classify(const char* path, const char* input, bool answers, bool follows) {
     throw std::runtime_error("the input is not a number of samples of " + std::to_string(sample) + " floats");
   }
   const auto batch = static_cast<int64_t>(x.size() / sample);
-  if (follows) return follow(network, shape, prepared, x, batch, answers);
-  const std::vector<uint8_t> planes = spikes ? planes_of(x, batch, header.T, shape) : std::vector<uint8_t>();
+  if (follows) return follow(network, shape, prepared, x, answers);
+  const std::vector<uint8_t> planes = spikes ? planes_of(x.data(), batch, header.T, shape) : std::vector<uint8_t>();
   const Plan plan = network.plan(shape, batch, header.T, Mode::kWindow);
   const int64_t outputs = plan.answer().features();
   std::vector<float> answer(batch * outputs);
   CountingNumbers host(file.names);
-  const void* source = spikes ? static_cast<const void*>(planes.data()) : x.data();
-  network.run(plan, {source, false, prepared, false, answer.data(), &host, tandem::serial_for});
+  Call call;
+  call.input = spikes ? static_cast<const void*>(planes.data()) : x.data();
+  call.prepared = prepared;
+  call.answer = answer.data();
+  call.host = &host;
+  network.run(plan, call);
 
   for (int64_t b = 0; b < batch; ++b) {
-    print_sample(b, answer.data() + b * outputs, outputs, answers);
+    print(b, answer.data() + b * outputs, outputs, answers);
     std::printf("\n");
   }
 }
