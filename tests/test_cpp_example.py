@@ -1,6 +1,7 @@
 """python/examples/cpp: a program without Python and torch gives the counts that Python gives."""
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from networks import NETWORKS, average, dyadic, lif, own_counts, trained
+from test_docs import blocks
 from test_frozen_file import converted, events
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from tandem_snn.frozen.lowering import lower
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "python" / "examples" / "cpp"
+PAGE = ROOT / "docs" / "howto" / "cpp.md"
 pytest.importorskip("safetensors")
 
 
@@ -62,25 +65,28 @@ def test_the_example_s_expected_output_is_python_s():
     """The C++ tests compare the program's output with this file."""
     expected = (EXAMPLE / "digits.txt").read_text()
     assert text(ts.load(EXAMPLE / "digits.tandem"), digits()) == expected
-    assert expected in (ROOT / "docs" / "deploy.md").read_text()
+    assert expected in PAGE.read_text()
+
+
+def test_the_page_shows_the_code_of_the_example():
+    (shown,) = blocks(PAGE, "cpp")
+    assert "".join(shown.split()) in "".join((EXAMPLE / "main.cpp").read_text().split())
 
 
 @pytest.fixture(scope="module")
 def classify(tmp_path_factory):
-    """The example, built against the kernels that the C++ tests have built, or would build, in build/cmake-cpu."""
+    """The example, by the commands of its page, with the kernels built in build/cmake-example."""
     if not shutil.which("cmake") or not shutil.which("ninja"):
         pytest.skip("cmake or ninja is not installed")
     folder = tmp_path_factory.mktemp("cpp")
-
-    def cmake(*arguments):
-        subprocess.run(["cmake", *map(str, arguments)], cwd=ROOT, check=True, capture_output=True, text=True)
-
-    jobs = ("--parallel", os.environ.get("MAX_JOBS", "2"))
-    cmake("--preset", "cpu")
-    cmake("--build", "--preset", "cpu", "--target", "tandem_kernels", *jobs)
-    cmake("--install", "build/cmake-cpu", "--prefix", folder / "prefix")
-    cmake("-S", EXAMPLE, "-B", folder / "example", "-G", "Ninja", f"-DCMAKE_PREFIX_PATH={folder / 'prefix'}")
-    cmake("--build", folder / "example", *jobs)
+    commands = next(code for code in blocks(PAGE, "text") if code.startswith("cmake"))
+    commands = re.sub(r"\bPREFIX\b", f"{folder}/prefix", commands).replace("build/example", f"{folder}/example")
+    commands = re.sub(r"(?<![-\w/])build(?= )", "build/cmake-example", commands)
+    options = {"CMAKE_GENERATOR": "Ninja", "CMAKE_BUILD_PARALLEL_LEVEL": os.environ.get("MAX_JOBS", "2")}
+    done = subprocess.run(
+        ["bash", "-ec", commands], cwd=ROOT, env=os.environ | options, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.endswith((EXAMPLE / "digits.txt").read_text())
     return folder / "example" / "classify"
 
 
