@@ -183,23 +183,20 @@ NETWORKS = {
     "every other block, window": lambda: blocks("even"), "every other, window": every_other,
     "events, window": lambda: (in_windows(events()[0]), events()[1]),
 }  # fmt: skip
-FORMS = [(name, form) for name in NETWORKS for form in ("IF", "primitives")[: 1 if "window" in name else 2]]
 
 
-@pytest.mark.parametrize(("name", "form"), FORMS)
-def test_every_network_comes_back_and_again(name, form, tmp_path):
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_comes_back_and_again(name, tmp_path):
     torch.manual_seed(3)
     net, x = NETWORKS[name]()
     ours = own_counts(net, x)
-    if "events" in name or name in GENERAL:  # a file has its nodes, and so the counts of paths, in another order
-        graph = to_nir(net, x, neurons=form, window=True)
-    else:
-        graph = file_of(net, x, tmp_path, neurons=form)
-    if name in GENERAL and form == "IF" and "step" in name:
+    in_order = "events" not in name and name not in GENERAL  # a file's nodes, and so the counts of paths, may not be
+    graph = file_of(net, x, tmp_path) if in_order else to_nir(net, x, window=True)
+    if name in GENERAL and "step" in name:
         assert_same(ours, simulated(graph, x))
     back = from_nir(graph).eval()
     assert_same(ours, own_counts(back, x))
-    assert_same(ours, own_counts(from_nir(to_nir(back, x, neurons=form, window=True)), x))
+    assert_same(ours, own_counts(from_nir(to_nir(back, x, window=True)), x))
 
 
 def batch_normalised():
@@ -212,14 +209,17 @@ def batch_normalised():
 
 
 @pytest.mark.parametrize("make", [batch_normalised, lambda: (separable(), torch.rand(8, 1, 8, 8))])
-def test_an_initial_potential_and_batch_norm_by_primitives(make, tmp_path):
-    """A converted ANN: gains, thresholds, batch norm and v_init, all folded; not dyadic, so nearly always equal."""
+def test_gains_thresholds_and_batch_norm_are_folded(make, tmp_path):
+    """Of a converted ANN, which is not dyadic, so that counts are nearly always equal."""
     torch.manual_seed(4)
     ann, x = make()
     net = calibrate(convert(ann.eval(), T, example=x, timing="step"), [x])
-    with pytest.raises(CannotLower, match=r'NIR.s neurons start at potential 0.*neurons="primitives"'):
+    with pytest.raises(CannotLower, match=r"NIR.s neurons start at potential 0: set v_init=0"):
         to_nir(net, x)
-    path, ours = file_of(freeze(net), x, tmp_path, neurons="primitives"), own_counts(net, x)
+    for layer in net.modules():
+        if hasattr(layer, "v_init"):
+            layer.v_init = 0.0
+    path, ours = file_of(freeze(net), x, tmp_path), own_counts(net, x)
     model = own_counts(from_nir(path), x)
     assert max(differing(ours[0], model[0])) < (1e-4 if make is batch_normalised else 0.01)
     torch.testing.assert_close(model[1], ours[1], atol=0.2, rtol=1e-3)
@@ -234,11 +234,10 @@ def test_averages_of_thirds_are_sums():
 
 
 @pytest.mark.parametrize("dt", [2**-10, 0.3])  # the inverse of the second is rounded
-@pytest.mark.parametrize("form", ["IF", "primitives"])
-def test_another_dt_changes_no_spike(form, dt):
+def test_another_dt_changes_no_spike(dt):
     torch.manual_seed(2)
     net, x = pooled()
-    graph = to_nir(net, x, neurons=form, dt=dt)
+    graph = to_nir(net, x, dt=dt)
     integrators = [node for node in graph.nodes.values() if isinstance(node, nir.IF)]
     assert {r for node in integrators for r in np.unique(node.r)} <= {np.float32(1 / dt)}
     assert_same(own_counts(net, x), own_counts(from_nir(graph), x))
@@ -306,8 +305,3 @@ def test_arguments_and_what_readers_are_warned_of():
     net, x = vector()
     for wrapped in nn.DataParallel(net), torch.compile(net):
         assert list(to_nir(wrapped, x).nodes) == list(to_nir(net, x).nodes)
-    for keywords in ({"neurons": "LIF"}, {"dt": 0.0}):
-        with pytest.raises(ValueError, match=next(iter(keywords))):
-            to_nir(net, x, **keywords)
-    with pytest.raises(CannotLower, match='n1: timing "window" needs a clock'):
-        to_nir(*every_other(), neurons="primitives")

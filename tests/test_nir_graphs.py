@@ -267,7 +267,7 @@ def test_names_of_nir_nodes_are_no_code(name, tmp_path, monkeypatch):
 def test_nir_graphs_of_any_arrays(drawn):
     net = nn.Sequential(tnn.Encoder(8), tnn.Conv2d(1, 2, 3), tnn.AvgPool2d(2), tnn.Flatten(), tnn.Linear(2, 3),
                         tnn.Readout(3, 2)).eval()  # fmt: skip
-    graph = to_nir(net, torch.rand(1, 1, 4, 4), neurons=drawn.draw(st.sampled_from(["IF", "primitives"])))
+    graph = to_nir(net, torch.rand(1, 1, 4, 4))
     shapes = st.lists(st.integers(0, 3), max_size=5)
     for _ in range(drawn.draw(st.integers(1, 3))):
         name = drawn.draw(st.sampled_from(sorted(graph.nodes)))

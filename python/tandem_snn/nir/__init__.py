@@ -23,27 +23,23 @@ from .reader import Reader
 from .values import plain
 from .writer import Writer
 
-FORMS = ("IF", "primitives")
 HARD_RESET_SINCE = (1, 0, 8)
 _DENSEST = 1100  # the largest compression ratio to accept; gzip's is 1,032
 _DEEPEST = 16
 
 
-def to_nir(net: nn.Module, x: Any, *, neurons: str = "IF", dt: float = 1.0, window: bool = False) -> Any:
+def to_nir(net: nn.Module, x: Any, *, dt: float = 1.0, window: bool = False) -> Any:
     """Export a network in evaluation mode as a NIR graph, for inputs shaped like x.
 
     One run of the graph is one time step; the sum of its outputs over T steps is the answer of the network. Gains,
     batch norm, per-channel thresholds and the bias of a step (bias/T) are folded into weights and biases. Neurons of
-    the general way, such as :func:`convert` makes, are exported operator by operator. docs/nir.md describes the
-    metadata, which mark neurons with timing "window".
+    the general way, such as :func:`convert` makes, are exported operator by operator. Neurons are IF and LIF nodes with
+    the metadata ``reset = "subtract"``: since nir 1.0.8 the nodes alone mean a reset to ``v_reset``. docs/nir.md
+    describes the metadata, which mark neurons with timing "window" too.
 
     Args:
         net: a network of layers of ``tandem_snn.nn``, or a frozen network.
         x: a batch of inputs, for the shapes. The graph reads spikes of value 1: the gain of a train is no part of it.
-        neurons: "IF": IF and LIF nodes with the metadata ``reset = "subtract"``, for tools that reset by subtraction
-            (since nir 1.0.8 the nodes alone mean a reset to ``v_reset``). "primitives": a loop of an integrator (I; LI
-            for LIF), a Threshold, and a Scale that returns -ϑ one step later; it has the same meaning in every tool
-            that runs recurrent graphs.
         dt: the length of a time step, in the unit of the time constants: an IF node has r = 1/dt.
         window: the graph's readers follow the metadata of timing "window". If not, such a network gives a warning.
 
@@ -51,10 +47,10 @@ def to_nir(net: nn.Module, x: Any, *, neurons: str = "IF", dt: float = 1.0, wind
         A ``nir.NIRGraph``; ``nir.write(path, graph)`` writes the file.
 
     Raises:
-        CannotLower: not supported are maximum pooling, one-sided padding, an initial potential in the form "IF" or of
-            LIF neurons, timing "window" as primitives, layers that are not a chain to the Readout, and operators
-            without a NIR node, such as upsampling or concatenation. It is a ValueError that names the layer.
-        TypeError, ValueError: net, x, neurons or dt is not allowed.
+        CannotLower: not supported are maximum pooling, one-sided padding, an initial potential with timing "step",
+            layers that are not a chain to the Readout, and operators without a NIR node, such as upsampling or
+            concatenation. It is a ValueError that names the layer.
+        TypeError, ValueError: net, x or dt is not allowed.
         UserError: the package nir is not installed.
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
@@ -63,10 +59,9 @@ def to_nir(net: nn.Module, x: Any, *, neurons: str = "IF", dt: float = 1.0, wind
     """
     net = check_network("net", net)
     check_batch(x)
-    checks.one_of("neurons", neurons, FORMS)
     checks.number("dt", dt, "a number", "a positive number", math.ulp(0.0))
     general = any(isinstance(module, Neurons) for module in net.modules())
-    graph = (graph_of_maps if general else _graph_of_stages)(net, x, neurons, dt)
+    graph = (graph_of_maps if general else _graph_of_stages)(net, x, dt)
     if "timing" in graph.metadata and not window:
         warnings.warn(
             'to_nir: readers that ignore the metadata of timing "window" run other spikes and give other answers; pass '
@@ -76,9 +71,9 @@ def to_nir(net: nn.Module, x: Any, *, neurons: str = "IF", dt: float = 1.0, wind
     return graph
 
 
-def _graph_of_stages(net: nn.Module, x: Any, form: str, dt: float) -> Any:
+def _graph_of_stages(net: nn.Module, x: Any, dt: float) -> Any:
     network = listing_of(net, x)
-    writer = Writer(network.shape, network.T, form, dt, network.window_timing)
+    writer = Writer(network.shape, network.T, dt, network.window_timing)
     writer.taken |= {stage.name for stage in network.stages}
     for stage in network.stages:
         writer.write(stage)
@@ -91,13 +86,12 @@ def from_nir(
 ) -> fx.GraphModule:
     """Import a NIR graph as a spiking network.
 
-    Supported nodes are Conv1d, Conv2d, Affine, Linear, AvgPool2d, SumPool2d, Flatten, Scale, IF and LIF, and the
-    loops of primitives that :func:`to_nir` writes for IF and LIF. The network runs T steps and returns the sum of the
-    graph's outputs, or the spike train if the graph ends in neurons. Synapses that are followed by neurons, optionally
-    with a shortcut or a projection, become a layer of ``tandem_snn.nn``; Scale nodes are folded into its weights and
-    threshold. Other sums of operators use the general way (:class:`tandem_snn.nn.general.Neurons`). The bias of a layer
-    is T times the bias of a step. A graph of :func:`to_nir` gives the same spikes, except for rounding by factors that
-    are not powers of two.
+    Supported nodes are Conv1d, Conv2d, Affine, Linear, AvgPool2d, SumPool2d, Flatten, Scale, IF and LIF. The network
+    runs T steps and returns the sum of the graph's outputs, or the spike train if the graph ends in neurons. Synapses
+    that are followed by neurons, optionally with a shortcut or a projection, become a layer of ``tandem_snn.nn``; Scale
+    nodes are folded into its weights and threshold. Other sums of operators use the general way
+    (:class:`tandem_snn.nn.general.Neurons`). The bias of a layer is T times the bias of a step. A graph of
+    :func:`to_nir` gives the same spikes, except for rounding by factors that are not powers of two.
 
     Args:
         graph: a ``nir.NIRGraph`` or the path of a file.

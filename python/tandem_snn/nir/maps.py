@@ -47,18 +47,18 @@ class _Value:
         return torch.from_numpy(full(self.shape, gain.repeat_interleave(self.shape[0] // len(gain))))
 
 
-def graph_of_maps(net: nn.Module, x: Any, form: str, dt: float) -> Any:
+def graph_of_maps(net: nn.Module, x: Any, dt: float) -> Any:
     """Export a network; arguments as in :func:`to_nir`."""
     net = net.net if isinstance(net, FrozenNetwork) else net
     trace(net)  # raises for hooks and other things that a graph cannot have
     with evaluating(net):
-        return _Walk(net, x[:1], form, dt).written()
+        return _Walk(net, x[:1], dt).written()
 
 
 class _Walk:
     """Writes a node for each Op of the ANN twin, with the neurons of the spiking network instead of ReLUs."""
 
-    def __init__(self, net: nn.Module, x: Any, form: str, dt: float) -> None:
+    def __init__(self, net: nn.Module, x: Any, dt: float) -> None:
         self.net = net
         encoder = next((m for m in net.modules() if isinstance(m, tnn.Encoder)), None)
         self.mode = "events" if encoder is None else encoder.mode
@@ -70,7 +70,7 @@ class _Walk:
             raise CannotLower("net", str(error)) from error
         gain = 1.0 if isinstance(x, SpikeTrain) or encoder is None else encoder.gain
         shape = tuple(x.shape[1:])
-        self.writer = Writer(shape, T, form, dt, window_timing)
+        self.writer = Writer(shape, T, dt, window_timing)
         self.input = _Value(["input"], shape, gain, isinstance(x, SpikeTrain))
         self.values: dict[Op, _Value] = {}
         self.constants: dict[Op, Any] = {}

@@ -107,14 +107,11 @@ class Reader:
     def network(self) -> fx.GraphModule:
         name = ""
         try:
-            for name, node in list(self.nodes.items()):
-                if isinstance(node, self.nir.Threshold):
-                    self._collapse(name, node)
             try:
                 order = list(TopologicalSorter({name: self._sources(name) for name in self.nodes}).static_order())
             except CycleError as error:
                 raise ValueError(f"nodes {error.args[1]}: recurrent connections are not supported") from error
-            neurons = (self.nir.IF, self.nir.LIF, Neuron)
+            neurons = (self.nir.IF, self.nir.LIF)
             for name in reversed(order):
                 readers = [b for a, b in self.edges if a == name]
                 if any(b in self.before_neurons or isinstance(self.nodes[b], neurons) for b in readers):
@@ -129,38 +126,6 @@ class Reader:
     def _sources(self, name: str) -> list[str]:
         return [a for a, b in self.edges if b == name]
 
-    def _collapse(self, name: str, threshold: Any) -> None:
-        """Replace the loop integrator -> Threshold -> Scale -> integrator by one node with the Threshold's name."""
-        (integrator,) = self._sources(name) or [""]
-        loops = [b for a, b in self.edges if a == name and (b, integrator) in self.edges]
-        node = self.nodes.get(integrator)
-        if len(loops) != 1 or not isinstance(self.nodes[loops[0]], self.nir.Scale) or node is None:
-            raise ValueError(f"node {name!r}: a Threshold without the loop that makes it a neuron")
-        theta = tensor(-self.nodes[loops[0]].scale)
-        factor, leak = self._dynamics(integrator, node)
-        self.nodes[name] = Neuron(theta, leak, theta - tensor(threshold.threshold), factor)
-        inside = {integrator, loops[0]}
-        self.edges = [
-            (a, name if b == integrator else b)
-            for a, b in self.edges
-            if a not in inside and not (a == name and b in inside)
-        ]
-        for gone in inside:
-            del self.nodes[gone]
-
-    def _dynamics(self, name: str, node: Any) -> tuple[float, float]:
-        """Return (factor of the input current, leak) of one step of an I, IF, LI or LIF node."""
-        if isinstance(node, (self.nir.I, self.nir.IF)):
-            return near_one(uniform(name, "r", node.r) * self.dt), 1.0
-        if isinstance(node, (self.nir.LI, self.nir.LIF)):
-            if np.any(node.v_leak != 0):
-                raise ValueError(f"node {name!r}: v_leak other than 0")
-            share = self.dt / uniform(name, "tau", node.tau)
-            if not 0 < share < 1:
-                raise ValueError(f"node {name!r}: tau must exceed the time step dt = {self.dt:g}")
-            return near_one(uniform(name, "r", node.r) * share), 1 - share
-        raise ValueError(f"node {name!r}: {type(node).__name__} before a Threshold")
-
     # --- nodes --------------------------------------------------------------------------------------------------------
 
     def _import(self, name: str, node: Any) -> None:
@@ -169,21 +134,10 @@ class Reader:
             encoded = self.graph.call_module("encoder", (self.graph.placeholder("x"),))
             self.values[name] = _Signal(encoded, "spikes" if self.encoder.mode == "events" else "image")
             return
-        if isinstance(node, (nir.IF, nir.LIF)):
-            if (self.reset or plain(node.metadata.get("reset"))) != "subtract":
-                raise ValueError(
-                    f"node {name!r}: {type(node).__name__} resets to v_reset (nir 1.0.8), where these layers subtract "
-                    'the threshold: give reset="subtract" if that is what the graph means'
-                )
-            timing, v_init = self._timing(name, node)
-            factor, leak = self._dynamics(name, node)
-            leaks_first = plain(node.metadata.get("leak", "")).startswith("before the reset")
-            node = Neuron(tensor(node.v_threshold), leak, v_init, factor, timing=timing)
-            node = node if leak == 1 or leaks_first else node.leaks_its_reset()
         if not values:
             raise ValueError(f"node {name!r}: it has no input")
-        if isinstance(node, Neuron):
-            self.values[name] = _Signal(self._neurons(name, node, values), "spikes")
+        if isinstance(node, (nir.IF, nir.LIF)):
+            self.values[name] = _Signal(self._neurons(name, self._neuron(name, node), values), "spikes")
             return
         x = values[0] if len(values) == 1 else _Signal(self._sum(values), "currents")
         if isinstance(node, nir.Output):
@@ -210,14 +164,34 @@ class Reader:
         else:
             raise ValueError(f"node {name!r}: {type(node).__name__} has no counterpart")
 
-    def _timing(self, name: str, node: Any) -> tuple[str, float | Tensor]:
-        """Return timing and initial potential from the metadata that to_nir writes."""
+    def _neuron(self, name: str, node: Any) -> Neuron:
+        """Return the neuron of an IF or LIF node; its timing and initial potential are metadata that to_nir writes."""
+        if (self.reset or plain(node.metadata.get("reset"))) != "subtract":
+            raise ValueError(
+                f"node {name!r}: {type(node).__name__} resets to v_reset (nir 1.0.8), where these layers subtract "
+                'the threshold: give reset="subtract" if that is what the graph means'
+            )
         timing, v_init = plain(node.metadata.get("timing", "step")), node.metadata.get("v_init")
         if timing not in checks.TIMINGS or (timing == "window" and isinstance(node, self.nir.LIF)):
             raise ValueError(f"node {name!r}: {type(node).__name__} with timing {timing!r:.80} has no counterpart")
         if v_init is not None and np.shape(v_init) != np.shape(node.v_threshold):
             raise ValueError(f"node {name!r}: v_init is not of the shape of its neurons")
-        return timing, 0.0 if v_init is None else tensor(v_init)
+        factor, leak = self._dynamics(name, node)
+        start = 0.0 if v_init is None else tensor(v_init)
+        neuron = Neuron(tensor(node.v_threshold), leak, start, factor, timing=timing)
+        leaks_first = plain(node.metadata.get("leak", "")).startswith("before the reset")
+        return neuron if leak == 1 or leaks_first else neuron.leaks_its_reset()
+
+    def _dynamics(self, name: str, node: Any) -> tuple[float, float]:
+        """Return (factor of the input current, leak) of one step of an IF or LIF node."""
+        if isinstance(node, self.nir.IF):
+            return near_one(uniform(name, "r", node.r) * self.dt), 1.0
+        if np.any(node.v_leak != 0):
+            raise ValueError(f"node {name!r}: v_leak other than 0")
+        share = self.dt / uniform(name, "tau", node.tau)
+        if not 0 < share < 1:
+            raise ValueError(f"node {name!r}: tau must exceed the time step dt = {self.dt:g}")
+        return near_one(uniform(name, "r", node.r) * share), 1 - share
 
     def _answer(self, name: str, x: Any) -> fx.Node:
         x = self._signal(name, x)

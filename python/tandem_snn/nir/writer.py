@@ -22,9 +22,9 @@ class Writer:
         window_timing: whether some layer has timing "window".
     """
 
-    def __init__(self, shape: tuple[int, ...], T: int, form: str, dt: float, window_timing: bool) -> None:
+    def __init__(self, shape: tuple[int, ...], T: int, dt: float, window_timing: bool) -> None:
         self.nir = extra("nir", "the export to NIR")
-        self.T, self.form, self.dt, self.window_timing = T, form, dt, window_timing
+        self.T, self.dt, self.window_timing = T, dt, window_timing
         self.taken = {"input", "output"}
         self.nodes: dict[str, Any] = {"input": self.nir.Input({"input": np.array(shape)})}
         self.edges: list[tuple[str, str]] = []
@@ -104,30 +104,15 @@ class Writer:
                 scale = self.nir.Scale(full(stage.shape, stage.layer.residual_scale))
                 residual = [self.add(self.free(f"{stage.name}_shortcut"), scale, *residual)]
             sources = sources + residual
-        v_init = stage.layer.v_init
-        starts_at_zero = v_init is None or not bool(v_init.any())
-        if stage.window_timing and self.form != "IF":
-            why = 'timing "window" needs a clock, which primitives do not have: use neurons="IF"'
-            raise CannotLower(stage.name, why)
-        if not starts_at_zero and not stage.window_timing and (self.form == "IF" or stage.layer.leak < 1):
-            instead = ', or use neurons="primitives"' if stage.layer.leak == 1 else ""
-            raise CannotLower(stage.name, f"NIR's neurons start at potential 0: set v_init=0{instead}")
-        if self.form == "IF":
-            return self.add(self.free(f"{stage.name}_neurons"), self._if(stage), *sources)
-        # With u = v - v_init the potential starts at 0 and the threshold is ϑ - v_init.
-        above = torch.as_tensor(stage.layer.threshold) - (0 if v_init is None else v_init)
-        potential, spikes, reset = (self.free(f"{stage.name}_{part}") for part in ("potential", "spikes", "reset"))
-        integrator = self.nir.I if stage.layer.leak == 1.0 else self.nir.LI
-        self.add(potential, integrator(**self._dynamics(stage)), *sources, reset)
-        self.add(spikes, self.nir.Threshold(full(stage.shape, above)), potential)
-        self.add(reset, self.nir.Scale(full(stage.shape, -torch.as_tensor(stage.layer.threshold))), spikes)
-        return spikes
+        return self.add(self.free(f"{stage.name}_neurons"), self._if(stage), *sources)
 
     def _if(self, stage: NamedStage) -> Any:
         metadata: dict[str, Any] = {"reset": "subtract", "fires": "v >= v_threshold"}
         if self.window_timing:
             metadata["timing"] = stage.layer.timing
-        if stage.window_timing and stage.layer.v_init is not None and bool(stage.layer.v_init.any()):
+        if stage.layer.v_init is not None and bool(stage.layer.v_init.any()):
+            if not stage.window_timing:
+                raise CannotLower(stage.name, "NIR's neurons start at potential 0: set v_init=0")
             metadata["v_init"] = full(stage.shape, stage.layer.v_init)
         zeros, threshold = np.zeros(stage.shape, np.float32), full(stage.shape, torch.as_tensor(stage.layer.threshold))
         cls = self.nir.IF if stage.layer.leak == 1.0 else self.nir.LIF
