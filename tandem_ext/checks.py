@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn, get_args
 
 import numpy as np
 import torch
@@ -19,9 +19,10 @@ from torch._subclasses import FakeTensor
 from ._load import CUDA_ARCHS
 from .signal import Signal
 
-GATES = ("relu", "clip")
-MOST_STEPS = {"step": 65535, "window": 255}  # a burst's count is one byte
-TIMINGS = tuple(MOST_STEPS)
+Gate = Literal["relu", "clip"]
+Timing = Literal["step", "window"]
+GATES, TIMINGS = get_args(Gate), get_args(Timing)
+MOST_STEPS: dict[str, int] = {"step": 65535, "window": 255}  # a burst's count is one byte
 _CPU = torch.device("cpu")
 _FLOAT32 = np.finfo(np.float32)
 _LEAST, _MOST = float(_FLOAT32.tiny), float(_FLOAT32.max)  # beyond them the kernels would compute with 0 or infinity

@@ -81,7 +81,7 @@ class SpikeTrain(Signal):
     _fields: ClassVar[tuple[str, ...]] = ("stored", "T", "_counts", "gain", "_dtype", "timing", "bad")
     _tensors: ClassVar[str] = "to_dense() is the spikes [T, B, *features], counts their number [B, *features]"
     stored: Tensor
-    timing: str = "step"
+    timing: checks.Timing = "step"
     bad: Tensor | None = None
     _counts: Tensor | None
     # A cache of ``counts``. It is not a field, so that reading counts does not change the train as a pytree.
@@ -94,7 +94,7 @@ class SpikeTrain(Signal):
         T: int,
         counts: Tensor | None = None,
         gain: float | Tensor = 1.0,
-        timing: str = "step",
+        timing: checks.Timing = "step",
         bad: Tensor | None = None,
     ) -> None:
         self.stored, self.T, self.gain, self.bad, self._counts = planes, T, gain, bad, counts
@@ -133,7 +133,7 @@ class SpikeTrain(Signal):
         train = object.__new__(cls)
         train.stored = stored
         train.T = T
-        train.timing = timing
+        train.timing = timing  # type: ignore[assignment]  # not checked
         train._counts = counts
         train.gain = gain
         train._dtype = dtype or (torch.get_default_dtype() if counts is None else counts.dtype)

@@ -1,6 +1,9 @@
 """What people try without reading: help(), completion, trains in NumPy's and torch's hands."""
 
 import inspect
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ import tandem_snn.nn as tnn
 from tandem_ext.functional.settings import SETTINGS
 from tandem_snn.nn.options import NeuronOptions
 
+ROOT = Path(__file__).parents[1]
 TRAIN = train(9, 6, 2, 5)
 
 
@@ -38,6 +42,14 @@ def test_a_setting_is_declared_once():
             call(leak=1.5)
         with pytest.raises(ValueError, match="leak: with timing='window' neurons do not leak, expected 1"):
             call(leak=0.5, timing="window")
+
+
+def test_type_checkers_accept_what_is_right_and_nothing_else():
+    """mypy reports a wrong line as an error, and a line that should be wrong as an unused comment."""
+    pytest.importorskip("mypy")
+    command = [sys.executable, "-m", "mypy", "tests/typed_program.py"]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stderr) == (0, ""), found.stdout
 
 
 def test_numpy_gets_the_spikes():

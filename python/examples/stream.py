@@ -30,7 +30,7 @@ def trained(epochs: int) -> tuple[nn.Module, Tensor]:
     torch.manual_seed(0)
     data = load_digits()
     images, labels = torch.from_numpy(data.images).float().unsqueeze(1) / 16, torch.from_numpy(data.target)
-    neurons = {"norm": True, "timing": "window"}
+    neurons: tnn.NeuronOptions = {"norm": True, "timing": "window"}
     net = nn.Sequential(
         *(tnn.Encoder(T=4), tnn.Conv2d(1, 16, 3, padding=1, **neurons), tnn.MaxPool2d(2)),
         *(tnn.Conv2d(16, 32, 3, padding=1, **neurons), tnn.MaxPool2d(2), tnn.Flatten()),

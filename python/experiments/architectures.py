@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import tandem_snn.nn as tnn
+from tandem_ext import checks
 
 MODELS = {
     "alexnet-cifar": "96C3-256C3s2-384C3s2-384C3-256C3-FC1024-D0.2",
@@ -57,7 +58,7 @@ def create(
     learn_threshold: str | None = None,
     v_init: float | None = None,
     gamma: float | None = None,
-    timing: str = "step",
+    timing: checks.Timing = "step",
     ann_units: bool = False,
     **neuron: Any,
 ) -> nn.Sequential:

@@ -15,7 +15,7 @@ from torch.nn import AdaptiveAvgPool2d, Dropout, Flatten, MaxPool2d
 
 from tandem_ext import SpikeTrain
 
-from .nn.passing import Residual
+from .nn.passing import Mode, Residual
 from .nn.signals import effective_counts
 
 __all__ = [
@@ -41,7 +41,7 @@ class Encoder(nn.Module):
     tensor([[0.5000]])
     """
 
-    def __init__(self, T: int = 1, mode: str = "direct", *, gain: float = 1.0) -> None:
+    def __init__(self, T: int = 1, mode: Mode = "direct", *, gain: float = 1.0) -> None:
         super().__init__()
 
     def forward(self, x: Tensor | SpikeTrain) -> Tensor:

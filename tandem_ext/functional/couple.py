@@ -16,7 +16,7 @@ from .autograd import apply, once_differentiable
 from .neuron import cast, channels_of, over_space
 
 
-def couple(train: SpikeTrain, z: Tensor, *, threshold: float | Tensor = 1.0, gate: str = "relu") -> SpikeTrain:
+def couple(train: SpikeTrain, z: Tensor, *, threshold: float | Tensor = 1.0, gate: checks.Gate = "relu") -> SpikeTrain:
     """Give a spike train the gradient of an ANN's activation ρ(z)/ϑ.
 
     The layers of this package compute z from the currents that made the spikes. With any other ANN branch, for example

@@ -45,8 +45,8 @@ class NeuronSettings(TypedDict, total=False):
     threshold: Annotated[float | Tensor, Setting(1.0, lambda value, n: checks.threshold(value, n), each_call=True)]
     leak: Annotated[float, Setting(1.0, lambda value, _: checks.share("leak", value, ", where 1 means no leak"))]
     v_init: Annotated[float | Tensor | None, Setting(None, lambda value, _: checks.v_init(value), each_call=True)]
-    gate: Annotated[str, Setting("relu", lambda value, _: checks.one_of("gate", value, checks.GATES))]
-    timing: Annotated[str, Setting("step", lambda value, _: checks.one_of("timing", value, checks.TIMINGS))]
+    gate: Annotated[checks.Gate, Setting("relu", lambda value, _: checks.one_of("gate", value, checks.GATES))]
+    timing: Annotated[checks.Timing, Setting("step", lambda value, _: checks.one_of("timing", value, checks.TIMINGS))]
 
 
 class Neuron(NeuronSettings, total=False):
@@ -106,8 +106,8 @@ class Static(NamedTuple):
     steps: int  # the window over which bias and shift are spread
     threshold: float
     leak: float
-    gate: str
-    timing: str
+    gate: checks.Gate
+    timing: checks.Timing
 
 
 # with threshold, v_init and residual, which may be tensors

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from tandem_ext.checks import Timing
+
 from .. import nn as tnn
 from ..nn import general
 from . import kinds
@@ -30,7 +32,7 @@ class Lowering(Builder):
         ways: for each layer of neurons, by name, whether it is fused or general, and its operations.
     """
 
-    def __init__(self, graph: Graph, encoder: tnn.Encoder, threshold: float, v_init: float, timing: str) -> None:
+    def __init__(self, graph: Graph, encoder: tnn.Encoder, threshold: float, v_init: float, timing: Timing) -> None:
         super().__init__(graph, encoder)
         self.threshold, self.v_init, self.timing = threshold, v_init, timing
         self.ways: dict[str, str] = {}

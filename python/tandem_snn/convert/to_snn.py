@@ -16,6 +16,7 @@ from tandem_ext import checks
 
 from .. import nn as tnn
 from ..nn import general, maximum
+from ..nn.passing import Mode
 from ..nn.signals import check_network
 from .calibrate import batches_of, calibrate
 from .exported import Example, exported
@@ -31,10 +32,10 @@ def convert(
     example: Example | None = None,
     data: Iterable[Any] | None = None,
     *,
-    mode: str = "direct",
+    mode: Mode = "direct",
     threshold: float | None = None,
     v_init: float = 0.5,
-    timing: str = "window",
+    timing: checks.Timing = "window",
 ) -> fx.GraphModule:
     """Convert an ANN to a spiking network that shares its Parameters and batch norms: training one trains the other.
 

@@ -17,6 +17,7 @@ from .. import nn as tnn
 from ..errors import UserError, extra
 from ..listing import listing_of
 from ..nn.general import Neurons
+from ..nn.passing import Mode
 from ..nn.signals import check_batch, check_network
 from .maps import graph_of_maps
 from .reader import Reader
@@ -82,7 +83,7 @@ def _graph_of_stages(net: nn.Module, x: Any, dt: float) -> Any:
 
 
 def from_nir(
-    graph: Any, T: int | None = None, *, mode: str | None = None, dt: float | None = None, reset: str | None = None
+    graph: Any, T: int | None = None, *, mode: Mode | None = None, dt: float | None = None, reset: str | None = None
 ) -> fx.GraphModule:
     """Import a NIR graph as a spiking network.
 

@@ -15,7 +15,7 @@ from tandem_ext.functional.neuron import over_space
 from tandem_ext.ops import compute_dtype
 
 
-def initial_gamma(T: int, timing: str = "step") -> float:
+def initial_gamma(T: int, timing: checks.Timing = "step") -> float:
     """Return the initial γ of batch norm for a window of T time steps, as measured in docs/initialisation.md.
 
     Args:

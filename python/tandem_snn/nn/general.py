@@ -24,7 +24,7 @@ from tandem_ext.train import add_flags
 
 from .batch_norm import normalised
 from .currents import AT_ONCE, fire_steps, scan_trace, spikes_of, window_trace
-from .options import HasNeurons
+from .options import Gain, HasNeurons
 from .signals import Signal, describe, effective_counts
 
 Steps = Callable[[int, int], Tensor]
@@ -288,7 +288,7 @@ class Neurons(HasNeurons):
         v_init: float | Tensor | None = None,
         *,
         offset: float | Tensor = 0.0,
-        gain: float | str = "threshold",
+        gain: Gain = "threshold",
         ceiling: float | None = None,
         sums: str = "",
         **neuron: Any,

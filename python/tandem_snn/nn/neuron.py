@@ -21,7 +21,7 @@ from tandem_ext.signal import needs_grad
 
 from .batch_norm import SyncBatchNorm, fold_norm, initial_gamma, normalised, own_norm, track, uses_batch
 from .currents import NEVER, part_of, residual_total, step_currents, window_trace
-from .options import DEFAULTS, INTEGRATE_ONLY, HasNeurons, NeuronOptions, checked_options
+from .options import DEFAULTS, INTEGRATE_ONLY, BNStats, HasNeurons, NeuronOptions, checked_options
 from .passing import Encoder
 from .quantise import byte_integers, integers, rounded
 from .signals import Signal, check_network, check_signal, effective_counts
@@ -41,7 +41,7 @@ class SpikingLayer(HasNeurons):
     weight: Tensor
     bias: Tensor | None
     norm: _BatchNorm | None
-    bn_stats: str
+    bn_stats: BNStats
     weight_bits: int | None
 
     def _add_neurons(

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Annotated, Any, NoReturn, TypedDict
+from typing import Annotated, Any, Literal, NoReturn, TypedDict, get_args
 
 from torch import Tensor, nn
 
@@ -22,7 +22,8 @@ from .currents import NEVER
 from .quantise import check_bits
 from .signals import describe
 
-BN_STATS = ("batch", "running")
+Gain = float | Tensor | Literal["threshold"]
+BNStats = Literal["batch", "running"]
 _MOST = sys.float_info.max
 
 
@@ -59,8 +60,8 @@ class BatchNormOptions(TypedDict, total=False):
 class LayerSettings(NeuronSettings, total=False):
     """The settings of a layer that are attributes, in the order of the repr."""
 
-    gain: Annotated[float | Tensor | str, Setting(1.0, _check_gain)]
-    bn_stats: Annotated[str, Setting("batch", lambda value, _: checks.one_of("bn_stats", value, BN_STATS))]
+    gain: Annotated[Gain, Setting(1.0, _check_gain)]
+    bn_stats: Annotated[BNStats, Setting("batch", lambda value, _: checks.one_of("bn_stats", value, get_args(BNStats)))]
     weight_bits: Annotated[int | None, Setting(None, lambda value, _: check_bits(value))]
 
 
@@ -116,9 +117,9 @@ class HasNeurons(nn.Module):
     threshold: float | Tensor
     leak: float = 1.0
     v_init: float | Tensor | None
-    gain: float | Tensor | str
-    gate: str = "relu"
-    timing: str = "step"
+    gain: Gain
+    gate: checks.Gate = "relu"
+    timing: checks.Timing = "step"
     _channels: int | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:

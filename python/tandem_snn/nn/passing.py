@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,8 @@ from tandem_ext.ops import counts_dtype
 from .quantise import check_bits, rounded
 from .signals import Signal, X, check_input, describe, map_counts, map_features
 
-SIGNALS: dict[str, Any] = {"direct": ConstantInput, "zero_expand": ImpulseInput, "events": SpikeTrain}  # by mode
+Mode = Literal["direct", "zero_expand", "events"]
+SIGNALS: dict[str, Any] = {"direct": ConstantInput, "zero_expand": ImpulseInput, "events": SpikeTrain}
 
 
 class Encoder(nn.Module):
@@ -40,11 +41,11 @@ class Encoder(nn.Module):
     ConstantInput(T=8, shape=[2, 1, 28, 28], gain=1.0, device=cpu)
     """
 
-    def __init__(self, T: int, mode: str = "direct", *, gain: float = 1.0) -> None:
+    def __init__(self, T: int, mode: Mode = "direct", *, gain: float = 1.0) -> None:
         super().__init__()
         checks.T("T", T)
         checks.gain("gain", gain)
-        checks.one_of("mode", mode, tuple(SIGNALS))
+        checks.one_of("mode", mode, get_args(Mode))
         self.T = T
         self.mode = mode
         self.gain = gain

@@ -58,7 +58,7 @@ class AvgPool2d(HasNeurons):
         *,
         spiking: bool = True,
         v_init: float | None = None,
-        timing: str = "step",
+        timing: checks.Timing = "step",
     ) -> None:
         super().__init__()
         self.kernel_size = checks.ints("kernel_size", kernel_size, 2, 1)
