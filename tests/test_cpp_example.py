@@ -126,6 +126,20 @@ def test_networks(make, bits, timing, classify, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_readme_s_network(classify, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for code in blocks(ROOT / "README.md", "python"):
+        exec(code, names)
+    Path("x.f32").write_bytes(names["images"].numpy().tobytes())
+    done = run(classify, "net.tandem", "x.f32")
+    assert done.stderr == ""
+    assert [int(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("sample")] == (
+        names["frozen"](names["images"]).argmax(1).tolist()
+    )
+
+
+@pytest.mark.slow
 def test_files_that_are_not_ours(classify, tmp_path):
     content = (EXAMPLE / "digits.tandem").read_bytes()
     path, x = tmp_path / "net", EXAMPLE / "digits.f32"
@@ -141,6 +155,9 @@ def test_files_that_are_not_ours(classify, tmp_path):
     path.write_bytes(older)
     assert "is not one of tandem_snn frozen 1" in run(classify, path, x).stderr
     assert run(classify, path).returncode == 2
+    with pytest.warns(UserWarning, match="cannot run a file without shape and T: call the frozen network on an input"):
+        ts.freeze(events()[0]).save(path)
+    assert "call the frozen network before it is saved" in run(classify, path, x).stderr
     assert "cannot open" in run(classify, tmp_path / "none", x).stderr
     short = tmp_path / "short"
     for size, reason in (4, "number of samples"), (3, "no whole float32s"):

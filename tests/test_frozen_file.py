@@ -99,6 +99,17 @@ def test_a_stream_can_begin_with_the_loaded_network(tmp_path):
     assert torch.equal(so_far, net(x))
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_converted_network_has_the_shape_of_its_data(tmp_path):
+    """A file without it is of no use to a program that knows no more."""
+    ann = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    for keywords in {"data": [torch.rand(5, 2, 7, 6)]}, {"example": torch.rand(1, 2, 7, 6), "threshold": 1.0}:
+        ts.freeze(ts.convert(ann, 4, **keywords)).save(tmp_path / "net")
+        assert ts.load(tmp_path / "net").shape == (2, 7, 6)
+    with pytest.warns(UserWarning, match="cannot run a file without shape: call the frozen network on an input"):
+        ts.freeze(ts.convert(ann, 4, threshold=1.0)).save(tmp_path / "net")
+
+
 def test_weights_of_few_bits_take_a_byte(tmp_path):
     net, x = nn.Sequential(tnn.Encoder(4), tnn.Linear(200, 300), tnn.Readout(300, 10)), torch.rand(1, 200)
     ts.freeze(net).save(tmp_path / "float")

@@ -119,7 +119,9 @@ void classify(const char* path, const char* input, bool answers, bool follows) {
   network.prepare(prepared, tandem::serial_for);
 
   const Header& header = network.program().header;
-  if (header.dims == 0 || header.T == 0) throw std::runtime_error("the network was saved before it ran once");
+  if (header.dims == 0 || header.T == 0) {
+    throw std::runtime_error("the file has no shape of its input, or no T: call the frozen network before it is saved");
+  }
   const Shape shape{header.dims, header.channels, header.height, header.width};
   const bool spikes = network.program().value(kNetworkInput) == Value::kSpikes;
   const std::vector<float> x = read_floats(input);

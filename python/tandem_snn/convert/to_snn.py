@@ -106,8 +106,10 @@ def convert(
             raise CannotConvert(f"module {name!r}: it is spiking already; to_ann gives the ANN of a spiking network")
     batches = iter(()) if data is None else batches_of(data)
     begin = [*islice(batches, 1)]
-    graph = exported(ann, begin[0] if example is None and begin else example)
-    snn = Lowering(graph, encoder, first, v_init, timing).run(type(ann).__name__)
+    example = begin[0] if example is None and begin else example
+    snn = Lowering(exported(ann, example), encoder, first, v_init, timing).run(type(ann).__name__)
+    if example is not None:
+        snn.meta["shape"] = tuple(example.shape[1:])  # for FrozenNetwork
     if data is not None:
         calibrate(snn, chain(begin, batches))
     elif threshold is None:

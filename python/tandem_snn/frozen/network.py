@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from os import PathLike
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from tandem_ext import SpikeTrain, checks
 from tandem_ext.train import with_flags
@@ -34,7 +35,8 @@ class FrozenNetwork(nn.Module):
             place has no effect: use ``load_state_dict``, or freeze the changed network.
         weight_bits: bits per weight, or None if weights were not rounded by :func:`freeze`.
         T: the number of time steps; None until it is known (see :func:`freeze`).
-        shape: the shape [*features] of its input; None until it has run.
+        shape: the shape [*features] of its last input; before it has run that of the example or data of
+            :func:`tandem_snn.convert`, or None.
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(3, 5), tnn.Readout(5, 2)).eval()
     >>> frozen = tandem_snn.freeze(net)
@@ -56,7 +58,7 @@ class FrozenNetwork(nn.Module):
             checks.T("T", self.T, "window" if in_windows else "step")
         if T is not None and windows - {T}:
             raise ValueError(f"T: the network's Encoder has T={windows.pop()}, got {T}")
-        self.shape: tuple[int, ...] | None = None
+        self.shape: tuple[int, ...] | None = net.meta.get("shape") if isinstance(net, fx.GraphModule) else None
         self._programs: dict[Any, Program] = {}  # by the gain of the input
         self._graphs: dict[Any, Graph | None] = {}
         check_finite(self._program_for(1.0).layers)  # trace before several threads may use the network
@@ -371,7 +373,8 @@ class FrozenNetwork(nn.Module):
         """Save the network to the file ``path``, for :func:`load` and for programs without Python.
 
         The file is safetensors with a format version and a checksum, and is written atomically. It contains the program
-        and its data; weights of 2 to 8 bits take a byte each. The state of a stream is not saved.
+        and its data; weights of 2 to 8 bits take a byte each. The state of a stream is not saved. Programs without
+        Python may need ``shape`` and ``T``: a warning says if the file cannot tell them.
 
         Raises:
             ValueError: the network contains something other than layers of ``tandem_snn.nn``, which the message names;
@@ -385,6 +388,13 @@ class FrozenNetwork(nn.Module):
             write(path, lower(self.net), Metadata(self.T, self.weight_bits, self.shape))
         except CannotLower as error:
             raise ValueError(f"net: layer {error.layer!r} cannot be saved: {error.why}") from error
+        unknown = [name for name in ("shape", "T") if getattr(self, name) is None]
+        if unknown:
+            warnings.warn(
+                f"net: programs without Python cannot run a file without {' and '.join(unknown)}: call the frozen "
+                "network on an input before save()",
+                stacklevel=2,
+            )
 
     def _program(self, x: Tensor | SpikeTrain) -> Program:
         self.shape = tuple(x.shape[1:])
