@@ -58,18 +58,22 @@ def any_wrong(tensor: Tensor, wrong: Callable[[Tensor], Tensor]) -> bool:
     return _readable(tensor) and bool(wrong(tensor).any())
 
 
+def _values(name: str, tensor: Tensor, wrong: Callable[[Tensor], Tensor], allowed: str, hint: str = "") -> None:
+    if any_wrong(tensor, wrong):
+        raise ValueError(f"{name}: expected {allowed}, got {tensor[wrong(tensor)][0].item()}{hint}")
+
+
 def whole(name: str, tensor: Tensor, allowed: str, most: float = math.inf) -> None:
     """Whole numbers from 0 to ``most``. Reads values."""
     rounded = torch.round if tensor.is_floating_point() else Tensor.detach
-    if any_wrong(tensor, lambda t: (t < 0) | (t > most) | (t != rounded(t))):
-        raise ValueError(f"{name}: expected {allowed}, got others")
+    _values(name, tensor, lambda t: (t < 0) | (t > most) | (t != rounded(t)), allowed)
 
 
 def binary(name: str, tensor: Tensor) -> None:
     """0 and 1 only. Reads values."""
-    if tensor.dtype != torch.bool and any_wrong(tensor, lambda t: (t != 0) & (t != 1)):
-        instead = "threshold or binarise first; counts of events become a train by SpikeTrain.from_frames"
-        raise ValueError(f"{name}: expected only 0 and 1, got other values (NaN included): {instead}")
+    instead = ": threshold or binarise first; counts of events become a train by SpikeTrain.from_frames"
+    if tensor.dtype != torch.bool:
+        _values(name, tensor, lambda t: (t != 0) & (t != 1), "only 0 and 1", instead)
 
 
 def device(name: str, tensor: Tensor) -> None:

@@ -237,21 +237,25 @@ HOSTILE = [
     (1, "residual", 10**18, "residual"), (0, "fires", 2, "fires"),
     (0, "outputs", 0, "outputs"), (0, "outputs", 2**62, "outputs"), (0, "outputs", 2**29, "too large"),
     (0, "channels", 2**30, "too large"), (0, "channels", -5, "channels"), (0, "groups", 2, "groups"),
-    (0, "kernel_w", 3, "more axes"), (0, "kernel_h", 2**40, "kernel_size"), (0, "stride_w", 0, "stride"),
+    (0, "kernel_w", 3, "kernel_size, stride"), (0, "kernel_h", 2**40, "kernel_size"), (0, "stride_w", 0, "stride"),
     (0, "padding_w", 2**62, "padding"), (0, "after_w", 2, "padding"), (0, "dilation_h", 2**63 - 1, "dilation"),
-    (0, "few_bits", 7, "few_bits"), (0, "weight", -1, "weight: there is none"),
-    (0, "weight", 2**62, "weight: its numbers lie outside"), (0, "step", -1, "step: there is none"),
+    (0, "few_bits", 7, "few_bits"), (0, "weight", -1, "weight: layers and readouts need one"),
+    (0, "weight", 2**62, "weight: its numbers lie outside"), (0, "step", -1, "step: weights of few bits need one"),
     (0, "scale", 1, "scale: its numbers lie outside"), (0, "shift", -64, "shift: its numbers lie outside"),
     (0, "residual_scale", 2**63 - 4, "residual_scale: its numbers lie outside"), (0, "v_height", 2**62, "v_init"),
-    (0, "threshold", bits(-1.0), "threshold"), (0, "threshold", bits(float("nan")), "threshold"),
-    (0, "leak", bits(2.0), "leak"), (0, "leak", bits(float("inf")), "leak"),
-    (0, "timing", 2, "timing"), (1, "timing", 1, "layer '2.body': timing: it reads the other form of trains"),
-    (2, "gain", bits(float("nan")), "layer '3': gain"), (2, "axes", 1, "a readout over space"),
+    (0, "threshold", bits(-1.0), "threshold: expected a finite number above 0, got -1"),
+    (0, "threshold", bits(float("nan")), "threshold"),
+    (0, "leak", bits(2.0), "leak: expected a finite number above 0 and at most 1, got 2"),
+    (0, "leak", bits(float("inf")), "leak"),
+    (0, "timing", 2, "timing"), (1, "timing", 1, "layer '2.body': timing: it reads spikes with the other timing"),
+    (2, "gain", bits(float("nan")), "layer '3': gain: expected a finite number, got nan"),
+    (2, "axes", 1, "axes: a readout has none"),
 ]  # fmt: skip
 
 
 # Sizes that the plan would have and the pooling itself would not: what reads it would read beyond its end.
 POOLED = [
+    ("pooled", 0, "weight", 0, "layer '0': weight, step, shift, residual: only layers and readouts have them"),
     *(("means", 1, field, value, f"layer '2': ({field}|scale|sizes)")
       for field, value in (("outputs", 0), ("outputs", 2**30), ("scale", 2**40), ("scale", -7))),
     ("average", 0, "threshold", bits(1.0), "layer '0': threshold: expected the number of values"),

@@ -25,7 +25,7 @@ Shape place_windows(Geometry& g, const Shape& in, bool ceil = false) {
   for (int axis = 0; axis < 2; ++axis) {
     const int64_t end = (axis == 0 ? g.height : g.width) + g.padding[axis], stride = g.stride[axis];
     const int64_t room = end + g.padding[axis] + g.after[axis] - g.dilation[axis] * (g.kernel[axis] - 1) - 1;
-    if (room < 0) refuse("its window does not fit");
+    if (room < 0) refuse("its kernel is larger than its padded input");
     const int64_t last = (room + stride - 1) / stride * stride;  // where one begins that may reach beyond the end
     if (ceil) g.after[axis] = last - room - (last < end ? 0 : stride);
   }
@@ -39,7 +39,7 @@ Shape result(const Program& program, int64_t number, const Shape& in, Geometry& 
     case Kind::layer:
     case Kind::readout:
       if (in.dims != i.axes + 1 || in.channels != i.channels * i.groups) {
-        refuse("it wants " + std::to_string(i.channels * i.groups) + " channels and " + std::to_string(i.axes) +
+        refuse("it takes " + std::to_string(i.channels * i.groups) + " channels and " + std::to_string(i.axes) +
                " axes, its input is " + text(in));
       }
       return place_windows(g, in);
@@ -49,12 +49,14 @@ Shape result(const Program& program, int64_t number, const Shape& in, Geometry& 
     case Kind::flatten: {
       const int64_t first = i.first < 0 ? i.first + in.dims + 1 : i.first;
       const int64_t last = i.last < 0 ? i.last + in.dims + 1 : i.last;
-      if (first != 1 || last != in.dims) refuse("only a Flatten of all features");
+      if (first != 1 || last != in.dims) refuse("a Flatten of some features is not supported: flatten all");
       return {1, in.features(), 1, 1};
     }
     default:  // pooling
-      if (in.dims != 3) refuse("it wants images, its input is " + text(in));
-      if (i.outputs > 0 && i.outputs != in.channels) refuse("scale: not of its input's channels, which is " + text(in));
+      if (in.dims != 3) refuse("it takes images, its input is " + text(in));
+      if (i.outputs > 0 && i.outputs != in.channels) {
+        refuse("scale: expected one value for each channel of its input " + text(in));
+      }
       if (kind == Kind::adaptive_mean) return {3, in.channels, i.kernel_h, i.kernel_w};
       g.outputs = g.channels = g.groups = in.channels;
       return place_windows(g, in, kind == Kind::max_pool && i.ceil != 0);
@@ -112,10 +114,10 @@ class Planner {
   Shape shape_of(int64_t value) const { return value < 0 ? plan_.sample : plan_.steps[value].out; }
   void check_neurons(const Instruction& i, const Shape& out) const {
     if (i.residual != kAbsent && !(shape_of(i.residual) == out)) {
-      refuse("its residual is " + text(shape_of(i.residual)) + ", its neurons " + text(out));
+      refuse("its residual has shape " + text(shape_of(i.residual)) + ", its neurons " + text(out));
     }
     if (i.v_init != kAbsent && i.v_height * i.v_width > 1 && (i.v_height != out.height || i.v_width != out.width)) {
-      refuse("v_init: not of the neurons' shape " + text(out));
+      refuse("v_init: expected the shape of the neurons, " + text(out));
     }
   }
 

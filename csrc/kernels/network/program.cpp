@@ -45,10 +45,12 @@ class Checker {
     } else {
       const bool scales = i_.scale != kAbsent;
       for (const int64_t numbers : {i_.weight, i_.step, i_.shift, i_.residual_scale, i_.residual}) {
-        if (numbers != kAbsent) refuse("a move with weights");
+        if (numbers != kAbsent) refuse("weight, step, shift, residual: only layers and readouts have them");
       }
-      if (scales && kind != Kind::mean && kind != Kind::adaptive_mean) refuse("a move with weights");
-      if (i_.after_h + i_.after_w != 0) refuse("padding: a pooling has it on both sides");
+      if (scales && kind != Kind::mean && kind != Kind::adaptive_mean) {
+        refuse("scale: only layers, readouts and means have one");
+      }
+      if (i_.after_h + i_.after_w != 0) refuse("padding: a pooling has the same on both sides");
       if (kind != Kind::max_pool && i_.dilation_h * i_.dilation_w != 1) refuse("dilation: a mean has none");
       check_range("channels", i_.channels, 0, 0);
       check_range("outputs", i_.outputs, scales ? 1 : 0, scales ? kLargestSize : 0);
@@ -61,7 +63,7 @@ class Checker {
  private:
   // The kind of value that the instruction makes of x.
   Value value(Kind kind, Value x) const {
-    if (x == Value::kCurrents) refuse("its input is neither spikes nor real numbers");
+    if (x == Value::kCurrents) refuse("input: expected spikes or real numbers, got currents");
     switch (kind) {
       case Kind::layer:
         return check_layer(x);
@@ -76,23 +78,25 @@ class Checker {
         return x;
       case Kind::popcount:
       case Kind::burst:
-        if (x != (kind == Kind::popcount ? Value::kSpikes : Value::kCounts)) refuse("it is of another form of trains");
+        if (x != (kind == Kind::popcount ? Value::kSpikes : Value::kCounts)) {
+          refuse(std::string("input: expected spikes with timing ") + (kind == Kind::popcount ? "step" : "window"));
+        }
         return kind == Kind::popcount ? Value::kCounts : Value::kSpikes;
       case Kind::max_pool:
-        if (x == Value::kMeans) not_run("a maximum of mean counts");
+        if (x == Value::kMeans) not_run("the maximum of mean counts is not supported");
         return x;
       case Kind::mean:
       case Kind::adaptive_mean:
         return x == Value::kReal ? x : Value::kMeans;
       default:
-        if (i_.axes != 0) refuse("a readout over space");
+        if (i_.axes != 0) refuse("axes: a readout has none");
         if (x == Value::kReal) not_run("nothing in the network spikes");
         return Value::kMeans;
     }
   }
 
   Value check_layer(Value x) const {
-    if (x == Value::kMeans) not_run("the mean counts are not the last thing before the Readout");
+    if (x == Value::kMeans) not_run("it reads mean counts, which only a Readout may read");
     if (x == Value::kSpikes || x == Value::kCounts) check_form(x);
     if (i_.fires == 0) return Value::kCurrents;
     if (i_.residual != kAbsent) {
@@ -100,9 +104,9 @@ class Checker {
       if (program_.is_train(i_.residual)) {
         check_form(residual);
       } else if (residual != Value::kCurrents) {
-        not_run("a residual of real numbers");
+        not_run("its residual is real numbers: expected spikes or currents");
       } else if (program_.has_window_timing(i_.residual) != has_window_timing()) {
-        not_run("its residual is currents of another timing");
+        not_run("its residual is currents with another timing");
       }
     }
     return has_window_timing() ? Value::kCounts : Value::kSpikes;
@@ -111,8 +115,9 @@ class Checker {
   bool has_window_timing() const { return program_.has_window_timing(number_); }
 
   void check_form(Value train) const {
-    if (train != (has_window_timing() ? Value::kCounts : Value::kSpikes))
-      refuse("timing: it reads the other form of trains");
+    if (train != (has_window_timing() ? Value::kCounts : Value::kSpikes)) {
+      refuse("timing: it reads spikes with the other timing");
+    }
   }
 
   void not_run(const char* why) const {
@@ -131,13 +136,15 @@ class Checker {
     if (width == 0) width = program_.dtype() == DType::kFloat64 ? 8 : 4;
     const int64_t length = checked_product({size, width}, bytes_);
     if (offset < 0 || offset % width != 0 || offset > bytes_ - length) {
-      refuse(std::string(name) + ": its numbers lie outside of what there is");
+      refuse(std::string(name) + ": its numbers lie outside of those of the network");
     }
   }
 
   void check_double(const char* name, int64_t bits, double least, double most) const {
     const double value = real(bits);
-    if (!(value >= least && value <= most)) refuse(std::string(name) + ": not a number that it can be");
+    if (value >= least && value <= most) return;
+    refuse(std::string(name) + ": expected a finite number" + (least > 0 ? " above 0" : "") +
+           (most == 1 ? " and at most 1" : "") + ", got " + std::to_string(value));
   }
 
   static void check_axis(int64_t kernel, int64_t stride, int64_t padding, int64_t after, int64_t dilation) {
@@ -151,15 +158,15 @@ class Checker {
   void check_weights() const {
     if ((i_.axes < 2 && (i_.kernel_h * i_.stride_h * i_.dilation_h != 1 || i_.padding_h + i_.after_h != 0)) ||
         (i_.axes < 1 && (i_.kernel_w * i_.stride_w * i_.dilation_w != 1 || i_.padding_w + i_.after_w != 0))) {
-      refuse("a window over more axes than there are");
+      refuse("kernel_size, stride, padding, dilation: expected 1, 1, 0, 1 for axes that it does not have");
     }
     check_range("groups", i_.groups, 1, i_.axes == 0 ? 1 : kLargestSize);
     check_range("outputs", i_.outputs, 1, kLargestSize);
     check_range("channels", i_.channels, 1, kLargestSize);
     checked_product({i_.channels, i_.groups}, kLargestSize);
-    if (i_.outputs % i_.groups != 0) refuse("groups: they do not divide the outputs");
-    if (i_.weight == kAbsent) refuse("weight: there is none");
-    if (i_.few_bits != 0 && i_.step == kAbsent) refuse("step: there is none");
+    if (i_.outputs % i_.groups != 0) refuse("groups: expected a divisor of the outputs");
+    if (i_.weight == kAbsent) refuse("weight: layers and readouts need one");
+    if (i_.few_bits != 0 && i_.step == kAbsent) refuse("step: weights of few bits need one");
     const int64_t weights = checked_product({i_.channels, i_.kernel_h, i_.kernel_w, i_.outputs}, bytes_);
     check_numbers("weight", i_.weight, weights, i_.few_bits != 0 ? 1 : size_of(program_.dtype()));
     check_numbers("step", i_.step, i_.outputs);
@@ -171,7 +178,8 @@ class Checker {
   void check_v_init() const {
     check_range("v_init", i_.v_height, 0, i_.outputs > 0 ? kLargestSize : 0);
     check_range("v_init", i_.v_width, i_.v_height == 0 ? 0 : 1, i_.v_height == 0 ? 0 : kLargestSize);
-    if ((i_.axes < 2 && i_.v_height > 1) || (i_.axes < 1 && i_.v_width > 1)) refuse("v_init: too many sizes");
+    if ((i_.axes < 2 && i_.v_height > 1) || (i_.axes < 1 && i_.v_width > 1))
+      refuse("v_init: it has more axes than the neurons");
     const int64_t size = checked_product({i_.v_height, i_.v_width, i_.outputs}, kMostFeatures);
     check_numbers("v_init", i_.v_init, i_.v_height == 0 ? 1 : size);
   }
@@ -191,7 +199,8 @@ void check_header(const Header& header) {
   for (const int64_t size : {header.channels, header.height, header.width}) {
     check_range("shape", size, header.dims == 0 ? 0 : 1, header.dims == 0 ? 0 : kLargestSize);
   }
-  if ((header.dims < 3 && header.height > 1) || (header.dims < 2 && header.width > 1)) refuse("shape: too many sizes");
+  if ((header.dims < 3 && header.height > 1) || (header.dims < 2 && header.width > 1))
+    refuse("shape: it has more sizes than dims");
   checked_product({header.channels, header.height, header.width}, kMostFeatures);
 }
 
@@ -255,7 +264,7 @@ Program read(const int64_t* words, int64_t count, int64_t bytes) {
   if (program.header.format != kFormat) refuse("it is a program of another version");
   const int64_t n = program.header.instructions;
   check_range("instructions", n, 1, kMostInstructions);
-  if (count != header_words + n * row) refuse("the program does not have the length that it says");
+  if (count != header_words + n * row) refuse("the program has another length than its header says");
   check_header(program.header);
   program.instructions.resize(n);
   std::memcpy(program.instructions.data(), words + header_words, n * sizeof(Instruction));

@@ -22,6 +22,7 @@ from tandem_ext import SpikeTrain
 
 from ..nn.hooks import evaluating
 from ..nn.signals import describe, effective_counts, inputs_of
+from . import kinds
 from .graph import CannotConvert, Graph, Op, batch_of, bind, refuse, shape_of
 from .inputs import GIVE, examples_for
 
@@ -49,7 +50,9 @@ def exported(ann: nn.Module, example: Example | None = None) -> Graph:
         if not isinstance(answer, Tensor):
             several = isinstance(answer, (tuple, list, dict))
             what = f"{len(answer)} values, {type(answer).__name__}" if several else describe(answer)
-            raise CannotConvert(f"the network returns {what}: a spiking network has one answer, a tensor")
+            name = type(ann).__name__
+            why = kinds.INSTEAD.get(name.lower(), "a spiking network has one answer, a tensor")
+            raise CannotConvert(f"{name} returns {what}: {why}")
         graph, *others = (_graph(ann, x) for x in examples)
     if any(_numbers(graph) != _numbers(other) for other in others):
         raise CannotConvert(f"the operations of the ANN depend on the size of its input: {GIVE}")

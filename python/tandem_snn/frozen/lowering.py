@@ -198,9 +198,9 @@ def _refuse_the_general_way(name: str, layer: nn.Module) -> None:
         why = f"it uses the general way ({layer.sums or 'any sum of linear maps'})"
         raise CannotLower(name, f"{why}, so it is not a layer of tandem_snn.nn, and cannot run step by step")
     if isinstance(layer, MaxPool):
-        why = "exact maximum pooling is not a layer of tandem_snn.nn"
+        why = f"{layer.f} is not a layer of tandem_snn.nn"
         other = 'convert with timing="window", or put tnn.MaxPool2d in its place'
-        raise CannotLower(name, f"{why}: {other if layer.f == 'max_pool2d' else 'of images tnn.MaxPool2d is one'}")
+        raise CannotLower(name, f"{why}: {other if layer.f == 'max_pool2d' else 'only tnn.MaxPool2d, of images, is'}")
 
 
 def _constant(value: Tensor | None) -> Tensor | None:

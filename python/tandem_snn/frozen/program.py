@@ -138,7 +138,7 @@ def read(path: str | PathLike[str]) -> tuple[Stages, Metadata]:
         return decode(tensors["program"], tensors["numbers"], names)
     except Exception as error:  # an untrusted file may make torch raise anything
         why = f"layer {error.layer!r:.80}: {error.why}" if isinstance(error, CannotLower) else str(error)
-        raise UserError(f"{path} is not a frozen network that can be: {why[:300]}") from error
+        raise UserError(f"{path} is not a valid frozen network: {why[:300]}") from error
 
 
 class Program:
