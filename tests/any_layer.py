@@ -6,7 +6,7 @@ Hypothesis draws for test_functional.py, seeds for gpu/correctness.py, which has
 import math
 
 import torch
-from cases import WINDOWS, assert_same, compute_dtype, dyadic, is_channels_last, train, views
+from cases import WINDOWS, assert_same, bursts, compute_dtype, dyadic, is_channels_last, train, views
 
 import tandem_ext as te
 
@@ -46,9 +46,32 @@ def neurons(random, T, shape, dtype=torch.float32, device=None, timing="step"):
     }
 
 
+def practical_geometry(random, dims, most=2**16):
+    """What conv_geometry gives, as networks have it, with as many lines and outputs as ``most`` products allow."""
+    sizes = [16, 32, 48, 64, 96, 128, 192, 256]
+    channels = random.choice(sizes)
+    groups = math.gcd(channels, random.choice([1, 2, 4, 8, 32, channels]))
+    kernel = random.choice([(1, 1), (3, 1), (1, 3), (3, 3), (5, 5)])[-dims:]
+    stride, dilation = (tuple(random.choice([1, 1, 2]) for _ in kernel) for _ in range(2))
+    padding = tuple(random.choice([0, d * (k - 1) // 2]) for k, d in zip(kernel, dilation, strict=True))
+    least = [max(1, d * (k - 1) + 1 - 2 * p) for k, p, d in zip(kernel, padding, dilation, strict=True)]
+    width = max(least[-1], random.choice([7, 14, 16, 28, 30, 32, 48, 56]))
+    inputs = channels // groups
+    line = inputs * math.prod(kernel) * ((width - least[-1]) // stride[-1] + 1) * groups  # products of an output
+    outputs = max(1, min(random.choice(sizes) // groups, most // line))
+    lines = max(1, min(random.randint(1, width), most // (line * outputs)))
+    space = (least[0] + (lines - 1) * stride[0], width)[-dims:]
+    window = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return (outputs * groups, inputs, *kernel), (channels, *space), window
+
+
 def conv_geometry(random):
-    """(weight shape, features of the input, arguments) of a convolution; wide and depthwise ones are among them."""
+    """(weight shape, features of the input, arguments) of a convolution: half of them are as in networks, the others of
+    any small shape; wide and depthwise ones are among them.
+    """
     dims = random.choice([1, 2])
+    if chance(random):
+        return practical_geometry(random, dims)
     each = lambda least, most: tuple(random.randint(least, most) for _ in range(dims))  # noqa: E731
     groups, inputs, outputs = random.choice([
         random.choice([(1, 64, 48), (40, 1, 1)]),
@@ -187,3 +210,17 @@ def check(random, product, timing, dtype, device):
                 summed = key not in ("x", "weight", "residual") and not (key == "gain" and a.dim())
                 exact = summed and (torch.is_tensor(options["threshold"]) or options["threshold"] != 1.25)
                 assert (a.double() - b.double()).abs().max() <= BOUNDS[C if exact else dtype] * scale, key
+
+
+def check_practical(random, timing, layers=200, device=None):
+    """Convolutions of spikes as networks have them are the reference's. Without gradients, so many take no time."""
+    for _ in range(layers):
+        torch.manual_seed(random.randint(0, 2**16))
+        weight_shape, features, geometry = practical_geometry(random, random.choice([1, 2, 2]))
+        T, shape = random.choice([1, 4, 8, 20]), (random.randint(1, 3), *features)
+        x = train(T, *shape, device=device) if timing == "step" else bursts(T, *shape).to(device)
+        kind = random.choice([{"dtype": torch.float32}, {"dtype": torch.bfloat16}, {"dtype": torch.int8, "unit": 1}])
+        weight = dyadic(*weight_shape, device=device, **kind)
+        options = geometry | {"timing": timing, "return_v": True}
+        ours, theirs = (getattr(m, f"conv{len(features) - 1}d_if")(x, weight, **options) for m in (f, ref))
+        assert_same(ours, theirs)

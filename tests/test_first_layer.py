@@ -7,6 +7,7 @@ import random
 import sys
 from typing import Any, NamedTuple
 
+import any_layer
 import child
 import pytest
 import torch
@@ -35,10 +36,15 @@ class Shape(NamedTuple):
 
 
 def random_shape(seed):
-    """Small ones of every kind; a fifth with a single output along an axis, some large with a strided 1x1 kernel."""
+    """Half as in networks, half small ones of every kind, of which a fifth has a single output along an axis and some
+    are large with a strided 1x1 kernel.
+    """
     r = random.Random(seed)
     kind = r.choice(["float32"] * 4 + ["bfloat16"]), r.choice(["contiguous", "channels last", "strided", "slice"])
     batch, axes = r.choice([1, 1, 2, 3, 8]), r.choice([2, 2, 2, 2, 1, 0])
+    if axes > 0 and any_layer.chance(r):
+        weight, (channels, *size), window = any_layer.practical_geometry(r, axes)
+        return Shape(batch, channels, weight[0], tuple(size), (weight[2:], *window.values()), *kind)
     channels = r.choice([1, 1, 2, 3, 3, 4, 5, 8, 15, 16, 17, 32])
     outputs = r.choice([1, 2, 3, 7, 8, 16, 24, 32, 48, 64])
     if axes == 0:

@@ -1,5 +1,7 @@
 """The layers of tandem_ext.functional: results and gradients are the reference's, whatever they are given."""
 
+from random import Random
+
 import any_layer
 import pytest
 import torch
@@ -16,6 +18,10 @@ f, ref = te.functional, te.reference
 @given(random=st.randoms(), dtype=st.sampled_from(DTYPES))
 def test_results_and_gradients_are_the_reference(product, timing, random, dtype, device):
     any_layer.check(random, product, timing, dtype, device)
+
+
+def test_layers_of_practice_are_the_reference(timing, device):
+    any_layer.check_practical(Random(0), timing, device=device)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,9 +1,11 @@
 // Layers of spike products, random or from fuzzed bytes. Weights are multiples of 1/64, so all sums are exact.
 #pragma once
 
+#include <numeric>
 #include <optional>
 #include <random>
 #include <string>
+#include <tuple>
 
 #include "check.h"
 #include "kernels/layer.h"
@@ -117,47 +119,52 @@ struct ProductLayer {
     return values[output * geometry.inputs() + within];
   }
 
-  // y[t] of neuron n, an exact sum.
-  double sum(int t, int64_t n) const {
-    const int64_t output = n % geometry.outputs, row = n / geometry.outputs;
-    const int64_t height = geometry.out_height(), width = geometry.out_width();
-    const int64_t b = row / (height * width), y = row / width % height, x = row % width;
-    const int64_t group = output / geometry.group_outputs();
-    const int64_t pixels = geometry.batch * geometry.height * geometry.width;
-    double total = 0;
-    for (int64_t tap = 0; tap < geometry.taps(); ++tap) {
-      const int64_t iy = y * geometry.stride[0] - geometry.padding[0] + tap / geometry.kernel[1] * geometry.dilation[0];
-      const int64_t ix = x * geometry.stride[1] - geometry.padding[1] + tap % geometry.kernel[1] * geometry.dilation[1];
-      if (iy < 0 || iy >= geometry.height || ix < 0 || ix >= geometry.width) continue;
-      for (int64_t c = 0; c < geometry.group_channels(); ++c) {
-        const int64_t pixel = t / 8 * pixels + (b * geometry.height + iy) * geometry.width + ix;
-        const int byte = planes[pixel * geometry.channels + group * geometry.group_channels() + c];
-        if (byte >> (t % 8) & 1) total += weight(output, tap, c);
+  // The exact sums of the steps, [T, neurons], or with window timing of the counts, [neurons].
+  std::vector<double> sums() const {
+    const Geometry& g = geometry;
+    const bool counts = args.timing == Timing::kWindow;
+    const int64_t channels = g.group_channels(), outputs = g.group_outputs(), neurons = args.neurons;
+    std::vector<double> by_input(values.size());  // [groups, taps, channels, outputs]
+    for (int64_t output = 0; output < g.outputs; ++output) {
+      for (int64_t k = 0; k < g.inputs(); ++k) {
+        const int64_t row = (output / outputs * g.inputs() + k) * outputs;
+        by_input[row + output % outputs] = weight(output, k / channels, k % channels);
       }
     }
-    return total;
-  }
-
-  // The product of the window of neuron n: an exact sum, rounded once.
-  float window(int64_t n) const {
-    double u = 0;
-    const bool counts = args.timing == Timing::kWindow;  // summed over their bits
-    for (int t = 0; t < (counts ? 8 : T); ++t) u += counts ? std::ldexp(sum(t, n), t) : sum(t, n);
-    return static_cast<float>(u);
-  }
-
-  std::vector<float> windows() const {
-    std::vector<float> out;
-    for (int64_t n = 0; n < args.neurons; ++n) out.push_back(window(n));
+    std::vector<double> out((counts ? 1 : T) * neurons);
+    for (int64_t i = 0; i < g.rows() * g.taps() * g.channels; ++i) {
+      const int64_t row = i / g.channels / g.taps(), tap = i / g.channels % g.taps(), c = i % g.channels;
+      const int64_t line = row / g.out_width(), b = line / g.out_height();
+      const int64_t y = line % g.out_height() * g.stride[0] - g.padding[0] + tap / g.kernel[1] * g.dilation[0];
+      const int64_t x = row % g.out_width() * g.stride[1] - g.padding[1] + tap % g.kernel[1] * g.dilation[1];
+      if (y < 0 || y >= g.height || x < 0 || x >= g.width) continue;
+      const double* w = by_input.data() + ((c / channels * g.taps() + tap) * channels + c % channels) * outputs;
+      double* to = out.data() + row * g.outputs + c / channels * outputs;
+      const uint8_t* byte = planes.data() + ((b * g.height + y) * g.width + x) * g.channels + c;
+      for (int32_t t = 0; t < (counts ? 1 : T); ++t, to += neurons) {
+        const int spikes = counts ? *byte : byte[t / 8 * inputs()] >> (t % 8) & 1;
+        for (int64_t n = 0; spikes > 0 && n < outputs; ++n) to[n] += spikes * w[n];
+      }
+    }
     return out;
+  }
+
+  // The products of the window: exact sums, rounded once.
+  std::vector<float> windows() const {
+    std::vector<double> total(args.neurons);
+    const std::vector<double> all = sums();
+    for (size_t i = 0; i < all.size(); ++i) total[i % total.size()] += all[i];
+    return {total.begin(), total.end()};
   }
 
   std::vector<PlainNeuron<float>> expected() const {
     std::vector<PlainNeuron<float>> out;
+    const std::vector<double> all = sums();
+    const std::vector<float> window = windows();
     for (int64_t n = 0; n < args.neurons; ++n) {
-      const auto y = [&](int t) { return static_cast<float>(sum(t, n)); };
-      out.push_back(args.timing == Timing::kWindow ? plain_burst(args, n, window(n))
-                                                   : plain_neuron(args, n, window(n), y));
+      const auto y = [&](int t) { return static_cast<float>(all[t * args.neurons + n]); };
+      out.push_back(args.timing == Timing::kWindow ? plain_burst(args, n, window[n])
+                                                   : plain_neuron(args, n, window[n], y));
     }
     return out;
   }
@@ -262,14 +269,33 @@ inline Geometry any_image(Input& in) {
   return g;
 }
 
-// Returns nothing if the layer would be too large. Scale, shift and other options are present or absent.
-inline std::optional<ProductLayer> any_layer(Input& in) {
-  const Geometry g = in.flag() ? any_linear(in) : any_image(in);
-  const int32_t T = static_cast<int32_t>(in.range(1, in.flag() ? 600 : 10));
+// As networks have them, with as many lines and outputs as `most` products allow.
+inline Geometry practical_image(Input& in, int64_t most) {
+  constexpr int64_t kChannels[] = {16, 32, 48, 64, 96, 128, 192, 256};
+  constexpr std::pair<int64_t, int64_t> kKernels[] = {{1, 1}, {3, 1}, {1, 3}, {3, 3}, {5, 5}};
+  Geometry g{};
+  g.batch = in.range(1, 2);
+  g.channels = in.pick(kChannels);
+  g.groups = std::gcd(g.channels, in.pick<int64_t>({1, 2, 4, 8, 32, g.channels}));
+  std::tie(g.kernel[0], g.kernel[1]) = in.pick(kKernels);
+  int64_t* size[] = {&g.height, &g.width};
+  for (int i = 0; i < 2; ++i) {
+    g.stride[i] = in.pick({1, 1, 2});
+    g.dilation[i] = in.pick({1, 1, 2});
+    g.padding[i] = in.flag() ? g.dilation[i] * (g.kernel[i] - 1) / 2 : 0;
+    const int64_t least = g.dilation[i] * (g.kernel[i] - 1) + 1 - 2 * g.padding[i];
+    *size[i] = std::max(least, i == 0 ? 1 : in.pick<int64_t>({7, 14, 16, 28, 30, 32, 48, 56}));
+  }
+  const auto products = [&] { return g.neurons() * (g.inputs() + 32); };  // a neuron is work too
+  g.outputs = g.groups;
+  g.outputs *= std::clamp<int64_t>(most / products(), 1, std::max<int64_t>(1, in.pick(kChannels) / g.groups));
+  for (int64_t lines = in.range(1, g.width); lines > g.height && 2 * products() <= most;) ++g.height;
+  return g;
+}
+
+inline ProductLayer any_options(Input& in, const Geometry& g, int32_t T) {
   const double rate = in.pick({0.1, 0.02, 0.0, 0.5, 1.0});
   const int64_t neurons = g.neurons();
-  if (g.inputs() * g.outputs > kMostProducts || neurons * T * (g.inputs() + 8) > 8 * kMostProducts) return {};
-
   ProductLayer layer(g, T, rate, static_cast<unsigned>(in.range(0, 255)));
   layer.dtype = in.pick({DType::kFloat32, DType::kBFloat16, DType::kFloat16});
   layer.channels_last = in.flag();
@@ -299,6 +325,15 @@ inline std::optional<ProductLayer> any_layer(Input& in) {
   }
   parts = in.range(1, 5);
   return layer;
+}
+
+// Returns nothing if the layer would be too large. Scale, shift and other options are present or absent.
+inline std::optional<ProductLayer> any_layer(Input& in) {
+  const auto T = static_cast<int32_t>(in.range(1, in.flag() ? 600 : 10));
+  const int64_t most = 8 * kMostProducts / T;
+  const Geometry g = in.flag() ? practical_image(in, most) : in.flag() ? any_linear(in) : any_image(in);
+  if (g.inputs() * g.outputs > kMostProducts || g.neurons() * (g.inputs() + 8) > most) return {};
+  return any_options(in, g, T);
 }
 
 inline std::string text(const ProductLayer& layer) {

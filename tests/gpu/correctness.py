@@ -1,6 +1,7 @@
 """Cases in which the ops on a device must give the reference's bits. All numbers are dyadic: no sum of float64 or
 of a gradient rounds; but for weights of no grid, which must give the bits of the CPU's kernels."""
 
+import functools
 import itertools
 import random
 from collections.abc import Callable, Iterator
@@ -46,6 +47,9 @@ def layers(small: bool) -> Iterator[Case]:
 
     for of in itertools.product(any_layer.PRODUCTS, ("step", "window"), DTYPES):
         yield Case(f"{of[0]} {of[1]} {str(of[2])[6:]}", lambda d, of=of: run(d, *of))
+    for timing in ("step", "window"):
+        practical = functools.partial(any_layer.check_practical, random.Random(0), timing, 20 if small else 200)
+        yield Case(f"practical {timing}", practical)
 
 
 def large(small: bool) -> Iterator[Case]:
