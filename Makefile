@@ -99,6 +99,7 @@ mutants: $(READY) ext
 results: $(READY) ext
 	python docs/pages/results.py
 	python docs/pages/performance.py
+	python docs/pages/names.py
 
 # No environment is made: what runs is the torch that PYTHON has.
 gpu-check:

@@ -9,11 +9,14 @@ import textwrap
 from pathlib import Path
 
 import child
+import names
 import performance
 import pytest
 import results
+import torch
 from tables import with_table
 
+import tandem_snn.nn as tnn
 from train import make_parser
 
 ROOT = Path(__file__).parents[1]
@@ -152,6 +155,14 @@ def read(name):
 
 
 MEASURED = {row["case"]: row for row in read("bench-1")["rows"]}
+
+
+def test_the_page_of_names_is_that_of_the_docstrings():
+    assert (ROOT / "docs/api/names.md").read_text() == names.page()
+    classes = {name: thing for name in tnn.__all__ if isinstance(thing := getattr(tnn, name), type)}
+    layers = {name for name, thing in classes.items() if issubclass(thing, torch.nn.Module)}
+    listed = README.partition("Layers are ")[2].partition("(")[0]
+    assert set(re.findall(r"`(\w+)`", listed)) == layers - {"SpikingLayer", "SyncBatchNorm"}
 
 
 def test_the_pages_are_those_of_the_results(tmp_path):
