@@ -158,7 +158,7 @@ MEASURED = {row["case"]: row for row in read("bench-1")["rows"]}
 
 
 def test_the_page_of_names_is_that_of_the_docstrings():
-    assert (ROOT / "docs/api/names.md").read_text() == names.page()
+    assert (ROOT / "docs/api/names.md").read_text() == names.page(), "run docs/pages/names.py"
     classes = {name: thing for name in tnn.__all__ if isinstance(thing := getattr(tnn, name), type)}
     layers = {name for name, thing in classes.items() if issubclass(thing, torch.nn.Module)}
     listed = README.partition("Layers are ")[2].partition("(")[0]
