@@ -5,6 +5,7 @@ import inspect
 import json
 import re
 import shlex
+import sys
 import textwrap
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import names
 import performance
 import pytest
 import results
+import tomllib
 import torch
 from tables import with_table
 
@@ -30,6 +32,7 @@ NOTEBOOKS = ("tutorial-events.md",)  # pages whose code is that of a notebook, w
 NOT_RUN = ("pip install", "make ")  # they change the environment; the tests of the build are about them
 COMMITTED = sorted((ROOT / "docs/results/training").glob("*.json"))
 README = (ROOT / "README.md").read_text()
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 
 
 def blocks(page, *languages):
@@ -57,6 +60,16 @@ def test_code_runs(page, tmp_path, monkeypatch):
         if str(error.name).split(".")[0] not in OTHERS:
             raise
         pytest.importorskip(str(error.name))
+
+
+@having("python")
+def test_code_imports_what_all_installs_or_its_page_names(page):
+    with_all = [one for extra in EXTRAS if f"{extra}," in EXTRAS["all"][0].replace("]", ",") for one in EXTRAS[extra]]
+    code = "".join(blocks(page, "python"))
+    modules = set(re.findall(r"^ *(?:import|from) (\w+)", code, re.MULTILINE)) - sys.stdlib_module_names
+    for module in modules - {"torch", "numpy", "tandem_ext", "tandem_snn"}:
+        package = {"sklearn": "scikit-learn"}.get(module, module)
+        assert package in with_all or re.search(rf"`pip install [^`]*\b{package}\b", page.read_text()), package
 
 
 @having("sh")
