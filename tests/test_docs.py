@@ -62,7 +62,7 @@ def test_code_runs(page, tmp_path, monkeypatch):
         pytest.importorskip(str(error.name))
 
 
-@having("python")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_code_imports_what_all_installs_or_its_page_names(page):
     with_all = [one for extra in EXTRAS if f"{extra}," in EXTRAS["all"][0].replace("]", ",") for one in EXTRAS[extra]]
     code = "".join(blocks(page, "python"))
