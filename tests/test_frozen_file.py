@@ -284,7 +284,7 @@ def test_hostile_tensors(small):
     tensors = container.unpack(path, FORMAT, "", "")
     program, numbers = tensors["program"], tensors["numbers"]
     for changes, message in (
-        ({"program": program, "names": tensors["names"]}, "it has the tensors"),
+        ({"program": program, "names": tensors["names"]}, "expected the tensors names, numbers and program, got"),
         ({**tensors, "more": torch.ones(2)}, "more"),
         ({**tensors, "program": program.int()}, "a program is int64"),
         ({**tensors, "program": program.view(1, -1)}, "a program is int64"),

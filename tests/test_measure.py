@@ -302,7 +302,7 @@ def test_only_the_chosen_layers_and_only_while_entered():
         Monitor(net, samples=0)
     with pytest.raises(ValueError, match="evaluation mode"), Monitor(net, potentials=True):
         net.train()(torch.rand(2, 4))
-    with Monitor(net) as monitor, pytest.raises(RuntimeError, match="already entered"), monitor:
+    with Monitor(net) as monitor, pytest.raises(RuntimeError, match="cannot be entered twice"), monitor:
         pass
     with pytest.raises(ValueError, match="4"), Monitor(net):
         net(torch.rand(2, 5))

@@ -159,7 +159,7 @@ def test_what_does_not_fit_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(("key", "value", "message"), [
-    ("timing", "later", "timing 'later'"), ("v_init", np.zeros(3), "v_init is not of"),
+    ("timing", "later", "timing 'later'"), ("v_init", np.zeros(3), "v_init: expected the shape"),
 ])  # fmt: skip
 def test_wrong_metadata_are_named(key, value, message):
     graph = to_nir(*every_other(), window=True)

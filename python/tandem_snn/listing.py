@@ -57,7 +57,7 @@ class NamedStage:
         if layer.kind != "adaptive_mean":
             return layer.kernel, layer.stride, layer.padding
         if any(size % out for size, out in sizes):
-            raise CannotLower(self.name, "adaptive pooling with windows of different sizes")
+            raise CannotLower(self.name, "adaptive pooling with windows of different sizes: use AvgPool2d")
         kernel = tuple(size // out for size, out in sizes)
         return kernel, kernel, (0, 0)
 

@@ -22,7 +22,7 @@ Run::Run(const Network& network, const Plan& plan, const Call& call, uint8_t* st
       planes_(plan.planes),
       values_(program_.size()),
       so_far_(program_.size()) {
-  if (!call.host->computes_in(program_.dtype())) refuse("it computes in a half type");
+  if (!call.host->computes_in(program_.dtype())) refuse("dtype: this host does not compute in the type of its weights");
   thread_local cpu::Scratch<uint8_t> workspace;
   workspace_ = workspace.reserve(plan.workspace);
   thread_local cpu::Scratch<float> bad;

@@ -76,7 +76,7 @@ class Builder:
         if value.kind == "image":
             return self.encode(value.node)
         if value.kind == "size":
-            raise refuse(op, "a size of the batch, which spikes do not have")
+            raise refuse(op, "neurons cannot compute with the size of the batch: use a number")
         if value.kind == "constant" and op.batch is not None:
             return self.function(general.PerSample, (self.tensor(op),))
         if value.node is None:

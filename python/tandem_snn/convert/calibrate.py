@@ -87,7 +87,7 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
     if not any(values.numel() for kept in seen.values() for values in kept):
         raise ValueError("data: expected at least one sample, got none")
     if len(windows) != 1:
-        raise ValueError(f"T: expected one, the network and its inputs have {sorted(windows)}")
+        raise ValueError(f"T: expected one number of steps in the network and its inputs, got {sorted(windows)}")
     (T,) = windows
     for name, layer in layers.items():
         if seen[name]:  # nothing was recorded for a projection, whose own neurons never fire

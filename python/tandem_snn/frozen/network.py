@@ -219,7 +219,7 @@ class FrozenNetwork(nn.Module):
         stream = self._stream
         if x is None:
             if stream is None or stream.is_new:
-                raise ValueError("x: expected an input: a new stream has none that could stay as it is")
+                raise ValueError("x: expected an input, got None: a new stream has none yet that could stay")
             return stream, None
         check_batch(x)
         signal = x

@@ -131,7 +131,7 @@ def read(path: str | PathLike[str]) -> tuple[Stages, Metadata]:
     tensors = unpack(path, FORMAT, "frozen network", "FrozenNetwork.save()")
     try:
         if set(tensors) != {"program", "numbers", "names"}:
-            raise ValueError(f"it has the tensors {sorted(tensors)}")
+            raise ValueError(f"expected the tensors names, numbers and program, got {sorted(tensors)}")
         names = bytes(tensors["names"].tolist()).decode().split("\n")
         if not all(name.isprintable() for name in names):
             raise ValueError("a layer's name is no text")

@@ -106,7 +106,7 @@ class Monitor(dict[str, Recording]):
 
     def __enter__(self) -> Monitor:
         if self._watching is not None:
-            raise RuntimeError("Monitor: already entered")
+            raise RuntimeError("Monitor: it is recording already, and cannot be entered twice")
         self._watching = ExitStack()
         self._watching.enter_context(watching(self._net, FIRING, self._record))
         for handle in (

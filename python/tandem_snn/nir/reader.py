@@ -162,7 +162,7 @@ class Reader:
             scale = tensor(node.scale)
             self.values[name] = replace(x, scale=compact(scale if x.scale is None else x.scale * scale))
         else:
-            raise ValueError(f"node {name!r}: {type(node).__name__} has no counterpart")
+            raise ValueError(f"node {name!r}: {type(node).__name__} has no counterpart in tandem_snn.nn")
 
     def _neuron(self, name: str, node: Any) -> Neuron:
         """Return the neuron of an IF or LIF node; its timing and initial potential are metadata that to_nir writes."""
@@ -175,7 +175,7 @@ class Reader:
         if timing not in checks.TIMINGS or (timing == "window" and isinstance(node, self.nir.LIF)):
             raise ValueError(f"node {name!r}: {type(node).__name__} with timing {timing!r:.80} has no counterpart")
         if v_init is not None and np.shape(v_init) != np.shape(node.v_threshold):
-            raise ValueError(f"node {name!r}: v_init is not of the shape of its neurons")
+            raise ValueError(f"node {name!r}: v_init: expected the shape of its neurons")
         factor, leak = self._dynamics(name, node)
         start = 0.0 if v_init is None else tensor(v_init)
         neuron = Neuron(tensor(node.v_threshold), leak, start, factor, timing=timing)
@@ -187,7 +187,7 @@ class Reader:
         if isinstance(node, self.nir.IF):
             return near_one(uniform(name, "r", node.r) * self.dt), 1.0
         if np.any(node.v_leak != 0):
-            raise ValueError(f"node {name!r}: v_leak other than 0")
+            raise ValueError(f"node {name!r}: v_leak: expected 0")
         share = self.dt / uniform(name, "tau", node.tau)
         if not 0 < share < 1:
             raise ValueError(f"node {name!r}: tau must exceed the time step dt = {self.dt:g}")
@@ -268,7 +268,7 @@ class Reader:
         bias = tensor(node.bias) if hasattr(node, "bias") else torch.zeros(len(weight))
         affine = isinstance(node, (self.nir.Affine, self.nir.Linear))
         if affine and weight.dim() != 2:
-            raise ValueError(f"node {name!r}: a weight of {weight.dim()} dimensions")
+            raise ValueError(f"node {name!r}: weight: expected 2 dimensions, got {weight.dim()}")
         if x.scale is not None:
             scale = x.scale if affine else by_channel(x.scale)
             if isinstance(scale, Tensor) and not affine:
