@@ -64,7 +64,6 @@ performance: $(READY) ext
 	$(BENCH) --threads 1 --out docs/results/bench-1.json
 	$(BENCH) --threads 2 --out docs/results/bench-2.json
 	$(BENCH) --capability v3 --cases $(PORTABLE) --out docs/results/bench-v3.json
-	$(BENCH) --capability default --cases $(PORTABLE) --out docs/results/bench-v1.json
 	$(MAKE) results
 
 PORTABLE = mlp-infer-128-rate mlp-infer-1-rate mlp-train-T8-rate 'linear-1*' 'conv-*-rate-10'

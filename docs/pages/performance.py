@@ -44,7 +44,7 @@ WAYS = {
     "frozen, windows": "frozen, window timing", "naive, loop compiled": "plain PyTorch", "BPTT": "BPTT",
     "SpikingJelly": "SpikingJelly", "SpikingJelly, compiled": "the same, compiled", "snnTorch": "snnTorch",
 }  # fmt: skip
-INSTRUCTIONS = {"bench-1": "AVX-512", "bench-v3": "AVX2", "bench-v1": "SSE2"}
+INSTRUCTIONS = {"bench-1": "AVX-512", "bench-v3": "AVX2"}
 PORTABLE = ("mlp-infer-128-rate", "mlp-infer-1-rate", "mlp-train-T8-rate", "conv-128-256-rate-10", "conv-64-64-rate-10")
 STYLES = {"tandem": ("tandem_ext, step timing", "tab:blue", "o-"),
           "windows": ("tandem_ext, window timing", "tab:cyan", "o-"), "ANN": ("the ANN", "black", "--"),

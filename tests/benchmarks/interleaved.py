@@ -36,8 +36,6 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[2]
 # What our library and torch's may use at most.
 CAPABILITIES: dict[str | None, dict[str, str]] = {
-    "default": {"TANDEM_CPU_CAPABILITY": "default", "ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41",
-                "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
     "v3": {"TANDEM_CPU_CAPABILITY": "v3", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2",
            "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
 }  # fmt: skip

@@ -127,9 +127,6 @@ TEST(the_borders_between_two_ways) {
       // Narrow vectors, in which additions cost more, sort inputs by longer patterns sooner.
       {linear(800, 800), {{1, 0.02632}, {2, 0.1546}, {4, 2}}, kNo, kVectors, kPrepared, 3, kAvx2Lists},
       {conv3x3(64, 64), {{2, 0.2924}, {1, 0.3152}, {4, 2}}, kNo, kVectors, kPrepared, 3, kAvx2Lists},
-      {linear(800, 800), {{2, 0.07192}, {4, 2}}, kNo, kVectors, kPrepared, 3, kNarrowLists},
-      {conv3x3(64, 64), {{2, 0.1684}, {4, 2}}, kNo, kVectors, kPrepared, 3, kNarrowLists},
-      {linear(6000, 64), {{4, 2}}, kNo, kVectors, kPrepared, 3, kNarrowLists},
       // The matrix unit takes dense inputs of many rows; a tile has sixteen.
       {linear(800, 800, 128), {{1, 0.02600}, {2, 0.2936}, {4, 0.3788}, {kDigits, 2}}, kOfSteps},
       {linear(800, 800, 128), {{1, 0.02600}, {2, 0.2936}, {4, 0.5138}, {kDigits, 2}}, kOfSteps, kUnit, kUnprepared},

@@ -99,9 +99,7 @@ Density Density::of(const Layer& layer) {
 
 const ListCosts& ListCosts::here() {
   static const ListCosts costs = [] {
-    ListCosts of = kCompressedLists;
-    if (capability() == Capability::kV3) of = kAvx2Lists;
-    if (capability() == Capability::kDefault) of = kNarrowLists;
+    ListCosts of = capability() == Capability::kV4 ? kCompressedLists : kAvx2Lists;
     of.compressed = can_compress();
     return of;
   }();

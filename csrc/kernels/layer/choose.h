@@ -33,7 +33,7 @@ struct ListCosts {
   static const ListCosts& here();
 };
 constexpr ListCosts kCompressedLists{1, {180, 180, 260}, 80, true};  // AVX-512
-constexpr ListCosts kAvx2Lists{1.4, {150, 190, 300}, 110, false}, kNarrowLists{2.8, {240, 250, 350}, 220, false};
+constexpr ListCosts kAvx2Lists{1.4, {150, 190, 300}, 110, false};    // and of processors that have less
 
 // The time of lists per row and group of channels, in additions of 16 weights (1 cycle of a Xeon): additions, folding
 // and firing, building the lists. The constants are fitted to measured times of linear and 3 x 3 layers.
