@@ -3,8 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "kernels/cpu/capability.h"
-#include "kernels/layer/choose.h"
-#include "kernels/product/digits/digits.h"
+#include "kernels/dispatch/choose.h"
 #ifdef TANDEM_WITH_CUDA
 #include "kernels/cuda/error.h"
 #endif

@@ -54,7 +54,7 @@ struct Weights {
 
 // How the sums are computed. All algorithms give the same bits.
 enum class Algorithm : int32_t {
-  kFastest = 0,     // the one that layer/choose.h takes
+  kFastest = 0,     // the one that dispatch/choose.h takes
   kLists = 1,       // active inputs are listed by their spike pattern (product/lists.h)
   kTileByTile = 2,  // lists of a few rows; each tile of weights is prepared just before its use
   kDigits = 3,      // all inputs times all weights, as products of bytes (product/digits/digits.h)

@@ -1,7 +1,7 @@
 // The way of a layer: tiles, blocks, costs and the choice of algorithm, at the borders between two ways.
 #include <cmath>
 
-#include "kernels/layer/choose.h"
+#include "kernels/dispatch/choose.h"
 #include "kernels/product/digits/digits.h"
 #include "kernels/product/lists.h"
 #include "kernels/weights/pack.h"

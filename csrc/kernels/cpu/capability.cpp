@@ -4,6 +4,14 @@
 #include <stdexcept>
 #include <string>
 
+#if TANDEM_MULTIVERSION
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace tandem::cpu {
 
 namespace {
@@ -21,6 +29,25 @@ bool has_v4() {
 bool has_v3() { return __builtin_cpu_supports("x86-64-v3"); }
 bool has_v4() { return __builtin_cpu_supports("x86-64-v4"); }
 #endif
+
+bool has_amx() {
+  constexpr int kFirstLeaf = 7, kTileBit = 24, kInt8Bit = 25;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid_count(kFirstLeaf, 0, &a, &b, &c, &d) == 0 || !(d >> kTileBit & 1) || !(d >> kInt8Bit & 1)) {
+    return false;
+  }
+#if defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // Linux provides the tile registers on request
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
+bool has_avx_vnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
+}
 #endif
 
 Capability detect() {
@@ -55,6 +82,37 @@ Capability capability() {
 const char* capability_name(Capability level) {
   static constexpr const char* names[] = {"default", "v3", "v4"};
   return names[static_cast<int>(level)];
+}
+
+#if TANDEM_MULTIVERSION
+bool has(ByteProducts kind) {
+  const Capability level = capability();
+  if (kind == ByteProducts::kAvx2) return level != Capability::kDefault;
+  if (kind == ByteProducts::kAvxVnni) return level != Capability::kDefault && has_avx_vnni();
+  if (kind == ByteProducts::kAvx512Vnni) return level == Capability::kV4 && __builtin_cpu_supports("avx512vnni");
+  return kind == ByteProducts::kNone || (level == Capability::kV4 && has_amx());
+}
+#else
+bool has(ByteProducts kind) { return kind == ByteProducts::kNone; }
+#endif
+
+ByteProducts byte_products() {
+  static const ByteProducts fastest = [] {
+    for (auto kind : {ByteProducts::kAmx, ByteProducts::kAvx512Vnni, ByteProducts::kAvxVnni, ByteProducts::kAvx2}) {
+      if (has(kind)) return kind;
+    }
+    return ByteProducts::kNone;
+  }();
+  return fastest;
+}
+
+bool can_compress() {
+#if TANDEM_MULTIVERSION
+  static const bool can = capability() == Capability::kV4 && __builtin_cpu_supports("avx512vbmi2");
+  return can;
+#else
+  return false;
+#endif
 }
 
 }  // namespace tandem::cpu

@@ -28,6 +28,19 @@ enum class Capability : int { kDefault = 0, kV3 = 1, kV4 = 2 };
 Capability capability();
 const char* capability_name(Capability level);
 
+// The instructions for products of bytes, from the slowest to the fastest. VNNI adds four products to a 32-bit sum;
+// AVX2 adds two to a 16-bit sum, which is widened before it overflows. Processors with AVX-VNNI may lack AVX-512. AMX
+// is a matrix unit, which multiplies tiles of 16 rows by 16 outputs.
+enum class ByteProducts { kNone, kAvx2, kAvxVnni, kAvx512Vnni, kAmx };
+
+// Whether the processor has these instructions at the capability in use.
+bool has(ByteProducts kind);
+// The fastest that it has.
+ByteProducts byte_products();
+
+// Whether the processor compresses bytes (AVX-512 VBMI2), at the capability in use.
+bool can_compress();
+
 // Calls the always-inline lambda f(std::integral_constant<int, L>), compiled for the level in use, where L is the
 // number of floats in a vector of that level. f is passed by value: no store through a pointer can change its captured
 // values, so they stay in registers.

@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "../cpu/vectors.h"
-#include "lists.h"
+#include "entries.h"
 
 #if TANDEM_MULTIVERSION
 #include <immintrin.h>

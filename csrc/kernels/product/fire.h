@@ -4,8 +4,8 @@
 #include <algorithm>
 
 #include "../neuron/lanes.h"
+#include "../weights/tiling.h"
 #include "sums.h"
-#include "tile.h"
 
 namespace tandem::cpu {
 

@@ -197,15 +197,6 @@ TANDEM_TARGET_VBMI2 void list_by_compress(const ListJob& job, int64_t begin, int
 
 }  // namespace
 
-bool can_compress() {
-#if TANDEM_MULTIVERSION
-  static const bool can = capability() == Capability::kV4 && __builtin_cpu_supports("avx512vbmi2");
-  return can;
-#else
-  return false;
-#endif
-}
-
 void build_lists(const Layer& layer, const Listed& of, const Block& block, SpikeLists& lists, ParallelFor parallel) {
   const int64_t inputs = layer.geometry.taps() * (of.last - of.first), total = block.rows * layer.plane_count();
   const int64_t capacity = 8 / of.steps * inputs + runs_per_plane(of.steps) * kWordEntries + kSlack;

@@ -15,20 +15,9 @@
 
 #include "../cpu/scratch.h"
 #include "../weights/tiling.h"
+#include "entries.h"
 
 namespace tandem::cpu {
-
-constexpr int runs_per_plane(int steps) { return 8 / steps * ((1 << steps) - 1); }
-
-// The product kernel loads four entries at a time, as one word, so runs are padded to whole words; an empty run has
-// one.
-constexpr int kWordEntries = 4;
-
-// The entry of input k is 8 k: multiplied by an eighth of the bytes of an input's weights it is their offset. Entry 8 K
-// is the row of zeros that pads runs. The lowest bit of the first entry of a word marks the last word of a run.
-constexpr int64_t kEntryScale = 8;
-constexpr int64_t kMaxInputs = 65535 / kEntryScale;
-constexpr uint16_t kLastOfRun = 1;
 
 // What is listed of the inputs: channels [first, last), in groups of `steps` steps; of each byte the lowest 4 or 8
 // bits.
@@ -43,9 +32,6 @@ struct SpikeLists {
   Scratch<uint16_t> entries;
   Scratch<int64_t> start;
 };
-
-// Whether lists are built with AVX-512 VBMI2.
-bool can_compress();
 
 // Whether receptive fields overlap, so that each input column is listed once and they concatenate their columns.
 inline bool has_columns(const Geometry& geometry) { return geometry.kernel[1] > geometry.stride[1]; }

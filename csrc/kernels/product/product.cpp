@@ -1,6 +1,7 @@
 #include "product.h"
 
 #include "../planes/bits.h"
+#include "tile.h"
 #include "window.h"
 
 namespace tandem::cpu {

@@ -7,7 +7,7 @@
 #include <cstring>
 
 #include "../cpu/vectors.h"
-#include "lists.h"
+#include "entries.h"
 
 namespace tandem::cpu {
 

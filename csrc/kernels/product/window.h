@@ -1,7 +1,7 @@
 // The product of a whole window, u = W c.
 #pragma once
 
-#include "tile.h"
+#include "../weights/tiling.h"
 
 namespace tandem::cpu {
 

@@ -1,8 +1,7 @@
-// Splits weights into digits.
+#include "digit_columns.h"
+
 #include <algorithm>
 
-#include "../product/digits/digits.h"
-#include "../product/lists.h"
 #include "units.h"
 
 namespace tandem::cpu {

@@ -4,8 +4,7 @@
 #include <array>
 #include <optional>
 
-#include "../product/digits/digits.h"
-#include "../product/tile.h"
+#include "digit_columns.h"
 #include "pack.h"
 #include "tiling.h"
 

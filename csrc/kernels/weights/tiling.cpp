@@ -4,7 +4,6 @@
 
 #include "../cpu/capability.h"
 #include "../cpu/vectors.h"
-#include "../product/lists.h"
 
 namespace tandem::cpu {
 

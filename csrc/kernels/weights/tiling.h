@@ -7,6 +7,9 @@
 
 namespace tandem::cpu {
 
+// The most inputs of a K-block: entries of lists name them in 16 bits (product/entries.h).
+constexpr int64_t kMaxInputs = 8191;
+
 // How the weights of a layer are divided. This depends only on their shape and the instruction set, because weights are
 // prepared accordingly.
 //
@@ -40,6 +43,22 @@ struct Tiling {
     const int64_t q = channel / block_channels, first = first_channel(q);
     return first_row(q) + tap * (last_channel(q) - first) + channel - first;
   }
+};
+
+// A tile is 16 R consecutive output channels. Its weights are [inputs + 1, 16 R], the last row zero.
+struct Tile {
+  int64_t rows;
+  int64_t first_row;  // number of the first row within the layer
+  int planes;         // P
+  int registers;      // R, 1 or 2
+  bool bytes;         // weights are int8, and their sums fit int16 (weights/prepared.cpp); else int32
+  const void* weights;
+  const float* unit;  // [16 R], the value of a sum of 1
+  int64_t channel;    // first output channel
+  int64_t channels;   // output channels that exist, at most 16 R
+
+  int width() const { return 16 * registers; }
+  bool is_whole() const { return channels == width(); }
 };
 
 // The number of rows whose inputs are listed at a time, and of those whose inputs are expanded to bytes.

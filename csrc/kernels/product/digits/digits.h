@@ -4,7 +4,6 @@
 // most layers; spikes of a step are bytes of 0 and 1, counts are bytes anyway. Sums of digits are exact and combine to
 // the same integers that lists give.
 //
-//   weights.cpp    weights -> digits, four inputs of an output next to each other, sixteen outputs in a row
 //   inputs.cpp     spikes or counts of a block of rows -> bytes
 //   multiply.cpp   the loop over digits and inputs, for every instruction set
 //   amx, vnni, avx_vnni, avx2.cpp      the loops over rows and inputs (rows.inl, words.inl), one for each instruction
@@ -13,63 +12,15 @@
 #include <cstdint>
 #include <vector>
 
+#include "../../cpu/capability.h"
 #include "../../cpu/scratch.h"
-#include "../../weights/tiling.h"
+#include "../../weights/digit_columns.h"
 
 namespace tandem::cpu {
 
-// The instructions for products of bytes, from the slowest to the fastest. VNNI adds four products to a 32-bit sum;
-// AVX2 adds two to a 16-bit sum, which is widened before it overflows. Processors with AVX-VNNI may lack AVX-512. AMX
-// is a matrix unit, which multiplies tiles of 16 rows by 16 outputs.
-enum class ByteProducts { kNone, kAvx2, kAvxVnni, kAvx512Vnni, kAmx };
-
-// Whether the processor has these instructions at the capability in use.
-bool has(ByteProducts kind);
-// The fastest that it has.
-ByteProducts byte_products();
-
-// Whether digits can represent the layer on this processor.
-bool has_digits(const Geometry& geometry);
-
-constexpr int64_t kChunk = 64;     // inputs per product of tiles
 constexpr int64_t kTileRows = 16;  // rows of the layer per tile
-constexpr int64_t kTileBytes = 1024;
-constexpr int kMostDigits = 4;
-
-// Whether pixels that adjoin in the kernel adjoin in the image.
-inline bool adjoin(const Geometry& geometry) { return geometry.dilation[1] == 1; }
 
 inline int64_t whole_tiles(int64_t rows) { return (rows + kTileRows - 1) / kTileRows * kTileRows; }
-
-// The inputs of one output as they are multiplied: `segments` runs of contiguous bytes, each padded to whole chunks of
-// 64.
-struct ChunkShape {
-  int64_t segments, length, chunks_per_segment;
-
-  explicit ChunkShape(const Geometry& geometry);
-  int64_t chunks() const { return segments * chunks_per_segment; }
-};
-
-// The weights of 16 outputs: digits [chunks, count, 16, 16 outputs, 4 inputs]. Digit d is worth 1 << (8 d + shift).
-struct DigitColumn {
-  int count, shift;
-  const int8_t* digits;
-  const int8_t* next;  // digits of the next column, to prefetch
-};
-
-// Where the digits of a layer are in memory: count and shift of each column of all tiles, then their digits.
-struct DigitLayout {
-  int64_t columns, column_bytes, digits_at;
-
-  DigitLayout(const Geometry& geometry, const Tiling& tiling, DType dtype);
-  int64_t size() const { return digits_at + columns * column_bytes; }  // in bytes
-  DigitColumn column(const char* memory, int64_t i) const;
-  // Splits 16 outputs of a tile, from `weights` on, into the digits of column i.
-  void pack(int64_t i, const int32_t* weights, const std::vector<int64_t>& positions, char* memory) const;
-};
-
-// The position of each input of a column in a tile.
-std::vector<int64_t> input_positions(const Geometry& geometry, const Tiling& tiling);
 
 // The layout of the inputs of a block of rows. A line of inputs stays as it is in the image, and consecutive rows
 // overlap. If lines are so short that rows of a tile would often be idle, the inputs of every row are gathered instead.

@@ -67,18 +67,18 @@ TANDEM_INLINE int32_t word_at(const uint8_t* p) {
 template <int N, int H, class Sum>
 TANDEM_INLINE void combine(const int32_t* sums, int64_t row, int64_t digit, int64_t rows, const Pass& pass, Sum* out,
                            int64_t stride) {
-  using C = std::conditional_t<sizeof(Sum) == 8, double, uint32_t>;  // integers that wrap
-  constexpr int L = 8 * H / sizeof(C);
-  const auto unit = static_cast<C>(int64_t{1} << pass.shift);
+  using Total = std::conditional_t<sizeof(Sum) == 8, double, uint32_t>;  // integers that wrap
+  constexpr int L = 8 * H / sizeof(Total);
+  const auto unit = static_cast<Total>(int64_t{1} << pass.shift);
   for (int64_t r = 0; r < rows; ++r, sums += row, out += stride) {
 #pragma GCC unroll 4
     for (int i = 0; i < 16; i += L) {
-      Vec<C, L> sum{};
+      Vec<Total, L> sum{};
 #pragma GCC unroll 4
       for (int d = N - 1; d >= 0; --d) {
-        sum = 256 * sum + __builtin_convertvector(load<Int<float, L>>(sums + d * digit + i), Vec<C, L>);
+        sum = 256 * sum + __builtin_convertvector(load<Int<float, L>>(sums + d * digit + i), Vec<Total, L>);
       }
-      store(out + i, pass.first ? sum * unit : sum * unit + load<Vec<C, L>>(out + i));
+      store(out + i, pass.first ? sum * unit : sum * unit + load<Vec<Total, L>>(out + i));
     }
   }
 }

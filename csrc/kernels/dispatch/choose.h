@@ -1,8 +1,8 @@
 // Chooses how a layer is multiplied. All ways give the same bits, so the choice is free.
 #pragma once
 
+#include "../cpu/capability.h"
 #include "../layer.h"
-#include "../product/digits/digits.h"
 
 namespace tandem::cpu {
 

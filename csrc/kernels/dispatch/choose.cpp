@@ -7,6 +7,7 @@
 #include <string>
 
 #include "../cpu/vectors.h"
+#include "../product/digits/digits.h"
 #include "../product/filter.h"
 #include "../product/lists.h"
 #include "../weights/tiling.h"

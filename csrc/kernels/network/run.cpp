@@ -1,4 +1,4 @@
-#include "executor.h"
+#include "run.h"
 
 #include <algorithm>
 #include <cstring>
@@ -8,7 +8,6 @@
 #include "../neuron/scan.h"
 #include "../planes/bits.h"
 #include "../planes/moves.h"
-#include "run.h"
 
 namespace tandem::network {
 
