@@ -123,6 +123,10 @@ def test_what_has_no_frozen_form_is_refused_by_name():
 
     with pytest.raises(ValueError, match="forward takes x, y, where a frozen network takes one"):
         freeze(Two())
+    with pytest.raises(ValueError, match=r"net: expected a network of layers of tandem_snn\.nn, found none"):
+        freeze(nn.Sequential(nn.Linear(3, 3), nn.ReLU()))
+    with pytest.raises(ValueError, match=r"net: expected a network that ends in a Readout .*'1', gives spikes"):
+        freeze(nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 5)))
     net[1].norm.running_mean = net[1].norm.running_var = None
     with pytest.raises(ValueError, match="norm: without running statistics"):
         freeze(net)
@@ -207,10 +211,70 @@ def test_a_network_without_a_program_runs_layer_by_layer():
     layers = {"layer": tnn.Linear(4, 4), "readout": tnn.Readout(4, 2)}
     net = Net(lambda m, x: m.readout(te.cat([m.layer(x), m.layer(x)])), **layers)
     x = te.SpikeTrain.from_dense(torch.ones(3, 2, 4))
-    frozen = freeze(net)
+    with pytest.warns(
+        UserWarning, match="freeze: the network runs layer by layer, which takes longer: net: it contains"
+    ):
+        frozen = freeze(net)
+    assert "T=None, timing=step, weight_bits=None, 24 weights, layer by layer: net: it contains" in repr(frozen)
     assert torch.equal(frozen(x), net(x))
     with pytest.raises(ValueError, match="contains something that is not a layer"):
         frozen.step(torch.ones(2, 4))
+
+
+@pytest.mark.filterwarnings("error")
+def test_its_repr_says_what_it_is_and_a_warning_what_is_slow(tmp_path):
+    net, x = of_timing(mlp, 8, "even")
+    frozen = freeze(net, weight_bits=4)
+    assert "T=8, timing=step+window, weight_bits=4, 2,980 weights, one call\n" in repr(frozen)
+    frozen(x)
+    frozen.save(tmp_path / "net")
+    assert "T=8, timing=step+window, weight_bits=4, 2,980 weights, one call\n" in repr(load(tmp_path / "net"))
+    flat = nn.Sequential(tnn.Encoder(8), tnn.Flatten(), *net[1:])
+    with pytest.warns(
+        UserWarning, match=r"x: .*layer by layer.*one call does not take a tensor of shape \[6, 1, 2, 2, 5\]"
+    ):
+        assert torch.equal(freeze(flat)(x.view(6, 1, 2, 2, 5)), net(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_more_steps_than_a_type_counts(dtype):
+    most, layers = {torch.bfloat16: 256, torch.float16: 2048}[dtype], [tnn.Linear(30, 4), tnn.Readout(4, 3)]
+    train = te.SpikeTrain.from_dense(torch.ones(most + 1, 2, 30))
+    why = f"T={most + 1}: {dtype}, the type of the weights, cannot count so many spikes"
+    net = nn.Sequential(tnn.Encoder(most + 1), *layers).to(dtype)
+    with pytest.warns(UserWarning, match=f"freeze: the network runs layer by layer.*{why}"):
+        frozen = freeze(net)
+    x = torch.rand(2, 30).to(dtype)
+    assert torch.equal(frozen(x), net.eval()(x))
+    for call in frozen.step, frozen.readouts, frozen.anytime:
+        with pytest.raises(ValueError, match=why):
+            call(x)
+    events = freeze(nn.Sequential(*layers).to(dtype))
+    events(train.replace(stored=train.stored[:-1], T=most))
+    with pytest.warns(UserWarning, match=f"x: the network runs layer by layer on it.*{why}"):
+        events(train)
+    with pytest.raises(ValueError, match=why):
+        events.readouts(train)
+
+
+def test_what_a_frozen_network_cannot_do():
+    net, x = mlp()
+    frozen, events = freeze(net), freeze(spiking_net())
+    with pytest.raises(
+        ValueError, match="T: a frozen network keeps its 8 steps, got 4: give the network, or its Encoder"
+    ):
+        frozen.T = 4
+    assert frozen.T == 8
+    assert not any(module.training for module in nn.Sequential(frozen).train()[0].modules())
+    image, counts = x.clone().requires_grad_(), torch.ones(2, 30, requires_grad=True)
+    for use in (
+        lambda: frozen(image), lambda: frozen.step(image), lambda: frozen.readouts(image),
+        lambda: events(te.SpikeTrain.from_counts(counts, 8)),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="x: a frozen network has no gradients: use the network that was frozen"):
+            use().sum().backward()
+    with torch.no_grad():
+        assert not frozen(image).requires_grad
 
 
 @pytest.mark.parametrize("timing", ["step", "window"])
@@ -272,8 +336,6 @@ def test_bad_calls_are_named_and_begin_no_stream():
             lambda: freeze(tnn.Linear(4, 3, timing="window"), T=256),
             lambda: freeze(nn.Sequential(tnn.Encoder(256), tnn.AvgPool2d(2, timing="window"))),
         )),
-        (lambda: freeze(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), weight_bits=2), ValueError,
-         "weight_bits: net has no layer to round"),
         *((lambda use=use: use(x.to_sparse()), TypeError, "got a torch.float32 torch.sparse_coo tensor")
           for use in (frozen, fresh.step, fresh.readouts, fresh.anytime)),
         *((lambda bits=bits: freeze(net, weight_bits=bits), ValueError, "weight_bits") for bits in (1, 9)),
@@ -317,7 +379,7 @@ def test_a_call_keeps_its_T_when_another_thread_calls_with_another(monkeypatch):
     program = frozen._program
 
     def interrupted(x):
-        frozen.T = 3
+        frozen._T = 3
         return program(x)
 
     monkeypatch.setattr(frozen, "_program", interrupted)

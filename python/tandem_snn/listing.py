@@ -14,7 +14,7 @@ from tandem_ext.functional.neuron import over_inputs
 
 from .frozen import FrozenNetwork
 from .frozen.lowering import lower, snapshot
-from .frozen.stages import ABSENT, FORMS, INPUT, CannotLower, Stage
+from .frozen.stages import ABSENT, FIRES, FORMS, INPUT, CannotLower, Stage
 
 
 @dataclass
@@ -91,7 +91,7 @@ def listing_of(net: nn.Module, x: Any) -> Listing:
             names[number] = names[layer.input]
             return
         names[number] = identifier(layer.name or "layer", {*names.values(), "output"})
-        fires = isinstance(y, SpikeTrain) and layer.kind in ("layer", "average")
+        fires = isinstance(y, SpikeTrain) and layer.kind in FIRES
         residual = None if layer.residual == ABSENT else names[layer.residual]
         shapes = tuple(x.shape[1:]), tuple(y.shape[1 if layer.fires else 2 :])  # currents are [T, B, *features]
         listed.append(NamedStage(names[number], layer, names[layer.input], residual, fires, *shapes))

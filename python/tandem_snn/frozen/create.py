@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from os import PathLike
 
 from torch import nn
 
-from ..nn.hooks import FIRING, SYNAPTIC
+from ..nn.hooks import FIRING, SYNAPTIC, check_layers
 from ..nn.quantise import check_bits
 from ..nn.signals import check_network, inputs_of
 from .network import FrozenNetwork
 from .program import read
+from .stages import Stages
 
 
 def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = None) -> FrozenNetwork:
@@ -21,9 +23,9 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     of threads and any processor, and :meth:`FrozenNetwork.step` reaches it step by step. A sample's answer does not
     depend on its batch, except that torch may round the product of a real-valued input differently for other batch
     sizes. A network that has no program (because of other modules between the layers, forward hooks or float64 weights)
-    runs layer by layer; so does one in bfloat16 with T above 256 or in float16 with T above 2,048, since these types
-    cannot represent larger counts. On a GPU the kernels run as one CUDA graph for each batch shape, of which the latest
-    eight are kept, and multiply float32 weights as the same integers.
+    runs layer by layer, and so does one in bfloat16 with T above 256 or in float16 with T above 2,048, since these
+    types cannot represent larger counts; a warning and the ``repr`` say why. On a GPU the kernels run as one CUDA graph
+    for each batch shape, of which the latest eight are kept, and multiply float32 weights as the same integers.
 
     Args:
         net: a network of this package's layers that ends in a Readout, in any mode; it is not changed. Without what
@@ -37,9 +39,9 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
 
     Raises:
         TypeError: net is not a module, or weight_bits or T is not an int.
-        ValueError: net has several inputs; weight_bits or T is out of range; weight_bits is given, but no layer can be
-            rounded, or neurons use the general way; or a weight, scale, threshold or statistic is not finite (the
-            message names the layer).
+        ValueError: net has no layers of this package, ends in spikes or has several inputs; weight_bits or T is out of
+            range; weight_bits is given, but no layer can be rounded, or neurons use the general way; or a weight,
+            scale, threshold or statistic is not finite (the message names the layer).
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5, norm=True), tnn.Linear(5, 5), tnn.Readout(5, 3)).eval()
     >>> x = torch.rand(4, 6)
@@ -50,12 +52,22 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     if isinstance(net, FrozenNetwork):
         return freeze(net.net, weight_bits, T=net.T if T is None else T)
     check_bits(weight_bits)
-    if weight_bits is not None and not any(isinstance(layer, (*SYNAPTIC, *FIRING)) for layer in net.modules()):
-        raise ValueError("weight_bits: net has no layer to round: freeze the original of a network from a file")
     inputs = inputs_of(net)
     if len(inputs) > 1:
         raise ValueError(f"net: its forward takes {', '.join(inputs)}, where a frozen network takes one input")
-    return FrozenNetwork(net, weight_bits, T)
+    if isinstance(net, Stages):
+        if weight_bits is not None:
+            raise ValueError("weight_bits: net has no layer to round: freeze the original of a network from a file")
+    else:
+        check_layers(net, (*SYNAPTIC, *FIRING))
+    frozen = FrozenNetwork(net, weight_bits, T)
+    layers = frozen._program_for(1.0).layers
+    if isinstance(layers, Stages) and layers.form is not None:
+        last = f"its last layer, {layers.stages[-1].name!r}, gives spikes"
+        raise ValueError(f"net: expected a network that ends in a Readout or in mean counts: {last}")
+    if frozen.why_slow is not None:
+        warnings.warn(f"freeze: the network runs layer by layer, which takes longer: {frozen.why_slow}", stacklevel=2)
+    return frozen
 
 
 def load(path: str | PathLike[str]) -> FrozenNetwork:

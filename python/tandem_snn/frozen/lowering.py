@@ -23,7 +23,7 @@ from ..nn.hooks import given
 from ..nn.maximum import MaxPool, largest
 from ..nn.options import INTEGRATE_ONLY
 from ..nn.quantise import quantise
-from .stages import ABSENT, FORMS, INPUT, CannotLower, Stage, Stages
+from .stages import ABSENT, FIRES, FORMS, INPUT, CannotLower, Stage, Stages
 from .trace import LAYERS, LEAVES, MOVES, trace
 
 _Gain = float | Tensor
@@ -100,13 +100,13 @@ class Lowering:
                 operator = _operator(node)
                 what = f"{type(module).__name__}, with {operator} in its forward," if name else operator
                 raise CannotLower(name or "net", f"{what} is not a layer of tandem_snn.nn")
-        return Stages(self.list, self.mode or "events", self.T)
+        return Stages(self.list, self.mode or "events", self.T, self.forms[len(self.list) - 1])
 
     def _same(self, node: fx.Node, value: int, gain: _Gain) -> None:
         self.values[node], self.gains[node] = value, gain
 
     def _add(self, node: fx.Node, stage: Stage, gain: _Gain) -> None:
-        if stage.kind in ("layer", "average"):
+        if stage.kind in FIRES:
             stage.input, stage.residual = self._read(stage.input, stage), self._read(stage.residual, stage)
         form = self.forms[stage.input] if stage.kind in ("max_pool", "flatten", "average") else None
         self._same(node, self._append(stage, stage.timing if stage.kind == "layer" and stage.fires else form), gain)

@@ -16,11 +16,12 @@ from tandem_ext.train import with_flags
 
 from .. import nn as tnn
 from ..nn.currents import part_of
+from ..nn.hooks import FIRING
 from ..nn.signals import check_batch, describe
 from .graphs import MOST_KEPT, Graph, capture, key_of
 from .lowering import Grid, grids_of, lower, round_, snapshot
 from .program import Metadata, Program, inference, write
-from .stages import CannotLower, Stage, Stages, check_finite
+from .stages import FIRES, CannotLower, Stage, Stages, check_finite
 from .stream import UNTIL_REST, Stream, explained
 
 _KEEPING = threading.Lock()
@@ -34,7 +35,7 @@ class FrozenNetwork(nn.Module):
             its list of stages. Weights are packed when the network first runs, so a later change of its parameters in
             place has no effect: use ``load_state_dict``, or freeze the changed network.
         weight_bits: bits per weight, or None if weights were not rounded by :func:`freeze`.
-        T: the number of time steps; None until it is known (see :func:`freeze`).
+        T: the number of time steps; None until it is known (see :func:`freeze`). It cannot be set.
         shape: the shape [*features] of its last input; before it has run that of the example or data of
             :func:`tandem_snn.convert`, or None.
 
@@ -52,10 +53,10 @@ class FrozenNetwork(nn.Module):
         sources = [m for m in self.net.modules() if isinstance(m, tnn.Encoder | Stages)]
         windows = {m.T for m in sources} - {None}
         self._takes_images = any(m.mode != "events" for m in sources)
-        self.T = next(iter(windows)) if T is None and len(windows) == 1 else T
-        if self.T is not None:
+        self._T = next(iter(windows)) if T is None and len(windows) == 1 else T
+        if self._T is not None:
             in_windows = any(getattr(layer, "timing", None) == "window" for layer in self.net.modules())
-            checks.T("T", self.T, "window" if in_windows else "step")
+            checks.T("T", self._T, "window" if in_windows else "step")
         if T is not None and windows - {T}:
             raise ValueError(f"T: the network's Encoder has T={windows.pop()}, got {T}")
         self.shape: tuple[int, ...] | None = net.meta.get("shape") if isinstance(net, fx.GraphModule) else None
@@ -63,6 +64,34 @@ class FrozenNetwork(nn.Module):
         self._graphs: dict[Any, Graph | None] = {}
         check_finite(self._program_for(1.0).layers)  # trace before several threads may use the network
         self._stream: Stream | None = None
+
+    @property
+    def T(self) -> int | None:
+        """The number of time steps; None until it is known."""
+        return self._T
+
+    @T.setter
+    def T(self, value: object) -> None:
+        instead = "give the network, or its Encoder, another T, and freeze it again"
+        raise ValueError(f"T: a frozen network keeps its {self._T} steps, got {value}: {instead}")
+
+    def train(self, mode: bool = True) -> FrozenNetwork:
+        """Stay in evaluation mode, also as a part of a network that is trained."""
+        return super().train(False)
+
+    @property
+    def why_slow(self) -> CannotLower | None:
+        """Why the network runs layer by layer on the CPU; None if it runs as one call."""
+        return self._program_for(1.0).refuses(self.T)
+
+    def extra_repr(self) -> str:
+        program = self._program_for(1.0)
+        layers = [m for m in program.layers.modules() if isinstance(m, FIRING) or getattr(m, "kind", "") in FIRES]
+        timings = sorted({layer.timing for layer in layers})
+        values = (*self.net.named_parameters(), *self.net.named_buffers())
+        weights = sum(value.numel() for name, value in values if name.endswith("weight") and value.dim() > 1)
+        how = "one call" if self.why_slow is None else f"layer by layer: {self.why_slow}"
+        return f"T={self.T}, timing={'+'.join(timings)}, weight_bits={self.weight_bits}, {weights:,} weights, {how}"
 
     @property
     def grids(self) -> dict[str, Grid]:
@@ -79,22 +108,29 @@ class FrozenNetwork(nn.Module):
         """Return T of this call, which self.T may not be if another thread calls with another T."""
         check_batch(x)
         if isinstance(x, SpikeTrain):
-            if x.T != self.T:
-                self.T = x.T
+            if x.T != self._T:
+                self._T = x.T
             return x.T
-        return self.T
+        return self._T
 
     def _answer(self, x: Tensor | SpikeTrain, T: int | None) -> Tensor:
         if x.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
             return self._replay(x)
         program = self._program(x)
-        if x.device.type == "cpu" and program.refusal is None:
+        if x.device.type != "cpu" or program.refusal is not None:
+            return program.layers(x)
+        why = program.refuses(T)
+        if why is None:
             try:
                 return program.run(x, T)
             except (RuntimeError, ValueError) as error:  # the layers may support x, or raise a clearer error
                 if "instruction " not in str(error) and "tandem:" not in str(error):
                     raise
-        return program.layers(x)
+        answer: Tensor = program.layers(x)
+        if why is None or program.layers.T is None:  # else freeze() said it
+            said = f"one call does not take {describe(x)}" if why is None else why
+            warnings.warn(f"x: the network runs layer by layer on it, which takes longer: {said}", stacklevel=6)
+        return answer
 
     def _replay(self, x: Tensor | SpikeTrain) -> Tensor:
         """Run on a GPU, as one CUDA graph, or layer by layer if there can be no graph."""
@@ -212,7 +248,7 @@ class FrozenNetwork(nn.Module):
     def _go_on(self, stream: Stream) -> None:
         """Keep the stream of a call that did not fail."""
         if stream is not self._stream:  # a module takes as long to set an attribute as a small layer runs
-            self._stream, self.T = stream, stream.T
+            self._stream, self._T = stream, stream.T
 
     def _shown(self, x: Tensor | SpikeTrain | None) -> tuple[Stream, Tensor | SpikeTrain | None]:
         """Return the stream, which x may begin, and x as its signal."""
@@ -234,7 +270,7 @@ class FrozenNetwork(nn.Module):
         if T is None:
             raise ValueError("T: not known yet: freeze(net, T=...), or call the frozen network on a train first")
         if stream is None or stream.is_new or isinstance(signal, SpikeTrain):
-            program = self._program(signal).streaming(x.device)
+            program = self._program(signal).streaming(x.device, T)
         else:
             program = stream.program
         why = "" if stream is None else stream.refusal(program, signal, T)
@@ -249,7 +285,7 @@ class FrozenNetwork(nn.Module):
         if steps is not None:
             checks.T("steps", steps)
         T: Any = self._window_of(x)
-        return Stream(self._program(x).streaming(x.device), x, T)
+        return Stream(self._program(x).streaming(x.device, T), x, T)
 
     @inference
     def readouts(self, x: Tensor | SpikeTrain, steps: int | None = None) -> Tensor:

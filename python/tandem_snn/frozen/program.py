@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain, checks
+from tandem_ext.ops import counts_dtype
 
 from ..container import pack, unpack, write_atomically
 from ..errors import UserError
@@ -48,9 +49,30 @@ def inference(answer: Answer) -> Answer:
         if not torch.is_grad_enabled():  # to say so again takes as long as a small layer
             return answer(*args, **kwargs)
         with torch.set_grad_enabled(False):  # tensors of inference mode are of no use to a loss
-            return answer(*args, **kwargs)
+            y = answer(*args, **kwargs)
+        x = args[1] if len(args) > 1 else None
+        edge = x.edge if isinstance(x, SpikeTrain) else x
+        if isinstance(y, Tensor) and getattr(edge, "requires_grad", False):
+            return _Constant.apply(y, edge)  # type: ignore[no-untyped-call]
+        return y
 
     return run  # type: ignore[return-value]
+
+
+class _Constant(torch.autograd.Function):
+    """An answer, whose gradient for the input of the network is an error: that it is 0 would be wrong."""
+
+    @staticmethod
+    def forward(answer: Tensor, _: Tensor) -> Tensor:
+        return answer.view_as(answer)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise ValueError("x: a frozen network has no gradients: use the network that was frozen, or x.detach()")
 
 
 class Metadata(NamedTuple):
@@ -65,7 +87,7 @@ def encode(stages: Stages, metadata: Metadata | None = None) -> tuple[Tensor, Te
     """Return the program (int64) and its data (uint8)."""
     known = metadata or Metadata()
     block = _Block()
-    dtype = next((stage.dtype for stage in stages.stages if stage.weight is not None), torch.float32)
+    dtype = stages.dtype
     rows = [_row(stage, block, dtype) for stage in stages.stages]
     shape = known.shape or ()
     channels, height, width = [*shape[:1], *[1] * (3 - len(shape)), *shape[1:]] if shape else (0, 0, 0)
@@ -110,11 +132,18 @@ def _named(names: Sequence[str], call: Callable[[], Any]) -> Any:
     """Call the executor; replace the number of an instruction in its errors by the name of the layer."""
     try:
         return call()
+    except NotImplementedError:  # torch traces the op
+        raise
     except (RuntimeError, ValueError) as error:
         why = str(error).splitlines()[0]
         found = re.search(r"instruction (\d+): (.*)", why)
         name = names[int(found[1])] if found and int(found[1]) < len(names) else "net"
         raise CannotLower(name, found[2] if found else why) from error
+
+
+def _raise(why: str) -> None:
+    if why:
+        raise ValueError(why)
 
 
 def write(path: str | PathLike[str], stages: Stages, metadata: Metadata) -> None:
@@ -145,7 +174,8 @@ class Program:
     """A network for one gain of its input, as a program; ``layers`` runs layer by layer, as stages if possible."""
 
     def __init__(self, net: nn.Module, gain: float | Tensor) -> None:
-        self.layers, self._reason = net, None
+        self.layers: Any = net
+        self._reason: CannotLower | None = None
         try:
             self.layers = lower(net, gain)
         except CannotLower as reason:
@@ -153,26 +183,37 @@ class Program:
 
     @functools.cached_property
     def refusal(self) -> CannotLower | None:
-        """The reason why the executor cannot run the network; None if it can, and is prepared."""
+        """The reason why the executor cannot run the network; None if it can."""
         if isinstance(self.layers, Stages):
             try:
-                program = encode(self.layers)
-                self.tensors = *program, self._named(lambda: _ops.frozen_prepare.default(*program))
+                why = _ops.frozen_check.default(*encode(self.layers))
+                self._named(lambda: _raise(why))
             except CannotLower as reason:
                 self._reason = reason.with_traceback(None)
         return self._reason
 
-    def streaming(self, device: torch.device) -> Program:
-        """Return the program; raise ValueError if it cannot run step by step on this device."""
+    @functools.cached_property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The program, its data, and the weights as the kernels multiply them, which are packed on first use."""
+        program = encode(self.layers)
+        return *program, self._named(lambda: _ops.frozen_prepare.default(*program))
+
+    def refuses(self, T: int | None) -> CannotLower | None:
+        """Return the reason why the executor cannot run so many steps, or why it cannot run the network at all."""
+        if self.refusal is not None or T is None or counts_dtype(self.layers.dtype, T) == self.layers.dtype:
+            return self.refusal
+        return CannotLower("net", f"T={T}: {self.layers.dtype}, the type of the weights, cannot count so many spikes")
+
+    def streaming(self, device: torch.device, T: int) -> Program:
+        """Return the program; raise ValueError if it cannot run T steps one by one on this device."""
         if device.type != "cpu":
             raise ValueError(f"steps are computed on the CPU: move the network and its input there from {device}")
-        if self.refusal is not None:
-            raise self.refusal
+        if (why := self.refuses(T)) is not None:
+            raise why
         return self
 
     def _named(self, call: Callable[[], Any]) -> Any:
-        layers: Any = self.layers
-        return _named([stage.name for stage in layers.stages], call)
+        return _named([stage.name for stage in self.layers.stages], call)
 
     def run(self, x: Tensor | SpikeTrain, T: int | None, every_step: bool = False) -> Tensor:
         """Return the readout of the whole window, or after each of its steps."""

@@ -31,6 +31,7 @@ _ops = torch.ops.tandem
 HEADER, FIELDS, KINDS, _constants = (line.split() for line in _ops.frozen_fields.default().splitlines())
 CONSTANTS = {name: int(value) for name, value in (each.split("=") for each in _constants)}
 ABSENT, INPUT = CONSTANTS["absent"], CONSTANTS["input"]  # the numbers of two special values: none, the network's input
+FIRES = ("layer", "average")  # stages with neurons
 FORMS = {"popcount": "window", "burst": "step"}  # stages that convert trains to the form of another timing
 Pair = tuple[int, int]
 
@@ -231,14 +232,20 @@ class Stages(nn.Module):
     Attributes:
         mode: the kind of input, as in ``tnn.Encoder``.
         T: the number of time steps; None: the T of each input train.
+        form: the timing of the train that it returns; None: it returns numbers.
     """
 
-    def __init__(self, stages: Iterable[Stage], mode: str, T: int | None) -> None:
+    def __init__(self, stages: Iterable[Stage], mode: str, T: int | None, form: str | None = None) -> None:
         super().__init__()
         self.stages: Any = nn.ModuleList(stages)
-        self.mode, self.T = mode, T
+        self.mode, self.T, self.form = mode, T, form
         readers = {value: n for n, stage in enumerate(self.stages) for value in (stage.input, stage.residual)}
         self._done: Any = {n: [value for value, last in readers.items() if last == n] for n in readers.values()}
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights, which is that of the answer."""
+        return next((stage.dtype for stage in self.stages if stage.weight is not None), torch.float32)
 
     def signal(self, x: Any) -> Any:
         """Return the input as a signal for the first stages; raise TypeError or ValueError if it does not fit."""
