@@ -152,6 +152,23 @@ def test_what_cannot_be_calibrated():
             calibrate(net, [torch.rand(2, 4)], percentile)
 
 
+@pytest.mark.parametrize(("factor", "worst"), [(1e-2, "'[2-8].0.norm', .* deviation of 0.0032"), (1e2, "'8.0.norm'")])
+def test_statistics_that_training_will_not_have_are_named(factor, worst):
+    """Initial ones, of an ANN that was never trained. Those of the data, of any batches, are right."""
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Linear(16, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU()) for _ in range(9)]
+    net, x = nn.Sequential(*blocks, nn.Linear(16, 4)).eval(), torch.randn(64, 16)
+    for block in blocks:
+        block[0].weight.data.mul_(factor)
+    with pytest.warns(UserWarning, match=f"9 of 9 batch norms, most of all {worst}"):
+        snn = convert(net, T=8, data=[x])
+    torch.optim.swa_utils.update_bn([x], net)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for data in [x], x.split(1), x.split(5):
+            calibrate(snn, data)
+
+
 def test_convert_calibrates_on_data():
     """All batches count, also of what can be read once; the first one is the example."""
     net, x = NETWORKS["sequential"]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..nn.signals import check_network, describe, effective_counts
 from .to_ann import to_ann
 
 _SAMPLE, _KEPT = 2**20, 2**22  # the most activations of a layer that are kept: of one batch, and of all
+_APART = 4  # by which running standard deviations may differ from those of a batch, without a warning
 _PRIOR, _FEW = 16, 256  # the weights of the layer's mean square and threshold, in samples of a channel
 
 
@@ -33,6 +35,11 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
     minimises the squared error from saturation and from rounding to multiples of ϑ; channels with few samples also use
     the statistics of the layer. a is at most the ceiling of a ReLU6 or hardtanh(0, c). Initial potentials are scaled
     with the thresholds.
+
+    The twin's batch norms use their running statistics, those of training the statistics of a batch. Where the two are
+    far apart, as in an ANN that was never trained, neurons saturate or are silent in training, and gradients can
+    overflow; a warning names the batch norm. ``torch.optim.swa_utils.update_bn(batches, ann)`` gives an ANN running
+    statistics of its data.
 
     Args:
         net: a network with layers of ``gain="threshold"``, such as :func:`convert` returns. Their thresholds are
@@ -77,8 +84,17 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
                 seen[name] = [one_of(torch.cat(seen[name], 1), 2)]
                 every[name] *= 2
 
+    spreads: dict[str, list[float]] = {}  # of batch norms' inputs, in running standard deviations
+
+    def compare(name: str, norm: Any, x: Tensor, keywords: dict[str, Any], output: Tensor) -> None:
+        values = sample_by_channel(x)
+        if norm.running_var is not None and values.shape[1] > 1:
+            ratio = (values.var(1) + norm.eps) / (norm.running_var.float().cpu() + norm.eps)
+            spreads.setdefault(name, []).append(ratio.mean().sqrt().item())
+
     twin, kinds = to_ann(net), (ann.Linear, ann.Conv1d, ann.Conv2d, nn.ReLU, nn.Hardtanh)
-    with evaluating(net), evaluating(twin), watching(twin, kinds, keep):
+    norms = (nn.modules.batchnorm._BatchNorm,)
+    with evaluating(net), evaluating(twin), watching(twin, kinds, keep), watching(twin, norms, compare):
         for x in batches_of(data):
             if isinstance(x, SpikeTrain):
                 windows.add(x.T)
@@ -92,7 +108,22 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
     for name, layer in layers.items():
         if seen[name]:  # nothing was recorded for a projection, whose own neurons never fire
             _set(layer, torch.cat(seen[name], 1), T, percentile)
+    _warn_of_training({name: sum(values) / len(values) for name, values in spreads.items()})
     return net
+
+
+def _warn_of_training(spreads: dict[str, float]) -> None:
+    """Warn if batch norms give much smaller or larger values than in training, where their standard deviation is 1."""
+    apart = {name: spread for name, spread in spreads.items() if not 1 / _APART < spread < _APART}
+    if apart:
+        name = max(apart, key=lambda name: abs(math.log(apart[name])))
+        warnings.warn(
+            f"calibrate: thresholds fit evaluation, but not training: {len(apart)} of {len(spreads)} batch norms, most "
+            f"of all {name!r}, normalise to a standard deviation of {apart[name]:.2g} by their running statistics, but "
+            "to 1 by those of a batch. In training neurons will saturate or be silent, and gradients may overflow. If "
+            "the ANN was never trained, call torch.optim.swa_utils.update_bn(batches, ann) before convert",
+            stacklevel=4,
+        )
 
 
 def batches_of(data: Iterable[Any]) -> Iterator[Tensor | SpikeTrain]:
