@@ -213,8 +213,30 @@ def test_correlation_is_that_of_the_products_of_the_next_layer():
     for name, pair, weight in ("1", pooled, net[5].weight), ("5", last, net[6].weight):
         products = torch.stack([(values @ weight.T).flatten() for values in pair])
         assert result[name].correlation == pytest.approx(torch.corrcoef(products)[0, 1].item(), abs=1e-5)
-    alone = measure.mismatch(nn.Sequential(net[0], net[1]), x)
-    assert math.isnan(alone["1"].correlation)
+
+
+class Attention(nn.Module):
+    """q (kᵀ v) on counts, as a custom layer of tokens [B, D, N]; o is silent."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.o, self.up = (tnn.Conv1d(8, 8, 1, timing="window", norm=True) for _ in range(5))
+        nn.init.constant_(self.o.norm.bias, -1e6)
+
+    def forward(self, x):
+        q, k, v = (layer(x).counts for layer in (self.q, self.k, self.v))
+        return self.up(self.o(te.ConstantInput(v @ k.mT @ q / 8, x.T)))
+
+
+def test_a_layer_without_correlation_says_why():
+    net = nn.Sequential(tnn.Encoder(8), tnn.Conv1d(4, 8, 1, timing="window", norm=True), Attention())
+    found = measure.mismatch(net, torch.rand(5, 4, 6))
+    unread = "no layer of tandem_snn.nn reads the counts"
+    silent = "constant: W c and W a of the next layer; no neuron fires"
+    assert {name: one.note for name, one in found.items()} == {
+        "1": "", "2.q": unread, "2.k": unread, "2.v": unread, "2.o": silent, "2.up": unread,
+    }  # fmt: skip
+    assert all(math.isnan(one.correlation) == bool(one.note) for one in found.values())
 
 
 def test_what_was_published_of_random_layers():

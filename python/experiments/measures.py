@@ -52,7 +52,7 @@ def measure(recipe: Recipe, data: Data, runs: Sequence[dict[str, nn.Module]]) ->
         "energy_pj": {"snn": fmean(e.snn for e in energies), "ann": fmean(e.ann for e in energies)},
         "firing_rates": {name: fmean(rate[name] for rate in rates) for name in rates[0]},
         "mismatch": {
-            name: {key: None if math.isnan(value) else value for key, value in asdict(match).items()}
+            name: {key: None if value != value else value for key, value in asdict(match).items() if key != "note"}
             for name, match in ts.measure.mismatch(nets[0], samples).items()
         },
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +28,10 @@ class Mismatch:
     Attributes:
         cosine: of the angle between c and a, as vectors over the layer's neurons; mean over samples.
         correlation: Pearson's, between the products W c and W a of the next layer, over its outputs and the samples;
-            NaN if no layer of this package reads the counts.
+            NaN if there are none or they are constant.
         exact, over, under: shares of the neurons with c = q, c > q, c < q.
         spurious: share of the neurons that fire although z ≤ 0, so that they get no gradient.
+        note: why the correlation is NaN; empty if it is not.
     """
 
     cosine: float
@@ -38,6 +40,7 @@ class Mismatch:
     over: float
     under: float
     spurious: float
+    note: str = ""
 
 
 @dataclass
@@ -118,8 +121,12 @@ def _compare(layer: Activation) -> Mismatch:
     def share(which: Tensor) -> float:
         return which.double().mean().item()
 
-    correlation = float("nan")
-    if layer.products is not None:
+    correlation, note = math.nan, ""
+    if layer.products is None:
+        note = "no layer of tandem_snn.nn reads the counts"
+    elif same := [name for name, u in zip(("W c", "W a"), layer.products, strict=True) if u.min() == u.max()]:
+        note = f"constant: {' and '.join(same)} of the next layer" + ("" if counts.any() else "; no neuron fires")
+    else:
         correlation = torch.corrcoef(torch.stack([u.double().flatten() for u in layer.products]))[0, 1].item()
     return Mismatch(
         cosine=cosine.double().mean().item(),
@@ -128,4 +135,5 @@ def _compare(layer: Activation) -> Mismatch:
         over=share(counts > ideal),
         under=share(counts < ideal),
         spurious=share((counts > 0) & (a <= 0)),
+        note=note,
     )
