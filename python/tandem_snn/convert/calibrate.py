@@ -84,13 +84,13 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
                 seen[name] = [one_of(torch.cat(seen[name], 1), 2)]
                 every[name] *= 2
 
-    spreads: dict[str, list[float]] = {}  # of batch norms' inputs, in running standard deviations
+    spreads: dict[str, list[float]] = {}  # of batch norms' inputs, median channel, in running standard deviations
 
     def compare(name: str, norm: Any, x: Tensor, keywords: dict[str, Any], output: Tensor) -> None:
         values = sample_by_channel(x)
         if norm.running_var is not None and values.shape[1] > 1:
             ratio = (values.var(1) + norm.eps) / (norm.running_var.float().cpu() + norm.eps)
-            spreads.setdefault(name, []).append(ratio.mean().sqrt().item())
+            spreads.setdefault(name, []).append(ratio.median().sqrt().item())
 
     twin, kinds = to_ann(net), (ann.Linear, ann.Conv1d, ann.Conv2d, nn.ReLU, nn.Hardtanh)
     norms = (nn.modules.batchnorm._BatchNorm,)
