@@ -27,6 +27,7 @@ _CPU = torch.device("cpu")
 _FLOAT32 = np.finfo(np.float32)
 _LEAST, _MOST = float(_FLOAT32.tiny), float(_FLOAT32.max)  # beyond them the kernels would compute with 0 or infinity
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in which layers compute
+_FLOATS_AND_INT8 = (*_FLOATS, torch.int8)
 
 
 def _refuse(error: type[Exception], name: str, allowed: str, value: object, hint: str = "") -> NoReturn:
@@ -230,7 +231,7 @@ def train(name: str, value: object) -> None:
 
 def weight(name: str, value: object, dims: Sequence[int], or_int8: bool = False) -> None:
     """Weights with one of these numbers of dimensions."""
-    allowed_types = (*_FLOATS, torch.int8) if or_int8 else _FLOATS
+    allowed_types = _FLOATS_AND_INT8 if or_int8 else _FLOATS
     if not isinstance(value, Tensor) or value.layout is not torch.strided or value.dtype not in allowed_types:
         allowed = "float32, bfloat16, float16, float64 or int8" if or_int8 else "float32, bfloat16, float16 or float64"
         _refuse(TypeError, name, f"a {allowed} tensor", value)

@@ -8,6 +8,7 @@ of the input.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, NamedTuple
@@ -20,7 +21,6 @@ from ..ops import compute_dtype, counts_dtype
 from ..planes import counts_of
 from .neuron import cast, over_inputs, over_space
 from .products import Product
-from .settings import Static
 
 _ops = torch.ops.tandem
 _linear_if, _conv_if, _bn_if = _ops.linear_if.default, _ops.conv_if.default, _ops.bn_if.default
@@ -88,32 +88,45 @@ def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..
     return first
 
 
-class Inputs(NamedTuple):
+class Call(NamedTuple):
     """The arguments of :class:`Fire`. The same fields also hold which arguments need gradients, and these gradients."""
 
-    edge: Any = None  # the counts of the input, for the gradient only; or the given currents
-    weight: Any = None
-    scale: Any = None  # with batch norm: the gain of the product, for all or per channel
-    shift: Any = None  # with batch norm: gamma
-    beta: Any = None
+    # the arguments of an op in their order, first those of the product, last those that most calls leave out
     planes: Any = None
-    residual: Any = None  # this and the next four are the fields of Tensors
-    residual_edge: Any = None
-    residual_scale: Any = None
-    theta: Any = None
-    v_init: Any = None
-    bad: Any = None
-    static: Any = None
+    T: Any = None
+    weight: Any = None
+    steps: Any = None
+    threshold: Any = None
+    leak: Any = None
+    gate: Any = None
+    window: Any = None
     train: Any = None  # whether the op makes what the backward pass needs
+    return_v: Any = None
+    scale: Any = None
+    shift: Any = None
+    bad: Any = None
+    residual: Any = None
+    residual_scale: Any = None
+    v_init: Any = None
+    # the product, or "train", "constant" or "impulse" for given currents, which are then ``edge``
+    source: Any = None
+    edge: Any = None  # else the counts of the input, for the gradient only
+    gamma: Any = None
+    beta: Any = None
+    eps: Any = None  # of batch norm with batch statistics; None: no such batch norm
+    # for the gradient only
+    residual_edge: Any = None
+    theta: Any = None
+    few_bits: Any = None  # the weights are integers that fit into int8
 
 
 class Saved(NamedTuple):
-    """The tensors saved for the backward pass; None where no gradient needs them."""
+    """What the backward pass needs: tensors, None where no gradient needs them, and numbers."""
 
     mask: Tensor
     planes: Any
     weight: Any
-    scale: Any  # with batch norm: the gain
+    scale: Any
     gamma: Any
     u: Any  # the input of batch norm, W c; or the given currents
     mean: Any
@@ -122,80 +135,78 @@ class Saved(NamedTuple):
     residual_scale: Any
     theta: Any
     spikes: Any
+    source: Any
+    T: int
+    threshold: float
+    timing: str
+    eps: float | None
 
 
-def run(
-    edge: Any,
-    weight: Any,
-    scale: Any,
-    shift: Any,
-    beta: Any,
-    planes: Any,
-    residual: Any,
-    residual_edge: Any,
-    residual_scale: Any,
-    theta: Any,
-    v_init: Any,
-    bad: Any,
-    static: Static,
-    train: bool,
-) -> Any:
-    """Call the op of a layer with :class:`Inputs`; return (planes, counts, mask, v, [[product,] mean, var,] bad)."""
-    source, T, return_v, eps, few_bits, *numbers, timing = static
-    neuron = *numbers, timing == "window"  # in torch 2.10 Dynamo takes `numbers` for a tuple
-    more = () if residual is None and v_init is None else (residual, residual_scale, v_init)
+def run(call: Call) -> Any:
+    """Call the op of a layer; return (planes, counts, mask, v, [[product,] mean, var,] bad)."""
+    source, eps = call.source, call.eps
+    plain = call.residual is None and call.v_init is None
+    spikes, neurons = call[:3], call[3:13] if plain else call[3:16]
     if isinstance(source, Product):
-        if few_bits and weight.dtype == torch.float32:
-            weight = weight.to(torch.int8)
+        if call.few_bits and call.weight.dtype == torch.float32:
+            spikes = *spikes[:2], call.weight.to(torch.int8)
         if eps is not None:
-            norm = (scale, shift, beta, eps)
-            return _bn_if(planes, T, weight, *source.geometry(), *norm, *neuron, return_v, bad, *more)
-        product = (planes, T, weight, *source.geometry()) if source.stride else (planes, T, weight)
-        op = _conv_if if source.stride else _linear_if
-        return op(*product, *neuron, train, return_v, scale, shift, bad, *more)
+            norm = call.scale, call.gamma, call.beta, eps
+            return _bn_if(*spikes, *source.geometry(), *norm, *neurons[:5], call.return_v, *neurons[9:])
+        return _conv_if(*spikes, *source.geometry(), *neurons) if source.stride else _linear_if(*spikes, *neurons)
     statistics: tuple[Tensor, ...] = ()
     if eps is not None:
-        wide = cast(edge, compute_dtype(edge.dtype))
-        *statistics, scale, shift = _ops.bn_statistics.default(wide, _times(static), scale, shift, beta, eps)
-    given = (edge,) if source == "train" else (edge, T)
-    *outputs, bad = _GIVEN[source](*given, *neuron, train, return_v, scale, shift, bad, *more)
+        wide, times = cast(call.edge, compute_dtype(call.edge.dtype)), _times(source, call.T)
+        *statistics, scale, shift = _ops.bn_statistics.default(wide, times, call.scale, call.gamma, call.beta, eps)
+        neurons = *neurons[:7], scale, shift, *neurons[9:]
+    held = () if source == "train" else (call.T,)
+    *outputs, bad = _GIVEN[source](call.edge, *held, *neurons)
     return *outputs, *statistics, bad
 
 
-def _times(static: Static) -> int:
+def _times(source: Product | str, T: int) -> int:
     """The number of steps in which a given current flows."""
-    return static.T if static.source == "constant" else 1
+    return T if source == "constant" else 1
+
+
+def _forward(*arguments: Any) -> Any:
+    return run(Call(*arguments))
+
+
+_forward.__signature__ = inspect.signature(Call)  # type: ignore[attr-defined]  # Dynamo counts its parameters
 
 
 class Fire(Function):
-    """A layer of neurons; see :func:`run`. Only its counts have a gradient. Dynamo needs named parameters."""
+    """A layer of neurons, with the arguments :class:`Call`; see :func:`run`. Only its counts have a gradient."""
 
     generate_vmap_rule = True
-    forward = staticmethod(run)
+    forward = staticmethod(_forward)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        needs, given = Inputs(*ctx.needs_input_grad), Inputs(*inputs)
+        needs, call = Call(*ctx.needs_input_grad), Call(*inputs)
         spikes, _, mask, *others = output
         _, *norm, _ = others  # between the potentials and bad
-        normed, product = given.static.eps is not None, isinstance(given.static.source, Product)
-        *made, mean, var = norm or (None, None)
-        u = made[0] if made else given.edge if not product and (normed or needs.scale) else None
-        ctx.save_for_backward(  # the fields of Saved
+        *product, mean, var = norm or (None, None)
+        if product:
+            u = product[0]
+        else:  # of given currents
+            u = call.edge if call.weight is None and (call.eps is not None or needs.scale) else None
+        ctx.save_for_backward(  # the first fields of Saved
             mask,
-            given.planes,
-            given.weight,
-            given.scale,
-            given.shift if normed else None,
+            call.planes,
+            call.weight,
+            call.scale,
+            call.gamma,
             u,
             mean,
             var,
-            given.residual if needs.residual_scale else None,
-            given.residual_scale if needs.residual or needs.residual_edge else None,
-            given.theta if needs.theta else None,
+            call.residual if needs.residual_scale else None,
+            call.residual_scale if needs.residual or needs.residual_edge else None,
+            call.theta if needs.theta else None,
             spikes if needs.theta else None,
         )
-        ctx.static = given.static
+        ctx.numbers = call.source, call.T, call.threshold, "window" if call.window else "step", call.eps
         ctx.mark_non_differentiable(spikes, mask, *[other for other in others if other is not None])
         ctx.set_materialize_grads(False)
 
@@ -203,94 +214,90 @@ class Fire(Function):
     @once_differentiable
     def backward(ctx: Any, _planes: None, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
         if grad is None:
-            return tuple(Inputs())
-        needs, saved, static = Inputs(*ctx.needs_input_grad), Saved(*ctx.saved_tensors), ctx.static
+            return tuple(Call())
+        needs, saved = Call(*ctx.needs_input_grad), Saved(*ctx.saved_tensors, *ctx.numbers)
         neurons = needs.residual or needs.residual_edge or needs.residual_scale or needs.theta
         grad_z: Any = None  # gate·grad/ϑ; batch norm's op computes its own
-        if static.eps is None or neurons:
-            grad_z = _ops.gate_grad.default(grad, saved.mask, static.threshold)
-        if static.eps is not None:
-            gradients = _through_norm(needs, saved, static, grad)
-        elif isinstance(static.source, Product):
-            gradients = _through_product(needs, saved, static, grad_z)
+        if saved.eps is None or neurons:
+            grad_z = _ops.gate_grad.default(grad, saved.mask, saved.threshold)
+        if saved.eps is not None:
+            gradients = _through_norm(needs, saved, grad)
+        elif isinstance(saved.source, Product):
+            gradients = _through_product(needs, saved, grad_z)
         else:
-            gradients = _through_currents(needs, saved, static, grad_z)
+            gradients = _through_currents(needs, saved, grad_z)
         if neurons:
-            gradients = _with_neurons(gradients, needs, saved, static, grad_z)
+            gradients = _with_neurons(gradients, needs, saved, grad_z)
         return tuple(gradients)  # Dynamo drops gradients returned as a NamedTuple
 
 
-def _through_product(needs: Inputs, saved: Saved, static: Static, grad_z: Tensor) -> Inputs:
+def _through_product(needs: Call, saved: Saved, grad_z: Tensor) -> Call:
     """The gradients of scale·(W c) + shift."""
-    product: Any = static.source
-    planes, scale = saved.planes, saved.scale
+    product, planes, timing, scale = saved.source, saved.planes, saved.timing, saved.scale
     weight = cast(saved.weight, grad_z.dtype)  # differs for int8, and for half types that cannot hold the counts
-    grad_shift = channel_sum(grad_z) if needs.shift else None
+    shift = channel_sum(grad_z) if needs.shift else None
     direct = needs.weight and not needs.scale
-    grad_edge, grad_weight = product.gradients(scaled(grad_z, scale), planes, static.timing, weight, needs.edge, direct)
+    edge, grad_weight = product.gradients(scaled(grad_z, scale), planes, timing, weight, needs.edge, direct)
     if not needs.scale:
-        return Inputs(grad_edge, grad_weight, None, grad_shift)
+        return Call(weight=grad_weight, shift=shift, edge=edge)
     weight, wide = cast(weight, scale.dtype), cast(grad_z, scale.dtype)  # large terms of grad_scale may cancel
-    _, raw = product.gradients(wide, planes, static.timing, weight, False, True)
+    _, raw = product.gradients(wide, planes, timing, weight, False, True)
     grad_scale = (weight * raw).flatten(1).sum(1)
     grad_weight = cast(raw * over_inputs(scale, raw), grad_z.dtype) if needs.weight else None
-    return Inputs(grad_edge, grad_weight, grad_scale, grad_shift)
+    return Call(weight=grad_weight, scale=grad_scale, shift=shift, edge=edge)
 
 
-def _through_currents(needs: Inputs, saved: Saved, static: Static, grad_z: Tensor) -> Inputs:
+def _through_currents(needs: Call, saved: Saved, grad_z: Tensor) -> Call:
     """The gradients of scale·Σ y + shift. All steps share one gradient, as an expanded view."""
-    y, times = saved.u, _times(static)
+    y, times, over_time = saved.u, _times(saved.source, saved.T), saved.source == "train"
     grad_y = grad_scale = None
     if needs.edge:
         grad_y = scaled(grad_z, saved.scale, times)
-        grad_y = grad_y.expand(static.T, *grad_y.shape) if static.source == "train" else grad_y
+        grad_y = grad_y.expand(saved.T, *grad_y.shape) if over_time else grad_y
     if needs.scale:
         dtype = saved.scale.dtype
-        total = y.sum(0, dtype=dtype) if static.source == "train" else times * cast(y, dtype)
-        grad_scale = channel_sum(grad_z * total)
-    return Inputs(grad_y, None, grad_scale, channel_sum(grad_z) if needs.shift else None)
+        grad_scale = channel_sum(grad_z * (y.sum(0, dtype=dtype) if over_time else times * cast(y, dtype)))
+    return Call(scale=grad_scale, shift=channel_sum(grad_z) if needs.shift else None, edge=grad_y)
 
 
-def _through_norm(needs: Inputs, saved: Saved, static: Static, grad: Tensor) -> Inputs:
+def _through_norm(needs: Call, saved: Saved, grad: Tensor) -> Call:
     """The gradients of batch norm of gain·u by batch statistics; u is W c or the sum of the given currents."""
-    mean, var, gain, times = saved.mean, saved.var, saved.scale, _times(static)
+    source, mean, var, gain = saved.source, saved.mean, saved.var, saved.scale
+    times = _times(source, saved.T)
     if times > 1:  # gain·u = (times·gain)·y
         gain = torch.full_like(mean, times) if gain is None else times * gain
         mean, var = mean / times, var / times**2
     u = cast(saved.u, mean.dtype)
-    exact = needs.scale or not isinstance(static.source, Product)  # else grad_u becomes the dtype of grad anyway
+    exact = needs.scale or not isinstance(source, Product)  # else grad_u becomes the dtype of grad anyway
     grad_counts = cast(grad, mean.dtype) if exact else grad
-    grad_u, grad_gamma, grad_beta = _ops.bn_grad.default(
-        grad_counts, saved.mask, u, mean, var, gain, saved.gamma, static.eps, static.threshold
+    grad_u, gamma, beta = _ops.bn_grad.default(
+        grad_counts, saved.mask, u, mean, var, gain, saved.gamma, saved.eps, saved.threshold
     )
     grad_gain = None
     if needs.scale:  # both factors of gain·u receive its gradient, grad_u / gain
         grad_gain = grad_u * u
         grad_gain = (channel_sum(grad_gain) if gain.dim() else grad_gain.sum()) / gain * times
-    if isinstance(static.source, Product):
+    if isinstance(source, Product):
         weight, grad_u = cast(saved.weight, grad.dtype), cast(grad_u, grad.dtype)
-        grad_edge, grad_weight = static.source.gradients(
-            grad_u, saved.planes, static.timing, weight, needs.edge, needs.weight
-        )
+        edge, grad_weight = source.gradients(grad_u, saved.planes, saved.timing, weight, needs.edge, needs.weight)
     else:
-        grad_edge, grad_weight = cast(grad_u, saved.u.dtype), None
-    return Inputs(
-        grad_edge, grad_weight, grad_gain, grad_gamma if needs.shift else None, grad_beta if needs.beta else None
-    )
+        edge, grad_weight = cast(grad_u, saved.u.dtype), None
+    gamma, beta = gamma if needs.gamma else None, beta if needs.beta else None
+    return Call(weight=grad_weight, scale=grad_gain, edge=edge, gamma=gamma, beta=beta)
 
 
-def _with_neurons(gradients: Inputs, needs: Inputs, saved: Saved, static: Static, grad_z: Tensor) -> Inputs:
+def _with_neurons(gradients: Call, needs: Call, saved: Saved, grad_z: Tensor) -> Call:
     """Add the gradients of the neurons' tensors."""
     residual = edge = residual_scale = theta = None
     dtype = compute_dtype(grad_z.dtype)
     if needs.residual or needs.residual_edge:
         edge = scaled(grad_z, saved.residual_scale)
-        steps = 1 if static.timing == "window" else static.T
+        steps = 1 if saved.timing == "window" else saved.T
         residual = edge.expand(steps, *grad_z.shape) if needs.residual else None
     if needs.residual_scale:
-        residual_scale = channel_sum(grad_z * counts_of(saved.residual, static.timing, dtype))
+        residual_scale = channel_sum(grad_z * counts_of(saved.residual, saved.timing, dtype))
     if needs.theta:
-        theta = -channel_sum(grad_z * counts_of(saved.spikes, static.timing, dtype)) / saved.theta
+        theta = -channel_sum(grad_z * counts_of(saved.spikes, saved.timing, dtype)) / saved.theta
     edge = edge if needs.residual_edge else None
     return gradients._replace(residual=residual, residual_edge=edge, residual_scale=residual_scale, theta=theta)
 

@@ -13,53 +13,56 @@ from .. import checks
 from ..inputs import ConstantInput, ImpulseInput
 from ..signal import needs_grad
 from ..train import SpikeTrain, add_flags, with_flags
-from .autograd import Fire, WindowProduct, apply, run
+from .autograd import Call, Fire, WindowProduct, apply, run
 from .neuron import NEUTRAL, cast, channels_of, fold, in_units, over_space, per_channel, tensors_of, with_gain
 from .products import Product, autocast_dtype
 from .settings import Settings
 
 Input = SpikeTrain | ConstantInput | ImpulseInput
 Result = SpikeTrain | tuple[SpikeTrain, Tensor]
+Outcome = tuple[Any, Tensor | None, Tensor | None]  # a Result, mean and var
 
 
-def layer(
-    x: Any,
-    weight: Tensor | None,
-    settings: Settings,
-    bias: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    step: Tensor | None = None,
-) -> tuple[Result, Tensor | None, Tensor | None]:
-    """Run a layer of neurons.
+def product_if(x: Input, weight: Tensor, product: Product, settings: Settings) -> Outcome:
+    """Run neurons whose input currents are the product of a weight with x, a train or a direct input.
 
-    With a weight, the input currents are the product ``static.source`` of the weight and x, a train or direct input.
-    Without one, x itself is the current: [T, B, *features] or a direct input. With ``static.eps``, batch norm uses the
-    statistics of the batch; scale and shift are then its gamma and beta. Only tensors are checked here.
+    Only tensors are checked here and in :func:`current_if`.
 
     Returns:
         (train, mean, var), or ((train, v), mean, var) with ``return_v``. mean and var are None without batch norm.
     """
-    static, threshold, v_init, residual = settings
-    source, T, timing, eps, learns = static.source, static.T, static.timing, static.eps, torch.is_grad_enabled()
-    planes = bad = edge = beta = None
-    if weight is not None:
-        x, weight, shape = fitted(x, weight, source)
-    if isinstance(x, SpikeTrain):
-        like, gain, bad = weight, x.gain, x.bad
-        edge = x.edge if learns else None
-        planes = x.stored if x.timing == timing else x.in_form(timing)
-        if isinstance(residual, SpikeTrain) and residual.stored is x.stored:
-            residual = residual.map(lambda t: t.view_as(t))  # Dynamo requires distinct arguments of a Function
-    else:
-        edge, gain = (x, 1.0) if isinstance(x, Tensor) else (x.x, x.gain)
-        if weight is not None:
-            edge = source.direct(edge, weight)  # type: ignore[union-attr]
-            static, weight = static._replace(source=x.source), None
-        else:
-            shape = edge.shape[1:] if source == "train" else edge.shape
-        like = edge
-    assert like is not None
+    x, weight, shape = fitted(x, weight, product)
+    if not isinstance(x, SpikeTrain):
+        return current_if(product.direct(x.x, weight), x.source, x.gain, settings)
+    timing, residual = settings.timing, settings.residual
+    if isinstance(residual, SpikeTrain) and residual.stored is x.stored:
+        settings = settings._replace(  # Dynamo requires distinct arguments of a Function
+            residual=residual.map(lambda t: t.view_as(t))
+        )
+    stored = x.stored if x.timing == timing else x.in_form(timing)
+    edge = x.edge if torch.is_grad_enabled() else None
+    return _fire(product, edge, stored, weight, shape, x.gain, x.bad, settings)
+
+
+def current_if(current: Tensor, source: str, gain: float | Tensor, settings: Settings) -> Outcome:
+    """Run neurons with given currents: "train", [T, B, *features], or "constant" or "impulse", [B, *features]."""
+    shape = current.shape[1:] if source == "train" else current.shape
+    return _fire(source, current, None, None, shape, gain, None, settings)
+
+
+def _fire(
+    source: Product | str,
+    edge: Tensor | None,
+    stored: Tensor | None,
+    weight: Tensor | None,
+    shape: tuple[int, ...],
+    gain: float | Tensor,
+    bad: Tensor | None,
+    settings: Settings,
+) -> Outcome:
+    """Fold the tensors of neurons [B, C, *space] into the arguments of an op, and call it."""
+    like: Any = edge if weight is None else weight
+    T, bias, scale, shift, step, eps, threshold, leak, v_init, gate, timing, residual, steps, return_v = settings
     channels = channels_of(shape)
     if eps is not None:
         if shape[0] * math.prod(shape[2:]) < 2:
@@ -72,16 +75,24 @@ def layer(
         theta = neurons.theta
         if isinstance(residual, SpikeTrain) and residual.bad is not bad:
             bad = add_flags(bad, residual.bad)
+    gamma = beta = None
     if eps is None:
         scale, shift = fold(theta, bias, scale, shift, step, gain, channels, like)
     else:
         bias, gamma = per_channel("bias", bias, channels, like), per_channel("gamma", scale, channels, like)
-        shift, beta = in_units(theta, gamma, per_channel("beta", shift, channels, like))
-        scale = with_gain(None, step, gain, (), channels, like)
+        gamma, beta = in_units(theta, gamma, per_channel("beta", shift, channels, like))
+        scale, shift = with_gain(None, step, gain, (), channels, like), None
 
-    train = learns and needs_grad(edge, weight, scale, shift, beta, *neurons[:4])  # all but v_init
-    inputs = edge, weight, scale, shift, beta, planes, *neurons, bad, static, train
-    fired, counts, _, v, *norm, bad = apply(Fire, *inputs) if train else run(*inputs)
+    residual, residual_edge, residual_scale, _, v_init = neurons
+    train = torch.is_grad_enabled() and needs_grad(
+        edge, weight, scale, shift, gamma, beta, residual, residual_edge, residual_scale, theta
+    )
+    call = Call(
+        stored, T, weight, T if steps is None else steps, threshold if theta is None else 1.0, leak, gate,
+        timing == "window", train, return_v, scale, shift, bad, residual, residual_scale, v_init,
+        source, edge, gamma, beta, eps, residual_edge, theta, step is not None,
+    )  # fmt: skip
+    fired, counts, _, v, *norm, bad = apply(Fire, *call) if train else run(call)
     dtype = like.dtype
     if dtype == torch.int8:
         dtype = torch.float32
@@ -92,8 +103,8 @@ def layer(
         return result, None, None
     *_, mean, var = norm
     if scale is not None:
-        gain = scale.detach()
-        mean, var = gain * mean, gain * gain * var
+        factor = scale.detach()
+        mean, var = factor * mean, factor * factor * var
     return result, mean if bias is None else mean + bias.detach(), var
 
 

@@ -9,10 +9,10 @@ from typing_extensions import Unpack
 
 from .. import checks
 from ..inputs import ConstantInput, ImpulseInput
-from .layer import Input, Result, layer
+from .layer import Input, Result, current_if, product_if
 from .neuron import channels_of
 from .products import LINEAR, convolution
-from .settings import Neuron, checked, shows
+from .settings import Neuron, Settings, check_neuron, shows
 
 Size = int | tuple[int] | tuple[int, int]
 
@@ -182,14 +182,16 @@ def if_scan(
     >>> train.to_dense(torch.int).flatten().tolist(), v.item()
     ([0, 0, 1, 0], 0.5)
     """
+    gain: float | Tensor = 1.0
     if isinstance(currents, (ConstantInput, ImpulseInput)):
         checks.device("currents", currents.x)
-        source, T, shape = currents.source, currents.T, currents.shape
+        current, source, T, shape, gain = currents.x, currents.source, currents.T, currents.shape, currents.gain
     else:
         direct = ", a ConstantInput or an ImpulseInput"
         checks.over_time("currents", currents, "a floating-point tensor", checks.is_float, direct)
-        source, T, shape = "train", currents.shape[0], currents.shape[1:]
-    return layer(currents, None, checked(source, T, channels_of(shape), None, neuron), None, scale, shift)[0]
+        current, source, T, shape = currents, "train", currents.shape[0], currents.shape[1:]
+    check_neuron(neuron, T, channels_of(shape))
+    return current_if(current, source, gain, Settings(T, None, scale, shift, **neuron))[0]
 
 
 def _run(
@@ -214,4 +216,5 @@ def _run(
     product = convolution(weight.shape[2:], *geometry) if weight.dim() > 2 else LINEAR
     if geometry and product is LINEAR and geometry != (1, 0, 1, 1):
         raise ValueError(f"stride, padding, dilation, groups: a weight [N, K] takes none, got {geometry}")
-    return layer(x, weight, checked(product, x.T, weight.shape[0], eps, neuron), bias, scale, shift)
+    check_neuron(neuron, x.T, weight.shape[0])
+    return product_if(x, weight, product, Settings(x.T, bias, scale, shift, None, eps, **neuron))

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from .. import checks
 from ..train import SpikeTrain
-from .products import Product
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -94,47 +93,43 @@ def default_v_init(threshold: float | Tensor, timing: str) -> float | Tensor:
     return (threshold.detach() if isinstance(threshold, Tensor) else threshold) / 2
 
 
-class Static(NamedTuple):
-    """The checked settings of a layer that are not tensors. A layer's module builds it in each forward pass."""
+class Settings(NamedTuple):
+    """What a layer is given beside x and weight, checked except for tensors. A module builds it in each forward pass.
 
-    source: Product | str  # of the currents: a product with spikes, or "train", "constant" or "impulse" if given
+    The fields from ``threshold`` on are the keyword arguments :class:`Neuron`.
+    """
+
     T: int
-    return_v: bool
-    eps: float | None  # of batch norm with batch statistics; None: no such batch norm
-    few_bits: bool  # the weights are integers that fit into int8
-    # the arguments of every op, in its order
-    steps: int  # the window over which bias and shift are spread
-    threshold: float
-    leak: float
-    gate: checks.Gate
-    timing: checks.Timing
+    bias: Tensor | None = None
+    scale: Tensor | None = None  # with eps: gamma
+    shift: Tensor | None = None  # with eps: beta
+    step: Tensor | None = None  # of few-bit weights, which are then integers
+    eps: float | None = None  # of batch norm with batch statistics; None: no such batch norm
+    threshold: float | Tensor = DEFAULTS["threshold"]
+    leak: float = DEFAULTS["leak"]
+    v_init: float | Tensor | None = DEFAULTS["v_init"]
+    gate: checks.Gate = DEFAULTS["gate"]
+    timing: checks.Timing = DEFAULTS["timing"]
+    residual: SpikeTrain | Tensor | None = DEFAULTS["residual"]
+    steps: int | None = DEFAULTS["steps"]
+    return_v: bool = DEFAULTS["return_v"]
 
 
-# with threshold, v_init and residual, which may be tensors
-Settings = tuple[Static, float | Tensor, float | Tensor | None, SpikeTrain | Tensor | None]
-
-
-def checked(source: Product | str, T: int, channels: int, eps: float | None, neuron: Mapping[str, Any]) -> Settings:
-    """Check the keyword arguments :class:`Neuron`, except for tensors."""
-    given: Mapping[str, Any] = DEFAULTS
-    if neuron:
-        for name, value in neuron.items():
-            if name not in SETTINGS:
-                raise TypeError(f"{name}: no such argument; neurons have {', '.join(SETTINGS)}")
-            setting = SETTINGS[name]
-            if not (setting.each_call and isinstance(value, Tensor)):
-                setting.check(value, channels)
-        given = {**DEFAULTS, **neuron}
-    threshold, timing, steps = given["threshold"], given["timing"], given["steps"]
+def check_neuron(neuron: Mapping[str, Any], T: int, channels: int) -> None:
+    """Check the keyword arguments :class:`Neuron` of a call, except for tensors."""
+    if not neuron:
+        return
+    for name, value in neuron.items():
+        if name not in SETTINGS:
+            raise TypeError(f"{name}: no such argument; neurons have {', '.join(SETTINGS)}")
+        setting = SETTINGS[name]
+        if not (setting.each_call and isinstance(value, Tensor)):
+            setting.check(value, channels)
+    timing = neuron.get("timing", "step")
     if timing == "window":
-        check_together(timing, given["leak"])
-        if steps not in (None, T):
-            raise ValueError(f"steps: with timing='window' x is the whole window, expected {T}, got {steps}")
-    static = Static(
-        source, T, given["return_v"], eps, False, T if steps is None else steps,
-        1.0 if isinstance(threshold, Tensor) else threshold, given["leak"], given["gate"], timing,
-    )  # fmt: skip
-    return static, threshold, given["v_init"], given["residual"]
+        check_together(timing, neuron.get("leak", 1.0))
+        if neuron.get("steps") not in (None, T):
+            raise ValueError(f"steps: with timing='window' x is the whole window, expected {T}, got {neuron['steps']}")
 
 
 def shows(keywords: Any) -> Callable[[F], F]:

@@ -13,14 +13,14 @@ from typing_extensions import Unpack
 
 from tandem_ext import SpikeTrain, checks
 from tandem_ext.functional.couple import couple
-from tandem_ext.functional.layer import by_channel, layer, window_product
+from tandem_ext.functional.layer import by_channel, product_if, window_product
 from tandem_ext.functional.neuron import over_space
 from tandem_ext.functional.products import LINEAR, Product
-from tandem_ext.functional.settings import Static
+from tandem_ext.functional.settings import Settings
 from tandem_ext.signal import needs_grad
 
 from .batch_norm import SyncBatchNorm, fold_norm, initial_gamma, normalised, own_norm, track, uses_batch
-from .currents import NEVER, part_of, residual_total, step_currents, window_trace
+from .currents import part_of, residual_total, step_currents, window_trace
 from .options import DEFAULTS, INTEGRATE_ONLY, BNStats, HasNeurons, NeuronOptions, checked_options
 from .passing import Encoder
 from .quantise import byte_integers, integers, rounded
@@ -101,16 +101,24 @@ class SpikingLayer(HasNeurons):
             return self._currents(x)
         norm = self.norm
         if norm is None or not uses_batch(norm):
-            train = self._fire(self._weights(x), *fold_norm(norm), residual, self.v_init, self._static(x.T))[0]
+            train = self._fire(self._weights(x), self._settings(x.T, *fold_norm(norm), residual))[0]
         elif self.bn_stats == "running" or isinstance(norm, SyncBatchNorm):
             train = self._coupled(x, norm, residual)
         else:
             train = self._normed(x, norm, residual)
         return self.with_gain(train)
 
-    def _static(self, T: int, eps: float | None = None) -> Static:
-        """Return the arguments of an op that are not tensors."""
-        return Static(self.synapses(), T, False, eps, self.weight_bits is not None, T, **self.numbers())
+    def _settings(
+        self,
+        T: int,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        residual: SpikeTrain | Tensor | None = None,
+        eps: float | None = None,
+    ) -> Settings:
+        """Return what the layer is given beside x and weight."""
+        neuron = self.threshold, self.leak, self.v_init, self.gate, self.timing
+        return Settings(T, self.bias, scale, shift, None, eps, *neuron, residual)
 
     def _weights(self, x: Any) -> tuple[Any, Tensor, Tensor | None]:
         """Return input, weight and, with ``weight_bits``, the quantisation step of each row.
@@ -125,19 +133,10 @@ class SpikingLayer(HasNeurons):
         exact = isinstance(x, SpikeTrain) and not (torch.is_grad_enabled() and needs_grad(weight))
         return x, *(byte_integers if exact else integers)(weight, self.weight_bits)
 
-    def _fire(
-        self,
-        given: tuple[Any, Tensor, Tensor | None],
-        scale: Tensor | None,
-        shift: Tensor | None,
-        residual: SpikeTrain | Tensor | None,
-        v_init: float | Tensor | None,
-        static: Static,
-    ) -> tuple[Any, Any, Any]:
-        """Call :func:`tandem_ext.functional.layer.layer` with the result of :meth:`_weights`."""
+    def _fire(self, given: tuple[Any, Tensor, Tensor | None], settings: Settings) -> tuple[Any, Any, Any]:
+        """Call :func:`tandem_ext.functional.layer.product_if` with the result of :meth:`_weights`."""
         x, weight, step = given
-        threshold = NEVER if static.threshold == NEVER else self.threshold
-        return layer(x, weight, (static, threshold, v_init, residual), self.bias, scale, shift, step)
+        return product_if(x, weight, self.synapses(), settings if step is None else settings._replace(step=step))
 
     def _normed(self, x: Signal, norm: _BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
         """Return the spikes, with batch norm that uses the statistics of this batch."""
@@ -146,8 +145,8 @@ class SpikingLayer(HasNeurons):
         if self.bias is not None:
             beta = 0 * self.bias if beta is None else torch.add(beta, self.bias, alpha=0)
         train: SpikeTrain
-        static = self._static(x.T, norm.eps)
-        train, mean, var = self._fire(self._weights(x), norm.weight, beta, residual, self.v_init, static)
+        settings = self._settings(x.T, norm.weight, beta, residual, norm.eps)
+        train, mean, var = self._fire(self._weights(x), settings)
         if norm.running_mean is not None:
             n = math.prod(train.shape) // norm.num_features  # Size.numel() would not be a SymInt
             track(norm, mean, var, n / (n - 1))
@@ -158,7 +157,7 @@ class SpikingLayer(HasNeurons):
         z, scale, shift = normalised(norm, self._window_product(x), self.bn_stats == "batch")
         z = z if residual is None else z + residual_total(residual, z)
         with torch.no_grad():
-            train = self._fire(self._weights(x), scale, shift, residual, self.v_init, self._static(x.T))[0]
+            train = self._fire(self._weights(x), self._settings(x.T, scale, shift, residual))[0]
         return couple(train, z, threshold=self.threshold, gate=self.gate)
 
     def used_weight(self) -> Tensor:
@@ -187,25 +186,24 @@ class SpikingLayer(HasNeurons):
         check_signal(x, type(self).__name__)
         if self.norm is not None and uses_batch(self.norm):
             raise ValueError("potentials: batch norm must be in evaluation mode, call eval() first")
-        scale, shift = fold_norm(self.norm)
-        static = self._static(x.T)._replace(return_v=True)
+        settings = self._settings(x.T, *fold_norm(self.norm))._replace(return_v=True, steps=x.T)
         x, weight, step = self._weights(x)
 
-        def after(start: int, stop: int, v: float | Tensor, static: Static) -> Tensor:
+        def after(start: int, stop: int, v: float | Tensor, settings: Settings) -> Tensor:
             """Return the potentials after some steps of the input that begin at v."""
             more: Any = residual
             if residual is not None:
                 more = residual[start:stop] if isinstance(residual, Tensor) else part_of(residual, start, stop)
             given = part_of(x, start, stop), weight, step
-            return self._fire(given, scale, shift, more, v, static._replace(T=stop - start))[0][1]
+            return self._fire(given, settings._replace(T=stop - start, v_init=v, residual=more))[0][1]
 
         start = self.initial_potential
         if self.timing == "window":
-            quiet = static._replace(**INTEGRATE_ONLY)
+            quiet = settings._replace(**INTEGRATE_ONLY)
             return window_trace(x.T, lambda t: after(0, t, start, quiet._replace(steps=t)), self.threshold)
         trace: list[Any] = [start]
         for t in range(x.T):
-            trace.append(after(t, t + 1, trace[t], static))
+            trace.append(after(t, t + 1, trace[t], settings))
         return torch.stack(trace[1:])
 
     def real_product(self, counts: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -238,8 +236,9 @@ class SpikingLayer(HasNeurons):
             x, weight, step = self._weights(x)
 
         def potential(signal: Signal, T: int) -> Tensor:
-            quiet = self._static(signal.T)._replace(return_v=True, steps=T, **INTEGRATE_ONLY)
-            return self._fire((signal, weight, step), scale, shift, None, 0.0, quiet)[0][1]
+            settings = self._settings(signal.T, scale, shift)
+            quiet = settings._replace(return_v=True, steps=T, v_init=0.0, **INTEGRATE_ONLY)
+            return self._fire((signal, weight, step), quiet)[0][1]
 
         return step_currents(x, z, potential, self.timing)
 
