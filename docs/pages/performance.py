@@ -38,7 +38,7 @@ OTHERS = {
     "linear-norm-train-rate": "training step, linear 800×800, batch norm",
     "conv-net-train-20": "training step, convolutional network, 20 %",
 }
-ELSEWHERE = {"bench-2": "Two threads", "xeon-1": "A Xeon with AMX"}
+ELSEWHERE = {"xeon-1": "A Xeon with AMX"}
 WAYS = {
     "tandem": "step timing", "windows": "window timing", "frozen": "frozen, step timing",
     "frozen, windows": "frozen, window timing", "naive, loop compiled": "plain PyTorch", "BPTT": "BPTT",
