@@ -248,7 +248,7 @@ def test_a_finished_run_is_shown_and_never_overwritten(run, refused, capsys, mon
     before = {name: ((run / name).read_bytes(), (run / name).stat().st_mtime_ns) for name in NAMES}
     assert main(*SMALL, "--out", run) == 0
     shown = capsys.readouterr().out
-    for words in ("digits, FC16, T=8, mean of 2 seeds", "test accuracy", "the twin, trained as long", "peak memory",
+    for words in ("digits, FC16, T=8, mean of 2 seeds", "test accuracy", "the twin, trained on", "peak memory",
                   "operations at inference", "fc1", "early exit, first seed", "finished before"):  # fmt: skip
         assert words in shown
     refused([*SMALL, "--T", "4", "--out", run], "holds a finished run of another recipe: choose another folder")

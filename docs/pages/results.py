@@ -31,7 +31,7 @@ REMARKS = {
     "digits": "Too few samples for a validation split: the weights of the last epoch are tested.",
     "n-mnist": "A subset of the recordings: not comparable with published results.",
 }
-HEAD = ("run", "T", "timing", "start", "seeds", "SNN", "twin", "twin, trained as long", "{}", "SynOps")
+HEAD = ("run", "T", "timing", "start", "seeds", "SNN", "twin", "twin, trained on", "{}", "SynOps")
 CONFIDENCES = (0.9, 0.99)  # at which a sample stops
 
 

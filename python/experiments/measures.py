@@ -229,7 +229,7 @@ def _networks(summary: dict[str, Any]) -> list[tuple[str, str, str, str]]:
     value = summary[f"test_{metric}"]
     form = "{:.2f} %" if metric == "accuracy" else "{:.5f}"
     rows = []
-    for label, prefix in ((f"test {metric}", "ann_"), ("the twin, trained as long", "ann_continued_")):
+    for label, prefix in ((f"test {metric}", "ann_"), ("the twin, trained on", "ann_continued_")):
         own = form.format(value) if prefix == "ann_" else ""
         if (twin := summary.get(f"{prefix}test_{metric}")) is None:
             rows += [(label, own, "", "")] * bool(own)
