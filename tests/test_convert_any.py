@@ -267,8 +267,8 @@ def test_copies_and_frozen_networks(name):
 
 @pytest.mark.parametrize(("name", "message"), [
     ("depthwise, pointwise", r"relu_1.*: it uses the general way \(conv2d, batch_norm\)"),
-    ("pooled", r'max_pool2d.*: exact maximum pooling .*timing="window", or put tnn.MaxPool2d'),
-    ("maximum of a line", r"max_pool1d.*: exact maximum pooling is not a layer.*: of images tnn.MaxPool2d is one"),
+    ("pooled", r'max_pool2d.*: max_pool2d is not a layer .*timing="window", or put tnn.MaxPool2d'),
+    ("maximum of a line", r"max_pool1d.*: max_pool1d is not a layer .*: only tnn.MaxPool2d, of images, is"),
 ])  # fmt: skip
 def test_what_needs_a_step_names_the_layer(name, message, tmp_path):
     """ONNX and frozen files have layers only, and NIR no maximum pooling."""

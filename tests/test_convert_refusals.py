@@ -266,7 +266,7 @@ def is_finite_after_a_step(snn, x):
 
 
 @pytest.mark.filterwarnings("ignore:convert. .* takes no part in evaluation")
-@pytest.mark.parametrize("name", map(marked, MODELS))
+@pytest.mark.parametrize("name", [marked(name) for name in MODELS])
 def test_models(name):
     """At random weights gradients are finite, or a warning names a batch norm; with statistics of data they are."""
     net, x = make(name), torch.rand(8, 3, MODELS[name], MODELS[name])
