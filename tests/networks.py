@@ -3,14 +3,17 @@
 import io
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
-from tandem_snn import freeze, load
+from tandem_snn import freeze, load, to_ann
 from tandem_snn.nn.general import Neurons
+from tandem_snn.nn.maximum import MaxPool
+from tandem_snn.nn.signals import effective_counts
 
 
 class Net(nn.Module):
@@ -324,3 +327,47 @@ def assert_same(ours, theirs, least=1):
         assert c.max() >= least
         assert torch.equal(c, other)
     assert torch.equal(getattr(ours[1], "counts", ours[1]), theirs[1])
+
+
+def at_the_counts(snn, x):
+    """The ANN twin's answer with each activation's value, not its gradient, replaced by what the spikes are worth."""
+    kinds = (tnn.SpikingLayer, tnn.AvgPool2d, tnn.MaxPool2d, MaxPool, Neurons)
+    trains = {n: y for n, (_, y) in seen_by(snn, x).items() if isinstance(snn.get_submodule(n), kinds)}
+    worth = {n: effective_counts(y).detach() for n, y in trains.items() if isinstance(y, te.SpikeTrain)}
+    twin = to_ann(snn)
+
+    def hook(layer, _, a, worth):
+        return worth + (a - a.detach())
+
+    named = [(m, worth[n]) for n, m in twin.named_modules() if n in worth]
+    handles = [m.register_forward_hook(partial(hook, worth=value)) for m, value in named]
+    answer = twin(x)
+    for handle in handles:
+        handle.remove()
+    return answer
+
+
+def by_onnxruntime(path, x):
+    """Counts of each layer with neurons, and the answer after each step: of a window after the last one alone."""
+    session = pytest.importorskip("onnxruntime").InferenceSession(path, providers=["CPUExecutionProvider"])
+    facts, outputs = session.get_modelmeta().custom_metadata_map, [o.name for o in session.get_outputs()]
+    images = isinstance(x, Tensor)
+    dense = x if images else x.to_dense(torch.float32)
+    if facts.get("timing") == "window":
+        assert [i.name for i in session.get_inputs()] == ["x"]
+        *counts, answer = (torch.from_numpy(found) for found in session.run(outputs, {"x": dense.numpy()}))
+        assert outputs[-1] == "answer"
+        return counts, [answer]
+    assert (facts["input"] != "events") == images
+    kept = [i for i in session.get_inputs() if i.name.endswith((".v", ".counts"))]
+    state = {i.name: np.zeros([len(x), *i.shape[1:]], np.float32) for i in kept}
+    by_name = {}
+    answers = []
+    for t in range(int(facts["T"])):
+        given = {"x": (dense if images else dense[t]).numpy(), "step": np.array([t], np.float32), **state}
+        found = dict(zip(outputs, session.run(outputs, given), strict=True))
+        state = {name: found[f"{name}.next"] for name in state}
+        for name in (name for name in outputs if name.endswith(".spikes")):
+            by_name[name] = by_name.get(name, 0) + torch.from_numpy(found[name])
+        answers.append(torch.from_numpy(found["answer"]))
+    return list(by_name.values()), answers

@@ -1,14 +1,13 @@
 """Simulators of NIR graphs: each tool's own import, as docs/nir.md puts its neuron right, and NIR's formulas."""
 
 from graphlib import TopologicalSorter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from networks import stepped
-from test_docs import blocks
+from pages import ROOT, blocks
 from torch import nn
 
 import tandem_ext as te
@@ -16,7 +15,7 @@ from tandem_snn import to_nir
 
 nir = pytest.importorskip("nir")
 T = 8
-PAGE = Path(__file__).parents[1] / "docs/nir.md"
+PAGE = ROOT / "docs/nir.md"
 
 
 def counts_of(model, neurons, x):

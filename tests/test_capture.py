@@ -4,8 +4,6 @@ is replayed is what was captured. Without a GPU a graph keeps the calls of opera
 
 import contextlib
 import copy
-import re
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -14,6 +12,7 @@ import torch.nn.functional as F
 from cases import train
 from gpu.on_device import capture
 from networks import Net, conv, in_windows, lif, line, mlp, projection, residual, trained
+from pages import ROOT, blocks
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -123,8 +122,7 @@ def test_a_graph_trains_as_the_step_does(make, timing):
 
 def test_the_example_of_the_page():
     """It runs in test_docs.py too, where its graph needs a GPU."""
-    page = Path(__file__).parents[1] / "docs" / "cuda.md"
-    (code,) = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    (code,) = blocks(ROOT / "docs" / "cuda.md", "python")
     names = {}
     exec(code, names)
     twin = copy.deepcopy(names["net"])

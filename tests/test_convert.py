@@ -3,12 +3,11 @@
 import copy
 import importlib
 import warnings
-from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Net, seen_by, settled, trained
+from networks import Net, settled, trained
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -16,9 +15,6 @@ import tandem_ext as te
 import tandem_snn.nn as tnn
 from architectures import create
 from tandem_snn import ann, calibrate, convert, freeze, to_ann
-from tandem_snn.nn.general import Neurons
-from tandem_snn.nn.maximum import MaxPool
-from tandem_snn.nn.signals import effective_counts
 
 calibration = importlib.import_module("tandem_snn.convert.calibrate")  # the name in the package is the function
 
@@ -83,24 +79,6 @@ def strided():
     net, x = NETWORKS["resnet"]()
     net.maxpool = nn.Identity()  # the OR of spike trains is more than the largest of their counts, at any T
     return net, x
-
-
-def at_the_counts(snn, x):
-    """The ANN twin's answer with each activation's value, not its gradient, replaced by what the spikes are worth."""
-    kinds = (tnn.SpikingLayer, tnn.AvgPool2d, tnn.MaxPool2d, MaxPool, Neurons)
-    trains = {n: y for n, (_, y) in seen_by(snn, x).items() if isinstance(snn.get_submodule(n), kinds)}
-    worth = {n: effective_counts(y).detach() for n, y in trains.items() if isinstance(y, te.SpikeTrain)}
-    twin = to_ann(snn)
-
-    def hook(layer, _, a, worth):
-        return worth + (a - a.detach())
-
-    named = [(m, worth[n]) for n, m in twin.named_modules() if n in worth]
-    handles = [m.register_forward_hook(partial(hook, worth=value)) for m, value in named]
-    answer = twin(x)
-    for handle in handles:
-        handle.remove()
-    return answer
 
 
 def test_calibration_sets_thresholds_from_activations():

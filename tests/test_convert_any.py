@@ -6,8 +6,8 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Net, settled
-from test_convert import NETWORKS, at_the_counts, strided
+from networks import Net, at_the_counts, settled
+from test_convert import NETWORKS, strided
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves

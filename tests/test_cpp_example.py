@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from networks import NETWORKS, average, dyadic, lif, own_counts, trained
-from test_docs import blocks
+from pages import ROOT, blocks
 from test_frozen_file import converted, events
 from torch import Tensor
 
@@ -18,7 +18,6 @@ import tandem_snn as ts
 import tandem_snn.nn as tnn
 from tandem_snn.frozen.lowering import lower
 
-ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "python" / "examples" / "cpp"
 PAGE = ROOT / "docs" / "howto" / "cpp.md"
 pytest.importorskip("safetensors")

@@ -6,8 +6,6 @@ import json
 import re
 import shlex
 import sys
-import textwrap
-from pathlib import Path
 
 import child
 import names
@@ -16,14 +14,12 @@ import pytest
 import results
 import tomllib
 import torch
+from pages import FENCE, PAGES, ROOT, blocks
 from tables import with_table
 
 import tandem_snn.nn as tnn
 from train import make_parser
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FENCE = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 OTHERS = ("spikingjelly", "snntorch", "sinabs", "nirtorch", "nir", "onnx", "onnxruntime", "tonic")
 PATH = re.compile(r"(?<![\w/.:-])(?:python|tests|docs|csrc|tandem_ext|build_tools|cmake)/[\w/.*<-]+")
 SIMULATORS = re.compile("spikingjelly|snntorch")
@@ -33,10 +29,6 @@ NOT_RUN = ("pip install", "make ")  # they change the environment; the tests of 
 COMMITTED = sorted((ROOT / "docs/results/training").glob("*.json"))
 README = (ROOT / "README.md").read_text()
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-
-
-def blocks(page, *languages):
-    return [textwrap.dedent(code) for _, language, code in FENCE.findall(page.read_text()) if language in languages]
 
 
 def having(*languages):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import assert_same, dyadic_, train, train_with_edge
-from test_convert import at_the_counts
+from networks import at_the_counts
 from torch import nn
 
 import tandem_ext as te

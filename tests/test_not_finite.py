@@ -9,7 +9,7 @@ import networks
 import pytest
 import torch
 from cases import dyadic, train
-from networks import exported, in_windows
+from networks import by_onnxruntime, exported, in_windows
 from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import default_collate
@@ -183,9 +183,6 @@ def test_a_bad_train_spoils_a_frozen_network_and_a_stream_until_it_has_left():
 
 def test_onnx_spoils_the_same_samples(tmp_path):
     pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
-    from test_onnx import by_onnxruntime
-
     for (net, x), steps in ((late(), [[], [], [1], [1]]), (made("conv")[::2], [[1]] * 8)):
         ts.to_onnx(net, tmp_path / "net.onnx", x)
         _, answers = by_onnxruntime(tmp_path / "net.onnx", x)

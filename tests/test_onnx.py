@@ -3,45 +3,18 @@
 from itertools import product
 
 import networks
-import numpy as np
 import pytest
 import torch
 from networks import NETWORKS, dyadic, images, in_windows, network, of_timing, own_counts, spiking, trained
-from torch import Tensor, nn
+from torch import nn
 
 import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
 
 onnx = pytest.importorskip("onnx")
-ort = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxruntime")
 T = 8
-
-
-def by_onnxruntime(path, x):
-    """Counts of each layer with neurons, and the answer after each step: of a window after the last one alone."""
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    facts, outputs = session.get_modelmeta().custom_metadata_map, [o.name for o in session.get_outputs()]
-    images = isinstance(x, Tensor)
-    dense = x if images else x.to_dense(torch.float32)
-    if facts.get("timing") == "window":
-        assert [i.name for i in session.get_inputs()] == ["x"]
-        *counts, answer = (torch.from_numpy(found) for found in session.run(outputs, {"x": dense.numpy()}))
-        assert outputs[-1] == "answer"
-        return counts, [answer]
-    assert (facts["input"] != "events") == images
-    kept = [i for i in session.get_inputs() if i.name.endswith((".v", ".counts"))]
-    state = {i.name: np.zeros([len(x), *i.shape[1:]], np.float32) for i in kept}
-    by_name = {}
-    answers = []
-    for t in range(int(facts["T"])):
-        given = {"x": (dense if images else dense[t]).numpy(), "step": np.array([t], np.float32), **state}
-        found = dict(zip(outputs, session.run(outputs, given), strict=True))
-        state = {name: found[f"{name}.next"] for name in state}
-        for name in (name for name in outputs if name.endswith(".spikes")):
-            by_name[name] = by_name.get(name, 0) + torch.from_numpy(found[name])
-        answers.append(torch.from_numpy(found["answer"]))
-    return list(by_name.values()), answers
 
 
 def inputs_of(x):
@@ -52,7 +25,7 @@ def assert_the_same(net, x, path, differing=0.0):
     """Counts, but for this share of the neurons, and the answers of the stream."""
     frozen, (ours, expected) = ts.freeze(net), own_counts(net, x)
     ts.to_onnx(frozen, path / "net.onnx", x)
-    counts, answers = by_onnxruntime(path / "net.onnx", x)
+    counts, answers = networks.by_onnxruntime(path / "net.onnx", x)
     assert len(ours) == len(counts)
     for c, other in zip(ours, counts, strict=True):
         assert c.sum() > 0
@@ -88,7 +61,7 @@ def test_weights_of_few_bits(bits, timing, tmp_path):
     weights = {t.name: t for t in model.graph.initializer if t.name.endswith(".weight")}
     assert [t.data_type for t in weights.values()] == [kind] * 4
     assert sum(node.op_type == "DequantizeLinear" for node in model.graph.node) == 4
-    counts, answers = by_onnxruntime(tmp_path / "net.onnx", x)
+    counts, answers = networks.by_onnxruntime(tmp_path / "net.onnx", x)
     for c, other in zip(own_counts(frozen.net, x)[0], counts, strict=True):
         assert torch.equal(c, other)
     assert torch.equal(answers[-1], expected)
@@ -153,7 +126,7 @@ def test_thresholds_whose_multiples_are_rounded(threshold, tmp_path):
     net = nn.Sequential(tnn.Encoder(T=200, mode="zero_expand"), layer, tnn.Readout(4000, 2))
     x = torch.ones(1, 1)
     ts.to_onnx(net, tmp_path / "net.onnx", x)
-    (counts,), _ = by_onnxruntime(tmp_path / "net.onnx", x)
+    (counts,), _ = networks.by_onnxruntime(tmp_path / "net.onnx", x)
     ours = own_counts(net, x)[0][0]
     assert torch.equal(counts, ours)
     divided = (layer.weight.detach().T / threshold).floor().clamp(0, 200)
