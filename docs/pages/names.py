@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import re
@@ -19,7 +20,12 @@ MODULES = ("tandem_snn.nn", "tandem_snn", "tandem_snn.measure", "tandem_snn.plot
 
 
 def called(name: str, thing: Any) -> str:
-    """As it is called, with defaults and without types; the keywords that all layers take are named by their type."""
+    """As it is called, with defaults and without types; the keywords that all layers take are named by their type.
+
+    What only functions make has just its name.
+    """
+    if dataclasses.is_dataclass(thing):
+        return name
     if isinstance(thing, type) and issubclass(thing, dict):
         return f"{name}: {', '.join(thing.__annotations__)}"
     given, more = inspect.signature(thing).parameters, ""
