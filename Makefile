@@ -77,7 +77,7 @@ MINUTES ?= 60
 
 fuzz: $(READY) ext
 	end=$$(( $$(date +%s) + 60 * $(MINUTES) )); \
-	while python -m pytest -q -x --hypothesis-profile=random tests/test_attack.py tests/test_functional.py; do \
+	while python -m pytest -q -x --hypothesis-profile=random tests/ops/test_attack.py tests/ops/test_functional.py; do \
 	    [ $$(date +%s) -lt $$end ] || exit 0; done; exit 1
 	cmake --preset fuzz && cmake --build --preset fuzz
 	for level in default v3 v4; do for target in $(FUZZERS); do \
@@ -93,7 +93,7 @@ coverage: $(READY) ext
 	gcovr --root . --filter csrc --html-details build/coverage/cpp.html build/cmake-coverage
 
 mutants: $(READY) ext
-	python tests/mutate.py
+	python tests/project/mutate.py
 
 results: $(READY) ext
 	python docs/pages/results.py

@@ -18,13 +18,13 @@ from build_tools.decide import Toolkit
 # By name: the files, and which of their tests. The program of a frozen network runs on the CPU's kernels, its layers
 # and their graph on the emulated ones.
 TESTS = {
-    "planes": (["spike_train", "reference"], ""),
-    "functional": (["functional"], ""),
-    "gradients": (["gradients"], ""),
-    "calls": (["attack"], "schema or every_op"),
-    "layers": (["layers", "layers_shape"], ""),
+    "planes": (["ops/test_spike_train", "ops/test_reference"], ""),
+    "functional": (["ops/test_functional"], ""),
+    "gradients": (["ops/test_gradients"], ""),
+    "calls": (["ops/test_attack"], "schema or every_op"),
+    "layers": (["layers/test_layers", "layers/test_layers_shape"], ""),
     "frozen": (
-        ["frozen", "capture"],
+        ["frozen/test_frozen", "torch/test_capture"],
         "one_call and (float32 or -8-) and not projection or a_graph_of and (mlp or conv)",
     ),
 }
@@ -45,7 +45,7 @@ def run(command: list[str], library: Path) -> str:
 @pytest.mark.parametrize("group", TESTS)
 def test_ops(library: Path, group: str) -> None:
     names, chosen = TESTS[group]
-    files = [f"tests/test_{name}.py" for name in names]
+    files = [f"tests/{name}.py" for name in names]
     out = run(["-m", "pytest", *files, "-q", "-p", "no:cacheprovider", "-k", chosen], library)
     assert " passed" in out
 

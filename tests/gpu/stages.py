@@ -26,7 +26,8 @@ from . import check, correctness, on_device, report, timing
 from .clock import Bench
 from .correctness import Case
 
-TESTS = ("spike_train", "reference", "functional", "gradients", "layers", "layers_shape")
+TESTS = ("ops/test_spike_train", "ops/test_reference", "ops/test_functional", "ops/test_gradients",
+         "layers/test_layers", "layers/test_layers_shape")  # fmt: skip
 CLOCKS = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.max.sm,clocks.mem,temperature.gpu,power.draw", "--format=csv"]
 
 
@@ -120,7 +121,7 @@ def tests(log: Log) -> list[Case] | str:
         return "no pytest or no hypothesis"
     command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider"]
     command += ["--hypothesis-profile=emulated"]  # ten examples of each property
-    command += [f"tests/test_{name}.py" for name in TESTS[: 1 if log.options.dry_run else None]]
+    command += [f"tests/{name}.py" for name in TESTS[: 1 if log.options.dry_run else None]]
 
     def run(device: torch.device) -> None:
         try:

@@ -1,6 +1,6 @@
 """Measures the tests: changes the code in one place at a time, as a careless edit would, and counts what they notice.
 
-    python tests/mutate.py [python] [cpp] [cuda] [--sample 200] [--seed 0]
+    python tests/project/mutate.py [python] [cpp] [cuda] [--sample 200] [--seed 0]
 
 A change that survives is a gap in the tests or has no effect; only reading tells which. Not run by pytest. Each change
 is made in a copy of the sources that is built: of Python code, of the CPU kernels and ops, or of the CUDA kernels,
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 NOT_TRIED = ("does not compile", "changes no code")
 SURVIVES = "SURVIVES"
 IN_BOTH = {"<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "==", "+": "-", "-": "+", "*": "+", "/": "*",

@@ -20,7 +20,7 @@ import tandem_snn as ts
 import tandem_snn.nn as tnn
 
 pytestmark = pytest.mark.clients
-EXAMPLE = Path(__file__).parents[1] / "python" / "examples" / "spikingjelly.py"
+EXAMPLE = Path(__file__).parents[2] / "python" / "examples" / "spikingjelly.py"
 LAYERS = {2: F.linear, 3: F.conv1d, 4: F.conv2d}
 T, SYNAPSES = 8, (torch.randint(-32, 33, (20, 12)) / 64, torch.randint(-32, 33, (20,)) / 64)  # sums of these are exact
 

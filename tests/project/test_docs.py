@@ -42,7 +42,7 @@ def having(*languages):
 @having("python")
 def test_code_runs(page, tmp_path, monkeypatch):
     if page.name in NOTEBOOKS:
-        pytest.skip("the same code runs as a notebook: tests/test_examples.py")
+        pytest.skip("the same code runs as a notebook: tests/project/test_examples.py")
     monkeypatch.chdir(tmp_path)
     names = {}
     try:

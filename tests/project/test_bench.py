@@ -18,7 +18,7 @@ from table import CASES, LIMITS, Call, Case, choose
 
 import tandem_ext as te
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 EAGER = tuple(name for name, one in COMPETITORS.items() if one.can_run(quick=True))
 
 

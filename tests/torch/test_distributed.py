@@ -27,7 +27,7 @@ from train import build, processes
 from training import World, train, with_shared_statistics
 
 WORLD = 2
-SCRIPT = Path(__file__).parents[1] / "python/experiments/train.py"
+SCRIPT = Path(__file__).parents[2] / "python/experiments/train.py"
 RECIPE = Recipe(model="FC32-FC32", optimizer="sgd", lr=0.02, epochs=2)
 
 

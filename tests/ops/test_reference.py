@@ -18,7 +18,7 @@ import tandem_ext as te
 from tandem_ext.reference import square_root
 
 ref, seeds = te.reference, st.integers(0, 2**16)
-with lzma.open(Path(__file__).parent / "data" / "golden.npz.xz") as _file:
+with lzma.open(Path(__file__).parents[1] / "data" / "golden.npz.xz") as _file:
     GOLDEN = dict(np.load(_file))
 CASES = sorted({name.split("/")[0] for name in GOLDEN})
 # Squares and their neighbours; 1 - 2^-53, whose root is 2^-109 below the middle of two numbers; the ends of the range.

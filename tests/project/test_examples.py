@@ -18,7 +18,7 @@ import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PUBLIC = ("tandem_snn", *(f"tandem_snn.{name}" for name in ("ann", "measure", "nn", "tonic")), "tandem_ext.functional")
 EXAMPLES = ROOT / "python" / "examples"
 GPU = ROOT / "examples/notebooks/gpu_check.ipynb"  # has never run on one, and shows nothing

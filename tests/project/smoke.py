@@ -1,4 +1,4 @@
-"""Does an installed package work? Needs nothing but torch and numpy: python tests/smoke.py, from any folder."""
+"""Does an installed package work? Needs nothing but torch and numpy: python tests/project/smoke.py, from any folder."""
 
 import sys
 from importlib import metadata

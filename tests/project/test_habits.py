@@ -17,7 +17,7 @@ import tandem_snn.nn as tnn
 from tandem_ext.functional.settings import SETTINGS
 from tandem_snn.nn.options import NeuronOptions
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TRAIN = train(9, 6, 2, 5)
 
 
@@ -47,7 +47,7 @@ def test_a_setting_is_declared_once():
 def test_type_checkers_accept_what_is_right_and_nothing_else():
     """mypy reports a wrong line as an error, and a line that should be wrong as an unused comment."""
     pytest.importorskip("mypy")
-    command = [sys.executable, "-m", "mypy", "tests/typed_program.py"]
+    command = [sys.executable, "-m", "mypy", "tests/project/typed_program.py"]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (found.returncode, found.stderr) == (0, ""), found.stdout
 

@@ -19,7 +19,7 @@ from build_tools.decide import Plan, compiler_flags, decide, default_jobs, linke
 from tandem_ext._load import _old_driver
 from tandem_snn import info
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 TOOLKIT_FILES = ("bin/nvcc", "include/cuda_runtime.h", "lib64/libcudart_static.a")
 CPU, CUDA = "tandem_ext: CPU kernels only", "tandem_ext: CPU kernels + CUDA kernels for {} (nvcc 13.0)"
 SOME, CUDA = CUDA.format("sm_80, sm_90+PTX"), CUDA.format("sm_75, sm_80, sm_90, sm_120+PTX")

@@ -108,7 +108,7 @@ def test_the_tests_use_the_device():
     """Those that compare values cannot pass where tensors have none."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--device=meta"]
     done = subprocess.run(
-        [*command, *(f"tests/test_{test}" for test in USES)], cwd=check.ROOT, capture_output=True, text=True
+        [*command, *(f"tests/layers/test_{test}" for test in USES)], cwd=check.ROOT, capture_output=True, text=True
     )
     assert f"{len(USES)} failed" in done.stdout
 
@@ -122,7 +122,7 @@ def only_on_the_cpu(source):
     return read + [line for line in source.splitlines() if re.search(r'"[^"]*cpu', line) and ".type " not in line]
 
 
-@pytest.mark.parametrize("name", [*(f"test_{name}" for name in stages.TESTS), "any_layer", "cases", "networks"])
+@pytest.mark.parametrize("name", [*stages.TESTS, "any_layer", "cases", "networks"])
 def test_nothing_compares_with_the_cpu(name):
     """In what a GPU runs."""
     assert only_on_the_cpu((check.ROOT / "tests" / f"{name}.py").read_text()) == []

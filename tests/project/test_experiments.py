@@ -25,7 +25,7 @@ from measures import compared, early_exit, over_time, packed, step_times
 from recipe import Recipe
 from training import Task, World, evaluate, make_optimizer, make_schedule, train
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "python/experiments/train.py"
 RESULTS = ROOT / "docs/results/training"
 # Dropout and augmentation, so that the random numbers of the steps matter.
