@@ -93,11 +93,20 @@ def pytest(tree: Path, *arguments: str, **options: Any) -> bool:
     return run(tree, sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *arguments, **options)
 
 
+def guards(file: str) -> list[str]:
+    """The tests that tests/README.md names for a change of ``file``, in the row that has the longest name of it."""
+    rows = [line.split(" | ") for line in (ROOT / "tests/README.md").read_text().splitlines() if line.startswith("| `")]
+    named = ((name, tests) for names, tests in rows for name in re.findall(r"`([^`]+)`", names))
+    _, tests = max((len(name), tests) for name, tests in named if f"{file}/".startswith(f"{name}/"))
+    return re.findall(r"`(tests/[^`]+)`", tests)
+
+
 def python_tests(tree: Path, file: str) -> str:
-    """What notices a change of ``file``: first are the tests that name it most."""
-    tests = [path for path in sorted((tree / "tests").glob("test_*.py")) if path.stem[5:] not in SLOW_TO_SAY]
-    tests.sort(key=lambda path: -len(re.findall(rf"\b{Path(file).stem}\b", path.read_text() + path.stem)))
-    passed = pytest(tree, "-n", "auto", "--dist", "loadfile", *map(str, tests))
+    """What notices a change of ``file``: first are the tests that guard it."""
+    tests = [path for path in sorted(tree.glob("tests/*/test_*.py")) if path.stem[5:] not in SLOW_TO_SAY]
+    names = [path.relative_to(tree).as_posix() for path in tests if path.parent.name != "cuda_host"]
+    names.sort(key=lambda name: not name.startswith(tuple(guards(file))))
+    passed = pytest(tree, "-n", "auto", "--dist", "loadfile", *names)
     return SURVIVES if passed else "the Python tests"
 
 

@@ -8,6 +8,7 @@ import shlex
 import sys
 
 import child
+import mutate
 import names
 import performance
 import pytest
@@ -23,7 +24,7 @@ from train import make_parser
 OTHERS = ("spikingjelly", "snntorch", "sinabs", "nirtorch", "nir", "onnx", "onnxruntime", "tonic")
 PATH = re.compile(r"(?<![\w/.:-])(?:python|tests|docs|csrc|tandem_ext|build_tools|cmake)/[\w/.*<-]+")
 SIMULATORS = re.compile("spikingjelly|snntorch")
-PROJECT = [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]  # what they name is there too
+PROJECT = [ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "tests/README.md", "tests/cuda_host/README.md")]
 NOTEBOOKS = ("tutorial-events.md",)  # pages whose code is that of a notebook, which takes data and minutes
 NOT_RUN = ("pip install", "make ")  # they change the environment; the tests of the build are about them
 COMMITTED = sorted((ROOT / "docs/results/training").glob("*.json"))
@@ -97,6 +98,15 @@ def test_commands_with_placeholders_are_true(page):
             script, *arguments = shlex.split(line, comments=True)[1:]
             assert (ROOT / script).exists()
             make_parser().parse_args(arguments)
+
+
+def test_every_file_of_the_code_has_tests_that_guard_it():
+    """By the table of tests/README.md, which mutate.py reads."""
+    for pattern in "tandem_ext/**/*.py", "python/tandem_snn/**/*.py", "csrc/**/*.cpp", "csrc/**/*.cu":
+        for path in ROOT.glob(pattern):
+            guards = mutate.guards(path.relative_to(ROOT).as_posix())
+            assert guards
+            assert all((ROOT / name).exists() for name in guards)
 
 
 @pytest.mark.parametrize("page", [*PAGES, *PROJECT], ids=lambda page: str(page.relative_to(ROOT)))
