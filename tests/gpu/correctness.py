@@ -48,7 +48,7 @@ def layers(small: bool) -> Iterator[Case]:
     for of in itertools.product(any_layer.PRODUCTS, ("step", "window"), DTYPES):
         yield Case(f"{of[0]} {of[1]} {str(of[2])[6:]}", lambda d, of=of: run(d, *of))
     for timing in ("step", "window"):
-        practical = functools.partial(any_layer.check_practical, random.Random(0), timing, 20 if small else 200)
+        practical = functools.partial(any_layer.check_practical, random.Random(0), timing, 20 if small else 100)
         yield Case(f"practical {timing}", practical)
 
 
