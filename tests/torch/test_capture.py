@@ -63,13 +63,19 @@ def tensors(*values):
     return [t for t in tree_leaves(values) if isinstance(t, torch.Tensor)]
 
 
+def in_this_thread(graph, capture_error_mode="global", **_):
+    """In torch's mode "global" a DataLoader's thread that pins memory meanwhile would raise."""
+    assert capture_error_mode == "thread_local"
+    return graph.recorder
+
+
 @pytest.fixture(autouse=True)
 def _no_gpu(monkeypatch):
     """torch.cuda captures what runs on the CPU."""
     monkeypatch.setattr(checks, "_readable", lambda _: False)  # values are checked on the CPU only
     monkeypatch.setattr(quantise, "_has_kernel", lambda _: False)  # weights on a GPU are quantised by torch
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **_: graph.recorder)
+    monkeypatch.setattr(torch.cuda, "graph", in_this_thread)
     monkeypatch.setattr(torch.cuda, "Stream", lambda *_: Mock())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: Mock())
     monkeypatch.setattr(torch.cuda, "stream", lambda _: contextlib.nullcontext())

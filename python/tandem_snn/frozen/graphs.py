@@ -33,7 +33,8 @@ class Graph:
             net(self._x)
         now.wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, stream=side):
+        # Other threads, such as a DataLoader's that pins memory, may do meanwhile what a capture forbids.
+        with torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local"):
             self._answer: Tensor = net(self._x)
 
     def __call__(self, x: Tensor | SpikeTrain) -> Tensor:
