@@ -46,6 +46,7 @@ MACHINE = ["-std=c++20", "-O2", "-ftree-vectorize", "-fwrapv", "-fPIC", "-Wall",
 OWN = "-Wl,-Bsymbolic"  # calls of the CUDA runtime reach the machine, though torch has loaded another
 LINK = ["-shared", "-Wl,-z,defs", OWN]
 AMPERE = pytest.mark.skipif(ARCH == "75", reason="Turing has four mma for one, and no asynchronous copies")
+TURING = pytest.mark.skipif(ARCH != "75", reason="later GPUs read the addresses of some lanes only")
 FOLDERS = {"ptx": f"ptx{ARCH}", "machine": "machine", "ops": "emulated", "cpu": ""}  # of objects; cpu: the extension's
 
 

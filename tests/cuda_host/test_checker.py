@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import AMPERE, INOUT, Buffer, Emulator, build, output
+from harness import AMPERE, INOUT, TURING, Buffer, Emulator, build, output
 
 from build_tools.decide import Toolkit
 
@@ -23,8 +23,9 @@ TWINS: dict[str, tuple[Any, ...]] = {
     "unread_accumulator": ("a register is read that was never written", 64),
     "diverged_mma": ("names a lane that has exited", 64), "launch_bounds": ("CUDA error 701", 64),
     "fused": ("the machine does not know 'fma", 64), "much_shared": ("CUDA error 1$", 64),
-    "stream": ("another stream", 64),
+    "stream": ("another stream", 64), "matrix_rows": ("out of bounds", 64),
 }  # fmt: skip
+ONLY = {"async_copy": AMPERE, "matrix_rows": TURING}
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def call(twins: Emulator, name: str, bad: bool, given: int, size: int, n: int, t
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("name", [pytest.param(name, marks=AMPERE if name == "async_copy" else []) for name in TWINS])
+@pytest.mark.parametrize("name", [pytest.param(name, marks=ONLY.get(name, ())) for name in TWINS])
 def test_twins(twins: Emulator, name: str, seed: int) -> None:
     expected, size, *given = TWINS[name]
     n, threads, blocks = (*given, *(64, 64, 1)[len(given) :])

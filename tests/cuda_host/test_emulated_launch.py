@@ -1,5 +1,8 @@
 """Which kernel runs a layer, and how a launch fails."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -7,7 +10,9 @@ import torch
 from gpu import timing
 from harness import Emulator, Struct, output
 from neuron_layers import Layer, pack
-from products import DEEP, LINEAR, NARROW, NONE, PLAIN, WIDE, check, fire
+from products import DEEP, LINEAR, NARROW, NONE, PLAIN, WIDE, check, fire, layer_of
+
+from build_tools.compile import ROOT
 
 H100, T4 = (132, 228), (40, 64)  # multiprocessors, their shared memory in kB
 
@@ -78,6 +83,17 @@ def test_a_layer_without_a_kernel_is_refused(plain: Emulator) -> None:
     assert plain.call("run", Struct("Layer", {"geometry": geometry, "neuron": neuron}), plain.stream) != 0
 
 
+def test_gates_that_do_not_fill_bytes_need_their_own(checked: Emulator) -> None:
+    checked.begin()
+    spikes, weight = pack(torch.ones(1, 2, 1, 1, 16)), torch.ones(12, 1, 1, 16)
+    sizes = {"neurons": 24, "channels": 12, "T": 1, "steps": 1}
+    neuron = {**sizes, "threshold": 1.0, "leak": 1.0, "planes": output(1, 24, dtype=torch.uint8)}
+    layer = layer_of(checked, LINEAR, spikes, weight, neuron)
+    layer.fields["neuron"]["mask"] = output(3, dtype=torch.uint8)
+    assert checked.call("run", layer, checked.stream) == 1  # cudaErrorInvalidValue
+    assert not checked.lib.emulation_reports()
+
+
 def test_either_tile_by_force(plain: Emulator) -> None:
     """Those of gpu-check's timings: the same spikes, in blocks of other sizes."""
     g = torch.Generator().manual_seed(0)
@@ -92,6 +108,16 @@ def test_either_tile_by_force(plain: Emulator) -> None:
         assert torch.equal(got.view_as(want), want)
         found[tile] = plain.counted("product_if")[2]
     assert found == {"wide": 2 * 8, "deep": 3 * 2 * 8}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["75", "90"])
+def test_the_kernels_of_other_gpus(arch: str) -> None:
+    """Turing needs valid addresses of lanes whose rows ldmatrix does not load."""
+    files = [f"tests/cuda_host/test_{name}.py" for name in ("checker", "emulated_product")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "TANDEM_EMULATED_ARCH": arch}, capture_output=True)
+    assert done.returncode == 0, done.stdout.decode()[-4000:]
 
 
 def test_an_error_stays_with_its_launch(plain: Emulator) -> None:

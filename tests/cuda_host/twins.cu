@@ -151,6 +151,18 @@ TWIN(async_copy_to_others) {
   out[i] = tile[n - 1 - i];
 }
 
+// Before Ampere lanes whose rows are not loaded must point to some, too.
+TWIN(matrix_rows) {
+  __shared__ __align__(16) float tile[128];
+  const unsigned i = threadIdx.x, lane = i % 32;
+  tile[2 * i] = tile[2 * i + 1] = in[i];
+  __syncwarp();
+  const unsigned row = bad && lane > 15 ? 32 : i / 32 * 16 + lane % 16;
+  uint32_t words[2];
+  tandem::cuda::ldmatrix<0>(words, tandem::cuda::shared_address(tile) + 16 * row);
+  out[i] = __uint_as_float(words[0]);
+}
+
 // An accumulator that is written ("=f") where it should be read too ("+f").
 TWIN(unread_accumulator) {
   const unsigned i = threadIdx.x;

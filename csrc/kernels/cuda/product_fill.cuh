@@ -229,12 +229,13 @@ __device__ __forceinline__ void multiply(const DeviceGeometry& g, int first_plan
   const int depths = static_cast<int>((static_cast<unsigned>(g.depth) + S::kDepth - 1) / S::kDepth);
   const int stages = kept(S::kCounted ? depths : digits * depths);
   Filler<S> filler(g, ring, at.thread, first_plane, digits);
-  // The upper lanes point to the second group of pixels, or to the spikes of the next turn.
+  // The upper lanes point to the second group of pixels, or to the spikes of the next turn if a stage has one.
   const int rows =
       at.step / kPlaneSteps * S::kPixels + at.column + at.lane % 8 + (S::kCounted ? at.lane / 16 * kMmaPixels : 0);
   const int depth = at.depth * kMmaDepth;
   const uint32_t weights = kept(ring + S::at(at.row + at.lane % 16, depth + at.lane / 16 * 16));
-  const int ahead = S::kCounted ? 0 : at.lane / 16 * kMmaDepth * S::kDepthWarps;
+  constexpr int kTurn = kMmaDepth * S::kDepthWarps;
+  const int ahead = S::kCounted || S::kDepth == kTurn ? 0 : at.lane / 16 * kTurn;
   const uint32_t spikes = kept(ring + S::kDigits * S::kDigitBytes + S::at(rows, depth + ahead + at.lane / 8 % 2 * 16));
   const int step = kept(at.step % kPlaneSteps), own = kept(steps - at.step);  // its first step; steps from it on
   const int last = kept((g.stages - 1) * S::kStageBytes);

@@ -202,7 +202,10 @@ int run(const Layer& layer, void* stream) { return tandem_run_on(layer, current_
 int tandem_run_on(const Layer& layer, const Card& card, void* stream) {
   if (layer.geometry.neurons() == 0) return cudaSuccess;
   Layer used = layer;
-  if (layer.gate_bytes()) used.neuron.mask = layer.neuron.open;
+  if (layer.gate_bytes()) {
+    if (layer.neuron.open == nullptr) return cudaErrorInvalidValue;
+    used.neuron.mask = layer.neuron.open;
+  }
   const int status = run_chosen(used, nullptr, card, stream);
   if (status != cudaSuccess || !layer.gate_bytes()) return status;
   return launch(pack_gates_kernel, blocks_for(layer.neuron.neurons, kPackThreads), kPackThreads, 0, stream,

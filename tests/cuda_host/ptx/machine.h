@@ -89,6 +89,7 @@ struct Kernel {
   int rows = 0;
   std::map<int64_t, int> immediates;             // by value: its row
   std::vector<std::pair<size_t, int>> specials;  // index into kSpecials, its row
+  bool turing = false;                           // compiled for sm_75
   uint32_t static_shared = 0;                    // bytes of the arrays
   uint32_t most_threads = 1024;                  // __launch_bounds__
   std::map<int, std::string> files;

@@ -85,8 +85,9 @@ void wait(const Instruction& i, Warp& w, uint32_t mask) {
 }
 
 // ldmatrix: lane l points to row l % 8 of matrix l / 8, and receives word l % 4 of row l / 4 of each matrix.
+// Before Ampere all lanes must have valid addresses.
 void load_matrices(const Instruction& i, Warp& w, uint32_t mask) {
-  const uint32_t pointing = i.parts == 4 ? kAllLanes : (1u << 8 * i.parts) - 1;
+  const uint32_t pointing = i.parts == 4 || w.block->kernel.turing ? kAllLanes : (1u << 8 * i.parts) - 1;
   const Row a = addresses(i, w, mask & pointing, i.o.back(), 16, false);
   for (int matrix = 0; matrix < i.parts; ++matrix) {
     uint64_t* d = w.row(i.o[matrix]);

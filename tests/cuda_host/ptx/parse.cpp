@@ -67,6 +67,7 @@ class Parser {
  public:
   Parser(std::string_view text, const std::string& name) : text_(text), kernel_(std::make_unique<Kernel>()) {
     kernel_->title = demangled(name);
+    kernel_->turing = text.find(".target sm_75") != text.npos;
   }
 
   std::unique_ptr<Kernel> parse(size_t begin) {
