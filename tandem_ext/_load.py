@@ -12,11 +12,13 @@ from typing import Any
 
 import torch  # before _C, which links against torch's libraries
 
+from ._torch import has_kernel
+
 
 def _load(library: str | None) -> dict[str, Any]:
     if library is not None:
         torch.ops.load_library(library)
-        cuda = torch._C._dispatch_has_kernel_for_dispatch_key("tandem::if_scan", "CUDA")
+        cuda = has_kernel("tandem::if_scan", "CUDA")
         return {"library": library, "cuda_archs": ["unknown"] if cuda else None}
     try:
         from . import _C

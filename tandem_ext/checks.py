@@ -14,9 +14,9 @@ from typing import Any, Literal, NoReturn, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from torch._subclasses import FakeTensor
 
 from ._load import CUDA_ARCHS
+from ._torch import FakeTensor, autocast_active, is_transformed
 from .signal import Signal
 
 Gate = Literal["relu", "clip"]
@@ -48,7 +48,7 @@ def _readable(*tensors: Tensor) -> bool:
     return not any(
         isinstance(t, FakeTensor)
         or t.is_meta
-        or torch._C._functorch.is_functorch_wrapped_tensor(t)
+        or is_transformed(t)
         or (t.is_cuda and torch.cuda.is_current_stream_capturing())
         for t in tensors
     )
@@ -316,7 +316,7 @@ def direct_dtype(x: Tensor, weight: Tensor) -> None:
         raise TypeError(
             "weight: int8 weights multiply spikes; a ConstantInput or ImpulseInput needs floating-point ones"
         )
-    if x.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
+    if x.dtype != weight.dtype and not autocast_active():
         raise TypeError(f"x is {x.dtype}, but weight is {weight.dtype}: cast one of them, or use torch.autocast")
 
 

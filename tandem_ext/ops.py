@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.library import Library, register_vmap
 
 from . import checks
+from ._torch import arguments_of
 
 Shape = Sequence[int]
 Arguments = dict[str, Any]
@@ -118,7 +119,7 @@ def refuse_graph(*_: Any) -> NoReturn:
 def _register(name: str, fake: Callable[[Arguments], Any]) -> None:
     """Register the fake of an op, and a vmap rule: one call per element."""
     op = getattr(torch.ops.tandem, name).default
-    names = [argument.name for argument in op._schema.arguments]
+    names = [argument.name for argument in arguments_of(op)]
 
     def checked(*args: Any) -> Any:
         if torch.onnx.is_in_onnx_export():

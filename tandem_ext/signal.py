@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.utils import _pytree as pytree
-from torch.utils.data._utils.collate import default_collate, default_collate_fn_map
+from torch.utils.data import default_collate
+
+from ._torch import forward_mode_active, pytree, register_collate, transforms_active
 
 S = TypeVar("S", bound="Signal")
 C = TypeVar("C", bound=type)
@@ -162,7 +162,7 @@ def dataclass_of(field: str, *others: str) -> Callable[[C], C]:
 
 def needs_grad(*tensors: Tensor | None) -> bool:
     """Return whether a gradient may flow to any of the tensors; always True under transforms and in forward mode."""
-    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    transformed = transforms_active() or forward_mode_active()
     for tensor in tensors:
         if tensor is not None and (tensor.requires_grad or (transformed and tensor.is_floating_point())):
             return True
@@ -278,7 +278,7 @@ def collate(samples: Sequence[Any]) -> Any:
     >>> te.collate([(train, 3), (train, 5)])
     [SpikeTrain(T=8, shape=[2, 3], gain=1.0, device=cpu), tensor([3, 5])]
     """
-    return default_collate(samples)
+    return default_collate(list(samples))
 
 
-default_collate_fn_map[Signal] = lambda batch, **_: cat(batch)  # torch's registry of types for DataLoaders
+register_collate(Signal, cat)

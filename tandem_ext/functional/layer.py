@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import checks
+from .._torch import autocast_active
 from ..inputs import ConstantInput, ImpulseInput
 from ..signal import needs_grad
 from ..train import SpikeTrain, add_flags, with_flags
@@ -128,7 +129,7 @@ def fitted(x: Input, weight: Tensor, product: Any) -> tuple[Any, Tensor, tuple[i
         checks.same_device("x", x, "weight", weight.device)
     if not isinstance(x, SpikeTrain):
         checks.direct_dtype(x.x, weight)
-    if torch._C._is_any_autocast_enabled():
+    if autocast_active():
         weight = cast(weight, autocast_dtype(weight))
     return x, weight, shape
 

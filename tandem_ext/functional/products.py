@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import checks
+from .._torch import autocast_active
 from ..planes import counts_of
 
 _CONV = {3: F.conv1d, 4: F.conv2d}
@@ -108,7 +109,7 @@ LINEAR = Product()
 
 def autocast_dtype(weight: Tensor) -> torch.dtype:
     """Return the dtype that torch.autocast gives to a product with this weight."""
-    if torch._C._is_any_autocast_enabled() and weight.dtype not in (torch.float64, torch.int8):
+    if autocast_active() and weight.dtype not in (torch.float64, torch.int8):
         device = weight.device.type
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             return torch.get_autocast_dtype(device)

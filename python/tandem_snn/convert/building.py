@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+
+from tandem_ext._torch import pytree
 
 from .. import nn as tnn
 from ..nn import general, maximum

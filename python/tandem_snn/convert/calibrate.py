@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain, checks
+from tandem_ext._torch import BatchNorm
 from tandem_ext.functional.neuron import over_space
 
 from .. import ann
@@ -93,7 +94,7 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
             spreads.setdefault(name, []).append(ratio.median().sqrt().item())
 
     twin, kinds = to_ann(net), (ann.Linear, ann.Conv1d, ann.Conv2d, nn.ReLU, nn.Hardtanh)
-    norms = (nn.modules.batchnorm._BatchNorm,)
+    norms = (BatchNorm,)
     with evaluating(net), evaluating(twin), watching(twin, kinds, keep), watching(twin, norms, compare):
         for x in batches_of(data):
             if isinstance(x, SpikeTrain):

@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
-from torch.utils import _pytree as pytree
 
 from tandem_ext import SpikeTrain
+from tandem_ext._torch import Convolution, OpOverload, arguments_of, pytree
 
 from ..nn.hooks import evaluating
 from ..nn.signals import describe, effective_counts, inputs_of
@@ -104,7 +103,7 @@ def _numbers(graph: Graph) -> list[Any]:
 def _say_unused(graph: Graph) -> None:
     """Warn about modules with synapses that the graph does not use, typically auxiliary heads."""
     read = {id(graph.attributes[op.target]) for op in graph.ops if op.kind == "attribute" and op.users}
-    layers = (nn.Linear, _ConvNd)
+    layers = (nn.Linear, Convolution)
     unused: list[str] = []
     for name, module in graph.ann.named_modules():
         idle = not any(id(parameter) in read for parameter in module.parameters())
@@ -169,7 +168,7 @@ class _Reader:
             op.kind = "getitem"
         elif not isinstance(value, (Tensor, list, tuple)):
             op.kind = "size"
-        elif isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
+        elif isinstance(target, OpOverload) and target.namespace == "aten":
             name = target.overloadpacket.__name__
             op.kind = name if name.startswith("_") else name.removesuffix("_")
             op.args = bind(target, args, kwargs)
@@ -181,8 +180,7 @@ class _Reader:
         place = {op: i for i, op in enumerate(self.graph.ops)}
         same: dict[Op, list[Op]] = {}  # the Ops that share an Op's memory
         for op in self.graph.ops:
-            schema = getattr(op.function, "_schema", None)
-            arguments = schema.arguments if schema is not None and op.args else ()
+            arguments = arguments_of(op.function) if op.args and isinstance(op.function, OpOverload) else ()
             shared = [(op.args[a.name], a.alias_info.is_write) for a in arguments if a.alias_info is not None]
             shared += [(given, False) for given in op.inputs if op.kind == "getitem"]
             for given, written in shared:

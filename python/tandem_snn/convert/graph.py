@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+
+from tandem_ext._torch import OpOverload, arguments_of, pytree
 
 
 class CannotConvert(ValueError):
@@ -107,9 +108,9 @@ def refuse(op: Op, why: str) -> CannotConvert:
     return CannotConvert(f"node {op.name!r} ({what}{where}): {why}")
 
 
-def bind(overload: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+def bind(overload: OpOverload, args: Any, kwargs: Any) -> dict[str, Any]:
     """Return the arguments of an operator by their names in its schema."""
-    arguments = overload._schema.arguments
+    arguments = arguments_of(overload)
     given = dict(zip((argument.name for argument in arguments), args, strict=False)) | kwargs
     return {argument.name: given.get(argument.name, argument.default_value) for argument in arguments}
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
+
+from tandem_ext._torch import Convolution
 
 from .graph import CannotConvert
 
@@ -46,10 +47,10 @@ def examples_for(ann: nn.Module) -> list[Tensor]:
 def _inputs(ann: nn.Module) -> Iterator[_Input]:
     """Yield the inputs of layers, and of other Parameters that look like weights, in order of ``ann.modules()``."""
     for module in ann.modules():
-        own = [p for p in module.parameters(recurse=isinstance(module, (nn.Linear, _ConvNd))) if p.dim() > 1]
+        own = [p for p in module.parameters(recurse=isinstance(module, (nn.Linear, Convolution))) if p.dim() > 1]
         if isinstance(module, nn.Linear):
             yield _Input(module.in_features, 0, own[0].dtype, own[0].device)
-        elif isinstance(module, _ConvNd):
+        elif isinstance(module, Convolution):
             yield _Input(module.in_channels, len(module.kernel_size), own[0].dtype, own[0].device)
         else:
             yield from (_Input(p.shape[1], p.dim() - 2, p.dtype, p.device) for p in own if p.dim() <= 5)

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from tandem_ext._torch import BatchNorm, has_forward_hooks
 
 from .. import nn as tnn
 from ..nn import maximum
@@ -19,7 +20,7 @@ VIEWS = ("view", "reshape", "_unsafe_view")
 
 def is_plain(op: Op) -> bool:
     """Return whether the weight and bias of a product are Parameters or buffers, not computed, and without hooks."""
-    if op.alone and op.module is not None and (op.module._forward_hooks or op.module._forward_pre_hooks):
+    if op.alone and op.module is not None and has_forward_hooks(op.module):
         return False
     given = [op.args["weight"], op.args["bias"]]
     return all(value is None or (isinstance(value, Op) and value.kind == "attribute") for value in given)
@@ -54,9 +55,9 @@ def layer_of(classes: Sequence[Any], weight: Tensor, bias: Tensor | None, geomet
     return layer
 
 
-def norm_of(op: Op, attributes: Mapping[str, Any], training: bool) -> _BatchNorm:
+def norm_of(op: Op, attributes: Mapping[str, Any], training: bool) -> BatchNorm:
     """Return the live batch norm module, or a new one with its tensors if there is none or its forward does more."""
-    if op.alone and isinstance(op.module, _BatchNorm):
+    if op.alone and isinstance(op.module, BatchNorm):
         return op.module
     given = {name: op.args[name] for name in ("weight", "bias", "running_mean", "running_var")}
     given = {name: attributes[value.target] if isinstance(value, Op) else value for name, value in given.items()}

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize, prune
-from torch.nn.utils.spectral_norm import SpectralNorm
-from torch.nn.utils.weight_norm import WeightNorm
+from torch.nn.utils import parametrize
 
+from tandem_ext._torch import remove_weight_hooks
 from tandem_ext.functional.neuron import Tensors, fold, over_inputs, tensors_of
 from tandem_ext.functional.products import LINEAR, Product
 
@@ -46,13 +45,7 @@ def snapshot(net: nn.Module) -> nn.Module:
     memo = {id(v): v.detach().clone() for v in values if isinstance(v, Tensor) and not v.is_leaf}
     net = copy.deepcopy(net, memo).eval().requires_grad_(False)
     for module in net.modules():
-        for hook in list(module._forward_pre_hooks.values()):
-            if isinstance(hook, prune.BasePruningMethod):
-                prune.remove(module, hook._tensor_name)
-            elif isinstance(hook, WeightNorm):
-                nn.utils.remove_weight_norm(module, hook.name)
-            elif isinstance(hook, SpectralNorm):
-                nn.utils.remove_spectral_norm(module, hook.name)
+        remove_weight_hooks(module)
         if parametrize.is_parametrized(module):  # remove_parametrizations would change the class shared with net
             parametrizations: Any = module.parametrizations
             made = {name: nn.Parameter(getattr(module, name)) for name in parametrizations}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from tandem_ext import SpikeTrain, checks
+from tandem_ext._torch import WeightKeeper
 from tandem_ext.train import with_flags
 
 from .. import nn as tnn
@@ -27,7 +28,7 @@ from .stream import UNTIL_REST, Stream, explained
 _KEEPING = threading.Lock()
 
 
-class FrozenNetwork(nn.Module):
+class FrozenNetwork(WeightKeeper):
     """A network for inference, made by :func:`freeze`. Call it with the input of the network to get its readout.
 
     Attributes:
@@ -137,14 +138,6 @@ class FrozenNetwork(nn.Module):
         layers, key = self._program(x).layers, key_of(x)
         graph = None if key is None else _kept(self._graphs, key, lambda: capture(layers, x))
         return layers(x) if graph is None else graph(x)
-
-    def _apply(self, *arguments: Any, **keywords: Any) -> Any:
-        self._forget_weights()
-        return super()._apply(*arguments, **keywords)  # type: ignore[no-untyped-call]
-
-    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
-        self._forget_weights()
-        super()._load_from_state_dict(*arguments, **keywords)
 
     def _forget_weights(self) -> None:
         """Drop programs and the stream, which depend on the weights, and graphs, which have their addresses."""

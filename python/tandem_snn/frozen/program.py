@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain, checks
+from tandem_ext._torch import autocast_active
 from tandem_ext.ops import counts_dtype
 
 from ..container import pack, unpack, write_atomically
@@ -43,7 +44,7 @@ def inference(answer: Answer) -> Answer:
 
     @functools.wraps(answer)
     def run(*args: Any, **kwargs: Any) -> Any:
-        if torch._C._is_any_autocast_enabled():
+        if autocast_active():
             with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
                 return answer(*args, **kwargs)
         if not torch.is_grad_enabled():  # to say so again takes as long as a small layer

@@ -12,6 +12,8 @@ from typing import Any
 from torch import fx, nn
 from torch.fx.proxy import GraphAppendingTracer
 
+from tandem_ext._torch import children_of, has_forward_hooks, set_children, uncompiled
+
 from .. import nn as tnn
 from ..nn.general import Neurons
 from ..nn.maximum import MaxPool
@@ -25,7 +27,7 @@ LEAVES = (*MOVES, *LAYERS, tnn.Encoder, tnn.Dropout, tnn.Readout)
 def trace(net: nn.Module) -> fx.Graph:
     """Return the graph of calls of the layers in ``net``; raise CannotLower if it has none."""
     for name, module in net.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
+        if has_forward_hooks(module):
             raise CannotLower(name or "net", "it has a forward hook, which only its own forward calls: remove the hook")
     tracer = _Tracer(fx.Graph())
     answer = tracer.copy(net)(tracer.create_proxy("placeholder", "x", (), {}))
@@ -55,13 +57,13 @@ class _Tracer(GraphAppendingTracer):
     def copy(self, module: nn.Module, name: str = "") -> nn.Module:
         if module in self.copies:
             return self.copies[module]
-        if hasattr(module, "_orig_mod"):
+        if uncompiled(module) is not module:
             raise CannotLower(name, "it is compiled: freeze the module that was given to torch.compile")
         copy: nn.Module = object.__new__(type(module))
         self.copies[module] = copy
         copy.__dict__.update(module.__dict__)
         prefix = f"{name}." if name else ""
-        children = {key: child and self.copy(child, prefix + key) for key, child in module._modules.items()}
+        children = {key: child and self.copy(child, prefix + key) for key, child in children_of(module).items()}
         torchs = type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
         if isinstance(module, (*LEAVES, tnn.SpikingLayer, Neurons, MaxPool)) or torchs:
             forward = partial(self._layer, name)
@@ -69,7 +71,8 @@ class _Tracer(GraphAppendingTracer):
             forward = partial(self._inside, name, module, partial(self._graph, module.graph, copy))
         else:
             forward = partial(self._inside, name, module, copy.forward)
-        copy.__dict__.update(_modules=children, forward=forward)
+        set_children(copy, children)
+        copy.__dict__["forward"] = forward
         return copy
 
     def _layer(self, name: str, *args: Any, **kwargs: Any) -> fx.Proxy:

@@ -8,9 +8,9 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from tandem_ext import SpikeTrain
+from tandem_ext._torch import pytree
 from tandem_ext.functional.products import convolution
 
 from .. import nn as tnn

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from tandem_ext import checks
+from tandem_ext._torch import BatchNorm
 from tandem_ext.functional.autograd import apply, once_differentiable
 from tandem_ext.functional.neuron import over_space
 from tandem_ext.ops import compute_dtype
@@ -37,12 +37,12 @@ def initial_gamma(T: int, timing: checks.Timing = "step") -> float:
     return 2.0 if T <= 2 else 3.0
 
 
-def uses_batch(norm: _BatchNorm) -> bool:
+def uses_batch(norm: BatchNorm) -> bool:
     """Return whether batch norm currently uses batch statistics rather than running statistics."""
     return norm.training or norm.running_mean is None
 
 
-def fold_norm(norm: _BatchNorm | None) -> tuple[Any, Any]:
+def fold_norm(norm: BatchNorm | None) -> tuple[Any, Any]:
     """Fold batch norm with its running statistics: return (scale, shift) [C] of u -> scale·u + shift, or Nones."""
     if norm is None:
         return None, None
@@ -51,14 +51,14 @@ def fold_norm(norm: _BatchNorm | None) -> tuple[Any, Any]:
     return _scale_shift(norm, norm.running_mean, norm.running_var)
 
 
-def _scale_shift(norm: _BatchNorm, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+def _scale_shift(norm: BatchNorm, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
     weight, bias = (1.0 if norm.weight is None else norm.weight), (0.0 if norm.bias is None else norm.bias)
     scale = torch.add(weight / (var + norm.eps).sqrt(), var, alpha=0)  # an infinite variance becomes NaN
     return scale, bias - mean * scale
 
 
 @torch.no_grad()
-def track(norm: _BatchNorm, mean: Tensor, var: Tensor, unbiased: float | Tensor) -> None:
+def track(norm: BatchNorm, mean: Tensor, var: Tensor, unbiased: float | Tensor) -> None:
     """Update the running statistics as torch does; ``unbiased`` is n/(n - 1), the factor of the unbiased variance."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
@@ -69,7 +69,7 @@ def track(norm: _BatchNorm, mean: Tensor, var: Tensor, unbiased: float | Tensor)
     norm.running_var.lerp_(var.to(norm.running_var.dtype) * unbiased, momentum)
 
 
-class SyncBatchNorm(_BatchNorm):
+class SyncBatchNorm(BatchNorm):
     """Batch norm that trains with the statistics of the batches of all processes in a group, on any device.
 
     ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` gives it to spiking layers as their ``norm``. It shares the
@@ -82,7 +82,7 @@ class SyncBatchNorm(_BatchNorm):
     >>> layer.norm = SyncBatchNorm(layer.norm)  # in each process, after torch.distributed.init_process_group
     """
 
-    def __init__(self, norm: _BatchNorm, group: Any = None) -> None:
+    def __init__(self, norm: BatchNorm, group: Any = None) -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.running_mean is not None)
         for name, parameter in norm.named_parameters():
             setattr(self, name, parameter)
@@ -108,7 +108,7 @@ class SyncBatchNorm(_BatchNorm):
         return z, scale, shift
 
 
-def normalised(norm: _BatchNorm, u: Tensor, batch: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+def normalised(norm: BatchNorm, u: Tensor, batch: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """Apply batch norm to [B, C, *space]; also return scale and shift [C] of the currents, without a gradient.
 
     ``batch=False`` takes scale and shift from the running statistics, even if z uses the statistics of the batch.
@@ -124,9 +124,9 @@ def normalised(norm: _BatchNorm, u: Tensor, batch: bool = True) -> tuple[Tensor,
         return z, *_scale_shift(norm, mean, var)
 
 
-def own_norm(norm: object) -> _BatchNorm | None:
+def own_norm(norm: object) -> BatchNorm | None:
     """Check a layer's batch norm, and convert torch's SyncBatchNorm, which runs on GPUs only, to this one."""
-    if norm is not None and not isinstance(norm, _BatchNorm):
+    if norm is not None and not isinstance(norm, BatchNorm):
         raise TypeError(f"norm: expected a batch norm of torch.nn or None, got {type(norm).__name__}")
     return SyncBatchNorm(norm, norm.process_group) if isinstance(norm, nn.SyncBatchNorm) else norm
 

@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils import _pytree as pytree
 
 import tandem_ext as te
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
+from tandem_ext._torch import BatchNorm, pytree
 from tandem_ext.functional.neuron import over_space
 from tandem_ext.functional.settings import NeuronSettings, declared
 from tandem_ext.train import add_flags
@@ -221,7 +220,7 @@ def _gains(x: SpikeTrain, dtype: torch.dtype) -> Tensor:
     return torch.as_tensor(over_space(gain, x.shape)).expand(1, *x.shape[1:])
 
 
-def normalise(x: Any, norm: _BatchNorm) -> Any:
+def normalise(x: Any, norm: BatchNorm) -> Any:
     """Apply batch norm to currents, with the same statistics for the currents and the ANN branch, as fused layers do.
 
     In training these are the statistics of z over the batch, which also update the running statistics; in evaluation

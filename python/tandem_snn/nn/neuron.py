@@ -8,10 +8,10 @@ from typing import Any, ClassVar, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import Unpack
 
 from tandem_ext import SpikeTrain, checks
+from tandem_ext._torch import BatchNorm
 from tandem_ext.functional.couple import couple
 from tandem_ext.functional.layer import by_channel, product_if, window_product
 from tandem_ext.functional.neuron import over_space
@@ -36,11 +36,11 @@ class SpikingLayer(HasNeurons):
     The keyword arguments :class:`NeuronOptions` become attributes, which may be changed.
     """
 
-    _norm_class: ClassVar[type[_BatchNorm]]
+    _norm_class: ClassVar[type[BatchNorm]]
 
     weight: Tensor
     bias: Tensor | None
-    norm: _BatchNorm | None
+    norm: BatchNorm | None
     bn_stats: BNStats
     weight_bits: int | None
 
@@ -138,7 +138,7 @@ class SpikingLayer(HasNeurons):
         x, weight, step = given
         return product_if(x, weight, self.synapses(), settings if step is None else settings._replace(step=step))
 
-    def _normed(self, x: Signal, norm: _BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
+    def _normed(self, x: Signal, norm: BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
         """Return the spikes, with batch norm that uses the statistics of this batch."""
         # A bias cancels, but needs a zero gradient, because distributed training waits for every parameter.
         beta: Tensor | None = norm.bias
@@ -152,7 +152,7 @@ class SpikingLayer(HasNeurons):
             track(norm, mean, var, n / (n - 1))
         return train
 
-    def _coupled(self, x: Signal, norm: _BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
+    def _coupled(self, x: Signal, norm: BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
         """Return the spikes, with separate products for z and spikes, for statistics that the fused layer lacks."""
         z, scale, shift = normalised(norm, self._window_product(x), self.bn_stats == "batch")
         z = z if residual is None else z + residual_total(residual, z)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tandem_ext import checks
+from tandem_ext._torch import autocast_active
 from tandem_ext.functional.autograd import apply
 from tandem_ext.functional.neuron import over_inputs
 
@@ -64,7 +65,7 @@ def _has_kernel(weight: Tensor) -> bool:
 
 def byte_integers(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """:func:`quantise` without a gradient: q is int8 if the weights are float32 on the CPU."""
-    if _has_kernel(weight) and not torch._C._is_any_autocast_enabled():  # autocast needs floating-point weights
+    if _has_kernel(weight) and not autocast_active():  # autocast needs floating-point weights
         return torch.ops.tandem.quantise.default(weight, bits)
     return quantise(weight, bits)
 

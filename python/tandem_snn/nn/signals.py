@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, signal
+from tandem_ext._torch import uncompiled
 from tandem_ext.functional.neuron import over_space
 from tandem_ext.train import with_flags
 
@@ -53,7 +54,7 @@ def check_network(name: str, value: object) -> nn.Module:
     if not isinstance(value, nn.Module):
         raise TypeError(f"{name}: expected a torch.nn.Module, got {describe(value)}")
     wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel
-    inner = value.module if isinstance(value, wrappers) else getattr(value, "_orig_mod", value)
+    inner = value.module if isinstance(value, wrappers) else uncompiled(value)
     return value if inner is value else check_network(name, inner)
 
 

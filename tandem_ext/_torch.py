@@ -1,0 +1,126 @@
+"""What this package uses of torch that is private: a release of torch may move it.
+
+Each name has the reason why nothing public serves. All hold from torch 2.10, the oldest supported, to 2.13, the newest
+tested. ``tests/torch/test_private_torch.py`` calls every one, so that what a release moves fails there by its name. No
+other module uses a private name of torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch._ops import OpOverload
+from torch._subclasses import FakeTensor
+from torch.autograd import Function, forward_ad
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+from torch.nn.modules.conv import _ConvNd as Convolution
+from torch.nn.utils import prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils import _pytree as pytree
+from torch.utils.data._utils.collate import default_collate_fn_map
+
+__all__ = [
+    "BatchNorm",  # of any number of dimensions, and SyncBatchNorm; torch has no other name for them all
+    "Convolution",  # of any number of dimensions, and transposed
+    "FakeTensor",  # tensors without values; torch.compiler.is_compiling is False where a FakeTensorMode alone is on
+    "OpOverload",  # the type of the operators in exported graphs
+    "WeightKeeper",
+    "apply_eagerly",
+    "arguments_of",
+    "autocast_active",
+    "children_of",
+    "forward_mode_active",
+    "has_forward_hooks",
+    "has_kernel",
+    "is_transformed",
+    "pytree",  # registers classes, so that transforms, export and DDP see their tensors
+    "register_collate",
+    "remove_weight_hooks",
+    "set_children",
+    "transforms_active",
+    "uncompiled",
+]
+
+# Whether torch.func.grad, vmap, ... are active: tensors inside do not say that they require a gradient.
+transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+
+# Whether a tensor has a wrapper of torch.func around its values.
+is_transformed: Callable[[torch.Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
+
+# Whether torch.autocast is on for any device. The public question is for one device, and takes longer.
+autocast_active: Callable[[], bool] = torch._C._is_any_autocast_enabled
+
+
+def forward_mode_active() -> bool:
+    """Return whether torch.autograd.forward_ad.dual_level, or torch.func.jvp, is active."""
+    return forward_ad._current_level >= 0
+
+
+def apply_eagerly(function: type[Function], *arguments: Any) -> Any:
+    """Call ``function.apply`` outside of transforms; ``Function.apply`` itself first binds a signature, for 20 µs."""
+    return super(Function, function).apply(*arguments)  # type: ignore[misc]
+
+
+def arguments_of(overload: OpOverload) -> Any:
+    """Return the arguments in the schema of an operator; each has a name, default_value and alias_info."""
+    return overload._schema.arguments
+
+
+def has_kernel(op: str, backend: str) -> bool:
+    """Return whether an operator, "tandem::if_scan", has a kernel for a backend, "CUDA"."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(op, backend)
+
+
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Return whether calling the module does more than its ``forward``."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def remove_weight_hooks(module: nn.Module) -> None:
+    """Make plain Parameters of the weights that hooks compute: those of pruning, weight norm and spectral norm."""
+    for hook in list(module._forward_pre_hooks.values()):
+        if isinstance(hook, prune.BasePruningMethod):
+            prune.remove(module, hook._tensor_name)
+        elif isinstance(hook, WeightNorm):
+            nn.utils.remove_weight_norm(module, hook.name)
+        elif isinstance(hook, SpectralNorm):
+            nn.utils.remove_spectral_norm(module, hook.name)
+
+
+def uncompiled(module: Any) -> Any:
+    """Return the module that torch.compile was given, if this is what it returned, else the argument."""
+    return getattr(module, "_orig_mod", module)
+
+
+def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
+    """Return a module's children by name, as ``named_children``, but also those that are None or occur twice."""
+    return module._modules
+
+
+def set_children(module: nn.Module, children: dict[str, nn.Module | None]) -> None:
+    """Replace all children, also of a copy that shares the dict of its children with the original."""
+    module.__dict__["_modules"] = children
+
+
+class WeightKeeper(nn.Module):
+    """A module whose ``_forget_weights`` is called before its tensors are moved, cast or loaded."""
+
+    def _forget_weights(self) -> None:
+        raise NotImplementedError
+
+    def _apply(self, *arguments: Any, **keywords: Any) -> Any:
+        self._forget_weights()
+        return super()._apply(*arguments, **keywords)  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
+        self._forget_weights()
+        super()._load_from_state_dict(*arguments, **keywords)
+
+
+def register_collate(kind: type, join: Callable[..., Any]) -> None:
+    """Let a DataLoader join samples of a type by ``join``, in its documented registry, which a private module has."""
+    default_collate_fn_map[kind] = lambda batch, **_: join(batch)
