@@ -43,15 +43,12 @@ def trained(digits):
     return net, images
 
 
-def by_reference(x, weight, settings, bias, scale, shift, step):
-    static, threshold, v_init, residual = settings
-    product = static.source
+def by_reference(x, weight, product, settings):
+    given = settings._asdict()
+    for name in ("T", "eps", "timing", "steps", "return_v"):
+        del given[name]
     layer = te.reference.conv2d_if if product.stride else te.reference.linear_if
-    train = layer(
-        x, weight, bias, *(product[:4] if product.stride else ()), scale=scale, shift=shift, step=step,
-        residual=residual, threshold=threshold, v_init=v_init, leak=static.leak, gate=static.gate,
-    )  # fmt: skip
-    return train, None, None
+    return layer(x, weight, given.pop("bias"), *(product[:4] if product.stride else ()), **given), None, None
 
 
 def test_it_is_the_reference_bit_for_bit(trained, monkeypatch):
@@ -70,7 +67,7 @@ def test_it_is_the_reference_bit_for_bit(trained, monkeypatch):
             layer.weight.copy_(snap(layer.weight, 64))
     images = snap(images, 16)
     ours, answers = own_trains(net, images)
-    monkeypatch.setattr(tnn.neuron, "layer", by_reference)
+    monkeypatch.setattr(tnn.neuron, "product_if", by_reference)
     theirs, expected = own_trains(net, images)
     assert len(ours) == 4
     for a, b in zip(ours, theirs, strict=True):
@@ -92,23 +89,21 @@ def test_every_path_gives_the_evaluations_bits(trained):
 @pytest.mark.parametrize("steps", [100, pytest.param(2000, marks=pytest.mark.slow)])
 def test_what_holds_at_every_step(steps, digits, monkeypatch):
     """Behind batch norm, what flowed in left as spikes or is in the potential; parameters and gradients are finite."""
-    layer, checked = tnn.neuron.layer, []
+    product_if, checked = tnn.neuron.product_if, []
 
-    def checking(x, weight, settings, bias, scale, shift, step):
-        static, threshold, *others = settings
-        settings = (static._replace(return_v=True), threshold, *others)
-        (train, v), mean, var = layer(x, weight, settings, bias, scale, shift, step)
+    def checking(x, weight, product, settings):
+        (train, v), mean, var = product_if(x, weight, product, settings._replace(return_v=True))
         with torch.no_grad():
-            u = static.source.direct(tnn.signals.effective_counts(x), weight)
-            z = nn.functional.batch_norm(u, mean, var, scale, shift, False, 0.0, static.eps)
+            u = product.direct(tnn.signals.effective_counts(x), weight)
+            z = nn.functional.batch_norm(u, mean, var, settings.scale, settings.shift, False, 0.0, settings.eps)
             assert bool(((train.counts >= 0) & (train.counts <= train.T)).all())
             assert torch.equal(train.counts, te.planes.counts(train.planes))
             # Eight float32 additions of currents, and a product in another order.
-            assert torch.allclose(train.counts * threshold + v, z, rtol=1e-4, atol=1e-3)
+            assert torch.allclose(train.counts * settings.threshold + v, z, rtol=1e-4, atol=1e-3)
         checked.append(type(x).__name__)
         return train, mean, var
 
-    monkeypatch.setattr(tnn.neuron, "layer", checking)
+    monkeypatch.setattr(tnn.neuron, "product_if", checking)
     net, losses = fresh(), []
     for loss in steps_of(net, digits, -(-steps // (len(digits.train) // BATCH))):
         for name, parameter in net.named_parameters():
