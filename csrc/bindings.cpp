@@ -43,16 +43,14 @@ STABLE_TORCH_LIBRARY(tandem, m) {
       "float eps, float threshold) -> (Tensor grad_product, Tensor grad_gamma, Tensor grad_beta)");
   m.def("frozen_digits(Tensor weight, int groups) -> Tensor");
   m.def("frozen_fields() -> str");
-  m.def("frozen_check(Tensor program, Tensor numbers) -> str");
-  m.def("frozen_prepare(Tensor program, Tensor numbers) -> Tensor");
+  m.def("frozen_check(Tensor program, Tensor numbers) -> (bool valid, int instruction, str why)");
+  m.def("frozen_read(Tensor program, Tensor numbers) -> Tensor network");
+  m.def("frozen_free(Tensor(a!) network) -> ()");
+  m.def("frozen_run(Tensor input, int T, bool counted, Tensor network, bool every_step) -> Tensor readout");
+  m.def("frozen_state(Tensor network, int[] shape, int T) -> (Tensor state, bool follows, int instruction, str why)");
   m.def(
-      "frozen_run(Tensor input, int T, bool counted, Tensor program, Tensor numbers, Tensor prepared, bool every_step) "
-      "-> Tensor readout");
-  m.def("frozen_state(Tensor program, Tensor numbers, int[] shape, int T) -> (Tensor state, bool follows)");
-  m.def(
-      "frozen_step(Tensor? input, bool advances, int[] shape, int T, Tensor program, Tensor numbers, "
-      "Tensor prepared, Tensor(a!) state, bool begins, int steps, bool with_moves) -> "
-      "(Tensor readout, Tensor facts, Tensor[] moves)");
+      "frozen_step(Tensor? input, bool advances, int[] shape, int T, Tensor network, Tensor(a!) state, bool begins, "
+      "int steps, bool with_moves) -> (Tensor readout, Tensor facts, Tensor[] moves)");
 }
 
 // Weak, so that the module loads without Python when only its ops are needed. Python 3.13 no longer has this name.

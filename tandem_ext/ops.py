@@ -155,5 +155,5 @@ _register("counts", lambda a: _empty(a["planes"], [], a["planes"].shape[1:], a["
 _register("count_bytes", lambda a: _planes(a["planes"], 1))
 _register("burst_planes", lambda a: _planes(a["counts"], a["T"]))
 _register("gate_grad", lambda a: _empty(a["grad"], [], a["grad"].shape, a["grad"].dtype))
-for _name in ("frozen_check", "frozen_prepare", "frozen_run", "frozen_state", "frozen_step"):
+for _name in ("frozen_check", "frozen_read", "frozen_run", "frozen_state", "frozen_step"):
     _library.impl(_name, refuse_graph, "Tracer")

@@ -3,7 +3,10 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <memory>
+#include <mutex>
 #include <optional>
+#include <random>
 #include <tuple>
 
 #include "../kernels/network/executor.h"
@@ -17,7 +20,9 @@ namespace {
 
 using network::Instruction;
 using network::Network;
+using network::Plan;
 using network::RealWindow;
+using network::Refusal;
 
 Shape batched(int64_t batch, const network::Shape& s) {
   if (s.dims == 1) return {batch, s.channels};
@@ -172,64 +177,87 @@ uint8_t* bytes_of(const Tensor& tensor, int64_t size, int64_t alignment, const c
   return pointer<uint8_t>(tensor);
 }
 
-// The network of a thread's last call and its plan, kept because reading and planning take as long as a small layer.
-class LastNetwork {
+// A network that was read, and the plans of its last calls: to read and to plan take as long as a small layer.
+class Held {
  public:
-  const Network& of(const Tensor& program, const Tensor& numbers) {
-    check_program(program);
-    const uint8_t* bytes = bytes_of(numbers, numbers.numel(), 8, "numbers must be uint8");
-    const auto* words = pointer<int64_t>(program);
-    if (network_.has_value() && size_ == numbers.numel() &&
-        std::equal(words_.begin(), words_.end(), words, words + program.numel())) {
-      network_->use(bytes);
-      return *network_;
-    }
-    plan_.reset();
-    words_.assign(words, words + program.numel());
-    size_ = numbers.numel();
-    return network_.emplace(words, program.numel(), bytes, numbers.numel());
+  Held(const Tensor& program, const Tensor& numbers)
+      : network(pointer<int64_t>(program), program.numel(), bytes_of(numbers, numbers.numel(), 8, "numbers must be"),
+                numbers.numel()),
+        numbers_(numbers),
+        prepared_(empty(network.prepared_size(), ScalarType::Byte, numbers)) {
+    network.prepare(pointer<uint8_t>(prepared_), torch_parallel);
   }
 
+  const Network network;
+
+  const uint8_t* prepared() const { return pointer<uint8_t>(prepared_); }
+
   // shape: [batch, *features].
-  const network::Plan& plan(const Shape& shape, int64_t T, network::Mode mode) {
+  std::shared_ptr<const Plan> plan(const Shape& shape, int64_t T, network::Mode mode) {
     TANDEM_CHECK(shape.size() > 1 && shape.size() <= 4, "input must have 1 to 3 dimensions of features, got ",
                  shape_text(shape));
     network::Shape sample{static_cast<int64_t>(shape.size()) - 1, shape[1], 1, 1};
     if (sample.dims > 1) sample.width = shape.back();
     if (sample.dims > 2) sample.height = shape[2];
-    const bool same = plan_.has_value() && plan_->sample == sample && plan_->batch == shape[0] && plan_->T == T;
-    if (!same || plan_->mode != mode) plan_ = network_->plan(sample, shape[0], T, mode);
-    return *plan_;
+    // Never waits: a forked process has no other thread that could unlock it.
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    for (size_t i = 0; lock && i < plans_.size(); ++i) {
+      const Plan& p = *plans_[i];
+      if (p.sample == sample && p.batch == shape[0] && p.T == T && p.mode == mode) return plans_[i];
+    }
+    const auto made = std::make_shared<const Plan>(network.plan(sample, shape[0], T, mode));
+    if (lock && plans_.size() == kMostPlans) plans_.erase(plans_.begin());
+    if (lock) plans_.push_back(made);
+    return made;
   }
 
  private:
-  std::optional<Network> network_;
-  std::vector<int64_t> words_;
-  int64_t size_ = 0;  // bytes of the numbers
-  std::optional<network::Plan> plan_;
+  static constexpr size_t kMostPlans = 8;
+
+  Tensor numbers_, prepared_;
+  std::mutex mutex_;  // of the plans
+  std::vector<std::shared_ptr<const Plan>> plans_;
 };
 
-LastNetwork& last_network() {
-  thread_local LastNetwork last;
-  return last;
+// The first word of a handle: handles of other processes are refused.
+int64_t seal() {
+  static const int64_t word = static_cast<int64_t>(std::random_device()()) << 32 | std::random_device()();
+  return word;
 }
 
-// "instruction N: why" if the executor does not support the program, else "". Throws if it is not a program.
-std::string frozen_check(Tensor program, Tensor numbers) {
+int64_t* words_of(const Tensor& handle) {
+  const bool fits = handle.scalar_type() == ScalarType::Long && handle.is_contiguous() && handle.numel() == 2;
+  TANDEM_CHECK(fits && pointer<int64_t>(handle)[0] == seal(),
+               "network must be what frozen_read gives, until it is freed");
+  return pointer<int64_t>(handle);
+}
+
+Held& held(const Tensor& handle) { return *reinterpret_cast<Held*>(words_of(handle)[1]); }
+
+// Whether they are a program, and why not, or why the executor does not support it, with the number of the instruction.
+std::tuple<bool, int64_t, std::string> frozen_check(Tensor program, Tensor numbers) {
   check_program(program);
-  return network::read(static_cast<const int64_t*>(program.data_ptr()), program.numel(), numbers.numel()).not_run;
+  try {
+    const auto read = network::read(pointer<int64_t>(program), program.numel(), numbers.numel());
+    if (!read.not_run.has_value()) return {true, -1, ""};
+    return {true, read.not_run->instruction, read.not_run->why};
+  } catch (const Refusal& refusal) {
+    return {false, refusal.instruction, refusal.why};
+  }
 }
 
-// The weights as this processor's kernels multiply them, as bytes.
-Tensor frozen_prepare(Tensor program, Tensor numbers) {
-  const Network& net = last_network().of(program, numbers);
-  Tensor prepared = empty(net.prepared_size(), ScalarType::Byte, numbers);
-  net.prepare(static_cast<uint8_t*>(prepared.data_ptr()), torch_parallel);
-  return prepared;
+// Reads a network and packs its weights as this processor's kernels multiply them. Returns its handle.
+Tensor frozen_read(Tensor program, Tensor numbers) {
+  check_program(program);
+  Tensor handle = empty(2, ScalarType::Long, numbers);
+  pointer<int64_t>(handle)[1] = reinterpret_cast<int64_t>(new Held(program, numbers));
+  pointer<int64_t>(handle)[0] = seal();
+  return handle;
 }
 
-const uint8_t* bytes_of_weights(const Network& net, const Tensor& prepared) {
-  return bytes_of(prepared, net.prepared_size(), 64, "prepared must be what frozen_prepare gives");
+void frozen_free(Tensor handle) {
+  delete &held(handle);
+  words_of(handle)[0] = 0;
 }
 
 // The input and the shape [batch, *features] of its values; checked for `planes` planes if it has spikes.
@@ -252,10 +280,9 @@ Shape check_input(const Network& net, const Tensor& input, int64_t planes, int64
 
 // input: planes uint8 [P, B, *features], counts uint8 [1, B, *features], or numbers [B, *features] of the program's
 // type. Returns the readout [B, outputs], or [T, B, outputs] with every_step.
-Tensor frozen_run(Tensor input, int64_t T, bool counted, Tensor program, Tensor numbers, Tensor prepared,
-                  bool every_step) {
-  const Network& net = last_network().of(program, numbers);
-  const uint8_t* weights = bytes_of_weights(net, prepared);
+Tensor frozen_run(Tensor input, int64_t T, bool counted, Tensor handle, bool every_step) {
+  Held& own = held(handle);
+  const Network& net = own.network;
   const bool spikes = net.program().value(network::kNetworkInput) == network::Value::kSpikes;
   const ScalarType type = type_of(net.program().dtype());
   TANDEM_CHECK(!counted || spikes, "counts are of spikes");
@@ -265,20 +292,27 @@ Tensor frozen_run(Tensor input, int64_t T, bool counted, Tensor program, Tensor 
     dense = to_channels_last(burst_planes(dense, T), 2);
     counted = false;
   }
-  const network::Plan& plan = last_network().plan(shape, T, network::Mode::kWindow);
-  Shape out = batched(plan.batch, plan.answer());
+  const auto plan = own.plan(shape, T, network::Mode::kWindow);
+  Shape out = batched(plan->batch, plan->answer());
   if (every_step) out = prepend(T, out);
   Tensor answer = empty_channels_last(out, kContiguous, ScalarType::Float, input);
   TorchNumbers host(dense, type);
-  net.run(plan, {dense.data_ptr(), counted, weights, every_step, pointer<float>(answer), &host, torch_parallel});
+  const uint8_t* weights = own.prepared();
+  net.run(*plan, {dense.data_ptr(), counted, weights, every_step, pointer<float>(answer), &host, torch_parallel});
   return aten::to_type(answer, type);
 }
 
-// Memory for the state of a stream of inputs [batch, *features], of any values, and whether its neurons follow.
-std::tuple<Tensor, bool> frozen_state(Tensor program, Tensor numbers, Shape shape, int64_t T) {
-  const network::Mode mode = last_network().of(program, numbers).stepwise();
-  const network::Plan& plan = last_network().plan(shape, T, mode);
-  return {empty(plan.state, ScalarType::Byte, numbers), mode == network::Mode::kFollowing};
+// Memory for the state of a stream of inputs [batch, *features], of any values, and whether its neurons follow; or why
+// there is no stream, with the number of the instruction.
+std::tuple<Tensor, bool, int64_t, std::string> frozen_state(Tensor handle, Shape shape, int64_t T) {
+  Held& own = held(handle);
+  const network::Mode mode = own.network.stepwise();
+  const bool follows = mode == network::Mode::kFollowing;
+  try {
+    return {empty(own.plan(shape, T, mode)->state, ScalarType::Byte, handle), follows, -1, ""};
+  } catch (const Refusal& refusal) {
+    return {empty(0, ScalarType::Byte, handle), follows, refusal.instruction, refusal.why};
+  }
 }
 
 // Takes steps of a stream. input: as of frozen_run, or, of neurons that follow, absent: the one before. With `advances`
@@ -287,10 +321,10 @@ std::tuple<Tensor, bool> frozen_state(Tensor program, Tensor numbers, Shape shap
 // that moved in the last step, and synaptic operations; and with_moves, of a single step of neurons that follow, the
 // moves by instruction, int8 [B, *features] where it has counts.
 std::tuple<Tensor, Tensor, std::vector<Tensor>> frozen_step(OptionalTensor input, bool advances, Shape shape, int64_t T,
-                                                            Tensor program, Tensor numbers, Tensor prepared,
-                                                            Tensor state, bool begins, int64_t steps, bool with_moves) {
-  const Network& net = last_network().of(program, numbers);
-  const uint8_t* weights = bytes_of_weights(net, prepared);
+                                                            Tensor handle, Tensor state, bool begins, int64_t steps,
+                                                            bool with_moves) {
+  Held& own = held(handle);
+  const Network& net = own.network;
   const network::Mode mode = net.stepwise();
   const bool follows = mode == network::Mode::kFollowing;
   TANDEM_CHECK(steps >= 0 && (!with_moves || steps == 1), "moves are those of a single step");
@@ -309,23 +343,23 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> frozen_step(OptionalTensor input
       for (int64_t d = 0; d < read.dim(); ++d) layout = layout * 1000003 + read.stride(d);
     }
   }
-  const network::Plan& plan = last_network().plan(shape, T, mode);
-  uint8_t* bytes = bytes_of(state, plan.state, 64, "state must be what frozen_state gives");
-  Tensor answer = empty_channels_last(batched(plan.batch, plan.answer()), kContiguous, ScalarType::Float, state);
-  Tensor facts = empty_channels_last({3, plan.batch}, kContiguous, ScalarType::Long, state);
+  const auto plan = own.plan(shape, T, mode);
+  uint8_t* bytes = bytes_of(state, plan->state, 64, "state must be what frozen_state gives");
+  Tensor answer = empty_channels_last(batched(plan->batch, plan->answer()), kContiguous, ScalarType::Float, state);
+  Tensor facts = empty_channels_last({3, plan->batch}, kContiguous, ScalarType::Long, state);
   auto* each = pointer<int64_t>(facts);
   std::vector<Tensor> moves;
   std::vector<int8_t*> places;
-  for (size_t i = 0; with_moves && i < plan.steps.size(); ++i) {
+  for (size_t i = 0; with_moves && i < plan->steps.size(); ++i) {
     const bool counts = net.program().values[i] == network::Value::kCounts;
     moves.push_back(
-        empty_channels_last(counts ? batched(plan.batch, plan.steps[i].out) : Shape{0}, 1, ScalarType::Char, state));
+        empty_channels_last(counts ? batched(plan->batch, plan->steps[i].out) : Shape{0}, 1, ScalarType::Char, state));
     places.push_back(pointer<int8_t>(torch::stable::zero_(moves.back())));
   }
   TorchNumbers host(read, type, static_cast<const float*>(dense.data_ptr()));
   network::Frame frame;
   frame.input = input.has_value() ? dense.data_ptr() : nullptr;
-  frame.prepared = weights;
+  frame.prepared = own.prepared();
   frame.answer = pointer<float>(answer);
   frame.host = &host;
   frame.parallel = torch_parallel;
@@ -334,9 +368,9 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> frozen_step(OptionalTensor input
   frame.state = bytes;
   frame.begins = begins;
   frame.steps = steps;
-  frame.taken = each, frame.moved = each + plan.batch, frame.synapses = each + 2 * plan.batch;
+  frame.taken = each, frame.moved = each + plan->batch, frame.synapses = each + 2 * plan->batch;
   frame.moves = with_moves ? places.data() : nullptr;
-  net.step(plan, frame);
+  net.step(*plan, frame);
   return {aten::to_type(answer, type), facts, moves};
 }
 
@@ -348,7 +382,8 @@ STABLE_TORCH_LIBRARY_IMPL(tandem, CompositeExplicitAutograd, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(tandem, CPU, m) {
   m.impl("frozen_check", TORCH_BOX(&frozen_check));
-  m.impl("frozen_prepare", TORCH_BOX(&frozen_prepare));
+  m.impl("frozen_read", TORCH_BOX(&frozen_read));
+  m.impl("frozen_free", TORCH_BOX(&frozen_free));
   m.impl("frozen_run", TORCH_BOX(&frozen_run));
   m.impl("frozen_state", TORCH_BOX(&frozen_state));
   m.impl("frozen_step", TORCH_BOX(&frozen_step));

@@ -373,6 +373,24 @@ def test_what_wraps_a_network_is_left_out(tmp_path):
     assert torch.equal(freeze(load(tmp_path / "net"))(x), frozen(x))
 
 
+def test_what_is_no_network_that_was_read():
+    """A handle ends with its network, in a copy of the frozen network too, and is one in its own process only."""
+    net, x = mlp()
+    frozen, ops = freeze(net), torch.ops.tandem
+    expected, program = frozen(x), frozen._program_for(1.0)
+    handle = program.network
+    assert torch.equal(ops.frozen_run(x, 8, False, handle, False), expected)
+    assert copy.deepcopy(frozen)._programs == {}
+    del program
+    frozen.float()
+    for wrong in handle, torch.zeros(2, dtype=torch.int64), torch.zeros(16, dtype=torch.uint8), torch.zeros(0):
+        with pytest.raises(RuntimeError, match="network must be what frozen_read gives, until it is freed"):
+            ops.frozen_run(x, 8, False, wrong, False)
+        with pytest.raises(RuntimeError, match="network must be what frozen_read gives, until it is freed"):
+            ops.frozen_free(wrong)
+    assert torch.equal(frozen(x), expected)
+
+
 def test_a_call_keeps_its_T_when_another_thread_calls_with_another(monkeypatch):
     frozen, train = freeze(spiking_net()), spikes()
     alone = frozen(train), frozen.readouts(train)

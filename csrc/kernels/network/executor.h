@@ -124,14 +124,11 @@ struct Frame : Call {
   int8_t* const* moves = nullptr;
 };
 
-// A checked program with its numbers. Throws std::invalid_argument, which names the instruction, if it does not support
-// the program. Copies the words; the numbers are aligned to 8 bytes and must outlive the network.
+// A checked program with its numbers. Throws a Refusal if it does not support the program. Copies the words; the
+// numbers are aligned to 8 bytes and must outlive the network.
 class Network {
  public:
   Network(const int64_t* words, int64_t count, const uint8_t* numbers, int64_t bytes);
-
-  // The same numbers, at another address.
-  void use(const uint8_t* numbers) { numbers_ = numbers; }
 
   const Program& program() const { return program_; }
 

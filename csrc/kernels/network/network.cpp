@@ -19,7 +19,7 @@ void widen_halves(const void* from, int64_t n, float* to) {
 
 Network::Network(const int64_t* words, int64_t count, const uint8_t* numbers, int64_t bytes)
     : program_(read(words, count, bytes)), numbers_(numbers) {
-  if (!program_.not_run.empty()) refuse(program_.not_run);
+  if (program_.not_run.has_value()) throw Refusal(*program_.not_run);
   int64_t size = 0;
   for (int64_t i = 0; i < program_.size(); ++i) {
     size += -size & (kAlignment - 1);

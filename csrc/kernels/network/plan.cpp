@@ -1,7 +1,6 @@
 // The shape of every value and its place in the workspace, for a batch of some size.
 #include <algorithm>
 #include <map>
-#include <stdexcept>
 
 #include "../product/moving.h"
 #include "executor.h"
@@ -204,8 +203,8 @@ Plan Network::plan(const Shape& sample, int64_t batch, int64_t T, Mode mode) con
   for (int64_t n = 0; n < program_.size(); ++n) {
     try {
       planner.add(n);
-    } catch (const std::invalid_argument& error) {
-      refuse("instruction " + std::to_string(n) + ": " + error.what());
+    } catch (const Refusal& refusal) {
+      throw Refusal(n, refusal.why);
     }
   }
   plan.workspace = checked_product({batch, plan.workspace}, kMostWorkspace);

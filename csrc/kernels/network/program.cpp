@@ -2,7 +2,6 @@
 
 #include <cstring>
 #include <limits>
-#include <stdexcept>
 
 namespace tandem::network {
 
@@ -121,7 +120,7 @@ class Checker {
   }
 
   void not_run(const char* why) const {
-    if (program_.not_run.empty()) program_.not_run = "instruction " + std::to_string(number_) + ": " + why;
+    if (!program_.not_run.has_value()) program_.not_run.emplace(number_, why);
   }
 
   void check_value(const char* name, int64_t value) const {
@@ -225,7 +224,7 @@ Geometry Instruction::geometry() const {
   return g;
 }
 
-void refuse(const std::string& why) { throw std::invalid_argument(why); }
+void refuse(const std::string& why) { throw Refusal(-1, why); }
 
 int64_t checked_product(std::initializer_list<int64_t> sizes, int64_t most) {
   int64_t product = 1;
@@ -274,13 +273,15 @@ Program read(const int64_t* words, int64_t count, int64_t bytes) {
       Instruction& read = program.instructions[i];
       if (program.kind(i) != Kind::layer || read.fires == 0) read.residual = kAbsent;
       if (read.fires == 0) read.v_init = kAbsent;
-    } catch (const std::invalid_argument& error) {
-      refuse("instruction " + std::to_string(i) + ": " + error.what());
+    } catch (const Refusal& refusal) {
+      throw Refusal(i, refusal.why);
     }
   }
   check_range("T", program.header.T, 0, program.most_steps());
-  if (program.values.back() != Value::kMeans) program.not_run = "the network does not end in a Readout or in means";
-  if (program.dtype() == DType::kFloat64) program.not_run = "it does not compute in float64";
+  if (program.values.back() != Value::kMeans) {
+    program.not_run.emplace(-1, "the network does not end in a Readout or in means");
+  }
+  if (program.dtype() == DType::kFloat64) program.not_run.emplace(-1, "it does not compute in float64");
   return program;
 }
 

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -95,11 +97,21 @@ enum class Value { kReal, kSpikes, kCounts, kCurrents, kMeans };
 // constants as name=value.
 std::string vocabulary();
 
+// Why there is no program, plan or run; `instruction` is the number of the instruction that it is about, or -1.
+struct Refusal : std::invalid_argument {
+  Refusal(int64_t instruction, const std::string& why)
+      : std::invalid_argument((instruction < 0 ? "" : "instruction " + std::to_string(instruction) + ": ") + why),
+        instruction(instruction),
+        why(why) {}
+  int64_t instruction;
+  std::string why;
+};
+
 struct Program {
   Header header;
   std::vector<Instruction> instructions;
-  std::vector<Value> values;  // by instruction
-  std::string not_run;        // "instruction N: why" if the executor does not support it, although Python may; else ""
+  std::vector<Value> values;       // by instruction
+  std::optional<Refusal> not_run;  // if the executor does not support it, although Python may
 
   int64_t size() const { return header.instructions; }
   DType dtype() const { return static_cast<DType>(header.dtype); }
@@ -125,16 +137,15 @@ struct Program {
   int64_t most_steps() const;
 };
 
-// Reads `count` words that refer to `bytes` bytes of numbers. Throws std::invalid_argument, "instruction N: why", if
-// they are not a program.
+// Reads `count` words that refer to `bytes` bytes of numbers. Throws a Refusal if they are not a program.
 Program read(const int64_t* words, int64_t count, int64_t bytes);
 
 // The double with these bits: a threshold, a leak or a gain.
 double real(int64_t bits);
 
-[[noreturn]] void refuse(const std::string& why);  // throws std::invalid_argument
+[[noreturn]] void refuse(const std::string& why);  // throws a Refusal without an instruction
 
-// The product. Throws std::invalid_argument if it is more than `most`.
+// The product. Throws a Refusal if it is more than `most`.
 int64_t checked_product(std::initializer_list<int64_t> sizes, int64_t most);
 
 }  // namespace tandem::network

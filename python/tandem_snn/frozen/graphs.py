@@ -32,9 +32,11 @@ class Graph:
         with torch.cuda.stream(side):  # a first call, so that allocations by libraries are not part of the graph
             net(self._x)
         now.wait_stream(side)
-        self._graph = torch.cuda.CUDAGraph()
+        self._graph, self._side = torch.cuda.CUDAGraph(), side
+
+    def record(self, net: nn.Module) -> None:
         # Other threads, such as a DataLoader's that pins memory, may do meanwhile what a capture forbids.
-        with torch.cuda.graph(self._graph, stream=side, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self._graph, stream=self._side, capture_error_mode="thread_local"):
             self._answer: Tensor = net(self._x)
 
     def __call__(self, x: Tensor | SpikeTrain) -> Tensor:
@@ -51,12 +53,12 @@ def capture(net: nn.Module, x: Tensor | SpikeTrain) -> Graph | None:
     for stage in net.modules():
         if isinstance(stage, Stage):
             stage.prepare()
+    graph = Graph(net, x)
     try:
-        return Graph(net, x)
-    except RuntimeError as error:
-        if "captur" not in str(error):  # CUDA has no error class for failed captures
-            raise
+        graph.record(net)
+    except RuntimeError:  # but it ran before
         return None
+    return graph
 
 
 @torch.inference_mode(False)  # so that it can be written to outside of that mode, too

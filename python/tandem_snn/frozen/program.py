@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 import struct
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from os import PathLike
@@ -84,8 +84,8 @@ class Metadata(NamedTuple):
     shape: tuple[int, ...] | None = None
 
 
-def encode(stages: Stages, metadata: Metadata | None = None) -> tuple[Tensor, Tensor]:
-    """Return the program (int64) and its data (uint8)."""
+def encode(stages: Stages, metadata: Metadata | None = None) -> tuple[Tensor, Tensor, CannotLower | None]:
+    """Return the program (int64), its data (uint8), and why the executor does not support it, if it does not."""
     known = metadata or Metadata()
     block = _Block()
     dtype = stages.dtype
@@ -107,15 +107,14 @@ def encode(stages: Stages, metadata: Metadata | None = None) -> tuple[Tensor, Te
     }
     program = torch.tensor([header[name] for name in HEADER] + [row[name] for row in rows for name in FIELDS])
     numbers = block.tensor()
-    _named([stage.name for stage in stages.stages], lambda: _ops.frozen_check.default(program, numbers))
-    return program, numbers
+    return program, numbers, _checked(program, numbers, [stage.name for stage in stages.stages])
 
 
 def decode(program: Tensor, numbers: Tensor, names: Sequence[str]) -> tuple[Stages, Metadata]:
     """Decode a program and its data, which may be untrusted: raise ValueError if they are not valid."""
     if program.dtype != torch.int64 or program.dim() != 1 or numbers.dtype != torch.uint8 or numbers.dim() != 1:
         raise ValueError("a program is int64, and its numbers are bytes")
-    _named(names, lambda: _ops.frozen_check.default(program, numbers))
+    _checked(program, numbers, names)
     words = program.tolist()
     header = dict(zip(HEADER, words, strict=False))
     if header["instructions"] != len(names):
@@ -129,27 +128,22 @@ def decode(program: Tensor, numbers: Tensor, names: Sequence[str]) -> tuple[Stag
     return network, Metadata(header["T"] or None, header["weight_bits"] or None, shape)
 
 
-def _named(names: Sequence[str], call: Callable[[], Any]) -> Any:
-    """Call the executor; replace the number of an instruction in its errors by the name of the layer."""
-    try:
-        return call()
-    except NotImplementedError:  # torch traces the op
-        raise
-    except (RuntimeError, ValueError) as error:
-        why = str(error).splitlines()[0]
-        found = re.search(r"instruction (\d+): (.*)", why)
-        name = names[int(found[1])] if found and int(found[1]) < len(names) else "net"
-        raise CannotLower(name, found[2] if found else why) from error
+def _checked(program: Tensor, numbers: Tensor, names: Sequence[str]) -> CannotLower | None:
+    """Return why the executor does not support a program; raise CannotLower if it is not valid."""
+    valid, instruction, why = _ops.frozen_check.default(program, numbers)
+    refusal = _refusal(names, instruction, why)
+    if not valid and refusal is not None:
+        raise refusal
+    return refusal
 
 
-def _raise(why: str) -> None:
-    if why:
-        raise ValueError(why)
+def _refusal(names: Sequence[str], instruction: int, why: str) -> CannotLower | None:
+    return CannotLower(names[instruction] if 0 <= instruction < len(names) else "net", why) if why else None
 
 
 def write(path: str | PathLike[str], stages: Stages, metadata: Metadata) -> None:
     """Save a network as a file, atomically; ValueError names the layer that cannot be saved."""
-    program, numbers = encode(stages, metadata)
+    program, numbers, _ = encode(stages, metadata)
     names = "\n".join(stage.name for stage in stages.stages).encode()
     tensors = {"program": program, "numbers": numbers, "names": torch.frombuffer(bytearray(names), dtype=torch.uint8)}
     write_atomically(Path(path), pack(tensors, FORMAT))
@@ -187,23 +181,28 @@ class Program:
         """The reason why the executor cannot run the network; None if it can."""
         if isinstance(self.layers, Stages):
             try:
-                why = _ops.frozen_check.default(*encode(self.layers))
-                self._named(lambda: _raise(why))
+                *_, self._reason = encode(self.layers)
             except CannotLower as reason:
                 self._reason = reason.with_traceback(None)
         return self._reason
 
     @functools.cached_property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The program, its data, and the weights as the kernels multiply them, which are packed on first use."""
-        program = encode(self.layers)
-        return *program, self._named(lambda: _ops.frozen_prepare.default(*program))
+    def network(self) -> Tensor:
+        """The executor's handle of the network, with the weights as the kernels multiply them, packed on first use."""
+        program, numbers, _ = encode(self.layers)
+        handle: Tensor = _ops.frozen_read.default(program, numbers)
+        weakref.finalize(self, _ops.frozen_free.default, handle).atexit = False
+        return handle
 
     def refuses(self, T: int | None) -> CannotLower | None:
         """Return the reason why the executor cannot run so many steps, or why it cannot run the network at all."""
-        if self.refusal is not None or T is None or counts_dtype(self.layers.dtype, T) == self.layers.dtype:
+        if self.refusal is not None or T is None or self._most_steps >= T:
             return self.refusal
         return CannotLower("net", f"T={T}: {self.layers.dtype}, the type of the weights, cannot count so many spikes")
+
+    @functools.cached_property
+    def _most_steps(self) -> int:
+        return max(T for T in (256, 2048, 65535) if counts_dtype(self.layers.dtype, T) == self.layers.dtype)
 
     def streaming(self, device: torch.device, T: int) -> Program:
         """Return the program; raise ValueError if it cannot run T steps one by one on this device."""
@@ -213,20 +212,20 @@ class Program:
             raise why
         return self
 
-    def _named(self, call: Callable[[], Any]) -> Any:
-        return _named([stage.name for stage in self.layers.stages], call)
-
     def run(self, x: Tensor | SpikeTrain, T: int | None, every_step: bool = False) -> Tensor:
         """Return the readout of the whole window, or after each of its steps."""
         source, counted = (x.stored, x.timing == "window") if isinstance(x, SpikeTrain) else (x, False)
-        return _ops.frozen_run.default(source, T, counted, *self.tensors, every_step)
+        return _ops.frozen_run.default(source, T, counted, self.network, every_step)
 
     def state(self, shape: Sequence[int], T: int) -> tuple[Tensor, bool]:
         """Return memory for the state of a stream of inputs [B, *features], and whether its neurons follow their input.
 
         Raise CannotLower, which names the layer, if the network does not run step by step.
         """
-        return self._named(lambda: _ops.frozen_state.default(*self.tensors[:2], shape, T))
+        state, follows, instruction, why = _ops.frozen_state.default(self.network, shape, T)
+        if (refusal := _refusal([stage.name for stage in self.layers.stages], instruction, why)) is not None:
+            raise refusal
+        return state, follows
 
 
 class _Block:

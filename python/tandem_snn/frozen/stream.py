@@ -81,7 +81,7 @@ class Stream:
                 self._bad.extend([x.bad] * x.T)
         answer, self.facts, moved = explained(
             self.program, x, self.T, _step,
-            source, isinstance(x, SpikeTrain) and x.T == 1, self.shape, self.T, *self.program.tensors, self._state,
+            source, isinstance(x, SpikeTrain) and x.T == 1, self.shape, self.T, self.program.network, self._state,
             self.is_new, steps, moves,
         )  # fmt: skip
         self.is_new = False
