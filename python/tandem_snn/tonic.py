@@ -35,11 +35,10 @@ def bin_events(
     Events have t and the names of ``sensor``, [p, y, x], [p, x] or [x], in any order of time. If ``shape`` is smaller,
     a neuron gets the events of all pixels that it covers. Further events of a neuron in a frame are dropped.
     """
-    if shape != sensor:
-        events = dict(events)
-        for name, pixels, neurons in zip(COORDINATES[len(shape)], sensor, shape, strict=True):
-            if pixels != neurons and name in events:  # else from_events says that it is missing
-                events[name] = np.asarray(events[name], np.int64) * neurons // pixels
+    events = dict(events)
+    for name, pixels, neurons in zip(COORDINATES[len(shape)], sensor, shape, strict=True):
+        if pixels != neurons and name in events:  # else from_events says that it is missing
+            events[name] = np.asarray(events[name], np.int64) * neurons // pixels
     return SpikeTrain.from_events(events, shape, T, window=window)
 
 

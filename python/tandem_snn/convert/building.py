@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from tandem_ext._torch import pytree
+from tandem_ext.functional.neuron import over_space
 
 from .. import nn as tnn
 from ..nn import general, maximum
@@ -147,7 +148,7 @@ class Builder:
             return Value("spikes", node, ONE)
         labels = torch.arange(self.labels + 1, self.labels + 1 + shape[1], dtype=torch.float64)
         self.labels += shape[1]
-        return Value("spikes", node, labels.view(1, -1, *[1] * (len(shape) - 2)).expand(shape))
+        return Value("spikes", node, over_space(labels, shape).expand(shape))
 
     def sums(self, op: Op) -> str:
         """Return the kinds of the Ops between trains and these currents, as text."""

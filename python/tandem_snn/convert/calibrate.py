@@ -210,7 +210,7 @@ def set_threshold(layer: tnn.SpikingLayer | general.Neurons, value: float | Tens
     else:
         layer.threshold = float(value)
     if isinstance(v_init, Tensor):
-        if isinstance(ratio, Tensor) and ratio.dim() and v_init.dim() != 1:
+        if isinstance(ratio, Tensor):
             ratio = over_space(ratio, (1, *v_init.shape)) if v_init.dim() else ratio.mean()
         v_init.data.mul_(ratio)
     elif v_init is not None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from tandem_ext.checks import Timing
+from tandem_ext.functional.neuron import over_space
 
 from .. import nn as tnn
 from ..nn import general
@@ -173,9 +174,9 @@ class Lowering(Builder):
     def _layer(self, op: Op, layer: nn.Module, x: Value) -> Value:
         """Call a layer whose output spikes have the values of its input spikes, per channel or, if flattened, each."""
         labels, shape = x.labels, (1, *op.features)
-        if isinstance(labels, Tensor) and labels.dim() > 1 and labels.numel() != math.prod(shape):  # pooling
-            labels = labels.flatten(2).amax(2).view(1, -1, *[1] * (len(shape) - 2)).expand(shape)
-        elif isinstance(labels, Tensor) and labels.dim() > 1:
+        if isinstance(labels, Tensor) and labels.dim() > 1:
+            if labels.numel() != math.prod(shape):  # pooling
+                labels = over_space(labels.flatten(2).amax((0, 2)), shape).expand(shape)
             labels = labels.reshape(shape)
         return Value(x.kind, self.call(op, layer, x.node), labels)
 
@@ -218,21 +219,18 @@ class Lowering(Builder):
         each = {"threshold": threshold.to(device), "v_init": (self.v_init * threshold).to(device)}
         return each | {"timing": self.timing, "ceiling": ceiling}
 
-    def _fused(self, op: Op) -> tuple[Term, Term | None, fx.Node | None] | None:
-        """Return (body, projection, spikes) of a fused layer, or None. Only the body fires."""
+    def _fused(self, op: Op) -> tuple[Term, Op | None] | None:
+        """Return the body of a fused layer and its residual, spikes or a projection's currents, or None."""
         if op.kind != "add" or len(op.users) > 1 or op.args["alpha"] != 1:
             term = self._term(op)
-            return None if term is None else (term, None, None)
+            return None if term is None else (term, None)
         pair = [op.args["self"], op.args["other"]]
         if not all(isinstance(value, Op) and value.shape == op.shape for value in pair):
             return None
         for body, other in (pair, pair[::-1]):
-            term, value = self._term(body), self.env[other]
-            if term is not None and value.by_channel:
-                return term, None, value.node
-            projection = self._term(other)
-            if term is not None and projection is not None:
-                return term, projection, None
+            term = self._term(body)
+            if term is not None and (self.env[other].by_channel or self._term(other) is not None):
+                return term, other
         return None
 
     def _term(self, op: Op) -> Term | None:
@@ -248,13 +246,14 @@ class Lowering(Builder):
             return None
         return op, norm
 
-    def _fuse(self, op: Op, body: Term, projection: Term | None, spikes: fx.Node | None) -> fx.Node:
-        keywords: dict[str, Any] = {} if spikes is None else {"residual": spikes}
-        if projection is not None:
-            keywords = {"residual": self._call_term(op, projection, fire=False)}
+    def _fuse(self, op: Op, body: Term, residual: Op | None) -> fx.Node:
+        parts, keywords = [body[0].kind, *["batch norm"] * (body[1] is not None)], {}
+        if residual is not None:
+            projection = self._term(residual)
+            parts.append("shortcut" if projection is None else "projection")
+            spikes = self.env[residual].node
+            keywords["residual"] = spikes if projection is None else self._call_term(op, projection, fire=False)
         node = self._call_term(op, body, **keywords)
-        parts = [body[0].kind, *["batch norm"] * (body[1] is not None)]
-        parts += ["projection"] * (projection is not None) + ["shortcut"] * (spikes is not None)
         self.ways[str(node.target)] = f"fused: {', '.join(parts)}"
         return node
 

@@ -84,10 +84,8 @@ class SyncBatchNorm(BatchNorm):
 
     def __init__(self, norm: BatchNorm, group: Any = None) -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.running_mean is not None)
-        for name, parameter in norm.named_parameters():
-            setattr(self, name, parameter)
-        for name, buffer in norm.named_buffers():
-            setattr(self, name, buffer)
+        for name, tensor in (*norm.named_parameters(), *norm.named_buffers()):
+            setattr(self, name, tensor)
         self.group = group
         self.train(norm.training)
 

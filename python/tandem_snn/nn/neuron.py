@@ -44,15 +44,10 @@ class SpikingLayer(HasNeurons):
     bn_stats: BNStats
     weight_bits: int | None
 
-    def _add_neurons(
-        self,
-        channels: int,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        **given: Unpack[NeuronOptions],
-    ) -> None:
+    def _add_neurons(self, channels: int, **given: Unpack[NeuronOptions]) -> None:
         options = checked_options(type(self), given, channels)
-        checks.threshold(options["threshold"], channels, self.weight.device)
+        device, dtype = self.weight.device, self.weight.dtype
+        checks.threshold(options["threshold"], channels, device)
         self._channels = channels
         for name in DEFAULTS:
             setattr(self, name, options[name])

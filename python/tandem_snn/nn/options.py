@@ -8,14 +8,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypedDict, get_args
 from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain, checks
-from tandem_ext.functional.settings import (
-    NeuronSettings,
-    Setting,
-    check_together,
-    declared,
-    default_v_init,
-    shows,
-)
+from tandem_ext.functional.settings import NeuronSettings, Setting, check_together, declared, default_v_init, shows
 from tandem_ext.ops import refuse_graph
 
 from .currents import NEVER

@@ -175,10 +175,10 @@ class Readout(nn.Linear):
 
     def forward(self, x: Signal | Tensor) -> Tensor:
         check_input(x, "Readout")
-        shape, weight = x.shape, None
-        T = 1 if isinstance(x, Tensor) else x.T
+        shape, weight, T = x.shape, self.weight, 1
         if not isinstance(x, Tensor):
-            x, weight = by_channel(x, self.weight, LINEAR)  # bit-identical to frozen networks
+            T = x.T
+            x, weight = by_channel(x, weight, LINEAR)  # bit-identical to frozen networks
         if shape[-1] != self.in_features or (len(shape) > 2 and not isinstance(x, Tensor)):
             raise ValueError(
                 f"x: Readout takes {self.in_features} features per sample, got shape {list(shape)}"
@@ -186,8 +186,8 @@ class Readout(nn.Linear):
             )
         return map_counts(x, lambda counts: self._product(counts, weight, T))
 
-    def _product(self, counts: Tensor, weight: Tensor | None, T: int) -> Tensor:
-        weight = self.used_weight(weight)
+    def _product(self, counts: Tensor, weight: Tensor, T: int) -> Tensor:
+        weight = rounded(weight, self.weight_bits)
         dtype = autocast_dtype(weight)
         if counts_dtype(dtype, T) == dtype:
             return F.linear(cast(counts, weight.dtype), weight, self.bias)
@@ -199,9 +199,9 @@ class Readout(nn.Linear):
         bits = "" if self.weight_bits is None else f", weight_bits={self.weight_bits}"
         return super().extra_repr() + bits
 
-    def used_weight(self, weight: Tensor | None = None) -> Tensor:
-        """Return the weights that the layer computes with: ``weight`` or its own, rounded if it has ``weight_bits``."""
-        return rounded(self.weight if weight is None else weight, self.weight_bits)
+    def used_weight(self) -> Tensor:
+        """Return the weights that the layer computes with: rounded if it has ``weight_bits``."""
+        return rounded(self.weight, self.weight_bits)
 
 
 class Residual(nn.Module):

@@ -50,7 +50,7 @@ class Linear(SpikingLayer, nn.Linear):  # type: ignore[misc]  # its forward give
         **neuron: Unpack[NeuronOptions],
     ) -> None:
         nn.Linear.__init__(self, in_features, out_features, bias, device, dtype)
-        self._add_neurons(out_features, device, dtype, **neuron)
+        self._add_neurons(out_features, **neuron)
 
 
 class _Conv(SpikingLayer):
@@ -78,7 +78,7 @@ class _Conv(SpikingLayer):
     ) -> None:
         geometry = (kernel_size, stride, padding, dilation, groups)
         self._torch.__init__(self, in_channels, out_channels, *geometry, bias, "zeros", device, dtype)
-        self._add_neurons(out_channels, device, dtype, **neuron)
+        self._add_neurons(out_channels, **neuron)
 
     def _geometry(self) -> tuple[Any, ...]:
         return self.stride, self.padding, self.dilation, self.groups
