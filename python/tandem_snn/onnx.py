@@ -89,7 +89,11 @@ class Graph:
         for stage in self.network.stages:
             self._write(stage)
         last = self.network.stages[-1]
-        self.answer(self.values[last.name], last.shape)
+        answer = self.values[last.name]
+        if self._not_finite:
+            axis = self.constant("1 axes", torch.tensor([1]))
+            answer = self.op("Add", answer, self.op("Unsqueeze", self.op("Sum", *self._not_finite), axis))
+        self.output("answer", answer, last.shape)
         helper, name = self.onnx.helper, "step" if self.streams else "window"
         graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, list(self.constants.values()))
         versions: dict[str, Any] = {"opset_imports": [helper.make_opsetid("", OPSET)], "ir_version": IR_VERSION}
@@ -112,8 +116,10 @@ class Graph:
             result = self._currents(stage, x)
         elif stage.fires:
             result = self.spiking_average(stage, x)
-        elif kind in ("max_pool", "flatten"):
-            result = self.max_pool(stage, x) if kind == "max_pool" else self.flatten(stage, x)
+        elif kind == "max_pool":
+            result = self.op("MaxPool", x, **window_of(stage.layer), ceil_mode=int(stage.layer.ceil))
+        elif kind == "flatten":
+            result = self.op("Reshape", x, self.constant(f"{stage.name}.shape", torch.tensor([-1, *stage.shape])))
         else:
             result = (self._readout if kind == "readout" else self.average)(stage, self._counts(stage, x))
         self.values[stage.name] = self._fire(stage, result) if stage.fires else result
@@ -189,15 +195,10 @@ class Graph:
         self.nodes.append(self.onnx.helper.make_node(kind, list(inputs), [name], name, **attributes))
         return name
 
-    def constant(self, name: str, values: Tensor) -> str:
-        self.constants[name] = self.onnx.numpy_helper.from_array(values.detach().cpu().contiguous().numpy(), name)
-        return name
-
-    def integers(self, name: str, q: Tensor) -> str:
-        """Add an int8 constant, or int4 if all values fit."""
-        proto = self.onnx.TensorProto
-        dtype = self.onnx.helper.tensor_dtype_to_np_dtype(proto.INT4 if int(q.abs().max()) <= 7 else proto.INT8)
-        self.constants[name] = self.onnx.numpy_helper.from_array(q.cpu().contiguous().numpy().astype(dtype), name)
+    def constant(self, name: str, values: Tensor, dtype: Any = None) -> str:
+        array = values.detach().cpu().contiguous().numpy()
+        array = array if dtype is None else array.astype(self.onnx.helper.tensor_dtype_to_np_dtype(dtype))
+        self.constants[name] = self.onnx.numpy_helper.from_array(array, name)
         return name
 
     def number(self, value: float) -> str:
@@ -231,18 +232,14 @@ class Graph:
         axes = self.constant(f"{len(stage.shape)} axes", torch.arange(len(stage.shape)) + 1)
         self._not_finite.append(self.op("ReduceSum", self.op("Sub", v, v), axes, keepdims=0))
 
-    def answer(self, value: str, shape: tuple[int, ...]) -> None:
-        if self._not_finite:
-            axis = self.constant("1 axes", torch.tensor([1]))
-            value = self.op("Add", value, self.op("Unsqueeze", self.op("Sum", *self._not_finite), axis))
-        self.output("answer", value, shape)
-
     def weight(self, name: str, layer: Stage) -> str:
         """Add the weight. Quantised weights are integers; their step is in the scale, except for a readout."""
         assert layer.weight is not None
         if layer.step is None:
             return self.constant(f"{name}.weight", layer.weight.float())
-        q = self.integers(f"{name}.weight", layer.weight)
+        proto = self.onnx.TensorProto
+        fewest = proto.INT4 if int(layer.weight.abs().max()) <= 7 else proto.INT8
+        q = self.constant(f"{name}.weight", layer.weight, fewest)
         step = layer.step.float() if layer.kind == "readout" else torch.ones(len(layer.step))
         return self.op("DequantizeLinear", q, self.constant(f"{name}.scale", step), axis=0)
 
@@ -266,12 +263,6 @@ class Graph:
         theta = self.number(threshold)
         spikes = self.op("Cast", self.op("GreaterOrEqual", v, theta), to=self.onnx.TensorProto.FLOAT)
         return spikes, self.op("Sub", kept, self.op("Mul", spikes, theta))
-
-    def max_pool(self, stage: NamedStage, x: str) -> str:
-        return self.op("MaxPool", x, **window_of(stage.layer), ceil_mode=int(stage.layer.ceil))
-
-    def flatten(self, stage: NamedStage, x: str) -> str:
-        return self.op("Reshape", x, self.constant(f"{stage.name}.shape", torch.tensor([-1, *stage.shape])))
 
     def spiking_average(self, stage: NamedStage, spikes: str) -> str:
         """Count the spikes of each pooling window, which is exact."""
