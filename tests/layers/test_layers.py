@@ -161,23 +161,6 @@ def test_moves_and_factory_arguments_reach_every_tensor():
     assert {p.dtype for p in layers[0].parameters()} == {F64}
 
 
-@pytest.mark.parametrize("kind", ["float", "buffer", "parameter"])
-def test_threshold_lives_where_it_belongs(kind):
-    theta = {"float": 0.5, "buffer": torch.full((3,), 0.5), "parameter": nn.Parameter(torch.full((3,), 0.5))}[kind]
-    layer = tnn.Linear(4, 3, threshold=theta)
-    assert ("threshold" in layer.state_dict()) == (kind != "float")
-    assert len(list(layer.parameters())) == 2 + (kind == "parameter")
-    x = te.ConstantInput(torch.randn(6, 4), 8)
-    plain = tnn.Linear(4, 3, threshold=0.5)
-    plain.load_state_dict(layer.state_dict(), strict=False)
-    train = layer(x)
-    assert torch.equal(train.planes, plain(x).planes)
-    train.counts.sum().backward()
-    if kind == "parameter":
-        z = layer.preactivation(x)
-        torch.testing.assert_close(layer.threshold.grad, -(train.counts * (z > 0) / 0.5).sum(0))
-
-
 def test_encoder_modes():
     x, train = torch.randn(2, 3), te.SpikeTrain.from_dense(torch.ones(8, 2, 3))
     assert torch.equal(tnn.Encoder(8)(x).counts, 8 * x)

@@ -94,19 +94,6 @@ def test_scan_of_any_numbers_is_the_reference(dtype, train_mode, device):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("leak", [1.0, 0.5])
-@given(seed=st.integers(0, 2**16), T=st.integers(2, 40), dtype=st.sampled_from(DTYPES))
-def test_a_window_in_two_pieces(leak, seed, T, dtype):
-    torch.manual_seed(seed)
-    currents, shift, cut = dyadic(T, 3, 21, dtype=dtype), dyadic(21), 1 + seed % (T - 1)
-    arguments = {"leak": leak, "shift": shift, "steps": 16, "return_v": True}
-    whole, v = f.if_scan(currents, **arguments)
-    first, carried = f.if_scan(currents[:cut], **arguments)
-    second, last = f.if_scan(currents[cut:], v_init=carried, **arguments)
-    assert torch.equal(torch.cat([first.to_dense(), second.to_dense()]), whole.to_dense())
-    assert torch.equal(last, v)
-
-
 def test_results_share_no_memory_with_arguments(device):
     v_init = dyadic(3, 5, device=device)
     _, v = f.if_scan(torch.zeros(8, 3, 5, device=device), v_init=v_init, threshold=9.0, return_v=True)
