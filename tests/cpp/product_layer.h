@@ -11,6 +11,9 @@
 #include "kernels/layer.h"
 #include "kernels/neuron/scan.h"
 #include "kernels/norm/batch_norm.h"
+#include "kernels/product/product.h"
+#include "kernels/product/tile.h"
+#include "kernels/product/window.h"
 #include "plain.h"
 
 namespace tandem::test {
@@ -150,17 +153,17 @@ struct ProductLayer {
   }
 
   // The products of the window: exact sums, rounded once.
-  std::vector<float> windows() const {
+  std::vector<float> windows() const { return windows(sums()); }
+  std::vector<float> windows(const std::vector<double>& all) const {
     std::vector<double> total(args.neurons);
-    const std::vector<double> all = sums();
-    for (size_t i = 0; i < all.size(); ++i) total[i % total.size()] += all[i];
+    for (size_t i = 0, n = 0; i < all.size(); ++i, n = n + 1 == total.size() ? 0 : n + 1) total[n] += all[i];
     return {total.begin(), total.end()};
   }
 
   std::vector<PlainNeuron<float>> expected() const {
     std::vector<PlainNeuron<float>> out;
     const std::vector<double> all = sums();
-    const std::vector<float> window = windows();
+    const std::vector<float> window = windows(all);
     for (int64_t n = 0; n < args.neurons; ++n) {
       const auto y = [&](int t) { return static_cast<float>(all[t * args.neurons + n]); };
       out.push_back(args.timing == Timing::kWindow ? plain_burst(args, n, window[n])
@@ -198,6 +201,36 @@ inline void run_normalised(Layer layer, const LayerNorm& norm, ParallelFor paral
   layer.neuron.shift = shift.data();
   if (!layer.counted()) return cpu::run(layer, parallel);
   cpu::if_scan(norm.product, DType::kFloat32, Source::kImpulse, layer.neuron, parallel);
+}
+
+// Runs a layer of one piece by digits and by these instructions, if it and the processor can.
+inline bool run_digits(const Layer& layer, cpu::ByteProducts by, ParallelFor parallel = serial_for) {
+  const bool can = layer.counted() || by == cpu::ByteProducts::kAmx || layer.weights.dtype == DType::kInt8;
+  if (!can || !cpu::has(by) || !cpu::has_digits(layer.geometry)) return false;
+  const cpu::Prepared prepared(layer, Algorithm::kDigits, parallel);
+  const cpu::Digits digits(layer, prepared);
+  const cpu::Tiling& tiling = prepared.tiling();
+  cpu::BlockInputs in;
+  std::vector<double> windows;
+  std::vector<int32_t> steps;
+  for (const cpu::Block& block : cpu::blocks_of(layer.geometry, digits.most_rows())) {
+    windows.resize(block.rows * tiling.width());
+    steps.resize(windows.size() * 8 * layer.plane_count());
+    for (int64_t i = 0; i < tiling.tiles(); ++i) {
+      if (i % tiling.tiles_per_group == 0) digits.load(i / tiling.tiles_per_group, block, in, parallel);
+      in.expanded.most = *std::max_element(layer.planes, layer.planes + layer.geometry.plane_size());
+      const auto columns = prepared.columns(i);
+      const cpu::Tile tile = digits.tile({i, block});
+      if (layer.counted()) {
+        cpu::multiply(in.expanded, columns.data(), tiling.registers, windows.data(), by);
+        cpu::fire_sums(tile, windows.data(), layer.neuron);
+      } else {
+        cpu::multiply(in.expanded, columns.data(), tiling.registers, steps.data(), by);
+        cpu::fire_sums(tile, steps.data(), layer.neuron);
+      }
+    }
+  }
+  return true;
 }
 
 // Whether kernels wrote these outputs for all neurons.

@@ -1,7 +1,5 @@
 // The fused product against a plain loop in double, for both timings. Weights are multiples of 1/64, so all sums are
 // exact: bits must agree for every shape, rate, T, algorithm, capability and number of threads.
-#include "kernels/product/product.h"
-#include "kernels/product/window.h"
 #include "kernels/weights/quantise.h"
 #include "product_layer.h"
 
@@ -269,28 +267,11 @@ TEST(every_kind_of_byte_products) {
         ProductLayer layer = make(linear(inputs, 40, 21), Timing::kWindow, most, 0.3, 1, most);
         if (integers) layer.make_integers(127);
         layer.finish();
-        const Layer of = layer.layer();
-        if (!cpu::has_digits(of.geometry)) return;
-        const cpu::Prepared prepared(of, Algorithm::kDigits, serial_for);
-        const cpu::Digits digits(of, prepared);
-        const std::vector<float> products = layer.windows();
-        const auto blocks = cpu::blocks_of(of.geometry, digits.most_rows());
-        const int width = prepared.tiling().width();
-        cpu::BlockInputs in;
-        digits.load(0, blocks[0], in, serial_for);
-        in.expanded.most = most;
-        std::vector<double> sums(blocks[0].rows * width);
-        std::vector<float> u(of.geometry.neurons());
+        const std::vector<PlainNeuron<float>> want = layer.expected();
         for (int kind = 1; kind <= int(cpu::ByteProducts::kAmx); ++kind) {
-          const auto by = static_cast<cpu::ByteProducts>(kind);
-          if (!cpu::has(by)) continue;
-          for (int64_t i = 0; i < prepared.tiling().tiles_per_group; ++i) {
-            cpu::multiply(in.expanded, prepared.columns(i).data(), prepared.tiling().registers, sums.data(), by);
-            cpu::write_products(digits.tile({i, blocks[0]}), sums.data(), u.data(), of.geometry.outputs);
-          }
-          for (int64_t n = 0; n < of.geometry.neurons(); ++n) {
-            CHECK(u[n] == products[n], "%ld inputs, most %d, kind %d, neuron %ld", long(inputs), most, kind, long(n));
-          }
+          const Outputs<float> got(layer.args);
+          if (!run_digits(layer.layer(), static_cast<cpu::ByteProducts>(kind))) continue;
+          CHECK(agree(layer.args, want), "%ld inputs, most %d, kind %d", long(inputs), most, kind);
         }
       }
     }
