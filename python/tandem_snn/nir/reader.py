@@ -24,6 +24,7 @@ from ..nn import general
 from .values import by_channel, compact, near_one, numbers, per_channel, plain, tensor, uniform, with_arrays
 
 _SPIKING = (tnn.Linear, tnn.Conv1d, tnn.Conv2d)
+_ONE = torch.ones(())
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,11 @@ class _Signal:
 
     node: fx.Node
     kind: str
-    scale: Tensor | None = None
+    scale: Tensor = _ONE
+
+    @property
+    def unscaled(self) -> bool:
+        return not self.scale.dim() and bool(self.scale == 1)
 
 
 @dataclass
@@ -107,10 +112,7 @@ class Reader:
     def network(self) -> fx.GraphModule:
         name = ""
         try:
-            try:
-                order = list(TopologicalSorter({name: self._sources(name) for name in self.nodes}).static_order())
-            except CycleError as error:
-                raise ValueError(f"nodes {error.args[1]}: recurrent connections are not supported") from error
+            order = list(TopologicalSorter({name: self._sources(name) for name in self.nodes}).static_order())
             neurons = (self.nir.IF, self.nir.LIF)
             for name in reversed(order):
                 readers = [b for a, b in self.edges if a == name]
@@ -118,6 +120,8 @@ class Reader:
                     self.before_neurons.add(name)
             for name in order:
                 self._import(name, self.nodes[name])
+        except CycleError as error:
+            raise ValueError(f"nodes {error.args[1]}: recurrent connections are not supported") from error
         # a file may have arrays of any shape and type
         except (ArithmeticError, AttributeError, LookupError, TypeError, RuntimeError) as error:
             raise ValueError(f"node {name!r}: {type(error).__name__}: {error}") from error
@@ -159,8 +163,7 @@ class Reader:
         elif isinstance(node, nir.Flatten):
             self.values[name] = self._flatten(name, node, x)
         elif isinstance(node, nir.Scale):
-            scale = tensor(node.scale)
-            self.values[name] = replace(x, scale=compact(scale if x.scale is None else x.scale * scale))
+            self.values[name] = replace(x, scale=compact(x.scale * tensor(node.scale)))
         else:
             raise ValueError(f"node {name!r}: {type(node).__name__} has no counterpart in tandem_snn.nn")
 
@@ -197,7 +200,7 @@ class Reader:
         x = self._signal(name, x)
         if x.kind == "image":
             raise ValueError(f"node {name!r}: nothing in the graph is a neuron or a synapse")
-        if x.scale is None and x.kind != "currents":
+        if x.unscaled and x.kind != "currents":
             return x.node
         return self._function(general.total, self._currents(x))
 
@@ -208,11 +211,9 @@ class Reader:
         image = x.x.kind == "image"  # a pooled image is an image
         way = name in self.before_neurons or x.x.kind == "currents"
         if isinstance(x, _Pool):
-            if (x.x.scale is None or not x.x.scale.dim()) and (image or not way):
+            if not x.x.scale.dim() and (image or not way):
                 node = self._call(x.name, _pool(x.nir, spiking=image), x.x.node)
-                one = torch.ones(()) if x.x.scale is None else x.x.scale
-                scale = x.x.scale if x.times == 1 else x.times * one
-                return _Signal(node, "image" if image else "counts", scale)
+                return _Signal(node, "image" if image else "counts", x.times * x.x.scale)
         elif x.weight.dim() == 2 and not way:
             return _Signal(self._call(x.name, self._layer(x, tnn.Readout), x.x.node), "counts")
         return _Signal(self._currents(x), "currents")
@@ -226,7 +227,7 @@ class Reader:
 
     def _currents(self, x: Any) -> fx.Node:
         if isinstance(x, _Signal):
-            return x.node if x.scale is None else self._function(general.linear_map, "mul", x.node, self._get(x.scale))
+            return x.node if x.unscaled else self._function(general.linear_map, "mul", x.node, self._get(x.scale))
         if isinstance(x, _Pool):
             pool = _pool(x.nir)
             windows = map(list, (pool.kernel_size, pool.stride, pool.padding))
@@ -257,7 +258,7 @@ class Reader:
 
     def _flatten(self, name: str, node: Any, x: _Signal) -> _Signal:
         start, end = int(node.start_dim), int(node.end_dim)
-        scale = x.scale.flatten(start, end) if x.scale is not None and x.scale.dim() else x.scale
+        scale = x.scale.flatten(start, end) if x.scale.dim() else x.scale
         start, end = (d + 1 if d >= 0 else d for d in (start, end))
         if x.kind == "currents":
             return _Signal(self._function(general.linear_map, "flatten", x.node, start, end), x.kind, scale)
@@ -269,15 +270,12 @@ class Reader:
         affine = isinstance(node, (self.nir.Affine, self.nir.Linear))
         if affine and weight.dim() != 2:
             raise ValueError(f"node {name!r}: weight: expected 2 dimensions, got {weight.dim()}")
-        if x.scale is not None:
-            scale = x.scale if affine else by_channel(x.scale)
-            if isinstance(scale, Tensor) and not affine:
-                scale = scale.view(-1, *[1] * (weight.dim() - 2)) if int(node.groups) == 1 else None
-            if scale is None:
-                x = _Signal(self._currents(x), "currents")
-            else:
-                weight = weight * scale
-        return _Synapses(name, node, x, weight, bias)
+        scale = x.scale if affine else by_channel(x.scale)
+        if isinstance(scale, Tensor) and not affine:
+            scale = over_inputs(scale, weight[0]) if int(node.groups) == 1 else None
+        if scale is None:
+            return _Synapses(name, node, _Signal(self._currents(x), "currents"), weight, bias)
+        return _Synapses(name, node, x, weight * scale, bias)
 
     def _neurons(self, name: str, neurons: Neuron, values: list[Any]) -> fx.Node:
         fused = self._pooled(name, neurons, values) or self._fused(name, neurons, values)
@@ -300,8 +298,7 @@ class Reader:
             return None
         unit: float | Tensor | None = 1.0
         if shortcuts:  # their spikes have the value 1, so the potential is in units of their scale
-            scale = shortcuts[0].scale
-            unit = by_channel(neurons.factor * (torch.ones(()) if scale is None else scale))
+            unit = by_channel(neurons.factor * shortcuts[0].scale)
             if unit is None or not bool((torch.as_tensor(unit) > 0).all()):
                 return None
         over = unit if isinstance(unit, float) else unit.view(-1, *[1] * (torch.as_tensor(neurons.threshold).dim() - 1))  # type: ignore[union-attr]
@@ -323,7 +320,7 @@ class Reader:
     def _pooled(self, name: str, neurons: Neuron, values: list[Any]) -> fx.Node | None:
         """Make spiking average pooling, if the spikes have the value 1."""
         pool, *others = values
-        if others or not isinstance(pool, _Pool) or pool.x.kind != "spikes" or pool.x.scale is not None:
+        if others or not isinstance(pool, _Pool) or pool.x.kind != "spikes" or not pool.x.unscaled:
             return None
         if neurons.factor != 1 or neurons.leak != 1 or not torch.as_tensor(neurons.threshold).eq(pool.times).all():
             return None
