@@ -4,8 +4,6 @@ A network built from one module becomes its twin by importing the other. Argumen
 and the encoder's T are accepted and ignored.
 """
 
-from __future__ import annotations
-
 import inspect
 from typing import Any
 

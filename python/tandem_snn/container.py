@@ -1,7 +1,5 @@
 """Files of tensors: safetensors with a format and a checksum, written atomically and verified when read."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

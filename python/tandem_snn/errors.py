@@ -1,7 +1,5 @@
 """Errors of the user. Each message is one line and says what to do."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Iterable
 from types import ModuleType

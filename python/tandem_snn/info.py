@@ -1,7 +1,5 @@
 """What was built, for which processor and card: for reports of bugs and beside measurements."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re

@@ -7,8 +7,6 @@ Each function draws into the given matplotlib ``axes``, or into new ones, and re
 >>> axes.figure.savefig("raster.png")
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

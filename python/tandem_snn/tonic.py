@@ -6,8 +6,6 @@
 (SpikeTrain(T=2, shape=[1, 2, 2], gain=1.0, device=cpu), 3)
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

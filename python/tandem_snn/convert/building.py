@@ -1,7 +1,5 @@
 """Build the graph of the spiking network: layers, operations of the ANN, and currents of the general way."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """calibrate: set the thresholds of a converted network from data."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Iterable, Iterator

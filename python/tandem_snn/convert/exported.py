@@ -4,8 +4,6 @@ torch.export freezes the training mode and the settings of dropout and batch nor
 the live modules, so that the spiking network follows their mode, Parameters, momentum and hooks.
 """
 
-from __future__ import annotations
-
 import itertools
 import operator
 import warnings

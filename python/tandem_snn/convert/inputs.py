@@ -1,7 +1,5 @@
 """Without an example: find a batch that an ANN accepts, from its layers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Classify operators by their effect on spikes: neurons, rearrangements, linear and affine maps."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from .graph import Op, refuse

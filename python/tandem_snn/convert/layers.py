@@ -1,7 +1,5 @@
 """Translate Ops to layers of tandem_snn.nn."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Lower the graph of an ANN to that of the spiking network: fused layers where possible, else the general way."""
 
-from __future__ import annotations
-
 import math
 import operator
 from typing import Any

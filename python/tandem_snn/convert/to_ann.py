@@ -1,7 +1,5 @@
 """to_ann: extract the ANN twin of a spiking network."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

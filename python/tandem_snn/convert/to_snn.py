@@ -1,7 +1,5 @@
 """convert: turn an ANN into a spiking network on the same Parameters."""
 
-from __future__ import annotations
-
 import math
 import sys
 import warnings

@@ -1,7 +1,5 @@
 """The mismatch between the counts c and the ANN branch's activation a = ρ(z)/ϑ."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Synaptic operations of a network, an estimate of their energy, and a penalty on them for training."""
 
-from __future__ import annotations
-
 import copy
 import operator
 from collections.abc import Iterable

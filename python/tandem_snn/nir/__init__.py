@@ -1,7 +1,5 @@
 """to_nir and from_nir: export to and import from the Neuromorphic Intermediate Representation (NIR)."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from os import PathLike

@@ -1,7 +1,5 @@
 """The values of NIR nodes: arrays, tensors of one shape or another, text and numbers of files."""
 
-from __future__ import annotations
-
 import copy
 import math
 from typing import Any

@@ -1,7 +1,5 @@
 """Batch norm of spiking layers: initial γ, folding into scale and shift, and statistics over processes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Input currents and membrane potentials of neurons, step by step."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

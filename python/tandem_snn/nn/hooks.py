@@ -1,7 +1,5 @@
 """Observe the layers of a network during a forward pass, with forward hooks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial

@@ -1,7 +1,5 @@
 """Maximum pooling of trains and currents that is exact over the whole window, yet causal."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

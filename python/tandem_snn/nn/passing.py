@@ -1,7 +1,5 @@
 """Layers without neurons: Encoder, Flatten, Dropout, Readout; and Residual, whose two paths feed the same neurons."""
 
-from __future__ import annotations
-
 from typing import Any, Literal, get_args
 
 import torch

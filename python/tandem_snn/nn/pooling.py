@@ -1,7 +1,5 @@
 """Pooling of spike trains: average (by neurons), adaptive average (of counts) and maximum (a bitwise OR)."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from typing import Any

@@ -1,7 +1,5 @@
 """Quantise weights to 2 to 8 bits, symmetrically, with one quantisation step per output channel."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

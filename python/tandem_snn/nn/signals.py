@@ -1,7 +1,5 @@
 """Functions for all inputs of layers: trains, direct inputs, and tensors of counts."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from typing import TypeVar

@@ -1,7 +1,5 @@
 """Linear, Conv1d and Conv2d: layers of synapses and integrate-and-fire neurons."""
 
-from __future__ import annotations
-
 from typing import Any, ClassVar
 
 import torch
