@@ -122,7 +122,7 @@ class Builder:
             return self.function(maximum.largest, (op.kind, self.signal(op.x), *max_pool_geometry(op)))
         if op.alone and op.kind in kinds.SYNAPSES:
             return self.function(general.linear_map, (self.get(op.path, op.module), self.signal(op.x)))
-        args, kwargs = _map(_any_batch(op), self.signal)
+        args, kwargs = pytree.tree_map_only(Op, self.signal, _any_batch(op))
         return self.function(general.linear_map, (_reshaping(op), *args), kwargs)
 
     def rearrange(self, op: Op) -> Value:
@@ -131,11 +131,12 @@ class Builder:
         labels: Any = ONE
         if any(each is not ONE for each in given.values()):
             before = {value: each.expand(1, *value.features) for value, each in given.items()}
-            args, kwargs = _map(_any_batch(op), lambda value: before.get(value, 1))  # sizes are those of a batch of one
+            # sizes are those of a batch of one
+            args, kwargs = pytree.tree_map_only(Op, lambda value: before.get(value, 1), _any_batch(op))
             labels = getattr(torch.ops.aten, _reshaping(op))(*args, **kwargs)
         several = not isinstance(labels, Tensor)
         by_channel = all(Value("spikes", labels=each).by_channel for each in (labels if several else [labels]))
-        args, kwargs = _map(_any_batch(op), self.signal)
+        args, kwargs = pytree.tree_map_only(Op, self.signal, _any_batch(op))
         node = self.function(general.rearranged, (_reshaping(op), by_channel, *args), kwargs)
         return Value("spikes", node, tuple(labels) if several else labels)
 
@@ -173,7 +174,7 @@ class Builder:
             return self.call(op, nn.Dropout(op.args["p"]), self.tensor(op.x))
         if op.alone:
             return self.graph.call_module(self._name(op.path, op.module), (self.tensor(op.x),))
-        return self.graph.call_function(op.function, *_map(_any_batch(op), self.tensor))
+        return self.graph.call_function(op.function, *pytree.tree_map_only(Op, self.tensor, _any_batch(op)))
 
     def call(self, op: Op, module: nn.Module, x: fx.Node) -> fx.Node:
         """Call a module that replaces an Op, in the Op's training or evaluation mode."""
@@ -208,11 +209,6 @@ class Builder:
             name += "_again"
         self.root[name] = value
         return name
-
-
-def _map(call: Any, f: Callable[[Op], Any]) -> Any:
-    """Apply f to each Op in (args, kwargs)."""
-    return pytree.tree_map_only(Op, f, call)
 
 
 def _reshaping(op: Op) -> str:

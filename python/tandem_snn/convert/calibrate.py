@@ -144,9 +144,10 @@ def _set(layer: tnn.SpikingLayer | general.Neurons, values: Tensor, T: int, perc
         start = torch.as_tensor(layer.initial_potential).mean() / threshold.mean()
         a = covering(values, T, float(start))
     else:
-        a = percentiles_of(values, percentile)
+        positive = values.where(values > 0, torch.nan)
+        a = positive.nanquantile(percentile / 100, 1, interpolation="nearest").nan_to_num(0)
     if bool((a > 0).any()):
-        a = torch.where(a > 0, a, a.max()).to(threshold.device)  # the percentile of a silent channel is 0
+        a = torch.where(a > 0, a, a.max()).to(threshold.device)  # a silent channel has 0
         a = a.clamp_max(getattr(layer, "ceiling", None) or torch.inf)
         set_threshold(layer, a / T if threshold.dim() else a.item() / T)
 
@@ -161,12 +162,6 @@ def one_of(values: Tensor, n: int) -> Tensor:
     """Return one in n columns of [C, N]: any, since evenly spaced ones could all be from the border of images."""
     chosen = torch.randperm(values.shape[1], generator=torch.Generator().manual_seed(0))[: values.shape[1] // n]
     return values if n == 1 else values[:, chosen]
-
-
-def percentiles_of(values: Tensor, percentile: float) -> Tensor:
-    """Return, for rows [C, N], the percentile of the positive values, one of them; 0 if there are none."""
-    positive = values.where(values > 0, torch.nan)
-    return positive.nanquantile(percentile / 100, 1, interpolation="nearest").nan_to_num(0)
 
 
 def least_error(values: Tensor, T: int, start: float) -> Tensor:

@@ -58,7 +58,7 @@ def by_channel(values: Tensor) -> float | Tensor | None:
     values = compact(values)
     if not values.dim():
         return values.item()
-    rows = values.flatten(1) if values.dim() > 1 else values.unsqueeze(1)
+    rows = values.reshape(len(values), -1)
     return rows[:, 0].clone() if bool((rows == rows[:, :1]).all()) else None
 
 

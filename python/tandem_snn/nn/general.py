@@ -206,18 +206,16 @@ def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
     gains: list[Any] = [first.gain] * len(stored)
     if len({x.gain for x in trains}) > 1 or (isinstance(first.gain, Tensor) and first.gain.dim()):
         dtype = next((x.gain.dtype for x in trains if isinstance(x.gain, Tensor)), torch.get_default_dtype())
-        gains = [g.squeeze(0) for g in apply(lambda x: _gains(x, dtype))]
-        gains = [g.flatten(1).amax(1) if by_channel and g.dim() > 1 else g for g in gains]  # padding has gain 0
+        gains = apply(
+            lambda x: over_space(torch.as_tensor(x.gain, dtype=dtype, device=x.device), x.shape).expand(1, *x.shape[1:])
+        )
+        # the largest, because padding has gain 0
+        gains = [g[0].flatten(1).amax(1) if by_channel and g.dim() > 2 else g[0] for g in gains]
     made = tuple(
         SpikeTrain.unchecked(s, first.T, c, g, first._dtype, timing, bad)
         for s, c, g in zip(stored, counts, gains, strict=True)
     )
     return made[0] if len(made) == 1 and f not in SEVERAL else made
-
-
-def _gains(x: SpikeTrain, dtype: torch.dtype) -> Tensor:
-    gain = torch.as_tensor(x.gain, dtype=dtype, device=x.device)
-    return torch.as_tensor(over_space(gain, x.shape)).expand(1, *x.shape[1:])
 
 
 def normalise(x: Any, norm: BatchNorm) -> Any:
