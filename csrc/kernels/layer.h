@@ -85,6 +85,8 @@ struct Layer {
 
 namespace cpu {
 
+class Workspace;
+
 // Each output has a unit, a power of two, and its weights are integers in that unit, so that no sum of them exceeds
 // int32. This defines the value of the weights: sums are exact and depend on no order, layout, algorithm, thread
 // or processor. The unit leaves 29 to 31 bits for the absolute sum of float32 weights, and gives weights of 16 bits two
@@ -95,8 +97,9 @@ namespace cpu {
 // on the weights and on the geometry except batch, height, width, stride and padding.
 int64_t prepared_size(const Geometry& geometry, const Weights& weights);
 void prepare(const Geometry& geometry, const Weights& weights, void* memory, ParallelFor parallel);
-// The same in memory of this thread, until its next layer whose weights are not prepared.
-const void* prepare(const Geometry& geometry, const Weights& weights, ParallelFor parallel);
+// The same in the workspace, as much of it as the algorithm reads.
+const void* prepare(const Geometry& geometry, const Weights& weights, Algorithm algorithm, Workspace& workspace,
+                    ParallelFor parallel);
 
 // Runs a layer: from spike planes to spike planes.
 void run(const Layer& layer, ParallelFor parallel);

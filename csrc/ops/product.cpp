@@ -130,7 +130,7 @@ void Synapses::prepare() {
     layer_.prepared = in_.digits->data_ptr();
   } else {
     read_weight();
-    layer_.prepared = cpu::prepare(layer_.geometry, layer_.weights, torch_parallel);
+    layer_.prepared = cpu::prepare(layer_.geometry, layer_.weights, Algorithm::kFastest, workspace_, torch_parallel);
   }
 }
 

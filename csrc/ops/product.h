@@ -1,6 +1,7 @@
 // The synapses of a layer: spikes times weights, for layers with and without batch normalisation.
 #pragma once
 
+#include "../kernels/cpu/workspace.h"
 #include "../kernels/layer.h"
 #include "neuron.h"
 
@@ -53,6 +54,7 @@ class Synapses {
 
   SynapseInputs in_;
   Layer layer_{};
+  cpu::Workspace workspace_;
 };
 
 }  // namespace tandem::ops

@@ -204,29 +204,32 @@ inline void run_normalised(Layer layer, const LayerNorm& norm, ParallelFor paral
 }
 
 // Runs a layer of one piece by digits and by these instructions, if it and the processor can.
-inline bool run_digits(const Layer& layer, cpu::ByteProducts by, ParallelFor parallel = serial_for) {
+inline bool run_digits(Layer layer, cpu::ByteProducts by, ParallelFor parallel = serial_for) {
   const bool can = layer.counted() || by == cpu::ByteProducts::kAmx || layer.weights.dtype == DType::kInt8;
   if (!can || !cpu::has(by) || !cpu::has_digits(layer.geometry)) return false;
-  const cpu::Prepared prepared(layer, Algorithm::kDigits, parallel);
+  cpu::Workspace workspace;
+  if (layer.prepared == nullptr) {
+    layer.prepared = cpu::prepare(layer.geometry, layer.weights, Algorithm::kDigits, workspace, parallel);
+  }
+  const cpu::Prepared prepared(layer);
   const cpu::Digits digits(layer, prepared);
   const cpu::Tiling& tiling = prepared.tiling();
-  cpu::BlockInputs in;
-  std::vector<double> windows;
-  std::vector<int32_t> steps;
   for (const cpu::Block& block : cpu::blocks_of(layer.geometry, digits.most_rows())) {
-    windows.resize(block.rows * tiling.width());
-    steps.resize(windows.size() * 8 * layer.plane_count());
+    cpu::Workspace of_block(workspace);
+    auto* windows = of_block.take<double>(block.rows * tiling.width());
+    auto* steps = of_block.take<int32_t>(block.rows * tiling.width() * 8 * layer.plane_count());
+    cpu::BlockInputs in{};
     for (int64_t i = 0; i < tiling.tiles(); ++i) {
-      if (i % tiling.tiles_per_group == 0) digits.load(i / tiling.tiles_per_group, block, in, parallel);
+      if (i % tiling.tiles_per_group == 0) in = digits.load(i / tiling.tiles_per_group, block, of_block, parallel);
       in.expanded.most = *std::max_element(layer.planes, layer.planes + layer.geometry.plane_size());
       const auto columns = prepared.columns(i);
-      const cpu::Tile tile = digits.tile({i, block});
+      const cpu::Tile tile = digits.tile(i, block, of_block);
       if (layer.counted()) {
-        cpu::multiply(in.expanded, columns.data(), tiling.registers, windows.data(), by);
-        cpu::fire_sums(tile, windows.data(), layer.neuron);
+        cpu::multiply(in.expanded, columns.data(), tiling.registers, windows, by);
+        cpu::fire_sums(tile, windows, layer.neuron);
       } else {
-        cpu::multiply(in.expanded, columns.data(), tiling.registers, steps.data(), by);
-        cpu::fire_sums(tile, steps.data(), layer.neuron);
+        cpu::multiply(in.expanded, columns.data(), tiling.registers, steps, by);
+        cpu::fire_sums(tile, steps, layer.neuron);
       }
     }
   }

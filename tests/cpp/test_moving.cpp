@@ -11,7 +11,7 @@ namespace {
 // Moves a random part of the counts, by at most one, and returns the number of synapses that they reach.
 int64_t move(ProductLayer& layer, std::mt19937& random, cpu::Moves& moves) {
   const Geometry& g = layer.geometry;
-  moves.begin_step(layer.inputs());
+  moves.clear();
   int64_t synapses = 0;
   for (int64_t n = 0; n < layer.inputs(); ++n) {
     uint8_t& count = layer.planes[n];
@@ -45,7 +45,9 @@ void check_moving(ProductLayer layer, const char* name) {
   std::vector<int32_t> changes(size);
   std::vector<double> sums(size);
   std::vector<uint8_t> reached(rows), counts(layer.args.neurons), expected(layer.args.neurons);
-  cpu::Moves moves;
+  std::vector<int32_t> memory(layer.inputs());
+  cpu::Moves moves(memory.data());
+  cpu::Workspace workspace;
   std::mt19937 random(7);
   layer.args.planes = counts.data();
   moving.fire(changes.data(), sums.data(), 0, rows, layer.args);
@@ -53,7 +55,7 @@ void check_moving(ProductLayer layer, const char* name) {
     const int64_t synapses = move(layer, random, moves);
     std::fill(reached.begin(), reached.end(), uint8_t{2});
     layer.args.planes = counts.data();
-    CHECK(moving.add(moves, changes.data(), reached.data()) == synapses, "%s: synapses", name);
+    CHECK(moving.add(moves, changes.data(), reached.data(), workspace) == synapses, "%s: synapses", name);
     for (int64_t row = 0; row < rows; ++row) {
       if (reached[row] == 3) moving.fire(changes.data(), sums.data(), row, 1, layer.args);
     }

@@ -12,7 +12,7 @@
 #include "../../python/examples/cpp/plain_numbers.h"
 #include "../../python/examples/cpp/sha256.h"
 #include "check.h"
-#include "kernels/cpu/scratch.h"
+#include "kernels/cpu/workspace.h"
 
 using namespace tandem;
 using namespace tandem::network;
@@ -79,8 +79,8 @@ void step(const Network& network, const Plan& plan, const uint8_t* prepared, con
 void run(const FrozenFile& file, Input& in) {
   const Network network(file.program.data(), static_cast<int64_t>(file.program.size()), file.numbers(), file.bytes);
   if (network.prepared_size() > 1 << 22) return;
-  tandem::cpu::Scratch<uint8_t> memory;
-  uint8_t* prepared = memory.reserve(network.prepared_size());
+  tandem::cpu::Workspace memory;
+  uint8_t* prepared = memory.take<uint8_t>(network.prepared_size());
   network.prepare(prepared, cut_for);
 
   const network::Header& header = network.program().header;
@@ -109,8 +109,8 @@ void run(const FrozenFile& file, Input& in) {
   const std::vector<float> image(spikes ? 0 : batch * shape.features(), 0.5f);
   const void* input = spikes ? static_cast<const void*>(planes.data()) : image.data();
   const int64_t outputs = batch * plan.answer().features();
-  tandem::cpu::Scratch<uint8_t> state_memory;
-  uint8_t* state = state_memory.reserve(plan.state);
+
+  uint8_t* state = memory.take<uint8_t>(plan.state);
   const int64_t most = std::min<int64_t>(in.range(2, 40), 2 + (1 << 24) / std::max<int64_t>(work, 1));
   if (mode != Mode::kWindow) return step(network, plan, prepared, input, spikes, state, most, in);
   const bool every_step = in.flag(), counted = spikes && network.reads_counts() && in.flag();

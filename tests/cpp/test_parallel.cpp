@@ -1,5 +1,6 @@
 // How kernels divide their work: a range is large enough to pay for a thread's start, and large work has several
-// ranges.
+// ranges. The memory of a worker.
+#include "kernels/cpu/workspace.h"
 #include "kernels/neuron/scan.h"
 #include "kernels/norm/batch_norm.h"
 #include "kernels/planes/bits.h"
@@ -50,6 +51,29 @@ std::vector<Call> calls_of_product(const Geometry& shape, int32_t T) {
 }
 
 }  // namespace
+
+TEST(a_workspace_is_a_stack_of_aligned_memory) {
+  cpu::Workspace outer;
+  const auto take = [](cpu::Workspace& from, int64_t size, uint8_t value) {
+    auto* bytes = from.take<uint8_t>(size);
+    CHECK(reinterpret_cast<uintptr_t>(bytes) % 64 == 0, "%ld bytes are aligned", long(size));
+    std::fill_n(bytes, size, value);
+    return bytes;
+  };
+  for (int64_t size : {0, 1, 64, 1000, 1 << 17, 3 << 20}) {
+    const uint8_t* first = take(outer, size, 1);
+    const uint8_t* again = nullptr;
+    for (int call = 0; call < 3; ++call) {
+      cpu::Workspace inner(outer);
+      const uint8_t* second = take(inner, 1 << 16, 2);
+      CHECK(call == 0 || second == again, "the memory of a scope that has ended is taken again");
+      take(inner, size, 3);
+      CHECK(std::count(second, second + (1 << 16), 2) == 1 << 16, "what was taken is apart");
+      again = second;
+    }
+    CHECK(std::count(first, first + size, 1) == size, "what an outer scope took stays");
+  }
+}
 
 TEST(scans_and_bits_by_thousands_of_neurons) {
   constexpr int64_t blocks = 1000, neurons = 64 * blocks;

@@ -12,81 +12,78 @@ namespace tandem::cpu {
 
 namespace {
 
-// Calls use(product, place, inputs) for every tile of every block. With many blocks a thread takes whole blocks; a few
-// blocks are divided among the threads one after the other.
+// Calls use(product, tile, inputs, workspace) for every tile of every block. With many blocks a thread takes whole
+// blocks; a few blocks are divided among the threads one after the other.
 template <class Use>
-void for_tiles(const Product& product, ParallelFor parallel, const Use& use) {
+void for_tiles(const Product& product, Workspace& workspace, ParallelFor parallel, const Use& use) {
   constexpr int64_t kGrain = 1 << 16;  // input bytes, for every tile that reads them, worth a thread
   constexpr int64_t kManyBlocks = 8;
   const Layer& layer = product.layer();
   const Tiling& tiling = product.tiling();
   const std::vector<Block> blocks = blocks_of(layer.geometry, product.most_rows());
   const auto count = static_cast<int64_t>(blocks.size());
-  const auto run_block = [&](const Block& block, ParallelFor inner) {
-    thread_local BlockInputs own;
-    BlockInputs& inputs = own;
+  const auto run_block = [&](const Block& block, ParallelFor inner, Workspace& outer) {
     const int64_t work = block.rows * layer.plane_count() * tiling.inputs() + product.prepared().work();
     for (int64_t group = 0; group < tiling.groups; ++group) {
-      const int64_t first = group * tiling.tiles_per_group;
-      product.load(group, block, inputs, inner);
-      parallel_ranges(inner, tiling.tiles_per_group, 1 + kGrain / (work + 1), [&](int64_t begin, int64_t end) {
+      const int64_t first = group * tiling.tiles_per_group, last = first + tiling.tiles_per_group;
+      Workspace of_group(outer);
+      const BlockInputs inputs = product.load(group, block, of_group, inner);
+      const int64_t grain = 1 + kGrain / (work + 1);
+      for_workers(inner, tiling.tiles_per_group, grain, [&](int64_t begin, int64_t end, Workspace& own) {
         for (int64_t i = first + begin; i < first + end; ++i) {
-          if (i + 1 < first + end) product.fetch(i + 1, block.rows);
-          product.prepared().pack(i);
-          use(product, Place{i, block}, inputs);
+          Workspace of_tile(own);
+          if (i + 1 < last) product.fetch(i + 1, block.rows);
+          use(product, product.tile(i, block, of_tile), inputs, of_tile);
         }
       });
     }
   };
   if (count < kManyBlocks) {
-    for (const Block& block : blocks) run_block(block, parallel);
+    for (const Block& block : blocks) run_block(block, parallel, workspace);
     return;
   }
   const int64_t bytes = layer.geometry.rows() * layer.plane_count() * tiling.inputs();
   const int64_t grain = 1 + kGrain / (bytes * tiling.tiles() / count + 1);
-  parallel_ranges(parallel, count, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) run_block(blocks[i], serial_for);
+  for_workers(parallel, count, grain, [&](int64_t begin, int64_t end, Workspace& own) {
+    for (int64_t i = begin; i < end; ++i) run_block(blocks[i], serial_for, own);
   });
 }
 
-// Multiplies a layer, or a piece of it: calls use(product, place, inputs) for every tile.
+// Multiplies a layer, or a piece of it: calls use(product, tile, inputs, workspace) for every tile.
 template <class Use>
-void multiply(const Layer& layer, const Way& way, const Prepared& prepared, ParallelFor parallel, const Use& use) {
+void multiply(const Layer& layer, const Way& way, const Prepared& prepared, Workspace& workspace, ParallelFor parallel,
+              const Use& use) {
   switch (way.algorithm) {
     case Algorithm::kDigits:
-      return for_tiles(Digits(layer, prepared), parallel, use);
+      return for_tiles(Digits(layer, prepared), workspace, parallel, use);
     case Algorithm::kPlain:
-      return for_tiles(Plain(layer, prepared), parallel, use);
+      return for_tiles(Plain(layer, prepared), workspace, parallel, use);
     default:
-      return for_tiles(Lists(layer, prepared, way.steps), parallel, use);
+      return for_tiles(Lists(layer, prepared, way.steps), workspace, parallel, use);
   }
+}
+
+// Prepares the weights, unless they are or each tile is just before its use.
+void prepare(Layer& layer, const Way& way, Workspace& workspace, ParallelFor parallel) {
+  if (layer.prepared != nullptr || way.algorithm == Algorithm::kTileByTile) return;
+  layer.prepared = prepare(layer.geometry, layer.weights, way.algorithm, workspace, parallel);
 }
 
 // Calls use(layer) for each piece of the layer, or for the whole layer: the sums of a piece stay in the cache.
 template <class Use>
-void for_pieces(const Layer& layer, const Use& use) {
+void for_pieces(const Layer& layer, Workspace& workspace, const Use& use) {
   constexpr int kSteps = 32;
-  thread_local Scratch<float> state;
-  thread_local Scratch<double> sums;
-  thread_local Scratch<uint16_t> counts;
   const int T = layer.neuron.T;
   if (layer.counted() || T <= kSteps) return use(layer);
   const int64_t n = layer.neuron.neurons;
-  float* v = state.reserve(2 * n);
-  const Carried<float> carried{v, v + n, sums.reserve(n), counts.reserve(n)};
+  const Carried<float> carried{workspace.take<float>(n), workspace.take<float>(n), workspace.take<double>(n),
+                               workspace.take<uint16_t>(n)};
   for (int first = 0; first < T; first += kSteps) {
     Layer part = layer;
     part.planes += layer.geometry.pixel(first / 8, 0, 0, 0);
     part.neuron = piece(layer.neuron, first, std::min(kSteps, T - first), carried);
     use(part);
   }
-}
-
-// Memory of this thread for neuron.open, if the gates of a group do not fill whole bytes of the mask; else null.
-uint8_t* reserve_open(const Layer& layer) {
-  thread_local Scratch<uint8_t> memory;
-  const bool needed = layer.neuron.mask != nullptr && Tiling(layer.geometry).outputs % 8 != 0;
-  return needed ? memory.reserve(layer.neuron.neurons) : nullptr;
 }
 
 // Packs neuron.open into the mask, unless null.
@@ -105,16 +102,22 @@ void write_mask(const Neuron<float>& neuron, ParallelFor parallel) {
 
 void run(const Layer& given, ParallelFor parallel) {
   if (given.neuron.neurons == 0) return;
+  Workspace workspace;
   Layer layer = given;
-  layer.neuron.open = reserve_open(layer);
+  // Gates of a group that do not fill whole bytes of the mask are bytes first.
+  const bool open = layer.neuron.mask != nullptr && Tiling(layer.geometry).outputs % 8 != 0;
+  layer.neuron.open = open ? workspace.take<uint8_t>(layer.neuron.neurons) : nullptr;
   const Way way = choose(layer, Density::of(layer));
   if (way.algorithm == Algorithm::kFilter) {
-    run_filter(layer, parallel);
+    run_filter(layer, workspace, parallel);
   } else {
-    const Prepared prepared(layer, way.algorithm, parallel);
-    for_pieces(layer, [&](const Layer& part) {
-      multiply(part, way, prepared, parallel,
-               [](const Product& product, const Place& at, const BlockInputs& inputs) { product.fire(at, inputs); });
+    prepare(layer, way, workspace, parallel);
+    const Prepared prepared(layer);
+    for_pieces(layer, workspace, [&](const Layer& part) {
+      multiply(part, way, prepared, workspace, parallel,
+               [](const Product& product, const Tile& tile, const BlockInputs& inputs, Workspace& own) {
+                 product.fire(tile, inputs, own);
+               });
     });
   }
   write_mask(layer.neuron, parallel);
@@ -123,17 +126,16 @@ void run(const Layer& given, ParallelFor parallel) {
 // Spikes are counted first, for one product instead of one of each step; in a long window by whole planes whose counts
 // fit a byte.
 void window_product(const Layer& layer, float* u, ParallelFor parallel) {
-  thread_local Scratch<uint8_t> memory;
-  thread_local Scratch<double> totals;
   constexpr int kPlanes = 31;
   const int64_t size = layer.geometry.plane_size(), outputs = layer.geometry.outputs;
   const int64_t neurons = layer.geometry.neurons();
   if (neurons == 0) return;
   const int planes = layer.plane_count(), pieces = layer.neuron.T <= UINT8_MAX ? 1 : (planes + kPlanes - 1) / kPlanes;
+  Workspace workspace;
   Layer counted = layer;
   counted.neuron.planes = nullptr;  // wants_sums()
   if (!layer.counted()) {
-    uint8_t* counts = memory.reserve(pieces * size);
+    auto* counts = workspace.take<uint8_t>(pieces * size);
     for (int i = 0; i < pieces; ++i) {
       const int first = i * kPlanes, count = pieces == 1 ? planes : std::min(kPlanes, planes - first);
       count_bytes(layer.planes + first * size, count, size, counts + i * size, parallel);
@@ -142,15 +144,16 @@ void window_product(const Layer& layer, float* u, ParallelFor parallel) {
     counted.neuron.timing = Timing::kWindow;
   }
   const Way way = choose(counted, Density::of(counted));
-  const Prepared prepared(counted, way.algorithm, parallel);
-  double* sums = pieces == 1 ? nullptr : totals.reserve(neurons);
+  prepare(counted, way, workspace, parallel);
+  const Prepared prepared(counted);
+  double* sums = pieces == 1 ? nullptr : workspace.take<double>(neurons);
   if (sums != nullptr) std::fill_n(sums, neurons, 0.0);
   for (int i = 0; i < pieces; ++i, counted.planes += size) {
-    multiply(counted, way, prepared, parallel, [&](const Product& product, const Place& at, const auto& inputs) {
-      const double* windows = product.windows(at, inputs);
-      sums == nullptr ? write_products(product.tile(at), windows, u, outputs)
-                      : add_products(product.tile(at), windows, sums, outputs);
-    });
+    multiply(counted, way, prepared, workspace, parallel,
+             [&](const Product& product, const Tile& tile, const BlockInputs& inputs, Workspace& own) {
+               const double* windows = product.windows(tile, inputs, own);
+               sums == nullptr ? write_products(tile, windows, u, outputs) : add_products(tile, windows, sums, outputs);
+             });
   }
   if (sums != nullptr) std::copy_n(sums, neurons, u);
 }

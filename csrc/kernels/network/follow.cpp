@@ -46,8 +46,9 @@ class Follower : public Run {
     }
     std::vector<uint8_t> worked(batch, frame_.begins);
     if (std::find(rests_, rests_ + batch, 0) != rests_ + batch) make_parts();
-    parallel_ranges(frame_.parallel, batch, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t b = begin; b < end; ++b) take_steps(b, worked[b]);
+    cpu::for_workers(frame_.parallel, batch, 1, [&](int64_t begin, int64_t end, cpu::Workspace& memory) {
+      Changes changes = no_changes(memory);
+      for (int64_t b = begin; b < end; ++b) take_steps(b, changes, worked[b]);
     });
     const int64_t last = *std::max_element(frame_.taken, frame_.taken + batch);
     for (int64_t b = 0; b < batch; ++b) {
@@ -157,21 +158,25 @@ class Follower : public Run {
     }
   }
 
+  // What moves in a step of a sample.
   struct Changes {
     std::vector<Moves> moves;                // by value
     std::vector<std::vector<int64_t>> rows;  // of currents: those that were computed again
-    std::vector<int32_t> sums;               // of the layer that is computed; zeros before and after
-
-    int32_t* sums_of(int64_t size) {
-      if (sums.size() < static_cast<size_t>(size)) sums.resize(size);
-      return sums.data();
-    }
+    int32_t* sums;                           // of the layer that is computed; zeros before and after
+    cpu::Workspace& memory;
   };
 
-  void take_steps(int64_t b, uint8_t& worked) {
-    thread_local Changes changes;
-    changes.moves.resize(std::max<size_t>(changes.moves.size(), program_.size()));
-    changes.rows.resize(changes.moves.size());
+  Changes no_changes(cpu::Workspace& memory) const {
+    std::vector<Moves> moves(program_.size());
+    int64_t most_sums = 0;
+    for (int64_t i = 0; i < program_.size(); ++i) {
+      if (has_moves(i)) moves[i] = Moves(memory.take<int32_t>(features(i)));
+      most_sums = std::max(most_sums, kept(i).sums_size);
+    }
+    return {std::move(moves), std::vector<std::vector<int64_t>>(program_.size()), memory.zeros(most_sums), memory};
+  }
+
+  void take_steps(int64_t b, Changes& changes, uint8_t& worked) {
     frame_.moved[b] = frame_.taken[b] = 0;
     while (rests_[b] == 0 && frame_.taken[b] < frame_.steps) {
       worked = 1;
@@ -187,7 +192,7 @@ class Follower : public Run {
     rests_[b] = 1;
     for (int64_t i = 0; i < program_.size(); ++i) {
       Moves& moves = changes.moves[i];
-      moves.begin_step(has_moves(i) ? features(i) : 0);
+      moves.clear();
       const Kind kind = program_.kind(i);
       const int64_t from = at(i).input;
       if (kind == Kind::readout && program_.reads_train(i)) {
@@ -216,8 +221,7 @@ class Follower : public Run {
     const Instruction& in = at(i);
     const Part& part = parts_[i];
     uint8_t* marks = marks_of(i, b);
-    if (part.sums)
-      frame_.synapses[b] += part.sums->add(changes.moves[in.input], changes.sums_of(kept(i).sums_size), marks);
+    if (part.sums) frame_.synapses[b] += part.sums->add(changes.moves[in.input], changes.sums, marks, changes.memory);
     std::vector<int64_t>& rows_done = changes.rows[i];
     rows_done.clear();
     if (in.residual != kAbsent && program_.value(in.residual) == Value::kCurrents) {
@@ -275,7 +279,7 @@ class Follower : public Run {
     } else {
       a.v = all<float>(kept(i).currents) + b * size;
     }
-    if (parts_[i].sums) return parts_[i].sums->fire(changes.sums_of(0), sums_of(i, b), first_row, n, a);
+    if (parts_[i].sums) return parts_[i].sums->fire(changes.sums, sums_of(i, b), first_row, n, a);
     const int64_t first = first_row * channels;  // the scan begins at its first neuron
     const auto shift = [&](auto*& p) { p = p == nullptr ? nullptr : p + first; };
     a.neurons = n * channels;

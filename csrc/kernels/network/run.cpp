@@ -4,7 +4,6 @@
 #include <cstring>
 #include <limits>
 
-#include "../cpu/scratch.h"
 #include "../neuron/scan.h"
 #include "../planes/bits.h"
 #include "../planes/moves.h"
@@ -22,10 +21,8 @@ Run::Run(const Network& network, const Plan& plan, const Call& call, uint8_t* st
       values_(program_.size()),
       so_far_(program_.size()) {
   if (!call.host->computes_in(program_.dtype())) refuse("dtype: this host does not compute in the type of its weights");
-  thread_local cpu::Scratch<uint8_t> workspace;
-  workspace_ = workspace.reserve(plan.workspace);
-  thread_local cpu::Scratch<float> bad;
-  bad_ = streams() ? all<float>(plan.bad) : bad.reserve(plan.batch);
+  results_ = memory_.take<uint8_t>(plan.workspace);
+  bad_ = streams() ? all<float>(plan.bad) : memory_.take<float>(plan.batch);
   if (!streams() || stream().steps == 0) std::fill_n(bad_, plan.batch, 0.f);
 }
 
@@ -185,11 +182,11 @@ void Run::currents(int64_t i) {
 }
 
 // The products of a spike train. All steps are samples of one batch.
-void Run::multiply_steps(Layer of, int64_t steps, float* y) const {
+void Run::multiply_steps(Layer of, int64_t steps, float* y) {
   const int64_t inputs = of.geometry.plane_size();
+  cpu::Workspace memory(memory_);
   if (steps > 1) {
-    thread_local cpu::Scratch<uint8_t> memory;
-    uint8_t* spikes = memory.reserve(steps * inputs);
+    auto* spikes = memory.take<uint8_t>(steps * inputs);
     cpu::unpack(of.planes, static_cast<int32_t>(steps), inputs, spikes, 1, 1, call_.parallel);
     of.planes = spikes;
     of.neuron.timing = Timing::kWindow;  // the count of one step
@@ -198,12 +195,13 @@ void Run::multiply_steps(Layer of, int64_t steps, float* y) const {
   cpu::window_product(of, y, call_.parallel);
 }
 
-Layer Run::layer(int64_t i, int64_t batch, const Neuron<float>& neuron) const {
+Layer Run::layer(int64_t i, int64_t batch, const Neuron<float>& neuron) {
   Layer of{geometry(i, batch), network_.weights_of(i), prepared(i), train(at(i).input), neuron, {}};
   if (program_.kind(i) == Kind::average) {
-    thread_local std::vector<int8_t> ones;
-    ones.assign(of.geometry.outputs * of.geometry.taps(), 1);
-    of.weights = {ones.data(), DType::kInt8, false};
+    const int64_t weights = of.geometry.outputs * of.geometry.taps();
+    auto* ones = memory_.take<int8_t>(weights);
+    std::fill_n(ones, weights, int8_t{1});
+    of.weights = {ones, DType::kInt8, false};
     of.prepared = nullptr;
   }
   return of;

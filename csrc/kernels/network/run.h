@@ -2,6 +2,7 @@
 // answer.
 #pragma once
 
+#include "../cpu/workspace.h"
 #include "executor.h"
 
 namespace tandem::network {
@@ -17,7 +18,7 @@ class Run {
   const Kept& kept(int64_t i) const { return plan_.steps[i].kept; }
   const Instruction& at(int64_t i) const { return program_.instructions[i]; }
   const float* floats(int64_t offset) const { return network_.floats(offset); }
-  uint8_t* result(int64_t i) const { return workspace_ + plan_.steps[i].place * plan_.batch; }
+  uint8_t* result(int64_t i) const { return results_ + plan_.steps[i].place * plan_.batch; }
   const void* value(int64_t v) const { return v >= 0 ? values_[v] : call_.input; }
   const uint8_t* train(int64_t v) const { return static_cast<const uint8_t*>(value(v)); }
   const float* real(int64_t v) const { return static_cast<const float*>(value(v)); }
@@ -39,7 +40,7 @@ class Run {
     return g;
   }
   // A layer that reads a train; an average is a depthwise convolution with weights of 1.
-  Layer layer(int64_t i, int64_t batch, const Neuron<float>& neuron) const;
+  Layer layer(int64_t i, int64_t batch, const Neuron<float>& neuron);
   const uint8_t* prepared(int64_t i) const { return call_.prepared + network_.parts_[i]; }
 
   Stream& stream() const { return *reinterpret_cast<Stream*>(state_); }
@@ -57,9 +58,10 @@ class Run {
   const Plan& plan_;
   const Call& call_;
   uint8_t* const state_;
+  cpu::Workspace memory_;
   int64_t T_, planes_;               // steps of this run, planes of a spike train
   std::vector<const void*> values_;  // by instruction: a train, currents or real numbers
-  float* bad_;  // [batch], of this thread or in a stream's state: NaN where a potential was not finite
+  float* bad_;                       // [batch]: NaN where a potential was not finite
 
  private:
   bool streams() const { return plan_.mode == Mode::kSteps; }
@@ -75,11 +77,11 @@ class Run {
   void fire(int64_t i);
   const float* now(int64_t i, int64_t neurons);
   void currents(int64_t i);
-  void multiply_steps(Layer of, int64_t steps, float* y) const;
+  void multiply_steps(Layer of, int64_t steps, float* y);
   const float* from_counts(int64_t i, int64_t t, int64_t steps);
   const float* counts(int64_t i, int64_t t);
 
-  uint8_t* workspace_;                      // of this thread
+  uint8_t* results_;
   std::vector<std::vector<float>> so_far_;  // by instruction: the counts that it reads
   std::vector<float> scaled_, silence_;
 };

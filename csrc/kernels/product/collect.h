@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "../cpu/vectors.h"
+#include "../cpu/workspace.h"
 #include "entries.h"
 
 #if TANDEM_MULTIVERSION
@@ -64,14 +65,14 @@ inline constexpr Positions kPositions = make_positions();
 // Collects through a table of bit positions.
 struct TableCollector {
   template <int G, int Q>
-  TANDEM_INLINE static uint16_t* collect(const InputBlock* blocks, int count, int bits, uint16_t zero, uint16_t* out,
-                                         uint16_t* sizes) {
-    thread_local Scratch<uint16_t> memory;
+  TANDEM_INLINE static uint16_t* collect(const InputBlock* blocks, int count, int bits, uint16_t zero, Workspace& outer,
+                                         uint16_t* out, uint16_t* sizes) {
+    Workspace workspace(outer);
     constexpr int patterns = (1 << G) - 1;
     int64_t inputs = 0;
     for (int i = 0; i < count; ++i) inputs += blocks[i].size;
     const int64_t capacity = inputs + kSlack;
-    uint16_t* buckets = G == 1 ? nullptr : memory.reserve(capacity * patterns);
+    uint16_t* buckets = G == 1 ? nullptr : workspace.take<uint16_t>(capacity * patterns);
     for (int g = 0; g < bits / G; ++g) {
       if constexpr (G == 1) {
         uint16_t* end = out;
@@ -130,15 +131,15 @@ struct CompressCollector {
 
   template <int G, int Q>
   TANDEM_TARGET_VBMI2 static uint16_t* collect(const InputBlock* blocks, int count, int bits, uint16_t zero,
-                                               uint16_t* out, uint16_t* sizes) {
-    thread_local Scratch<Bytes64> memory;
+                                               Workspace& outer, uint16_t* out, uint16_t* sizes) {
+    Workspace workspace(outer);
     alignas(64) static constexpr auto iota = [] {
       std::array<uint8_t, 64> lanes{};
       for (int i = 0; i < 64; ++i) lanes[i] = static_cast<uint8_t>(i);
       return lanes;
     }();
     const __m512i lanes = _mm512_load_si512(iota.data());
-    Bytes64* bytes = memory.reserve(count);
+    auto* bytes = workspace.take<Bytes64>(count);
     for (int i = 0; i < count; ++i) {
       bytes[i].lanes = blocks[i].size == 64 ? _mm512_loadu_si512(blocks[i].bytes)
                                             : _mm512_maskz_loadu_epi8((1ull << blocks[i].size) - 1, blocks[i].bytes);

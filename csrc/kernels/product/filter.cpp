@@ -5,7 +5,7 @@
 #include <numeric>
 #include <utility>
 
-#include "../cpu/scratch.h"
+#include "../cpu/workspace.h"
 #include "../neuron/burst.h"
 #include "../weights/units.h"
 
@@ -25,10 +25,10 @@ struct Inputs {
   const float* totals;  // [rows], Σc
 };
 
-// An output's weights as floats, in this memory unless they are floats already.
-const float* weights_of(const Weights& weights, int64_t output, int64_t size, Scratch<float>& memory) {
+// An output's weights as floats, in the workspace unless they are floats already.
+const float* weights_of(const Weights& weights, int64_t output, int64_t size, Workspace& workspace) {
   if (weights.dtype == DType::kFloat32) return static_cast<const float*>(weights.data) + output * size;
-  float* floats = memory.reserve(size);
+  auto* floats = workspace.take<float>(size);
   const auto widen = [&](const auto* halves) {
     for (int64_t k = 0; k < size; ++k) floats[k] = to_float(halves[output * size + k]);
   };
@@ -88,9 +88,9 @@ TANDEM_INLINE float error_per_spike(const Int<float, L>& magnitudes, int64_t siz
 // The sum of an output's integers over some rows of counts, rounded once; NaN if a weight is not finite.
 template <int L>
 TANDEM_INLINE float exact_product(const Weights& weights, int64_t output, const float* counts, int64_t size,
-                                  int64_t rows) {
-  thread_local Scratch<float> memory;
-  const float* floats = weights_of(weights, output, size, memory);
+                                  int64_t rows, Workspace& outer) {
+  Workspace workspace(outer);
+  const float* floats = weights_of(weights, output, size, workspace);
   int exponent, scale = 0;
   if (!unit_exponent<L>(floats, size, exponent, scale, are_halves(weights))) {
     return std::numeric_limits<float>::quiet_NaN();
@@ -144,14 +144,15 @@ TANDEM_INLINE void find_doubts(const Neuron<float>& a, const NeuronLanes<float, 
 
 // Multiplies sixteen outputs; of fewer the last one again and again. Returns their error per spike.
 template <int L>
-TANDEM_INLINE float multiply_outputs(const Layer& layer, const Inputs& in, int64_t first, int count, float* products) {
+TANDEM_INLINE float multiply_outputs(const Layer& layer, const Inputs& in, int64_t first, int count, Workspace& outer,
+                                     float* products) {
   constexpr int R = 4;
-  thread_local Scratch<float> memory[R];
   Int<float, L> most{};
   for (int i = 0; i < kLanes; i += R) {
+    Workspace workspace(outer);
     const float* weights[R];
     for (int r = 0; r < R; ++r) {
-      weights[r] = weights_of(layer.weights, first + std::min(i + r, count - 1), in.size, memory[r]);
+      weights[r] = weights_of(layer.weights, first + std::min(i + r, count - 1), in.size, workspace);
     }
     int64_t row = 0;
     const auto multiply_rows = [&](auto outputs, auto samples) TANDEM_INLINE_LAMBDA {
@@ -173,11 +174,11 @@ TANDEM_INLINE float multiply_outputs(const Layer& layer, const Inputs& in, int64
 }
 
 template <int L>
-TANDEM_INLINE void filter_outputs_body(const Layer& layer, const Inputs& in, int64_t first) {
+TANDEM_INLINE void filter_outputs_body(const Layer& layer, const Inputs& in, int64_t first, Workspace& workspace) {
   const Neuron<float>& a = layer.neuron;
   const int count = static_cast<int>(std::min<int64_t>(kLanes, a.channels - first));
   float products[2][kMostRows][kLanes];  // of both ends
-  const float error_of_spike = multiply_outputs<L>(layer, in, first, count, products[0][0]);
+  const float error_of_spike = multiply_outputs<L>(layer, in, first, count, workspace, products[0][0]);
   for (int64_t row = 0; row < in.rows; ++row) {
     for (int i = 0; i < kLanes; ++i) {
       const float product = products[0][row][i];
@@ -206,7 +207,7 @@ TANDEM_INLINE void filter_outputs_body(const Layer& layer, const Inputs& in, int
       for (int i = 0; i < count; ++i) {
         if (doubts[i] == 0) continue;
         const auto exact = [&](int64_t first_row, int64_t rows) {
-          return exact_product<L>(layer.weights, first + i, in.counts + first_row * in.size, in.size, rows);
+          return exact_product<L>(layer.weights, first + i, in.counts + first_row * in.size, in.size, rows, workspace);
         };
         windows[0][i] = exact(row, steps);
         for (int64_t t = row; !layer.counted() && t < row + steps; ++t) products[0][t][i] = exact(t, 1);
@@ -218,7 +219,8 @@ TANDEM_INLINE void filter_outputs_body(const Layer& layer, const Inputs& in, int
     ends[0].end(a, n);
   }
 }
-TANDEM_CPU_LANES_KERNEL(filter_outputs, (const Layer& layer, const Inputs& in, int64_t first), (layer, in, first))
+TANDEM_CPU_LANES_KERNEL(filter_outputs, (const Layer& layer, const Inputs& in, int64_t first, Workspace& workspace),
+                        (layer, in, first, workspace))
 
 }  // namespace
 
@@ -231,11 +233,10 @@ bool can_filter(const Layer& layer) {
          layer.neuron.v == nullptr;
 }
 
-void run_filter(const Layer& layer, ParallelFor parallel) {
-  thread_local Scratch<float> memory;
+void run_filter(const Layer& layer, Workspace& workspace, ParallelFor parallel) {
   const int64_t size = layer.geometry.channels, outputs = layer.geometry.outputs;
   const int64_t steps = layer.counted() ? 1 : layer.neuron.T, rows = layer.geometry.batch * steps;
-  float* counts = memory.reserve(rows * (size + 1));  // from a cache line on
+  auto* counts = workspace.take<float>(rows * (size + 1));
   float* totals = counts + rows * size;
   for (int64_t row = 0; row < rows; ++row) {
     const uint8_t* bytes = layer.planes + row / steps * size;
@@ -250,10 +251,10 @@ void run_filter(const Layer& layer, ParallelFor parallel) {
   }
   const Inputs in{rows, size, counts, totals};
   constexpr int64_t kGrain = 1 << 16;  // weights worth a thread
-  parallel_ranges(parallel, (outputs + kLanes - 1) / kLanes, 1 + kGrain / (kLanes * size + 1),
-                  [&](int64_t begin, int64_t end) {
-                    for (int64_t i = begin; i < end; ++i) filter_outputs(layer, in, i * kLanes);
-                  });
+  const int64_t grain = 1 + kGrain / (kLanes * size + 1);
+  for_workers(parallel, (outputs + kLanes - 1) / kLanes, grain, [&](int64_t begin, int64_t end, Workspace& own) {
+    for (int64_t i = begin; i < end; ++i) filter_outputs(layer, in, i * kLanes, own);
+  });
 }
 
 }  // namespace tandem::cpu

@@ -25,6 +25,6 @@ namespace tandem::cpu {
 bool can_filter(const Layer& layer);
 
 // Runs the layer.
-void run_filter(const Layer& layer, ParallelFor parallel);
+void run_filter(const Layer& layer, Workspace& workspace, ParallelFor parallel);
 
 }  // namespace tandem::cpu

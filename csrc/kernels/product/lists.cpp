@@ -64,14 +64,14 @@ TANDEM_INLINE int window_blocks(const ListJob& job, int64_t p, const Strip& s, i
 
 // Builds the lists of a strip, row by row.
 template <int G, class Collector>
-TANDEM_INLINE uint16_t* list_rows(const ListJob& job, const Strip& strip, uint16_t* out) {
-  thread_local Scratch<InputBlock> blocks_memory;
-  InputBlock* blocks = blocks_memory.reserve(job.geometry.taps() * (job.channels() / 64 + 1));
+TANDEM_INLINE uint16_t* list_rows(const ListJob& job, const Strip& strip, Workspace& workspace, uint16_t* out) {
+  auto* blocks = workspace.take<InputBlock>(job.geometry.taps() * (job.channels() / 64 + 1));
   for (int64_t x = strip.x0, row = strip.row; x < strip.x1; ++x, ++row) {
     for (int64_t p = 0; p < job.planes; ++p) {
       job.start[row * job.planes + p] = out - job.entries;
       const int count = window_blocks(job, p, strip, x, blocks);
-      out = Collector::template collect<G, kWordEntries>(blocks, count, job.of.bits, job.zero(), out, nullptr);
+      out =
+          Collector::template collect<G, kWordEntries>(blocks, count, job.of.bits, job.zero(), workspace, out, nullptr);
     }
   }
   return out;
@@ -121,10 +121,7 @@ TANDEM_INLINE uint16_t* concatenate(Piece* pieces, int count, int runs, uint16_t
 // Builds the lists of a strip where receptive fields overlap: every input column is listed once, and each receptive
 // field concatenates its columns.
 template <int G, class Collector>
-TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, uint16_t* out) {
-  thread_local Scratch<InputBlock> blocks_memory;
-  thread_local Scratch<uint16_t> entries_memory, sizes_memory;  // of the columns of one line
-  thread_local Scratch<Piece> pieces_memory;
+TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, Workspace& workspace, uint16_t* out) {
   const int runs = runs_per_plane(G) * job.of.bits / 8;
   const Geometry& geometry = job.geometry;
   const int64_t kw = geometry.kernel[1];
@@ -132,10 +129,10 @@ TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, uin
   const int64_t end = std::min(geometry.input(1, strip.x1 - 1, kw - 1) + 1, geometry.width);
   const int64_t column_capacity = 8 / G * geometry.kernel[0] * job.channels() + kSlack;
   const int64_t columns = std::max<int64_t>(end - begin, 0);
-  InputBlock* blocks = blocks_memory.reserve(geometry.kernel[0] * (job.channels() / 64 + 1) + kw);
-  uint16_t* entries = entries_memory.reserve(columns * column_capacity);
-  uint16_t* sizes = sizes_memory.reserve(columns * runs);
-  Piece* pieces = pieces_memory.reserve(kw);
+  auto* blocks = workspace.take<InputBlock>(geometry.kernel[0] * (job.channels() / 64 + 1) + kw);
+  auto* entries = workspace.take<uint16_t>(columns * column_capacity);  // of the columns of one line
+  auto* sizes = workspace.take<uint16_t>(columns * runs);
+  auto* pieces = workspace.take<Piece>(kw);
 
   for (int64_t p = 0; p < job.planes; ++p) {
     for (int64_t i = 0; i < columns; ++i) {
@@ -145,7 +142,8 @@ TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, uin
         if (!geometry.has_input(0, y)) continue;
         count = append_blocks(job.pixel(p, strip.b, y, begin + i), job.channels(), job.entry(ky, 0), blocks, count);
       }
-      Collector::template collect<G, 0>(blocks, count, job.of.bits, 0, entries + i * column_capacity, sizes + i * runs);
+      Collector::template collect<G, 0>(blocks, count, job.of.bits, 0, workspace, entries + i * column_capacity,
+                                        sizes + i * runs);
     }
     for (int64_t x = strip.x0; x < strip.x1; ++x) {
       int count = 0;
@@ -169,14 +167,16 @@ TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, uin
 
 // Lists strips [begin, end) into one compact piece of memory.
 template <class Collector>
-TANDEM_INLINE void list_strips(const ListJob& job, int64_t begin, int64_t end) {
+TANDEM_INLINE void list_strips(const ListJob& job, int64_t begin, int64_t end, Workspace& outer) {
   const auto list = [&](auto steps) TANDEM_INLINE_LAMBDA {
     constexpr int G = decltype(steps)::value;
     uint16_t* out = job.entries + job.block.strips[begin].row * job.planes * job.capacity;
     const bool overlap = has_columns(job.geometry);
     for (int64_t i = begin; i < end; ++i) {
       const Strip& strip = job.block.strips[i];
-      out = overlap ? list_columns<G, Collector>(job, strip, out) : list_rows<G, Collector>(job, strip, out);
+      Workspace workspace(outer);
+      out = overlap ? list_columns<G, Collector>(job, strip, workspace, out)
+                    : list_rows<G, Collector>(job, strip, workspace, out);
     }
   };
   if (job.of.steps == 1) return list(std::integral_constant<int, 1>());
@@ -184,32 +184,36 @@ TANDEM_INLINE void list_strips(const ListJob& job, int64_t begin, int64_t end) {
   list(std::integral_constant<int, 4>());
 }
 
-TANDEM_INLINE void list_by_table_body(const ListJob& job, int64_t begin, int64_t end) {
-  list_strips<TableCollector>(job, begin, end);
+TANDEM_INLINE void list_by_table_body(const ListJob& job, int64_t begin, int64_t end, Workspace& workspace) {
+  list_strips<TableCollector>(job, begin, end, workspace);
 }
-TANDEM_CPU_KERNEL(list_by_table, (const ListJob& job, int64_t begin, int64_t end), (job, begin, end))
+TANDEM_CPU_KERNEL(list_by_table, (const ListJob& job, int64_t begin, int64_t end, Workspace& workspace),
+                  (job, begin, end, workspace))
 
 #if TANDEM_MULTIVERSION
-TANDEM_TARGET_VBMI2 void list_by_compress(const ListJob& job, int64_t begin, int64_t end) {
-  list_strips<CompressCollector>(job, begin, end);
+TANDEM_TARGET_VBMI2 void list_by_compress(const ListJob& job, int64_t begin, int64_t end, Workspace& workspace) {
+  list_strips<CompressCollector>(job, begin, end, workspace);
 }
 #endif
 
 }  // namespace
 
-void build_lists(const Layer& layer, const Listed& of, const Block& block, SpikeLists& lists, ParallelFor parallel) {
+SpikeLists build_lists(const Layer& layer, const Listed& of, const Block& block, Workspace& workspace,
+                       ParallelFor parallel) {
   const int64_t inputs = layer.geometry.taps() * (of.last - of.first), total = block.rows * layer.plane_count();
   const int64_t capacity = 8 / of.steps * inputs + runs_per_plane(of.steps) * kWordEntries + kSlack;
-  lists.of = of;
-  const ListJob job{layer, of, block, capacity, lists.entries.reserve(total * capacity), lists.start.reserve(total)};
+  const SpikeLists lists{of, workspace.take<uint16_t>(total * capacity), workspace.take<int64_t>(total)};
+  const ListJob job{layer, of, block, capacity, lists.entries, lists.start};
   constexpr int64_t kGrain = 1 << 15;  // input bytes worth a thread
   const auto strips = static_cast<int64_t>(block.strips.size());
-  parallel_ranges(parallel, strips, 1 + kGrain * strips / (total * inputs + 1), [&](int64_t begin, int64_t end) {
+  const int64_t grain = 1 + kGrain * strips / (total * inputs + 1);
+  for_workers(parallel, strips, grain, [&](int64_t begin, int64_t end, Workspace& own) {
 #if TANDEM_MULTIVERSION
-    if (can_compress()) return list_by_compress(job, begin, end);
+    if (can_compress()) return list_by_compress(job, begin, end, own);
 #endif
-    list_by_table(job, begin, end);
+    list_by_table(job, begin, end, own);
   });
+  return lists;
 }
 
 }  // namespace tandem::cpu

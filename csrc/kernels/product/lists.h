@@ -13,7 +13,7 @@
 
 #include <cstdint>
 
-#include "../cpu/scratch.h"
+#include "../cpu/workspace.h"
 #include "../weights/tiling.h"
 #include "entries.h"
 
@@ -29,14 +29,15 @@ struct Listed {
 // Lists of consecutive rows: the list of row r and plane p begins at entries + start[r * planes + p].
 struct SpikeLists {
   Listed of;
-  Scratch<uint16_t> entries;
-  Scratch<int64_t> start;
+  uint16_t* entries;
+  int64_t* start;
 };
 
 // Whether receptive fields overlap, so that each input column is listed once and they concatenate their columns.
 inline bool has_columns(const Geometry& geometry) { return geometry.kernel[1] > geometry.stride[1]; }
 
-// Lists the inputs for the rows of a block, which `parallel` may divide.
-void build_lists(const Layer& layer, const Listed& of, const Block& block, SpikeLists& lists, ParallelFor parallel);
+// Lists the inputs for the rows of a block, which `parallel` may divide, in the workspace.
+SpikeLists build_lists(const Layer& layer, const Listed& of, const Block& block, Workspace& workspace,
+                       ParallelFor parallel);
 
 }  // namespace tandem::cpu

@@ -1,6 +1,7 @@
 #include "moving.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "../cpu/vectors.h"
 #include "window.h"
@@ -51,7 +52,7 @@ TANDEM_CPU_KERNEL(take_changes, (int32_t* changes, double* sums, int64_t n), (ch
 
 MovingSums::MovingSums(const Layer& layer)
     : layer_(layer),
-      prepared_(layer, layer.prepared == nullptr ? Algorithm::kTileByTile : Algorithm::kLists, serial_for),
+      prepared_(layer),
       width_(prepared_.tiling().width()),
       lines_(layer.geometry.out_height()),
       line_(layer.geometry.out_width()),
@@ -62,13 +63,11 @@ int64_t MovingSums::size(int64_t outputs, int64_t groups, int64_t rows) {
   return groups * ((each + widest - 1) / widest * widest) * rows;
 }
 
-Tile MovingSums::tile(int64_t number, int64_t rows, int64_t first_row) const {
+Tile MovingSums::tile(int64_t number) const {
   static const std::vector<float> ones(2 * kLanes, 1.f);
-  if (layer_.prepared == nullptr) {
-    const int64_t first = number * width_, channels = std::min(width_, layer_.geometry.outputs - first);
-    return {rows, first_row, 1, prepared_.tiling().registers, false, nullptr, ones.data(), first, channels};
-  }
-  return prepared_.tile(layer_, number, 0, rows, first_row);
+  Tile tile = prepared_.tile(number);
+  if (layer_.prepared == nullptr) tile.unit = ones.data();
+  return tile;
 }
 
 template <class F>
@@ -100,15 +99,16 @@ TANDEM_INLINE void MovingSums::add_to_row(const E* rows, int32_t first, const in
 
 // Moves of one input pixel and K-block are added together; of a linear layer all, by the rows of their weights.
 template <int L, int S, class E>
-TANDEM_INLINE int64_t MovingSums::add_as(const Moves& moves, int32_t* changes, uint8_t* reached) const {
+TANDEM_INLINE int64_t MovingSums::add_as(const Moves& moves, int32_t* changes, uint8_t* reached,
+                                         Workspace& outer) const {
   const Geometry& g = layer_.geometry;
   const Tiling& tiling = prepared_.tiling();
-  const auto* weights = static_cast<const E*>(tile(0, 0, 0).weights);
+  const auto* weights = reinterpret_cast<const E*>(tile(0).weights);
   const auto channels = static_cast<int32_t>(g.channels), each = static_cast<int32_t>(g.group_channels());
   const auto block = static_cast<int32_t>(tiling.block_channels);
   if (g.is_linear() && each == channels) {
-    thread_local Scratch<int32_t> memory;
-    int32_t* const rows = memory.reserve(moves.size());
+    Workspace workspace(outer);
+    auto* const rows = workspace.take<int32_t>(moves.size());
     std::transform(moves.begin(), moves.end(), rows,
                    [&](int32_t move) { return static_cast<int32_t>(tiling.row(0, neuron_of(move))) ^ sign_of(move); });
     add_to_row<L, S>(weights, 0, rows, rows + moves.size(), changes);
@@ -146,7 +146,7 @@ int64_t MovingSums::add_by_channel(const Moves& moves, int32_t* changes, uint8_t
       synapses += each;
       for (int64_t output = first; output < first + each; ++output) {
         const int64_t number = output / width_, lane = output % width_;
-        const auto* weights = ones ? nullptr : static_cast<const int32_t*>(tile(number, 0, 0).weights);
+        const auto* weights = ones ? nullptr : reinterpret_cast<const int32_t*>(tile(number).weights);
         const int32_t weight = ones ? 1 : weights[tap * width_ + lane];
         changes[(number * rows_ + row) * width_ + lane] += (weight ^ sign) - sign;
       }
@@ -155,15 +155,15 @@ int64_t MovingSums::add_by_channel(const Moves& moves, int32_t* changes, uint8_t
   return synapses;
 }
 
-int64_t MovingSums::add(const Moves& moves, int32_t* changes, uint8_t* reached) const {
+int64_t MovingSums::add(const Moves& moves, int32_t* changes, uint8_t* reached, Workspace& workspace) const {
   if (layer_.geometry.is_depthwise() || layer_.prepared == nullptr) return add_by_channel(moves, changes, reached);
   int64_t synapses = 0;
   at_level([&](auto lanes) TANDEM_INLINE_LAMBDA {
     constexpr int L = decltype(lanes)::value, S = kLanes / L;
     const auto add = [&](auto weight) TANDEM_INLINE_LAMBDA {
       using E = decltype(weight);
-      return prepared_.tiling().registers == 1 ? add_as<L, S, E>(moves, changes, reached)
-                                               : add_as<L, 2 * S, E>(moves, changes, reached);
+      return prepared_.tiling().registers == 1 ? add_as<L, S, E>(moves, changes, reached, workspace)
+                                               : add_as<L, 2 * S, E>(moves, changes, reached, workspace);
     };
     synapses = prepared_.bytes() ? add(int8_t{}) : add(int32_t{});
   });
@@ -176,7 +176,7 @@ void MovingSums::fire(int32_t* changes, double* sums, int64_t first_row, int64_t
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t begin = (i * rows_ + first_row) * width_;
     take_changes(changes + begin, sums + begin, rows * width_);
-    fire_sums(tile(i, rows, first_row), sums + begin, neuron);
+    fire_sums(tile(i).for_rows(first_row, rows), sums + begin, neuron);
   }
 }
 

@@ -2,10 +2,8 @@
 // to it or taken from it.
 #pragma once
 
-#include <vector>
-
 #include "../cpu/capability.h"
-#include "../cpu/scratch.h"
+#include "../cpu/workspace.h"
 #include "../weights/prepared.h"
 
 namespace tandem::cpu {
@@ -14,18 +12,16 @@ namespace tandem::cpu {
 // are in ascending order.
 class Moves {
  public:
-  // Forgets the moves. There is room for `most` until the next call.
-  void begin_step(int64_t most) {
-    moves_ = memory_.reserve(most);
-    size_ = 0;
-  }
+  Moves() = default;
+  explicit Moves(int32_t* memory) : moves_(memory) {}  // for all neurons
+
+  void clear() { size_ = 0; }
   void add(int64_t neuron, bool falls) { moves_[size_++] = static_cast<int32_t>(neuron) ^ -int32_t{falls}; }
   int64_t size() const { return size_; }
   const int32_t* begin() const { return moves_; }
   const int32_t* end() const { return moves_ + size_; }
 
  private:
-  Scratch<int32_t> memory_;
   int32_t* moves_ = nullptr;
   int64_t size_ = 0;
 };
@@ -53,14 +49,14 @@ class MovingSums {
 
   // Adds the weights of the moves of a step to `changes`, [size()], and sets bit 0 of the bytes of the rows that they
   // reach. Returns the number of synapses they reach.
-  int64_t add(const Moves& moves, int32_t* changes, uint8_t* reached) const;
+  int64_t add(const Moves& moves, int32_t* changes, uint8_t* reached, Workspace& workspace) const;
 
   // Adds the changes of these rows to the sums, exact integers, and makes them zero; then fires neurons of window
   // timing for these sums. `neuron` has the arrays of one sample.
   void fire(int32_t* changes, double* sums, int64_t first_row, int64_t rows, const Neuron<float>& neuron) const;
 
  private:
-  Tile tile(int64_t number, int64_t rows, int64_t first_row) const;
+  Tile tile(int64_t number) const;
   // Calls f(tap, row) for each output pixel that reads an input pixel.
   template <class F>
   void for_rows(int32_t pixel, const F& f) const;
@@ -68,7 +64,7 @@ class MovingSums {
   template <int L, int S, class E>
   void add_to_row(const E* rows, int32_t first, const int32_t* move, const int32_t* end, int32_t* sums) const;
   template <int L, int S, class E>
-  int64_t add_as(const Moves& moves, int32_t* changes, uint8_t* reached) const;
+  int64_t add_as(const Moves& moves, int32_t* changes, uint8_t* reached, Workspace& outer) const;
 
   Layer layer_;
   Prepared prepared_;     // of weights of 1 only the tiling

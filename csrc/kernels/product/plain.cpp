@@ -33,7 +33,7 @@ template <int R, class F>
 TANDEM_INLINE void for_inputs(const Layer& layer, const Tiling& tiling, const Tile& tile, int64_t row, int p,
                               const F& f) {
   const Geometry& geometry = layer.geometry;
-  const auto* weights = static_cast<const int32_t*>(tile.weights);
+  const auto* weights = reinterpret_cast<const int32_t*>(tile.weights);
   const int64_t out_width = geometry.out_width(), lines = row / out_width;
   const int64_t x = row % out_width, y = lines % geometry.out_height(), b = lines / geometry.out_height();
   const int64_t channel = geometry.is_depthwise() ? 0 : tile.channel / tiling.outputs * tiling.channels;
@@ -107,10 +107,10 @@ TANDEM_CPU_LANES_KERNEL(sum_plain, (const Layer& layer, const Tiling& tiling, co
 
 }  // namespace
 
-void Plain::fire_steps(const Place& at, const BlockInputs&) const { fire_plain(layer_, tiling(), tile(at)); }
+void Plain::fire_steps(const Tile& tile, const BlockInputs&, Workspace&) const { fire_plain(layer_, tiling(), tile); }
 
-void Plain::sum_counts(const Place& at, const BlockInputs&, double* windows) const {
-  sum_plain(layer_, tiling(), tile(at), windows);
+void Plain::sum_counts(const Tile& tile, const BlockInputs&, Workspace&, double* windows) const {
+  sum_plain(layer_, tiling(), tile, windows);
 }
 
 }  // namespace tandem::cpu

@@ -6,21 +6,21 @@
 
 namespace tandem::cpu {
 
-void Product::fire(const Place& at, const BlockInputs& inputs) const {
-  if (layer_.counted()) return fire_sums(tile(at), windows(at, inputs), layer_.neuron);
-  fire_steps(at, inputs);
+Tile Product::tile(int64_t i, const Block& block, Workspace& workspace) const {
+  Tile tile = prepared_.tile(i, workspace).for_rows(block.first_row, block.rows);
+  tile.planes = layer_.plane_count();
+  return tile;
 }
 
-const double* Product::windows(const Place& at, const BlockInputs& inputs) const {
-  thread_local Scratch<double> memory;
-  double* windows = memory.reserve(at.block.rows * tiling().width());
-  sum_counts(at, inputs, windows);
+void Product::fire(const Tile& tile, const BlockInputs& inputs, Workspace& workspace) const {
+  if (layer_.counted()) return fire_sums(tile, windows(tile, inputs, workspace), layer_.neuron);
+  fire_steps(tile, inputs, workspace);
+}
+
+const double* Product::windows(const Tile& tile, const BlockInputs& inputs, Workspace& workspace) const {
+  auto* windows = workspace.take<double>(tile.rows * tile.width());
+  sum_counts(tile, inputs, workspace, windows);
   return windows;
-}
-
-int32_t* Product::step_sums(const Place& at) const {
-  thread_local Scratch<int32_t> memory;
-  return memory.reserve(at.block.rows * layer_.plane_count() * 8 * tiling().width());
 }
 
 // --- lists -----------------------------------------------------------------------------------------------------------
@@ -32,30 +32,32 @@ Lists::Lists(const Layer& layer, const Prepared& weights, int steps)
 
 int64_t Lists::most_rows() const { return listed_rows(layer_.geometry, tiling(), layer_.plane_count()); }
 
-void Lists::load(int64_t group, const Block& block, BlockInputs& inputs, ParallelFor parallel) const {
+BlockInputs Lists::load(int64_t group, const Block& block, Workspace& workspace, ParallelFor parallel) const {
   const int64_t channel = group * tiling().channels;
-  if (static_cast<int64_t>(inputs.lists.size()) < tiling().blocks) inputs.lists.resize(tiling().blocks);
+  auto* lists = workspace.take<SpikeLists>(tiling().blocks);
   for (int64_t q = 0; q < tiling().blocks; ++q) {
     const Listed of{steps_, bits_, channel + tiling().first_channel(q), channel + tiling().last_channel(q)};
-    build_lists(layer_, of, block, inputs.lists[q], parallel);
+    lists[q] = build_lists(layer_, of, block, workspace, parallel);
   }
+  return {lists, {}};
 }
 
-const int32_t* Lists::sum(const Place& at, const BlockInputs& inputs) const {
-  int32_t* sums = step_sums(at);
-  for (int64_t q = 0; q < tiling().blocks; ++q) sum_lists(tile(at, q), inputs.lists[q], sums, q == 0);
+const int32_t* Lists::sum(const Tile& tile, const BlockInputs& inputs, Workspace& workspace) const {
+  int32_t* sums = step_sums(tile, workspace);
+  for (int64_t q = 0; q < tiling().blocks; ++q) {
+    sum_lists(tile.at_block(tiling(), q), inputs.lists[q], sums, q == 0);
+  }
   return sums;
 }
 
 // Whole tiles with one K-block fire in registers.
-void Lists::fire_steps(const Place& at, const BlockInputs& inputs) const {
-  const Tile whole = tile(at);
-  if (tiling().blocks > 1 || !whole.is_whole()) return fire_sums(whole, sum(at, inputs), layer_.neuron);
-  fire_lists(whole, inputs.lists[0], layer_.neuron);
+void Lists::fire_steps(const Tile& tile, const BlockInputs& inputs, Workspace& workspace) const {
+  if (tiling().blocks == 1 && tile.is_whole()) return fire_lists(tile, inputs.lists[0], layer_.neuron);
+  fire_sums(tile, sum(tile, inputs, workspace), layer_.neuron);
 }
 
-void Lists::sum_counts(const Place& at, const BlockInputs& inputs, double* windows) const {
-  add_bits(sum(at, inputs), at.block.rows, tiling().width(), windows);
+void Lists::sum_counts(const Tile& tile, const BlockInputs& inputs, Workspace& workspace, double* windows) const {
+  add_bits(sum(tile, inputs, workspace), tile.rows, tile.width(), windows);
 }
 
 // Lists read weights in an order that the processor does not foresee. Fewer rows leave much of a tile unread, and with
@@ -72,18 +74,18 @@ int64_t Digits::most_rows() const {
   return expanded_rows(layer_.geometry, layer_.counted() ? 1 : 8 * layer_.plane_count());
 }
 
-void Digits::load(int64_t group, const Block& block, BlockInputs& inputs, ParallelFor) const {
-  inputs.expanded.load(layer_, group * tiling().channels, block);
+BlockInputs Digits::load(int64_t group, const Block& block, Workspace& workspace, ParallelFor) const {
+  return {nullptr, expand(layer_, group * tiling().channels, block, workspace)};
 }
 
-void Digits::fire_steps(const Place& at, const BlockInputs& inputs) const {
-  int32_t* sums = step_sums(at);
-  multiply(inputs.expanded, prepared_.columns(at.tile).data(), tiling().registers, sums);
-  fire_sums(tile(at), sums, layer_.neuron);
+void Digits::fire_steps(const Tile& tile, const BlockInputs& inputs, Workspace& workspace) const {
+  int32_t* sums = step_sums(tile, workspace);
+  multiply(inputs.expanded, prepared_.columns(tile.number).data(), tile.registers, sums);
+  fire_sums(tile, sums, layer_.neuron);
 }
 
-void Digits::sum_counts(const Place& at, const BlockInputs& inputs, double* windows) const {
-  multiply(inputs.expanded, prepared_.columns(at.tile).data(), tiling().registers, windows);
+void Digits::sum_counts(const Tile& tile, const BlockInputs& inputs, Workspace&, double* windows) const {
+  multiply(inputs.expanded, prepared_.columns(tile.number).data(), tile.registers, windows);
 }
 
 }  // namespace tandem::cpu

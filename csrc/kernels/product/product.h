@@ -2,8 +2,6 @@
 // after the other.
 #pragma once
 
-#include <vector>
-
 #include "../weights/prepared.h"
 #include "digits/digits.h"
 #include "lists.h"
@@ -12,14 +10,8 @@ namespace tandem::cpu {
 
 // The inputs of a block of rows and a group of channels, as the algorithm reads them.
 struct BlockInputs {
-  std::vector<SpikeLists> lists;  // by K-block
+  const SpikeLists* lists;  // by K-block
   ExpandedInputs expanded;
-};
-
-// A tile, for a block of rows.
-struct Place {
-  int64_t tile;
-  const Block& block;
 };
 
 class Product {
@@ -30,27 +22,28 @@ class Product {
   const Layer& layer() const { return layer_; }
   const Prepared& prepared() const { return prepared_; }
   const Tiling& tiling() const { return prepared_.tiling(); }
-  Tile tile(const Place& at, int64_t k_block = 0) const {
-    return prepared_.tile(layer_, at.tile, k_block, at.block.rows, at.block.first_row);
-  }
 
+  // Tile i for the rows of a block.
+  Tile tile(int64_t i, const Block& block, Workspace& workspace) const;
   // Fires the neurons of the tile.
-  void fire(const Place& at, const BlockInputs& inputs) const;
-  // The products of counts, [rows, 16 R], exact integers, in memory of this thread.
-  const double* windows(const Place& at, const BlockInputs& inputs) const;
+  void fire(const Tile& tile, const BlockInputs& inputs, Workspace& workspace) const;
+  // The products of counts, [rows, 16 R], exact integers, in the workspace.
+  const double* windows(const Tile& tile, const BlockInputs& inputs, Workspace& workspace) const;
 
   // The most rows of a block.
   virtual int64_t most_rows() const = 0;
   // Loads the inputs of a group for a block of rows.
-  virtual void load(int64_t group, const Block& block, BlockInputs& inputs, ParallelFor parallel) const = 0;
+  virtual BlockInputs load(int64_t group, const Block& block, Workspace& workspace, ParallelFor parallel) const = 0;
   // Fetches the weights of tile i, if it pays.
   virtual void fetch(int64_t /*i*/, int64_t /*rows*/) const {}
 
  protected:
-  virtual void fire_steps(const Place& at, const BlockInputs& inputs) const = 0;
-  virtual void sum_counts(const Place& at, const BlockInputs& inputs, double* windows) const = 0;
-  // Memory of this thread for the sums of each step, [rows, planes, 8, 16 R].
-  int32_t* step_sums(const Place& at) const;
+  virtual void fire_steps(const Tile& tile, const BlockInputs& inputs, Workspace& workspace) const = 0;
+  virtual void sum_counts(const Tile& tile, const BlockInputs& inputs, Workspace& workspace, double* windows) const = 0;
+  // Memory for the sums of each step, [rows, planes, 8, 16 R].
+  static int32_t* step_sums(const Tile& tile, Workspace& workspace) {
+    return workspace.take<int32_t>(tile.rows * tile.planes * 8 * tile.width());
+  }
 
   const Layer& layer_;
   const Prepared& prepared_;
@@ -63,14 +56,14 @@ class Lists : public Product {
   Lists(const Layer& layer, const Prepared& weights, int steps);
 
   int64_t most_rows() const override;
-  void load(int64_t group, const Block& block, BlockInputs& inputs, ParallelFor parallel) const override;
+  BlockInputs load(int64_t group, const Block& block, Workspace& workspace, ParallelFor parallel) const override;
   void fetch(int64_t i, int64_t rows) const override;
 
  private:
-  void fire_steps(const Place& at, const BlockInputs& inputs) const override;
-  void sum_counts(const Place& at, const BlockInputs& inputs, double* windows) const override;
+  void fire_steps(const Tile& tile, const BlockInputs& inputs, Workspace& workspace) const override;
+  void sum_counts(const Tile& tile, const BlockInputs& inputs, Workspace& workspace, double* windows) const override;
   // The sums of each step or, for counts, of their bits.
-  const int32_t* sum(const Place& at, const BlockInputs& inputs) const;
+  const int32_t* sum(const Tile& tile, const BlockInputs& inputs, Workspace& workspace) const;
 
   int steps_, bits_;  // of a pattern; of the bytes that are listed, 4 or 8
 };
@@ -81,11 +74,11 @@ class Digits : public Product {
   using Product::Product;
 
   int64_t most_rows() const override;
-  void load(int64_t group, const Block& block, BlockInputs& inputs, ParallelFor parallel) const override;
+  BlockInputs load(int64_t group, const Block& block, Workspace& workspace, ParallelFor parallel) const override;
 
  private:
-  void fire_steps(const Place& at, const BlockInputs& inputs) const override;
-  void sum_counts(const Place& at, const BlockInputs& inputs, double* windows) const override;
+  void fire_steps(const Tile& tile, const BlockInputs& inputs, Workspace& workspace) const override;
+  void sum_counts(const Tile& tile, const BlockInputs& inputs, Workspace& workspace, double* windows) const override;
 };
 
 // Input by input (plain.cpp).
@@ -94,11 +87,11 @@ class Plain : public Product {
   using Product::Product;
 
   int64_t most_rows() const override { return 64; }  // whose bytes stay in the cache
-  void load(int64_t, const Block&, BlockInputs&, ParallelFor) const override {}
+  BlockInputs load(int64_t, const Block&, Workspace&, ParallelFor) const override { return {}; }
 
  private:
-  void fire_steps(const Place& at, const BlockInputs& inputs) const override;
-  void sum_counts(const Place& at, const BlockInputs& inputs, double* windows) const override;
+  void fire_steps(const Tile& tile, const BlockInputs& inputs, Workspace& workspace) const override;
+  void sum_counts(const Tile& tile, const BlockInputs& inputs, Workspace& workspace, double* windows) const override;
 };
 
 }  // namespace tandem::cpu

@@ -31,7 +31,7 @@ TANDEM_INLINE void specialise(const Tile& tile, int steps, const F& f) {
 template <int G, class S>
 TANDEM_INLINE void list_sums(const Tile& tile, const SpikeLists& lists, int64_t row, int p, S (&sums)[8]) {
   const int64_t list = row * tile.planes + p;
-  sum_steps<G>(tile.weights, lists.entries.data() + lists.start.data()[list], lists.of.bits, sums);
+  sum_steps<G>(tile.weights, lists.entries + lists.start[list], lists.of.bits, sums);
 }
 
 template <int L>

@@ -1,12 +1,9 @@
 #include "prepared.h"
 
 #include <algorithm>
-#include <optional>
 
 #include "../cpu/capability.h"
-#include "../cpu/scratch.h"
 #include "../cpu/vectors.h"
-#include "pack.h"
 
 namespace tandem::cpu {
 
@@ -54,115 +51,102 @@ int64_t count_byte_blocks(const Geometry& geometry, const Weights& weights) {
   return 0;
 }
 
-// As much as any algorithm reads.
-PreparedLayout whole_layout(const Geometry& geometry, const Weights& weights) {
-  return {geometry, weights.dtype, count_byte_blocks(geometry, weights), true, has_digits(geometry)};
+// Of the weights as an algorithm multiplies them; kFastest: as any does.
+PreparedLayout layout_for(const Geometry& geometry, const Weights& weights, Algorithm algorithm) {
+  const bool digits = algorithm == Algorithm::kDigits || (algorithm == Algorithm::kFastest && has_digits(geometry));
+  return {geometry, weights.dtype, {count_byte_blocks(geometry, weights), algorithm != Algorithm::kDigits, digits}};
 }
 
-PreparedLayout layout_for(const Layer& layer, Algorithm algorithm) {
-  const Geometry& geometry = layer.geometry;
-  const DType dtype = layer.weights.dtype;
-  if (layer.prepared != nullptr) {
-    return {geometry, dtype, *static_cast<const int64_t*>(layer.prepared), true, has_digits(geometry)};
-  }
-  if (algorithm == Algorithm::kTileByTile) return {geometry, dtype, 0, false, false};
-  const bool digits = algorithm == Algorithm::kDigits;
-  return {geometry, dtype, count_byte_blocks(geometry, layer.weights), !digits, digits};
-}
-
-// A tile that this thread has packed just before its use.
-thread_local Scratch<int32_t> own_tile;
-thread_local float own_units[2 * kLanes];
-
-// Memory of this thread for the weights of a layer.
-char* own_memory(int64_t size) {
-  thread_local Scratch<char> memory;
-  return memory.reserve(size);
-}
-
-void write(const Geometry& geometry, const Weights& weights, const PreparedLayout& to, char* memory,
+void write(const Geometry& geometry, const Weights& weights, const PreparedLayout& layout, char* memory,
            ParallelFor parallel) {
-  const TilePacker pack_one(weights, to.tiling);
-  const auto positions = to.has_digits ? input_positions(geometry, to.tiling) : std::vector<int64_t>();
-  *reinterpret_cast<int64_t*>(memory) = to.byte_blocks;
+  const PreparedHeader& header = layout.header;
+  const TilePacker pack_one(weights, layout.tiling);
+  const auto positions = header.has_digits ? input_positions(geometry, layout.tiling) : std::vector<int64_t>();
+  *reinterpret_cast<PreparedHeader*>(memory) = header;
   constexpr int64_t kGrain = 1 << 16;  // weights worth a thread
-  const int64_t size = to.tiling.tile_size, registers = to.tiling.registers;
-  parallel_ranges(parallel, to.tiling.tiles(), 1 + kGrain / (size + 1), [&](int64_t begin, int64_t end) {
-    thread_local Scratch<int32_t> tile_memory;
-    const bool words = to.has_tiles && !to.bytes();
-    int32_t* passing = words ? nullptr : tile_memory.reserve(size);
-    for (int64_t i = begin; i < end; ++i) {
-      char* at = memory + to.tiles + i * to.tile_bytes();
-      int32_t* tile = words ? reinterpret_cast<int32_t*>(at) : passing;
-      pack_one(i, tile, reinterpret_cast<float*>(memory + to.units) + i * to.tiling.width());
-      if (to.has_tiles && to.bytes()) std::copy_n(tile, size, reinterpret_cast<int8_t*>(at));
-      for (int64_t r = 0; to.has_digits && r < registers; ++r) {
-        to.columns.pack(i * registers + r, tile + 16 * r, positions, memory + to.digits);
-      }
-    }
-  });
+  const int64_t size = layout.tiling.tile_size, registers = layout.tiling.registers;
+  for_workers(parallel, layout.tiling.tiles(), 1 + kGrain / (size + 1),
+              [&](int64_t begin, int64_t end, Workspace& own) {
+                const bool words = header.has_tiles && !layout.bytes();
+                int32_t* passing = words ? nullptr : own.take<int32_t>(size);
+                for (int64_t i = begin; i < end; ++i) {
+                  char* prepared = memory + layout.tiles + i * layout.tile_bytes();
+                  int32_t* tile = words ? reinterpret_cast<int32_t*>(prepared) : passing;
+                  pack_one(i, tile, reinterpret_cast<float*>(memory + layout.units) + i * layout.tiling.width());
+                  if (header.has_tiles && layout.bytes()) std::copy_n(tile, size, reinterpret_cast<int8_t*>(prepared));
+                  for (int64_t r = 0; header.has_digits && r < registers; ++r) {
+                    layout.columns.pack(i * registers + r, tile + 16 * r, positions, memory + layout.digits);
+                  }
+                }
+              });
 }
 
 }  // namespace
 
-PreparedLayout::PreparedLayout(const Geometry& geometry, DType dtype, int64_t blocks, bool with_tiles, bool with_digits)
-    : byte_blocks(blocks),
-      tiling(geometry, blocks),
-      columns(geometry, tiling, dtype),
-      has_tiles(with_tiles),
-      has_digits(with_digits) {
+PreparedLayout::PreparedLayout(const Geometry& geometry, DType dtype, const PreparedHeader& contents)
+    : header(contents), tiling(geometry, header.byte_blocks), columns(geometry, tiling, dtype) {
   const auto lines = [](int64_t n) { return (n + kLine - 1) / kLine * kLine; };
   units = kLine;
   tiles = units + lines(tiling.tiles() * tiling.width() * static_cast<int64_t>(sizeof(float)));
-  digits = tiles + (has_tiles ? lines(tiling.tiles() * tile_bytes()) : 0);
-  size = digits + (has_digits ? lines(columns.size()) : 0);
+  digits = tiles + (header.has_tiles ? lines(tiling.tiles() * tile_bytes()) : 0);
+  size = digits + (header.has_digits ? lines(columns.size()) : 0);
 }
 
-int64_t prepared_size(const Geometry& geometry, const Weights& weights) { return whole_layout(geometry, weights).size; }
+int64_t prepared_size(const Geometry& geometry, const Weights& weights) {
+  return layout_for(geometry, weights, Algorithm::kFastest).size;
+}
 
 void prepare(const Geometry& geometry, const Weights& weights, void* memory, ParallelFor parallel) {
-  write(geometry, weights, whole_layout(geometry, weights), static_cast<char*>(memory), parallel);
+  write(geometry, weights, layout_for(geometry, weights, Algorithm::kFastest), static_cast<char*>(memory), parallel);
 }
 
-const void* prepare(const Geometry& geometry, const Weights& weights, ParallelFor parallel) {
-  char* memory = own_memory(prepared_size(geometry, weights));
-  prepare(geometry, weights, memory, parallel);
+const void* prepare(const Geometry& geometry, const Weights& weights, Algorithm algorithm, Workspace& workspace,
+                    ParallelFor parallel) {
+  const PreparedLayout layout = layout_for(geometry, weights, algorithm);
+  char* memory = workspace.take<char>(layout.size);
+  write(geometry, weights, layout, memory, parallel);
   return memory;
 }
 
-Prepared::Prepared(const Layer& layer, Algorithm algorithm, ParallelFor parallel)
-    : at_(layout_for(layer, algorithm)), memory_(static_cast<const char*>(layer.prepared)) {
-  if (algorithm == Algorithm::kTileByTile) {
-    pack_one_.emplace(layer.weights, at_.tiling);
-  } else if (memory_ == nullptr) {
-    char* own = own_memory(at_.size);
-    write(layer.geometry, layer.weights, at_, own, parallel);
-    memory_ = own;
+Prepared::Prepared(const Layer& layer)
+    : layout_(layer.geometry, layer.weights.dtype,
+              layer.prepared == nullptr ? PreparedHeader{} : *static_cast<const PreparedHeader*>(layer.prepared)),
+      memory_(static_cast<const char*>(layer.prepared)) {
+  if (memory_ == nullptr) pack_one_.emplace(layer.weights, layout_.tiling);
+}
+
+Tile Prepared::tile(int64_t i) const {
+  const int64_t width = tiling().width(), first = i % tiling().tiles_per_group * width;
+  Tile tile;
+  tile.number = i;
+  tile.registers = tiling().registers;
+  tile.bytes = bytes();
+  tile.channel = i / tiling().tiles_per_group * tiling().outputs + first;
+  tile.channels = std::min<int64_t>(width, tiling().outputs - first);
+  if (memory_ != nullptr) {
+    tile.weights = tile_memory(i);
+    tile.unit = reinterpret_cast<const float*>(memory_ + layout_.units) + i * width;
   }
+  return tile;
 }
 
-void Prepared::pack(int64_t i) const {
-  if (pack_one_) (*pack_one_)(i, own_tile.reserve(tiling().tile_size), own_units);
-}
-
-Tile Prepared::tile(const Layer& layer, int64_t i, int64_t q, int64_t rows, int64_t first_row) const {
-  const int64_t width = tiling().width(), group = i / tiling().tiles_per_group;
-  const int64_t first = i % tiling().tiles_per_group * width;
-  const char* weights = pack_one_ ? reinterpret_cast<const char*>(own_tile.data()) : tile_memory(i);
-  return {rows,
-          first_row,
-          layer.plane_count(),
-          tiling().registers,
-          bytes(),
-          weights + tiling().first_row(q) * width * (bytes() ? 1 : 4),
-          pack_one_ ? own_units : reinterpret_cast<const float*>(memory_ + at_.units) + i * width,
-          group * tiling().outputs + first,
-          std::min<int64_t>(width, tiling().outputs - first)};
+Tile Prepared::tile(int64_t i, Workspace& workspace) const {
+  Tile tile = this->tile(i);
+  if (pack_one_) {
+    auto* weights = workspace.take<int32_t>(tiling().tile_size);
+    auto* unit = workspace.take<float>(tile.width());
+    (*pack_one_)(i, weights, unit);
+    tile.weights = reinterpret_cast<const char*>(weights);
+    tile.unit = unit;
+  }
+  return tile;
 }
 
 void Prepared::fetch(int64_t i) const {
   if (pack_one_ || tiling().blocks > 1) return;
-  for (int64_t at = 0; at < at_.tile_bytes(); at += kLine) __builtin_prefetch(tile_memory(i) + at, 0, 2);
+  for (int64_t line = 0; line < layout_.tile_bytes(); line += kLine) {
+    __builtin_prefetch(tile_memory(i) + line, 0, 2);
+  }
 }
 
 }  // namespace tandem::cpu

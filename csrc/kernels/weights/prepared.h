@@ -4,56 +4,61 @@
 #include <array>
 #include <optional>
 
+#include "../cpu/workspace.h"
 #include "digit_columns.h"
 #include "pack.h"
 #include "tiling.h"
 
 namespace tandem::cpu {
 
-// Where the prepared weights of a layer are in memory: the number of K-blocks of bytes, the unit of each output, tiles
-// and digits.
-struct PreparedLayout {
+// What prepared weights begin with.
+struct PreparedHeader {
   int64_t byte_blocks;  // K-blocks of int8 tiles; 0: tiles are int32
+  bool has_tiles, has_digits;
+};
+
+// Where the prepared weights of a layer are in memory: the header, the unit of each output, tiles and digits.
+struct PreparedLayout {
+  PreparedHeader header;
   Tiling tiling;
   DigitLayout columns;
-  bool has_tiles, has_digits;
   int64_t units, tiles, digits, size;  // offsets, in bytes
 
-  PreparedLayout(const Geometry& geometry, DType dtype, int64_t blocks, bool with_tiles, bool with_digits);
-  bool bytes() const { return byte_blocks > 0; }
+  PreparedLayout(const Geometry& geometry, DType dtype, const PreparedHeader& header);
+  bool bytes() const { return header.byte_blocks > 0; }
   int64_t tile_bytes() const { return tiling.tile_size * (bytes() ? 1 : 4); }
 };
 
-// Weights as tiles and, where the processor multiplies bytes, as digits. Points to memory of the caller, or of this
-// thread until its next layer.
+// Weights as tiles and, where the processor multiplies bytes, as digits.
 class Prepared {
  public:
-  // Uses layer.prepared, or prepares the weights as the algorithm multiplies them; tile by tile not yet.
-  Prepared(const Layer& layer, Algorithm algorithm, ParallelFor parallel);
+  // Reads layer.prepared; without it, tiles are packed one by one.
+  explicit Prepared(const Layer& layer);
 
-  const Tiling& tiling() const { return at_.tiling; }
-  bool bytes() const { return at_.bytes(); }
+  const Tiling& tiling() const { return layout_.tiling; }
+  bool bytes() const { return layout_.bytes(); }
 
-  // Packs tile i for this thread, if tiles are packed one by one. The work of that, in input bytes.
-  void pack(int64_t i) const;
+  // The work of packing a tile, in input bytes; 0 if all are prepared.
   int64_t work() const { return pack_one_ ? 2 * tiling().tile_size : 0; }
 
   // The columns of digits of tile i, as many as the tile has registers.
   std::array<DigitColumn, 2> columns(int64_t i) const {
     const int64_t first = i * tiling().registers, last = first + tiling().registers - 1;
-    return {at_.columns.column(memory_ + at_.digits, first), at_.columns.column(memory_ + at_.digits, last)};
+    return {layout_.columns.column(memory_ + layout_.digits, first),
+            layout_.columns.column(memory_ + layout_.digits, last)};
   }
 
-  // Tile i, K-block q, for some rows.
-  Tile tile(const Layer& layer, int64_t i, int64_t q, int64_t rows, int64_t first_row) const;
+  // Tile i, without rows: of prepared weights, or packed into the workspace if they are not.
+  Tile tile(int64_t i) const;
+  Tile tile(int64_t i, Workspace& workspace) const;
 
   // Fetches tile i into the L2 cache, if it is small enough.
   void fetch(int64_t i) const;
 
  private:
-  const char* tile_memory(int64_t i) const { return memory_ + at_.tiles + i * at_.tile_bytes(); }
+  const char* tile_memory(int64_t i) const { return memory_ + layout_.tiles + i * layout_.tile_bytes(); }
 
-  PreparedLayout at_;
+  PreparedLayout layout_;
   const char* memory_;
   std::optional<TilePacker> pack_one_;
 };

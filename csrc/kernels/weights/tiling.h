@@ -45,20 +45,34 @@ struct Tiling {
   }
 };
 
-// A tile is 16 R consecutive output channels. Its weights are [inputs + 1, 16 R], the last row zero.
+// A tile is 16 R consecutive output channels, to be multiplied for some rows. Its weights are [inputs + 1, 16 R], the
+// last row zero.
 struct Tile {
-  int64_t rows;
-  int64_t first_row;  // number of the first row within the layer
-  int planes;         // P
-  int registers;      // R, 1 or 2
-  bool bytes;         // weights are int8, and their sums fit int16 (weights/prepared.cpp); else int32
-  const void* weights;
-  const float* unit;  // [16 R], the value of a sum of 1
-  int64_t channel;    // first output channel
-  int64_t channels;   // output channels that exist, at most 16 R
+  int64_t number = 0;             // among the layer's
+  int registers = 1;              // R, 1 or 2
+  bool bytes = false;             // weights are int8, and their sums fit int16 (prepared.cpp); else int32
+  const char* weights = nullptr;  // of one K-block
+  const float* unit = nullptr;    // [16 R], the value of a sum of 1
+  int64_t channel = 0;            // first output channel
+  int64_t channels = 0;           // output channels that exist, at most 16 R
+  int64_t rows = 0;
+  int64_t first_row = 0;  // number of the first row within the layer
+  int planes = 1;         // P
 
   int width() const { return 16 * registers; }
   bool is_whole() const { return channels == width(); }
+  // Of K-block q instead of the first.
+  Tile at_block(const Tiling& tiling, int64_t q) const {
+    Tile tile = *this;
+    tile.weights += tiling.first_row(q) * width() * (bytes ? 1 : 4);
+    return tile;
+  }
+  Tile for_rows(int64_t first, int64_t size) const {
+    Tile tile = *this;
+    tile.first_row = first;
+    tile.rows = size;
+    return tile;
+  }
 };
 
 // The number of rows whose inputs are listed at a time, and of those whose inputs are expanded to bytes.

@@ -6,7 +6,7 @@
 // such arrays. With --answers the network's outputs follow the class. With --follow the samples are a stream. A network
 // with window timing sees them as the frames of a video; its neurons follow from one answer to the next. One with step
 // timing has an answer after each of its T steps, and begins anew with each sample.
-#include <kernels/cpu/scratch.h>
+#include <kernels/cpu/workspace.h>
 #include <kernels/planes/bits.h>
 
 #include <algorithm>
@@ -83,13 +83,13 @@ void follow(const Network& network, const Shape& shape, const uint8_t* prepared,
   const int64_t size = shape.features() * shown;
 
   const Plan plan = network.plan(shape, 1, T, network.stepwise());
-  tandem::cpu::Scratch<uint8_t> memory;
+  tandem::cpu::Workspace memory;
   std::vector<float> answer(plan.answer().features());
   int64_t steps = 0, moved = 0, operations = 0;
   Frame frame;  // what stays the same
   frame.prepared = prepared;
   frame.answer = answer.data();
-  frame.state = memory.reserve(plan.state);
+  frame.state = memory.take<uint8_t>(plan.state);
   frame.steps = kUntilRest;
   frame.taken = &steps, frame.moved = &moved, frame.synapses = &operations;
 
@@ -114,8 +114,8 @@ void follow(const Network& network, const Shape& shape, const uint8_t* prepared,
 void classify(const char* path, const char* input, bool answers, bool follows) {
   const FrozenFile file = FrozenFile::read(read_bytes(path));
   const Network network(file.program.data(), file.program.size(), file.numbers(), file.bytes);
-  tandem::cpu::Scratch<uint8_t> memory;
-  uint8_t* prepared = memory.reserve(network.prepared_size());
+  tandem::cpu::Workspace memory;
+  uint8_t* prepared = memory.take<uint8_t>(network.prepared_size());
   network.prepare(prepared, tandem::serial_for);
 
   const Header& header = network.program().header;

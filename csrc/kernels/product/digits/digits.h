@@ -10,10 +10,9 @@
 #pragma once
 
 #include <cstdint>
-#include <vector>
 
 #include "../../cpu/capability.h"
-#include "../../cpu/scratch.h"
+#include "../../cpu/workspace.h"
 #include "../../weights/digit_columns.h"
 
 namespace tandem::cpu {
@@ -45,23 +44,31 @@ struct ExpandedPiece {
   const int64_t* offsets;         // of the chunks within the spikes of a row
 };
 
-// The inputs of a block of rows, expanded to bytes, from input channel `first` on; zero outside of the image.
+// The inputs of a block of rows, expanded to bytes; zero outside of the image.
 struct ExpandedInputs {
+  struct Pieces {
+    ExpandedPiece* data;
+    int64_t size;
+
+    ExpandedPiece* begin() const { return data; }
+    ExpandedPiece* end() const { return data + size; }
+  };
+
   int T;      // steps; counts are one step
   int steps;  // bytes per input and plane: 8, one for each step, or 1, the count
   int most;   // an upper bound of the counts, which only AVX2 needs
   int64_t chunks;
-  std::vector<ExpandedPiece> pieces;
-  std::vector<int64_t> offsets;  // [pieces, chunks]
-  Scratch<uint8_t> bytes;
+  Pieces pieces;
+  uint8_t* bytes;
 
   // The bytes of a row of a piece.
   const uint8_t* row(const ExpandedPiece& piece, int64_t i) const {
-    return bytes.data() + piece.start + i / kTileRows * piece.tile_bytes + i % kTileRows * piece.row_bytes;
+    return bytes + piece.start + i / kTileRows * piece.tile_bytes + i % kTileRows * piece.row_bytes;
   }
-
-  void load(const Layer& layer, int64_t first, const Block& block);
 };
+
+// Expands the inputs of a block in the workspace, from input channel `first` on.
+ExpandedInputs expand(const Layer& layer, int64_t first, const Block& block, Workspace& workspace);
 
 // Writes the sums of a tile of R columns for the rows of the inputs, exact integers: int32 for steps, [rows, planes, 8,
 // 16 R], none beyond step T; double for counts, [rows, 16 R]. Only AMX multiplies steps by more than one digit.

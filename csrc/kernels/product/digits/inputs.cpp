@@ -52,15 +52,14 @@ const uint8_t* pixel(const Layer& layer, int p, int64_t b, int64_t y, int64_t x,
   return layer.planes + layer.geometry.pixel(p, b, y, x) + first;
 }
 
-// Expands n bytes.
-void expand(ExpandedInputs& inputs, const uint8_t* in, int64_t n, uint8_t* out, int64_t step_bytes) {
+void expand_bytes(ExpandedInputs& inputs, const uint8_t* in, int64_t n, uint8_t* out, int64_t step_bytes) {
   if (inputs.steps > 1) return split_bits(in, n, out, step_bytes);
   std::memcpy(out, in, n);
   if (inputs.most < UINT8_MAX) inputs.most = std::max<int>(inputs.most, largest_byte(in, n));
 }
 
 // Makes each strip a piece: [lines of the kernel, pixels] at each step.
-void copy_lines(ExpandedInputs& inputs, const Layer& layer, int64_t first, const Block& block) {
+void copy_lines(ExpandedInputs& inputs, const Layer& layer, int64_t first, const Block& block, Workspace& workspace) {
   const int planes = layer.plane_count();
   const Geometry& geometry = layer.geometry;
   const ChunkShape shape(geometry);
@@ -69,28 +68,32 @@ void copy_lines(ExpandedInputs& inputs, const Layer& layer, int64_t first, const
     return (whole_tiles(rows) - 1) * geometry.stride[1] + (geometry.kernel[1] - 1) * geometry.dilation[1] + 1;
   };
   int64_t total = 0;
-  for (const Strip& strip : block.strips) {
+  const auto strips = static_cast<int64_t>(block.strips.size());
+  inputs.pieces = {workspace.take<ExpandedPiece>(strips), strips};
+  auto* offset = workspace.take<int64_t>(strips * shape.chunks());
+  for (int64_t j = 0; j < strips; ++j) {
+    const Strip& strip = block.strips[j];
     const int64_t rows = strip.x1 - strip.x0, pixels = pixels_for(rows), row_bytes = geometry.stride[1] * size;
     // The last chunk may reach beyond the last pixel.
     const int64_t step_bytes = whole_chunks(lines * pixels * size) + kChunk;
-    inputs.pieces.push_back({rows, row_bytes, kTileRows * row_bytes, step_bytes, total, nullptr});
+    inputs.pieces.data[j] = {rows, row_bytes, kTileRows * row_bytes, step_bytes, total, offset};
     total += planes * inputs.steps * step_bytes;
     for (int64_t c = 0; c < shape.chunks(); ++c) {
       const int64_t segment = c / shape.chunks_per_segment;
       const int64_t line = adjoin(geometry) ? segment : segment / geometry.kernel[1];
       const int64_t at = adjoin(geometry) ? 0 : segment % geometry.kernel[1] * geometry.dilation[1];
-      inputs.offsets.push_back((line * pixels + at) * size + c % shape.chunks_per_segment * kChunk);
+      *offset++ = (line * pixels + at) * size + c % shape.chunks_per_segment * kChunk;
     }
   }
-  uint8_t* bytes = inputs.bytes.reserve(total);
-  for (size_t j = 0; j < block.strips.size(); ++j) {
+  inputs.bytes = workspace.take<uint8_t>(total);
+  for (int64_t j = 0; j < strips; ++j) {
     const Strip& strip = block.strips[j];
-    const ExpandedPiece& piece = inputs.pieces[j];
+    const ExpandedPiece& piece = inputs.pieces.data[j];
     const int64_t pixels = pixels_for(piece.rows), x = geometry.input(1, strip.x0, 0);
     const int64_t begin = std::clamp<int64_t>(-x, 0, pixels);
     const int64_t end = std::clamp<int64_t>(geometry.width - x, begin, pixels);
     for (int p = 0; p < planes; ++p) {
-      uint8_t* to = bytes + piece.start + p * inputs.steps * piece.step_bytes;
+      uint8_t* to = inputs.bytes + piece.start + p * inputs.steps * piece.step_bytes;
       for (int64_t line = 0; line < lines; ++line, to += pixels * size) {
         const int64_t y = geometry.input(0, strip.y, line);
         const bool inside = geometry.has_input(0, y);
@@ -101,11 +104,11 @@ void copy_lines(ExpandedInputs& inputs, const Layer& layer, int64_t first, const
         }
         if (from >= until) continue;
         if (size == channels && channels == geometry.channels) {  // pixels adjoin in the bytes and in the image
-          expand(inputs, pixel(layer, p, strip.b, y, x + from, first), (until - from) * channels, to + from * size,
-                 piece.step_bytes);
+          expand_bytes(inputs, pixel(layer, p, strip.b, y, x + from, first), (until - from) * channels,
+                       to + from * size, piece.step_bytes);
         } else {
           for (int64_t i = from; i < until; ++i) {
-            expand(inputs, pixel(layer, p, strip.b, y, x + i, first), channels, to + i * size, piece.step_bytes);
+            expand_bytes(inputs, pixel(layer, p, strip.b, y, x + i, first), channels, to + i * size, piece.step_bytes);
           }
         }
       }
@@ -114,14 +117,16 @@ void copy_lines(ExpandedInputs& inputs, const Layer& layer, int64_t first, const
 }
 
 // Makes all rows of the block one piece, with the bytes of a tile together: [tiles, chunks, 16 rows, 64] at each step.
-void gather_rows(ExpandedInputs& inputs, const Layer& layer, int64_t first, const Block& block) {
+void gather_rows(ExpandedInputs& inputs, const Layer& layer, int64_t first, const Block& block, Workspace& workspace) {
   const int planes = layer.plane_count();
   const Geometry& geometry = layer.geometry;
   const int64_t channels = geometry.group_channels(), tile_bytes = inputs.chunks * kTileBytes;
   const int64_t step_bytes = whole_tiles(block.rows) / kTileRows * tile_bytes;
-  inputs.pieces.push_back({block.rows, kChunk, tile_bytes, step_bytes, 0, nullptr});
-  for (int64_t c = 0; c < inputs.chunks; ++c) inputs.offsets.push_back(c * kTileBytes);
-  uint8_t* to = inputs.bytes.reserve(planes * inputs.steps * step_bytes);
+  auto* offsets = workspace.take<int64_t>(inputs.chunks);
+  for (int64_t c = 0; c < inputs.chunks; ++c) offsets[c] = c * kTileBytes;
+  inputs.pieces = {workspace.take<ExpandedPiece>(1), 1};
+  inputs.pieces.data[0] = {block.rows, kChunk, tile_bytes, step_bytes, 0, offsets};
+  uint8_t* to = inputs.bytes = workspace.take<uint8_t>(planes * inputs.steps * step_bytes);
   for (int p = 0; p < planes; ++p, to += inputs.steps * step_bytes) {
     int64_t row = 0;
     for (const Strip& strip : block.strips) {
@@ -133,7 +138,7 @@ void gather_rows(ExpandedInputs& inputs, const Layer& layer, int64_t first, cons
           const bool inside = geometry.has_input(0, in_y) && geometry.has_input(1, in_x);
           const uint8_t* in = inside ? pixel(layer, p, strip.b, in_y, in_x, first) : nullptr;
           for (int64_t i = 0; i < channels; i += kChunk, out += kTileBytes) {
-            if (inside) expand(inputs, in + i, std::min(kChunk, channels - i), out, step_bytes);
+            if (inside) expand_bytes(inputs, in + i, std::min(kChunk, channels - i), out, step_bytes);
             for (int t = 0; !inside && t < inputs.steps; ++t) std::fill_n(out + t * step_bytes, kChunk, uint8_t{0});
           }
         }
@@ -144,16 +149,15 @@ void gather_rows(ExpandedInputs& inputs, const Layer& layer, int64_t first, cons
 
 }  // namespace
 
-void ExpandedInputs::load(const Layer& layer, int64_t first, const Block& block) {
-  T = layer.counted() ? 1 : layer.neuron.T;
-  steps = layer.counted() ? 1 : 8;
-  most = byte_products() == ByteProducts::kAvx2 ? 0 : UINT8_MAX;
-  chunks = ChunkShape(layer.geometry).chunks();
-  pieces.clear();
-  offsets.clear();
-  ExpandedRows(layer.geometry).gathered ? gather_rows(*this, layer, first, block)
-                                        : copy_lines(*this, layer, first, block);
-  for (size_t j = 0; j < pieces.size(); ++j) pieces[j].offsets = offsets.data() + j * chunks;
+ExpandedInputs expand(const Layer& layer, int64_t first, const Block& block, Workspace& workspace) {
+  ExpandedInputs inputs{};
+  inputs.T = layer.counted() ? 1 : layer.neuron.T;
+  inputs.steps = layer.counted() ? 1 : 8;
+  inputs.most = byte_products() == ByteProducts::kAvx2 ? 0 : UINT8_MAX;
+  inputs.chunks = ChunkShape(layer.geometry).chunks();
+  ExpandedRows(layer.geometry).gathered ? gather_rows(inputs, layer, first, block, workspace)
+                                        : copy_lines(inputs, layer, first, block, workspace);
+  return inputs;
 }
 
 }  // namespace tandem::cpu
