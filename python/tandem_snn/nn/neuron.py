@@ -96,24 +96,20 @@ class SpikingLayer(HasNeurons):
             return self._currents(x)
         norm = self.norm
         if norm is None or not uses_batch(norm):
-            train = self._fire(self._weights(x), self._settings(x.T, *fold_norm(norm), residual))[0]
+            train = self._fire(*self._given(x, *fold_norm(norm), residual))[0]
         elif self.bn_stats == "running" or isinstance(norm, SyncBatchNorm):
             train = self._coupled(x, norm, residual)
         else:
             train = self._normed(x, norm, residual)
         return self.with_gain(train)
 
-    def _settings(
-        self,
-        T: int,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        residual: SpikeTrain | Tensor | None = None,
-        eps: float | None = None,
-    ) -> Settings:
-        """Return what the layer is given beside x and weight."""
+    def _given(
+        self, x: Any, scale: Any, shift: Any, residual: Any = None, eps: float | None = None
+    ) -> tuple[Any, Tensor, Settings]:
+        """Return input, weight and what else the layer is given, for :meth:`_fire`."""
+        x, weight, step = self._weights(x)
         neuron = self.threshold, self.leak, self.v_init, self.gate, self.timing
-        return Settings(T, self.bias, scale, shift, None, eps, *neuron, residual)
+        return x, weight, Settings(x.T, self.bias, scale, shift, step, eps, *neuron, residual)
 
     def _weights(self, x: Any) -> tuple[Any, Tensor, Tensor | None]:
         """Return input, weight and, with ``weight_bits``, the quantisation step of each row.
@@ -128,10 +124,8 @@ class SpikingLayer(HasNeurons):
         exact = isinstance(x, SpikeTrain) and not (torch.is_grad_enabled() and needs_grad(weight))
         return x, *(byte_integers if exact else integers)(weight, self.weight_bits)
 
-    def _fire(self, given: tuple[Any, Tensor, Tensor | None], settings: Settings) -> tuple[Any, Any, Any]:
-        """Call :func:`tandem_ext.functional.layer.product_if` with the result of :meth:`_weights`."""
-        x, weight, step = given
-        return product_if(x, weight, self.synapses(), settings if step is None else settings._replace(step=step))
+    def _fire(self, x: Any, weight: Tensor, settings: Settings) -> tuple[Any, Any, Any]:
+        return product_if(x, weight, self.synapses(), settings)
 
     def _normed(self, x: Signal, norm: BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
         """Return the spikes, with batch norm that uses the statistics of this batch."""
@@ -140,8 +134,7 @@ class SpikingLayer(HasNeurons):
         if self.bias is not None:
             beta = 0 * self.bias if beta is None else torch.add(beta, self.bias, alpha=0)
         train: SpikeTrain
-        settings = self._settings(x.T, norm.weight, beta, residual, norm.eps)
-        train, mean, var = self._fire(self._weights(x), settings)
+        train, mean, var = self._fire(*self._given(x, norm.weight, beta, residual, norm.eps))
         if norm.running_mean is not None:
             n = math.prod(train.shape) // norm.num_features  # Size.numel() would not be a SymInt
             track(norm, mean, var, n / (n - 1))
@@ -152,7 +145,7 @@ class SpikingLayer(HasNeurons):
         z, scale, shift = normalised(norm, self._window_product(x), self.bn_stats == "batch")
         z = z if residual is None else z + residual_total(residual, z)
         with torch.no_grad():
-            train = self._fire(self._weights(x), self._settings(x.T, scale, shift, residual))[0]
+            train = self._fire(*self._given(x, scale, shift, residual))[0]
         return couple(train, z, threshold=self.threshold, gate=self.gate)
 
     def used_weight(self) -> Tensor:
@@ -181,16 +174,16 @@ class SpikingLayer(HasNeurons):
         check_signal(x, type(self).__name__)
         if self.norm is not None and uses_batch(self.norm):
             raise ValueError("potentials: batch norm must be in evaluation mode, call eval() first")
-        settings = self._settings(x.T, *fold_norm(self.norm))._replace(return_v=True, steps=x.T)
-        x, weight, step = self._weights(x)
+        x, weight, settings = self._given(x, *fold_norm(self.norm))
+        settings = settings._replace(return_v=True, steps=x.T)
 
         def after(start: int, stop: int, v: float | Tensor, settings: Settings) -> Tensor:
             """Return the potentials after some steps of the input that begin at v."""
             more: Any = residual
             if residual is not None:
                 more = residual[start:stop] if isinstance(residual, Tensor) else part_of(residual, start, stop)
-            given = part_of(x, start, stop), weight, step
-            return self._fire(given, settings._replace(T=stop - start, v_init=v, residual=more))[0][1]
+            settings = settings._replace(T=stop - start, v_init=v, residual=more)
+            return self._fire(part_of(x, start, stop), weight, settings)[0][1]
 
         start = self.initial_potential
         if self.timing == "window":
@@ -228,12 +221,11 @@ class SpikingLayer(HasNeurons):
         else:
             scale, shift = fold_norm(norm)
         with torch.no_grad():
-            x, weight, step = self._weights(x)
+            x, weight, settings = self._given(x, scale, shift)
+        quiet = settings._replace(return_v=True, v_init=0.0, **INTEGRATE_ONLY)
 
         def potential(signal: Signal, T: int) -> Tensor:
-            settings = self._settings(signal.T, scale, shift)
-            quiet = settings._replace(return_v=True, steps=T, v_init=0.0, **INTEGRATE_ONLY)
-            return self._fire((signal, weight, step), quiet)[0][1]
+            return self._fire(signal, weight, quiet._replace(T=signal.T, steps=T))[0][1]
 
         return step_currents(x, z, potential, self.timing)
 
