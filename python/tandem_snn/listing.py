@@ -13,8 +13,9 @@ from tandem_ext import SpikeTrain
 from tandem_ext.functional.neuron import over_inputs
 
 from .frozen import FrozenNetwork
+from .frozen.instruction import ABSENT, FIRES, FORMS, INPUT, CannotLower, Instruction
 from .frozen.lowering import lower, snapshot
-from .frozen.stages import ABSENT, FIRES, FORMS, INPUT, CannotLower, Stage
+from .frozen.stages import Stage
 
 
 @dataclass
@@ -38,14 +39,18 @@ class NamedStage:
     shape: tuple[int, ...]
 
     @property
+    def instruction(self) -> Instruction:
+        return self.layer.instruction
+
+    @property
     def window_timing(self) -> bool:
         """Whether it has neurons with timing "window"."""
-        return self.fires and self.layer.timing == "window"
+        return self.fires and self.instruction.timing == "window"
 
     def folded(self, T: int) -> tuple[Tensor, Tensor]:
         """Return the weights, multiplied by gain and scale, and the bias of one step."""
         layer = self.layer
-        weight = layer.real_weight().detach().to(torch.float32, copy=True) * layer.gain
+        weight = layer.real_weight().detach().to(torch.float32, copy=True) * layer.instruction.gain
         if layer.scale is not None:
             weight *= over_inputs(layer.scale, weight)
         shift = torch.zeros(len(weight)) if layer.shift is None else layer.shift.detach().float() / T
@@ -53,9 +58,9 @@ class NamedStage:
 
     def windows(self) -> tuple[tuple[int, ...], ...]:
         """Return kernel, stride and padding of an average."""
-        layer, sizes = self.layer, list(zip(self.in_shape[1:], self.shape[1:], strict=True))
-        if layer.kind != "adaptive_mean":
-            return layer.kernel, layer.stride, layer.padding
+        i, sizes = self.instruction, list(zip(self.in_shape[1:], self.shape[1:], strict=True))
+        if i.kind != "adaptive_mean":
+            return i.kernel, i.stride, i.padding
         if any(size % out for size, out in sizes):
             raise CannotLower(self.name, "adaptive pooling with windows of different sizes: use AvgPool2d")
         kernel = tuple(size // out for size, out in sizes)
@@ -87,17 +92,18 @@ def listing_of(net: nn.Module, x: Any) -> Listing:
 
     def watch(number: int, x: Any, y: Any) -> None:
         layer = network.stages[number]
-        if layer.kind in FORMS or (layer.kind == "flatten" and len(x.shape) <= 2):
-            names[number] = names[layer.input]
+        i = layer.instruction
+        if i.kind in FORMS or (i.kind == "flatten" and len(x.shape) <= 2):
+            names[number] = names[i.input]
             return
         names[number] = identifier(layer.name or "layer", {*names.values(), "output"})
-        fires = isinstance(y, SpikeTrain) and layer.kind in FIRES
-        residual = None if layer.residual == ABSENT else names[layer.residual]
-        shapes = tuple(x.shape[1:]), tuple(y.shape[1 if layer.fires else 2 :])  # currents are [T, B, *features]
-        listed.append(NamedStage(names[number], layer, names[layer.input], residual, fires, *shapes))
+        fires = isinstance(y, SpikeTrain) and i.kind in FIRES
+        residual = None if i.residual == ABSENT else names[i.residual]
+        shapes = tuple(x.shape[1:]), tuple(y.shape[1 if i.fires else 2 :])  # currents are [T, B, *features]
+        listed.append(NamedStage(names[number], layer, names[i.input], residual, fires, *shapes))
 
     numbers = isinstance(network(x, watch), Tensor)
-    if not listed or listed[-1].layer.kind == "layer" or not numbers:
+    if not listed or listed[-1].instruction.kind == "layer" or not numbers:
         raise CannotLower("net", "it must end in a Readout or in mean counts")
     T = x.T if isinstance(x, SpikeTrain) else network.T
     assert T is not None

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from .container import write_atomically
 from .errors import extra
 from .frozen import FrozenNetwork, freeze
-from .frozen.stages import CannotLower, Stage
+from .frozen.instruction import CannotLower, Instruction
+from .frozen.stages import Stage
 from .listing import Listing, NamedStage, listing_of
 from .nn.signals import check_batch
 
@@ -108,7 +109,7 @@ class Graph:
         return self.op("Equal", "step", self.number(0.0))
 
     def _write(self, stage: NamedStage) -> None:
-        kind, x = stage.layer.kind, self.values[stage.x]
+        kind, x = stage.instruction.kind, self.values[stage.x]
         if stage.fires and stage.window_timing == self.streams:
             why = 'it has timing "step" and others "window", but the graph is one step or one window: use one timing'
             raise CannotLower(stage.name, why)
@@ -117,7 +118,7 @@ class Graph:
         elif stage.fires:
             result = self.spiking_average(stage, x)
         elif kind == "max_pool":
-            result = self.op("MaxPool", x, **window_of(stage.layer), ceil_mode=int(stage.layer.ceil))
+            result = self.op("MaxPool", x, **window_of(stage.instruction), ceil_mode=int(stage.instruction.ceil))
         elif kind == "flatten":
             result = self.op("Reshape", x, self.constant(f"{stage.name}.shape", torch.tensor([-1, *stage.shape])))
         else:
@@ -137,7 +138,7 @@ class Graph:
     def _readout(self, stage: NamedStage, counts: str) -> str:
         """Return the answer at the counts so far, with the share of the bias that belongs to these steps."""
         layer = stage.layer
-        y = self.product(stage.name, layer, self.times(counts, layer.gain))
+        y = self.product(stage.name, layer, self.times(counts, stage.instruction.gain))
         if layer.shift is None:
             return y
         bias = self.constant(f"{stage.name}.bias", layer.shift.float())
@@ -156,9 +157,11 @@ class Graph:
         return self.per_channel("Add", y, stage, "current_shift", shift)
 
     def _fire(self, stage: NamedStage, current: str) -> str:
-        name, layer = stage.name, stage.layer
+        name, i = stage.name, stage.instruction
         if stage.residual is not None:
-            more = self.per_channel("Mul", self.values[stage.residual], stage, "residual_scale", layer.residual_scale)
+            more = self.per_channel(
+                "Mul", self.values[stage.residual], stage, "residual_scale", stage.layer.residual_scale
+            )
             current = self.op("Add", current, more)
         v = self.start(stage)
         if self.streams:
@@ -167,10 +170,10 @@ class Graph:
         v = current if v is None else self.op("Add", v, current)
         if not self.streams:
             self.watch(stage, v)
-            counts = self._burst(v, layer.threshold)
+            counts = self._burst(v, i.threshold)
             self.output(f"{name}.counts", counts, stage.shape)
             return counts
-        spikes, left = self.spikes(v, layer.threshold, self.times(v, layer.leak))
+        spikes, left = self.spikes(v, i.threshold, self.times(v, i.leak))
         self.watch(stage, left)
         self.output(f"{name}.v.next", left, stage.shape)
         self.output(f"{name}.spikes", spikes, stage.shape)
@@ -240,15 +243,15 @@ class Graph:
         proto = self.onnx.TensorProto
         fewest = proto.INT4 if int(layer.weight.abs().max()) <= 7 else proto.INT8
         q = self.constant(f"{name}.weight", layer.weight, fewest)
-        step = layer.step.float() if layer.kind == "readout" else torch.ones(len(layer.step))
+        step = layer.step.float() if layer.instruction.kind == "readout" else torch.ones(len(layer.step))
         return self.op("DequantizeLinear", q, self.constant(f"{name}.scale", step), axis=0)
 
     def product(self, name: str, layer: Stage, x: str) -> str:
         """Add a product: Gemm, because onnxruntime rounds the input of MatMul to 8 bits if weights are dequantised."""
         weight = self.weight(name, layer)
-        if layer.axes == 0:
+        if layer.instruction.axes == 0:
             return self.op("Gemm", x, weight, transB=1)
-        return self.op("Conv", x, weight, group=layer.groups, **window_of(layer))
+        return self.op("Conv", x, weight, group=layer.instruction.groups, **window_of(layer.instruction))
 
     def start(self, stage: NamedStage) -> str | None:
         """Return the initial potential, or None if it is 0."""
@@ -266,19 +269,19 @@ class Graph:
 
     def spiking_average(self, stage: NamedStage, spikes: str) -> str:
         """Count the spikes of each pooling window, which is exact."""
-        layer, channels = stage.layer, stage.in_shape[0]
-        ones = self.constant(f"{stage.name}.weight", torch.ones(channels, 1, *layer.kernel))
-        return self.op("Conv", spikes, ones, group=channels, **window_of(layer))
+        channels = stage.in_shape[0]
+        ones = self.constant(f"{stage.name}.weight", torch.ones(channels, 1, *stage.instruction.kernel))
+        return self.op("Conv", spikes, ones, group=channels, **window_of(stage.instruction))
 
     def average(self, stage: NamedStage, x: str) -> str:
         kernel, strides, padding = stage.windows()
-        x = self.per_channel("Mul", self.times(x, stage.layer.gain), stage, "gain", stage.layer.scale)
+        x = self.per_channel("Mul", self.times(x, stage.instruction.gain), stage, "gain", stage.layer.scale)
         return self.op("AveragePool", x, count_include_pad=1, kernel_shape=kernel, strides=strides, pads=padding * 2)
 
 
-def window_of(layer: Stage) -> dict[str, Any]:
-    kernel, strides, padding, after = map(layer.over_axes, (layer.kernel, layer.stride, layer.padding, layer.after))
+def window_of(i: Instruction) -> dict[str, Any]:
+    kernel, strides, padding, after = map(i.over_axes, (i.kernel, i.stride, i.padding, i.after))
     window = {"kernel_shape": kernel, "strides": strides}
     window["pads"] = (*padding, *(p + more for p, more in zip(padding, after, strict=True)))
-    dilates = layer.kind in ("layer", "max_pool")
-    return window | ({"dilations": layer.over_axes(layer.dilation)} if dilates else {})
+    dilates = i.kind in ("layer", "max_pool")
+    return window | ({"dilations": i.over_axes(i.dilation)} if dilates else {})

@@ -132,7 +132,7 @@ void wait(FrozenFile& file, Input& in) {
   if (where > 0 && where < size && in.range(0, 7) > 0) {
     Instruction move = all[where];
     move.kind = static_cast<int64_t>(first ? Kind::burst : Kind::popcount);
-    move.axes = move.outputs = move.channels = move.few_bits = move.v_height = move.v_width = move.timing = 0;
+    move.axes = move.outputs = move.channels = move.few_bits = move.v_size_h = move.v_size_w = move.timing = 0;
     move.kernel_h = move.kernel_w = move.stride_h = move.stride_w = move.dilation_h = move.dilation_w = 1;
     move.padding_h = move.padding_w = move.after_h = move.after_w = 0;
     move.weight = move.step = move.scale = move.shift = move.residual_scale = move.residual = move.v_init = kAbsent;
@@ -177,7 +177,7 @@ FUZZ(in) {
                          row = sizeof(Instruction) / sizeof(int64_t);
         const auto last = static_cast<int64_t>((file.program.size() - header) / row) - 1;
         auto& one = reinterpret_cast<Instruction&>(file.program[header + row * in.range(0, last)]);
-        one.v_init = 0, one.v_height = in.range(0, 9), one.v_width = in.range(0, 9);
+        one.v_init = 0, one.v_size_h = in.range(0, 9), one.v_size_w = in.range(0, 9);
         one.residual = in.range(kNetworkInput, last), one.fires = in.range(0, 1);
         one.after_h = in.range(0, 1), one.after_w = in.range(0, 1);
         if (in.flag()) file.program[3] = in.range(0, 2);  // the source

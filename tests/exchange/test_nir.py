@@ -15,7 +15,7 @@ import tandem_ext as te
 import tandem_snn.nn as tnn
 from architectures import create
 from tandem_snn import calibrate, convert, freeze, from_nir, to_nir
-from tandem_snn.frozen.stages import CannotLower
+from tandem_snn.frozen.instruction import CannotLower
 from tandem_snn.nn.general import Neurons
 
 nir = pytest.importorskip("nir")

@@ -29,7 +29,7 @@ def text(frozen, x, answers=False):
 
     def watch(number, _, y):
         stage = stages.stages[number]
-        if isinstance(y, te.SpikeTrain) and stage.kind in ("layer", "average"):
+        if isinstance(y, te.SpikeTrain) and stage.instruction.kind in ("layer", "average"):
             lines.append(f"layer {stage.name}: {int(y.counts.sum())} spikes")
 
     with torch.no_grad():

@@ -147,15 +147,16 @@ def followed(frozen, x):
         values = {-1: None, -2: signal}
         moves = {}
         for number, stage in enumerate(stages.stages):
-            y = stage(values[stage.input], values[stage.residual])
-            if stage.kind == "popcount" or (stage.kind in ("layer", "average") and isinstance(y, te.SpikeTrain)):
+            i = stage.instruction
+            y = stage(values[i.input], values[i.residual])
+            if i.kind == "popcount" or (i.kind in ("layer", "average") and isinstance(y, te.SpikeTrain)):
                 target = y.stored[0].int()
                 before = counts.get(number, torch.zeros_like(target))
                 move = (target - before).sign()
                 counts[number] = before + move
-                moves["input" if stage.kind == "popcount" else stage.name] = move.to(torch.int8)
+                moves["input" if i.kind == "popcount" else stage.name] = move.to(torch.int8)
                 y = te.SpikeTrain.from_counts(counts[number], T)
-                if stage.kind != "popcount":
+                if i.kind != "popcount":
                     y = y.replace(gain=1.0)
             values[number] = y
         yield y, moves

@@ -18,9 +18,9 @@ import tandem_snn.nn as tnn
 from architectures import create
 from tandem_snn import container
 from tandem_snn.errors import UserError
+from tandem_snn.frozen.instruction import FIELDS, HEADER, KINDS
 from tandem_snn.frozen.lowering import lower
 from tandem_snn.frozen.program import FORMAT, encode
-from tandem_snn.frozen.stages import FIELDS, HEADER, KINDS
 
 pytest.importorskip("safetensors")
 RESNET = {"width": 0.1, "learn_threshold": "channel", "weight_bits": 6, "bn_stats": "running"}
@@ -141,7 +141,10 @@ def test_what_a_file_cannot_hold_is_named(tmp_path):
         (nn.Sequential(Own(4, 3), tnn.Readout(3, 2)), "layer '0' cannot be saved: Own is not a layer"),
         (nn.Sequential(tnn.Linear(4, 3), nn.Linear(3, 2)), "layer '1' cannot be saved"),
         (nn.Sequential(tnn.Linear(4, 3), nn.Sequential(Flip()), tnn.Readout(3, 2)), "layer '1.0' .*: Flip.* map"),
-        (nn.Sequential(tnn.Linear(4, 3), Branch(), tnn.Readout(3, 2)), "layer '1' .*: Branch is not a .*control flow"),
+        (
+            nn.Sequential(tnn.Linear(4, 3), Branch(), tnn.Readout(3, 2)),
+            "layer '1' .*: Branch, with T in its forward, is",
+        ),
         (nn.Sequential(tnn.Conv2d(1, 1, 3, padding=1000), tnn.Readout(3, 2)), "padding: .*0 to 255"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -242,7 +245,7 @@ HOSTILE = [
     (0, "few_bits", 7, "few_bits"), (0, "weight", -1, "weight: layers and readouts need one"),
     (0, "weight", 2**62, "weight: its numbers lie outside"), (0, "step", -1, "step: weights of few bits need one"),
     (0, "scale", 1, "scale: its numbers lie outside"), (0, "shift", -64, "shift: its numbers lie outside"),
-    (0, "residual_scale", 2**63 - 4, "residual_scale: its numbers lie outside"), (0, "v_height", 2**62, "v_init"),
+    (0, "residual_scale", 2**63 - 4, "residual_scale: its numbers lie outside"), (0, "v_size_h", 2**62, "v_init"),
     (0, "threshold", bits(-1.0), "threshold: expected a finite number above 0, got -1"),
     (0, "threshold", bits(float("nan")), "threshold"),
     (0, "leak", bits(2.0), "leak: expected a finite number above 0 and at most 1, got 2"),

@@ -115,7 +115,7 @@ class Planner {
     if (i.residual != kAbsent && !(shape_of(i.residual) == out)) {
       refuse("its residual has shape " + text(shape_of(i.residual)) + ", its neurons " + text(out));
     }
-    if (i.v_init != kAbsent && i.v_height * i.v_width > 1 && (i.v_height != out.height || i.v_width != out.width)) {
+    if (i.v_init != kAbsent && i.v_size_h * i.v_size_w > 1 && (i.v_size_h != out.height || i.v_size_w != out.width)) {
       refuse("v_init: expected the shape of the neurons, " + text(out));
     }
   }

@@ -175,12 +175,12 @@ class Checker {
   }
 
   void check_v_init() const {
-    check_range("v_init", i_.v_height, 0, i_.outputs > 0 ? kLargestSize : 0);
-    check_range("v_init", i_.v_width, i_.v_height == 0 ? 0 : 1, i_.v_height == 0 ? 0 : kLargestSize);
-    if ((i_.axes < 2 && i_.v_height > 1) || (i_.axes < 1 && i_.v_width > 1))
+    check_range("v_init", i_.v_size_h, 0, i_.outputs > 0 ? kLargestSize : 0);
+    check_range("v_init", i_.v_size_w, i_.v_size_h == 0 ? 0 : 1, i_.v_size_h == 0 ? 0 : kLargestSize);
+    if ((i_.axes < 2 && i_.v_size_h > 1) || (i_.axes < 1 && i_.v_size_w > 1))
       refuse("v_init: it has more axes than the neurons");
-    const int64_t size = checked_product({i_.v_height, i_.v_width, i_.outputs}, kMostFeatures);
-    check_numbers("v_init", i_.v_init, i_.v_height == 0 ? 1 : size);
+    const int64_t size = checked_product({i_.v_size_h, i_.v_size_w, i_.outputs}, kMostFeatures);
+    check_numbers("v_init", i_.v_init, i_.v_size_h == 0 ? 1 : size);
   }
 
   Program& program_;

@@ -52,7 +52,7 @@ constexpr int64_t kMostWorkspace = int64_t{1} << 46;  // bytes of one run
   X(weight) X(step)  /* step: [outputs]; part of scale, but a readout multiplies by it */           \
   X(scale) X(shift) X(residual_scale)  /* [outputs]; a mean's scale: gain by channel */             \
   X(v_init)                                                                                         \
-  X(v_height) X(v_width)  /* [v_height, v_width, outputs]; 0: one number */                         \
+  X(v_size_h) X(v_size_w)  /* [v_size_h, v_size_w, outputs]; 0: one number */                         \
   X(threshold) X(leak)    /* bits of a double */                                                    \
   X(gain)            /* bits of a double: factor of the counts that a readout or a mean reads */    \
   X(timing)          /* as Timing */

@@ -105,7 +105,7 @@ Neuron<float> Run::neurons(int64_t i) const {
   a.shift = floats(in.shift);
   a.residual_scale = floats(in.residual_scale);
   a.v_init = floats(in.v_init);
-  a.v_init_size = a.v_init != nullptr && in.v_height > 0 ? in.v_height * in.v_width * a.channels : 1;
+  a.v_init_size = a.v_init != nullptr && in.v_size_h > 0 ? in.v_size_h * in.v_size_w * a.channels : 1;
   a.sample = out.features();
   return a;
 }

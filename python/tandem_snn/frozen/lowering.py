@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tandem_ext._torch import remove_weight_hooks
@@ -17,13 +17,13 @@ from tandem_ext.functional.products import LINEAR, Product
 
 from .. import nn as tnn
 from ..nn.batch_norm import fold_norm
-from ..nn.general import Neurons, rearranged, total
-from ..nn.hooks import given
-from ..nn.maximum import MaxPool, largest
+from ..nn.general import Neurons
+from ..nn.maximum import MaxPool
 from ..nn.options import INTEGRATE_ONLY
 from ..nn.quantise import quantise
-from .stages import ABSENT, FIRES, FORMS, INPUT, CannotLower, Stage, Stages
-from .trace import LAYERS, LEAVES, MOVES, trace
+from .instruction import FORMS, INPUT, CannotLower, Instruction
+from .stages import Stage, Stages
+from .trace import LAYERS, LEAVES, MOVES, Value, trace
 
 _Gain = float | Tensor
 
@@ -57,132 +57,114 @@ def snapshot(net: nn.Module) -> nn.Module:
 
 
 class Lowering:
+    """Makes the stages of a network while its layers are called with values."""
+
     def __init__(self, net: nn.Module, gain: _Gain) -> None:
         self.net = nn.Sequential(net) if isinstance(net, LEAVES) else net
         self.list: list[Stage] = []
-        self.values: dict[Any, int] = {}  # the number of each node's value
-        self.gains: dict[Any, _Gain] = {}  # the gain of each node's value
-        # The timing whose form a train has, by the number of its value; None for values that are no trains.
-        self.forms: dict[int, str | None] = {ABSENT: None, INPUT: "step"}
-        self.converted: dict[int, int] = {}
-        self.images = {INPUT}  # the input, and the input after moves such as pooling
-        self.first_gain = gain
+        self.gain = gain  # of the input
         self.mode: str | None = None
         self.T: int | None = None
 
     def stages(self) -> Stages:
-        nodes = list(trace(self.net).nodes)
-        for node in nodes:
-            if node.op == "call_module":
-                layer = self.net.get_submodule(str(node.target))
-                _refuse_the_general_way(str(node.target), layer)
-                if isinstance(layer, tnn.Encoder) and layer.mode != "events":
-                    self.forms[INPUT] = None
-        for node in nodes:
-            if node.op == "placeholder":
-                if self.values:
-                    raise CannotLower("net", f"it has a second input, {node.name!r}")
-                self._same(node, INPUT, self.first_gain)
-            elif node.op == "output":
-                if not self.list or self.values.get(node.args[0]) != len(self.list) - 1:
-                    raise CannotLower("net", "its output is not that of its last layer, a Readout")
-            elif node.op == "call_module" and len(node.args) <= 2 and set(node.kwargs) <= {"x", "residual", "fire"}:
-                self.call(node, str(node.target), self.net.get_submodule(str(node.target)))
-            else:
-                name, module = node.meta["module"]
-                operator = _operator(node)
-                what = f"{type(module).__name__}, with {operator} in its forward," if name else operator
-                raise CannotLower(name or "net", f"{what} is not a layer of tandem_snn.nn")
-        return Stages(self.list, self.mode or "events", self.T, self.forms[len(self.list) - 1])
+        form: str | None = "step"
+        for name, layer in self.net.named_modules():
+            _refuse_the_general_way(name, layer)
+            form = None if isinstance(layer, tnn.Encoder) and layer.mode != "events" else form
+        answer = trace(self.net, Value(INPUT, form, self.gain, is_image=True), self.call)
+        if not isinstance(answer, Value) or answer.number != len(self.list) - 1:
+            raise CannotLower("net", "its output is not that of its last layer, a Readout")
+        return Stages(self.list, self.mode or "events", self.T, answer.form)
 
-    def _same(self, node: fx.Node, value: int, gain: _Gain) -> None:
-        self.values[node], self.gains[node] = value, gain
-
-    def _add(self, node: fx.Node, stage: Stage, gain: _Gain) -> None:
-        if stage.kind in FIRES:
-            stage.input, stage.residual = self._read(stage.input, stage), self._read(stage.residual, stage)
-        form = self.forms[stage.input] if stage.kind in ("max_pool", "flatten", "average") else None
-        self._same(node, self._append(stage, stage.timing if stage.kind == "layer" and stage.fires else form), gain)
-
-    def _append(self, stage: Stage, form: str | None) -> int:
-        self.list.append(stage)
-        self.forms[len(self.list) - 1] = form
-        return len(self.list) - 1
-
-    def _read(self, value: int, reader: Stage) -> int:
-        """Return the number of a value; a train in the form of another timing is first converted, once."""
-        if self.forms[value] in (None, reader.timing):
-            return value
-        if value not in self.converted:
-            kind = next(kind for kind, timing in FORMS.items() if timing == reader.timing)
-            self.converted[value] = self._append(Stage(reader.name, kind, value), reader.timing)
-        return self.converted[value]
-
-    def call(self, node: fx.Node, name: str, layer: Any) -> None:
-        x, further = given(node.args, node.kwargs)
-        if x not in self.values:
-            raise CannotLower(name, "its input does not come from a layer of tandem_snn.nn")
-        value, gain = self.values[x], self.gains[x]
+    def call(self, name: str, layer: Any, x: Value, residual: Value | None = None, fire: bool = True) -> Value:
+        """Append what a layer does; return the value of its result."""
         if type(layer) in (tnn.Dropout, nn.Identity):
-            self._same(node, value, gain)
-        elif type(layer) is tnn.Encoder:
+            return x
+        if type(layer) is tnn.Encoder:
             if (self.mode or layer.mode, self.T or layer.T) != (layer.mode, layer.T):
                 raise CannotLower(name, "a second Encoder, of another mode or T")
             if any(stage.weight is not None for stage in self.list):
                 raise CannotLower(name, "an Encoder after a layer is not supported")
             self.mode, self.T = layer.mode, layer.T
-            self._same(node, value, gain if layer.mode == "events" else layer.gain)
-        elif type(layer) in MOVES:
-            stage = _move(name, value, layer)
-            means = stage.kind in ("mean", "adaptive_mean")
-            if means and self.mode not in (None, "events") and value in self.images:
-                raise CannotLower(name, "it averages the input, so nothing in the network spikes")
-            if means and _by_channel(gain):
-                stage.scale = _constant(gain)  # type: ignore[arg-type]
-            elif means:
-                stage.gain = float(gain)
-            self._add(node, stage, 1.0 if means else gain)
-            if value in self.images:
-                self.images.add(self.values[node])
-        elif type(layer) in LAYERS:
-            self._layer(node, name, layer, value, gain, further.get("residual"), bool(further.get("fire", True)))
-        elif type(layer) is tnn.Readout:
-            weight, gain = _weighted(layer, gain)
-            stage = _synapses(name, "readout", value, layer, weight)
-            stage.shift, stage.gain = _constant(layer.bias), float(gain)
-            self._add(node, stage, 1.0)
-        else:
-            raise CannotLower(name, f"{type(layer).__name__} is not a layer of tandem_snn.nn")
+            return x if layer.mode == "events" else Value(x.number, x.form, layer.gain, x.is_image)
+        if type(layer) in MOVES:
+            return self._move(name, layer, x)
+        if type(layer) in LAYERS:
+            return self._layer(name, layer, x, residual, fire)
+        if type(layer) is tnn.Readout:
+            weight, gain = _weighted(layer, x.gain)
+            tensors = _weights(layer, weight) | {"shift": layer.bias}
+            return self._add(name, "readout", x, None, 1.0, tensors, gain=float(gain), **_geometry(layer, weight))
+        raise CannotLower(name, f"{type(layer).__name__} is not a layer of tandem_snn.nn")
 
-    def _layer(
-        self, node: fx.Node, name: str, layer: Any, x: int, gain: _Gain, residual: fx.Node | None, fire: bool
-    ) -> None:
-        weight, gain = _weighted(layer, gain)
+    def _add(
+        self, name: str, kind: str, x: Value, form: str | None, worth: _Gain, tensors: dict[str, Any], **fields: Any
+    ) -> Value:
+        """Append an instruction that reads x; its result has the form of a timing, None for numbers, and the gain."""
+        tensors = {key: None if tensor is None else tensor.detach() for key, tensor in tensors.items()}
+        self.list.append(Stage(name, Instruction(kind, x.number, **fields), **tensors))
+        return Value(len(self.list) - 1, form, worth)
+
+    def _in_form(self, name: str, x: Value, timing: str) -> Value:
+        """Return a value for a reader with this timing: a train in the other form is first converted, once."""
+        if x.form in (None, timing):
+            return x
+        if x.converted is None:
+            kind = next(kind for kind, form in FORMS.items() if form == timing)
+            x.converted = self._add(name, kind, x, timing, x.gain, {})
+        return x.converted
+
+    def _move(self, name: str, layer: Any, x: Value) -> Value:
+        means = isinstance(layer, tnn.AdaptiveAvgPool2d) or (isinstance(layer, tnn.AvgPool2d) and not layer.spiking)
+        if means and self.mode not in (None, "events") and x.is_image:
+            raise CannotLower(name, "it averages the input, so nothing in the network spikes")
+        gain, read = (1.0, x) if means else (x.gain, x)
+        tensors, fields = dict[str, Any](), dict[str, Any]()
+        if means and _by_channel(x.gain):
+            tensors["scale"] = x.gain
+        elif means:
+            fields["gain"] = float(x.gain)
+        if isinstance(layer, tnn.Flatten):
+            kind, fields = "flatten", {"first": layer.start_dim, "last": layer.end_dim}
+        elif isinstance(layer, tnn.AdaptiveAvgPool2d):
+            size = layer.output_size if isinstance(layer.output_size, tuple) else (layer.output_size,) * 2
+            if None in size:
+                raise CannotLower(name, f"output_size: expected two sizes, got {size}")
+            kind, fields["kernel"] = "adaptive_mean", _pair(size, 1)
+        else:
+            kind = "mean" if means else "average" if isinstance(layer, tnn.AvgPool2d) else "max_pool"
+            fields |= {"kernel": layer.kernel_size, "stride": layer.stride, "padding": layer.padding}
+            fields |= {"dilation": layer.dilation}
+        if kind == "max_pool":
+            fields["ceil"] = layer.ceil_mode
+        if kind == "average":
+            read = self._in_form(name, x, layer.timing)
+            tensors["v_init"] = torch.tensor(layer.initial_potential)
+            fields |= {"threshold": float(layer.threshold), "timing": layer.timing}
+        y = self._add(name, kind, read, None if means else read.form, gain, tensors, **fields)
+        y.is_image = x.is_image
+        return y
+
+    def _layer(self, name: str, layer: Any, x: Value, residual: Value | None, fire: bool) -> Value:
+        weight, gain = _weighted(layer, x.gain)
         neuron = layer.numbers() | ({} if fire else INTEGRATE_ONLY)
         del neuron["gate"]  # there is no backward pass
-        stage = _synapses(name, "layer", x, layer, weight, fires=fire, **neuron)
-        channels, tensors = len(weight), Tensors()
+        made, channels, tensors = Tensors(), len(weight), _weights(layer, weight)
         if fire:
             given = layer.v_init.shape if isinstance(layer.v_init, Tensor) and layer.v_init.dim() > 1 else ()
             shape = (1, *(given or (channels, *[1] * (weight.dim() - 2))))
-            tensors = tensors_of(weight, 1, shape, None, layer.threshold, layer.v_init, layer.timing)
-        scale, shift = fold(tensors.theta, layer.bias, *fold_norm(layer.norm), stage.step, gain, channels, weight)
-        stage.scale, stage.shift, stage.v_init = _constant(scale), _constant(shift), _constant(tensors.v_init)
+            made = tensors_of(weight, 1, shape, None, layer.threshold, layer.v_init, layer.timing)
+        scaled = (*fold_norm(layer.norm), tensors["step"], gain, channels, tensors["weight"])
+        tensors["scale"], tensors["shift"] = fold(made.theta, layer.bias, *scaled)
+        tensors["v_init"] = made.v_init
+        x = self._in_form(name, x, layer.timing)
         if residual is not None:
-            stage.residual, residual_gain = self.values[residual], self.gains[residual]
-            scale, _ = fold(tensors.theta, None, None, None, None, residual_gain, channels, weight)
-            stage.residual_scale = _constant(scale)
-        result: _Gain = layer.threshold if layer.gain == "threshold" else layer.gain
-        self._add(node, stage, result if fire else 1.0)
-
-
-def _operator(node: fx.Node) -> str:
-    """Name the operator of the user's network, for which :func:`tandem_snn.convert` may have put other functions."""
-    if node.target is total and node.users:
-        return _operator(next(iter(node.users)))
-    target: Any = node.args[0] if node.target in (rearranged, largest) else node.target
-    target = getattr(target, "overloadpacket", target)
-    return f"{node.name!r} ({node.op} {target if isinstance(target, str) else getattr(target, '__name__', target)})"
+            scale, _ = fold(made.theta, None, None, None, None, residual.gain, channels, tensors["weight"])
+            residual, tensors["residual_scale"] = self._in_form(name, residual, layer.timing), scale
+            neuron["residual"] = residual.number
+        worth: _Gain = 1.0 if not fire else layer.threshold if layer.gain == "threshold" else layer.gain
+        form = layer.timing if fire else None
+        return self._add(name, "layer", x, form, worth, tensors, fires=fire, **neuron, **_geometry(layer, weight))
 
 
 def _refuse_the_general_way(name: str, layer: nn.Module) -> None:
@@ -194,10 +176,6 @@ def _refuse_the_general_way(name: str, layer: nn.Module) -> None:
         why = f"{layer.f} is not a layer of tandem_snn.nn"
         other = 'convert with timing="window", or put tnn.MaxPool2d in its place'
         raise CannotLower(name, f"{why}: {other if layer.f == 'max_pool2d' else 'only tnn.MaxPool2d, of images, is'}")
-
-
-def _constant(value: Tensor | None) -> Tensor | None:
-    return None if value is None else value.detach()
 
 
 def _by_channel(gain: object) -> bool:
@@ -214,17 +192,20 @@ def _weighted(layer: Any, gain: _Gain) -> tuple[Tensor, _Gain]:
     return product.weighted(weight, gain.detach().repeat_interleave(each)), 1.0  # type: ignore[union-attr]
 
 
-def _synapses(name: str, kind: str, x: int, layer: Any, weight: Tensor, **neuron: Any) -> Stage:
-    step = None
-    if layer.weight_bits is not None:
-        q, step = quantise(weight, layer.weight_bits)
-        weight = q if q.dtype == torch.float64 else q.to(torch.int8)  # int8 kernels do not support a float64 scale
-    geometry = geometry_of(layer.synapses(), weight.shape[2:]) if weight.dim() > 2 else {}
-    return Stage(name, kind, x, weight=weight, step=step, **geometry, **neuron)
+def _weights(layer: Any, weight: Tensor) -> dict[str, Any]:
+    if layer.weight_bits is None:
+        return {"weight": weight, "step": None}
+    q, step = quantise(weight, layer.weight_bits)
+    # int8 kernels do not support a float64 scale
+    return {"weight": q if q.dtype == torch.float64 else q.to(torch.int8), "step": step}
+
+
+def _geometry(layer: Any, weight: Tensor) -> dict[str, Any]:
+    return geometry_of(layer.synapses(), weight.shape[2:]) if weight.dim() > 2 else {}
 
 
 def geometry_of(product: Product, kernel: Sequence[int]) -> dict[str, Any]:
-    """Return the fields of a Stage for a convolution with this kernel size."""
+    """Return the fields of an instruction for a convolution with this kernel size."""
     return {
         "groups": product.groups,
         "kernel": _pair(kernel, 1),
@@ -239,24 +220,6 @@ def _pair(sizes: Sequence[Any], neutral: int) -> tuple[int, int]:
     """Return sizes as (vertical, horizontal)."""
     vertical, horizontal = (neutral, neutral, *sizes)[-2:]
     return vertical, horizontal
-
-
-def _move(name: str, x: int, layer: Any) -> Stage:
-    if isinstance(layer, tnn.Flatten):
-        return Stage(name, "flatten", x, first=layer.start_dim, last=layer.end_dim)
-    if isinstance(layer, tnn.AdaptiveAvgPool2d):
-        size = layer.output_size if isinstance(layer.output_size, tuple) else (layer.output_size,) * 2
-        if None in size:
-            raise CannotLower(name, f"output_size: expected two sizes, got {size}")
-        return Stage(name, "adaptive_mean", x, kernel=_pair(size, 1))
-    window: dict[str, Any] = {"kernel": layer.kernel_size, "stride": layer.stride, "padding": layer.padding}
-    window["dilation"] = layer.dilation
-    if isinstance(layer, tnn.MaxPool2d):
-        return Stage(name, "max_pool", x, ceil=layer.ceil_mode, **window)
-    if not layer.spiking:
-        return Stage(name, "mean", x, **window)
-    start = torch.tensor(layer.initial_potential)
-    return Stage(name, "average", x, v_init=start, threshold=layer.threshold, timing=layer.timing, **window)
 
 
 @dataclass(frozen=True, eq=False)

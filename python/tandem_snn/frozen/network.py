@@ -20,9 +20,10 @@ from ..nn.currents import part_of
 from ..nn.hooks import FIRING
 from ..nn.signals import check_batch, describe
 from .graphs import MOST_KEPT, Graph, capture, key_of
+from .instruction import FIRES, CannotLower
 from .lowering import Grid, grids_of, lower, round_, snapshot
 from .program import Metadata, Program, inference, write
-from .stages import FIRES, CannotLower, Stage, Stages, check_finite
+from .stages import Stage, Stages, check_finite
 from .stream import UNTIL_REST, Stream, explained
 
 _KEEPING = threading.Lock()
@@ -87,8 +88,11 @@ class FrozenNetwork(WeightKeeper):
 
     def extra_repr(self) -> str:
         program = self._program_for(1.0)
-        layers = [m for m in program.layers.modules() if isinstance(m, FIRING) or getattr(m, "kind", "") in FIRES]
-        timings = sorted({layer.timing for layer in layers})
+        instructions = [m.instruction for m in program.layers.modules() if isinstance(m, Stage)]
+        timings = sorted({
+            *(layer.timing for layer in program.layers.modules() if isinstance(layer, FIRING)),
+            *(i.timing for i in instructions if i.kind in FIRES),
+        })  # fmt: skip
         values = (*self.net.named_parameters(), *self.net.named_buffers())
         weights = sum(value.numel() for name, value in values if name.endswith("weight") and value.dim() > 1)
         how = "one call" if self.why_slow is None else f"layer by layer: {self.why_slow}"

@@ -1,6 +1,6 @@
 """Encode a list of stages as a program and its data, for ``frozen_run`` and files, and decode it.
 
-Each stage is an instruction with the same fields (``csrc/kernels/network/program.h``). The executor checks programs. A
+A program is a header and the words of the instructions (``csrc/kernels/network/program.h``). The executor checks it. A
 file has the program, its data and the names of the layers.
 """
 
@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import functools
 import math
-import struct
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -19,23 +18,22 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from tandem_ext import SpikeTrain, checks
+from tandem_ext import SpikeTrain
 from tandem_ext._torch import autocast_active
 from tandem_ext.ops import counts_dtype
 
 from ..container import pack, unpack, write_atomically
 from ..errors import UserError
 from ..nn.passing import SIGNALS
+from .instruction import ABSENT, CONSTANTS, FIELDS, HEADER, TENSORS, CannotLower, Instruction
 from .lowering import lower
-from .stages import ABSENT, CONSTANTS, FIELDS, HEADER, KINDS, CannotLower, Stage, Stages, check_finite
+from .stages import Stage, Stages, check_finite
 
 _ops = torch.ops.tandem
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in the order of the kernels' enum
 _ALIGNMENT = 64
 FORMAT = "tandem_snn frozen 1"
 _MODES = list(SIGNALS)
-_NAMES = {"kind": KINDS, "timing": checks.TIMINGS}  # these fields are stored as indices of names
-_TYPES = {each.name: str(each.type) for each in fields(Stage) if each.name != "name"}
 Answer = TypeVar("Answer", bound=Callable[..., Any])
 
 
@@ -89,7 +87,7 @@ def encode(stages: Stages, metadata: Metadata | None = None) -> tuple[Tensor, Te
     known = metadata or Metadata()
     block = _Block()
     dtype = stages.dtype
-    rows = [_row(stage, block, dtype) for stage in stages.stages]
+    rows = [_words(stage, block, dtype) for stage in stages.stages]
     shape = known.shape or ()
     channels, height, width = [*shape[:1], *[1] * (3 - len(shape)), *shape[1:]] if shape else (0, 0, 0)
     header = {
@@ -105,7 +103,7 @@ def encode(stages: Stages, metadata: Metadata | None = None) -> tuple[Tensor, Te
         "width": width,
         "instructions": len(rows),
     }
-    program = torch.tensor([header[name] for name in HEADER] + [row[name] for row in rows for name in FIELDS])
+    program = torch.tensor([header[name] for name in HEADER] + [word for row in rows for word in row])
     numbers = block.tensor()
     return program, numbers, _checked(program, numbers, [stage.name for stage in stages.stages])
 
@@ -119,7 +117,7 @@ def decode(program: Tensor, numbers: Tensor, names: Sequence[str]) -> tuple[Stag
     header = dict(zip(HEADER, words, strict=False))
     if header["instructions"] != len(names):
         raise ValueError(f"{len(names)} names for {header['instructions']} stages")
-    rows = (dict(zip(FIELDS, words[at:], strict=False)) for at in range(len(HEADER), len(words), len(FIELDS)))
+    rows = (Instruction.of_words(words[start:]) for start in range(len(HEADER), len(words), len(FIELDS)))
     stages = [_stage(name, row, numbers, _DTYPES[header["dtype"]]) for name, row in zip(names, rows, strict=True)]
     sizes = [header[name] for name in ("channels", "height", "width")]
     shape = (*sizes[:1], *sizes[4 - header["dims"] :]) if header["dims"] else None
@@ -250,67 +248,40 @@ class _Block:
         return torch.cat(self._pieces)
 
 
-def _row(stage: Stage, block: _Block, dtype: torch.dtype) -> dict[str, int]:
+def _words(stage: Stage, block: _Block, dtype: torch.dtype) -> list[int]:
+    """Return the words of a stage's instruction, after its tensors were added to the block."""
     if stage.weight is not None and stage.dtype != dtype:
         raise CannotLower(stage.name, f"its weights are {stage.dtype}, but other layers have {dtype}")
-    outputs, channels = (0, 0) if stage.weight is None else stage.weight.shape[:2]
-    outputs = len(stage.scale) if stage.weight is None and stage.scale is not None else outputs
-    few_bits = int(stage.step is not None)
-    row = {"axes": stage.axes, "outputs": outputs, "channels": channels, "few_bits": few_bits}
-    row |= {"v_height": 0, "v_width": 0}
-    if stage.v_init is not None and stage.v_init.dim():
-        row["v_height"], row["v_width"] = (1, 1, *stage.v_init.shape[1:])[-2:]
-    for name, kind in _TYPES.items():
-        value = getattr(stage, name)
-        if kind == "Pair":
-            row[f"{name}_h"], row[f"{name}_w"] = value
-        elif "Tensor" in kind:
-            if value is not None:
-                value = value.to(_stored(name, few_bits, dtype))
-            if name == "v_init" and value is not None and value.dim() > 1:
-                value = value.movedim(0, -1)  # neurons are channels-last
-            row[name] = block.put(value)
-        else:
-            row[name] = _bits(value) if kind == "float" else _NAMES[name].index(value) if kind == "str" else int(value)
-    return row
+    offsets = dict[str, Any]()
+    for name in TENSORS:
+        tensor: Tensor | None = getattr(stage, name)
+        if name == "v_init" and tensor is not None and tensor.dim() > 1:
+            tensor = tensor.movedim(0, -1)  # neurons are channels-last
+        stored = _stored(name, stage.instruction.few_bits, dtype)
+        offsets[name] = block.put(None if tensor is None else tensor.to(stored))
+    return replace(stage.instruction, **offsets).words()
 
 
-def _stage(name: str, row: dict[str, int], numbers: Tensor, dtype: torch.dtype) -> Stage:
-    """Decode the stage of a row, whose offsets the executor has checked."""
-    values: dict[str, Any] = {}
-    for key, kind in _TYPES.items():
-        if kind == "Pair":
-            values[key] = (row[f"{key}_h"], row[f"{key}_w"])
-        elif "Tensor" not in kind:
-            word = row[key]
-            values[key] = _NAMES[key][word] if kind == "str" else _real(word) if kind == "float" else word
-            values[key] = bool(word) if kind == "bool" else values[key]
-    space = values["kernel"][2 - row["axes"] :]
-    start = (*(row["v_height"], row["v_width"])[2 - row["axes"] :], row["outputs"]) if row["v_height"] else ()
-    shapes = {"weight": (row["outputs"], row["channels"], *space), "v_init": start}
-    for key in (key for key, kind in _TYPES.items() if "Tensor" in kind and row[key] != ABSENT):
-        stored = _stored(key, row["few_bits"], dtype)
-        shape = shapes.get(key, (row["outputs"],))
-        end = row[key] + stored.itemsize * math.prod(shape)
-        tensor = numbers[row[key] : end].clone().view(stored).view(shape)
+def _stage(name: str, i: Instruction, numbers: Tensor, dtype: torch.dtype) -> Stage:
+    """Return the stage of an instruction, whose offsets the executor has checked."""
+    start = (*i.over_axes(i.v_size), i.outputs) if any(i.v_size) else ()
+    shapes = {"weight": (i.outputs, i.channels, *i.over_axes(i.kernel)), "v_init": start}
+    tensors = {}
+    for key in TENSORS:
+        if (offset := getattr(i, key)) == ABSENT:
+            continue
+        stored, shape = _stored(key, i.few_bits, dtype), shapes.get(key, (i.outputs,))
+        tensor = numbers[offset : offset + stored.itemsize * math.prod(shape)].clone().view(stored).view(shape)
         if key == "v_init" and tensor.dim() > 1:
             tensor = tensor.movedim(-1, 0).contiguous()
-        of_weights = key == "step" or (key, values["kind"]) == ("shift", "readout")
+        of_weights = key == "step" or (key, i.kind) == ("shift", "readout")
         of_weights |= key == "weight" and dtype == torch.float64  # int8 kernels do not support a float64 scale
-        values[key] = tensor.to(dtype) if of_weights else tensor
-    return Stage(name, **values)
+        tensors[key] = tensor.to(dtype) if of_weights else tensor
+    return Stage(name, i, **tensors)
 
 
-def _stored(name: str, few_bits: int, dtype: torch.dtype) -> torch.dtype:
+def _stored(name: str, few_bits: bool, dtype: torch.dtype) -> torch.dtype:
     """Return the type in which a program holds a tensor of a stage."""
     if name != "weight":
         return torch.promote_types(dtype, torch.float32)
     return torch.int8 if few_bits else dtype
-
-
-def _bits(value: float) -> int:
-    return struct.unpack("<q", struct.pack("<d", value))[0]
-
-
-def _real(bits: int) -> float:
-    return struct.unpack("<d", struct.pack("<q", bits))[0]

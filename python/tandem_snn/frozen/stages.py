@@ -8,7 +8,7 @@ one call.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import replace
 from functools import partial, reduce
 from typing import Any
 
@@ -25,99 +25,55 @@ from .. import nn as tnn
 from ..nn.currents import NEVER, step_currents
 from ..nn.passing import SIGNALS
 from ..nn.signals import describe, map_counts
+from .instruction import ABSENT, FORMS, INPUT, TENSORS, Instruction
 
 _ops = torch.ops.tandem
-# The executor gives the names of the fields of headers and instructions, the kinds of instructions, and constants.
-HEADER, FIELDS, KINDS, _constants = (line.split() for line in _ops.frozen_fields.default().splitlines())
-CONSTANTS = {name: int(value) for name, value in (each.split("=") for each in _constants)}
-ABSENT, INPUT = CONSTANTS["absent"], CONSTANTS["input"]  # the numbers of two special values: none, the network's input
-FIRES = ("layer", "average")  # stages with neurons
-FORMS = {"popcount": "window", "burst": "step"}  # stages that convert trains to the form of another timing
-Pair = tuple[int, int]
 
 
-class CannotLower(ValueError):
-    """The network cannot be lowered to stages or a program. ``layer`` names the layer, or is "net"."""
-
-    def __init__(self, layer: str, why: str) -> None:
-        super().__init__(f"{layer}: {why}")
-        self.layer, self.why = layer, why
-
-
-@dataclass(eq=False, repr=False)
 class Stage(nn.Module):
-    """One layer, or one move (pooling, flatten): the fields of an instruction (``csrc/kernels/network/program.h``).
-
-    Tensors are buffers. They have no ordinary default, because a class attribute would hide the buffer.
+    """An instruction with its tensors; its forward runs it on any device.
 
     Attributes:
         name: the name of the layer in its network; stages may share it.
-        input, residual: the numbers of the values it reads: earlier stages, or INPUT.
-        fires: False returns the currents of every step, for the residual of another layer.
-        weight: [N, C / groups, *kernel], floats, or int8 with ``step`` [N]. With int8, ``scale`` includes the step; a
-            readout's weights are step·weight.
+        instruction: everything but the tensors, whose sizes it has.
+        weight, step: [N, C / groups, *kernel], floats, or int8 with ``step`` [N]. With int8, ``scale`` includes the
+            step; a readout's weights are step·weight.
         scale, shift, residual_scale: [N], None if neutral. For a readout, shift is the bias; for a mean, scale is the
             gain of each channel.
         v_init: 0-dim, [N], or [N, *space], where spatial sizes may be 1.
-        kernel, stride, padding, after, dilation: (vertical, horizontal); ``after`` is extra padding at the end.
-        ceil: ceil_mode of a max_pool. first, last: the dimensions of a flatten.
-        gain: a factor of counts, for a stage that reads counts instead of spikes.
-        timing: the timing of neurons or currents, which is also the form of the trains that the stage reads. The stages
-            "popcount" and "burst" convert the form.
         move: the module or function of a stage without weights.
     """
 
-    name: str
-    kind: str
-    input: int
-    residual: int = ABSENT
-    fires: bool = True
-    groups: int = 1
-    kernel: Pair = (1, 1)
-    stride: Pair = (1, 1)
-    padding: Pair = (0, 0)
-    after: Pair = (0, 0)
-    dilation: Pair = (1, 1)
-    ceil: bool = False
-    first: int = 1
-    last: int = -1
-    weight: Tensor | None = field(default_factory=type(None))
-    step: Tensor | None = field(default_factory=type(None))
-    scale: Tensor | None = field(default_factory=type(None))
-    shift: Tensor | None = field(default_factory=type(None))
-    residual_scale: Tensor | None = field(default_factory=type(None))
-    v_init: Tensor | None = field(default_factory=type(None))
-    threshold: float = 1.0
-    leak: float = 1.0
-    gain: float = 1.0
-    timing: str = "step"
+    weight: Tensor | None
+    step: Tensor | None
+    scale: Tensor | None
+    shift: Tensor | None
+    residual_scale: Tensor | None
+    v_init: Tensor | None
 
-    def __new__(cls, *_: Any, **__: Any) -> Any:
-        stage = super().__new__(cls)
-        nn.Module.__init__(stage)
-        return stage
-
-    def __post_init__(self) -> None:
-        for each in fields(self):
-            if "Tensor" in str(each.type):
-                self.register_buffer(each.name, self.__dict__.pop(each.name))
+    def __init__(self, name: str, instruction: Instruction, **tensors: Tensor | None) -> None:
+        super().__init__()
+        for tensor in TENSORS:
+            self.register_buffer(tensor, tensors.get(tensor))
+        outputs, channels = (0, 0) if self.weight is None else self.weight.shape[:2]
+        self.name = name
+        self.instruction = replace(
+            instruction,
+            axes=2 if self.weight is None else self.weight.dim() - 2,
+            outputs=len(self.scale) if self.weight is None and self.scale is not None else outputs,
+            channels=channels,
+            few_bits=self.step is not None,
+            v_size=(0, 0) if self.v_init is None or not self.v_init.dim() else (1, 1, *self.v_init.shape[1:])[-2:],
+        )
         self.move = self._move() if self.weight is None else None
         self.digits: Tensor | None = None  # set by prepare(); a GPU multiplies them instead of the weight
 
     def prepare(self) -> None:
-        if self.digits is None and self.weight is not None and self.kind == "layer":
-            self.digits = _ops.frozen_digits.default(self.weight, self.groups)
+        if self.digits is None and self.weight is not None and self.instruction.kind == "layer":
+            self.digits = _ops.frozen_digits.default(self.weight, self.instruction.groups)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"digits": None}
-
-    @property
-    def axes(self) -> int:
-        """The number of spatial dimensions."""
-        return 2 if self.weight is None else self.weight.dim() - 2
-
-    def over_axes(self, sizes: Pair) -> tuple[int, ...]:
-        return sizes[2 - self.axes :]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -132,30 +88,32 @@ class Stage(nn.Module):
         if self.step is None:
             return self.weight
         q = self.weight.to(self.step.dtype)
-        return q * over_inputs(self.step, q) if self.kind == "readout" else q
+        return q * over_inputs(self.step, q) if self.instruction.kind == "readout" else q
 
     def forward(self, x: Any, residual: Any = None) -> Any:
+        i = self.instruction
         if self.move is not None:
             if isinstance(x, (ConstantInput, ImpulseInput)):
                 return x.replace(x=self.move(x.x), gain=1.0)
-            gain = self.gain if self.scale is None else self.scale
+            gain = i.gain if self.scale is None else self.scale
             return self.move(x.replace(gain=gain) if isinstance(x, SpikeTrain) else x)
-        if self.kind == "readout":
+        if i.kind == "readout":
             return map_counts(x, self._answer)
-        return self._spikes(x, residual) if self.fires else step_currents(x, None, self._current, self.timing)
+        return self._spikes(x, residual) if i.fires else step_currents(x, None, self._current, i.timing)
 
     def _move(self) -> Callable[[Any], Any]:
-        if self.kind == "flatten":
-            return tnn.Flatten(self.first, self.last)
-        if self.kind in FORMS:
-            return partial(_in_form, FORMS[self.kind])
-        if self.kind == "adaptive_mean":
-            return tnn.AdaptiveAvgPool2d(self.kernel)
-        if self.kind == "max_pool":
-            return tnn.MaxPool2d(self.kernel, self.stride, self.padding, self.dilation, ceil_mode=self.ceil)
-        v_init = 0.0 if self.v_init is None else float(self.v_init) / self.threshold
-        neuron: dict[str, Any] = {"v_init": v_init, "timing": self.timing, "spiking": self.kind == "average"}
-        return tnn.AvgPool2d(self.kernel, self.stride, self.padding, **neuron)
+        i = self.instruction
+        if i.kind == "flatten":
+            return tnn.Flatten(i.first, i.last)
+        if i.kind in FORMS:
+            return partial(_in_form, FORMS[i.kind])
+        if i.kind == "adaptive_mean":
+            return tnn.AdaptiveAvgPool2d(i.kernel)
+        if i.kind == "max_pool":
+            return tnn.MaxPool2d(i.kernel, i.stride, i.padding, i.dilation, ceil_mode=i.ceil)
+        v_init = 0.0 if self.v_init is None else float(self.v_init) / i.threshold
+        neuron: dict[str, Any] = {"v_init": v_init, "timing": i.timing, "spiking": i.kind == "average"}
+        return tnn.AvgPool2d(i.kernel, i.stride, i.padding, **neuron)
 
     def _spikes(self, x: Any, residual: Any) -> SpikeTrain:
         shape = self._output_shape(tuple(x.shape))
@@ -166,11 +124,12 @@ class Stage(nn.Module):
             checks.train("residual", residual)
         more = residual.stored if isinstance(residual, SpikeTrain) else residual
         before = reduce(add_flags, [signal.bad for signal in (x, residual) if isinstance(signal, SpikeTrain)], None)
+        i = self.instruction
         spikes, *_, bad = self._run(
-            x, steps=x.T, threshold=self.threshold, leak=self.leak, v_init=v_init, residual=more,
+            x, steps=x.T, threshold=i.threshold, leak=i.leak, v_init=v_init, residual=more,
             residual_scale=self.residual_scale, bad=before,
         )  # fmt: skip
-        return SpikeTrain.unchecked(spikes, x.T, None, 1.0, self.dtype, self.timing, bad)
+        return SpikeTrain.unchecked(spikes, x.T, None, 1.0, self.dtype, i.timing, bad)
 
     def _current(self, step: Any, T: int) -> Tensor:
         self._output_shape(tuple(step.shape))
@@ -178,19 +137,19 @@ class Stage(nn.Module):
 
     def _run(self, x: Any, **neuron: Any) -> tuple[Tensor, ...]:
         """Run the neurons by their op; return (planes, counts, mask, v, bad)."""
-        settings: dict[str, Any] = {"leak": 1.0, "gate": "relu", "window": self.timing == "window"}
+        settings: dict[str, Any] = {"leak": 1.0, "gate": "relu", "window": self.instruction.timing == "window"}
         settings |= {"train": False, "return_v": False, "scale": self.scale, "shift": self.shift, **neuron}
         if not isinstance(x, SpikeTrain):
             op = _ops.constant_if if isinstance(x, ConstantInput) else _ops.impulse_if
             return op.default(self._product(x.x), x.T, **settings)
         synapses = (self._padded(x.stored), x.T, self.weight)
-        if self.axes == 0:
+        if self.instruction.axes == 0:
             return _ops.linear_if.default(*synapses, **settings, digits=self.digits)
         return _ops.conv_if.default(*synapses, *self._synapses().geometry(), **settings, digits=self.digits)
 
     def _synapses(self) -> Product:
-        stride, padding, dilation = (self.over_axes(sizes) for sizes in (self.stride, self.padding, self.dilation))
-        return Product(stride, padding, dilation, self.groups)
+        i = self.instruction
+        return Product(i.over_axes(i.stride), i.over_axes(i.padding), i.over_axes(i.dilation), i.groups)
 
     def _product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         weight = self.real_weight()
@@ -198,17 +157,19 @@ class Stage(nn.Module):
         return self._synapses().direct(self._padded(x), weight, bias)
 
     def _padded(self, x: Tensor) -> Tensor:
-        below, right = self.after
-        return F.pad(x, (0, right, 0, below)[: 2 * self.axes]) if below or right else x
+        below, right = self.instruction.after
+        return F.pad(x, (0, right, 0, below)[: 2 * self.instruction.axes]) if below or right else x
 
     def _answer(self, counts: Tensor) -> Tensor:
         counts = counts.to(self.dtype)
-        return self._product(counts if self.gain == 1.0 else counts * self.gain, self.shift)
+        gain = self.instruction.gain
+        return self._product(counts if gain == 1.0 else counts * gain, self.shift)
 
     def _output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the neurons, [B, N, *space]; raise ValueError if the input does not fit."""
         assert self.weight is not None
-        space = (size + after for size, after in zip(shape[2:], self.over_axes(self.after), strict=False))
+        more = self.instruction.over_axes(self.instruction.after)
+        space = (size + after for size, after in zip(shape[2:], more, strict=False))
         return self._synapses().output_shape((*shape[:2], *space), self.weight)
 
 
@@ -239,7 +200,8 @@ class Stages(nn.Module):
         super().__init__()
         self.stages: Any = nn.ModuleList(stages)
         self.mode, self.T, self.form = mode, T, form
-        readers = {value: n for n, stage in enumerate(self.stages) for value in (stage.input, stage.residual)}
+        read: Any = enumerate(stage.instruction for stage in self.stages)
+        readers = {value: n for n, i in read for value in (i.input, i.residual)}
         self._done: Any = {n: [value for value, last in readers.items() if last == n] for n in readers.values()}
 
     @property
@@ -262,9 +224,10 @@ class Stages(nn.Module):
         """Return the answer. ``watch(number, x, y)`` is called with the input and output of each stage."""
         values = {ABSENT: None, INPUT: self.signal(x)}
         for number, stage in enumerate(self.stages):
-            y = values[number] = stage(values[stage.input], values[stage.residual])
+            x = values[stage.instruction.input]
+            y = values[number] = stage(x, values[stage.instruction.residual])
             if watch is not None:
-                watch(number, values[stage.input], y)
+                watch(number, x, y)
             for value in self._done.get(number, ()):
                 del values[value]
         return y

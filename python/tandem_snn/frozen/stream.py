@@ -14,6 +14,7 @@ from torch import Tensor
 from tandem_ext import SpikeTrain
 from tandem_ext.train import add_flags, with_flags
 
+from .instruction import FIRES
 from .program import Program
 
 _step = torch.ops.tandem.frozen_step.default
@@ -101,9 +102,9 @@ class Stream:
     def by_layer(self, moves: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return the moves of a step by the name of the layer, and "input", as int8 [B, *features]."""
         layers: Any = self.program.layers
-        kinds = ("layer", "average", "popcount")
+        kinds = (*FIRES, "popcount")
         return {
-            "input" if stage.kind == "popcount" else stage.name: of
+            "input" if stage.instruction.kind == "popcount" else stage.name: of
             for stage, of in zip(layers.stages, moves, strict=True)
-            if stage.kind in kinds and of.dim() > 1
+            if stage.instruction.kind in kinds and of.dim() > 1
         }

@@ -1,109 +1,154 @@
-"""Find how the layers of a network are connected, by a call of its copy on torch.fx's proxies.
+"""Find how the layers of a network are connected, by a call of its copy on values that only layers take.
 
-torch.fx's own tracer patches ``nn.Module`` for all threads while it traces. Here only a shallow copy of the network
-records: its modules share everything with their originals, but the forward of a layer adds a node to the graph.
+torch.fx's tracer patches ``nn.Module`` for all threads while it traces. Here only a shallow copy of the network is
+changed: its modules share everything with their originals, but the forward of a layer is what the caller gives.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from torch import fx, nn
-from torch.fx.proxy import GraphAppendingTracer
+from torch import Tensor, fx, nn
 
 from tandem_ext._torch import children_of, has_forward_hooks, set_children, uncompiled
 
 from .. import nn as tnn
-from ..nn.general import Neurons
-from ..nn.maximum import MaxPool
-from .stages import CannotLower
+from ..nn.general import Neurons, rearranged, total
+from ..nn.hooks import given
+from ..nn.maximum import MaxPool, largest
+from .instruction import CannotLower
 
 MOVES = (tnn.MaxPool2d, tnn.AvgPool2d, tnn.AdaptiveAvgPool2d, tnn.Flatten)
 LAYERS = (tnn.Linear, tnn.Conv1d, tnn.Conv2d)
 LEAVES = (*MOVES, *LAYERS, tnn.Encoder, tnn.Dropout, tnn.Readout)
 
 
-def trace(net: nn.Module) -> fx.Graph:
-    """Return the graph of calls of the layers in ``net``; raise CannotLower if it has none."""
+class Foreign(TypeError):
+    """Something that is not a layer of ``tandem_snn.nn`` uses a value; the message is its name."""
+
+
+class Value:
+    """What flows from layer to layer.
+
+    Attributes:
+        number: the number of the instruction, or INPUT.
+        form: the timing whose form a train has; None if it is no train.
+        gain: what a count of it is worth, a number or one for each channel.
+        is_image: whether it is the input, also after moves such as pooling.
+        converted: the train in the form of the other timing, once it is needed.
+    """
+
+    def __init__(self, number: int, form: str | None, gain: float | Tensor, is_image: bool = False) -> None:
+        self.number, self.form, self.gain, self.is_image = number, form, gain, is_image
+        self.converted: Value | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        raise Foreign(name)
+
+    @classmethod
+    def __torch_function__(cls, function: Any, *_: Any) -> Any:
+        raise Foreign(getattr(function, "__name__", function))
+
+
+def _foreign(operator: str) -> Callable[..., Any]:
+    def refuse(*_: Any) -> Any:
+        raise Foreign(operator)
+
+    return refuse
+
+
+_OPERATORS = "add radd sub rsub mul rmul truediv rtruediv matmul rmatmul neg lt le gt ge getitem len iter bool"
+for _name in _OPERATORS.split():
+    setattr(Value, f"__{_name}__", _foreign(_name))
+
+
+def refuse_hooks(net: nn.Module) -> None:
     for name, module in net.named_modules():
         if has_forward_hooks(module):
             raise CannotLower(name or "net", "it has a forward hook, which only its own forward calls: remove the hook")
-    tracer = _Tracer(fx.Graph())
-    answer = tracer.copy(net)(tracer.create_proxy("placeholder", "x", (), {}))
-    tracer.create_node("output", "output", (tracer.create_arg(answer),), {})
-    return tracer.graph
 
 
-class _Tracer(GraphAppendingTracer):
-    """Copies modules so that they add nodes to ``graph``; each node has its ``module``, (name, module), in ``meta``."""
+def trace(net: nn.Module, x: Value, call: Callable[..., Value]) -> Any:
+    """Return what the network makes of x, where ``call(name, layer, x, **further)`` is the forward of each layer."""
+    refuse_hooks(net)
+    return _Tracer(call).copy(net)(x)
 
-    def __init__(self, graph: fx.Graph) -> None:
-        super().__init__(graph)
+
+class _Tracer:
+    def __init__(self, call: Callable[..., Value]) -> None:
+        self.call = call
+        self.failed: Exception | None = None  # the error of a call
         self.copies: dict[nn.Module, nn.Module] = {}
-        self.inside: list[tuple[str, nn.Module]] = []  # the modules whose forward runs, the innermost last
-
-    def create_node(self, *arguments: Any, **keywords: Any) -> fx.Node:
-        node = super().create_node(*arguments, **keywords)
-        node.meta["module"] = self.inside[-1] if self.inside else None
-        return node
-
-    def create_arg(self, a: Any) -> Any:
-        try:
-            return super().create_arg(a)
-        except NotImplementedError:  # not an argument of a layer
-            return None
 
     def copy(self, module: nn.Module, name: str = "") -> nn.Module:
         if module in self.copies:
             return self.copies[module]
         if uncompiled(module) is not module:
             raise CannotLower(name, "it is compiled: freeze the module that was given to torch.compile")
-        copy: nn.Module = object.__new__(type(module))
+        copy: Any = object.__new__(type(module))
         self.copies[module] = copy
         copy.__dict__.update(module.__dict__)
         prefix = f"{name}." if name else ""
-        children = {key: child and self.copy(child, prefix + key) for key, child in children_of(module).items()}
+        set_children(
+            copy, {key: child and self.copy(child, prefix + key) for key, child in children_of(module).items()}
+        )
         torchs = type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
         if isinstance(module, (*LEAVES, tnn.SpikingLayer, Neurons, MaxPool)) or torchs:
-            forward = partial(self._layer, name)
-        elif isinstance(module, fx.GraphModule):
-            forward = partial(self._inside, name, module, partial(self._graph, module.graph, copy))
+            forward = partial(self._layer, name, module)
         else:
-            forward = partial(self._inside, name, module, copy.forward)
-        set_children(copy, children)
+            run = partial(_run_graph, copy) if isinstance(module, fx.GraphModule) else copy.forward
+            forward = partial(self._run, name, module, run)
         copy.__dict__["forward"] = forward
         return copy
 
-    def _layer(self, name: str, *args: Any, **kwargs: Any) -> fx.Proxy:
-        return self.create_proxy("call_module", name, args, kwargs)
+    def _layer(self, name: str, layer: nn.Module, *args: Any, **kwargs: Any) -> Value:
+        x, further = given(args, kwargs)
+        known = isinstance(x, Value) and isinstance(further.get("residual"), Value | None)
+        if not known or further.keys() - {"residual", "fire"}:
+            raise CannotLower(name, "its input does not come from a layer of tandem_snn.nn")
+        try:
+            return self.call(name, layer, x, **further)
+        except Exception as error:
+            self.failed = error
+            raise
 
-    def _inside(self, name: str, module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
-        self.inside.append((name, module))
+    def _run(self, name: str, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call the forward of a module that is no layer; raise CannotLower, with its name, for what it does itself."""
         try:
             return forward(*args, **kwargs)
-        except CannotLower:
-            raise
+        except Foreign as error:
+            what = f"{type(module).__name__}, with {error} in its forward," if name else error
+            raise CannotLower(name or "net", f"{what} is not a layer of tandem_snn.nn") from error
         except Exception as error:  # a user's forward may raise anything when it is traced
+            if error is self.failed or isinstance(error, CannotLower):
+                raise
             what = f"{type(module).__name__} is not" if name else "it contains something that is not"
-            raise CannotLower(
-                name or "net", f"{what} a layer of tandem_snn.nn, and its forward cannot be traced ({error})"
-            ) from error
-        finally:
-            self.inside.pop()
+            why = f"{what} a layer of tandem_snn.nn, and its forward cannot be traced ({error})"
+            raise CannotLower(name or "net", why) from error
 
-    def _graph(self, graph: fx.Graph, copy: nn.Module, *args: Any) -> Any:
-        """Run the graph of a GraphModule; functions are recorded, not called."""
-        values: dict[fx.Node, Any] = {}
-        inputs = iter(args)
-        for node in graph.nodes:
-            given, named = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-            if node.op == "placeholder":
-                values[node] = next(inputs)
-            elif node.op == "call_module":
-                values[node] = copy.get_submodule(str(node.target))(*given, **named)
-            elif node.op == "output":
-                return given[0]
-            else:
-                values[node] = self.create_proxy(node.op, node.target, given, named, node.name)
-        return None
+
+def _run_graph(copy: fx.GraphModule, *args: Any) -> Any:
+    """Run the graph of a GraphModule, whose functions are refused instead of called."""
+    values, inputs = dict[fx.Node, Any](), iter(args)
+    for node in copy.graph.nodes:
+        arguments, named = fx.map_arg((node.args, node.kwargs), values.__getitem__)
+        if node.op == "placeholder":
+            values[node] = next(inputs)
+        elif node.op == "call_module":
+            values[node] = copy.get_submodule(str(node.target))(*arguments, **named)
+        elif node.op == "output":
+            return arguments[0]
+        else:
+            raise Foreign(_operator_of(node))
+    return None
+
+
+def _operator_of(node: fx.Node) -> str:
+    """Name the operator of the user's network, for which :func:`tandem_snn.convert` may have put other functions."""
+    if node.target is total and node.users:
+        return _operator_of(next(iter(node.users)))
+    target: Any = node.args[0] if node.target in (rearranged, largest) else node.target
+    target = getattr(target, "overloadpacket", target)
+    return f"{node.name!r} ({node.op} {target if isinstance(target, str) else getattr(target, '__name__', target)})"

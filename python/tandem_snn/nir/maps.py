@@ -19,10 +19,11 @@ from ..convert.exported import exported
 from ..convert.graph import CannotConvert, Op
 from ..convert.layers import average_of, is_over_space, norm_of, sizes_of
 from ..convert.to_ann import Scale, to_ann
+from ..frozen.instruction import INPUT, TENSORS, CannotLower, Instruction
 from ..frozen.lowering import geometry_of
 from ..frozen.network import FrozenNetwork
-from ..frozen.stages import INPUT, CannotLower, Stage
-from ..frozen.trace import trace
+from ..frozen.stages import Stage
+from ..frozen.trace import refuse_hooks
 from ..listing import NamedStage, identifier
 from ..nn.batch_norm import fold_norm, uses_batch
 from ..nn.general import Neurons
@@ -50,7 +51,7 @@ class _Value:
 def graph_of_maps(net: nn.Module, x: Any, dt: float) -> Any:
     """Export a network; arguments as in :func:`to_nir`."""
     net = net.net if isinstance(net, FrozenNetwork) else net
-    trace(net)  # raises for hooks and other things that a graph cannot have
+    refuse_hooks(net)
     with evaluating(net):
         return _Walk(net, x[:1], dt).written()
 
@@ -142,7 +143,8 @@ class _Walk:
     def _map(self, kind: str, names: list[str], name: str | None = None, **fields: Any) -> NamedStage:
         name, value = name or self.name, self.values[self._x]
         self.writer.result[f"{name} reads"] = names
-        layer = Stage(name, kind, INPUT, **fields)
+        tensors = {tensor: fields.pop(tensor, None) for tensor in TENSORS}
+        layer = Stage(name, Instruction(kind, INPUT, **fields), **tensors)
         return NamedStage(name, layer, f"{name} reads", None, False, value.shape, self.op.features)
 
     def _write(self, stage: NamedStage) -> None:
@@ -159,7 +161,7 @@ class _Walk:
             raise CannotLower(self.name, "NIR's neurons have no current of their own at every step, an offset")
         start = torch.as_tensor(layer.initial_potential).detach()
         fields = layer.dynamics() | {"v_init": start, "timing": layer.timing}
-        stage = self._map("layer", [], self.base, weight=torch.empty(0), **fields)
+        stage = self._map("layer", [], self.base, weight=torch.empty(0, 0), **fields)
         stage.fires = True
         names = [self.writer.neurons(stage, self._names(self._x))]
         gain: Any = layer.threshold if layer.gain == "threshold" else layer.gain

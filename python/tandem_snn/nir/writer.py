@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import extra
-from ..frozen.stages import CannotLower
+from ..frozen.instruction import CannotLower
 from ..listing import NamedStage
 
 
@@ -38,13 +39,13 @@ class Writer:
         return self.nir.NIRGraph(self.nodes, self.edges, metadata=metadata)
 
     def write(self, stage: NamedStage) -> None:
-        kind = stage.layer.kind
+        kind = stage.instruction.kind
         if kind in ("layer", "readout"):
             node = self._synapses(stage)
         elif kind == "flatten":
             # negative dimensions, because tools disagree on whether positive ones count the batch
             dims = len(stage.in_shape) + 1
-            first, last = (d % dims - dims for d in (stage.layer.first, stage.layer.last))
+            first, last = (d % dims - dims for d in (stage.instruction.first, stage.instruction.last))
             node = self.nir.Flatten({"input": np.array(stage.in_shape)}, first, last)
         elif kind in ("average", "mean", "adaptive_mean"):
             node = self._average(stage)
@@ -53,8 +54,8 @@ class Writer:
         name = self.add(stage.name, node, *self.result[stage.x])
         if stage.fires:
             name = self.neurons(stage, [name])
-        elif kind in ("mean", "adaptive_mean") and (stage.layer.scale is not None or stage.layer.gain != 1.0):
-            gain = torch.tensor(stage.layer.gain) if stage.layer.scale is None else stage.layer.scale
+        elif kind in ("mean", "adaptive_mean") and (stage.layer.scale is not None or stage.instruction.gain != 1.0):
+            gain = torch.tensor(stage.instruction.gain) if stage.layer.scale is None else stage.layer.scale
             name = self.add(self.free(f"{name}_gain"), self.nir.Scale(full(stage.shape, gain)), name)
         self.result[stage.name] = [name]
 
@@ -71,27 +72,28 @@ class Writer:
         return name
 
     def _synapses(self, stage: NamedStage) -> Any:
-        layer, (weight, bias) = stage.layer, (values.cpu().numpy() for values in stage.folded(self.T))
-        if layer.axes == 0:
+        i, (weight, bias) = stage.instruction, (values.cpu().numpy() for values in stage.folded(self.T))
+        if i.axes == 0:
             return self.nir.Affine(weight, bias)
-        weight = without_groups(weight, layer.groups)
-        if any(layer.after):
+        weight = without_groups(weight, i.groups)
+        if any(i.after):
             raise CannotLower(stage.name, "padding that is not the same on both sides: use an odd kernel")
-        padding: tuple[int, ...] = layer.padding
-        if layer.axes == 1:
-            (size,), stride, dilation = stage.in_shape[1:], layer.stride[1], layer.dilation[1]
+        padding: tuple[int, ...] = i.padding
+        if i.axes == 1:
+            (size,), stride, dilation = stage.in_shape[1:], i.stride[1], i.dilation[1]
             return self.nir.Conv1d(size, weight, stride, padding[1], dilation, 1, bias)
-        weight, padding = _square(stage.name, weight, padding, layer.dilation)
-        return self.nir.Conv2d(stage.in_shape[1:], weight, layer.stride, padding, layer.dilation, 1, bias)
+        weight, padding = _square(stage.name, weight, padding, i.dilation)
+        return self.nir.Conv2d(stage.in_shape[1:], weight, i.stride, padding, i.dilation, 1, bias)
 
     def _average(self, stage: NamedStage) -> Any:
         """Return a mean, or a sum for neurons if 1/k² is no power of two: then readers would round each current."""
         layer, cls = stage.layer, self.nir.AvgPool2d
-        if stage.fires and math.frexp(layer.threshold)[0] != 0.5:
+        if stage.fires and math.frexp(stage.instruction.threshold)[0] != 0.5:
             cls = self.nir.SumPool2d
         elif stage.fires:
             assert layer.v_init is not None
-            layer.v_init, layer.threshold = layer.v_init / layer.threshold, 1.0
+            layer.v_init = layer.v_init / stage.instruction.threshold
+            layer.instruction = replace(stage.instruction, threshold=1.0)
         node = cls(*map(np.array, stage.windows()))
         node.input_type, node.output_type = {"input": np.array(stage.in_shape)}, {"output": np.array(stage.shape)}
         return node
@@ -109,20 +111,21 @@ class Writer:
     def _if(self, stage: NamedStage) -> Any:
         metadata: dict[str, Any] = {"reset": "subtract", "fires": "v >= v_threshold"}
         if self.window_timing:
-            metadata["timing"] = stage.layer.timing
+            metadata["timing"] = stage.instruction.timing
         if stage.layer.v_init is not None and bool(stage.layer.v_init.any()):
             if not stage.window_timing:
                 raise CannotLower(stage.name, "NIR's neurons start at potential 0: set v_init=0")
             metadata["v_init"] = full(stage.shape, stage.layer.v_init)
-        zeros, threshold = np.zeros(stage.shape, np.float32), full(stage.shape, torch.as_tensor(stage.layer.threshold))
-        cls = self.nir.IF if stage.layer.leak == 1.0 else self.nir.LIF
+        zeros = np.zeros(stage.shape, np.float32)
+        threshold = full(stage.shape, torch.as_tensor(stage.instruction.threshold))
+        cls = self.nir.IF if stage.instruction.leak == 1.0 else self.nir.LIF
         if cls is self.nir.LIF:
             metadata["leak"] = "before the reset: v = (1 - dt / tau) v - v_threshold"
         return cls(**self._dynamics(stage), v_threshold=threshold, v_reset=zeros, metadata=metadata)
 
     def _dynamics(self, stage: NamedStage) -> dict[str, np.ndarray]:
         """Return the parameters with which a step of length dt is v = λv + I."""
-        lost = 1.0 - stage.layer.leak
+        lost = 1.0 - stage.instruction.leak
         if not lost:
             return {"r": np.full(stage.shape, 1 / self.dt, np.float32)}
         tau, r = np.full(stage.shape, self.dt / lost), np.full(stage.shape, 1.0 / lost)
