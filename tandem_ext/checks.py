@@ -124,13 +124,13 @@ def positive(name: str, value: object, what: str = "") -> None:
 
 def ints(name: str, value: object, dims: int, least: int) -> tuple[int, ...]:
     """An int for all spatial dimensions, or one for each; returned as a tuple."""
-    each = (value,) * dims if isinstance(value, int) else value
-    right = isinstance(each, (tuple, list)) and len(each) == dims
-    if not right or any(not isinstance(n, int) or isinstance(n, bool) for n in each):  # type: ignore[attr-defined]
+    sizes = (value,) * dims if isinstance(value, int) else value
+    right = isinstance(sizes, (tuple, list)) and len(sizes) == dims
+    if not right or any(not isinstance(n, int) or isinstance(n, bool) for n in sizes):  # type: ignore[attr-defined]
         _refuse(TypeError, name, f"an int or {dims} ints", value)
-    if any(n < least for n in each):  # type: ignore[attr-defined]
+    if any(n < least for n in sizes):  # type: ignore[attr-defined]
         _refuse(ValueError, name, f"at least {least}", value)
-    return tuple(each)  # type: ignore[arg-type]
+    return tuple(sizes)  # type: ignore[arg-type]
 
 
 def T(name: str, value: object, timing_: str = "step") -> None:

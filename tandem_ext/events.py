@@ -16,16 +16,16 @@ def bin_events(
     recording: Any, shape: Sequence[int], T: int, window: tuple[float, float] | None
 ) -> npt.NDArray[np.uint8]:
     """Return the planes [ceil(T/8), *shape] of a recording; arguments and errors as in ``SpikeTrain.from_events``."""
-    shape, given = tuple(shape) if hasattr(shape, "__len__") else (), shape
+    shape, sizes = tuple(shape) if hasattr(shape, "__len__") else (), shape
     if not shape or not all(isinstance(n, (int, np.integer)) and n >= 0 for n in shape):
-        raise ValueError(f"shape: expected the sizes of the features, such as (2, 34, 34), got {given}")
+        raise ValueError(f"shape: expected the sizes of the features, such as (2, 34, 34), got {sizes}")
     times, neurons = _addresses(recording, shape)
     frames, inside = _frames(times, T, window)
     frames, neurons = frames[inside], neurons[inside]
     planes = np.zeros(((T + 7) // 8, math.prod(shape)), dtype=np.uint8)
     for bit in range(min(T, 8)):  # the dense spikes of a long window would take eight times the memory
-        at = frames % 8 == bit
-        planes[frames[at] // 8, neurons[at]] |= np.uint8(1 << bit)
+        in_bit = frames % 8 == bit
+        planes[frames[in_bit] // 8, neurons[in_bit]] |= np.uint8(1 << bit)
     return planes.reshape(len(planes), *shape)
 
 

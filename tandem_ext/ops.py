@@ -131,8 +131,8 @@ def _register(name: str, fake: Callable[[Arguments], Any]) -> None:
         return fake(a)
 
     def rule(info: Any, in_dims: Sequence[Any], *args: Any) -> tuple[Any, Any]:
-        given = list(zip(args, in_dims, strict=True))  # the dimension of a list of ints is a list of None
-        outputs = [op(*(a.select(d, i) if isinstance(d, int) else a for a, d in given)) for i in range(info.batch_size)]
+        pairs = list(zip(args, in_dims, strict=True))  # the dimension of a list of ints is a list of None
+        outputs = [op(*(a.select(d, i) if isinstance(d, int) else a for a, d in pairs)) for i in range(info.batch_size)]
         if isinstance(outputs[0], Tensor):
             return torch.stack(outputs), 0
         stacked = [None if parts[0] is None else torch.stack(parts) for parts in zip(*outputs, strict=True)]

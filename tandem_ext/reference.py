@@ -122,7 +122,7 @@ class _Valued(torch.autograd.Function):
     """The value of one tensor with the gradient of another."""
 
     @staticmethod
-    def forward(ctx: Any, of: Tensor, value: Tensor) -> Tensor:
+    def forward(ctx: Any, source: Tensor, value: Tensor) -> Tensor:
         return value.clone()
 
     @staticmethod
@@ -168,8 +168,8 @@ def _layer(
     Returns:
         (train, mean, var), or ((train, v), mean, var) with ``return_v``.
     """
-    given: Any = x if weight is None else weight
-    dtype = (given if isinstance(given, Tensor) else given.x).dtype
+    like: Any = x if weight is None else weight
+    dtype = (like if isinstance(like, Tensor) else like.x).dtype
     dtype = torch.float32 if dtype == torch.int8 else dtype
     window, geometry = timing == "window", (stride, padding, dilation, groups)
     y, u, T, total, gain = _currents(x, weight, geometry, compute_dtype(dtype), window)
@@ -193,9 +193,9 @@ def _layer(
             rows = u.double().movedim(1, -1).flatten(0, -2)
             mean = _divided(rows.sum(0), len(rows))
             var = (_divided((rows * rows).sum(0), len(rows)) - mean * mean).clamp_min(0).to(y.dtype)
-            mean, g, one = mean.to(y.dtype), (s * g).flatten(), unit.flatten()
-            a = gamma / one * (1 / square_root(g * g * var + eps) + 0 * var)
-            factor, term = _per_channel(a * g, y), _per_channel(beta / one - g * mean * a, y)
+            mean, g, units = mean.to(y.dtype), (s * g).flatten(), unit.flatten()
+            a = gamma / units * (1 / square_root(g * g * var + eps) + 0 * var)
+            factor, term = _per_channel(a * g, y), _per_channel(beta / units - g * mean * a, y)
             mean, var = g * mean + b.flatten(), g * g * var
 
     with torch.no_grad():
@@ -280,9 +280,9 @@ def _per_channel(value: float | Tensor | None, y: Tensor) -> Tensor:
     return tensor.view(-1, *[1] * (y.dim() - 3)) if tensor.dim() else tensor
 
 
-def _divided(x: Tensor, by: int) -> Tensor:
+def _divided(x: Tensor, divisor: int) -> Tensor:
     """Return x / by, rounded once. On a GPU, torch multiplies by the reciprocal if ``by`` is not a GPU tensor."""
-    return x / torch.full_like(x, by)
+    return x / torch.full_like(x, divisor)
 
 
 def square_root(x: Tensor) -> Tensor:

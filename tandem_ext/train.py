@@ -288,12 +288,12 @@ class SpikeTrain(Signal):
             counts = self.clean_counts()
             if self._counts is not None and self.bad is None:
                 return counts
-            made = with_flags(counts, self.bad)
+            flagged = with_flags(counts, self.bad)
             if counts.requires_grad and not torch.is_grad_enabled():
-                return made  # not cached, because later uses may need a gradient
-            self._flagged_counts = made
+                return flagged  # not cached, because later uses may need a gradient
+            self._flagged_counts = flagged
             if self._counts is not None:
-                self._counts = made  # so that later gradients flow through the tensor that was returned here
+                self._counts = flagged  # so that later gradients flow through the tensor that was returned here
         return self._flagged_counts
 
     @counts.setter

@@ -90,8 +90,8 @@ def unpack(path: Path, format: str, kind: str, writer: str) -> dict[str, Tensor]
     if _digest(start, unsigned, body) != facts["checksum"]:
         raise UserError(f"{path} is damaged: its {size} bytes do not have the checksum they were written with")
     if (found := facts.get("format", "none")) != format:
-        which = f"its format is {found!r:.80}, this version reads {format!r}"
-        raise UserError(f"{path} is not a {kind}, or one that another version of tandem_snn wrote: {which}")
+        reason = f"its format is {found!r:.80}, this version reads {format!r}"
+        raise UserError(f"{path} is not a {kind}, or one that another version of tandem_snn wrote: {reason}")
     load = extra("safetensors.torch", f"a {kind}").load
     try:
         tensors: dict[str, Tensor] = load(b"".join((start, header, body)))

@@ -40,7 +40,7 @@ def info() -> str:
         {package: _version(package) or "not installed" for package in PACKAGES},
     )
     width = max(len(name) for section in sections for name in section)
-    blocks = ("\n".join(f"{name:{width}}  {_text(value)}" for name, value in one.items()) for one in sections if one)
+    blocks = ("\n".join(f"{name:{width}}  {_text(value)}" for name, value in part.items()) for part in sections if part)
     return "\n\n".join(blocks)
 
 

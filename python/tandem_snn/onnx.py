@@ -159,10 +159,10 @@ class Graph:
     def _fire(self, stage: NamedStage, current: str) -> str:
         name, i = stage.name, stage.instruction
         if stage.residual is not None:
-            more = self.per_channel(
+            added = self.per_channel(
                 "Mul", self.values[stage.residual], stage, "residual_scale", stage.layer.residual_scale
             )
-            current = self.op("Add", current, more)
+            current = self.op("Add", current, added)
         v = self.start(stage)
         if self.streams:
             before = self.input(f"{name}.v", stage.shape)
@@ -255,11 +255,11 @@ class Graph:
 
     def start(self, stage: NamedStage) -> str | None:
         """Return the initial potential, or None if it is 0."""
-        given = stage.layer.v_init
-        if given is None or not bool(given.any()):
+        v_init = stage.layer.v_init
+        if v_init is None or not bool(v_init.any()):
             return None
-        given = given.detach().float()
-        return self.constant(f"{stage.name}.v_init", given if given.dim() else given.view(1))
+        v_init = v_init.detach().float()
+        return self.constant(f"{stage.name}.v_init", v_init if v_init.dim() else v_init.view(1))
 
     def spikes(self, v: str, threshold: float, kept: str) -> tuple[str, str]:
         """Return the spikes of potentials v, and what is left of ``kept``, their potentials after the leak."""
@@ -282,6 +282,6 @@ class Graph:
 def window_of(i: Instruction) -> dict[str, Any]:
     kernel, strides, padding, after = map(i.over_axes, (i.kernel, i.stride, i.padding, i.after))
     window = {"kernel_shape": kernel, "strides": strides}
-    window["pads"] = (*padding, *(p + more for p, more in zip(padding, after, strict=True)))
+    window["pads"] = (*padding, *(p + added for p, added in zip(padding, after, strict=True)))
     dilates = i.kind in ("layer", "max_pool")
     return window | ({"dilations": i.over_axes(i.dilation)} if dilates else {})

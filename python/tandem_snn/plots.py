@@ -62,8 +62,8 @@ def raster(train: SpikeTrain | Recording | Tensor, axes: Any = None, *, sample: 
     axes = given_or_new(axes)
     size = min(80.0, max(8.0, (300 / max(1, len(spikes[0]) // distance)) ** 2))  # points squared
     for sign, color in ((1, SNN), (-1, ANN)):
-        steps, which = (spikes[:, ::distance] == sign).nonzero(as_tuple=True)
-        axes.scatter((steps + 1).tolist(), (which * distance).tolist(), s=size, marker="|", color=color)
+        steps, shown = (spikes[:, ::distance] == sign).nonzero(as_tuple=True)
+        axes.scatter((steps + 1).tolist(), (shown * distance).tolist(), s=size, marker="|", color=color)
     step_axis(axes, len(spikes))
     every = f", 1 of {distance} shown" if distance > 1 else ""
     axes.set(ylabel=f"neuron{every}", ylim=(-0.02 * spikes.shape[1] - 0.5, 1.02 * spikes.shape[1] - 0.5))
@@ -136,19 +136,19 @@ def counts_against_activations(
     'spike count'
     """
     found = activations(net, x)
-    if layer is not None and layer not in {one.name for one in found}:
-        raise ValueError(f"layer: expected one of {abridged(one.name for one in found)}, got {layer!r}")
+    if layer is not None and layer not in {activation.name for activation in found}:
+        raise ValueError(f"layer: expected one of {abridged(activation.name for activation in found)}, got {layer!r}")
     axes = given_or_new(axes)
     T, highest = found[0].T, 1.0
-    for one in found:
-        if layer in (None, one.name):
+    for activation in found:
+        if layer in (None, activation.name):
             generator = torch.Generator().manual_seed(0)
-            chosen = torch.randperm(one.a.numel(), generator=generator)[:points]
+            chosen = torch.randperm(activation.a.numel(), generator=generator)[:points]
             jitter = torch.rand(len(chosen), generator=generator) * 0.5 - 0.25
-            a = one.a.relu().flatten().cpu()[chosen].tolist()
-            counts = (one.counts.flatten().cpu()[chosen] + jitter).tolist()
+            a = activation.a.relu().flatten().cpu()[chosen].tolist()
+            counts = (activation.counts.flatten().cpu()[chosen] + jitter).tolist()
             highest = max(highest, *a, *counts)
-            axes.scatter(a, counts, s=3, alpha=0.4, label=f"layer {one.name}")
+            axes.scatter(a, counts, s=3, alpha=0.4, label=f"layer {activation.name}")
     axes.plot([0, T, 2 * T], [0, T, T], color="black", linewidth=0.8)
     axes.set(xlabel="ANN activation ρ(z)/ϑ", ylabel="spike count")
     axes.set(xlim=(-0.03 * highest, min(1.05 * highest, 1.5 * T)), ylim=(-0.5, min(highest, T) + 0.5))

@@ -80,9 +80,9 @@ def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..
             gradients = backward(ctx, *grads)
         if torch.compiler.is_compiling():
             return gradients
-        made = [gradient for gradient in gradients if gradient is not None]
+        present = [gradient for gradient in gradients if gradient is not None]
         sources = [t for t in (*grads, *ctx.saved_tensors) if t is not None and t.is_floating_point()]
-        refusing = iter(apply(_First, len(made), *made, *sources))
+        refusing = iter(apply(_First, len(present), *present, *sources))
         return tuple(None if gradient is None else next(refusing) for gradient in gradients)
 
     return first

@@ -137,8 +137,8 @@ def shows(keywords: Any) -> Callable[[F], F]:
     settings = declared(keywords)
     types = {name: get_args(declaration)[0] for name, declaration in keywords.__annotations__.items()}
 
-    def decorate(of: F) -> F:
-        call: Any = of.__init__ if isinstance(of, type) else of  # type: ignore[misc]  # classes may share it
+    def decorate(target: F) -> F:
+        call: Any = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]  # classes may share it
         shown = inspect.signature(call)
         kept = [p for p in shown.parameters.values() if p.kind is not p.VAR_KEYWORD and p.name not in types]
         options = [
@@ -146,6 +146,6 @@ def shows(keywords: Any) -> Callable[[F], F]:
             for name, setting in settings.items()
         ]
         call.__signature__ = shown.replace(parameters=[*kept, *options])
-        return of
+        return target
 
     return decorate

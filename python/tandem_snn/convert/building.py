@@ -127,15 +127,15 @@ class Builder:
 
     def rearrange(self, op: Op) -> Value:
         """Add an Op that rearranges spikes, and return its spikes."""
-        given = {value: self.env[value].labels for value in op.inputs if self.env[value].kind == "spikes"}
+        labelled = {value: self.env[value].labels for value in op.inputs if self.env[value].kind == "spikes"}
         labels: Any = ONE
-        if any(each is not ONE for each in given.values()):
-            before = {value: each.expand(1, *value.features) for value, each in given.items()}
+        if any(part is not ONE for part in labelled.values()):
+            before = {value: part.expand(1, *value.features) for value, part in labelled.items()}
             # sizes are those of a batch of one
             args, kwargs = pytree.tree_map_only(Op, lambda value: before.get(value, 1), _any_batch(op))
             labels = getattr(torch.ops.aten, _reshaping(op))(*args, **kwargs)
         several = not isinstance(labels, Tensor)
-        by_channel = all(Value("spikes", labels=each).by_channel for each in (labels if several else [labels]))
+        by_channel = all(Value("spikes", labels=part).by_channel for part in (labels if several else [labels]))
         args, kwargs = pytree.tree_map_only(Op, self.signal, _any_batch(op))
         node = self.function(general.rearranged, (_reshaping(op), by_channel, *args), kwargs)
         return Value("spikes", node, tuple(labels) if several else labels)
@@ -157,7 +157,7 @@ class Builder:
             op = stack.pop()
             if self.env[op].kind == "currents":
                 found[op.kind] = None
-                stack += [given for given in op.inputs if given not in seen]
+                stack += [source for source in op.inputs if source not in seen]
                 seen.update(op.inputs)
         return ", ".join(list(found)[::-1])
 

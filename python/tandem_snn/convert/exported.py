@@ -176,20 +176,20 @@ class _Reader:
     def _check_writes(self) -> None:
         """Refuse a write through a view if the memory is read later: in the graph that read has the old values."""
         place = {op: i for i, op in enumerate(self.graph.ops)}
-        same: dict[Op, list[Op]] = {}  # the Ops that share an Op's memory
+        aliases: dict[Op, list[Op]] = {}  # the Ops that share an Op's memory
         for op in self.graph.ops:
             arguments = arguments_of(op.function) if op.args and isinstance(op.function, OpOverload) else ()
             shared = [(op.args[a.name], a.alias_info.is_write) for a in arguments if a.alias_info is not None]
-            shared += [(given, False) for given in op.inputs if op.kind == "getitem"]
-            for given, written in shared:
-                if not isinstance(given, Op):
+            shared += [(value, False) for value in op.inputs if op.kind == "getitem"]
+            for value, written in shared:
+                if not isinstance(value, Op):
                     continue
-                known = same.setdefault(given, [given])
+                known = aliases.setdefault(value, [value])
                 readers = (user for other in known for user in other.users if user.kind != "size")
                 if written and any(place[user] > place[op] for user in readers):
                     raise refuse(op, "it writes into a view of what is read afterwards: compute a new tensor instead")
                 known.append(op)
-                same[op] = known
+                aliases[op] = known
 
     def _unite_maxima(self) -> None:
         """Write max(dim) and adaptive maximum pooling to one value as amax."""
@@ -227,7 +227,7 @@ def _is_module_call(op: Op) -> bool:
         return False  # a forward of the user's may do more than its operations show
     if "output_padding" in op.args and tuple(op.args["output_padding"]) != op.module.output_padding:
         return False  # it depends on output_size, a further argument of the call
-    return sum(given.batch is not None for given in op.inputs) == 1  # a call of the module has one argument
+    return sum(source.batch is not None for source in op.inputs) == 1  # a call of the module has one argument
 
 
 def _line_of(node: fx.Node) -> str:

@@ -88,14 +88,14 @@ class Graph:
         for op in self.ops:
             op.users = []
         for op in self.ops:
-            for given in dict.fromkeys(op.inputs):
-                given.users.append(op)
+            for source in dict.fromkeys(op.inputs):
+                source.users.append(op)
 
     def replace(self, old: dict[Op, Op]) -> None:
         """Use the value of another Op where the keys of ``old`` are used, and remove them."""
         self.ops = [op for op in self.ops if op not in old]
         for op in self.ops:
-            op.call, op.args = pytree.tree_map_only(Op, lambda given: old.get(given, given), (op.call, op.args))
+            op.call, op.args = pytree.tree_map_only(Op, lambda value: old.get(value, value), (op.call, op.args))
         self.link()
 
 
@@ -111,8 +111,8 @@ def refuse(op: Op, why: str) -> CannotConvert:
 def bind(overload: OpOverload, args: Any, kwargs: Any) -> dict[str, Any]:
     """Return the arguments of an operator by their names in its schema."""
     arguments = arguments_of(overload)
-    given = dict(zip((argument.name for argument in arguments), args, strict=False)) | kwargs
-    return {argument.name: given.get(argument.name, argument.default_value) for argument in arguments}
+    values = dict(zip((argument.name for argument in arguments), args, strict=False)) | kwargs
+    return {argument.name: values.get(argument.name, argument.default_value) for argument in arguments}
 
 
 def shape_of(value: Any) -> tuple[int | None, ...] | None:

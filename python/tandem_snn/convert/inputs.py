@@ -28,13 +28,13 @@ class _Input(NamedTuple):
 def examples_for(ann: nn.Module) -> list[Tensor]:
     """Return a batch that the ANN accepts, and if possible one of another size. Images are square, of a usual size."""
     errors = []
-    for given in dict.fromkeys(_inputs(ann)):
-        for side in [side for side in SIDES if side <= LARGEST[given.space]] or [1]:
-            error = _error(ann, given.batch(side))
+    for candidate in dict.fromkeys(_inputs(ann)):
+        for side in [side for side in SIDES if side <= LARGEST[candidate.space]] or [1]:
+            error = _error(ann, candidate.batch(side))
             if error is None:
-                others = (2 * side, side + 1, side - 1) if given.space else ()
-                sides = [side, *(other for other in others if not _error(ann, given.batch(other)))]
-                return [given.batch(s) for s in sides[:2]]
+                others = (2 * side, side + 1, side - 1) if candidate.space else ()
+                sides = [side, *(other for other in others if not _error(ann, candidate.batch(other)))]
+                return [candidate.batch(s) for s in sides[:2]]
             errors.append(error)
     if not errors:
         raise CannotConvert("it has no nn.Linear and no convolution, so nothing would spike")

@@ -20,8 +20,8 @@ def is_plain(op: Op) -> bool:
     """Return whether the weight and bias of a product are Parameters or buffers, not computed, and without hooks."""
     if op.alone and op.module is not None and has_forward_hooks(op.module):
         return False
-    given = [op.args["weight"], op.args["bias"]]
-    return all(value is None or (isinstance(value, Op) and value.kind == "attribute") for value in given)
+    tensors = [op.args["weight"], op.args["bias"]]
+    return all(value is None or (isinstance(value, Op) and value.kind == "attribute") for value in tensors)
 
 
 def parameters(op: Op, attributes: Mapping[str, Any]) -> tuple[str, Any, Any]:
@@ -57,16 +57,16 @@ def norm_of(op: Op, attributes: Mapping[str, Any], training: bool) -> BatchNorm:
     """Return the live batch norm module, or a new one with its tensors if there is none or its forward does more."""
     if op.alone and isinstance(op.module, BatchNorm):
         return op.module
-    given = {name: op.args[name] for name in ("weight", "bias", "running_mean", "running_var")}
-    given = {name: attributes[value.target] if isinstance(value, Op) else value for name, value in given.items()}
-    like = next((value for value in given.values() if value is not None), None)
+    tensors = {name: op.args[name] for name in ("weight", "bias", "running_mean", "running_var")}
+    tensors = {name: attributes[value.target] if isinstance(value, Op) else value for name, value in tensors.items()}
+    like = next((value for value in tensors.values() if value is not None), None)
     channels = len(like) if like is not None else op.features[0]
     cls = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[op.dims]
-    affine, tracks = given["weight"] is not None, given["running_mean"] is not None
+    affine, tracks = tensors["weight"] is not None, tensors["running_mean"] is not None
     norm: Any = cls(channels, op.args["eps"], op.args["momentum"], affine, tracks, device="meta")
-    norm.weight, norm.bias = given["weight"], given["bias"]
+    norm.weight, norm.bias = tensors["weight"], tensors["bias"]
     if tracks:
-        norm.running_mean, norm.running_var = given["running_mean"], given["running_var"]
+        norm.running_mean, norm.running_var = tensors["running_mean"], tensors["running_var"]
         tracked = getattr(op.module, "num_batches_tracked", None)
         norm.num_batches_tracked = torch.tensor(0) if tracked is None else tracked
     return norm.train(training)

@@ -77,8 +77,8 @@ class Lowering(Builder):
         if op.kind == "output":
             self.graph.output(self.tensor(op.x))
             return Value("answer")
-        given = {self.env[value].kind for value in op.inputs}
-        found = given - {"constant", "size"}
+        sources = {self.env[value].kind for value in op.inputs}
+        found = sources - {"constant", "size"}
         if not found or not self.signals(op):
             return Value("constant")
         begins = op.kind in kinds.SYNAPSES and op in self.before_neurons  # the image is encoded for this Op
@@ -96,9 +96,9 @@ class Lowering(Builder):
         if op.kind in kinds.SAME:
             return x
         if all(self.env[value].kind == "spikes" for value in self.signals(op)):
-            made = self._of_spikes(op, x)
-            if made is not None:
-                return made
+            spikes = self._of_spikes(op, x)
+            if spikes is not None:
+                return spikes
         if op.kind in (*kinds.REARRANGE, *kinds.LINEAR, *kinds.SYNAPSES):
             kinds.check_linear(op, self.signals(op))
         elif op.kind not in ("getitem", "batch_norm", *kinds.DROPOUT, *kinds.MAX_POOLS):
@@ -107,9 +107,9 @@ class Lowering(Builder):
 
     def _of_spikes(self, op: Op, x: Value) -> Value | None:
         if op.kind == "getitem":
-            which = op.call[0][1]
-            labels = x.labels[which] if isinstance(x.labels, tuple) else x.labels
-            return Value("spikes", self.graph.call_function(operator.getitem, (x.node, which)), labels)
+            index = op.call[0][1]
+            labels = x.labels[index] if isinstance(x.labels, tuple) else x.labels
+            return Value("spikes", self.graph.call_function(operator.getitem, (x.node, index)), labels)
         if op.kind == "dropout":
             return self._layer(op, tnn.Dropout(op.args["p"]), x)
         if kinds.is_max_pool(op) and x.by_channel:
@@ -188,15 +188,15 @@ class Lowering(Builder):
             passed.append(source)  # this comes before the ReLU, but commutes with it
             source = source.x
         fused = self._fused(source)
-        if fused is None and not any(kinds.is_max_pool(each) for each in passed):
+        if fused is None and not any(kinds.is_max_pool(member) for member in passed):
             source, passed = op.x, []
         node = self._general(op, source) if fused is None else self._fuse(op, *fused)
         value = self.fired(source, node)
-        for each in reversed(passed):
-            if kinds.is_max_pool(each):
-                value = self._max_pool(each, value)
-            elif each.kind not in kinds.SAME:
-                value = self._layer(each, flatten_of(each) or tnn.Dropout(each.args["p"]), value)
+        for member in reversed(passed):
+            if kinds.is_max_pool(member):
+                value = self._max_pool(member, value)
+            elif member.kind not in kinds.SAME:
+                value = self._layer(member, flatten_of(member) or tnn.Dropout(member.args["p"]), value)
         return value
 
     def _commutes(self, op: Op) -> bool:
@@ -214,8 +214,8 @@ class Lowering(Builder):
         """Return settings of the neurons that stand for the ReLU ``op``, on the currents ``source``."""
         ceiling = kinds.ceiling_of(op) or None
         threshold = torch.full(source.features[:1], ceiling / self.encoder.T if ceiling else self.threshold)
-        each = {"threshold": threshold.to(device), "v_init": (self.v_init * threshold).to(device)}
-        return each | {"timing": self.timing, "ceiling": ceiling}
+        tensors = {"threshold": threshold.to(device), "v_init": (self.v_init * threshold).to(device)}
+        return tensors | {"timing": self.timing, "ceiling": ceiling}
 
     def _fused(self, op: Op) -> tuple[Term, Op | None] | None:
         """Return the body of a fused layer and its residual, spikes or a projection's currents, or None."""

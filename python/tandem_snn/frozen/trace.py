@@ -16,7 +16,7 @@ from tandem_ext._torch import children_of, has_forward_hooks, set_children, unco
 
 from .. import nn as tnn
 from ..nn.general import Neurons, rearranged, total
-from ..nn.hooks import given
+from ..nn.hooks import call_inputs
 from ..nn.maximum import MaxPool, largest
 from .instruction import CannotLower
 
@@ -104,7 +104,7 @@ class _Tracer:
         return copy
 
     def _layer(self, name: str, layer: nn.Module, *args: Any, **kwargs: Any) -> Value:
-        x, further = given(args, kwargs)
+        x, further = call_inputs(args, kwargs)
         known = isinstance(x, Value) and isinstance(further.get("residual"), Value | None)
         if not known or further.keys() - {"residual", "fire"}:
             raise CannotLower(name, "its input does not come from a layer of tandem_snn.nn")

@@ -116,14 +116,14 @@ def _compare(layer: Activation) -> Mismatch:
     cosine = nn.functional.cosine_similarity(counts.flatten(1), a.relu().flatten(1), dim=1)
     ideal = a.floor().clamp(0, layer.T)
 
-    def share(which: Tensor) -> float:
-        return which.double().mean().item()
+    def share(mask: Tensor) -> float:
+        return mask.double().mean().item()
 
     correlation, note = math.nan, ""
     if layer.products is None:
         note = "no layer of tandem_snn.nn reads the counts"
-    elif same := [name for name, u in zip(("W c", "W a"), layer.products, strict=True) if u.min() == u.max()]:
-        note = f"constant: {' and '.join(same)} of the next layer" + ("" if counts.any() else "; no neuron fires")
+    elif constant := [name for name, u in zip(("W c", "W a"), layer.products, strict=True) if u.min() == u.max()]:
+        note = f"constant: {' and '.join(constant)} of the next layer" + ("" if counts.any() else "; no neuron fires")
     else:
         correlation = torch.corrcoef(torch.stack([u.double().flatten() for u in layer.products]))[0, 1].item()
     return Mismatch(

@@ -15,7 +15,7 @@ from tandem_ext import SpikeTrain, checks
 from .. import nn as tnn
 from ..frozen import FrozenNetwork
 from ..nn.general import Neurons
-from ..nn.hooks import SYNAPTIC, check_layers, evaluating, given, watching
+from ..nn.hooks import SYNAPTIC, call_inputs, check_layers, evaluating, watching
 from ..nn.signals import describe
 
 
@@ -223,7 +223,7 @@ def energy(ops: SynOps, *, mac: float = MAC_PJ, ac: float = AC_PJ) -> Energy:
         raise TypeError(f"ops: expected the SynOps of synops(), got {describe(ops)}")
     for name, value in (("mac", mac), ("ac", ac)):
         checks.number(name, value, "picojoules, a float", "picojoules of at least 0", 0)
-    return Energy(snn=sum(mac * of.macs + ac * of.acs for of in ops.layers.values()), ann=mac * ops.ann)
+    return Energy(snn=sum(mac * layer.macs + ac * layer.acs for layer in ops.layers.values()), ann=mac * ops.ann)
 
 
 class synops_penalty:  # used like a function: penalty = synops_penalty(net)
@@ -260,7 +260,7 @@ class synops_penalty:  # used like a function: penalty = synops_penalty(net)
             self._spent.clear()
 
     def _record(self, layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        x, further = given(args, kwargs)
+        x, further = call_inputs(args, kwargs)
         if torch.is_grad_enabled() and (spent := _spent(layer, x, further.get("residual"), output)) is not None:
             self._spent.append(spent)
 

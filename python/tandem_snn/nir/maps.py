@@ -91,9 +91,9 @@ class _Walk:
                 return self.writer.graph(self._names(op.x), value.shape, self.mode)
             elif op.kind == "size":
                 continue
-            elif any(given in self.values for given in op.inputs):
+            elif any(source in self.values for source in op.inputs):
                 self._follow(op)
-            elif all(given in self.constants for given in op.inputs):
+            elif all(source in self.constants for source in op.inputs):
                 args, kwargs = pytree.tree_map_only(Op, self.constants.__getitem__, op.call)
                 self.constants[op] = op.function(*args, **kwargs)
         raise CannotLower("net", "it has no answer")
@@ -119,7 +119,7 @@ class _Walk:
 
     @property
     def _x(self) -> Op:
-        return next(given for given in self.op.inputs if given in self.values)
+        return next(source for source in self.op.inputs if source in self.values)
 
     def _given(self, name: str) -> Any:
         """Return an argument: an Op if it depends on the input, else its value."""
@@ -218,20 +218,20 @@ class _Walk:
     def _on_add(self) -> None:
         sign = 1.0 if self.op.kind == "add" else -1.0
         first, second = ("other", "self") if self.op.kind == "rsub" else ("self", "other")
-        given = [(self._given(first), 1.0), (self._given(second), sign * self.op.args["alpha"])]
-        signals = [(term, factor) for term, factor in given if isinstance(term, Op)]
-        constants = [torch.as_tensor(term) * factor for term, factor in given if not isinstance(term, Op)]
+        terms = [(self._given(first), 1.0), (self._given(second), sign * self.op.args["alpha"])]
+        signals = [(term, factor) for term, factor in terms if isinstance(term, Op)]
+        constants = [torch.as_tensor(term) * factor for term, factor in terms if not isinstance(term, Op)]
         if any(self.values[term].shape != self.op.features for term, _ in signals):
             raise CannotLower(self.name, "NIR has no node for additions that broadcast")
         if not constants:
             return self._sum([name for term, factor in signals for name in self._names(term, factor)])
         ((x, factor),) = signals
         stage = self._each()
-        each = constants[0].expand(1, *self.values[x].shape)[0].flatten(1)
-        if not bool((each == each[:, :1]).all()):
+        neurons = constants[0].expand(1, *self.values[x].shape)[0].flatten(1)
+        if not bool((neurons == neurons[:, :1]).all()):
             raise CannotLower(self.name, "NIR has no node that adds another constant to each neuron of a channel")
         stage.layer.scale = torch.full(stage.shape[:1], factor)
-        stage.layer.shift = each[:, 0].expand(stage.shape[:1])
+        stage.layer.shift = neurons[:, 0].expand(stage.shape[:1])
         self._write(stage)
 
     _on_sub = _on_rsub = _on_add

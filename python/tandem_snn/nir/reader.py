@@ -237,8 +237,8 @@ class Reader:
         return self._function(general.linear_map, self._get(layer, x.name), x.x.node)
 
     def _sum(self, values: list[Any]) -> fx.Node:
-        each = [self._currents(value) for value in values]
-        return reduce(lambda a, b: self._function(general.linear_map, "add", a, b), each)
+        currents = [self._currents(value) for value in values]
+        return reduce(lambda a, b: self._function(general.linear_map, "add", a, b), currents)
 
     def _layer(self, path: _Synapses, *classes: Any, **options: Any) -> Any:
         """Make a layer with these synapses: the first class if they are dense, else the class for their dimensions."""

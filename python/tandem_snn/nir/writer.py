@@ -145,10 +145,10 @@ def _square(
     name: str, weight: np.ndarray, padding: tuple[int, ...], dilation: tuple[int, ...]
 ) -> tuple[np.ndarray, tuple[int, ...]]:
     """Return a kernel [Cout, Cin, kh, kw] made square by zeros, and its padding: nir infers shapes from kh alone."""
-    more = [max(weight.shape[2:]) - k for k in weight.shape[2:]]
-    if any(m % 2 for m in more):
+    missing = [max(weight.shape[2:]) - k for k in weight.shape[2:]]
+    if any(m % 2 for m in missing):
         raise CannotLower(name, f"nir 1.0.8 infers a wrong shape for a kernel of {weight.shape[2]}x{weight.shape[3]}")
-    around = [m // 2 for m in more]
+    around = [m // 2 for m in missing]
     wider = tuple(p + d * a for p, d, a in zip(padding, dilation, around, strict=True))
     return np.pad(weight, [(0, 0), (0, 0), *((a, a) for a in around)]), wider
 

@@ -64,10 +64,10 @@ def fire_steps(
     planes = []
     for start in range(0, T, AT_ONCE):
         currents = steps(start, min(start + AT_ONCE, T))
-        some, v = if_scan(currents, v_init=v, steps=T, return_v=True, **neuron)  # type: ignore[misc]
-        planes.append(some.stored)
+        part, v = if_scan(currents, v_init=v, steps=T, return_v=True, **neuron)  # type: ignore[misc]
+        planes.append(part.stored)
     stored = planes[0] if len(planes) == 1 else torch.cat(planes)
-    return SpikeTrain.unchecked(stored, T, None, 1.0, dtype, bad=some.bad)
+    return SpikeTrain.unchecked(stored, T, None, 1.0, dtype, bad=part.bad)
 
 
 def scan_trace(currents: Tensor, v: float | Tensor, **neuron: Any) -> Tensor:

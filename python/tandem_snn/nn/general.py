@@ -129,9 +129,9 @@ def linear_map(f: str | nn.Module, *args: Any, **kwargs: Any) -> Any:
             return value if index is None else value[index]
 
         def steps(start: int, stop: int) -> Tensor:
-            given = [x.steps(start, stop) for x in inputs]
-            n = max(len(value) for value in given)
-            rows = [value.expand(n, *value.shape[1:]).flatten(0, 1) for value in given]
+            parts = [x.steps(start, stop) for x in inputs]
+            n = max(len(value) for value in parts)
+            rows = [value.expand(n, *value.shape[1:]).flatten(0, 1) for value in parts]
             if not at_zero:
                 at_zero.append(call(unhooked, [torch.zeros_like(x.total[:samples]) for x in inputs]))
             return pick(call(unhooked, rows, n)).unflatten(0, (n, -1)) - pick(at_zero[0]) * (1 - 1 / T)
@@ -162,10 +162,10 @@ def _signals_of(args: Any, kwargs: Any) -> tuple[list[Any], Callable[..., Any]]:
     places = [i for i, leaf in enumerate(leaves) if _is_signal(leaf)]
 
     def call(function: Any, values: list[Tensor], steps: int = 1) -> Any:
-        given = [torch.cat([x.value] * steps) if isinstance(x, PerSample) else x for x in leaves]
+        arguments = [torch.cat([x.value] * steps) if isinstance(x, PerSample) else x for x in leaves]
         for i, value in zip(places, values, strict=True):
-            given[i] = value
-        a, k = pytree.tree_unflatten(given, spec)
+            arguments[i] = value
+        a, k = pytree.tree_unflatten(arguments, spec)
         return function(*a, **k)
 
     return [leaves[i] for i in places], call
@@ -191,8 +191,8 @@ def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
         return linear_map(f, *args, **kwargs)
     function: Any = getattr(torch.ops.aten, f)
 
-    def apply(of: Callable[[SpikeTrain], Tensor]) -> list[Tensor]:
-        result = call(function, [of(x) for x in trains])
+    def apply(tensor_of: Callable[[SpikeTrain], Tensor]) -> list[Tensor]:
+        result = call(function, [tensor_of(x) for x in trains])
         return [result] if isinstance(result, Tensor) else list(result)
 
     first = trains[0]
@@ -211,11 +211,11 @@ def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
         )
         # the largest, because padding has gain 0
         gains = [g[0].flatten(1).amax(1) if by_channel and g.dim() > 2 else g[0] for g in gains]
-    made = tuple(
+    results = tuple(
         SpikeTrain.unchecked(s, first.T, c, g, first._dtype, timing, bad)
         for s, c, g in zip(stored, counts, gains, strict=True)
     )
-    return made[0] if len(made) == 1 and f not in SEVERAL else made
+    return results[0] if len(results) == 1 and f not in SEVERAL else results
 
 
 def normalise(x: Any, norm: BatchNorm) -> Any:
@@ -292,8 +292,8 @@ class Neurons(HasNeurons):
     ) -> None:
         super().__init__()
         for name, value in (("threshold", threshold), ("v_init", v_init), ("offset", offset)):
-            made = None if value is None else torch.as_tensor(value, dtype=torch.float32).detach().clone()
-            self.register_buffer(name, made)
+            buffer = None if value is None else torch.as_tensor(value, dtype=torch.float32).detach().clone()
+            self.register_buffer(name, buffer)
         checks.threshold(self.threshold, self.threshold.numel(), self.threshold.device)
         if neuron.keys() - _OTHERS.keys():
             raise TypeError(f"{min(neuron.keys() - _OTHERS.keys())}: no such argument; there are {', '.join(_OTHERS)}")

@@ -35,7 +35,7 @@ def watching(net: nn.Module, kinds: tuple[type[nn.Module], ...], watcher: Watche
     """Call ``watcher(name, layer, input, keywords, output)`` after each forward pass of a layer of these classes."""
 
     def call(name: str, layer: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        watcher(name, layer, *given(args, kwargs), output)
+        watcher(name, layer, *call_inputs(args, kwargs), output)
 
     handles = [
         layer.register_forward_hook(partial(call, name), with_kwargs=True)
@@ -49,7 +49,7 @@ def watching(net: nn.Module, kinds: tuple[type[nn.Module], ...], watcher: Watche
             handle.remove()
 
 
-def given(args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+def call_inputs(args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Return a layer's input, and its other arguments by name. Only the residual may be positional."""
     named = dict(zip(("x", "residual"), args, strict=False)) | dict(kwargs)
     return named.pop("x"), named

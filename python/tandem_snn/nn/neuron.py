@@ -44,8 +44,8 @@ class SpikingLayer(HasNeurons):
     bn_stats: BNStats
     weight_bits: int | None
 
-    def _add_neurons(self, channels: int, **given: Unpack[NeuronOptions]) -> None:
-        options = checked_options(type(self), given, channels)
+    def _add_neurons(self, channels: int, **keywords: Unpack[NeuronOptions]) -> None:
+        options = checked_options(type(self), keywords, channels)
         device, dtype = self.weight.device, self.weight.dtype
         checks.threshold(options["threshold"], channels, device)
         self._channels = channels
@@ -96,14 +96,14 @@ class SpikingLayer(HasNeurons):
             return self._currents(x)
         norm = self.norm
         if norm is None or not uses_batch(norm):
-            train = self._fire(*self._given(x, *fold_norm(norm), residual))[0]
+            train = self._fire(*self._arguments(x, *fold_norm(norm), residual))[0]
         elif self.bn_stats == "running" or isinstance(norm, SyncBatchNorm):
             train = self._coupled(x, norm, residual)
         else:
             train = self._normed(x, norm, residual)
         return self.with_gain(train)
 
-    def _given(
+    def _arguments(
         self, x: Any, scale: Any, shift: Any, residual: Any = None, eps: float | None = None
     ) -> tuple[Any, Tensor, Settings]:
         """Return input, weight and what else the layer is given, for :meth:`_fire`."""
@@ -134,7 +134,7 @@ class SpikingLayer(HasNeurons):
         if self.bias is not None:
             beta = 0 * self.bias if beta is None else torch.add(beta, self.bias, alpha=0)
         train: SpikeTrain
-        train, mean, var = self._fire(*self._given(x, norm.weight, beta, residual, norm.eps))
+        train, mean, var = self._fire(*self._arguments(x, norm.weight, beta, residual, norm.eps))
         if norm.running_mean is not None:
             n = math.prod(train.shape) // norm.num_features  # Size.numel() would not be a SymInt
             track(norm, mean, var, n / (n - 1))
@@ -145,7 +145,7 @@ class SpikingLayer(HasNeurons):
         z, scale, shift = normalised(norm, self._window_product(x), self.bn_stats == "batch")
         z = z if residual is None else z + residual_total(residual, z)
         with torch.no_grad():
-            train = self._fire(*self._given(x, scale, shift, residual))[0]
+            train = self._fire(*self._arguments(x, scale, shift, residual))[0]
         return couple(train, z, threshold=self.threshold, gate=self.gate)
 
     def used_weight(self) -> Tensor:
@@ -174,15 +174,15 @@ class SpikingLayer(HasNeurons):
         check_signal(x, type(self).__name__)
         if self.norm is not None and uses_batch(self.norm):
             raise ValueError("potentials: batch norm must be in evaluation mode, call eval() first")
-        x, weight, settings = self._given(x, *fold_norm(self.norm))
+        x, weight, settings = self._arguments(x, *fold_norm(self.norm))
         settings = settings._replace(return_v=True, steps=x.T)
 
         def after(start: int, stop: int, v: float | Tensor, settings: Settings) -> Tensor:
             """Return the potentials after some steps of the input that begin at v."""
-            more: Any = residual
+            part: Any = residual
             if residual is not None:
-                more = residual[start:stop] if isinstance(residual, Tensor) else part_of(residual, start, stop)
-            settings = settings._replace(T=stop - start, v_init=v, residual=more)
+                part = residual[start:stop] if isinstance(residual, Tensor) else part_of(residual, start, stop)
+            settings = settings._replace(T=stop - start, v_init=v, residual=part)
             return self._fire(part_of(x, start, stop), weight, settings)[0][1]
 
         start = self.initial_potential
@@ -221,7 +221,7 @@ class SpikingLayer(HasNeurons):
         else:
             scale, shift = fold_norm(norm)
         with torch.no_grad():
-            x, weight, settings = self._given(x, scale, shift)
+            x, weight, settings = self._arguments(x, scale, shift)
         quiet = settings._replace(return_v=True, v_init=0.0, **INTEGRATE_ONLY)
 
         def potential(signal: Signal, T: int) -> Tensor:

@@ -90,14 +90,14 @@ DEFAULTS = {name: setting.default for name, setting in SETTINGS.items()}
 shows_neuron_options = shows(NeuronOptions)
 
 
-def checked_options(of: type, given: Mapping[str, Any], channels: int) -> dict[str, Any]:
+def checked_options(layer: type, keywords: Mapping[str, Any], channels: int) -> dict[str, Any]:
     """Return all options of a layer, after checking those that its construction needs."""
-    for name in given:
+    for name in keywords:
         if name not in OPTIONS:
-            raise TypeError(f"{name}: {of.__name__} has no such argument; its neurons have {', '.join(OPTIONS)}")
+            raise TypeError(f"{name}: {layer.__name__} has no such argument; its neurons have {', '.join(OPTIONS)}")
         if name not in SETTINGS:
-            OPTIONS[name].check(given[name], channels)
-    options = {name: given.get(name, option.default) for name, option in OPTIONS.items()}
+            OPTIONS[name].check(keywords[name], channels)
+    options = {name: keywords.get(name, option.default) for name, option in OPTIONS.items()}
     for name in () if options["norm"] else declared(BatchNormOptions):
         if options[name] != OPTIONS[name].default:
             raise ValueError(f"{name}: it is a setting of the batch norm, which needs norm=True, got {options[name]!r}")

@@ -100,8 +100,8 @@ class AvgPool2d(HasNeurons):
         train: SpikeTrain
         start, neuron = self.initial_potential, {"threshold": self.threshold}
         if self.timing == "window":
-            given = ImpulseInput(self._sums(x.count_bytes)[0], x.T)
-            train = te.functional.if_scan(given, v_init=start, timing="window", **neuron).to(x._dtype)  # type: ignore[union-attr, arg-type]
+            impulse = ImpulseInput(self._sums(x.count_bytes)[0], x.T)
+            train = te.functional.if_scan(impulse, v_init=start, timing="window", **neuron).to(x._dtype)  # type: ignore[union-attr, arg-type]
         else:
             planes = x.planes
             train = fire_steps(lambda *steps: self._sums(spikes_of(planes, *steps)), x.T, start, x._dtype, **neuron)
