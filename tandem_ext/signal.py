@@ -162,10 +162,11 @@ def dataclass_of(field: str, *others: str) -> Callable[[C], C]:
 
 def needs_grad(*tensors: Tensor | None) -> bool:
     """Return whether a gradient may flow to any of the tensors; always True under transforms and in forward mode."""
-    transformed = transforms_active() or forward_mode_active()
     for tensor in tensors:
-        if tensor is not None and (tensor.requires_grad or (transformed and tensor.is_floating_point())):
+        if tensor is not None and tensor.requires_grad:
             return True
+    if transforms_active() or forward_mode_active():
+        return any(tensor is not None and tensor.is_floating_point() for tensor in tensors)
     return False
 
 

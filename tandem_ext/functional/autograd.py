@@ -142,25 +142,29 @@ class Saved(NamedTuple):
     eps: float | None
 
 
-def run(call: Call) -> Any:
+def run(call: tuple[Any, ...]) -> Any:
     """Call the op of a layer; return (planes, counts, mask, v, [[product,] mean, var,] bad)."""
-    source, eps = call.source, call.eps
-    plain = call.residual is None and call.v_init is None
-    spikes, neurons = call[:3], call[3:13] if plain else call[3:16]
+    (
+        planes, T, weight, steps, threshold, leak, gate, window, train, return_v, scale, shift, bad, residual,
+        residual_scale, v_init, source, edge, gamma, beta, eps, _, _, few_bits,
+    ) = call  # fmt: skip
+    neuron = steps, threshold, leak, gate, window
+    more = () if residual is None and v_init is None else (residual, residual_scale, v_init)
     if isinstance(source, Product):
-        if call.few_bits and call.weight.dtype == torch.float32:
-            spikes = *spikes[:2], call.weight.to(torch.int8)
+        if few_bits and weight.dtype == torch.float32:
+            weight = weight.to(torch.int8)
         if eps is not None:
-            norm = call.scale, call.gamma, call.beta, eps
-            return _bn_if(*spikes, *source.geometry(), *norm, *neurons[:5], call.return_v, *neurons[9:])
-        return _conv_if(*spikes, *source.geometry(), *neurons) if source.stride else _linear_if(*spikes, *neurons)
+            norm = scale, gamma, beta, eps
+            return _bn_if(planes, T, weight, *source.geometry(), *norm, *neuron, return_v, bad, *more)
+        product = (planes, T, weight, *source.geometry()) if source.stride else (planes, T, weight)
+        op = _conv_if if source.stride else _linear_if
+        return op(*product, *neuron, train, return_v, scale, shift, bad, *more)
     statistics: tuple[Tensor, ...] = ()
     if eps is not None:
-        wide, times = cast(call.edge, compute_dtype(call.edge.dtype)), _times(source, call.T)
-        *statistics, scale, shift = _ops.bn_statistics.default(wide, times, call.scale, call.gamma, call.beta, eps)
-        neurons = *neurons[:7], scale, shift, *neurons[9:]
-    held = () if source == "train" else (call.T,)
-    *outputs, bad = _GIVEN[source](call.edge, *held, *neurons)
+        wide = cast(edge, compute_dtype(edge.dtype))
+        *statistics, scale, shift = _ops.bn_statistics.default(wide, _times(source, T), scale, gamma, beta, eps)
+    currents = (edge,) if source == "train" else (edge, T)
+    *outputs, bad = _GIVEN[source](*currents, *neuron, train, return_v, scale, shift, bad, *more)
     return *outputs, *statistics, bad
 
 
@@ -169,8 +173,8 @@ def _times(source: Product | str, T: int) -> int:
     return T if source == "constant" else 1
 
 
-def _forward(*arguments: Any) -> Any:
-    return run(Call(*arguments))
+def _forward(*call: Any) -> Any:
+    return run(call)
 
 
 _forward.__signature__ = inspect.signature(Call)  # type: ignore[attr-defined]  # Dynamo counts its parameters
@@ -206,6 +210,7 @@ class Fire(Function):
             call.theta if needs.theta else None,
             spikes if needs.theta else None,
         )
+        ctx.needs = needs
         ctx.numbers = call.source, call.T, call.threshold, "window" if call.window else "step", call.eps
         ctx.mark_non_differentiable(spikes, mask, *[other for other in others if other is not None])
         ctx.set_materialize_grads(False)
@@ -215,7 +220,7 @@ class Fire(Function):
     def backward(ctx: Any, _planes: None, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
         if grad is None:
             return tuple(Call())
-        needs, saved = Call(*ctx.needs_input_grad), Saved(*ctx.saved_tensors, *ctx.numbers)
+        needs, saved = ctx.needs, Saved(*ctx.saved_tensors, *ctx.numbers)
         neurons = needs.residual or needs.residual_edge or needs.residual_scale or needs.theta
         grad_z: Any = None  # gate·grad/ϑ; batch norm's op computes its own
         if saved.eps is None or neurons:
