@@ -149,6 +149,8 @@ def test_the_reference_is_complete(site, name):
         module = getattr(thing, "__module__", name)
         if not inspect.ismodule(thing) and not module.startswith("torch.") and public != "__version__":
             assert documented & {f"{name}.{public}", f"{module}.{getattr(thing, '__qualname__', public)}"}, public
+    verbs = ("reset", "moved", "step", "settle", "readouts", "anytime", "follow")  # which FrozenNetwork inherits
+    assert documented >= {f"tandem_snn.FrozenNetwork.{verb}" for verb in verbs}
 
 
 def test_the_site_is_whole(site):

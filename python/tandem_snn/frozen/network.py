@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
@@ -16,7 +16,6 @@ from tandem_ext._torch import WeightKeeper
 from tandem_ext.train import with_flags
 
 from .. import nn as tnn
-from ..nn.currents import part_of
 from ..nn.hooks import FIRING
 from ..nn.signals import check_batch, describe
 from .graphs import MOST_KEPT, Graph, capture, key_of
@@ -24,18 +23,18 @@ from .instruction import FIRES, CannotLower
 from .lowering import Grid, grids_of, lower, round_, snapshot
 from .program import Metadata, Program, inference, write
 from .stages import Stage, Stages, check_finite
-from .stream import UNTIL_REST, Stream, explained
+from .stream import Stream, Streaming
 
 _KEEPING = threading.Lock()
 
 
-class FrozenNetwork(WeightKeeper):
+class FrozenNetwork(Streaming, WeightKeeper):
     """A network for inference, made by :func:`freeze`. Call it with the input of the network to get its readout.
 
     Attributes:
         net: the snapshot: the network in evaluation mode, with its own copy of every weight; for a network from a file,
-            its list of stages. Weights are packed when the network first runs, so a later change of its parameters in
-            place has no effect: use ``load_state_dict``, or freeze the changed network.
+            its list of stages. Weights are packed once, so a later change of its parameters in place has no effect: use
+            ``load_state_dict``, or freeze the changed network.
         weight_bits: bits per weight, or None if weights were not rounded by :func:`freeze`.
         T: the number of time steps; None until it is known (see :func:`freeze`). It cannot be set.
         shape: the shape [*features] of its last input; before it has run that of the example or data of
@@ -83,8 +82,10 @@ class FrozenNetwork(WeightKeeper):
 
     @property
     def why_slow(self) -> CannotLower | None:
-        """Why the network runs layer by layer on the CPU; None if it runs as one call."""
-        return self._program_for(1.0).refuses(self.T)
+        """Why the network runs layer by layer; None if it runs as one call, or on a GPU as stages, in a CUDA graph."""
+        program = self._program_for(1.0)
+        on_gpu = any(tensor.is_cuda for tensor in (*self.net.parameters(), *self.net.buffers()))
+        return program.unlowered if on_gpu else program.refuses(self.T)
 
     def extra_repr(self) -> str:
         program = self._program_for(1.0)
@@ -155,252 +156,6 @@ class FrozenNetwork(WeightKeeper):
         """Pickle without graphs, programs and stream: another version or machine may pack weights differently."""
         return self.__dict__ | {"_programs": {}, "_graphs": {}, "_stream": None}
 
-    def reset(self) -> None:
-        """End the stream: the next :meth:`step` or :meth:`settle` begins a new one, from silence, as in a copy."""
-        if self._stream is not None:
-            self._stream.restart()
-
-    @property
-    def moved(self) -> Tensor:
-        """The number of neurons of each sample that moved in the last step, int64 [B]; of inputs that are spikes, too.
-
-        Only neurons with window timing move. If it is 0, the sample is at rest. Without a stream it is empty.
-        """
-        return torch.zeros(0, dtype=torch.int64) if self._stream is None else self._stream.facts[1]
-
-    @inference
-    def step(self, x: Tensor | SpikeTrain | None = None) -> Tensor:
-        """Run one time step of a stream.
-
-        With timing "step" the state carries over from step to step, also beyond T; call :meth:`reset` before the next
-        recording. With timing "window" neurons follow the input: in each step a neuron moves its count by at most one
-        towards the count that it would have for the present counts of its inputs, so that no reset is needed between
-        inputs, and the network comes to rest in the answer of :meth:`forward` (:meth:`settle`).
-
-        Args:
-            x: the image, [B, *features], if the network has a direct encoder; else the spikes of the step, 0 and 1
-                [B, *features] or a train of one step, which join the last T steps and push out the oldest. With timing
-                "window" also a train of T steps, which takes the place of the last T; or None: the input stays as it
-                is. On the CPU.
-
-        Returns:
-            The readout so far, [B, outputs]. With timing "step" it has t/T of the bias, and after T steps equals the
-            readout of the window.
-
-        Raises:
-            TypeError: x is not a tensor or train.
-            ValueError: the network cannot stream: T is not known, timings are mixed, or there is no program; or x is
-                not on the CPU, is not 0 and 1, has another batch, shape, gain or T than before without :meth:`reset`,
-                or is missing.
-
-        >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
-        >>> frozen = tandem_snn.freeze(net)
-        >>> x = torch.rand(1, 3)
-        >>> for _ in range(4):
-        ...     so_far = frozen.step(x)
-        >>> torch.equal(so_far, frozen(x))
-        True
-        """
-        stream, signal = self._shown(x)
-        if not stream.follows and (signal is None or (isinstance(signal, SpikeTrain) and signal.T != 1)):
-            raise ValueError(f"x: expected one step, got {describe(x)}")
-        answer, _ = stream.step(signal)
-        self._go_on(stream)
-        return answer
-
-    @inference
-    def settle(self, x: Tensor | SpikeTrain | None = None, steps: int | None = None) -> tuple[Tensor, Tensor]:
-        """Show an input to a network with window timing, and take steps until no neuron moves any more.
-
-        At rest every count is that of the window, whatever came before: the readout is that of :meth:`forward` for the
-        image, for the train of T steps, or for the last T steps of spikes, bit for bit.
-
-        Args:
-            x: as for :meth:`step`. Spikes of one step move time once, then it stands still.
-            steps: the most steps to take; None: no limit. At most T for each consecutive layer and T for the input are
-                needed.
-
-        Returns:
-            (readouts, steps): the readouts [B, outputs], and the number of steps in which anything of the sample moved,
-            int64 [B].
-
-        Raises:
-            TypeError: x is not a tensor or train, or steps is not an int.
-            ValueError: steps is less than 1, the network has step timing, or as for :meth:`step`.
-
-        >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5, timing="window"), tnn.Readout(5, 2))
-        >>> frozen, frames = tandem_snn.freeze(net), torch.rand(3, 1, 3)
-        >>> all(torch.equal(frozen.settle(x)[0], frozen(x)) for x in frames)  # a video, without a reset
-        True
-        """
-        if steps is not None:
-            checks.T("steps", steps)
-        stream, signal = self._shown(x)
-        _check_follows(stream)
-        answer, _ = stream.step(signal, UNTIL_REST if steps is None else steps)
-        self._go_on(stream)
-        return answer, stream.facts[0]
-
-    def _go_on(self, stream: Stream) -> None:
-        """Keep the stream of a call that did not fail."""
-        if stream is not self._stream:  # a module takes as long to set an attribute as a small layer runs
-            self._stream, self._T = stream, stream.T
-
-    def _shown(self, x: Tensor | SpikeTrain | None) -> tuple[Stream, Tensor | SpikeTrain | None]:
-        """Return the stream, which x may begin, and x as its signal."""
-        stream = self._stream
-        if x is None:
-            if stream is None or stream.is_new:
-                raise ValueError("x: expected an input, got None: a new stream has none yet that could stay")
-            return stream, None
-        check_batch(x)
-        signal = x
-        if isinstance(x, SpikeTrain) and self._takes_images:
-            raise ValueError(f"x: expected an image, got {describe(x)}")
-        if isinstance(x, Tensor) and not self._takes_images:
-            checks.binary("x", x)
-            signal = SpikeTrain.unchecked((x != 0).to(torch.uint8).unsqueeze(0), 1)
-        T = self.T
-        if isinstance(signal, SpikeTrain) and signal.T not in (1, T):
-            T = signal.T
-        if T is None:
-            raise ValueError("T: not known yet: freeze(net, T=...), or call the frozen network on a train first")
-        if stream is None or stream.is_new or isinstance(signal, SpikeTrain):
-            program = self._program(signal).streaming(x.device, T)
-        else:
-            program = stream.program
-        why = "" if stream is None else stream.refusal(program, signal, T)
-        if stream is None or (why and stream.is_new):
-            stream = Stream(program, signal, T)
-        elif why:
-            raise ValueError(f"{why}; reset() begins a new stream")
-        return stream, signal
-
-    def _stream_of(self, x: Tensor | SpikeTrain, steps: int | None) -> Stream:
-        """Return a new stream, which begins with a batch of inputs as for a call, for at most so many steps."""
-        if steps is not None:
-            checks.T("steps", steps)
-        T: Any = self._window_of(x)
-        return Stream(self._program(x).streaming(x.device, T), x, T)
-
-    @inference
-    def readouts(self, x: Tensor | SpikeTrain, steps: int | None = None) -> Tensor:
-        """Return the readout after each step, from silence, and leave the stream as it is.
-
-        Args:
-            x: a batch of inputs, as for a call.
-            steps: the number of steps; None: T with timing "step", and until everything is at rest with "window".
-
-        Returns:
-            [steps, B, outputs].
-
-        Raises:
-            TypeError: x is not a batch, or steps is not an int.
-            ValueError: steps is less than 1, or more than T with timing "step"; or the network cannot stream (see
-                :meth:`step`).
-
-        >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
-        >>> frozen, x = tandem_snn.freeze(net), torch.rand(6, 3)
-        >>> torch.equal(frozen.readouts(x), torch.stack([frozen.step(x) for _ in range(4)]))
-        True
-        """
-        return self._over_time(x, steps)[0]
-
-    def _over_time(
-        self, x: Tensor | SpikeTrain, steps: int | None = None, enough: Callable[[Tensor], Tensor] | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the readouts [steps, B, outputs] from silence, and in which steps a neuron moved, [steps, B].
-
-        With timing "window" no step follows once ``enough(readout)`` was true for each sample.
-        """
-        stream = self._stream_of(x, steps)
-        if stream.follows:
-            answers, moves, done = [], [], torch.zeros(len(x), dtype=torch.bool)
-            for answer, _ in stream.until_rest(x, steps):
-                answers.append(answer)
-                moves.append(stream.facts[1] > 0)
-                if enough is not None and bool((done := done | enough(answer)).all()):
-                    break
-            return torch.stack(answers), torch.stack(moves)
-        T = stream.T
-        if steps is not None and steps > T:
-            raise ValueError(f'steps: expected at most T={T} with timing "step", got {steps}')
-        each = explained(stream.program, x, T, stream.program.run, x, T, every_step=True)
-        if each.isnan().any():  # a potential may have become NaN at a later step
-            for t in range(len(each)):
-                now: Any = part_of(x, t, t + 1) if isinstance(x, SpikeTrain) else x
-                each[t], _ = stream.step(now)
-        if isinstance(x, SpikeTrain):
-            each = with_flags(each.movedim(1, 0), x.bad).movedim(0, 1)
-        return each[:steps], None
-
-    @torch.no_grad()
-    def anytime(self, x: Tensor | SpikeTrain, confidence: float = 0.9) -> tuple[Tensor, Tensor]:
-        """Early exit: return the answer of each sample at the first step at which the network is confident.
-
-        Hardware that works step by step can stop there. With timing "step" all steps are computed together here, in
-        less time than a few single ones. With timing "window" the network follows the input from silence, and a sample
-        also ends at rest. The stream is left as it is.
-
-        Args:
-            x: a batch of inputs, as for a call.
-            confidence: in (0, 1]: a sample stops when the softmax of its readout so far reaches this value, or at T,
-                or at rest.
-
-        Returns:
-            (readouts, steps): the readouts [B, outputs] at these steps, and the number of steps of each sample, int64
-            [B].
-
-        Raises:
-            TypeError: x is not a batch, or confidence is not a number.
-            ValueError: confidence is out of range, the network has one output, or it cannot stream (see :meth:`step`).
-
-        >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
-        >>> logits, steps = tandem_snn.freeze(net).anytime(torch.rand(6, 3), confidence=0.6)
-        >>> logits.shape, bool((steps >= 1).all() and (steps <= 4).all())
-        (torch.Size([6, 2]), True)
-        """
-        checks.share("confidence", confidence)
-
-        def sure(answers: Tensor) -> Tensor:
-            return answers.flatten(1).softmax(1).amax(1) >= confidence
-
-        answers, moves = self._over_time(x, None, sure)
-        if answers.shape[2:].numel() == 1:
-            raise ValueError("confidence: the softmax of a single output is always 1, so it cannot be a confidence")
-        ends = sure(answers.flatten(0, 1)).view(answers.shape[:2])
-        ends[-1] = True
-        last = ends.int().argmax(0)  # the first step that is sure
-        if moves is not None:
-            last = torch.minimum(last, moves.sum(0).clamp(min=1) - 1)
-        return answers[last, torch.arange(len(last))], last + 1
-
-    @torch.no_grad()
-    def follow(self, x: Tensor | SpikeTrain, steps: int | None = None) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """Yield, after each step of a network with window timing, the readout and the moves of every layer.
-
-        It starts from silence, ends at rest or after ``steps``, and leaves the stream as it is.
-
-        Args:
-            x: a batch of inputs, as for a call.
-            steps: the most steps; None: until rest.
-
-        Yields:
-            (readout [B, outputs], moves): by the name of the layer int8 [B, *features], 1 where a count rises and -1
-            where it falls; the moves of spikes that come in have the name "input".
-
-        Raises:
-            ValueError: the network has step timing, or as for :meth:`step`.
-
-        >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5, timing="window"), tnn.Readout(5, 2))
-        >>> [moves["1"].shape for _, moves in tandem_snn.freeze(net).follow(torch.rand(6, 3), steps=2)]
-        [torch.Size([6, 5]), torch.Size([6, 5])]
-        """
-        stream = self._stream_of(x, steps)
-        _check_follows(stream)
-        for answer, moves in stream.until_rest(x, steps, moves=True):
-            yield answer, stream.by_layer(moves)
-
     def save(self, path: str | PathLike[str]) -> None:
         """Save the network to the file ``path``, for :func:`load` and for programs without Python.
 
@@ -438,11 +193,6 @@ class FrozenNetwork(WeightKeeper):
             raise ValueError("x: weights of few bits are rounded already, so the gain must be one for all channels")
         with _KEEPING:
             return _kept(self._programs, key, lambda: Program(self.net, gain if isinstance(key, tuple) else key))
-
-
-def _check_follows(stream: Stream) -> None:
-    if not stream.follows:
-        raise ValueError('timing: only neurons with timing "window" follow; with "step" call step() with each input')
 
 
 def _kept(values: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:

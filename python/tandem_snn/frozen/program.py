@@ -168,39 +168,36 @@ class Program:
 
     def __init__(self, net: nn.Module, gain: float | Tensor) -> None:
         self.layers: Any = net
-        self._reason: CannotLower | None = None
+        self.unlowered: CannotLower | None = None  # why there are no stages
         try:
             self.layers = lower(net, gain)
         except CannotLower as reason:
-            self._reason = reason.with_traceback(None)  # the frames would keep all tensors of the network alive
+            self.unlowered = reason.with_traceback(None)  # the frames would keep all tensors of the network alive
 
     @functools.cached_property
     def refusal(self) -> CannotLower | None:
-        """The reason why the executor cannot run the network; None if it can."""
-        if isinstance(self.layers, Stages):
-            try:
-                *_, self._reason = encode(self.layers)
-            except CannotLower as reason:
-                self._reason = reason.with_traceback(None)
-        return self._reason
+        """The reason why the executor cannot run the network; None if it can, and has read it and packed its weights.
 
-    @functools.cached_property
-    def network(self) -> Tensor:
-        """The executor's handle of the network, with the weights as the kernels multiply them, packed on first use."""
-        program, numbers, _ = encode(self.layers)
-        handle: Tensor = _ops.frozen_read.default(program, numbers)
-        weakref.finalize(self, _ops.frozen_free.default, handle).atexit = False
-        return handle
+        Then ``network`` is its handle, and ``most_steps`` the largest T that the type of the weights counts.
+        """
+        if self.unlowered is not None:
+            return self.unlowered
+        try:
+            program, numbers, refusal = encode(self.layers)
+        except CannotLower as reason:
+            return reason.with_traceback(None)
+        if refusal is None:
+            self.network: Tensor = _ops.frozen_read.default(program, numbers)
+            weakref.finalize(self, _ops.frozen_free.default, self.network).atexit = False
+            dtype = self.layers.dtype
+            self.most_steps = max(T for T in (256, 2048, 65535) if counts_dtype(dtype, T) == dtype)
+        return refusal
 
     def refuses(self, T: int | None) -> CannotLower | None:
         """Return the reason why the executor cannot run so many steps, or why it cannot run the network at all."""
-        if self.refusal is not None or T is None or self._most_steps >= T:
+        if self.refusal is not None or T is None or self.most_steps >= T:
             return self.refusal
         return CannotLower("net", f"T={T}: {self.layers.dtype}, the type of the weights, cannot count so many spikes")
-
-    @functools.cached_property
-    def _most_steps(self) -> int:
-        return max(T for T in (256, 2048, 65535) if counts_dtype(self.layers.dtype, T) == self.layers.dtype)
 
     def streaming(self, device: torch.device, T: int) -> Program:
         """Return the program; raise ValueError if it cannot run T steps one by one on this device."""

@@ -25,12 +25,8 @@ LAYERS = (tnn.Linear, tnn.Conv1d, tnn.Conv2d)
 LEAVES = (*MOVES, *LAYERS, tnn.Encoder, tnn.Dropout, tnn.Readout)
 
 
-class Foreign(TypeError):
-    """Something that is not a layer of ``tandem_snn.nn`` uses a value; the message is its name."""
-
-
 class Value:
-    """What flows from layer to layer.
+    """What flows from layer to layer. It has nothing that a train has: what is no layer cannot use it.
 
     Attributes:
         number: the number of the instruction, or INPUT.
@@ -44,24 +40,8 @@ class Value:
         self.number, self.form, self.gain, self.is_image = number, form, gain, is_image
         self.converted: Value | None = None
 
-    def __getattr__(self, name: str) -> Any:
-        raise Foreign(name)
-
-    @classmethod
-    def __torch_function__(cls, function: Any, *_: Any) -> Any:
-        raise Foreign(getattr(function, "__name__", function))
-
-
-def _foreign(operator: str) -> Callable[..., Any]:
-    def refuse(*_: Any) -> Any:
-        raise Foreign(operator)
-
-    return refuse
-
-
-_OPERATORS = "add radd sub rsub mul rmul truediv rtruediv matmul rmatmul neg lt le gt ge getitem len iter bool"
-for _name in _OPERATORS.split():
-    setattr(Value, f"__{_name}__", _foreign(_name))
+    def __bool__(self) -> bool:
+        raise TypeError("a branch that depends on the input")
 
 
 def refuse_hooks(net: nn.Module) -> None:
@@ -98,7 +78,7 @@ class _Tracer:
         if isinstance(module, (*LEAVES, tnn.SpikingLayer, Neurons, MaxPool)) or torchs:
             forward = partial(self._layer, name, module)
         else:
-            run = partial(_run_graph, copy) if isinstance(module, fx.GraphModule) else copy.forward
+            run = partial(_run_graph, name, copy) if isinstance(module, fx.GraphModule) else copy.forward
             forward = partial(self._run, name, module, run)
         copy.__dict__["forward"] = forward
         return copy
@@ -118,9 +98,6 @@ class _Tracer:
         """Call the forward of a module that is no layer; raise CannotLower, with its name, for what it does itself."""
         try:
             return forward(*args, **kwargs)
-        except Foreign as error:
-            what = f"{type(module).__name__}, with {error} in its forward," if name else error
-            raise CannotLower(name or "net", f"{what} is not a layer of tandem_snn.nn") from error
         except Exception as error:  # a user's forward may raise anything when it is traced
             if error is self.failed or isinstance(error, CannotLower):
                 raise
@@ -129,7 +106,7 @@ class _Tracer:
             raise CannotLower(name or "net", why) from error
 
 
-def _run_graph(copy: fx.GraphModule, *args: Any) -> Any:
+def _run_graph(name: str, copy: fx.GraphModule, *args: Any) -> Any:
     """Run the graph of a GraphModule, whose functions are refused instead of called."""
     values, inputs = dict[fx.Node, Any](), iter(args)
     for node in copy.graph.nodes:
@@ -141,7 +118,7 @@ def _run_graph(copy: fx.GraphModule, *args: Any) -> Any:
         elif node.op == "output":
             return arguments[0]
         else:
-            raise Foreign(_operator_of(node))
+            raise CannotLower(name or "net", f"{_operator_of(node)} is not a layer of tandem_snn.nn")
     return None
 
 
