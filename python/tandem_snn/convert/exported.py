@@ -82,9 +82,8 @@ def _graph(ann: nn.Module, x: Tensor) -> Graph:
     except CannotConvert:
         raise
     except Exception as error:  # torch.export raises many classes of errors
-        text = str(error)
-        why = next((part for part in text.splitlines() if part.strip()), type(error).__name__)
-        if "data-dependent" in text or "GuardOnDataDependent" in type(error).__name__:
+        why = next((part for part in str(error).splitlines() if part.strip()), type(error).__name__)
+        if type(error).__name__ == "GuardOnDataDependentSymNode":  # whose module takes long to import
             why = f"its forward depends on values of the data (a branch or a loop), which a graph cannot: {why}"
         else:
             why = f"torch.export cannot trace the ANN ({type(error).__name__}: {why})"
