@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import DTYPES, Buffer, Emulator, Outputs, Struct, output
+from harness import DTYPES, Buffer, Emulator, Outputs, output
 from neuron_layers import pack, pack_mask
 from torch import Tensor
 
@@ -109,13 +109,3 @@ def test_four_neurons_to_a_thread(checked: Emulator) -> None:
     checked.begin()
     checked.launch("burst_planes", counts=planes, T=8, neurons=N, planes=bytes_)
     assert checked.counted("burst")[2] == 4 * warps
-
-
-def test_empty(plain: Emulator) -> None:
-    plain.begin()
-    neuron = Struct("Neuron", {"neurons": 0, "channels": 4, "T": 8})
-    plain.launch("if_scan", currents=None, dtype=0, source=0, neuron=neuron)
-    plain.launch("pack", spikes=None, size=4, is_float=True, T=8, neurons=0, planes=None)
-    plain.launch("unpack", planes=None, T=8, neurons=0, spikes=None, size=4, one=1)
-    plain.launch("counts", planes=None, P=1, neurons=0, counts=None, dtype=0)
-    plain.launch("gate_grad", grad=None, dtype=0, mask=None, threshold=1.0, neurons=0, grad_z=None)

@@ -1,7 +1,6 @@
 """Weights as digits on the emulator: units, integers and bits of the CPU kernels, for any weights."""
 
 import dataclasses
-import math
 
 import pytest
 import torch
@@ -11,8 +10,6 @@ from products import LINEAR, MOST_DIGITS, WEIGHTS, Conv, check, fire, layer_of, 
 from torch import Tensor
 
 from tandem_ext.reference import in_units
-
-INF, NAN = math.inf, math.nan
 
 
 def count_of(size: int) -> int:
@@ -54,17 +51,6 @@ def test_digits(checked: Emulator, K: int, dtype: torch.dtype) -> None:
             assert (digits[n, count:] == 0x55).all()
 
 
-@pytest.mark.parametrize(("C", "kernel"), [(5, (3, 3)), (16, (1, 3)), (1, (3, 3))])
-def test_the_order_of_a_kernel(checked: Emulator, C: int, kernel: tuple[int, int]) -> None:
-    """Channels are innermost in a row of digits, for both layouts of the weights."""
-    weight = torch.randn(9, *kernel, C, generator=torch.Generator().manual_seed(0))
-    made = []
-    for last in (True, False):
-        checked.begin()
-        made.append(prepare(checked, Conv((4, 4), kernel, last=last), weight).clone())
-    assert torch.equal(*made)
-
-
 # Layers that tiles do not take: depthwise and narrow groups, on channels that are copied one by one or by four.
 PLAIN = [
     (8, 2, 12, 12, Conv((5, 6), (3, 3), padding=(1, 1), groups=12)),
@@ -88,20 +74,6 @@ def test_plain(checked: Emulator, seed: int, last: bool, window: bool) -> None:
 @pytest.mark.parametrize("seed", [1, 2, 9])
 def test_plain_over_a_long_window(plain: Emulator, seed: int) -> None:
     assert check(plain, 300, 1, 12, 12, torch.float32, seed, conv=PLAIN[0][-1])["counts"].max() > 255
-
-
-@pytest.mark.parametrize("value", [INF, -INF, NAN])
-def test_weights_that_are_not_finite(plain: Emulator, value: float) -> None:
-    """Outputs with such a weight are NaN, whether its input spikes or not, and do not fire; other outputs are
-    unaffected."""
-    weight = torch.ones(8, 1, 1, 2)
-    weight[3, 0, 0, 1] = value
-    spikes = torch.tensor([[1.0, 1.0], [1.0, 0.0]]).view(1, 2, 1, 1, 2)
-    layer = Layer(torch.zeros(1, 2, 8), 1, threshold=0.5)
-    out = fire(plain, LINEAR, layer, spikes, weight)
-    assert torch.equal(out["v"].view(2, 8).isnan(), torch.arange(8).expand(2, 8) == 3)
-    assert torch.equal(out["planes"][0] == 0, torch.arange(8).expand(2, 8) == 3)
-    assert out["bad"].isnan().all()
 
 
 @AMPERE

@@ -21,6 +21,7 @@ TESTS = {
     "planes": (["ops/test_spike_train", "ops/test_reference"], ""),
     "functional": (["ops/test_functional"], ""),
     "gradients": (["ops/test_gradients"], ""),
+    "not finite": (["ops/test_not_finite"], "such_a_weight or bad_potentials"),
     "calls": (["ops/test_attack"], "schema or every_op"),
     "layers": (["layers/test_layers", "layers/test_layers_shape"], ""),
     "frozen": (

@@ -32,12 +32,6 @@ def test_bits(plain: Emulator, dtype: torch.dtype) -> None:
         check(plain, T, B, N, K, dtype, seed=i, offset=i % 2)
 
 
-def test_long_windows(plain: Emulator) -> None:
-    """Counts exceed a byte."""
-    for T, seed in itertools.product([256, 300], range(3)):
-        check(plain, T, 3, 16, 32, torch.float32, seed=seed)
-
-
 @pytest.mark.parametrize("T", [4, 8, 16, 21])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_accesses(checked: Emulator, dtype: torch.dtype, T: int) -> None:
@@ -210,11 +204,3 @@ def test_convolution(checked: Emulator, dtype: torch.dtype) -> None:
         check(checked, T, 2, N, C, dtype, seed=i, offset=offset, conv=conv)
         if C % 16 == 0 and conv.groups == 1 and offset == 0:
             check_banks(checked)
-
-
-def test_int8_weights(plain: Emulator) -> None:
-    """The kernel's value of each weight: sample k has a spike of input k only, and nothing fires."""
-    weight = torch.arange(-128, 128).view(16, 16).to(torch.int8)
-    layer, spikes = Layer(torch.zeros(1, 16, 16), 1, threshold=3e38), torch.eye(16).view(1, 16, 1, 1, 16)
-    out = fire(plain, LINEAR, layer, spikes, weight.view(16, 1, 1, 16))
-    assert torch.equal(out["v"].view(16, 16).T, weight.float())
