@@ -122,16 +122,19 @@ struct ProductLayer {
     return values[output * geometry.inputs() + within];
   }
 
-  // The exact sums of the steps, [T, neurons], or with window timing of the counts, [neurons].
+  // The exact sums of the steps, [T, neurons], or with window timing of the counts, [neurons]. Those of an output with
+  // a weight that is not finite are NaN, whatever spikes.
   std::vector<double> sums() const {
     const Geometry& g = geometry;
     const bool counts = args.timing == Timing::kWindow;
     const int64_t channels = g.group_channels(), outputs = g.group_outputs(), neurons = args.neurons;
     std::vector<double> by_input(values.size());  // [groups, taps, channels, outputs]
+    std::vector<bool> lost(g.outputs);
     for (int64_t output = 0; output < g.outputs; ++output) {
       for (int64_t k = 0; k < g.inputs(); ++k) {
         const int64_t row = (output / outputs * g.inputs() + k) * outputs;
         by_input[row + output % outputs] = weight(output, k / channels, k % channels);
+        if (!std::isfinite(values[output * g.inputs() + k])) lost[output] = true;
       }
     }
     std::vector<double> out((counts ? 1 : T) * neurons);
@@ -148,6 +151,9 @@ struct ProductLayer {
         const int spikes = counts ? *byte : byte[t / 8 * inputs()] >> (t % 8) & 1;
         for (int64_t n = 0; spikes > 0 && n < outputs; ++n) to[n] += spikes * w[n];
       }
+    }
+    for (size_t i = 0; i < out.size(); ++i) {
+      if (lost[i % g.outputs]) out[i] = NAN;
     }
     return out;
   }
@@ -252,7 +258,8 @@ inline std::string text(const Way& way) {
   return "algorithm " + std::to_string(static_cast<int>(way.algorithm)) + "/" + std::to_string(way.steps);
 }
 
-// Checks the neurons and, with window timing, the product alone, with one thread and with several.
+// Checks the neurons and, with window timing, the product alone, with one thread and with several; and every kind of
+// byte product that the processor supports, not only the one that the layer would use.
 inline void check(ProductLayer& layer, const char* name) {
   layer.finish();
   const std::vector<PlainNeuron<float>> want = layer.expected();
@@ -272,6 +279,12 @@ inline void check(ProductLayer& layer, const char* name) {
       cpu::window_product(layer.layer(), u.data(), parallel);
       CHECK(u == product, "%s: the product, %s", name, text(way).c_str());
     }
+  }
+  for (int kind = 1; (window || layer.T <= 32) && kind <= int(cpu::ByteProducts::kAmx); ++kind) {
+    const Outputs<float> got(layer.args);
+    layer.args.mask = nullptr;  // whose bytes would be of two groups
+    if (!run_digits(layer.layer(), static_cast<cpu::ByteProducts>(kind))) continue;
+    CHECK(agree(layer.args, want), "%s, T %d, digits of kind %d", name, layer.T, kind);
   }
 }
 

@@ -123,30 +123,6 @@ void any_scan(Input& in) {
 
 }  // namespace
 
-// A window in pieces gives the same as at once.
-TEST(pieces_of_a_window) {
-  for (Gate gate : {Gate::kRelu, Gate::kClip}) {
-    for (Residual residual : {Residual::kNone, Residual::kPlanes, Residual::kCurrents}) {
-      ScanLayer<float> layer(75, 300, 3);
-      layer.residual = residual;
-      layer.scaled = true;
-      layer.args.gate = gate;
-      layer.args.leak = 0.9f;
-      layer.draw(1);
-      Outputs<float> out(layer.args);
-      std::vector<float> v(75, NAN), r(75, NAN);
-      std::vector<double> u(75, NAN);
-      std::vector<uint16_t> counts(75, 12345);
-      for (int32_t first : {0, 8, 264}) {
-        const int32_t steps = first == 0 ? 8 : first == 8 ? 256 : 36;
-        cpu::if_scan(layer.currents.data() + first * 75 * sizeof(float), layer.dtype, layer.source,
-                     piece(layer.args, first, steps, {v.data(), r.data(), u.data(), counts.data()}), serial_for);
-      }
-      layer.check();
-    }
-  }
-}
-
 TEST(the_longest_window) {
   ScanLayer<float> layer(3, 65535);
   layer.args.gate = Gate::kClip;
@@ -154,16 +130,6 @@ TEST(the_longest_window) {
   const Outputs<float> out(layer.args);
   layer.run(serial_for);
   layer.check();
-}
-
-TEST(threads_do_not_change_the_result) {
-  ScanLayer<float> layer(100003);
-  layer.draw(1);
-  const Outputs<float> serial(layer.args);
-  layer.run(serial_for);
-  const Outputs<float> threaded(layer.args);
-  layer.run(threads_for);
-  CHECK(serial == threaded, "planes, mask, counts or potentials");
 }
 
 FUZZ(in) { in.range(0, 3) == 0 ? any_scan<double>(in) : any_scan<float>(in); }

@@ -61,17 +61,6 @@ void check(ProductLayer& layer, const BatchNorm<float>& affine, const std::vecto
   }
 }
 
-void check(ProductLayer layer, const std::vector<Way>& ways, const char* name) {
-  layer.finish();
-  const auto gamma = multiples(layer.geometry.outputs, 0.5f, 9), beta = multiples(layer.geometry.outputs, 0.25f, 5);
-  check(layer, {nullptr, 1, gamma.data(), beta.data(), 1e-5f}, ways, {serial_for, threads_for}, name);
-}
-
-void check(const Geometry& shape, int32_t T, const char* name) {
-  check(ProductLayer(shape, T, 0.3, 1), {{Algorithm::kLists, 1}, {Algorithm::kDigits, 0}, {Algorithm::kPlain, 0}},
-        name);
-}
-
 // All operands are small multiples of powers of two, so that the order of additions does not matter.
 void backward(Input& in, int64_t rows, int64_t channels) {
   const auto grad = multiples(rows * channels, 0.25f, 13), product = multiples(rows * channels, 0.5f, 11);
@@ -127,29 +116,19 @@ void statistics(Input& in, int64_t rows, int64_t channels) {
 }  // namespace
 
 TEST(a_few_rows_and_many) {
-  for (int64_t batch : {8, 80}) {
-    check(linear(8, 9 * 32 + 5, batch), 255, "linear");
-    Geometry groups = linear(8, 2 * 5 * 32, batch);
-    groups.groups = 2;
-    check(groups, 255, "two groups");
+  for (const int64_t batch : {8, 80}) {
+    for (const int64_t groups : {1, 2}) {
+      Geometry shape = linear(8, groups == 1 ? 9 * 32 + 5 : 2 * 5 * 32, batch);
+      shape.groups = groups;
+      ProductLayer layer(shape, 255, 0.3, 1);
+      layer.finish();
+      const auto gamma = multiples(shape.outputs, 0.5f, 9), beta = multiples(shape.outputs, 0.25f, 5);
+      check(layer, {nullptr, 1, gamma.data(), beta.data(), 1e-5f},
+            {{Algorithm::kLists, 1}, {Algorithm::kDigits, 0}, {Algorithm::kPlain, 0}}, {serial_for, threads_for},
+            "rows");
+    }
   }
 }
-
-TEST(weights_in_bytes) {
-  ProductLayer layer(linear(256, 40, 8), 255, 0.3, 1);
-  layer.dtype = DType::kInt8;
-  for (double& w : layer.values) w = std::round(7 * w);
-  check(layer, {{Algorithm::kLists, 4}, {Algorithm::kDigits, 0}}, "bytes");
-}
-
-// The window's product is computed in pieces.
-TEST(long_windows) {
-  for (int32_t T : {256, 300, 1000}) {
-    for (int64_t batch : {2, 40}) check(linear(12, 20, batch), T, "long");
-  }
-}
-
-TEST(blocks_of_an_image) { check(image(9, 3, 1, 3, 150), 33, "image"); }
 
 FUZZ(in) {
   std::optional<ProductLayer> layer = any_layer(in);

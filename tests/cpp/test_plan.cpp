@@ -94,6 +94,14 @@ TEST(units_are_larger_where_that_saves_a_digit) {
   }
 }
 
+TEST(weights_of_one_digit_are_kept_in_bytes) {
+  test::ProductLayer made(linear(1200, 20), 8, 0.1, 1);
+  made.make_integers(127);
+  made.finish();
+  const int64_t size = prepared_size(made.geometry, made.weights);
+  CHECK((size < 4 * 1200 * 20) == (capability() == Capability::kV4), "%ld bytes", long(size));
+}
+
 TEST(rows_expanded_at_a_time) {
   CHECK(expanded_rows(linear(800, 10), 8) == 128, "one plane");
   CHECK(expanded_rows(linear(4096, 10), 8) == 32, "memory");

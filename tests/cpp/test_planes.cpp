@@ -1,6 +1,4 @@
 // Elementwise operations and pooling of spike planes of any size, compared with plain loops.
-#include <tuple>
-
 #include "check.h"
 #include "kernels/planes/bits.h"
 #include "kernels/planes/moves.h"
@@ -152,33 +150,6 @@ void windows(Input& in) {
 }
 
 }  // namespace
-
-TEST(pack_knows_what_nonzero_is) {
-  const float floats[] = {0.0f, -0.0f, 1e-45f, -3.0f};
-  uint8_t planes[4] = {};
-  cpu::pack(floats, sizeof(float), true, 1, 4, planes, serial_for);
-  CHECK(planes[0] == 0 && planes[1] == 0 && planes[2] == 1 && planes[3] == 1, "floats: both zeros are silent");
-  const int32_t integers[] = {0, INT32_MIN, 1, -1};
-  cpu::pack(integers, sizeof(int32_t), false, 1, 4, planes, serial_for);
-  CHECK(planes[0] == 0 && planes[1] == 1 && planes[2] == 1 && planes[3] == 1, "integers: the sign bit is a bit");
-}
-
-TEST(threads_do_not_change_the_result) {
-  constexpr int32_t T = 9;
-  constexpr int64_t neurons = 100003;
-  std::vector<float> spikes(T * neurons);
-  for (size_t i = 0; i < spikes.size(); ++i) spikes[i] = i * 37 % 101 < 25 ? 1.f : 0.f;
-  const auto run = [&](ParallelFor parallel) {
-    std::vector<uint8_t> planes(2 * neurons);
-    std::vector<float> back(spikes.size()), counts(neurons), grad(neurons);
-    cpu::pack(spikes.data(), sizeof(float), true, T, neurons, planes.data(), parallel);
-    cpu::unpack(planes.data(), T, neurons, back.data(), sizeof(float), 0x3f800000u, parallel);
-    cpu::counts(planes.data(), 2, neurons, counts.data(), DType::kFloat32, parallel);
-    cpu::gate_grad(spikes.data(), DType::kFloat32, planes.data(), 2.0, neurons, grad.data(), parallel);
-    return std::tuple(planes, back, counts, grad);
-  };
-  CHECK(run(serial_for) == run(threads_for), "planes, spikes, counts or gradients");
-}
 
 FUZZ(in) {
   parts = in.range(1, 5);
