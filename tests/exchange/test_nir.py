@@ -149,17 +149,6 @@ def converted(make, timing):
     return net, x
 
 
-def blocks(every=""):
-    """A shortcut past two layers, a projection, and averages."""
-    body = nn.Sequential(tnn.Conv2d(8, 4, 3, padding=1), tnn.Conv2d(4, 8, 1, threshold=2.0))
-    grown = nn.Sequential(tnn.Conv2d(8, 8, 1), tnn.Conv2d(8, 6, 3, 2, 1))
-    net = encoded(
-        tnn.Conv2d(1, 8, 3, padding=1, gain=0.5), tnn.AvgPool2d(2), tnn.Residual(body),
-        tnn.Residual(grown, tnn.Conv2d(8, 6, 1, 2)), tnn.AvgPool2d(2, spiking=False), tnn.Flatten(), tnn.Readout(6, 3),
-    )  # fmt: skip
-    return in_windows(net, every), images()
-
-
 def every_other():
     return in_windows(network(), "even"), images()
 
@@ -179,8 +168,9 @@ NETWORKS = {
     "vector": vector, "zero_expand": lambda: vector("zero_expand"), "a long one": lambda: vector(steps=256),
     "image_pools": image_pools, "few_bits": few_bits, **GENERAL,
     "no neurons": lambda: (dyadic(nn.Sequential(tnn.Encoder(T, gain=0.5), tnn.Readout(4, 3))), torch.ones(2, 4)),
-    "digits, window": lambda: (in_windows(network()), images()), "blocks, window": blocks,
-    "every other block, window": lambda: blocks("even"), "every other, window": every_other,
+    "digits, window": lambda: (in_windows(network()), images()), "every other, window": every_other,
+    "pooled, window": lambda: (in_windows(pooled()[0]), image(4)),
+    "every other of pooled, window": lambda: (in_windows(pooled()[0], "even"), image(4)),
     "events, window": lambda: (in_windows(events()[0]), events()[1]),
 }  # fmt: skip
 

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from cases import assert_reference, assert_same, bursts, dyadic, dyadic_, train
+from cases import assert_same, bursts, dyadic, dyadic_, train
 from hypothesis import given
 from hypothesis import strategies as st
 from test_layers import LAYERS
@@ -15,27 +15,10 @@ from torch import nn
 import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
-from tandem_ext.functional.layer import window_product
-from tandem_ext.functional.products import convolution
 from tandem_snn.measure import Monitor, firing_rates, mismatch, synops
 from tandem_snn.nn import general, maximum
 
 f, ref = te.functional, te.reference
-
-
-def long_weights(*shape):
-    """Of 18 bits, so that float32 does not hold their sums: exact are integers and float64."""
-    return torch.randint(-(2**17), 2**17, shape) / 2**17
-
-
-@pytest.mark.parametrize("T", [1, 3, 8, 15, 16, 255])
-@pytest.mark.parametrize(("K", "N", "B"), [(784, 100, 1), (784, 100, 40), (33, 70, 5)])
-def test_sums_that_float32_does_not_hold(T, K, N, B):
-    x, weight = bursts(T, B, K), long_weights(N, K)
-    options = {"timing": "window", "v_init": 0.5, "scale": torch.rand(N), "shift": torch.randn(N), "return_v": True}
-    assert_reference("linear_if", x, weight, **options)
-    image, kernel = bursts(T, max(1, B // 8), 64, 6, 6), long_weights(N, 64, 3, 3)
-    assert_reference("conv2d_if", image, kernel, padding=1, **options)
 
 
 def test_what_is_not_a_number_does_not_fire():
@@ -76,12 +59,6 @@ def test_by_default_counts_are_rounded_to_nearest_and_steps_start_at_zero(timing
     assert torch.equal(ts.freeze(nets[0])(y), nets[1](y))
     assert layer.v_init is None
     assert "v_init" not in repr(layer)
-
-
-def test_the_sum_over_a_window_is_that_of_both_forms():
-    x, weight = bursts(20, 3, 6, 8, 8), torch.randn(5, 6, 3, 3)
-    as_steps, product = te.SpikeTrain(x.planes, 20), convolution((3, 3), 1, 1, 1, 1)
-    assert torch.equal(window_product(x, weight, product), window_product(as_steps, weight, product))
 
 
 @pytest.mark.parametrize("name", ["linear", "conv1d", "conv2d same", "conv2d valid"])

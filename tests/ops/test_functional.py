@@ -65,33 +65,23 @@ def test_gates_are_closed_at_an_exact_zero(rule, dtype, T, device):
 
 
 @given(T=st.integers(2, 70), seed=st.integers(0, 2**16), dtype=st.sampled_from(DTYPES))
-def test_gates_of_a_sum_with_a_residual(T, seed, dtype, device):
-    """Currents that are not dyadic, with a part of the shift: the reference's gates, bit for bit."""
+def test_currents_that_are_not_dyadic(T, seed, dtype, device):
+    """With a residual and a part of the shift: neurons only add in step order, so they are the reference's, with its
+    gates, bit for bit."""
     torch.manual_seed(seed)
     C = compute_dtype(dtype)
     residual = train(T, 5, 37, gain=0.3, device=device) if seed % 2 else torch.randn(T, 5, 37, dtype=C, device=device)
     x, weight = train(T, 5, 20, device=device), dyadic(37, 20, low=-2, high=2, dtype=dtype, device=device)
     scale, shift = torch.randn(2, 37, dtype=C, device=device).unbind()
-    grads = []
+    options = {"threshold": 0.7, "leak": 0.9, "v_init": 0.1, "steps": T + seed % 3, "return_v": True}
+    results, grads = [], []
     for rule in (f, ref):
         w = weight.clone().requires_grad_()
-        y = rule.linear_if(x, w, scale=scale, shift=shift, residual=residual, steps=T + seed % 3)
-        y.counts.sum().backward()
+        results.append(rule.linear_if(x, w, scale=scale, shift=shift, residual=residual, **options))
+        results[-1][0].counts.sum().backward()
         grads.append(w.grad)
+    assert_same(*results)
     torch.testing.assert_close(*grads, rtol=1e-2, atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("train_mode", [False, True])
-def test_scan_of_any_numbers_is_the_reference(dtype, train_mode, device):
-    """The scan only adds in step order, so it is exact on numbers that are not dyadic as well."""
-    currents = torch.randn(16, 5, 37, 3, dtype=dtype, device=device).requires_grad_(train_mode)
-    C = compute_dtype(dtype)
-    assert_reference(
-        "if_scan", currents, threshold=0.7, leak=0.9, v_init=0.1, scale=torch.randn(37, dtype=C, device=device),
-        shift=torch.randn(37, dtype=C, device=device), residual=train(16, 5, 37, 3, gain=0.3, device=device),
-        return_v=True,
-    )  # fmt: skip
 
 
 def test_results_share_no_memory_with_arguments(device):
@@ -118,26 +108,6 @@ def test_a_change_of_the_weights_by_any_route_is_seen(device):
         after = f.linear_if(x, weight)
         assert_same(after, ref.linear_if(x, weight))
         assert not torch.equal(after.planes, before), name
-
-
-@pytest.mark.parametrize("groups", [2, 4, 32])
-def test_groups_of_64_channels(groups, timing, device):
-    x = te.SpikeTrain.from_dense(torch.ones(1, 1, 64, 1, 16, device=device))
-    weight = torch.ones(2 * groups, 64 // groups, 1, 1, device=device)
-    _, v = f.conv2d_if(x, weight, groups=groups, timing=timing, threshold=1e9, v_init=0.0, return_v=True)
-    assert torch.equal(v, torch.full_like(v, 64 // groups))
-
-
-@pytest.mark.parametrize("T", [1, 8, 20])
-@pytest.mark.parametrize(
-    ("channels", "groups", "kernel", "stride", "dilation"), [(64, 1, 3, 1, (2, 1)), (128, 2, 3, 2, 1), (20, 1, 1, 1, 1)]
-)
-def test_short_lines_are_the_reference(T, channels, groups, kernel, stride, dilation, device):
-    """So dense that every input is multiplied, where the processor can: rows of several lines then share a tile."""
-    x = train(T, 5, channels, 7, 9, rate=0.6, device=device)
-    weight = dyadic(48 * groups, channels // groups, kernel, kernel, device=device)
-    options = {"stride": stride, "padding": kernel // 2, "dilation": dilation, "groups": groups}
-    assert_reference("conv2d_if", x, weight, **options)
 
 
 def test_a_kernel_may_miss_a_single_pixel(timing, device):
@@ -167,13 +137,12 @@ def test_any_weights_are_the_reference(timing, dtype, device):
     weight = torch.randn(38, K) * size
     weight[::5] *= 2.0 ** -torch.randint(0, 30, (K,))  # of several magnitudes in one row
     weight[1] = 0
-    x = train(9, 8, K, device=device) if timing == "step" else bursts(9, 8, K).to(device)
-    weight = weight.to(device, dtype)
+    spikes = train if timing == "step" else bursts
+    x, weight = spikes(9, 8, K).to(device), weight.to(device, dtype)
     assert_reference("linear_if", x, weight, timing=timing, threshold=0.3, return_v=True)
     assert_reference("bn_if", x, weight, timing=timing, return_v=True)
-    image, kernel = train(9, 2, 13, 6, 5, device=device), torch.randn(21, 13, 3, 3, device=device).to(dtype)
-    if timing == "step":
-        assert_reference("conv2d_if", image, kernel, padding=1, return_v=True)
+    image, kernel = spikes(9, 2, 13, 6, 5).to(device), torch.randn(21, 13, 3, 3, device=device).to(dtype)
+    assert_reference("conv2d_if", image, kernel, padding=1, timing=timing, return_v=True)
 
 
 def test_the_ends_of_sums(device):

@@ -1,16 +1,13 @@
-"""Geometry beside and at every limit of the kernels, everything else drawn at random; windows of more than 255 steps.
+"""Networks beside and at every limit of the kernels, of which tests/cpp has the layers; more than 255 steps.
 
 The unit of an output's weights depends on no order: neither their layout in memory nor the way of adding them. Lists of
 spikes have 16-bit entries, each eight times an input's number: 8,191 inputs, or taps, are one block and 8,192 are two.
-A launch on a GPU has at most 65,535 rows of blocks. Tensors of more than 31 bits of indices have no memory here.
+Tensors of more than 31 bits of indices have no memory here.
 """
 
 import pytest
 import torch
-from any_layer import neurons
-from cases import WINDOWS, assert_reference, compute_dtype, dyadic, spikes, train
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from cases import assert_reference, compute_dtype, dyadic, spikes, train
 from networks import assert_frozen_is
 from torch import nn
 
@@ -21,50 +18,8 @@ from tandem_ext.functional.products import LINEAR
 
 f, ref = te.functional, te.reference
 BLOCK = (8190, 8191, 8192, 8193)
-ROWS = (65535, 65536, 65537)
-SHORT = st.sampled_from([T for T in WINDOWS if T <= 9])
-PRODUCTS = st.sampled_from([torch.float32, torch.bfloat16, torch.float64])
 HUGE = 2**16
 FROZEN = [(lambda n=n: (tnn.Linear(n, 9, norm=True), tnn.Linear(9, 5)), (n,)) for n in BLOCK]
-
-
-@pytest.mark.parametrize("inputs", BLOCK)
-@given(random=st.randoms(), T=SHORT, dtype=PRODUCTS)
-@settings(max_examples=6)
-def test_linear_layers_are_the_reference(inputs, random, T, dtype):
-    batch, outputs = random.choice([0, 1, 3]), random.choice([1, 5, 17])
-    x, shape = train(T, batch, inputs, rate=random.choice([0.02, 0.3, 1.0])), (batch, outputs)
-    assert_reference("linear_if", x, dyadic(outputs, inputs, dtype=dtype), **neurons(random, T, shape, dtype))
-
-
-@pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("taps", [*BLOCK, 9 * 910, 9 * 911])
-@given(random=st.randoms(), T=SHORT)
-@settings(max_examples=4)
-def test_convolutions_are_the_reference(taps, groups, random, T):
-    choices = [(taps, (1, 1)), (taps, (1,)), (1, (taps,)), (1, (taps, 1)), (1, (1, taps))]
-    choices += [(taps // (h * w), (h, w)) for h, w in ((1, 2), (3, 3), (2, 5), (13, 7)) if taps % (h * w) == 0]
-    channels, kernel = random.choice(choices)
-    stride, dilation, padding = random.randint(1, 2), random.randint(1, 2), random.randint(0, 1)
-    space = [(k - 1) * dilation + random.randint(1, 3) for k in kernel]
-    features, weight = (channels * groups, *space), (groups * random.choice([1, 3]), channels, *kernel)
-    window = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-    x, name = train(T, 1, *features), f"conv{len(features) - 1}d_if"
-    shape = tuple(getattr(ref, name)(x, torch.zeros(weight), **window).shape)
-    assert_reference(name, x, dyadic(*weight), **window, **neurons(random, T, shape))
-
-
-@pytest.mark.parametrize("rows", ROWS)
-def test_so_many_rows_are_the_reference(rows):
-    for batch, outputs in (rows, 2), (2, rows):
-        assert_reference("linear_if", train(3, batch, 3), dyadic(outputs, 3), shift=dyadic(outputs), return_v=True)
-    assert_reference("if_scan", dyadic(9, rows, 1), return_v=True)
-    assert_reference("if_scan", dyadic(2, 1, rows), return_v=True)
-    assert_reference("conv1d_if", train(3, 1, 2, rows), dyadic(2, 2, 1), return_v=True)
-    assert_reference("conv2d_if", train(3, 1, rows, 1, 1), dyadic(rows, 1, 1, 1), groups=rows, return_v=True)
-    x = train(9, rows, 2)
-    assert torch.equal(te.planes.pack(x.to_dense()), x.planes)
-    assert torch.equal(te.planes.counts(x.planes), x.to_dense().sum(0))
 
 
 def meta(*shape, dtype=torch.uint8, **options):
@@ -124,17 +79,6 @@ def test_neither_layouts_nor_the_order_of_inputs_matter(groups):
     want, mixed = potentials(f.linear_if, x, weight), te.SpikeTrain(x.planes[:, :, order].contiguous(), 8)
     assert torch.equal(potentials(f.linear_if, x, weight.t().contiguous().t()), want)
     assert torch.equal(potentials(f.linear_if, mixed, weight[:, order]), want)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
-@pytest.mark.parametrize("T", [5, 8, 20])
-def test_a_sample_alone(dtype, T):
-    """Few rows use the weights where they lie, many prepare them."""
-    weight = at_the_edge(70, 300)
-    weight = (3000 * weight).round().clamp(-127, 127).to(dtype) if dtype == torch.int8 else weight.to(dtype)
-    x = train(T, 40, 300, rate=0.2)
-    together = potentials(f.linear_if, x, weight)
-    assert all(torch.equal(potentials(f.linear_if, x[b], weight)[0], together[b]) for b in range(4))
 
 
 def test_batch_norm_of_more_taps_than_a_list_can_name():
