@@ -29,10 +29,10 @@ __all__ = [
     "FakeTensor",  # tensors without values; torch.compiler.is_compiling is False where a FakeTensorMode alone is on
     "OpOverload",  # the type of the operators in exported graphs
     "WeightKeeper",
-    "apply_eagerly",
     "arguments_of",
     "autocast_active",
     "children_of",
+    "eager_apply",
     "forward_mode_active",
     "has_forward_hooks",
     "has_kernel",
@@ -60,9 +60,9 @@ def forward_mode_active() -> bool:
     return forward_ad._current_level >= 0
 
 
-def apply_eagerly(function: type[Function], *arguments: Any) -> Any:
-    """Call ``function.apply`` outside of transforms; ``Function.apply`` itself first binds a signature, for 20 µs."""
-    return super(Function, function).apply(*arguments)  # type: ignore[misc]
+def eager_apply(function: type[Function]) -> Callable[..., Any]:
+    """Return ``function.apply`` for outside of transforms; ``Function.apply`` itself binds a signature, for 20 µs."""
+    return super(Function, function).apply  # type: ignore[misc]
 
 
 def arguments_of(overload: OpOverload) -> Any:

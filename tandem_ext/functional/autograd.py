@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .._torch import apply_eagerly, forward_mode_active, transforms_active
+from .._torch import eager_apply, forward_mode_active, transforms_active
 from ..ops import compute_dtype, counts_dtype
 from ..planes import counts_of
 from .neuron import cast, over_inputs, over_space
@@ -37,7 +37,7 @@ def apply(function: type[Function], *arguments: Any) -> Any:
             arguments = tuple(t.view_as(t) if isinstance(t, Tensor) else t for t in arguments)
         return function.apply(*arguments)
     try:
-        return function.apply(*arguments) if transformed else apply_eagerly(function, *arguments)
+        return function.apply(*arguments) if transformed else eager_apply(function)(*arguments)
     except NotImplementedError as error:
         if not forward_mode_active():
             raise
@@ -88,36 +88,39 @@ def once_differentiable(backward: Callable[..., tuple[Any, ...]]) -> Callable[..
     return first
 
 
+Gradients = dict[str, Any]  # by the names of the fields of Call
+
+
 class Call(NamedTuple):
-    """The arguments of :class:`Fire`. The same fields also hold which arguments need gradients, and these gradients."""
+    """The arguments of :class:`Fire`, or which of them need gradients."""
 
     # the arguments of an op in their order, first those of the product, last those that most calls leave out
-    planes: Any = None
-    T: Any = None
-    weight: Any = None
-    steps: Any = None
-    threshold: Any = None
-    leak: Any = None
-    gate: Any = None
-    window: Any = None
-    train: Any = None  # whether the op makes what the backward pass needs
-    return_v: Any = None
-    scale: Any = None
-    shift: Any = None
-    bad: Any = None
-    residual: Any = None
-    residual_scale: Any = None
-    v_init: Any = None
+    planes: Any
+    T: Any
+    weight: Any
+    steps: Any
+    threshold: Any
+    leak: Any
+    gate: Any
+    window: Any
+    train: Any  # whether the op makes what the backward pass needs
+    return_v: Any
+    scale: Any
+    shift: Any
+    bad: Any
+    residual: Any
+    residual_scale: Any
+    v_init: Any
     # the product, or "train", "constant" or "impulse" for given currents, which are then ``edge``
-    source: Any = None
-    edge: Any = None  # else the counts of the input, for the gradient only
-    gamma: Any = None
-    beta: Any = None
-    eps: Any = None  # of batch norm with batch statistics; None: no such batch norm
+    source: Any
+    edge: Any  # else the counts of the input, for the gradient only
+    gamma: Any
+    beta: Any
+    eps: Any  # of batch norm with batch statistics; None: no such batch norm
     # for the gradient only
-    residual_edge: Any = None
-    theta: Any = None
-    few_bits: Any = None  # the weights are integers that fit into int8
+    residual_edge: Any
+    theta: Any
+    few_bits: Any  # the weights are integers that fit into int8
 
 
 class Saved(NamedTuple):
@@ -219,7 +222,7 @@ class Fire(Function):
     @once_differentiable
     def backward(ctx: Any, _planes: None, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
         if grad is None:
-            return tuple(Call())
+            return (None,) * len(Call._fields)
         needs, saved = ctx.needs, Saved(*ctx.saved_tensors, *ctx.numbers)
         neurons = needs.residual or needs.residual_edge or needs.residual_scale or needs.theta
         grad_z: Any = None  # gate·grad/ϑ; batch norm's op computes its own
@@ -232,11 +235,11 @@ class Fire(Function):
         else:
             gradients = _through_currents(needs, saved, grad_z)
         if neurons:
-            gradients = _with_neurons(gradients, needs, saved, grad_z)
-        return tuple(gradients)  # Dynamo drops gradients returned as a NamedTuple
+            gradients |= _of_neurons(needs, saved, grad_z)
+        return tuple([gradients.get(name) for name in Call._fields])
 
 
-def _through_product(needs: Call, saved: Saved, grad_z: Tensor) -> Call:
+def _through_product(needs: Call, saved: Saved, grad_z: Tensor) -> Gradients:
     """The gradients of scale·(W c) + shift."""
     product, planes, timing, scale = saved.source, saved.planes, saved.timing, saved.scale
     weight = cast(saved.weight, grad_z.dtype)  # differs for int8, and for half types that cannot hold the counts
@@ -244,15 +247,15 @@ def _through_product(needs: Call, saved: Saved, grad_z: Tensor) -> Call:
     direct = needs.weight and not needs.scale
     edge, grad_weight = product.gradients(scaled(grad_z, scale), planes, timing, weight, needs.edge, direct)
     if not needs.scale:
-        return Call(weight=grad_weight, shift=shift, edge=edge)
+        return {"weight": grad_weight, "shift": shift, "edge": edge}
     weight, wide = cast(weight, scale.dtype), cast(grad_z, scale.dtype)  # large terms of grad_scale may cancel
     _, raw = product.gradients(wide, planes, timing, weight, False, True)
     grad_scale = (weight * raw).flatten(1).sum(1)
     grad_weight = cast(raw * over_inputs(scale, raw), grad_z.dtype) if needs.weight else None
-    return Call(weight=grad_weight, scale=grad_scale, shift=shift, edge=edge)
+    return {"weight": grad_weight, "scale": grad_scale, "shift": shift, "edge": edge}
 
 
-def _through_currents(needs: Call, saved: Saved, grad_z: Tensor) -> Call:
+def _through_currents(needs: Call, saved: Saved, grad_z: Tensor) -> Gradients:
     """The gradients of scale·Σ y + shift. All steps share one gradient, as an expanded view."""
     y, times, over_time = saved.u, _times(saved.source, saved.T), saved.source == "train"
     grad_y = grad_scale = None
@@ -262,10 +265,10 @@ def _through_currents(needs: Call, saved: Saved, grad_z: Tensor) -> Call:
     if needs.scale:
         dtype = saved.scale.dtype
         grad_scale = channel_sum(grad_z * (y.sum(0, dtype=dtype) if over_time else times * cast(y, dtype)))
-    return Call(scale=grad_scale, shift=channel_sum(grad_z) if needs.shift else None, edge=grad_y)
+    return {"scale": grad_scale, "shift": channel_sum(grad_z) if needs.shift else None, "edge": grad_y}
 
 
-def _through_norm(needs: Call, saved: Saved, grad: Tensor) -> Call:
+def _through_norm(needs: Call, saved: Saved, grad: Tensor) -> Gradients:
     """The gradients of batch norm of gain·u by batch statistics; u is W c or the sum of the given currents."""
     source, mean, var, gain = saved.source, saved.mean, saved.var, saved.scale
     times = _times(source, saved.T)
@@ -288,11 +291,11 @@ def _through_norm(needs: Call, saved: Saved, grad: Tensor) -> Call:
     else:
         edge, grad_weight = cast(grad_u, saved.u.dtype), None
     gamma, beta = gamma if needs.gamma else None, beta if needs.beta else None
-    return Call(weight=grad_weight, scale=grad_gain, edge=edge, gamma=gamma, beta=beta)
+    return {"weight": grad_weight, "scale": grad_gain, "edge": edge, "gamma": gamma, "beta": beta}
 
 
-def _with_neurons(gradients: Call, needs: Call, saved: Saved, grad_z: Tensor) -> Call:
-    """Add the gradients of the neurons' tensors."""
+def _of_neurons(needs: Call, saved: Saved, grad_z: Tensor) -> Gradients:
+    """The gradients of the neurons' tensors."""
     residual = edge = residual_scale = theta = None
     dtype = compute_dtype(grad_z.dtype)
     if needs.residual or needs.residual_edge:
@@ -304,7 +307,7 @@ def _with_neurons(gradients: Call, needs: Call, saved: Saved, grad_z: Tensor) ->
     if needs.theta:
         theta = -channel_sum(grad_z * counts_of(saved.spikes, saved.timing, dtype)) / saved.theta
     edge = edge if needs.residual_edge else None
-    return gradients._replace(residual=residual, residual_edge=edge, residual_scale=residual_scale, theta=theta)
+    return {"residual": residual, "residual_edge": edge, "residual_scale": residual_scale, "theta": theta}
 
 
 class WindowProduct(Function):

@@ -14,7 +14,7 @@ from .._torch import autocast_active
 from ..inputs import ConstantInput, ImpulseInput
 from ..signal import needs_grad
 from ..train import SpikeTrain, add_flags, with_flags
-from .autograd import Call, Fire, WindowProduct, apply, run
+from .autograd import Fire, WindowProduct, apply, run
 from .neuron import NEUTRAL, cast, channels_of, fold, in_units, over_space, per_channel, tensors_of, with_gain
 from .products import Product, autocast_dtype
 from .settings import Settings
@@ -88,7 +88,7 @@ def _fire(
     train = torch.is_grad_enabled() and needs_grad(
         edge, weight, scale, shift, gamma, beta, residual, residual_edge, residual_scale, theta
     )
-    call = Call(
+    call = (  # the fields of Call, which is slow to make
         stored, T, weight, T if steps is None else steps, threshold if theta is None else 1.0, leak, gate,
         timing == "window", train, return_v, scale, shift, bad, residual, residual_scale, v_init,
         source, edge, gamma, beta, eps, residual_edge, theta, step is not None,

@@ -49,7 +49,7 @@ def weights_are_forgotten():
 
 def a_function_is_applied():
     x = ONE.clone().requires_grad_()
-    _torch.apply_eagerly(Cubed, x).backward()
+    _torch.eager_apply(Cubed)(x).backward()
     return x.grad == 3
 
 
@@ -124,10 +124,10 @@ CHECKS = {
     "FakeTensor": fakes_are_known,
     "OpOverload": lambda: isinstance(torch.ops.aten.add.Tensor, _torch.OpOverload),
     "WeightKeeper": weights_are_forgotten,
-    "apply_eagerly": a_function_is_applied,
     "arguments_of": schemas_name_arguments,
     "autocast_active": lambda: in_context(torch.autocast("cpu", torch.bfloat16), _torch.autocast_active),
     "children_of": children_are_listed,
+    "eager_apply": a_function_is_applied,
     "forward_mode_active": lambda: in_context(forward_ad.dual_level(), _torch.forward_mode_active),
     "has_forward_hooks": hooks_are_seen,
     "has_kernel": lambda: [_torch.has_kernel("tandem::if_scan", key) for key in ("CPU", "FPGA")] == [True, False],
