@@ -17,7 +17,6 @@ from torch.library import Library, register_vmap
 from . import checks
 from ._torch import arguments_of
 
-Shape = Sequence[int]
 Arguments = dict[str, Any]
 _library = Library("tandem", "IMPL")
 _EXACT = {torch.bfloat16: 256, torch.float16: 2048}  # up to these counts the dtypes represent all integers
@@ -36,7 +35,7 @@ def counts_dtype(dtype: torch.dtype, T: int) -> torch.dtype:
 # --- fakes ------------------------------------------------------------------------------------------------------------
 
 
-def _empty(like: Tensor, lead: Shape, shape: Shape, dtype: torch.dtype) -> Tensor:
+def _empty(like: Tensor, lead: Sequence[int], shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """An empty [*lead, B, C, *space], channels-last."""
     if len(shape) < 3:
         return like.new_empty((*lead, *shape), dtype=dtype)
@@ -44,7 +43,7 @@ def _empty(like: Tensor, lead: Shape, shape: Shape, dtype: torch.dtype) -> Tenso
     return like.new_empty((*lead, batch, *space, channels), dtype=dtype).movedim(-1, len(lead) + 1)
 
 
-def _shape(a: Arguments) -> Shape:
+def _shape(a: Arguments) -> Sequence[int]:
     """Return the shape of the neurons, [B, N, *space]."""
     if "current" in a:
         return a["current"].shape

@@ -51,10 +51,10 @@ def to_onnx(net: nn.Module, path: str | PathLike[str], x: Any) -> None:
     extra("onnx", "the export to ONNX")
     check_batch(x)
     frozen = net if isinstance(net, FrozenNetwork) else freeze(net)
-    write_atomically(Path(path), Graph(listing_of(frozen, x)).model().SerializeToString())
+    write_atomically(Path(path), OnnxGraph(listing_of(frozen, x)).model().SerializeToString())
 
 
-class Graph:
+class OnnxGraph:
     """Builds the ONNX graph.
 
     If the layers have timing "window", the graph is a whole window, like a call of a :class:`FrozenNetwork`, and the

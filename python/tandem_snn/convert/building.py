@@ -14,12 +14,12 @@ from tandem_ext.functional.neuron import over_space
 from .. import nn as tnn
 from ..nn import general, maximum
 from . import kinds
-from .graph import Graph, Op, refuse
+from .graph import Op, OpGraph, refuse
 from .layers import VIEWS, max_pool_geometry, norm_of
 
 
 @dataclass
-class Value:
+class Counterpart:
     """The counterpart of an Op in the spiking network.
 
     Attributes:
@@ -48,15 +48,15 @@ ONE = torch.ones(())
 
 
 class Builder:
-    """The new graph, its modules, and the Value of each Op."""
+    """The new graph, its modules, and the Counterpart of each Op."""
 
-    def __init__(self, graph: Graph, encoder: tnn.Encoder) -> None:
+    def __init__(self, graph: OpGraph, encoder: tnn.Encoder) -> None:
         self.source, self.ann, self.attributes = graph, graph.ann, graph.attributes
         self.modules = dict(self.ann.named_modules())
         self.encoder = encoder
         self.graph = fx.Graph()
         self.root: dict[str, Any] = {}
-        self.env: dict[Op, Value] = {}
+        self.env: dict[Op, Counterpart] = {}
         self.encoded: dict[fx.Node, fx.Node] = {}
         self.counted: dict[fx.Node, fx.Node] = {}
         self.labels = 1  # the number of labels so far; ONE is the first
@@ -125,7 +125,7 @@ class Builder:
         args, kwargs = pytree.tree_map_only(Op, self.signal, _any_batch(op))
         return self.function(general.linear_map, (_reshaping(op), *args), kwargs)
 
-    def rearrange(self, op: Op) -> Value:
+    def rearrange(self, op: Op) -> Counterpart:
         """Add an Op that rearranges spikes, and return its spikes."""
         labelled = {value: self.env[value].labels for value in op.inputs if self.env[value].kind == "spikes"}
         labels: Any = ONE
@@ -135,19 +135,19 @@ class Builder:
             args, kwargs = pytree.tree_map_only(Op, lambda value: before.get(value, 1), _any_batch(op))
             labels = getattr(torch.ops.aten, _reshaping(op))(*args, **kwargs)
         several = not isinstance(labels, Tensor)
-        by_channel = all(Value("spikes", labels=part).by_channel for part in (labels if several else [labels]))
+        by_channel = all(Counterpart("spikes", labels=part).by_channel for part in (labels if several else [labels]))
         args, kwargs = pytree.tree_map_only(Op, self.signal, _any_batch(op))
         node = self.function(general.rearranged, (_reshaping(op), by_channel, *args), kwargs)
-        return Value("spikes", node, tuple(labels) if several else labels)
+        return Counterpart("spikes", node, tuple(labels) if several else labels)
 
-    def fired(self, op: Op, node: fx.Node) -> Value:
-        """Return the Value of the spikes of neurons that have one threshold per channel."""
+    def fired(self, op: Op, node: fx.Node) -> Counterpart:
+        """Return the Counterpart of the spikes of neurons that have one threshold per channel."""
         shape = (1, *op.features)
         if len(shape) == 1:
-            return Value("spikes", node, ONE)
+            return Counterpart("spikes", node, ONE)
         labels = torch.arange(self.labels + 1, self.labels + 1 + shape[1], dtype=torch.float64)
         self.labels += shape[1]
-        return Value("spikes", node, over_space(labels, shape).expand(shape))
+        return Counterpart("spikes", node, over_space(labels, shape).expand(shape))
 
     def sums(self, op: Op) -> str:
         """Return the kinds of the Ops between trains and these currents, as text."""

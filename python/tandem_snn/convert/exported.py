@@ -20,13 +20,13 @@ from tandem_ext._torch import Convolution, OpOverload, arguments_of, pytree
 from ..nn.hooks import evaluating
 from ..nn.signals import describe, effective_counts, inputs_of
 from . import kinds
-from .graph import CannotConvert, Graph, Op, batch_of, bind, refuse, shape_of
+from .graph import CannotConvert, Op, OpGraph, batch_of, bind, refuse, shape_of
 from .inputs import GIVE, examples_for
 
 Example = Tensor | SpikeTrain
 
 
-def exported(ann: nn.Module, example: Example | None = None) -> Graph:
+def exported(ann: nn.Module, example: Example | None = None) -> OpGraph:
     """Return the graph of an ANN in evaluation mode, for batches of any size.
 
     Args:
@@ -75,7 +75,7 @@ def _answer(ann: nn.Module, x: Tensor) -> Any:
         raise ValueError(f"example: the ANN does not accept it: {str(error).splitlines()[0]}") from error
 
 
-def _graph(ann: nn.Module, x: Tensor) -> Graph:
+def _graph(ann: nn.Module, x: Tensor) -> OpGraph:
     free = ({0: torch.export.Dim.AUTO},)
     try:
         return _Reader(ann, torch.export.export(ann, (x,), dynamic_shapes=free, strict=False)).graph
@@ -90,14 +90,14 @@ def _graph(ann: nn.Module, x: Tensor) -> Graph:
         raise CannotConvert(why) from error
 
 
-def _numbers(graph: Graph) -> list[Any]:
+def _numbers(graph: OpGraph) -> list[Any]:
     """Return everything in a graph except the shapes of values, to compare the graphs of two input sizes."""
     return [
         (op.kind, [value for value in pytree.tree_leaves(op.call) if not isinstance(value, Op)]) for op in graph.ops
     ]
 
 
-def _say_unused(graph: Graph) -> None:
+def _say_unused(graph: OpGraph) -> None:
     """Warn about modules with synapses that the graph does not use, typically auxiliary heads."""
     read = {id(graph.attributes[op.target]) for op in graph.ops if op.kind == "attribute" and op.users}
     layers = (nn.Linear, Convolution)
@@ -116,7 +116,7 @@ class _Reader:
 
     def __init__(self, ann: nn.Module, program: torch.export.ExportedProgram) -> None:
         self.program, self.modules = program, dict(ann.named_modules(remove_duplicate=False))
-        self.graph = Graph([], ann, {})
+        self.graph = OpGraph([], ann, {})
         self.ops: dict[fx.Node, Op] = {}
         calls: Counter[str] = Counter()  # the operations of each call of a module
         for node in program.graph.nodes:

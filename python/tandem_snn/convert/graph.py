@@ -71,7 +71,7 @@ class Op:
 
 
 @dataclass
-class Graph:
+class OpGraph:
     """The graph of an ANN: its Ops in the order of execution, and the live ANN.
 
     Attributes:

@@ -13,15 +13,15 @@ from tandem_ext.functional.neuron import over_space
 from .. import nn as tnn
 from ..nn import general
 from . import kinds
-from .building import ONE, Builder, Value
-from .graph import CannotConvert, Graph, Op, refuse
+from .building import ONE, Builder, Counterpart
+from .graph import CannotConvert, Op, OpGraph, refuse
 from .layers import average_of, flatten_of, is_plain, layer_of, max_pool_of, means_of, parameters, sizes_of
 
 FUSED = {"linear": tnn.Linear, "conv1d": tnn.Conv1d, "conv2d": tnn.Conv2d}
 Term = tuple[Op, Op | None]  # synapses and perhaps batch norm, which a fused layer can compute
 
 
-class Lowering(Builder):
+class Conversion(Builder):
     """Builds the spiking network, Op by Op.
 
     Args:
@@ -31,7 +31,7 @@ class Lowering(Builder):
         ways: for each layer of neurons, by name, whether it is fused or general, and its operations.
     """
 
-    def __init__(self, graph: Graph, encoder: tnn.Encoder, threshold: float, v_init: float, timing: Timing) -> None:
+    def __init__(self, graph: OpGraph, encoder: tnn.Encoder, threshold: float, v_init: float, timing: Timing) -> None:
         super().__init__(graph, encoder)
         self.threshold, self.v_init, self.timing = threshold, v_init, timing
         self.ways: dict[str, str] = {}
@@ -68,28 +68,30 @@ class Lowering(Builder):
 
     # --- from Ops to Values -------------------------------------------------------------------------------------------
 
-    def _lower(self, op: Op) -> Value:
+    def _lower(self, op: Op) -> Counterpart:
         if op.kind == "input":
             x = self.graph.placeholder(op.name)
-            return Value("spikes", self.encode(x), ONE) if self.encoder.mode == "events" else Value("image", x)
+            return (
+                Counterpart("spikes", self.encode(x), ONE) if self.encoder.mode == "events" else Counterpart("image", x)
+            )
         if op.kind in ("attribute", "size"):
-            return Value("constant" if op.kind == "attribute" else "size")
+            return Counterpart("constant" if op.kind == "attribute" else "size")
         if op.kind == "output":
             self.graph.output(self.tensor(op.x))
-            return Value("answer")
+            return Counterpart("answer")
         sources = {self.env[value].kind for value in op.inputs}
         found = sources - {"constant", "size"}
         if not found or not self.signals(op):
-            return Value("constant")
+            return Counterpart("constant")
         begins = op.kind in kinds.SYNAPSES and op in self.before_neurons  # the image is encoded for this Op
         if found == {"image"} and not begins:
             flat = flatten_of(op)  # as a module, because freeze supports it
-            return Value("image", self.copy(op) if flat is None else self.call(op, flat, self.tensor(op.x)))
+            return Counterpart("image", self.copy(op) if flat is None else self.call(op, flat, self.tensor(op.x)))
         if kinds.is_relu(op):
             return self._fire(op)
         return self._towards_neurons(op) if op in self.before_neurons else self._behind(op)
 
-    def _towards_neurons(self, op: Op) -> Value:
+    def _towards_neurons(self, op: Op) -> Counterpart:
         """Lower an Op before neurons: its result is a train if possible, else currents."""
         x = self.env[op.x]
         self._check(op)
@@ -103,13 +105,13 @@ class Lowering(Builder):
             kinds.check_linear(op, self.signals(op))
         elif op.kind not in ("getitem", "batch_norm", *kinds.DROPOUT, *kinds.MAX_POOLS):
             raise refuse(op, f"it has no spiking counterpart: {kinds.instead_of(op) or kinds.EVERYTHING}")
-        return Value("currents")
+        return Counterpart("currents")
 
-    def _of_spikes(self, op: Op, x: Value) -> Value | None:
+    def _of_spikes(self, op: Op, x: Counterpart) -> Counterpart | None:
         if op.kind == "getitem":
             index = op.call[0][1]
             labels = x.labels[index] if isinstance(x.labels, tuple) else x.labels
-            return Value("spikes", self.graph.call_function(operator.getitem, (x.node, index)), labels)
+            return Counterpart("spikes", self.graph.call_function(operator.getitem, (x.node, index)), labels)
         if op.kind == "dropout":
             return self._layer(op, tnn.Dropout(op.args["p"]), x)
         if kinds.is_max_pool(op) and x.by_channel:
@@ -122,7 +124,7 @@ class Lowering(Builder):
         flat = flatten_of(op)
         return self.rearrange(op) if flat is None else self._layer(op, flat, x)
 
-    def _average(self, op: Op, x: Value) -> Value | None:
+    def _average(self, op: Op, x: Counterpart) -> Counterpart | None:
         """Lower average pooling to a layer with its own neurons, if there is one."""
         windows_known = self.source.sized or op.kind == "avg_pool2d"
         layer = average_of(op) if x.by_channel and windows_known else None
@@ -145,7 +147,7 @@ class Lowering(Builder):
         if kinds.mixes_samples(op, signals):
             raise refuse(op, kinds.instead_of(op) or kinds.MIXES)
 
-    def _behind(self, op: Op) -> Value:
+    def _behind(self, op: Op) -> Counterpart:
         """Lower an Op after the last neurons: its result is a tensor, and spikes are counted."""
         x = self.env[op.x]
         if op.kind.endswith("_with_indices"):
@@ -155,7 +157,7 @@ class Lowering(Builder):
                 return x
             if op.kind == "linear" and op.dims == 2 and is_plain(op):
                 path, weight, bias = parameters(op, self.attributes)
-                return Value("answer", self.call_as(path, layer_of([tnn.Readout], weight, bias), x.node))
+                return Counterpart("answer", self.call_as(path, layer_of([tnn.Readout], weight, bias), x.node))
             layer: nn.Module | None = tnn.Dropout(op.args["p"]) if op.kind == "dropout" else flatten_of(op)
             if kinds.is_max_pool(op) and x.by_channel:
                 return self._max_pool(op, x)
@@ -163,24 +165,24 @@ class Lowering(Builder):
                 return self._layer(op, layer, x)
             pool = means_of(op)
             if pool is not None:
-                return Value("counts", self.call(op, pool, x.node))
-        return Value("answer", self.copy(op))
+                return Counterpart("counts", self.call(op, pool, x.node))
+        return Counterpart("answer", self.copy(op))
 
-    def _max_pool(self, op: Op, x: Value) -> Value:
+    def _max_pool(self, op: Op, x: Counterpart) -> Counterpart:
         return self._layer(op, max_pool_of(op, self.timing, self.source.sized), x)
 
-    def _layer(self, op: Op, layer: nn.Module, x: Value) -> Value:
+    def _layer(self, op: Op, layer: nn.Module, x: Counterpart) -> Counterpart:
         """Call a layer whose output spikes have the values of its input spikes, per channel or, if flattened, each."""
         labels, shape = x.labels, (1, *op.features)
         if isinstance(labels, Tensor) and labels.dim() > 1:
             if labels.numel() != math.prod(shape):  # pooling
                 labels = over_space(labels.flatten(2).amax((0, 2)), shape).expand(shape)
             labels = labels.reshape(shape)
-        return Value(x.kind, self.call(op, layer, x.node), labels)
+        return Counterpart(x.kind, self.call(op, layer, x.node), labels)
 
     # --- neurons ------------------------------------------------------------------------------------------------------
 
-    def _fire(self, op: Op) -> Value:
+    def _fire(self, op: Op) -> Counterpart:
         if self.env[op.x].kind == "spikes" and kinds.ceiling_of(op) is None:
             return self.env[op.x]  # a ReLU does not change spikes
         source, passed = op.x, list[Op]()

@@ -19,7 +19,7 @@ from ..nn.signals import check_network
 from .calibrate import batches_of, calibrate
 from .exported import Example, exported
 from .graph import CannotConvert
-from .lowering import Lowering
+from .lowering import Conversion
 
 SPIKING = (tnn.Encoder, tnn.SpikingLayer, tnn.AvgPool2d, tnn.MaxPool2d, tnn.Readout, general.Neurons, maximum.MaxPool)
 
@@ -105,7 +105,7 @@ def convert(
     batches = iter(()) if data is None else batches_of(data)
     begin = [*islice(batches, 1)]
     example = begin[0] if example is None and begin else example
-    snn = Lowering(exported(ann, example), encoder, first, v_init, timing).run(type(ann).__name__)
+    snn = Conversion(exported(ann, example), encoder, first, v_init, timing).run(type(ann).__name__)
     if example is not None:
         snn.meta["shape"] = tuple(example.shape[1:])  # for FrozenNetwork
     if data is not None:

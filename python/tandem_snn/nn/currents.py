@@ -9,11 +9,12 @@ from torch import Tensor
 from tandem_ext import ConstantInput, SpikeTrain
 from tandem_ext.functional import if_scan
 from tandem_ext.functional.autograd import apply
+from tandem_ext.functional.layer import Input
 from tandem_ext.planes import pack, unpack
 from tandem_ext.train import with_flags
 
 from .quantise import StraightThrough
-from .signals import Signal, effective_counts
+from .signals import effective_counts
 
 AT_ONCE = 8  # number of steps whose currents are in memory at the same time: one plane of spikes
 NEVER = torch.finfo(torch.float32).max  # a threshold that no potential reaches
@@ -26,7 +27,7 @@ def residual_total(residual: SpikeTrain | Tensor, z: Tensor) -> Tensor:
 
 
 def step_currents(
-    x: Signal, z: Tensor | None, potential: Callable[[Signal, int], Tensor], timing: str = "step"
+    x: Input, z: Tensor | None, potential: Callable[[Input, int], Tensor], timing: str = "step"
 ) -> Tensor:
     """Return the input currents I[t] of a layer, [T, B, *features]; with timing "window" their sum [1, B, *features].
 
@@ -93,7 +94,7 @@ def spikes_of(planes: Tensor, start: int, stop: int, dtype: torch.dtype = torch.
     return unpack(planes[start // 8 : (stop + 7) // 8], stop - start, dtype)
 
 
-def part_of(x: Signal, start: int, stop: int) -> Signal:
+def part_of(x: Input, start: int, stop: int) -> Input:
     """Return steps start .. stop - 1 of a signal; if there are several, start is a multiple of 8."""
     if not isinstance(x, SpikeTrain):
         later = start > 0 and not isinstance(x, ConstantInput)

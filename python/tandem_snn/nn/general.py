@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import tandem_ext as te
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
 from tandem_ext._torch import BatchNorm, pytree
+from tandem_ext.functional.layer import Input
 from tandem_ext.functional.neuron import over_space
 from tandem_ext.functional.settings import NeuronSettings, declared
 from tandem_ext.train import add_flags
@@ -24,7 +25,7 @@ from tandem_ext.train import add_flags
 from .batch_norm import normalised
 from .currents import AT_ONCE, fire_steps, scan_trace, spikes_of, window_trace
 from .options import Gain, HasNeurons
-from .signals import Signal, describe, effective_counts
+from .signals import describe, effective_counts
 
 Steps = Callable[[int, int], Tensor]
 SEVERAL = ("split", "split_with_sizes", "chunk", "unbind", "tensor_split")  # return a tuple, even of one tensor
@@ -55,7 +56,7 @@ class Currents:
         return self.total.shape
 
 
-def currents_of(x: Signal | Currents) -> Currents:
+def currents_of(x: Input | Currents) -> Currents:
     """Return the spikes or values of a signal, times its gain, as currents.
 
     >>> currents_of(te.SpikeTrain.from_dense(torch.ones(4, 1, 2), gain=0.5)).total
@@ -302,7 +303,7 @@ class Neurons(HasNeurons):
             setattr(self, name, setting)
         self.has_offset = bool(self.offset.any())
 
-    def forward(self, x: Signal | Currents) -> SpikeTrain:
+    def forward(self, x: Input | Currents) -> SpikeTrain:
         if not _is_signal(x):
             raise TypeError(f"x: Neurons takes trains or currents, got {describe(x)}")
         u = currents_of(x)
@@ -335,7 +336,7 @@ class Neurons(HasNeurons):
         return v.expand(u.shape) if isinstance(v, Tensor) and v.dim() else v
 
     @torch.no_grad()
-    def potentials(self, x: Signal | Currents) -> Tensor:
+    def potentials(self, x: Input | Currents) -> Tensor:
         """Return membrane potentials, like ``potentials`` of :class:`tandem_snn.nn.SpikingLayer`."""
         u = currents_of(x)
         starts = range(0, 1 if u.constant else u.T, AT_ONCE)

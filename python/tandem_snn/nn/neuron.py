@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from tandem_ext import SpikeTrain, checks
 from tandem_ext._torch import BatchNorm
 from tandem_ext.functional.couple import couple
-from tandem_ext.functional.layer import by_channel, product_if, window_product
+from tandem_ext.functional.layer import Input, by_channel, product_if, window_product
 from tandem_ext.functional.neuron import over_space
 from tandem_ext.functional.products import LINEAR, Product
 from tandem_ext.functional.settings import Settings
@@ -24,7 +24,7 @@ from .currents import part_of, residual_total, step_currents, window_trace
 from .options import DEFAULTS, INTEGRATE_ONLY, BNStats, HasNeurons, NeuronOptions, checked_options
 from .passing import Encoder
 from .quantise import byte_integers, integers, rounded
-from .signals import Signal, check_network, check_signal, effective_counts
+from .signals import check_network, check_signal, effective_counts
 
 MOMENTUM = {"batch": 0.1, "running": 0.9}
 Net = TypeVar("Net", bound=nn.Module)
@@ -74,7 +74,7 @@ class SpikingLayer(HasNeurons):
         return LINEAR
 
     def forward(
-        self, x: Signal, residual: SpikeTrain | Tensor | None = None, *, fire: bool = True
+        self, x: Input, residual: SpikeTrain | Tensor | None = None, *, fire: bool = True
     ) -> SpikeTrain | Tensor:
         """Return the output spikes of the layer.
 
@@ -127,7 +127,7 @@ class SpikingLayer(HasNeurons):
     def _fire(self, x: Any, weight: Tensor, settings: Settings) -> tuple[Any, Any, Any]:
         return product_if(x, weight, self.synapses(), settings)
 
-    def _normed(self, x: Signal, norm: BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
+    def _normed(self, x: Input, norm: BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
         """Return the spikes, with batch norm that uses the statistics of this batch."""
         # A bias cancels, but needs a zero gradient, because distributed training waits for every parameter.
         beta: Tensor | None = norm.bias
@@ -140,7 +140,7 @@ class SpikingLayer(HasNeurons):
             track(norm, mean, var, n / (n - 1))
         return train
 
-    def _coupled(self, x: Signal, norm: BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
+    def _coupled(self, x: Input, norm: BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
         """Return the spikes, with separate products for z and spikes, for statistics that the fused layer lacks."""
         z, scale, shift = normalised(norm, self._window_product(x), self.bn_stats == "batch")
         z = z if residual is None else z + residual_total(residual, z)
@@ -152,7 +152,7 @@ class SpikingLayer(HasNeurons):
         """Return the weights that the layer computes with: rounded if it has ``weight_bits``."""
         return rounded(self.weight, self.weight_bits)
 
-    def preactivation(self, x: Signal | Tensor, residual: SpikeTrain | Tensor | None = None) -> Tensor:
+    def preactivation(self, x: Input | Tensor, residual: SpikeTrain | Tensor | None = None) -> Tensor:
         """Return z, the pre-activation of the ANN branch at the real counts of the input, [B, *features].
 
         With batch norm in training mode this updates the running statistics, as torch's batch norm does.
@@ -162,7 +162,7 @@ class SpikingLayer(HasNeurons):
         return z if residual is None else z + residual_total(residual, z)
 
     @torch.no_grad()
-    def potentials(self, x: Signal, residual: SpikeTrain | Tensor | None = None) -> Tensor:
+    def potentials(self, x: Input, residual: SpikeTrain | Tensor | None = None) -> Tensor:
         """Return the membrane potential after each step, after the reset, [T, B, *features], computed by the kernel.
 
         With timing "window" the result is [2T, B, *features]: T steps of integration, then T steps of firing. Bias and
@@ -199,7 +199,7 @@ class SpikingLayer(HasNeurons):
         product, counts = self.synapses(), counts.to(self.weight.dtype)
         return product.direct(F.pad(counts, product.sides) if product.sides else counts, self.used_weight(), bias)
 
-    def _window_product(self, x: Signal) -> Tensor:
+    def _window_product(self, x: Input) -> Tensor:
         """Return the input of batch norm: the product at the counts of x, computed by the same kernel as the spikes."""
         if not isinstance(x, SpikeTrain):
             return self.real_product(effective_counts(x), self.bias)
@@ -211,7 +211,7 @@ class SpikingLayer(HasNeurons):
             u = u * over_space(scale, u.shape)
         return u if self.bias is None else u + over_space(self.bias, u.shape)
 
-    def _currents(self, x: Signal) -> Tensor:
+    def _currents(self, x: Input) -> Tensor:
         """Return the input currents of each step, with the gradient of their sum."""
         norm, z = self.norm, None
         if torch.is_grad_enabled() or (norm is not None and uses_batch(norm)):
@@ -224,7 +224,7 @@ class SpikingLayer(HasNeurons):
             x, weight, settings = self._arguments(x, scale, shift)
         quiet = settings._replace(return_v=True, v_init=0.0, **INTEGRATE_ONLY)
 
-        def potential(signal: Signal, T: int) -> Tensor:
+        def potential(signal: Input, T: int) -> Tensor:
             return self._fire(signal, weight, quiet._replace(T=signal.T, steps=T))[0][1]
 
         return step_currents(x, z, potential, self.timing)

@@ -7,13 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
-from tandem_ext.functional.layer import by_channel
+from tandem_ext.functional.layer import Input, by_channel
 from tandem_ext.functional.neuron import cast
 from tandem_ext.functional.products import LINEAR, autocast_dtype
 from tandem_ext.ops import counts_dtype
 
 from .quantise import check_bits, rounded
-from .signals import Signal, X, check_input, describe, map_counts, map_features
+from .signals import X, check_input, describe, map_counts, map_features
 
 Mode = Literal["direct", "zero_expand", "events"]
 SIGNALS: dict[str, Any] = {"direct": ConstantInput, "zero_expand": ImpulseInput, "events": SpikeTrain}
@@ -171,7 +171,7 @@ class Readout(nn.Linear):
         super().__init__(in_features, out_features, bias, device, dtype)
         self.weight_bits = weight_bits
 
-    def forward(self, x: Signal | Tensor) -> Tensor:
+    def forward(self, x: Input | Tensor) -> Tensor:
         check_input(x, "Readout")
         shape, weight, T = x.shape, self.weight, 1
         if not isinstance(x, Tensor):

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 import tandem_ext as te
 from tandem_ext import ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.autograd import apply
+from tandem_ext.functional.layer import Input
 from tandem_ext.functional.settings import default_v_init
 
 from .currents import fire_steps, part_of, scan_trace, spikes_of, window_trace
 from .options import HasNeurons
 from .quantise import StraightThrough
-from .signals import Signal, check_images, map_counts, map_features
+from .signals import check_images, map_counts, map_features
 
 Size = int | tuple[int, int]
 
@@ -72,7 +73,7 @@ class AvgPool2d(HasNeurons):
         v_init = default_v_init(1.0, self.timing) if self.v_init is None else self.v_init
         return float(v_init) * self.threshold
 
-    def forward(self, x: Signal | Tensor) -> Signal | Tensor:
+    def forward(self, x: Input | Tensor) -> Input | Tensor:
         check_images(x, "AvgPool2d")
         if not self.spiking:
             return map_counts(x, self._average)
@@ -127,7 +128,7 @@ class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
     torch.Size([1, 3, 1, 1])
     """
 
-    def forward(self, x: Signal | Tensor) -> Tensor:
+    def forward(self, x: Input | Tensor) -> Tensor:
         check_images(x, "AdaptiveAvgPool2d")
         return map_counts(x, super().forward)
 
@@ -169,7 +170,7 @@ class MaxPool2d(nn.Module):
         self.dilation = checks.ints("dilation", dilation, 2, 1)
         self.ceil_mode = ceil_mode
 
-    def forward(self, x: Signal | Tensor) -> Signal | Tensor:
+    def forward(self, x: Input | Tensor) -> Input | Tensor:
         check_images(x, "MaxPool2d")
         if not isinstance(x, SpikeTrain):
             return map_features(x, self._maximum)

@@ -7,13 +7,13 @@ from typing import TypeVar
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, signal
+from tandem_ext import SpikeTrain, signal
 from tandem_ext._torch import uncompiled
+from tandem_ext.functional.layer import Input
 from tandem_ext.functional.neuron import over_space
 from tandem_ext.train import with_flags
 
-Signal = SpikeTrain | ConstantInput | ImpulseInput
-X = TypeVar("X", bound=Signal | Tensor)
+X = TypeVar("X", bound=Input | Tensor)
 
 
 def check_signal(x: object, layer: str) -> None:
@@ -66,16 +66,16 @@ def describe(x: object) -> str:
     return f"a tensor of shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
 
 
-def effective_counts(x: Signal | Tensor) -> Tensor:
+def effective_counts(x: Input | Tensor) -> Tensor:
     """Return the input of the ANN branch, counts times gain, [B, *features]. A tensor is returned unchanged."""
     return x if isinstance(x, Tensor) else _times_gain(x.counts, x)
 
 
-def _times_gain(counts: Tensor, x: Signal) -> Tensor:
+def _times_gain(counts: Tensor, x: Input) -> Tensor:
     return counts if isinstance(x.gain, float) and x.gain == 1.0 else counts * over_space(x.gain, x.shape)
 
 
-def map_counts(x: Signal | Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
+def map_counts(x: Input | Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
     """Apply a reduction ``f`` to the effective counts. NaN flags are added afterwards, to the smaller tensor."""
     if not isinstance(x, SpikeTrain):
         return f(effective_counts(x))
