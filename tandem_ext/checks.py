@@ -303,11 +303,11 @@ def features(x_shape: Sequence[int], w_shape: Sequence[int], groups: int = 1) ->
         raise ValueError(f"groups: expected a divisor of the {w_shape[0]} output channels, got {groups}")
 
 
-def kernel(size: int, kernel_size: int, padding: int, dilation: int) -> None:
-    span = dilation * (kernel_size - 1) + 1
-    if size + 2 * padding < span:
-        spans = f"a kernel of {kernel_size} with dilation {dilation} spans {span}"
-        raise ValueError(f"weight: {spans}, more than the padded input's {size + 2 * padding}")
+def kernel(sizes: Sequence[int], kernel_sizes: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> None:
+    for n, k, p, d in zip(sizes, kernel_sizes, padding, dilation, strict=True):
+        if n + 2 * p < d * (k - 1) + 1:
+            spans = f"a kernel of {k} with dilation {d} spans {d * (k - 1) + 1}"
+            raise ValueError(f"weight: {spans}, more than the padded input's {n + 2 * p}")
 
 
 def direct_dtype(x: Tensor, weight: Tensor) -> None:

@@ -32,6 +32,11 @@ def counts_dtype(dtype: torch.dtype, T: int) -> torch.dtype:
     return torch.float32 if _EXACT.get(dtype, T) < T else dtype
 
 
+def output_sizes(*axes: Sequence[int]) -> list[int]:
+    """Return the spatial sizes of a convolution's output, from those of input, kernel, stride, padding and dilation."""
+    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(*axes, strict=True)]
+
+
 # --- fakes ------------------------------------------------------------------------------------------------------------
 
 
@@ -50,9 +55,8 @@ def _shape(a: Arguments) -> Sequence[int]:
     if "currents" in a:
         return a["currents"].shape[1:]
     planes, weight = a["planes"], a["weight"]
-    windows = a.get("stride", ()), a.get("padding", ()), a.get("dilation", ())
-    sizes = zip(planes.shape[3:], weight.shape[2:], *windows, strict=True)
-    return [planes.shape[1], weight.shape[0], *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes)]
+    geometry = (a.get(name, ()) for name in ("stride", "padding", "dilation"))
+    return [planes.shape[1], weight.shape[0], *output_sizes(planes.shape[3:], weight.shape[2:], *geometry)]
 
 
 def _dtype(a: Arguments) -> torch.dtype:

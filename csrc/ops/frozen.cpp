@@ -42,7 +42,8 @@ ScalarType type_of(DType weights) {
 }
 
 // Whether torch gets the tensors of a convolution channels-last, and the layout: as in Product.direct of
-// tandem_ext/functional/products.py, with the same bits.
+// tandem_ext/functional/products.py, with the same bits. A file is not trusted to say it, since torch would write to
+// foreign memory.
 bool runs_channels_last(const Instruction& i) {
   if (i.axes != 2) return false;
   const bool reads_wrong = i.channels == 1 && i.stride_h == 1 && i.stride_w > 1;

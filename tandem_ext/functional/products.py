@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import checks
 from .._torch import autocast_active
+from ..ops import output_sizes
 from ..planes import counts_of
 
 _CONV = {3: F.conv1d, 4: F.conv2d}
@@ -36,11 +37,9 @@ class Product(NamedTuple):
         checks.features(x_shape, w_shape, self.groups)
         if not self.stride:
             return x_shape[0], w_shape[0]
-        space = []
-        for n, k, s, p, d in zip(x_shape[2:], w_shape[2:], self.stride, self.padding, self.dilation, strict=True):
-            checks.kernel(n, k, p, d)
-            space.append((n + 2 * p - d * (k - 1) - 1) // s + 1)
-        return x_shape[0], w_shape[0], *space
+        sizes, kernel = x_shape[2:], w_shape[2:]
+        checks.kernel(sizes, kernel, self.padding, self.dilation)
+        return x_shape[0], w_shape[0], *output_sizes(sizes, kernel, self.stride, self.padding, self.dilation)
 
     def weighted(self, weight: Tensor, gain: Tensor) -> Tensor:
         """Multiply the gain of each input channel, [K], into the weight, so that it applies to spikes of value 1."""
@@ -56,7 +55,8 @@ class Product(NamedTuple):
 
         That is up to six times faster, but oneDNN (torch 2.13) reads foreign memory for one input channel, one column
         of outputs and only a horizontal stride, and writes to it in the weight gradient of strided 1x1 kernels with 2
-        to 15 input channels. ``csrc/ops/frozen.cpp`` decides alike; tests/ops/test_first_layer.py searches for others.
+        to 15 input channels. ``csrc/ops/frozen.cpp`` decides alike, and by itself, as it must not trust a file;
+        tests/ops/test_first_layer.py searches for others.
         """
         if weight.dim() != 4:
             return False
