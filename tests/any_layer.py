@@ -204,9 +204,11 @@ def check(random, product, timing, dtype, device):
             if b.numel() and not (norm and torch.float64 != C and rounds):
                 added = max(1, y.counts.numel() / b.numel())
                 scale = (10 if norm else 1) * math.sqrt(added) * (1 + b.double().abs().max())
-                # Sums of counts times gradients, which batch norm makes cancel.
+                # Sums of counts, or of their products, times gradients, which batch norm makes cancel.
                 if norm and key in ("weight", "gain") and leaves["x"].numel():
-                    scale *= max(1.0, leaves["x"].abs().max().item())
+                    most = leaves["x"].abs().max()
+                    most = most * leaves["weight"].abs().flatten(1).sum(1).max() if key == "gain" else most
+                    scale *= max(1.0, most.item())
                 # Sums for a channel are float32; what they add up is rounded if it is divided by 1.25 or a weight's.
                 summed = key not in ("x", "weight", "residual") and not (key == "gain" and a.dim())
                 exact = summed and (torch.is_tensor(options["threshold"]) or options["threshold"] != 1.25)
