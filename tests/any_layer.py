@@ -203,7 +203,8 @@ def check(random, product, timing, dtype, device):
             rounds = options.get("eps", 1.0) < 0.1 or key == "gain" or dtype.itemsize == 2
             if b.numel() and not (norm and torch.float64 != C and rounds):
                 added = max(1, y.counts.numel() / b.numel())
-                scale = (10 if norm else 1) * math.sqrt(added) * (1 + b.double().abs().max())
+                magnified = 10 / math.sqrt(options["eps"]) if norm else 1  # a small variance magnifies what rounds
+                scale = magnified * math.sqrt(added) * (1 + b.double().abs().max())
                 # Sums of counts, or of their products, times gradients, which batch norm makes cancel.
                 if norm and key in ("weight", "gain") and leaves["x"].numel():
                     most = leaves["x"].abs().max()
