@@ -231,10 +231,10 @@ inline bool run_digits(Layer layer, cpu::ByteProducts by, ParallelFor parallel =
       const auto columns = prepared.columns(i);
       const cpu::Tile tile = digits.tile(i, block, of_block);
       if (layer.counted()) {
-        cpu::multiply(in.expanded, columns.data(), tiling.registers, windows, by);
+        cpu::multiply_bytes(in.expanded, columns.data(), tiling.registers, windows, by);
         cpu::fire_sums(tile, windows, layer.neuron);
       } else {
-        cpu::multiply(in.expanded, columns.data(), tiling.registers, steps, by);
+        cpu::multiply_bytes(in.expanded, columns.data(), tiling.registers, steps, by);
         cpu::fire_sums(tile, steps, layer.neuron);
       }
     }

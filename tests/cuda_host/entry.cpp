@@ -57,7 +57,7 @@ const Kernel kKernels[] = {
     {"batch_norm_workspace", address(cuda::batch_norm_workspace)},
     {"prepared_size", address(cuda::prepared_size)},
     {"prepare", address(cuda::prepare)},
-    {"choose", address(cuda::choose)},
+    {"choose_kernel", address(cuda::choose_kernel)},
 };
 
 }  // namespace

@@ -20,7 +20,7 @@ H100, T4 = (132, 228), (40, 64)  # multiprocessors, their shared memory in kB
 def choice(emulator: Emulator, geometry: dict[str, Any], T: int = 8, window: bool = False, card: Any = H100) -> int:
     layer = {"geometry": geometry, "neuron": {"T": T, "timing": int(window)}}
     given = Struct("Card", {"multiprocessors": card[0], "shared": card[1] * 1024})
-    return emulator.call("choose", Struct("Layer", layer), given)
+    return emulator.call("choose_kernel", Struct("Layer", layer), given)
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_registers_and_occupancy(compiled: Compiled, request: pytest.FixtureRequ
 
 def shapes(log: str) -> dict[tuple[int, ...], int]:
     """Registers by shape: digits, steps, columns and tiles of a warp, warps along outputs, pixels and depth."""
-    kernel = re.compile(r"entry function '\S*5ShapeI" + r"Li(\d+)E" * 7 + r"\S*'")
+    kernel = re.compile(r"entry function '\S*9TileShapeI" + r"Li(\d+)E" * 7 + r"\S*'")
     found = {}
     for text in log.split("Compiling ")[1:]:
         if shape := kernel.match(text):
@@ -88,7 +88,7 @@ BLOCKS = {
 
 def test_resident_blocks(compiled: Compiled, request: pytest.FixtureRequest) -> None:
     """As many blocks of a product share a multiprocessor as the launch bounds say, by registers and by shared memory,
-    with the stages that Shape::stages() chooses for the card."""
+    with the stages that TileShape::stages() chooses for the card."""
     arch = request.node.callspec.params["compiled"]
     found = shapes(compiled["product_if"][0]) | shapes(compiled["window_product"][0])
     assert found.keys() == BLOCKS.keys()
@@ -130,7 +130,7 @@ def test_product_loop(compiled: Compiled, request: pytest.FixtureRequest) -> Non
     kernels = disassemble(compiled["product_if"][1])
     slots = {}
     for name, lines in kernels.items():
-        shape = re.search(r"5ShapeILi1ELi(\d+)ELi\dELi\dELi1ELi\dELi1E", name)
+        shape = re.search(r"9TileShapeILi1ELi(\d+)ELi\dELi\dELi1ELi\dELi1E", name)
         if shape is None:
             continue  # with a shared depth the loop is unrolled into the loop over the stages
         places = [[i for i, line in enumerate(body) if "IMMA" in line] for body in loops(lines)]

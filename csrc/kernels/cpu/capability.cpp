@@ -59,7 +59,7 @@ Capability detect() {
   return Capability::kDefault;
 }
 
-Capability choose() {
+Capability read_capability() {
   const Capability best = detect();
   const char* wish = std::getenv("TANDEM_CPU_CAPABILITY");
   if (wish == nullptr || *wish == '\0') return best;
@@ -75,7 +75,7 @@ Capability choose() {
 }  // namespace
 
 Capability capability() {
-  static const Capability chosen = choose();
+  static const Capability chosen = read_capability();
   return chosen;
 }
 

@@ -25,11 +25,11 @@ int64_t slices_of(int64_t rows, int64_t channels) {
 // A block has a slice of the rows. `lanes` of its threads (a power of two, at most 32) are side by side along the
 // channels, kVec of them each, the others along the rows.
 template <int kVec>
-struct Tile {
+struct RowSlice {
   int64_t rows, channels, slices, slice;
   int lanes = 1;
 
-  Tile(int64_t rows, int64_t channels)
+  RowSlice(int64_t rows, int64_t channels)
       : rows(rows), channels(channels), slices(slices_of(rows, channels)), slice((rows + slices - 1) / slices) {
     while (lanes < 32 && lanes * kVec < channels) lanes *= 2;
   }
@@ -127,12 +127,12 @@ struct Gradients {
 // partial: [slices, 2, channels] doubles.
 template <class Of, int kVec>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    sum_kernel(const __grid_constant__ Of of, Tile<kVec> tile, double* __restrict__ partial) {
+    sum_kernel(const __grid_constant__ Of of, RowSlice<kVec> slice, double* __restrict__ partial) {
   extern __shared__ __align__(16) unsigned char memory[];
   auto* shared = reinterpret_cast<double*>(memory) + threadIdx.x;  // [2 kVec, threads]
-  const int64_t channel = tile.channel();
+  const int64_t channel = slice.channel();
   unroll<2 * kVec>([&](int i) { shared[i * kThreads] = 0; });
-  if (channel < tile.channels) {
+  if (channel < slice.channels) {
     Sum<std::decay_t<decltype(*of.a.product)>> few[2][kVec];
     const auto add = [&](int64_t n) {
       of.template visit<kVec>(n, [&](int i, auto x, auto y) {
@@ -141,17 +141,17 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       });
     };
     const auto fold = [&] { unroll<2 * kVec>([&](int i) { shared[i * kThreads] += few[i / kVec][i % kVec].take(); }); };
-    tile.each_row(add, fold);
+    slice.each_row(add, fold);
   }
-  for (int half = tile.rows_at_once() / 2; half > 0; half /= 2) {
+  for (int half = slice.rows_at_once() / 2; half > 0; half /= 2) {
     __syncthreads();
-    if (tile.row() < half) {
-      unroll<2 * kVec>([&](int i) { shared[i * kThreads] += shared[i * kThreads + half * tile.lanes]; });
+    if (slice.row() < half) {
+      unroll<2 * kVec>([&](int i) { shared[i * kThreads] += shared[i * kThreads + half * slice.lanes]; });
     }
   }
-  if (tile.row() > 0 || channel >= tile.channels) return;
-  double* to = partial + 2 * blockIdx.y * tile.channels + channel;
-  unroll<2 * kVec>([&](int i) { to[i / kVec * tile.channels + i % kVec] = shared[i * kThreads]; });
+  if (slice.row() > 0 || channel >= slice.channels) return;
+  double* to = partial + 2 * blockIdx.y * slice.channels + channel;
+  unroll<2 * kVec>([&](int i) { to[i / kVec * slice.channels + i % kVec] = shared[i * kThreads]; });
 }
 
 // Adds the slices of each channel in a fixed order: first within each group of slices, then over the groups. Calls
@@ -180,8 +180,9 @@ __global__ void __launch_bounds__(32 * kGroups)
 }
 
 template <class C, class Grad, int kVec>
-__global__ void __launch_bounds__(kThreads) grad_kernel(const __grid_constant__ BatchNormGrad<C> a, Tile<kVec> tile) {
-  const int64_t channel = tile.channel();
+__global__ void __launch_bounds__(kThreads)
+    grad_kernel(const __grid_constant__ BatchNormGrad<C> a, RowSlice<kVec> slice) {
+  const int64_t channel = slice.channel();
   if (channel >= a.channels) return;
   const C rows = static_cast<C>(a.rows);
   Normalised<C> norm[kVec];
@@ -202,17 +203,17 @@ __global__ void __launch_bounds__(kThreads) grad_kernel(const __grid_constant__ 
     });
     store(static_cast<Grad*>(a.grad_product) + n, out);
   };
-  tile.each_row(write, [] {});
+  slice.each_row(write, [] {});
 }
 
 template <int kVec, class Of>
 int launch_sums(const Of& of, void* stream) {
-  const Tile<kVec> tile(of.a.rows, of.a.channels);
-  const int status = launch(sum_kernel<Of, kVec>, tile.grid(), kThreads, 2 * kVec * kThreads * sizeof(double), stream,
-                            of, tile, of.a.workspace);
+  const RowSlice<kVec> slice(of.a.rows, of.a.channels);
+  const int status = launch(sum_kernel<Of, kVec>, slice.grid(), kThreads, 2 * kVec * kThreads * sizeof(double), stream,
+                            of, slice, of.a.workspace);
   if (status != cudaSuccess) return status;
-  return launch(finish_kernel<Of>, blocks_for(tile.channels, 32), 32 * kGroups, 2 * 32 * kGroups * sizeof(double),
-                stream, of, static_cast<int>(tile.slices), of.a.workspace);
+  return launch(finish_kernel<Of>, blocks_for(slice.channels, 32), 32 * kGroups, 2 * 32 * kGroups * sizeof(double),
+                stream, of, static_cast<int>(slice.slices), of.a.workspace);
 }
 
 template <class C>
@@ -231,8 +232,8 @@ int launch_grad(const BatchNormGrad<C>& a, void* stream) {
   return by_four<kMost<C>>(fit_four(a.channels, grad, a.product, grad_product), [&](auto vec) {
     const int status = launch_sums<vec.value>(Gradients<C, Grad>{a}, stream);
     if (status != cudaSuccess) return status;
-    const Tile<vec.value> tile(a.rows, a.channels);
-    return launch(grad_kernel<C, Grad, vec.value>, tile.grid(), kThreads, 0, stream, a, tile);
+    const RowSlice<vec.value> slice(a.rows, a.channels);
+    return launch(grad_kernel<C, Grad, vec.value>, slice.grid(), kThreads, 0, stream, a, slice);
   });
 }
 

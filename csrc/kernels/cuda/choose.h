@@ -21,7 +21,7 @@ enum class Choice : int32_t {
   kDeep = 3,
   kWide = 4,  // with window timing always
 };
-Choice choose(const Layer& layer, const Card& card);
+Choice choose_kernel(const Layer& layer, const Card& card);
 
 // run() as on another card. Exported for tests/gpu, which times tiles that its card would not take.
 extern "C" __attribute__((visibility("default"))) int tandem_run_on(const Layer& layer, const Card& card, void* stream);

@@ -15,7 +15,7 @@ constexpr int kThreads = 128;
 constexpr int kBlocks = 8;  // per multiprocessor: 64 registers for a thread
 
 template <class E>
-struct Rows {
+struct WeightRows {
   const E* weight;
   int inputs, taps, channels;
   bool moved;  // in memory the taps are innermost; the digits have the channels innermost
@@ -26,7 +26,8 @@ struct Rows {
 // Weights k ... k + 3 of an output in memory order or, `staged`, in the order of a stage (tap, channel); zeros beyond
 // the last.
 template <class E>
-__device__ __forceinline__ Vec<float, 4> load_four(const Rows<E>& rows, const E* weight, int k, bool staged = false) {
+__device__ __forceinline__ Vec<float, 4> load_four(const WeightRows<E>& rows, const E* weight, int k,
+                                                   bool staged = false) {
   const bool moved = staged && rows.moved;
   if (rows.whole && !moved && k < rows.inputs) return convert<float>(load<Vec<E, 4>>(weight + k));
   return generate<4>([&](int i) {
@@ -68,7 +69,7 @@ __device__ __forceinline__ bool find_unit(const Each& each, int inputs, bool hal
 }
 
 template <class E>
-__global__ void __launch_bounds__(kThreads, kBlocks) digits_kernel(const __grid_constant__ Rows<E> rows) {
+__global__ void __launch_bounds__(kThreads, kBlocks) digits_kernel(const __grid_constant__ WeightRows<E> rows) {
   const int64_t output = blockIdx.x;
   const E* weight = rows.weight + output * rows.inputs;
   const int first = 4 * static_cast<int>(threadIdx.x);
@@ -123,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) digits_kernel(const __grid_
 
 template <class E>
 int launch_digits(const Geometry& geometry, const Weights& weights, void* memory, void* stream) {
-  Rows<E> rows{};
+  WeightRows<E> rows{};
   rows.weight = static_cast<const E*>(weights.data);
   rows.inputs = static_cast<int>(geometry.inputs());
   rows.taps = static_cast<int>(geometry.taps());

@@ -10,13 +10,13 @@ constexpr int kThreads = 256;
 constexpr int kBlocks = 4;  // per multiprocessor: 64 registers for a thread
 
 // A neuron's channel, and its receptive field.
-struct Place {
+struct NeuronSynapses {
   uint32_t channel;
   Window window;
   const int8_t* digits;
   int count;
 
-  __device__ __forceinline__ Place(const DeviceGeometry& g, int64_t n) {
+  __device__ __forceinline__ NeuronSynapses(const DeviceGeometry& g, int64_t n) {
     const int64_t pixel = n / g.outputs;
     channel = static_cast<uint32_t>(n - pixel * g.outputs);
     const int64_t group = channel / static_cast<uint32_t>(g.group_outputs);
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   uint32_t gates = 0;
   if (n < a.neurons) {
-    const Place at(g, n);
+    const NeuronSynapses at(g, n);
     Neurons<1> neurons(a, at.channel);
     neurons.begin(a, n);
     const float unit = g.weights.units[at.channel];
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   uint32_t channel = 0;
   float u = 0;
   if (exists) {
-    const Place at(g, n);
+    const NeuronSynapses at(g, n);
     int64_t sum = 0;
     at.each_four(g, 0, [&](int digit, uint32_t weights, uint32_t counts) {
       sum += static_cast<int64_t>(dot(weights, counts)) * (int64_t{1} << 8 * digit);

@@ -222,9 +222,9 @@ __device__ __forceinline__ void wait_for_copies(int stages) {
 
 // Adds the products of the whole depth with the spikes of a round of `steps` steps that begins at plane `first_plane`.
 template <class S>
-__device__ __forceinline__ void multiply(const DeviceGeometry& g, int first_plane, int steps, int digits,
-                                         unsigned char* memory, const typename S::Place& at,
-                                         Sums<S> (&sums)[S::kDigits]) {
+__device__ __forceinline__ void multiply_depth(const DeviceGeometry& g, int first_plane, int steps, int digits,
+                                               unsigned char* memory, const typename S::Position& at,
+                                               Sums<S> (&sums)[S::kDigits]) {
   const uint32_t ring = shared_address(memory);
   const int depths = static_cast<int>((static_cast<unsigned>(g.depth) + S::kDepth - 1) / S::kDepth);
   const int stages = kept(S::kCounted ? depths : digits * depths);

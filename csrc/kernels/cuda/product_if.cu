@@ -17,7 +17,7 @@ template <class S>
 struct Ending {
   const Neuron<float>& a;
   const DeviceGeometry& g;
-  typename S::Place at;
+  typename S::Position at;
   unsigned char* memory;
 
   // What a warp integrates: a unit's outputs, at a tile's pixels.
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     const Ending<S> ending{a, g, {}, memory};
     const auto& at = ending.at;
     Sums<S> all[1] = {};
-    multiply<S>(g, round / kPlaneSteps, a.T - round, digits, memory, at, all);
+    multiply_depth<S>(g, round / kPlaneSteps, a.T - round, digits, memory, at, all);
     const typename Ending<S>::Item items[] = {ending.item(0), ending.item(S::kTurns - 1)};
 #pragma unroll(3 - S::kPlanes)
     for (int i = 0; i < 2 * S::kPlanes; ++i) {
@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kPackThreads)
 
 // u: of a window's product that is written; else null.
 int run_chosen(const Layer& layer, float* u, const Card& card, void* stream) {
-  const Choice choice = choose(layer, card);
+  const Choice choice = choose_kernel(layer, card);
   if (choice == Choice::kNone || layer.prepared == nullptr) return cudaErrorInvalidValue;
   if (choice == Choice::kPlain) return run_plain(layer, u, stream);
   if (layer.counted()) return run_window(layer, u, card, stream);
@@ -171,7 +171,7 @@ Card current_card() {
   return card;
 }
 
-Choice choose(const Layer& layer, const Card& card) {
+Choice choose_kernel(const Layer& layer, const Card& card) {
   const Geometry& geometry = layer.geometry;
   constexpr int64_t kInt = std::numeric_limits<int32_t>::max();
   const int64_t height = geometry.height + 2 * geometry.padding[0] + geometry.after[0];
@@ -195,7 +195,7 @@ Choice choose(const Layer& layer, const Card& card) {
   return few ? Choice::kDeep : Choice::kWide;
 }
 
-bool can_run(const Layer& layer) { return choose(layer, Card{}) != Choice::kNone; }
+bool can_run(const Layer& layer) { return choose_kernel(layer, Card{}) != Choice::kNone; }
 
 int run(const Layer& layer, void* stream) { return tandem_run_on(layer, current_card(), stream); }
 

@@ -52,7 +52,7 @@ inline DeviceGeometry geometry_of(const Layer& layer, const float* u) {
 
 // The shape of layers with window timing whose outputs have so many digits at most.
 template <int digits>
-using CountShape = Shape<digits, 1, 2, 2, 2, 4, 1>;
+using CountShape = TileShape<digits, 1, 2, 2, 2, 4, 1>;
 
 // Calls use(S{}) for the shape of the tiles of a layer with step timing.
 template <class Use>
@@ -61,9 +61,9 @@ auto with_shape(const Layer& layer, Choice choice, const Use& use) {
     constexpr int kSteps = steps.value;
     constexpr int kColumns = kSteps == 4 ? 4 : 8, kTiles = kSteps == 4 ? 4 : 2;
     constexpr int kWide = kSteps == 16 ? 8 : 4, kWarps = kSteps == 16 ? 2 : 4;
-    if (choice == Choice::kNarrow) return use(Shape<1, kSteps, kColumns, kTiles, 1, 1, 4>{});
-    if (choice == Choice::kDeep) return use(Shape<1, kSteps, kColumns, kTiles, 1, 2, kWarps>{});
-    return use(Shape<1, kSteps, kWide, kWarps, 1, kWarps, 1>{});
+    if (choice == Choice::kNarrow) return use(TileShape<1, kSteps, kColumns, kTiles, 1, 1, 4>{});
+    if (choice == Choice::kDeep) return use(TileShape<1, kSteps, kColumns, kTiles, 1, 2, kWarps>{});
+    return use(TileShape<1, kSteps, kWide, kWarps, 1, kWarps, 1>{});
   };
   if (layer.neuron.T <= 4) return with_steps(Constant<4>{});
   if (layer.neuron.T <= 8) return with_steps(Constant<8>{});

@@ -21,7 +21,7 @@ TANDEM_HOST_DEVICE constexpr int reserved(int shared_memory) { return shared_mem
 // a tile's steps; or with window timing by the counts of as many times eight pixels. depth_warps warps split the depth
 // of a tile. digits: that have sums of their own, with window timing all, else 1.
 template <int digits, int steps, int columns, int tiles, int out_warps, int pixel_warps, int depth_warps>
-struct Shape {
+struct TileShape {
   static constexpr int kDigits = digits;
   static constexpr bool kCounted = digits > 1;
   static_assert(!kCounted || (steps == 1 && columns == 2), "one ldmatrix loads two groups of pixels");
@@ -97,7 +97,7 @@ struct Shape {
 
   // The thread's position in the block's tile. What follows from it is not computed ahead of the loop in which it is
   // made.
-  struct Place {
+  struct Position {
     unsigned thread = kept(threadIdx.x);
     int lane = thread % 32;
     int g = lane / 4;

@@ -12,10 +12,10 @@ template <class S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     window_product_kernel(const __grid_constant__ DeviceGeometry g, const __grid_constant__ WindowEnd end) {
   extern __shared__ __align__(128) unsigned char memory[];
-  const typename S::Place at;
+  const typename S::Position at;
   const int digits = count_digits<S>(g);
   Sums<S> sums[S::kDigits] = {};
-  multiply<S>(g, 0, 1, digits, memory, at, sums);
+  multiply_depth<S>(g, 0, 1, digits, memory, at, sums);
 #pragma unroll
   for (int digit = S::kDigits - 1; digit > 1; --digit) {
     unroll<S::kSums>([&](int i) { sums[digit - 1][i / 4][i % 4] += 256 * sums[digit][i / 4][i % 4]; });

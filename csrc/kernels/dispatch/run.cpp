@@ -51,8 +51,8 @@ void for_tiles(const Product& product, Workspace& workspace, ParallelFor paralle
 
 // Multiplies a layer, or a piece of it: calls use(product, tile, inputs, workspace) for every tile.
 template <class Use>
-void multiply(const Layer& layer, const Way& way, const Prepared& prepared, Workspace& workspace, ParallelFor parallel,
-              const Use& use) {
+void multiply_layer(const Layer& layer, const Way& way, const Prepared& prepared, Workspace& workspace,
+                    ParallelFor parallel, const Use& use) {
   switch (way.algorithm) {
     case Algorithm::kDigits:
       return for_tiles(Digits(layer, prepared), workspace, parallel, use);
@@ -114,10 +114,10 @@ void run(const Layer& given, ParallelFor parallel) {
     prepare(layer, way, workspace, parallel);
     const Prepared prepared(layer);
     for_pieces(layer, workspace, [&](const Layer& part) {
-      multiply(part, way, prepared, workspace, parallel,
-               [](const Product& product, const Tile& tile, const BlockInputs& inputs, Workspace& own) {
-                 product.fire(tile, inputs, own);
-               });
+      multiply_layer(part, way, prepared, workspace, parallel,
+                     [](const Product& product, const Tile& tile, const BlockInputs& inputs, Workspace& own) {
+                       product.fire(tile, inputs, own);
+                     });
     });
   }
   write_mask(layer.neuron, parallel);
@@ -149,11 +149,12 @@ void window_product(const Layer& layer, float* u, ParallelFor parallel) {
   double* sums = pieces == 1 ? nullptr : workspace.take<double>(neurons);
   if (sums != nullptr) std::fill_n(sums, neurons, 0.0);
   for (int i = 0; i < pieces; ++i, counted.planes += size) {
-    multiply(counted, way, prepared, workspace, parallel,
-             [&](const Product& product, const Tile& tile, const BlockInputs& inputs, Workspace& own) {
-               const double* windows = product.windows(tile, inputs, own);
-               sums == nullptr ? write_products(tile, windows, u, outputs) : add_products(tile, windows, sums, outputs);
-             });
+    multiply_layer(counted, way, prepared, workspace, parallel,
+                   [&](const Product& product, const Tile& tile, const BlockInputs& inputs, Workspace& own) {
+                     const double* windows = product.windows(tile, inputs, own);
+                     sums == nullptr ? write_products(tile, windows, u, outputs)
+                                     : add_products(tile, windows, sums, outputs);
+                   });
   }
   if (sums != nullptr) std::copy_n(sums, neurons, u);
 }

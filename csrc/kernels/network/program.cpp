@@ -191,8 +191,8 @@ class Checker {
 void check_header(const Header& header) {
   check_range("dtype", header.dtype, 0, static_cast<int64_t>(DType::kFloat64));
   check_range("weight_bits", header.weight_bits, 0, 8);
-  check_range("source", header.source, 0, static_cast<int64_t>(Source::kSpikes));
-  check_range("any_T", header.any_T, 0, header.source == static_cast<int64_t>(Source::kSpikes) ? 1 : 0);
+  check_range("source", header.source, 0, static_cast<int64_t>(InputSource::kSpikes));
+  check_range("any_T", header.any_T, 0, header.source == static_cast<int64_t>(InputSource::kSpikes) ? 1 : 0);
   check_range("T", header.T, 1 - header.any_T, tandem::most_steps(Timing::kStep));
   check_range("dims", header.dims, 0, 3);
   for (const int64_t size : {header.channels, header.height, header.width}) {

@@ -29,7 +29,7 @@ constexpr int64_t kMostWorkspace = int64_t{1} << 46;  // bytes of one run
   X(format)                                                                                         \
   X(dtype)           /* of the weights, as DType; other numbers have the type of the arithmetic */  \
   X(weight_bits)     /* to which weights were rounded, or 0; not used by the executor */            \
-  X(source)          /* of the input, as Source below */                                            \
+  X(source)          /* of the input, as InputSource below */                                       \
   X(T)               /* steps, or 0: unknown */                                                     \
   X(any_T)           /* 1: the input determines the number of steps */                              \
   X(dims) X(channels) X(height) X(width)  /* of a sample; dims 0: unknown */                        \
@@ -71,7 +71,7 @@ struct Instruction {
 };
 #undef TANDEM_FIELD
 
-enum class Source : int64_t { kDirect, kImpulse, kSpikes };
+enum class InputSource : int64_t { kDirect, kImpulse, kSpikes };
 
 #define TANDEM_KINDS(X)                                                          \
   X(layer)         /* weights, then neurons */                                   \
@@ -118,7 +118,7 @@ struct Program {
   Kind kind(int64_t i) const { return static_cast<Kind>(instructions[i].kind); }
   Value value(int64_t v) const {
     if (v >= 0) return values[v];
-    return static_cast<Source>(header.source) == Source::kSpikes ? Value::kSpikes : Value::kReal;
+    return static_cast<InputSource>(header.source) == InputSource::kSpikes ? Value::kSpikes : Value::kReal;
   }
   bool is_train(int64_t v) const { return value(v) == Value::kSpikes || value(v) == Value::kCounts; }
   bool reads_train(int64_t i) const { return is_train(instructions[i].input); }
@@ -131,7 +131,7 @@ struct Program {
   // Whether a layer's current is the same at every step as long as the input is.
   bool keeps_product(int64_t i) const {
     return kind(i) == Kind::layer && !reads_train(i) && !has_window_timing(i) &&
-           static_cast<Source>(header.source) == Source::kDirect;
+           static_cast<InputSource>(header.source) == InputSource::kDirect;
   }
   // The largest T: 255 if the program has counts, which are bytes.
   int64_t most_steps() const;

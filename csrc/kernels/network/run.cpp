@@ -133,7 +133,7 @@ void Run::fire(int64_t i) {
 }
 
 void Run::scan(const float* y, const Neuron<float>& neuron, ParallelFor parallel) const {
-  const auto source = is_impulse() ? tandem::Source::kImpulse : tandem::Source::kConstant;
+  const auto source = is_impulse() ? Source::kImpulse : Source::kConstant;
   cpu::if_scan(y, DType::kFloat32, source, neuron, parallel);
 }
 

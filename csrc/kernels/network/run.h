@@ -23,7 +23,7 @@ class Run {
   const uint8_t* train(int64_t v) const { return static_cast<const uint8_t*>(value(v)); }
   const float* real(int64_t v) const { return static_cast<const float*>(value(v)); }
   RealWindow window(int64_t i) const { return {at(i), plan_.batch, plan_.steps[i].in, plan_.steps[i].out}; }
-  bool is_impulse() const { return static_cast<Source>(program_.header.source) == Source::kImpulse; }
+  bool is_impulse() const { return static_cast<InputSource>(program_.header.source) == InputSource::kImpulse; }
 
   void execute(int64_t i);
 

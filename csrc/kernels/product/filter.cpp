@@ -50,8 +50,8 @@ TANDEM_INLINE E sum_of(typename Simd<E, L>::type x) {
 
 // fl(w c) of R outputs and S samples: products [S, 16]. `most`: the largest magnitudes, as integers.
 template <int L, int R, int S>
-TANDEM_INLINE void multiply(const float* const* weights, const float* counts, int64_t size, float* products,
-                            Int<float, L>& most) {
+TANDEM_INLINE void multiply_floats(const float* const* weights, const float* counts, int64_t size, float* products,
+                                   Int<float, L>& most) {
   Vec<float, L> sums[R][S]{};
   const auto add = [&](int64_t k, int lanes) TANDEM_INLINE_LAMBDA {
 #pragma GCC unroll 4
@@ -159,7 +159,8 @@ TANDEM_INLINE float multiply_outputs(const Layer& layer, const Inputs& in, int64
       constexpr int O = decltype(outputs)::value, S = decltype(samples)::value;
       for (; row + S <= in.rows; row += S) {
         for (int r = 0; r < R; r += O) {
-          multiply<L, O, S>(weights + r, in.counts + row * in.size, in.size, products + row * kLanes + i + r, most);
+          multiply_floats<L, O, S>(weights + r, in.counts + row * in.size, in.size, products + row * kLanes + i + r,
+                                   most);
         }
       }
     };

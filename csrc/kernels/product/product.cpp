@@ -80,12 +80,12 @@ BlockInputs Digits::load(int64_t group, const Block& block, Workspace& workspace
 
 void Digits::fire_steps(const Tile& tile, const BlockInputs& inputs, Workspace& workspace) const {
   int32_t* sums = step_sums(tile, workspace);
-  multiply(inputs.expanded, prepared_.columns(tile.number).data(), tile.registers, sums);
+  multiply_bytes(inputs.expanded, prepared_.columns(tile.number).data(), tile.registers, sums);
   fire_sums(tile, sums, layer_.neuron);
 }
 
 void Digits::sum_counts(const Tile& tile, const BlockInputs& inputs, Workspace&, double* windows) const {
-  multiply(inputs.expanded, prepared_.columns(tile.number).data(), tile.registers, windows);
+  multiply_bytes(inputs.expanded, prepared_.columns(tile.number).data(), tile.registers, windows);
 }
 
 }  // namespace tandem::cpu

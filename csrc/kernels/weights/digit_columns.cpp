@@ -20,7 +20,7 @@ struct Cut {
 
 // Bits of a where the mask has ones, of b elsewhere.
 template <class V>
-TANDEM_INLINE V choose(int32_t mask, const V& a, const V& b) {
+TANDEM_INLINE V select(int32_t mask, const V& a, const V& b) {
   return (a & mask) | (b & ~mask);
 }
 
@@ -62,12 +62,12 @@ TANDEM_INLINE void pack_column_body(const int32_t* weights, const std::vector<in
       for (int j = 0; j < 4; ++j) {
         w[j] = reinterpret_cast<Words>(load<Int<float, L>>(weights + position[k + j] + i) >> cut.shift) + bias;
       }
-      const Words first[2] = {choose<Words>(even, w[0], w[1] << 8), choose<Words>(even, w[0] >> 8, w[1])};
-      const Words last[2] = {choose<Words>(even, w[2], w[3] << 8), choose<Words>(even, w[2] >> 8, w[3])};
+      const Words first[2] = {select<Words>(even, w[0], w[1] << 8), select<Words>(even, w[0] >> 8, w[1])};
+      const Words last[2] = {select<Words>(even, w[2], w[3] << 8), select<Words>(even, w[2] >> 8, w[3])};
       int8_t* out = to + 4 * i;
       for (int d = 0; d < cut.count; ++d, out += kTileBytes) {
         const Words a = first[d % 2], b = last[d % 2];
-        const Words four = d < 2 ? choose<Words>(low, a, b << 16) : choose<Words>(low, a >> 16, b);
+        const Words four = d < 2 ? select<Words>(low, a, b << 16) : select<Words>(low, a >> 16, b);
         store(out, four ^ static_cast<uint32_t>(bias));
       }
     }

@@ -22,7 +22,7 @@ struct alignas(64) TileConfig {
 };
 
 // At most 16 rows of a strip and a plane.
-struct Rows {
+struct TileRows {
   const int64_t* offsets;  // of the chunks within the spikes of a row
   const uint8_t* spikes;
   int64_t count, step_bytes, row_bytes;
@@ -32,8 +32,8 @@ struct Rows {
 // Multiplies one or two steps of 16 rows by N digits of 16 outputs. Tile registers: 0 to 5 are sums by step and digit,
 // 6 has spikes, 7 has digits. Spikes are loaded with non-temporal loads, so that they do not evict the digits from L1.
 template <int N, int Steps>
-TANDEM_TARGET_AMX TANDEM_INLINE void multiply(const Pass& pass, const Rows& rows, const uint8_t* spikes,
-                                              int32_t (*sums)[256]) {
+TANDEM_TARGET_AMX TANDEM_INLINE void multiply_tiles(const Pass& pass, const TileRows& rows, const uint8_t* spikes,
+                                                    int32_t (*sums)[256]) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -78,16 +78,16 @@ TANDEM_TARGET_AMX TANDEM_INLINE void multiply(const Pass& pass, const Rows& rows
 
 // Multiplies all steps of the rows.
 template <int N, class Sum>
-TANDEM_TARGET_AMX TANDEM_INLINE void run_pass(const Pass& pass, const Rows& rows, Sum* out, int64_t row_stride) {
+TANDEM_TARGET_AMX TANDEM_INLINE void run_pass(const Pass& pass, const TileRows& rows, Sum* out, int64_t row_stride) {
   alignas(64) int32_t digit_sums[6][256];
   int t = 0;
   for (; t + 1 < rows.steps; t += 2) {
-    multiply<N, 2>(pass, rows, rows.spikes + t * rows.step_bytes, digit_sums);
+    multiply_tiles<N, 2>(pass, rows, rows.spikes + t * rows.step_bytes, digit_sums);
     combine<N, kDoubles>(digit_sums[0], 16, 256, rows.count, pass, out + t * pass.stride, row_stride);
     combine<N, kDoubles>(digit_sums[3], 16, 256, rows.count, pass, out + (t + 1) * pass.stride, row_stride);
   }
   if (t < rows.steps) {
-    multiply<N, 1>(pass, rows, rows.spikes + t * rows.step_bytes, digit_sums);
+    multiply_tiles<N, 1>(pass, rows, rows.spikes + t * rows.step_bytes, digit_sums);
     combine<N, kDoubles>(digit_sums[0], 16, 256, rows.count, pass, out + t * pass.stride, row_stride);
   }
 }
@@ -102,7 +102,7 @@ TANDEM_TARGET_AMX void run_rows(const ExpandedInputs& inputs, const Pass& pass, 
       const int64_t count = std::min(kTileRows, piece.rows - row);
       const uint8_t* spikes = inputs.row(piece, row);
       for (int p = 0; p < planes; ++p, spikes += inputs.steps * piece.step_bytes) {
-        const Rows rows{
+        const TileRows rows{
             piece.offsets + pass.begin, spikes,          count,
             piece.step_bytes,           piece.row_bytes, std::min(inputs.steps, inputs.T - inputs.steps * p)};
         Sum* plane = out + p * inputs.steps * pass.stride;

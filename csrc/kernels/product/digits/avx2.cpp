@@ -51,7 +51,7 @@ TANDEM_TARGET TANDEM_INLINE Words dot(const Words& sum, const Words& inputs, con
 #include "words.inl"
 
 template <int N>
-TANDEM_TARGET TANDEM_INLINE void multiply(const Pass& pass, const Lines& lines, int32_t* sums) {
+TANDEM_TARGET TANDEM_INLINE void multiply_lines(const Pass& pass, const Lines& lines, int32_t* sums) {
   constexpr int Rows = kLines<N>;
   if (lines.most > 127) return multiply_words<N>(pass, lines, sums);
   std::fill_n(sums, Rows * N * 16, 0);

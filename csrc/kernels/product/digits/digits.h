@@ -73,7 +73,7 @@ ExpandedInputs expand(const Layer& layer, int64_t first, const Block& block, Wor
 // Writes the sums of a tile of R columns for the rows of the inputs, exact integers: int32 for steps, [rows, planes, 8,
 // 16 R], none beyond step T; double for counts, [rows, 16 R]. Only AMX multiplies steps by more than one digit.
 template <class Sum>
-void multiply(const ExpandedInputs& inputs, const DigitColumn* columns, int registers, Sum* sums,
-              ByteProducts by = byte_products());
+void multiply_bytes(const ExpandedInputs& inputs, const DigitColumn* columns, int registers, Sum* sums,
+                    ByteProducts by = byte_products());
 
 }  // namespace tandem::cpu

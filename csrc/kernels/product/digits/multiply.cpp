@@ -16,7 +16,8 @@ const Loops& loops_of(ByteProducts by) {
 }  // namespace
 
 template <class Sum>
-void multiply(const ExpandedInputs& inputs, const DigitColumn* columns, int registers, Sum* sums, ByteProducts by) {
+void multiply_bytes(const ExpandedInputs& inputs, const DigitColumn* columns, int registers, Sum* sums,
+                    ByteProducts by) {
   const Loops& loops = loops_of(by);
   const int64_t passes = (inputs.chunks + loops.pass_chunks - 1) / loops.pass_chunks;
   int64_t turns = 0;  // products of 16 rows, of two steps, in a pass
@@ -48,11 +49,11 @@ void multiply(const ExpandedInputs& inputs, const DigitColumn* columns, int regi
 #else
 
 template <class Sum>
-void multiply(const ExpandedInputs&, const DigitColumn*, int, Sum*, ByteProducts) {}
+void multiply_bytes(const ExpandedInputs&, const DigitColumn*, int, Sum*, ByteProducts) {}
 
 #endif
 
-template void multiply(const ExpandedInputs&, const DigitColumn*, int, int32_t*, ByteProducts);
-template void multiply(const ExpandedInputs&, const DigitColumn*, int, double*, ByteProducts);
+template void multiply_bytes(const ExpandedInputs&, const DigitColumn*, int, int32_t*, ByteProducts);
+template void multiply_bytes(const ExpandedInputs&, const DigitColumn*, int, double*, ByteProducts);
 
 }  // namespace tandem::cpu

@@ -2,7 +2,7 @@
 //   TANDEM_TARGET         the target of the instruction, because a function for one target is not inlined into another
 //   kDoubles              doubles in a vector (words.inl)
 //   kLines<N>             lines of inputs at a time, a divisor of 8: as many as keep N sums each in registers
-//   multiply<N>(...)      the product of kLines<N> lines with N digits, [kLines<N>, N, 16]
+//   multiply_lines<N>(...)      the product of kLines<N> lines with N digits, [kLines<N>, N, 16]
 
 // A line is a row.
 template <int N>
@@ -12,7 +12,7 @@ TANDEM_TARGET void rows_of_counts(const ExpandedInputs& inputs, const Pass& pass
     for (int64_t row = 0; row < piece.rows; row += kLines<N>) {
       const int64_t rows = std::min<int64_t>(kLines<N>, piece.rows - row);
       const Lines lines{inputs.row(piece, row), piece.row_bytes, piece.offsets + pass.begin, inputs.most};
-      multiply<N>(pass, lines, sums);
+      multiply_lines<N>(pass, lines, sums);
       combine<N, kDoubles>(sums, N * 16, 16, rows, pass, out, pass.stride);
       out += rows * pass.stride;
     }
@@ -34,7 +34,7 @@ TANDEM_TARGET void steps(const ExpandedInputs& inputs, const Pass& pass, int32_t
       for (int t = 0; t < (inputs.T + 7) / 8 * 8; t += kSteps, out += kSteps * pass.stride) {
         if (t >= inputs.T) continue;
         const uint8_t* spikes = inputs.row(piece, row) + t * piece.step_bytes;
-        multiply<1>(pass, {spikes, piece.step_bytes, piece.offsets + pass.begin, 1}, sums);
+        multiply_lines<1>(pass, {spikes, piece.step_bytes, piece.offsets + pass.begin, 1}, sums);
         combine<1, kDoubles>(sums, 16, 16, kSteps, pass, out, pass.stride);
       }
     }

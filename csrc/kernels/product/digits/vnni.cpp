@@ -25,7 +25,7 @@ TANDEM_TARGET TANDEM_INLINE Words dot(const Words& sum, const Words& inputs, con
 #include "words.inl"
 
 template <int N>
-TANDEM_TARGET TANDEM_INLINE void multiply(const Pass& pass, const Lines& lines, int32_t* sums) {
+TANDEM_TARGET TANDEM_INLINE void multiply_lines(const Pass& pass, const Lines& lines, int32_t* sums) {
   multiply_words<N>(pass, lines, sums);
 }
 
