@@ -48,7 +48,7 @@ OptionalTensor workspace([[maybe_unused]] const Tensor& product) {
 struct Statistics {
   Tensor mean, var, scale, shift;
 
-  static Statistics of(int64_t channels, const Tensor& like) {
+  static Statistics empty_of(int64_t channels, const Tensor& like) {
     const auto one = [&] { return empty(channels, like.scalar_type(), like); };
     return {one(), one(), one(), one()};
   }
@@ -95,7 +95,7 @@ NormOutputs bn_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_W
   const Tensor u = synapses.window_product();
   NormInputs norm{TANDEM_NORM_FIELDS(TANDEM_ARGUMENT)};
   norm.prepare(u);
-  const Statistics statistics = Statistics::of(shape[1], u);
+  const Statistics statistics = Statistics::empty_of(shape[1], u);
   if (neurons.neurons() > 0) {
     measure(u, 1.0, norm, statistics);
     neurons.set_affine(statistics.scale, statistics.shift);
@@ -112,7 +112,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bn_statistics(Tensor product, double 
                shape_text(shape_of(product)));
   NormInputs norm{gain, gamma, beta, eps};
   norm.prepare(product);
-  const Statistics out = Statistics::of(product.size(1), product);
+  const Statistics out = Statistics::empty_of(product.size(1), product);
   measure(to_channels_last(product, 1), factor, norm, out);
   return {out.mean, out.var, out.scale, out.shift};
 }

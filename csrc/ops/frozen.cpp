@@ -69,12 +69,12 @@ bool copies_patches(const RealWindow& w, const Tensor& image) {
 Tensor patches(const RealWindow& w, const Tensor& image) {
   const Instruction& i = w.instruction;
   const int64_t height = image.size(2), width = image.size(3), channels = i.channels;
-  const int64_t each = i.kernel_h * i.kernel_w * channels;
-  const Tensor rows = empty_channels_last({w.out.height * w.out.width, each}, 2, ScalarType::Float, image);
+  const int64_t row_size = i.kernel_h * i.kernel_w * channels;
+  const Tensor rows = empty_channels_last({w.out.height * w.out.width, row_size}, 2, ScalarType::Float, image);
   const int64_t step = i.stride_w * channels;
   auto* to = pointer<float>(rows);
   std::fill_n(to, rows.numel(), 0.f);
-  for (int64_t k = 0; k < each; ++k) {
+  for (int64_t k = 0; k < row_size; ++k) {
     const int64_t below = k / channels / i.kernel_w * i.dilation_h - i.padding_h;
     const int64_t right = k / channels % i.kernel_w * i.dilation_w - i.padding_w;
     const int64_t first = right < 0 ? (-right + i.stride_w - 1) / i.stride_w : 0;
@@ -83,8 +83,8 @@ Tensor patches(const RealWindow& w, const Tensor& image) {
       const int64_t line = y * i.stride_h + below;
       if (line < 0 || line >= height) continue;
       const float* from = pointer<float>(image) + (line * width + right) * channels + k % channels;
-      float* out = to + y * w.out.width * each + k;
-      for (int64_t x = first; x < end; ++x) out[x * each] = from[x * step];
+      float* out = to + y * w.out.width * row_size + k;
+      for (int64_t x = first; x < end; ++x) out[x * row_size] = from[x * step];
     }
   }
   return rows;
@@ -206,10 +206,10 @@ class Held {
       const Plan& p = *plans_[i];
       if (p.sample == sample && p.batch == shape[0] && p.T == T && p.mode == mode) return plans_[i];
     }
-    const auto made = std::make_shared<const Plan>(network.plan(sample, shape[0], T, mode));
+    const auto planned = std::make_shared<const Plan>(network.plan(sample, shape[0], T, mode));
     if (lock && plans_.size() == kMostPlans) plans_.erase(plans_.begin());
-    if (lock) plans_.push_back(made);
-    return made;
+    if (lock) plans_.push_back(planned);
+    return planned;
   }
 
  private:
@@ -348,7 +348,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> frozen_step(OptionalTensor input
   uint8_t* bytes = bytes_of(state, plan->state, 64, "state must be what frozen_state gives");
   Tensor answer = empty_channels_last(batched(plan->batch, plan->answer()), kContiguous, ScalarType::Float, state);
   Tensor facts = empty_channels_last({3, plan->batch}, kContiguous, ScalarType::Long, state);
-  auto* each = pointer<int64_t>(facts);
+  auto* taken = pointer<int64_t>(facts);
   std::vector<Tensor> moves;
   std::vector<int8_t*> places;
   for (size_t i = 0; with_moves && i < plan->steps.size(); ++i) {
@@ -369,7 +369,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> frozen_step(OptionalTensor input
   frame.state = bytes;
   frame.begins = begins;
   frame.steps = steps;
-  frame.taken = each, frame.moved = each + plan->batch, frame.synapses = each + 2 * plan->batch;
+  frame.taken = taken, frame.moved = taken + plan->batch, frame.synapses = taken + 2 * plan->batch;
   frame.moves = with_moves ? places.data() : nullptr;
   net.step(*plan, frame);
   return {aten::to_type(answer, type), facts, moves};

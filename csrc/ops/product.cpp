@@ -232,8 +232,8 @@ Tensor Synapses::product_of(const Tensor& images) const {
 
 namespace {
 
-NeuronOutputs layer_if(SynapseInputs&& given, NeuronInputs&& inputs) {
-  Synapses synapses(std::move(given));
+NeuronOutputs layer_if(SynapseInputs&& synapse_inputs, NeuronInputs&& inputs) {
+  Synapses synapses(std::move(synapse_inputs));
   const NeuronLayer layer(std::move(inputs), synapses.output_shape(), synapses.T(), synapses.counts_type(),
                           synapses.planes());
   if (layer.neurons() > 0) synapses.fire(layer);

@@ -50,7 +50,7 @@ void compare(ProductLayer& layer, Input& in, std::map<std::string, int>& paths) 
     const std::string suffix = timing + (frozen ? "frozen" : "training");
     for (const Way& way : {Way{Algorithm::kLists, steps}, Way{Algorithm::kDigits, 0}, Way{Algorithm::kFastest, 0}}) {
       layer.way = way;
-      const Way chosen = cpu::choose(layer.layer(), cpu::Density::of(layer.layer()));
+      const Way chosen = cpu::choose(layer.layer(), cpu::Density::measure(layer.layer()));
       check_path(path_of(chosen) + suffix, [&](const Layer& of) {
         cpu::run(of, cut_for);
         return true;

@@ -83,14 +83,14 @@ struct Sum {
 
 // Of u the sum and the sum of squares, and what follows from them.
 template <class C>
-struct Statistics {
+struct MomentSums {
   BatchNormStatistics<C> a;
 
-  // Calls each(i, x, y) for the thread's elements: x and x y are added.
-  template <int kVec, class Each>
-  __device__ __forceinline__ void visit(int64_t n, const Each& each) const {
-    const auto given = load<Vec<C, kVec>>(a.product + n);
-    unroll<kVec>([&](int i) { each(i, a.factor * given.at[i], a.factor * given.at[i]); });
+  // Calls add(i, x, y) for the thread's elements: x and x y are added.
+  template <int kVec, class Add>
+  __device__ __forceinline__ void visit(int64_t n, const Add& add) const {
+    const auto u = load<Vec<C, kVec>>(a.product + n);
+    unroll<kVec>([&](int i) { add(i, a.factor * u.at[i], a.factor * u.at[i]); });
   }
   __device__ __forceinline__ void finish(int64_t channel, double sum, double squares) const {
     C mean, var;
@@ -106,14 +106,14 @@ struct Statistics {
 
 // Of the gradients the sums of threshold gz and of threshold gz u, from which that of gz xhat follows.
 template <class C, class Grad>
-struct Gradients {
+struct GradientSums {
   BatchNormGrad<C> a;
 
-  template <int kVec, class Each>
-  __device__ __forceinline__ void visit(int64_t n, const Each& each) const {
+  template <int kVec, class Add>
+  __device__ __forceinline__ void visit(int64_t n, const Add& add) const {
     const auto g = gated<kVec>(static_cast<const Grad*>(a.grad), a.mask, n);
     const auto u = load<Vec<C, kVec>>(a.product + n);
-    unroll<kVec>([&](int i) { each(i, g.at[i], u.at[i]); });
+    unroll<kVec>([&](int i) { add(i, g.at[i], u.at[i]); });
   }
   __device__ __forceinline__ void finish(int64_t channel, double sum, double sum_u) const {
     const auto n = normalise(a.norm, channel, a.mean[channel], a.var[channel]);
@@ -125,17 +125,17 @@ struct Gradients {
 };
 
 // partial: [slices, 2, channels] doubles.
-template <class Of, int kVec>
+template <class Reduction, int kVec>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    sum_kernel(const __grid_constant__ Of of, RowSlice<kVec> slice, double* __restrict__ partial) {
+    sum_kernel(const __grid_constant__ Reduction reduction, RowSlice<kVec> slice, double* __restrict__ partial) {
   extern __shared__ __align__(16) unsigned char memory[];
   auto* shared = reinterpret_cast<double*>(memory) + threadIdx.x;  // [2 kVec, threads]
   const int64_t channel = slice.channel();
   unroll<2 * kVec>([&](int i) { shared[i * kThreads] = 0; });
   if (channel < slice.channels) {
-    Sum<std::decay_t<decltype(*of.a.product)>> few[2][kVec];
+    Sum<std::decay_t<decltype(*reduction.a.product)>> few[2][kVec];
     const auto add = [&](int64_t n) {
-      of.template visit<kVec>(n, [&](int i, auto x, auto y) {
+      reduction.template visit<kVec>(n, [&](int i, auto x, auto y) {
         few[0][i].add(x);
         few[1][i].add_product(x, y);
       });
@@ -156,13 +156,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 
 // Adds the slices of each channel in a fixed order: first within each group of slices, then over the groups. Calls
 // finish(channel, first sum, second sum).
-template <class Of>
+template <class Reduction>
 __global__ void __launch_bounds__(32 * kGroups)
-    finish_kernel(const __grid_constant__ Of of, int slices, const double* __restrict__ partial) {
+    finish_kernel(const __grid_constant__ Reduction reduction, int slices, const double* __restrict__ partial) {
   extern __shared__ __align__(16) unsigned char memory[];
   auto* shared = reinterpret_cast<double*>(memory);  // [2, groups, 32]
   const int lane = static_cast<int>(threadIdx.x % 32), group = static_cast<int>(threadIdx.x / 32);
-  const int64_t channels = of.a.channels, channel = static_cast<int64_t>(blockIdx.x) * 32 + lane;
+  const int64_t channels = reduction.a.channels, channel = static_cast<int64_t>(blockIdx.x) * 32 + lane;
   double sums[2] = {};
   if (channel < channels) {
 #pragma unroll 4
@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(32 * kGroups)
   for (int other = 1; other < kGroups; ++other) {
     unroll<2>([&](int i) { sums[i] += shared[(i * kGroups + other) * 32 + lane]; });
   }
-  of.finish(channel, sums[0], sums[1]);
+  reduction.finish(channel, sums[0], sums[1]);
 }
 
 template <class C, class Grad, int kVec>
@@ -206,14 +206,15 @@ __global__ void __launch_bounds__(kThreads)
   slice.each_row(write, [] {});
 }
 
-template <int kVec, class Of>
-int launch_sums(const Of& of, void* stream) {
-  const RowSlice<kVec> slice(of.a.rows, of.a.channels);
-  const int status = launch(sum_kernel<Of, kVec>, slice.grid(), kThreads, 2 * kVec * kThreads * sizeof(double), stream,
-                            of, slice, of.a.workspace);
+template <int kVec, class Reduction>
+int launch_sums(const Reduction& reduction, void* stream) {
+  const RowSlice<kVec> slice(reduction.a.rows, reduction.a.channels);
+  const int status = launch(sum_kernel<Reduction, kVec>, slice.grid(), kThreads, 2 * kVec * kThreads * sizeof(double),
+                            stream, reduction, slice, reduction.a.workspace);
   if (status != cudaSuccess) return status;
-  return launch(finish_kernel<Of>, blocks_for(slice.channels, 32), 32 * kGroups, 2 * 32 * kGroups * sizeof(double),
-                stream, of, static_cast<int>(slice.slices), of.a.workspace);
+  return launch(finish_kernel<Reduction>, blocks_for(slice.channels, 32), 32 * kGroups,
+                2 * 32 * kGroups * sizeof(double), stream, reduction, static_cast<int>(slice.slices),
+                reduction.a.workspace);
 }
 
 template <class C>
@@ -222,7 +223,7 @@ constexpr int kMost = std::is_same_v<C, float> ? 4 : 1;  // channels of a thread
 template <class C>
 int launch_statistics(const BatchNormStatistics<C>& a, void* stream) {
   return by_four<kMost<C>>(fit_four(a.channels, a.product),
-                           [&](auto vec) { return launch_sums<vec.value>(Statistics<C>{a}, stream); });
+                           [&](auto vec) { return launch_sums<vec.value>(MomentSums<C>{a}, stream); });
 }
 
 template <class Grad, class C>
@@ -230,7 +231,7 @@ int launch_grad(const BatchNormGrad<C>& a, void* stream) {
   const auto* grad = static_cast<const Grad*>(a.grad);
   const auto* grad_product = static_cast<const Grad*>(a.grad_product);
   return by_four<kMost<C>>(fit_four(a.channels, grad, a.product, grad_product), [&](auto vec) {
-    const int status = launch_sums<vec.value>(Gradients<C, Grad>{a}, stream);
+    const int status = launch_sums<vec.value>(GradientSums<C, Grad>{a}, stream);
     if (status != cudaSuccess) return status;
     const RowSlice<vec.value> slice(a.rows, a.channels);
     return launch(grad_kernel<C, Grad, vec.value>, slice.grid(), kThreads, 0, stream, a, slice);

@@ -51,18 +51,18 @@ __device__ __forceinline__ E over_block(E mine, const Join& join) {
   return all;
 }
 
-// The exponent of the unit, the same in all threads; false if a weight is not finite. each() visits the thread's
-// weights.
-template <class Each>
-__device__ __forceinline__ bool find_unit(const Each& each, int inputs, bool half, int& exponent) {
+// The exponent of the unit, the same in all threads; false if a weight is not finite. visit_weights() visits those
+// of the thread.
+template <class VisitWeights>
+__device__ __forceinline__ bool find_unit(const VisitWeights& visit_weights, int inputs, bool half, int& exponent) {
   uint32_t largest = 0;
-  each([&](float w) { largest = max(largest, __float_as_uint(w) & kMagnitude); });
+  visit_weights([&](float w) { largest = max(largest, __float_as_uint(w) & kMagnitude); });
   largest = over_block(largest, [](uint32_t a, uint32_t b) { return max(a, b); });
   if (largest >= kInfinity) return false;
   const int scale = scale_of(largest);
   const float measure = measure_of(scale);
   unsigned long long sum = 0;
-  each([&](float w) { sum += __float2uint_rz(rounded_mul(fabsf(w), measure)); });
+  visit_weights([&](float w) { sum += __float2uint_rz(rounded_mul(fabsf(w), measure)); });
   sum = over_block(sum, [](unsigned long long a, unsigned long long b) { return a + b; });
   exponent = unit_exponent(__uint_as_float(largest), scale, static_cast<int64_t>(sum), inputs, half);
   return true;
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) digits_kernel(const __grid_
   const int64_t output = blockIdx.x;
   const E* weight = rows.weight + output * rows.inputs;
   const int first = 4 * static_cast<int>(threadIdx.x);
-  const auto each = [&](const auto& visit) {
+  const auto visit_weights = [&](const auto& visit) {
 #pragma unroll 4
     for (int k = first; k < rows.inputs; k += 4 * kThreads) {
       const auto four = load_four(rows, weight, k);
@@ -87,14 +87,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks) digits_kernel(const __grid_
     rows.to.counts[output] = count;
   };
   int exponent = 0;  // int8 weights are integers
-  if (sizeof(E) > 1 && !find_unit(each, rows.inputs, sizeof(E) == 2, exponent)) {
+  if (sizeof(E) > 1 && !find_unit(visit_weights, rows.inputs, sizeof(E) == 2, exponent)) {
     return describe(__uint_as_float(0x7fc00000u), 0);
   }
   const float factor = power_of_two(-exponent);
 
   uint32_t any = 0;
   int most = 0;
-  each([&](float w) {
+  visit_weights([&](float w) {
     const int integer = to_fixed(rounded_mul(w, factor));
     any |= static_cast<uint32_t>(integer);
     most = max(most, integer ^ integer >> 31);  // -128 fits a digit, 128 does not

@@ -25,13 +25,13 @@ struct Digits {
 inline int64_t digit_bytes(const Geometry& geometry) { return (geometry.inputs() + 15) / 16 * 16; }
 
 inline Digits digits_at(const void* memory, const Geometry& geometry, DType dtype) {
-  Digits at{};
-  at.row = digit_bytes(geometry);
-  at.output = most_digits(dtype) * at.row;
-  at.digits = static_cast<int8_t*>(const_cast<void*>(memory));
-  at.units = reinterpret_cast<float*>(at.digits + geometry.outputs * at.output);
-  at.counts = reinterpret_cast<int32_t*>(at.units + geometry.outputs);
-  return at;
+  Digits digits{};
+  digits.row = digit_bytes(geometry);
+  digits.output = most_digits(dtype) * digits.row;
+  digits.digits = static_cast<int8_t*>(const_cast<void*>(memory));
+  digits.units = reinterpret_cast<float*>(digits.digits + geometry.outputs * digits.output);
+  digits.counts = reinterpret_cast<int32_t*>(digits.units + geometry.outputs);
+  return digits;
 }
 
 }  // namespace tandem::cuda

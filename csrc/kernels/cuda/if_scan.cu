@@ -32,14 +32,14 @@ __device__ __forceinline__ uint32_t scan(const In* __restrict__ currents, Source
     const int steps = kT > 0 ? min(kT, kPlaneSteps) : min(T - first, kPlaneSteps);
     neurons.begin_plane(a, n, first / kPlaneSteps, steps);
 #pragma unroll 1
-    for (int at = 0; at < steps; at += kSteps) {
+    for (int first_step = 0; first_step < steps; first_step += kSteps) {
       Input raw[kSteps];
       unroll<kSteps>([&](int t) {
         raw[t] = Input{};
         if constexpr (kHeld) {
-          if (source == Source::kConstant || first + at + t == 0) raw[t] = held;
+          if (source == Source::kConstant || first + first_step + t == 0) raw[t] = held;
         } else {
-          if (at + t < steps) raw[t] = load_once<Input>(currents + (first + at + t) * a.neurons + n);
+          if (first_step + t < steps) raw[t] = load_once<Input>(currents + (first + first_step + t) * a.neurons + n);
         }
       });
       Vec<C, kVec> current[kSteps];
@@ -47,7 +47,7 @@ __device__ __forceinline__ uint32_t scan(const In* __restrict__ currents, Source
         current[t] = convert<C>(raw[t]);
         if constexpr (!kHeld) u = rounded_add(u, current[t]);  // 0 behind the last step
       });
-      neurons.template integrate<true>(a, n, at, current);
+      neurons.template integrate<true>(a, n, first_step, current);
     }
     if (first + kPlaneSteps < T) neurons.end_plane(a, n);
   }

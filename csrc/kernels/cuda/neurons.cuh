@@ -106,22 +106,23 @@ struct Neurons {
     put_planes(a.planes + number * a.neurons + n);
   }
 
-  // Integrates the products y of the plane's steps at, at + 1, ... kAnyLeak: by the same instructions whatever the
-  // leak, for kernels that memory bounds.
+  // Integrates the products y of the plane's steps from `first_step` on. kAnyLeak: by the same instructions whatever
+  // the leak, for kernels that memory bounds.
   template <bool kAnyLeak = false, int kSteps>
-  __device__ __forceinline__ void integrate(const Args& a, int64_t n, int at, Vec<C, kVec> (&y)[kSteps]) {
+  __device__ __forceinline__ void integrate(const Args& a, int64_t n, int first_step, Vec<C, kVec> (&y)[kSteps]) {
     unroll<kSteps>([&](int t) { y[t] = input_current(y[t], scale, k); });
-    add_residual(a, n, at, y);
-    kAnyLeak || a.leak != 1 ? advance<true>(a, at, y) : advance<false>(a, at, y);
+    add_residual(a, n, first_step, y);
+    kAnyLeak || a.leak != 1 ? advance<true>(a, first_step, y) : advance<false>(a, first_step, y);
   }
 
   // Adds the residual's currents to those of the layer.
   template <int kSteps>
-  __device__ __forceinline__ void add_residual(const Args& a, int64_t n, int at, Vec<C, kVec> (&current)[kSteps]) {
+  __device__ __forceinline__ void add_residual(const Args& a, int64_t n, int first_step,
+                                               Vec<C, kVec> (&current)[kSteps]) {
     if (!residual) return;
     const auto residual_scale = load_channels(a.residual_scale, 1);
     if (a.residual_planes != nullptr) {
-      const uint32_t spikes = residual_plane >> at;
+      const uint32_t spikes = residual_plane >> first_step;
       if (a.is_gated()) {
         r = rounded_add(
             r, generate<kVec>([&](int i) { return static_cast<C>(__popc(spikes >> 8 * i & ((1u << kSteps) - 1))); }));
@@ -131,23 +132,23 @@ struct Neurons {
         current[t] = rounded_add(current[t], rounded_mul(residual_scale, spike));
       });
     } else {
-      const C* currents = a.residual_currents + (number * kPlaneSteps + at) * a.neurons + n;
+      const C* currents = a.residual_currents + (number * kPlaneSteps + first_step) * a.neurons + n;
       unroll<kSteps>([&](int t) {
-        if (at + t >= steps) return;
+        if (first_step + t >= steps) return;
         const C* at_step = currents + t * a.neurons;
-        const auto here = whole ? load_once<Vec<C, kVec>>(at_step) : take(at_step);
-        r = rounded_add(r, here);
-        current[t] = rounded_add(current[t], rounded_mul(residual_scale, here));
+        const auto present = whole ? load_once<Vec<C, kVec>>(at_step) : take(at_step);
+        r = rounded_add(r, present);
+        current[t] = rounded_add(current[t], rounded_mul(residual_scale, present));
       });
     }
   }
 
   template <bool kLeaky, int kSteps>
-  __device__ __forceinline__ void advance(const Args& a, int at, const Vec<C, kVec> (&current)[kSteps]) {
+  __device__ __forceinline__ void advance(const Args& a, int first_step, const Vec<C, kVec> (&current)[kSteps]) {
     uint32_t spikes = 0;
     unroll_while<kSteps>([&](auto t_) {
       constexpr int t = t_.value;
-      if (at + t >= steps) return false;
+      if (first_step + t >= steps) return false;
       unroll_while<kVec>([&](auto i_) {
         constexpr int i = i_.value;
         constexpr uint32_t kBit = 1u << (8 * i + t);
@@ -162,7 +163,7 @@ struct Neurons {
       });
       return true;
     });
-    plane |= spikes << at;
+    plane |= spikes << first_step;
   }
 
   // z, from that of the layer's own product.

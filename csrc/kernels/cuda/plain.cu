@@ -33,8 +33,8 @@ struct NeuronSynapses {
     for (int k = 0; k < g.depth; k += 4) {
       uint32_t four = 0;
       for (int i = 0; i < 4; i += step) {
-        const uint8_t* at = window.at(g, tap) + plane * g.plane;
-        if (k + i < g.depth && window.has(g, tap)) four |= step == 4 ? load<uint32_t>(at) : uint32_t{*at} << 8 * i;
+        const uint8_t* byte = window.address(g, tap) + plane * g.plane;
+        if (k + i < g.depth && window.has(g, tap)) four |= step == 4 ? load<uint32_t>(byte) : uint32_t{*byte} << 8 * i;
         advance(tap, g, {0, 0, step});
       }
       for (int digit = 0; four != 0 && digit < count; ++digit) {
@@ -49,14 +49,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   uint32_t gates = 0;
   if (n < a.neurons) {
-    const NeuronSynapses at(g, n);
-    Neurons<1> neurons(a, at.channel);
+    const NeuronSynapses synapses(g, n);
+    Neurons<1> neurons(a, synapses.channel);
     neurons.begin(a, n);
-    const float unit = g.weights.units[at.channel];
+    const float unit = g.weights.units[synapses.channel];
     int64_t total = 0;
     for (int plane = 0; plane < g.P; ++plane) {
       uint32_t sums[kPlaneSteps] = {};  // modulo 2^32; the final sums fit int32
-      at.each_four(g, plane, [&](int digit, uint32_t weights, uint32_t spikes) {
+      synapses.each_four(g, plane, [&](int digit, uint32_t weights, uint32_t spikes) {
         unroll<kPlaneSteps>(
             [&](int t) { sums[t] += static_cast<uint32_t>(dot(weights, spikes >> t & 0x01010101u)) << 8 * digit; });
       });
@@ -85,12 +85,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   uint32_t channel = 0;
   float u = 0;
   if (exists) {
-    const NeuronSynapses at(g, n);
+    const NeuronSynapses synapses(g, n);
     int64_t sum = 0;
-    at.each_four(g, 0, [&](int digit, uint32_t weights, uint32_t counts) {
+    synapses.each_four(g, 0, [&](int digit, uint32_t weights, uint32_t counts) {
       sum += static_cast<int64_t>(dot(weights, counts)) * (int64_t{1} << 8 * digit);
     });
-    channel = at.channel;
+    channel = synapses.channel;
     u = rounded_mul(static_cast<float>(sum), g.weights.units[channel]);
   }
   end(Neurons<1, float, false>(end.a, channel, exists), n, {u});

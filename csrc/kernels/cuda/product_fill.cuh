@@ -38,9 +38,9 @@ struct DeviceGeometry {
   bool gate_bytes;       // the mask has a byte for each neuron instead of a bit
 };
 
-// Moves `tap` on by `by`, by less than the field's width and a row of channels.
-__device__ __forceinline__ void advance(Tap& tap, const DeviceGeometry& g, const Tap& by) {
-  tap = {tap.y + by.y, tap.x + by.x, tap.c + by.c};
+// Moves `tap` on by a distance of less than the field's width and a row of channels.
+__device__ __forceinline__ void advance(Tap& tap, const DeviceGeometry& g, const Tap& distance) {
+  tap = {tap.y + distance.y, tap.x + distance.x, tap.c + distance.c};
   if (tap.c >= g.group_channels) {
     tap.c -= g.group_channels;
     tap.x += g.dilation[1];
@@ -63,7 +63,7 @@ struct Window {
   const uint8_t* corner;  // of its top left pixel, which may lie outside of the image
   int y, x;               // of that pixel; outside for every tap if there is no such output pixel
 
-  __device__ __forceinline__ const uint8_t* at(const DeviceGeometry& g, const Tap& tap) const {
+  __device__ __forceinline__ const uint8_t* address(const DeviceGeometry& g, const Tap& tap) const {
     return corner + static_cast<int64_t>(tap.y * g.width + tap.x) * g.channels + tap.c;
   }
   // Whether a tap lies in the image. Taps behind the last one are for the caller to leave out.
@@ -100,8 +100,8 @@ class Filler {
                                     int digits)
       : k_(first()), digits_(digits), digit_(S::kCounted ? 0 : digits - 1) {
     const int row = static_cast<int>(thread / kPieces);
-    weights_to_ = kept(ring + S::at(S::row_of(row * kWeightTurns), k_));
-    spikes_to_ = kept(ring + S::kDigits * S::kDigitBytes + S::at(row, k_));
+    weights_to_ = kept(ring + S::swizzled(S::row_of(row * kWeightTurns), k_));
+    spikes_to_ = kept(ring + S::kDigits * S::kDigitBytes + S::swizzled(row, k_));
     const int output = static_cast<int>(blockIdx.y) * S::kOutputs + row * kWeightTurns;
     const int64_t channel = blockIdx.z * static_cast<int64_t>(g.group_outputs) + output;
     weights_ = g.weights.digits + channel * g.weights.output + digit_ * g.weights.row + k_;
@@ -110,10 +110,10 @@ class Filler {
     });
     if (!g.is_matrix) tap_ = tap_at(g, k_);
     unroll<kSpikeTurns>([&](int turn) {
-      const int of = row + turn * kRows;
-      const int plane = first_plane + of / S::kPixels;
-      const bool exists = of < kSpikeRows && plane < g.P;
-      const int64_t pixel = static_cast<int64_t>(blockIdx.x) * S::kPixels + of % S::kPixels;
+      const int spike_row = row + turn * kRows;
+      const int plane = first_plane + spike_row / S::kPixels;
+      const bool exists = spike_row < kSpikeRows && plane < g.P;
+      const int64_t pixel = static_cast<int64_t>(blockIdx.x) * S::kPixels + spike_row % S::kPixels;
       Window& window = windows_[turn];
       window = find_window(g, g.planes + plane * g.plane + static_cast<int64_t>(blockIdx.z) * g.group_channels,
                            exists ? pixel : g.pixels);
@@ -171,7 +171,7 @@ class Filler {
 #pragma unroll 1
     for (int i = 0; i < 16; i += bytes) {
       each_row([&](auto turn, const Window& window) {
-        cp_async<bytes, turn.value * kRowBytes>(to + i, window.at(g, tap), window.has(g, tap));
+        cp_async<bytes, turn.value * kRowBytes>(to + i, window.address(g, tap), window.has(g, tap));
       });
       if constexpr (bytes < 16) advance(tap, g, {0, 0, bytes});
     }
@@ -223,21 +223,23 @@ __device__ __forceinline__ void wait_for_copies(int stages) {
 // Adds the products of the whole depth with the spikes of a round of `steps` steps that begins at plane `first_plane`.
 template <class S>
 __device__ __forceinline__ void multiply_depth(const DeviceGeometry& g, int first_plane, int steps, int digits,
-                                               unsigned char* memory, const typename S::Position& at,
+                                               unsigned char* memory, const typename S::Position& position,
                                                Sums<S> (&sums)[S::kDigits]) {
   const uint32_t ring = shared_address(memory);
   const int depths = static_cast<int>((static_cast<unsigned>(g.depth) + S::kDepth - 1) / S::kDepth);
   const int stages = kept(S::kCounted ? depths : digits * depths);
-  Filler<S> filler(g, ring, at.thread, first_plane, digits);
+  Filler<S> filler(g, ring, position.thread, first_plane, digits);
   // The upper lanes point to the second group of pixels, or to the spikes of the next turn if a stage has one.
-  const int rows =
-      at.step / kPlaneSteps * S::kPixels + at.column + at.lane % 8 + (S::kCounted ? at.lane / 16 * kMmaPixels : 0);
-  const int depth = at.depth * kMmaDepth;
-  const uint32_t weights = kept(ring + S::at(at.row + at.lane % 16, depth + at.lane / 16 * 16));
+  const int rows = position.step / kPlaneSteps * S::kPixels + position.column + position.lane % 8 +
+                   (S::kCounted ? position.lane / 16 * kMmaPixels : 0);
+  const int depth = position.depth * kMmaDepth;
+  const uint32_t weights = kept(ring + S::swizzled(position.row + position.lane % 16, depth + position.lane / 16 * 16));
   constexpr int kTurn = kMmaDepth * S::kDepthWarps;
-  const int ahead = S::kCounted || S::kDepth == kTurn ? 0 : at.lane / 16 * kTurn;
-  const uint32_t spikes = kept(ring + S::kDigits * S::kDigitBytes + S::at(rows, depth + ahead + at.lane / 8 % 2 * 16));
-  const int step = kept(at.step % kPlaneSteps), own = kept(steps - at.step);  // its first step; steps from it on
+  const int ahead = S::kCounted || S::kDepth == kTurn ? 0 : position.lane / 16 * kTurn;
+  const uint32_t spikes =
+      kept(ring + S::kDigits * S::kDigitBytes + S::swizzled(rows, depth + ahead + position.lane / 8 % 2 * 16));
+  const int step = kept(position.step % kPlaneSteps),
+            own = kept(steps - position.step);  // its first step; steps from it on
   const int last = kept((g.stages - 1) * S::kStageBytes);
   const auto next = [&](int slot) { return slot == last ? 0 : slot + S::kStageBytes; };
   int filled = 0, full = 0;  // slots of the ring

@@ -17,7 +17,7 @@ template <class S>
 struct Ending {
   const Neuron<float>& a;
   const DeviceGeometry& g;
-  typename S::Position at;
+  typename S::Position position;
   unsigned char* memory;
 
   // What a warp integrates: a unit's outputs, at a tile's pixels.
@@ -27,8 +27,8 @@ struct Ending {
     Vec<float, 4> units;
   };
   __device__ __forceinline__ Item item(int turn) const {
-    const int number = at.warp + turn * S::kWarps;
-    const int output = static_cast<int>(blockIdx.y) * S::kOutputs + (number / S::kPixelWarps * 8 + at.g) * 4;
+    const int number = position.warp + turn * S::kWarps;
+    const int output = static_cast<int>(blockIdx.y) * S::kOutputs + (number / S::kPixelWarps * 8 + position.g) * 4;
     const int live = number < S::kItems ? min(g.group_outputs - output, 4) : 0;
     Item out{number, {a, blockIdx.z * static_cast<uint32_t>(g.group_outputs) + output, live, g.outputs_aligned}, {}};
     if (live > 0) out.units = out.neurons.take(g.weights.units + out.neurons.channel);
@@ -37,26 +37,27 @@ struct Ending {
 
   // Where an item's sums are exchanged: the lane's at step 0 of a plane, by the warp `depth` of those that split it.
   __device__ __forceinline__ FourSums* exchange(int item, int depth) const {
-    return reinterpret_cast<FourSums*>(memory) + (depth * S::kItems + item) * S::kPlaneSums * 32 + at.lane;
+    return reinterpret_cast<FourSums*>(memory) + (depth * S::kItems + item) * S::kPlaneSums * 32 + position.lane;
   }
 
   // Integrates an item's neurons at every second pixel, from `side` on, over the steps of the plane that begins at step
   // `first`.
-  __device__ __forceinline__ void integrate(const Item& of, int first, int side) const {
-    auto neurons = of.neurons;
-    const int64_t pixel =
-        static_cast<int64_t>(blockIdx.x) * S::kPixels + of.number % S::kPixelWarps * kMmaPixels + 2 * at.q + side;
+  __device__ __forceinline__ void integrate(const Item& item, int first, int side) const {
+    auto neurons = item.neurons;
+    const int64_t pixel = static_cast<int64_t>(blockIdx.x) * S::kPixels + item.number % S::kPixelWarps * kMmaPixels +
+                          2 * position.q + side;
     const int64_t n = pixel * a.channels + neurons.channel;
     const bool last = !S::kRounds || first + kPlaneSteps >= a.T;
     uint32_t gates = 0;
     if (pixel >= g.pixels) neurons.live = 0;
     if (neurons.live > 0) {
       Vec<int64_t, 2> total[2] = {};
-      unsigned char* state = memory + S::ring_bytes(g.stages) + 16 * (32 * (side * S::kItems + of.number) + at.lane);
+      unsigned char* state =
+          memory + S::ring_bytes(g.stages) + 16 * (32 * (side * S::kItems + item.number) + position.lane);
       const auto each_state = [&](const auto& move) {  // between two planes
         move(neurons.v, state);
         move(neurons.r, state + S::kStateRow);
-        move(neurons.counts, state + 2 * S::kStateRow - 8 * at.lane);  // of eight bytes
+        move(neurons.counts, state + 2 * S::kStateRow - 8 * position.lane);  // of eight bytes
         move(total[0], state + 3 * S::kStateRow);
         move(total[1], state + 4 * S::kStateRow);
       };
@@ -66,9 +67,9 @@ struct Ending {
         each_state([](auto& value, const unsigned char* p) { value = load<std::decay_t<decltype(value)>>(p); });
       }
       const auto product = [&](const auto& sum) {
-        return rounded_mul(generate<4>([&](int i) { return static_cast<float>(sum(i)); }), of.units);
+        return rounded_mul(generate<4>([&](int i) { return static_cast<float>(sum(i)); }), item.units);
       };
-      const FourSums* from = exchange(of.number, 0);
+      const FourSums* from = exchange(item.number, 0);
       const int steps = min(a.T - first, kPlaneSteps);
       __builtin_assume(steps >= S::kLeastSteps);
       neurons.begin_plane(a, n, first / kPlaneSteps, steps);
@@ -110,9 +111,9 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
 #pragma unroll 1
   for (int round = 0; round < (S::kRounds ? a.T : 1); round += S::kSteps) {
     const Ending<S> ending{a, g, {}, memory};
-    const auto& at = ending.at;
+    const auto& position = ending.position;
     Sums<S> all[1] = {};
-    multiply_depth<S>(g, round / kPlaneSteps, a.T - round, digits, memory, at, all);
+    multiply_depth<S>(g, round / kPlaneSteps, a.T - round, digits, memory, position, all);
     const typename Ending<S>::Item items[] = {ending.item(0), ending.item(S::kTurns - 1)};
 #pragma unroll(3 - S::kPlanes)
     for (int i = 0; i < 2 * S::kPlanes; ++i) {
@@ -120,12 +121,12 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
       const int first = round + plane * kPlaneSteps;
       if (first >= a.T) continue;
       __syncthreads();  // what lies in the shared memory has been read
-      unroll<2>([&](int of) {
-        if (of != side || at.step / kPlaneSteps != plane) return;
+      unroll<2>([&](int its_side) {
+        if (its_side != side || position.step / kPlaneSteps != plane) return;
         unroll<S::kUnits * S::kColumns>([&](int j) {
           const int unit = j / S::kColumns, t = j % S::kColumns;
-          FourSums* to = ending.exchange(unit * S::kPixelWarps + at.pixel_warp, at.depth);
-          to[32 * (at.step % kPlaneSteps + t)] = sums_of<S>(all[0], unit, of, t);
+          FourSums* to = ending.exchange(unit * S::kPixelWarps + position.pixel_warp, position.depth);
+          to[32 * (position.step % kPlaneSteps + t)] = sums_of<S>(all[0], unit, its_side, t);
         });
       });
       __syncthreads();

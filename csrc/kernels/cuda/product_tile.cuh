@@ -46,7 +46,7 @@ struct TileShape {
   // A stage: of kDepth inputs rows of weights (of counts all digits' rows), then rows of spikes. In each line of 128
   // bytes the sixteens are permuted, so that eight rows of one depth are in different banks.
   static constexpr int kDepth = digits > 2 ? 64 : 128;
-  static TANDEM_HOST_DEVICE constexpr unsigned at(unsigned row, unsigned depth) {
+  static TANDEM_HOST_DEVICE constexpr unsigned swizzled(unsigned row, unsigned depth) {
     const unsigned byte = row * kDepth + depth;
     return byte ^ byte / 128 % 8 * 16;
   }

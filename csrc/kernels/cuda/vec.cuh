@@ -129,14 +129,14 @@ struct Counts {
 // The gradients of kVec neighbouring neurons, 0 where the gate is closed.
 template <int kVec, class E>
 __device__ __forceinline__ auto gated(const E* grad, const uint8_t* mask, int64_t n) {
-  Vec<E, kVec> given;
-  if constexpr (sizeof(given) <= 16) {
-    given = load_early<Vec<E, kVec>>(grad + n);
+  Vec<E, kVec> grads;
+  if constexpr (sizeof(grads) <= 16) {
+    grads = load_early<Vec<E, kVec>>(grad + n);
   } else {
-    given = load<Vec<E, kVec>>(grad + n);
+    grads = load<Vec<E, kVec>>(grad + n);
   }
   const uint32_t open = mask[n / 8] >> (n % 8);
-  return generate<kVec>([&](int i) { return open >> i & 1u ? static_cast<Compute<E>>(given.at[i]) : Compute<E>(0); });
+  return generate<kVec>([&](int i) { return open >> i & 1u ? static_cast<Compute<E>>(grads.at[i]) : Compute<E>(0); });
 }
 
 // Calls use(E{}) for the element type E of `dtype`; for double only if kDouble.

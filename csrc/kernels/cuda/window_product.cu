@@ -12,17 +12,17 @@ template <class S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     window_product_kernel(const __grid_constant__ DeviceGeometry g, const __grid_constant__ WindowEnd end) {
   extern __shared__ __align__(128) unsigned char memory[];
-  const typename S::Position at;
+  const typename S::Position position;
   const int digits = count_digits<S>(g);
   Sums<S> sums[S::kDigits] = {};
-  multiply_depth<S>(g, 0, 1, digits, memory, at, sums);
+  multiply_depth<S>(g, 0, 1, digits, memory, position, sums);
 #pragma unroll
   for (int digit = S::kDigits - 1; digit > 1; --digit) {
     unroll<S::kSums>([&](int i) { sums[digit - 1][i / 4][i % 4] += 256 * sums[digit][i / 4][i % 4]; });
   }
 #pragma unroll
   for (int unit = 0; unit < S::kUnits; ++unit) {
-    const int output = static_cast<int>(blockIdx.y) * S::kOutputs + at.row + (unit * 8 + at.g) * 4;
+    const int output = static_cast<int>(blockIdx.y) * S::kOutputs + position.row + (unit * 8 + position.g) * 4;
     const uint32_t channel = blockIdx.z * static_cast<uint32_t>(g.group_outputs) + output;
     const int live = min(g.group_outputs - output, 4);
     Neurons<4, float, false> neurons(end.a, channel, live, g.outputs_aligned);
@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
 #pragma unroll
     for (int i = 0; i < 2 * S::kColumns; ++i) {
       const int64_t pixel =
-          static_cast<int64_t>(blockIdx.x) * S::kPixels + at.column + i / 2 * kMmaPixels + at.q * 2 + i % 2;
+          static_cast<int64_t>(blockIdx.x) * S::kPixels + position.column + i / 2 * kMmaPixels + position.q * 2 + i % 2;
       const auto above = sums_of<S>(sums[1], unit, i % 2, i / 2), below = sums_of<S>(sums[0], unit, i % 2, i / 2);
       const auto u = generate<4>([&](int j) {
         int64_t sum = below.at[j];

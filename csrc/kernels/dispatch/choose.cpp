@@ -94,15 +94,15 @@ Density Density::measure(const uint8_t* bytes, int64_t size) {
   return {{counts[0] / seen, counts[1] / seen, counts[2] / seen}};
 }
 
-Density Density::of(const Layer& layer) {
+Density Density::measure(const Layer& layer) {
   return measure(layer.planes, layer.geometry.plane_size() * layer.plane_count());
 }
 
-const ListCosts& ListCosts::here() {
+const ListCosts& ListCosts::of_processor() {
   static const ListCosts costs = [] {
-    ListCosts of = capability() == Capability::kV4 ? kCompressedLists : kAvx2Lists;
-    of.compressed = can_compress();
-    return of;
+    ListCosts found = capability() == Capability::kV4 ? kCompressedLists : kAvx2Lists;
+    found.compressed = can_compress();
+    return found;
   }();
   return costs;
 }
@@ -150,14 +150,14 @@ double digits_cost(const Geometry& geometry, bool prepared, double chunk, double
 
 }  // namespace
 
-double steps_cost(const Geometry& geometry, bool prepared, ByteProducts by) {
-  if (by != ByteProducts::kAmx) return digits_cost(geometry, prepared, 140, 130, 1.9);
+double steps_cost(const Geometry& geometry, bool prepared, ByteProducts kind) {
+  if (kind != ByteProducts::kAmx) return digits_cost(geometry, prepared, 140, 130, 1.9);
   return digits_cost(geometry, prepared, 31 * ExpandedRows(geometry).idle(kTileRows), 190, 1.9);
 }
 
-double counts_cost(const Geometry& geometry, bool prepared, ByteProducts by, int digits) {
-  const int64_t at_once = by == ByteProducts::kAmx ? kTileRows : by == ByteProducts::kAvx512Vnni ? 8 : 4;
-  const double chunk = by == ByteProducts::kAmx ? 6 : 32.0 / 3 * digits;
+double counts_cost(const Geometry& geometry, bool prepared, ByteProducts kind, int digits) {
+  const int64_t at_once = kind == ByteProducts::kAmx ? kTileRows : kind == ByteProducts::kAvx512Vnni ? 8 : 4;
+  const double chunk = kind == ByteProducts::kAmx ? 6 : 32.0 / 3 * digits;
   return digits_cost(geometry, prepared, chunk * ExpandedRows(geometry).idle(at_once), 50, 0.2);
 }
 

@@ -11,7 +11,7 @@ struct Density {
   double adds[3];
 
   static Density measure(const uint8_t* bytes, int64_t size);
-  static Density of(const Layer& layer);
+  static Density measure(const Layer& layer);
 };
 
 // The way that takes the least time by the cost model below, or the one that the layer or TANDEM_PATH asks for, if the
@@ -30,7 +30,7 @@ struct ListCosts {
   double block;             // of each K-block beyond the first
   bool compressed;
 
-  static const ListCosts& here();
+  static const ListCosts& of_processor();
 };
 constexpr ListCosts kCompressedLists{1, {180, 180, 260}, 80, true};  // AVX-512
 constexpr ListCosts kAvx2Lists{1.4, {150, 190, 300}, 110, false};    // and of processors that have less
@@ -38,15 +38,16 @@ constexpr ListCosts kAvx2Lists{1.4, {150, 190, 300}, 110, false};    // and of p
 // The time of lists per row and group of channels, in additions of 16 weights (1 cycle of a Xeon): additions, folding
 // and firing, building the lists. The constants are fitted to measured times of linear and 3 x 3 layers.
 double lists_cost(const Geometry& geometry, int steps, const Density& density,
-                  const ListCosts& costs = ListCosts::here());
+                  const ListCosts& costs = ListCosts::of_processor());
 
 // The steps of a pattern whose lists cost the least.
-int cheapest_steps(const Geometry& geometry, const Density& density, const ListCosts& costs = ListCosts::here());
+int cheapest_steps(const Geometry& geometry, const Density& density,
+                   const ListCosts& costs = ListCosts::of_processor());
 
 // The time of digits in the same unit, for the steps of a plane or for counts. In vectors it is AVX-512 VNNI's; others
 // take twice the time, but so do lists there. The constants are fitted as above; on a matrix unit those of counts are
 // for three digits.
-double steps_cost(const Geometry& geometry, bool prepared, ByteProducts by);
-double counts_cost(const Geometry& geometry, bool prepared, ByteProducts by, int digits = 3);
+double steps_cost(const Geometry& geometry, bool prepared, ByteProducts kind);
+double counts_cost(const Geometry& geometry, bool prepared, ByteProducts kind, int digits = 3);
 
 }  // namespace tandem::cpu

@@ -100,14 +100,14 @@ void write_mask(const Neuron<float>& neuron, ParallelFor parallel) {
 
 }  // namespace
 
-void run(const Layer& given, ParallelFor parallel) {
-  if (given.neuron.neurons == 0) return;
+void run(const Layer& whole, ParallelFor parallel) {
+  if (whole.neuron.neurons == 0) return;
   Workspace workspace;
-  Layer layer = given;
+  Layer layer = whole;
   // Gates of a group that do not fill whole bytes of the mask are bytes first.
   const bool open = layer.neuron.mask != nullptr && Tiling(layer.geometry).outputs % 8 != 0;
   layer.neuron.open = open ? workspace.take<uint8_t>(layer.neuron.neurons) : nullptr;
-  const Way way = choose(layer, Density::of(layer));
+  const Way way = choose(layer, Density::measure(layer));
   if (way.algorithm == Algorithm::kFilter) {
     run_filter(layer, workspace, parallel);
   } else {
@@ -143,7 +143,7 @@ void window_product(const Layer& layer, float* u, ParallelFor parallel) {
     counted.planes = counts;
     counted.neuron.timing = Timing::kWindow;
   }
-  const Way way = choose(counted, Density::of(counted));
+  const Way way = choose(counted, Density::measure(counted));
   prepare(counted, way, workspace, parallel);
   const Prepared prepared(counted);
   double* sums = pieces == 1 ? nullptr : workspace.take<double>(neurons);

@@ -89,7 +89,7 @@ class Follower : public Run {
       update_product(i, direct_product(i));
       for (int64_t b = 0; b < plan_.batch; ++b) {
         const bool changed = anew || std::memcmp(image_ + b * n, image + b * n, n * sizeof(float)) != 0;
-        if (changed) frame_.synapses[b] += at(i).weights() / at(i).outputs * features(i);
+        if (changed) frame_.synapses[b] += instruction(i).weights() / instruction(i).outputs * features(i);
       }
     }
     stream().layout = frame_.layout;
@@ -122,7 +122,7 @@ class Follower : public Run {
       if (program_.kind(i) != Kind::popcount) continue;
       const int64_t n = plan_.batch * features(i);
       auto *planes = all<uint8_t>(kept(i).planes), *target = all<uint8_t>(kept(i).target);
-      const uint8_t *now = train(at(i).input), *counts = counts_of(i, 0);
+      const uint8_t *now = train(instruction(i).input), *counts = counts_of(i, 0);
       if (frame_.advances) {
         advance(now, n, planes + stream().oldest / 8 * n, target);
       } else {
@@ -194,9 +194,9 @@ class Follower : public Run {
       Moves& moves = changes.moves[i];
       moves.clear();
       const Kind kind = program_.kind(i);
-      const int64_t from = at(i).input;
+      const int64_t from = instruction(i).input;
       if (kind == Kind::readout && program_.reads_train(i)) {
-        frame_.synapses[b] += changes.moves[from].size() * at(i).outputs;
+        frame_.synapses[b] += changes.moves[from].size() * instruction(i).outputs;
       } else if (program_.has_neurons(i)) {
         find_targets(i, b, changes);
       } else if (program_.values[i] == Value::kCounts && kind == Kind::flatten) {
@@ -218,7 +218,7 @@ class Follower : public Run {
 
   // Adds the moves of a layer's inputs, and computes the targets that depend on them.
   void find_targets(int64_t i, int64_t b, Changes& changes) {
-    const Instruction& in = at(i);
+    const Instruction& in = instruction(i);
     const Part& part = parts_[i];
     uint8_t* marks = marks_of(i, b);
     if (part.sums) frame_.synapses[b] += part.sums->add(changes.moves[in.input], changes.sums, marks, changes.memory);
@@ -263,7 +263,7 @@ class Follower : public Run {
   double* sums_of(int64_t i, int64_t b) const { return all<double>(kept(i).sums) + b * kept(i).sums_size; }
 
   void compute_targets(int64_t i, int64_t b, int64_t first_row, int64_t n, Changes& changes) {
-    const Instruction& in = at(i);
+    const Instruction& in = instruction(i);
     Neuron<float> a = parts_[i].neuron;
     const int64_t channels = a.channels, size = features(i);
     a.planes = all<uint8_t>(kept(i).target) + b * size;
@@ -344,7 +344,7 @@ class Follower : public Run {
   // A maximum of counts moves by at most one, as they do.
   void pool(int64_t i, int64_t b, Moves& moves) const {
     uint8_t* target = all<uint8_t>(kept(i).target) + b * features(i);
-    cpu::max_pool(geometry(i, 1), true, counts_of(at(i).input, b), target, serial_for);
+    cpu::max_pool(geometry(i, 1), true, counts_of(instruction(i).input, b), target, serial_for);
     follow(target, 0, features(i), counts_of(i, b), moves);
   }
 
@@ -366,7 +366,7 @@ class Follower : public Run {
           }
         }
         if (program_.kind(i) != Kind::readout || program_.reads_train(i)) continue;
-        for (int64_t b = 0; b < batch; ++b) frame_.synapses[b] += worked[b] * at(i).weights();
+        for (int64_t b = 0; b < batch; ++b) frame_.synapses[b] += worked[b] * instruction(i).weights();
       }
       answer(plan_.T - 1, plan_.T, kept_answer);
       stream().answered = 1;

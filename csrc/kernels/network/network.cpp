@@ -68,9 +68,9 @@ void Network::prepare(uint8_t* prepared, ParallelFor parallel) const {
 
 bool Network::reads_counts() const {
   for (int64_t i = 0; i < program_.size(); ++i) {
-    const Instruction& at = program_.instructions[i];
-    if (at.residual == kNetworkInput) return false;
-    if (at.input == kNetworkInput && program_.kind(i) != Kind::popcount) return false;
+    const Instruction& instruction = program_.instructions[i];
+    if (instruction.residual == kNetworkInput) return false;
+    if (instruction.input == kNetworkInput && program_.kind(i) != Kind::popcount) return false;
   }
   return true;
 }

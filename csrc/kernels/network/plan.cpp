@@ -125,9 +125,9 @@ class Planner {
   int64_t take(int64_t number, int64_t features) {
     const Value value = program_.values[number];
     const bool once = program_.has_window_timing(number) || plan_.mode != Mode::kWindow;
-    int64_t each = value == Value::kCounts ? 1 : plan_.planes;  // bytes
-    if (value == Value::kCurrents) each = (once ? 1 : plan_.T) * static_cast<int64_t>(sizeof(float));
-    int64_t size = checked_product({features, each}, kMostWorkspace);
+    int64_t bytes = value == Value::kCounts ? 1 : plan_.planes;  // bytes
+    if (value == Value::kCurrents) bytes = (once ? 1 : plan_.T) * static_cast<int64_t>(sizeof(float));
+    int64_t size = checked_product({features, bytes}, kMostWorkspace);
     size += -size & 3;  // currents are float32
     for (auto place = live_.begin(); place != live_.end();) {
       place = place->second.second < number ? live_.erase(place) : std::next(place);

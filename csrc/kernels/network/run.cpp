@@ -55,29 +55,29 @@ void Run::execute(int64_t i) {
       return program_.values[i] == Value::kCurrents ? currents(i) : fire(i);
     case Kind::max_pool:
       if (from_train) {
-        const bool counted = program_.value(at(i).input) == Value::kCounts;
-        return cpu::max_pool(geometry(i, images(i)), counted, train(at(i).input), result(i), call_.parallel);
+        const bool counted = program_.value(instruction(i).input) == Value::kCounts;
+        return cpu::max_pool(geometry(i, images(i)), counted, train(instruction(i).input), result(i), call_.parallel);
       }
-      values_[i] = call_.host->maximum(window(i), real(at(i).input));
+      values_[i] = call_.host->maximum(window(i), real(instruction(i).input));
       return;
     case Kind::flatten:
       if (!from_train || in.dims == 1) {
-        values_[i] = value(at(i).input);
+        values_[i] = value(instruction(i).input);
         return;
       }
-      return cpu::to_channels_first(train(at(i).input), images(i), in.height * in.width, in.channels, result(i),
-                                    call_.parallel);
+      return cpu::to_channels_first(train(instruction(i).input), images(i), in.height * in.width, in.channels,
+                                    result(i), call_.parallel);
     case Kind::popcount:
     case Kind::burst:
       return change_form(i);
     default:
       if (from_train) return fire(i);  // an average
-      values_[i] = call_.host->mean(window(i), false, real(at(i).input));
+      values_[i] = call_.host->mean(window(i), false, real(instruction(i).input));
   }
 }
 
 void Run::change_form(int64_t i) {
-  const int64_t from = at(i).input, n = plan_.batch * plan_.steps[i].in.features();
+  const int64_t from = instruction(i).input, n = plan_.batch * plan_.steps[i].in.features();
   if (streams() || (from == kNetworkInput && call_.counted)) {
     values_[i] = value(from);
   } else if (program_.kind(i) == Kind::popcount) {
@@ -90,7 +90,7 @@ void Run::change_form(int64_t i) {
 // --- layers ----------------------------------------------------------------------------------------------------------
 
 Neuron<float> Run::neurons(int64_t i) const {
-  const Instruction& in = at(i);
+  const Instruction& in = instruction(i);
   const Shape& out = plan_.steps[i].out;
   const bool fires = in.fires != 0;  // otherwise the threshold is out of reach, and v is the sum of the currents
   Neuron<float> a{};
@@ -111,7 +111,7 @@ Neuron<float> Run::neurons(int64_t i) const {
 }
 
 void Run::fire(int64_t i) {
-  const Instruction& in = at(i);
+  const Instruction& in = instruction(i);
   Neuron<float> a = neurons(i);
   if (in.residual != kAbsent) {
     const bool currents = program_.value(in.residual) == Value::kCurrents;
@@ -145,7 +145,7 @@ const float* Run::now(int64_t i, int64_t neurons) {
     return silence_.data();
   }
   if (!streams() || !program_.keeps_product(i)) return direct_product(i);
-  const float* x = real(at(i).input);
+  const float* x = real(instruction(i).input);
   const int64_t inputs = plan_.batch * plan_.steps[i].in.features();
   auto *y = all<float>(kept(i).product), *before = all<float>(kept(i).x);
   if (stream().steps == 0 || std::memcmp(before, x, inputs * sizeof(float)) != 0) {
@@ -161,57 +161,57 @@ void Run::currents(int64_t i) {
   const bool window = a.timing == Timing::kWindow;
   const int64_t n = a.neurons, steps = window ? 1 : T_;
   auto* out = reinterpret_cast<float*>(result(i));
-  int64_t made = steps;  // the others are as the last of them
+  int64_t computed = steps;  // the others are as the last of them
   if (program_.reads_train(i)) {
     multiply_steps(layer(i, plan_.batch, a), steps, out);
   } else {
     const float* y = now(i, n);
     const float times = window && !is_impulse() ? static_cast<float>(plan_.T) : 1.f;
     std::transform(y, y + n, out, [&](float x) { return rounded_mul(times, x); });
-    made = std::min<int64_t>(steps, is_impulse() ? 2 : 1);
-    std::fill_n(out + n, (made - 1) * n, 0.f);
+    computed = std::min<int64_t>(steps, is_impulse() ? 2 : 1);
+    std::fill_n(out + n, (computed - 1) * n, 0.f);
   }
   const float share = window ? 1.f : static_cast<float>(a.steps);
-  for (float* to = out; to < out + made * n; to += a.channels) {
+  for (float* to = out; to < out + computed * n; to += a.channels) {
     for (int64_t c = 0; c < a.channels; ++c) {
       const float scale = a.scale == nullptr ? 1.f : a.scale[c], k = a.shift == nullptr ? 0.f : a.shift[c] / share;
       to[c] = input_current(to[c], scale, k);
     }
   }
-  for (int64_t t = made; t < steps; ++t) std::copy_n(out + (made - 1) * n, n, out + t * n);
+  for (int64_t t = computed; t < steps; ++t) std::copy_n(out + (computed - 1) * n, n, out + t * n);
 }
 
 // The products of a spike train. All steps are samples of one batch.
-void Run::multiply_steps(Layer of, int64_t steps, float* y) {
-  const int64_t inputs = of.geometry.plane_size();
+void Run::multiply_steps(Layer train_layer, int64_t steps, float* y) {
+  const int64_t inputs = train_layer.geometry.plane_size();
   cpu::Workspace memory(memory_);
   if (steps > 1) {
     auto* spikes = memory.take<uint8_t>(steps * inputs);
-    cpu::unpack(of.planes, static_cast<int32_t>(steps), inputs, spikes, 1, 1, call_.parallel);
-    of.planes = spikes;
-    of.neuron.timing = Timing::kWindow;  // the count of one step
-    of.geometry.batch *= steps;
+    cpu::unpack(train_layer.planes, static_cast<int32_t>(steps), inputs, spikes, 1, 1, call_.parallel);
+    train_layer.planes = spikes;
+    train_layer.neuron.timing = Timing::kWindow;  // the count of one step
+    train_layer.geometry.batch *= steps;
   }
-  cpu::window_product(of, y, call_.parallel);
+  cpu::window_product(train_layer, y, call_.parallel);
 }
 
 Layer Run::layer(int64_t i, int64_t batch, const Neuron<float>& neuron) {
-  Layer of{geometry(i, batch), network_.weights_of(i), prepared(i), train(at(i).input), neuron, {}};
+  Layer train_layer{geometry(i, batch), network_.weights_of(i), prepared(i), train(instruction(i).input), neuron, {}};
   if (program_.kind(i) == Kind::average) {
-    const int64_t weights = of.geometry.outputs * of.geometry.taps();
+    const int64_t weights = train_layer.geometry.outputs * train_layer.geometry.taps();
     auto* ones = memory_.take<int8_t>(weights);
     std::fill_n(ones, weights, int8_t{1});
-    of.weights = {ones, DType::kInt8, false};
-    of.prepared = nullptr;
+    train_layer.weights = {ones, DType::kInt8, false};
+    train_layer.prepared = nullptr;
   }
-  return of;
+  return train_layer;
 }
 
 // --- from counts -----------------------------------------------------------------------------------------------------
 
 // The result of an instruction that reads counts, after step t of this run and `steps` steps of the window.
 const float* Run::from_counts(int64_t i, int64_t t, int64_t steps) {
-  const Instruction& in = at(i);
+  const Instruction& in = instruction(i);
   const bool from_train = program_.reads_train(i);
   const float* x = from_train ? counts(i, t) : real(in.input);
   if (program_.kind(i) == Kind::flatten) return x;
@@ -226,8 +226,8 @@ const float* Run::from_counts(int64_t i, int64_t t, int64_t steps) {
 // The spike counts after step t times the gain, channels last.
 const float* Run::counts(int64_t i, int64_t t) {
   const int64_t n = plan_.batch * plan_.steps[i].in.features();
-  const uint8_t* bytes = train(at(i).input);
-  const bool counted = program_.value(at(i).input) == Value::kCounts && !streams();
+  const uint8_t* bytes = train(instruction(i).input);
+  const bool counted = program_.value(instruction(i).input) == Value::kCounts && !streams();
   std::vector<float>& sum = so_far_[i];  // torch's product depends on alignment, so it does not read the state
   sum.resize(n);
   if (counted) {
@@ -243,11 +243,11 @@ const float* Run::counts(int64_t i, int64_t t) {
     auto* before = all<float>(kept(i).so_far);
     for (int64_t k = 0; k < n; ++k) sum[k] = before[k] = (stream().steps > 0 ? before[k] : 0.f) + sum[k];
   }
-  const auto gain = static_cast<float>(network::real(at(i).gain));
-  const float* each = program_.kind(i) == Kind::readout ? nullptr : floats(at(i).scale);
-  if (gain == 1.f && each == nullptr) return sum.data();
+  const auto gain = static_cast<float>(network::real(instruction(i).gain));
+  const float* scales = program_.kind(i) == Kind::readout ? nullptr : floats(instruction(i).scale);
+  if (gain == 1.f && scales == nullptr) return sum.data();
   scaled_.resize(n);
-  for (int64_t k = 0; k < n; ++k) scaled_[k] = sum[k] * (each == nullptr ? gain : each[k % at(i).outputs]);
+  for (int64_t k = 0; k < n; ++k) scaled_[k] = sum[k] * (scales == nullptr ? gain : scales[k % instruction(i).outputs]);
   return scaled_.data();
 }
 

@@ -95,16 +95,17 @@ struct NeuronLanes {
 
   // The residual's spikes of plane p, for residual(); zero if there are none.
   TANDEM_INLINE void load_residual(const Neuron<C>& a, int64_t n, int p, Plane& bytes) const {
-    const bool given = a.residual_planes != nullptr;
-    const auto loaded = given ? load_first<ByteLanes>(a.residual_planes + p * a.neurons + n, lanes()) : ByteLanes{};
+    const bool has_planes = a.residual_planes != nullptr;
+    const auto loaded =
+        has_planes ? load_first<ByteLanes>(a.residual_planes + p * a.neurons + n, lanes()) : ByteLanes{};
     widen<Lane<C>, L>(loaded, bytes);
   }
 
   // The residual's current into part i at step t, which is in the plane `bytes`.
   TANDEM_INLINE Vec<C, L> residual(const Neuron<C>& a, int64_t n, int i, int t, const Plane& bytes) {
-    const Vec<C, L> here = residual_of(a, n, i, t, (bytes[i] >> (t & 7)) & 1);
-    r[i] = rounded_add(r[i], here);
-    return rounded_mul(residual_scale[i], here);
+    const Vec<C, L> present = residual_of(a, n, i, t, (bytes[i] >> (t & 7)) & 1);
+    r[i] = rounded_add(r[i], present);
+    return rounded_mul(residual_scale[i], present);
   }
 
   // One step of part i; sets bit t % 8 of `plane` where a neuron fires.
@@ -203,8 +204,8 @@ struct NeuronLanes {
   // The residual of part i before its scale: `spikes`, or its currents at step t.
   TANDEM_INLINE Vec<C, L> residual_of(const Neuron<C>& a, int64_t n, int i, int t, const Int<C, L>& spikes) const {
     if (a.residual_planes != nullptr) return __builtin_convertvector(spikes, Vec<C, L>);
-    const int here = whole ? L : std::clamp(existing - i * L, 0, L);
-    return load_first<Vec<C, L>>(a.residual_currents + t * a.neurons + n + i * L, here);
+    const int lanes_of_part = whole ? L : std::clamp(existing - i * L, 0, L);
+    return load_first<Vec<C, L>>(a.residual_currents + t * a.neurons + n + i * L, lanes_of_part);
   }
 
   TANDEM_INLINE static ByteLanes narrow(const Plane& plane) { return low_bytes<Lane<C>, L>(plane); }

@@ -68,8 +68,8 @@ TANDEM_INLINE void sum_rows(const C* u, C factor, int64_t rows, int64_t channels
 // The gradients of rows [first, first + rows), first a multiple of kRows; zero where the gate is closed.
 template <class C>
 TANDEM_INLINE void gate_rows(const BatchNormGrad<C>& a, int64_t first, int64_t rows, C* gated) {
-  const int64_t at = first * a.channels;
-  gate_elements(static_cast<const C*>(a.grad) + at, a.mask + at / 8, gated, 0, rows * a.channels,
+  const int64_t offset = first * a.channels;
+  gate_elements(static_cast<const C*>(a.grad) + offset, a.mask + offset / 8, gated, 0, rows * a.channels,
                 [](const auto& g) TANDEM_INLINE_LAMBDA { return g; });
 }
 
@@ -119,15 +119,15 @@ void two_sums(int64_t rows, int64_t channels, double* first, double* second, Par
   std::vector<double> partial(static_cast<size_t>(2 * kSlices * channels));
   parallel_ranges(parallel, kSlices, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      double* at = partial.data() + 2 * i * channels;
-      body(cut(i), cut(i + 1), at, at + channels);
+      double* sums = partial.data() + 2 * i * channels;
+      body(cut(i), cut(i + 1), sums, sums + channels);
     }
   });
   for (int64_t i = 0; i < kSlices; ++i) {
-    const double* at = partial.data() + 2 * i * channels;
+    const double* sums = partial.data() + 2 * i * channels;
     for (int64_t c = 0; c < channels; ++c) {
-      first[c] += at[c];
-      second[c] += at[channels + c];
+      first[c] += sums[c];
+      second[c] += sums[channels + c];
     }
   }
 }

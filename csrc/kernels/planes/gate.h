@@ -7,10 +7,11 @@
 
 namespace tandem::cpu {
 
-// out = open ? of(grad) : 0 for neurons [begin, end), begin a multiple of 8. Sixteen neurons at a time: their bits of
-// the mask become masks of whole elements.
-template <class C, class Of>
-TANDEM_INLINE void gate_elements(const C* grad, const uint8_t* mask, C* out, int64_t begin, int64_t end, const Of& of) {
+// out = open ? change(grad) : 0 for neurons [begin, end), begin a multiple of 8. Sixteen neurons at a time: their bits
+// of the mask become masks of whole elements.
+template <class C, class Change>
+TANDEM_INLINE void gate_elements(const C* grad, const uint8_t* mask, C* out, int64_t begin, int64_t end,
+                                 const Change& change) {
   Int<C> lane;
   for (int i = 0; i < kLanes; ++i) lane[i] = i;
   int64_t n = begin;
@@ -18,9 +19,9 @@ TANDEM_INLINE void gate_elements(const C* grad, const uint8_t* mask, C* out, int
     uint16_t open;
     std::memcpy(&open, mask + n / 8, sizeof(open));
     const Int<C> shut = ((Int<C>{} + open) >> lane & 1) - 1;
-    store(out + n, reinterpret_cast<Int<C>>(of(load<Vec<C>>(grad + n))) & ~shut);
+    store(out + n, reinterpret_cast<Int<C>>(change(load<Vec<C>>(grad + n))) & ~shut);
   }
-  for (; n < end; ++n) out[n] = (mask[n / 8] >> (n % 8)) & 1 ? of(grad[n]) : C(0);
+  for (; n < end; ++n) out[n] = (mask[n / 8] >> (n % 8)) & 1 ? change(grad[n]) : C(0);
 }
 
 }  // namespace tandem::cpu

@@ -106,9 +106,9 @@ TANDEM_INLINE void run_neurons(const Tile& tile, const Neuron<float>& layer, con
 #pragma GCC unroll 2
       for (int r = 0; r < R; r += G) {
         fire_plane<G>(layer, neurons + r, n + r * kLanes, p, [&](int t, int s) TANDEM_INLINE_LAMBDA {
-          const int at = (r * kParts + s) * L;
-          const auto unit = load<Vec<float, L>>(tile.unit + at);
-          return rounded_mul(__builtin_convertvector(sums[t].template lanes<L>(at), Vec<float, L>), unit);
+          const int lane = (r * kParts + s) * L;
+          const auto unit = load<Vec<float, L>>(tile.unit + lane);
+          return rounded_mul(__builtin_convertvector(sums[t].template lanes<L>(lane), Vec<float, L>), unit);
         });
       }
     }

@@ -10,7 +10,7 @@ namespace {
 
 struct ListJob {
   const Layer& layer;
-  const Listed& of;
+  const Listed& listed;
   const Block& block;
   int64_t capacity;  // most entries of the list of one row and plane
   uint16_t* entries;
@@ -18,13 +18,13 @@ struct ListJob {
   const Geometry& geometry = layer.geometry;
   const int planes = layer.plane_count();
 
-  int64_t channels() const { return of.last - of.first; }
+  int64_t channels() const { return listed.last - listed.first; }
   uint16_t entry(int64_t ky, int64_t kx) const {
     return static_cast<uint16_t>((ky * geometry.kernel[1] + kx) * channels() * kEntryScale);
   }
   uint16_t zero() const { return entry(geometry.kernel[0], 0); }
   const uint8_t* pixel(int64_t p, int64_t b, int64_t y, int64_t x) const {
-    return layer.planes + geometry.pixel(p, b, y, x) + of.first;
+    return layer.planes + geometry.pixel(p, b, y, x) + listed.first;
   }
 };
 
@@ -70,8 +70,8 @@ TANDEM_INLINE uint16_t* list_rows(const ListJob& job, const Strip& strip, Worksp
     for (int64_t p = 0; p < job.planes; ++p) {
       job.start[row * job.planes + p] = out - job.entries;
       const int count = window_blocks(job, p, strip, x, blocks);
-      out =
-          Collector::template collect<G, kWordEntries>(blocks, count, job.of.bits, job.zero(), workspace, out, nullptr);
+      out = Collector::template collect<G, kWordEntries>(blocks, count, job.listed.bits, job.zero(), workspace, out,
+                                                         nullptr);
     }
   }
   return out;
@@ -122,7 +122,7 @@ TANDEM_INLINE uint16_t* concatenate(Piece* pieces, int count, int runs, uint16_t
 // field concatenates its columns.
 template <int G, class Collector>
 TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, Workspace& workspace, uint16_t* out) {
-  const int runs = runs_per_plane(G) * job.of.bits / 8;
+  const int runs = runs_per_plane(G) * job.listed.bits / 8;
   const Geometry& geometry = job.geometry;
   const int64_t kw = geometry.kernel[1];
   const int64_t begin = std::max<int64_t>(geometry.input(1, strip.x0, 0), 0);
@@ -142,7 +142,7 @@ TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, Wor
         if (!geometry.has_input(0, y)) continue;
         count = append_blocks(job.pixel(p, strip.b, y, begin + i), job.channels(), job.entry(ky, 0), blocks, count);
       }
-      Collector::template collect<G, 0>(blocks, count, job.of.bits, 0, workspace, entries + i * column_capacity,
+      Collector::template collect<G, 0>(blocks, count, job.listed.bits, 0, workspace, entries + i * column_capacity,
                                         sizes + i * runs);
     }
     for (int64_t x = strip.x0; x < strip.x1; ++x) {
@@ -179,8 +179,8 @@ TANDEM_INLINE void list_strips(const ListJob& job, int64_t begin, int64_t end, W
                     : list_rows<G, Collector>(job, strip, workspace, out);
     }
   };
-  if (job.of.steps == 1) return list(std::integral_constant<int, 1>());
-  if (job.of.steps == 2) return list(std::integral_constant<int, 2>());
+  if (job.listed.steps == 1) return list(std::integral_constant<int, 1>());
+  if (job.listed.steps == 2) return list(std::integral_constant<int, 2>());
   list(std::integral_constant<int, 4>());
 }
 
@@ -198,12 +198,12 @@ TANDEM_TARGET_VBMI2 void list_by_compress(const ListJob& job, int64_t begin, int
 
 }  // namespace
 
-SpikeLists build_lists(const Layer& layer, const Listed& of, const Block& block, Workspace& workspace,
+SpikeLists build_lists(const Layer& layer, const Listed& listed, const Block& block, Workspace& workspace,
                        ParallelFor parallel) {
-  const int64_t inputs = layer.geometry.taps() * (of.last - of.first), total = block.rows * layer.plane_count();
-  const int64_t capacity = 8 / of.steps * inputs + runs_per_plane(of.steps) * kWordEntries + kSlack;
-  const SpikeLists lists{of, workspace.take<uint16_t>(total * capacity), workspace.take<int64_t>(total)};
-  const ListJob job{layer, of, block, capacity, lists.entries, lists.start};
+  const int64_t inputs = layer.geometry.taps() * (listed.last - listed.first), total = block.rows * layer.plane_count();
+  const int64_t capacity = 8 / listed.steps * inputs + runs_per_plane(listed.steps) * kWordEntries + kSlack;
+  const SpikeLists lists{listed, workspace.take<uint16_t>(total * capacity), workspace.take<int64_t>(total)};
+  const ListJob job{layer, listed, block, capacity, lists.entries, lists.start};
   constexpr int64_t kGrain = 1 << 15;  // input bytes worth a thread
   const auto strips = static_cast<int64_t>(block.strips.size());
   const int64_t grain = 1 + kGrain * strips / (total * inputs + 1);

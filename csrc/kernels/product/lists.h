@@ -28,7 +28,7 @@ struct Listed {
 
 // Lists of consecutive rows: the list of row r and plane p begins at entries + start[r * planes + p].
 struct SpikeLists {
-  Listed of;
+  Listed listed;
   uint16_t* entries;
   int64_t* start;
 };
@@ -37,7 +37,7 @@ struct SpikeLists {
 inline bool has_columns(const Geometry& geometry) { return geometry.kernel[1] > geometry.stride[1]; }
 
 // Lists the inputs for the rows of a block, which `parallel` may divide, in the workspace.
-SpikeLists build_lists(const Layer& layer, const Listed& of, const Block& block, Workspace& workspace,
+SpikeLists build_lists(const Layer& layer, const Listed& listed, const Block& block, Workspace& workspace,
                        ParallelFor parallel);
 
 }  // namespace tandem::cpu

@@ -59,8 +59,8 @@ MovingSums::MovingSums(const Layer& layer)
       rows_(lines_ * line_) {}
 
 int64_t MovingSums::size(int64_t outputs, int64_t groups, int64_t rows) {
-  const int64_t each = outputs / groups, widest = each > kLanes ? 2 * kLanes : kLanes;
-  return groups * ((each + widest - 1) / widest * widest) * rows;
+  const int64_t group_outputs = outputs / groups, widest = group_outputs > kLanes ? 2 * kLanes : kLanes;
+  return groups * ((group_outputs + widest - 1) / widest * widest) * rows;
 }
 
 Tile MovingSums::tile(int64_t number) const {
@@ -104,9 +104,9 @@ TANDEM_INLINE int64_t MovingSums::add_as(const Moves& moves, int32_t* changes, u
   const Geometry& g = layer_.geometry;
   const Tiling& tiling = prepared_.tiling();
   const auto* weights = reinterpret_cast<const E*>(tile(0).weights);
-  const auto channels = static_cast<int32_t>(g.channels), each = static_cast<int32_t>(g.group_channels());
+  const auto channels = static_cast<int32_t>(g.channels), group_channels = static_cast<int32_t>(g.group_channels());
   const auto block = static_cast<int32_t>(tiling.block_channels);
-  if (g.is_linear() && each == channels) {
+  if (g.is_linear() && group_channels == channels) {
     Workspace workspace(outer);
     auto* const rows = workspace.take<int32_t>(moves.size());
     std::transform(moves.begin(), moves.end(), rows,
@@ -118,9 +118,10 @@ TANDEM_INLINE int64_t MovingSums::add_as(const Moves& moves, int32_t* changes, u
   int64_t synapses = 0;
   for (const int32_t *begin = moves.begin(), *end = begin; begin < moves.end(); begin = end) {
     const int32_t pixel = neuron_of(*begin) / channels, channel = neuron_of(*begin) - pixel * channels;
-    const int32_t group = each == channels ? 0 : channel / each, within = channel - group * each;
-    const int32_t q = block >= each ? 0 : within / block, step = std::min(block, each - q * block);
-    const int32_t first = pixel * channels + group * each + q * block;
+    const int32_t group = group_channels == channels ? 0 : channel / group_channels,
+                  within = channel - group * group_channels;
+    const int32_t q = block >= group_channels ? 0 : within / block, step = std::min(block, group_channels - q * block);
+    const int32_t first = pixel * channels + group * group_channels + q * block;
     while (end < moves.end() && neuron_of(*end) < first + step) ++end;
     const E* rows = weights + group * tiling.tiles_per_group * tiling.tile_size + tiling.first_row(q) * width_;
     int32_t* to = changes + group * tiling.tiles_per_group * rows_ * width_;
@@ -135,16 +136,16 @@ TANDEM_INLINE int64_t MovingSums::add_as(const Moves& moves, int32_t* changes, u
 
 int64_t MovingSums::add_by_channel(const Moves& moves, int32_t* changes, uint8_t* reached) const {
   const auto channels = static_cast<int32_t>(layer_.geometry.channels);
-  const int64_t each = layer_.geometry.outputs / channels;
+  const int64_t outputs = layer_.geometry.outputs / channels;
   const bool ones = layer_.prepared == nullptr;
   int64_t synapses = 0;
   for (const int32_t move : moves) {
     const int32_t pixel = neuron_of(move) / channels, sign = sign_of(move);
-    const int64_t first = neuron_of(move) % channels * each;
+    const int64_t first = neuron_of(move) % channels * outputs;
     for_rows(pixel, [&](int64_t tap, int64_t row) {
       reached[row] |= 1;
-      synapses += each;
-      for (int64_t output = first; output < first + each; ++output) {
+      synapses += outputs;
+      for (int64_t output = first; output < first + outputs; ++output) {
         const int64_t number = output / width_, lane = output % width_;
         const auto* weights = ones ? nullptr : reinterpret_cast<const int32_t*>(tile(number).weights);
         const int32_t weight = ones ? 1 : weights[tap * width_ + lane];

@@ -31,8 +31,8 @@ inline int32_t neuron_of(int32_t move) { return move ^ sign_of(move); }
 // Calls f(k, o) for each position k of the kernel at which output o reads input i along an axis.
 template <class F>
 TANDEM_INLINE void for_readers(const Geometry& g, int axis, int64_t i, int64_t outputs, const F& f) {
-  const int64_t at = i + g.padding[axis], stride = g.stride[axis], dilation = g.dilation[axis];
-  int64_t o = stride == 1 ? at : at / stride, offset = at - o * stride;
+  const int64_t padded = i + g.padding[axis], stride = g.stride[axis], dilation = g.dilation[axis];
+  int64_t o = stride == 1 ? padded : padded / stride, offset = padded - o * stride;
   for (; o >= 0 && offset <= dilation * (g.kernel[axis] - 1); --o, offset += stride) {
     if (o < outputs && (dilation == 1 || offset % dilation == 0)) f(offset / dilation, o);
   }

@@ -36,8 +36,8 @@ BlockInputs Lists::load(int64_t group, const Block& block, Workspace& workspace,
   const int64_t channel = group * tiling().channels;
   auto* lists = workspace.take<SpikeLists>(tiling().blocks);
   for (int64_t q = 0; q < tiling().blocks; ++q) {
-    const Listed of{steps_, bits_, channel + tiling().first_channel(q), channel + tiling().last_channel(q)};
-    lists[q] = build_lists(layer_, of, block, workspace, parallel);
+    const Listed listed{steps_, bits_, channel + tiling().first_channel(q), channel + tiling().last_channel(q)};
+    lists[q] = build_lists(layer_, listed, block, workspace, parallel);
   }
   return {lists, {}};
 }

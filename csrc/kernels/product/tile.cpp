@@ -31,12 +31,12 @@ TANDEM_INLINE void specialise(const Tile& tile, int steps, const F& f) {
 template <int G, class S>
 TANDEM_INLINE void list_sums(const Tile& tile, const SpikeLists& lists, int64_t row, int p, S (&sums)[8]) {
   const int64_t list = row * tile.planes + p;
-  sum_steps<G>(tile.weights, lists.entries + lists.start[list], lists.of.bits, sums);
+  sum_steps<G>(tile.weights, lists.entries + lists.start[list], lists.listed.bits, sums);
 }
 
 template <int L>
 TANDEM_INLINE void fire_lists_body(const Tile& tile, const SpikeLists& lists, const Neuron<float>& neuron) {
-  specialise<L>(tile, lists.of.steps, [&](auto type, auto steps) TANDEM_INLINE_LAMBDA {
+  specialise<L>(tile, lists.listed.steps, [&](auto type, auto steps) TANDEM_INLINE_LAMBDA {
     using S = decltype(type);
     run_neurons<L, S, true>(tile, neuron, [&](int64_t row, int p, S(&sums)[8]) TANDEM_INLINE_LAMBDA {
       list_sums<decltype(steps)::value>(tile, lists, row, p, sums);
@@ -46,7 +46,7 @@ TANDEM_INLINE void fire_lists_body(const Tile& tile, const SpikeLists& lists, co
 
 template <int L>
 TANDEM_INLINE void sum_lists_body(const Tile& tile, const SpikeLists& lists, int32_t* out, bool first) {
-  specialise<L>(tile, lists.of.steps, [&](auto type, auto steps) TANDEM_INLINE_LAMBDA {
+  specialise<L>(tile, lists.listed.steps, [&](auto type, auto steps) TANDEM_INLINE_LAMBDA {
     using S = decltype(type);
     for (int64_t row = 0; row < tile.rows; ++row) {
       for (int p = 0; p < tile.planes; ++p, out += 8 * S::kOutputs) {

@@ -53,8 +53,8 @@ TANDEM_INLINE void fire_sums_body(const Tile& tile, const double* windows, const
 #pragma GCC unroll 2
       for (int r = 0; r < R; r += G) {
         fire_windows<G>(neuron, neurons + r, n + r * kLanes, [&](int s) TANDEM_INLINE_LAMBDA {
-          const int at = (r * kParts + s) * L;
-          return rounded_mul(narrow<L>(sums + at), load<Vec<float, L>>(tile.unit + at));
+          const int lane = (r * kParts + s) * L;
+          return rounded_mul(narrow<L>(sums + lane), load<Vec<float, L>>(tile.unit + lane));
         });
       }
     });

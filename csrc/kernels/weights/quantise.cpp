@@ -77,13 +77,13 @@ TANDEM_INLINE void quantise_rows_body(const float* weights, int64_t size, int la
     const float inverse = 1.f / step;  // a division takes ten times as long as a product
     steps[row] = step;
     for (int64_t k = 0; k < size; k += kAtOnce) {
-      const int64_t here = std::min(kAtOnce, size - k);
+      const int64_t block = std::min(kAtOnce, size - k);
       int8_t* to = q + row * size + k;
       const auto by_product = [&](int64_t i) TANDEM_INLINE_LAMBDA { return w[k + i] * inverse; };
       const auto by_division = [&](int64_t i) TANDEM_INLINE_LAMBDA { return w[k + i] / step; };
-      const bool sure = here == kAtOnce ? round_quotients(kAtOnce, most, to, by_product)  // a constant trip count
-                                        : round_quotients(here, most, to, by_product);
-      if (!sure) round_quotients(here, most, to, by_division);
+      const bool sure = block == kAtOnce ? round_quotients(kAtOnce, most, to, by_product)  // a constant trip count
+                                         : round_quotients(block, most, to, by_product);
+      if (!sure) round_quotients(block, most, to, by_division);
     }
   }
 }

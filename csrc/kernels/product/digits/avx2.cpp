@@ -26,9 +26,9 @@ TANDEM_TARGET TANDEM_INLINE void widen(__m256i (&sum)[Rows][N][2], int32_t* sums
     for (int d = 0; d < N; ++d) {
 #pragma GCC unroll 2
       for (int h = 0; h < 2; ++h) {
-        auto* at = reinterpret_cast<__m256i*>(sums + (r * N + d) * 16 + h * 8);
+        auto* total = reinterpret_cast<__m256i*>(sums + (r * N + d) * 16 + h * 8);
         const __m256i wide = _mm256_madd_epi16(sum[r][d][h], ones);
-        _mm256_storeu_si256(at, _mm256_add_epi32(_mm256_loadu_si256(at), wide));
+        _mm256_storeu_si256(total, _mm256_add_epi32(_mm256_loadu_si256(total), wide));
         sum[r][d][h] = _mm256_setzero_si256();
       }
     }

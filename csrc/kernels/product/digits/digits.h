@@ -74,6 +74,6 @@ ExpandedInputs expand(const Layer& layer, int64_t first, const Block& block, Wor
 // 16 R], none beyond step T; double for counts, [rows, 16 R]. Only AMX multiplies steps by more than one digit.
 template <class Sum>
 void multiply_bytes(const ExpandedInputs& inputs, const DigitColumn* columns, int registers, Sum* sums,
-                    ByteProducts by = byte_products());
+                    ByteProducts kind = byte_products());
 
 }  // namespace tandem::cpu

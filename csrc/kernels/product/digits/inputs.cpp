@@ -81,8 +81,8 @@ void copy_lines(ExpandedInputs& inputs, const Layer& layer, int64_t first, const
     for (int64_t c = 0; c < shape.chunks(); ++c) {
       const int64_t segment = c / shape.chunks_per_segment;
       const int64_t line = adjoin(geometry) ? segment : segment / geometry.kernel[1];
-      const int64_t at = adjoin(geometry) ? 0 : segment % geometry.kernel[1] * geometry.dilation[1];
-      *offset++ = (line * pixels + at) * size + c % shape.chunks_per_segment * kChunk;
+      const int64_t column = adjoin(geometry) ? 0 : segment % geometry.kernel[1] * geometry.dilation[1];
+      *offset++ = (line * pixels + column) * size + c % shape.chunks_per_segment * kChunk;
     }
   }
   inputs.bytes = workspace.take<uint8_t>(total);

@@ -12,13 +12,13 @@ namespace tandem::cpu {
 // Digits that are needed soon, to be prefetched into L2, some cache lines with every chunk: the L3 cache is slower than
 // a matrix unit.
 struct Fetch {
-  const int8_t *at, *end;
+  const int8_t *next, *end;
   int64_t lines;
 
   TANDEM_INLINE void advance() {
-    if (at >= end) return;
-    for (int64_t i = 0; i < lines; ++i) __builtin_prefetch(at + i * 64, 0, 2);
-    at += lines * 64;
+    if (next >= end) return;
+    for (int64_t i = 0; i < lines; ++i) __builtin_prefetch(next + i * 64, 0, 2);
+    next += lines * 64;
   }
 };
 

@@ -7,18 +7,18 @@ namespace tandem::cpu {
 
 namespace {
 
-const Loops& loops_of(ByteProducts by) {
-  if (by == ByteProducts::kAmx) return kAmxLoops;
-  if (by == ByteProducts::kAvx512Vnni) return kVnniLoops;
-  return by == ByteProducts::kAvxVnni ? kAvxVnniLoops : kAvx2Loops;
+const Loops& loops_of(ByteProducts kind) {
+  if (kind == ByteProducts::kAmx) return kAmxLoops;
+  if (kind == ByteProducts::kAvx512Vnni) return kVnniLoops;
+  return kind == ByteProducts::kAvxVnni ? kAvxVnniLoops : kAvx2Loops;
 }
 
 }  // namespace
 
 template <class Sum>
 void multiply_bytes(const ExpandedInputs& inputs, const DigitColumn* columns, int registers, Sum* sums,
-                    ByteProducts by) {
-  const Loops& loops = loops_of(by);
+                    ByteProducts kind) {
+  const Loops& loops = loops_of(kind);
   const int64_t passes = (inputs.chunks + loops.pass_chunks - 1) / loops.pass_chunks;
   int64_t turns = 0;  // products of 16 rows, of two steps, in a pass
   for (const ExpandedPiece& piece : inputs.pieces) turns += whole_tiles(piece.rows) / kTileRows * ((inputs.T + 1) / 2);

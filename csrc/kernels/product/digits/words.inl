@@ -14,11 +14,11 @@ TANDEM_TARGET TANDEM_INLINE void multiply_words(const Pass& pass, const Lines& l
     const uint8_t* in = lines.bytes + lines.offsets[c];
 #pragma GCC unroll 2
     for (int64_t k = 0; k < kWords; ++k) {
-      const int8_t* at = digits + k * 64;
+      const int8_t* word = digits + k * 64;
       if constexpr (kParts == 1) {  // 32 registers keep all weights of four inputs beside the sums, 16 do not
         Words weights[M];
 #pragma GCC unroll 6
-        for (int i = 0; i < M; ++i) weights[i] = load<Words>(at + i * kTileBytes);
+        for (int i = 0; i < M; ++i) weights[i] = load<Words>(word + i * kTileBytes);
 #pragma GCC unroll 8
         for (int r = 0; r < Rows; ++r) {
           const Words four = Words{} + word_at(in + r * lines.pitch + 4 * k);
@@ -31,7 +31,7 @@ TANDEM_TARGET TANDEM_INLINE void multiply_words(const Pass& pass, const Lines& l
         for (int r = 0; r < Rows; ++r) four[r] = Words{} + word_at(in + r * lines.pitch + 4 * k);
 #pragma GCC unroll 6
         for (int i = 0; i < M; ++i) {
-          const auto weights = load<Words>(at + i / kParts * kTileBytes + i % kParts * sizeof(Words));
+          const auto weights = load<Words>(word + i / kParts * kTileBytes + i % kParts * sizeof(Words));
 #pragma GCC unroll 8
           for (int r = 0; r < Rows; ++r) sum[r][i] = dot(sum[r][i], four[r], weights);
         }
