@@ -67,22 +67,25 @@ def test_registers_and_occupancy(compiled: Compiled, request: pytest.FixtureRequ
         assert REGISTER_FILE // (-(-32 * registers // 256) * 256) >= warps, name
 
 
-def shapes(log: str) -> dict[tuple[int, ...], int]:
-    """Registers by shape: digits, steps, columns and tiles of a warp, warps along outputs, pixels and depth."""
-    kernel = re.compile(r"entry function '\S*9TileShapeI" + r"Li(\d+)E" * 7 + r"\S*'")
+def tiles(log: str) -> dict[str, int]:
+    """Registers by the tiles of a kernel."""
+    kernel = re.compile(r"entry function '\S*9TileShapeI\S*?\d+([A-Z][a-z]+)TilesILi(\d+)E\S*'")
     found = {}
     for text in log.split("Compiling ")[1:]:
-        if shape := kernel.match(text):
-            found[tuple(map(int, shape.groups()))] = int(re.findall(r"Used (\d+) registers", text)[0])
+        if name := kernel.match(text):
+            found[name[1] + name[2]] = int(re.findall(r"Used (\d+) registers", text)[0])
     return found
 
 
-# Blocks of a multiprocessor with 64 kB of shared memory, and with 100 kB or more.
-BLOCKS = {
-    (1, 4, 4, 4, 1, 1, 4): (3, 3), (1, 4, 4, 4, 1, 2, 4): (1, 1), (1, 4, 4, 4, 1, 4, 1): (2, 3),
-    (1, 8, 8, 2, 1, 1, 4): (3, 3), (1, 8, 8, 2, 1, 2, 4): (1, 1), (1, 8, 4, 4, 1, 4, 1): (2, 2),
-    (1, 16, 8, 2, 1, 1, 4): (1, 1), (1, 16, 8, 2, 1, 2, 2): (1, 1), (1, 16, 8, 2, 1, 2, 1): (2, 3),
-    (2, 1, 2, 2, 2, 4, 1): (1, 2), (4, 1, 2, 2, 2, 4, 1): (1, 2),
+# Digits, steps, columns and tiles of a warp, warps along outputs, pixels and depth; blocks of a multiprocessor with 64
+# kB of shared memory, and with 100 kB or more.
+TILES = {
+    "Narrow4": ((1, 4, 4, 4, 1, 1, 4), (3, 3)), "Deep4": ((1, 4, 4, 4, 1, 2, 4), (1, 1)),
+    "Wide4": ((1, 4, 4, 4, 1, 4, 1), (2, 3)), "Narrow8": ((1, 8, 8, 2, 1, 1, 4), (3, 3)),
+    "Deep8": ((1, 8, 8, 2, 1, 2, 4), (1, 1)), "Wide8": ((1, 8, 4, 4, 1, 4, 1), (2, 2)),
+    "Narrow16": ((1, 16, 8, 2, 1, 1, 4), (1, 1)), "Deep16": ((1, 16, 8, 2, 1, 2, 2), (1, 1)),
+    "Wide16": ((1, 16, 8, 2, 1, 2, 1), (2, 3)), "Count2": ((2, 1, 2, 2, 2, 4, 1), (1, 2)),
+    "Count4": ((4, 1, 2, 2, 2, 4, 1), (1, 2)),
 }  # fmt: skip
 
 
@@ -90,24 +93,24 @@ def test_resident_blocks(compiled: Compiled, request: pytest.FixtureRequest) -> 
     """As many blocks of a product share a multiprocessor as the launch bounds say, by registers and by shared memory,
     with the stages that TileShape::stages() chooses for the card."""
     arch = request.node.callspec.params["compiled"]
-    found = shapes(compiled["product_if"][0]) | shapes(compiled["window_product"][0])
-    assert found.keys() == BLOCKS.keys()
-    for shape, registers in found.items():
-        digits, steps, columns, tiles, out, pixels, depth = shape
+    found = tiles(compiled["product_if"][0]) | tiles(compiled["window_product"][0])
+    assert found.keys() == TILES.keys()
+    for name, registers in found.items():
+        (digits, steps, columns, mma_tiles, out, pixels, depth), blocks = TILES[name]
         counted = digits > 1
         threads, rounds = 32 * out * pixels * depth * (1 if counted else steps // columns), steps == 16
-        outputs = 16 * tiles * out
+        outputs = 16 * mma_tiles * out
         stage = (64 if digits == 4 else 128) * (digits * outputs + 8 * pixels * (2 if rounds or counted else 1))
-        items = tiles // 2 * pixels
+        items = mma_tiles // 2 * pixels
         sums = 0 if counted else 512 * items * min(steps, 8) * depth
         state = 5 * 512 * items * 2 if rounds else 0
-        wanted = BLOCKS[shape][arch != "75"]
-        assert REGISTER_FILE // (threads // 32 * (-(-32 * registers // 256) * 256)) >= wanted, shape
+        wanted = blocks[arch != "75"]
+        assert REGISTER_FILE // (threads // 32 * (-(-32 * registers // 256) * 256)) >= wanted, name
         for shared in SHARED[arch]:
             room = shared * 1024 // wanted - (0 if arch == "75" else 1024)  # which the driver reserves for a block
             sizes = {n: max(n * stage, sums) + state for n in (8 if depth > 1 else 4, 4, 3, 2)}
             stages = next((n for n in sorted(sizes, reverse=True) if sizes[n] <= room), 0)
-            assert stages >= 2, shape
+            assert stages >= 2, name
 
 
 def test_loads(compiled: Compiled) -> None:
@@ -130,11 +133,11 @@ def test_product_loop(compiled: Compiled, request: pytest.FixtureRequest) -> Non
     kernels = disassemble(compiled["product_if"][1])
     slots = {}
     for name, lines in kernels.items():
-        shape = re.search(r"9TileShapeILi1ELi(\d+)ELi\dELi\dELi1ELi\dELi1E", name)
-        if shape is None:
+        wide = re.search(r"WideTilesILi(\d+)E", name)
+        if wide is None:
             continue  # with a shared depth the loop is unrolled into the loop over the stages
         places = [[i for i, line in enumerate(body) if "IMMA" in line] for body in loops(lines)]
-        slots[int(shape[1])] = min((at[-1] - at[0]) / (len(at) - 1) for at in places if at)
+        slots[int(wide[1])] = min((at[-1] - at[0]) / (len(at) - 1) for at in places if at)
     assert slots.keys() == {4, 8, 16}
     assert max(slots.values()) <= (8 if request.node.callspec.params["compiled"] != "75" else 4), slots
 

@@ -89,48 +89,51 @@ class Filler {
   static constexpr int kPieces = S::kDepth / 16;       // copies in a row of a stage
   static constexpr int kRows = S::kThreads / kPieces;  // rows that the block copies at once
   static constexpr int kRowBytes = kRows * S::kDepth;
-  static constexpr int kWeightTurns = S::kOutputs / kRows;  // in which a thread copies neighbouring outputs
+  static constexpr int kWeightRows = S::kOutputs / kRows;  // neighbouring outputs that a thread copies
   static constexpr int kSpikeRows = S::kPlanes * S::kPixels;
-  static constexpr int kSpikeTurns = (kSpikeRows + kRows - 1) / kRows;
-  static_assert(S::kOutputs % kRows == 0 && kWeightTurns <= 4 && kRowBytes % 1024 == 0,
-                "the rows of a thread's turns are permuted alike");
+  static constexpr int kSpikeCopies = (kSpikeRows + kRows - 1) / kRows;
+  static_assert(S::kOutputs % kRows == 0 && kWeightRows <= 4 && kRowBytes % 1024 == 0,
+                "the rows of a thread are permuted alike");
 
  public:
   __device__ __forceinline__ Filler(const DeviceGeometry& g, uint32_t ring, unsigned thread, int first_plane,
                                     int digits)
       : k_(first()), digits_(digits), digit_(S::kCounted ? 0 : digits - 1) {
     const int row = static_cast<int>(thread / kPieces);
-    weights_to_ = kept(ring + S::swizzled(S::row_of(row * kWeightTurns), k_));
+    weights_to_ = kept(ring + S::swizzled(S::row_of(row * kWeightRows), k_));
     spikes_to_ = kept(ring + S::kDigits * S::kDigitBytes + S::swizzled(row, k_));
-    const int output = static_cast<int>(blockIdx.y) * S::kOutputs + row * kWeightTurns;
+    const int output = static_cast<int>(blockIdx.y) * S::kOutputs + row * kWeightRows;
     const int64_t channel = blockIdx.z * static_cast<int64_t>(g.group_outputs) + output;
     weights_ = g.weights.digits + channel * g.weights.output + digit_ * g.weights.row + k_;
-    unroll<kWeightTurns>([&](int turn) {
-      digit_counts_[turn] = output + turn < g.group_outputs ? g.weights.counts[channel + turn] : 0;
+    unroll<kWeightRows>([&](int copy) {
+      digit_counts_[copy] = output + copy < g.group_outputs ? g.weights.counts[channel + copy] : 0;
     });
     if (!g.is_matrix) tap_ = tap_at(g, k_);
-    unroll<kSpikeTurns>([&](int turn) {
-      const int spike_row = row + turn * kRows;
+    unroll<kSpikeCopies>([&](int copy) {
+      const int spike_row = row + copy * kRows;
       const int plane = first_plane + spike_row / S::kPixels;
       const bool exists = spike_row < kSpikeRows && plane < g.P;
       const int64_t pixel = static_cast<int64_t>(blockIdx.x) * S::kPixels + spike_row % S::kPixels;
-      Window& window = windows_[turn];
+      Window& window = windows_[copy];
       window = find_window(g, g.planes + plane * g.plane + static_cast<int64_t>(blockIdx.z) * g.group_channels,
                            exists ? pixel : g.pixels);
       if (g.is_matrix && !window.has(g, {})) window.x = INT_MIN;
     });
   }
 
+  // Whether a digit's copies have not all been started.
+  __device__ __forceinline__ bool has_digits() const { return digit_ >= 0; }
+
   // Starts the copies of the next stage. With counts it has all digits of a depth. With steps, whose digits share their
   // sums, it has one: stages follow the depth, for the highest digit first.
   __device__ __forceinline__ void fill(int slot, const DeviceGeometry& g) {
     const uint32_t to = kept(weights_to_ + slot);
-    unroll_while<kWeightTurns>([&](auto turn) {
-      const int8_t* from = weights_ + turn.value * g.weights.output;
-      const int count = k_ < g.depth ? digit_counts_[turn.value] : 0;
+    unroll_while<kWeightRows>([&](auto copy) {
+      const int8_t* from = weights_ + copy.value * g.weights.output;
+      const int count = k_ < g.depth ? digit_counts_[copy.value] : 0;
       unroll_while<S::kDigits>([&](auto digit) {
         if (digit.value > 0 && digit.value >= digits_) return false;
-        constexpr int kTo = digit.value * S::kDigitBytes + S::row_of(turn.value) * S::kDepth;
+        constexpr int kTo = digit.value * S::kDigitBytes + S::row_of(copy.value) * S::kDepth;
         cp_async<16, kTo>(to, from, (S::kCounted ? digit.value : digit_) < count);
         from += g.weights.row;
         return true;
@@ -152,8 +155,8 @@ class Filler {
 
   __device__ __forceinline__ void fill_spikes(uint32_t to, const DeviceGeometry& g) {
     if (g.is_matrix) {
-      each_row([&](auto turn, const Window& window) {
-        cp_async<16, turn.value * kRowBytes>(to, window.corner + k_, (k_ < g.depth) & (window.x != INT_MIN));
+      each_row([&](auto copy, const Window& window) {
+        cp_async<16, copy.value * kRowBytes>(to, window.corner + k_, (k_ < g.depth) & (window.x != INT_MIN));
       });
       return;
     }
@@ -170,20 +173,20 @@ class Filler {
     Tap tap = tap_;
 #pragma unroll 1
     for (int i = 0; i < 16; i += bytes) {
-      each_row([&](auto turn, const Window& window) {
-        cp_async<bytes, turn.value * kRowBytes>(to + i, window.address(g, tap), window.has(g, tap));
+      each_row([&](auto copy, const Window& window) {
+        cp_async<bytes, copy.value * kRowBytes>(to + i, window.address(g, tap), window.has(g, tap));
       });
       if constexpr (bytes < 16) advance(tap, g, {0, 0, bytes});
     }
   }
 
-  // Calls copy(turn, window) for the rows of spikes that the thread copies.
-  template <class Copy>
-  __device__ __forceinline__ void each_row(const Copy& copy) const {
-    unroll_while<kSpikeTurns>([&](auto turn) {
+  // Calls fill(copy, window) for the rows of spikes that the thread copies.
+  template <class Fill>
+  __device__ __forceinline__ void each_row(const Fill& fill) const {
+    unroll_while<kSpikeCopies>([&](auto copy) {
       const bool all = kSpikeRows % kRows == 0;
-      if (all || turn.value * kRows + threadIdx.x / kPieces < kSpikeRows) {
-        copy(turn, windows_[turn.value]);
+      if (all || copy.value * kRows + threadIdx.x / kPieces < kSpikeRows) {
+        fill(copy, windows_[copy.value]);
       }
       return true;
     });
@@ -191,11 +194,11 @@ class Filler {
 
   const int8_t* weights_;  // the thread's piece of its first row, of the stage's lowest digit
   uint32_t weights_to_, spikes_to_;
-  int k_;                           // depth of the thread's piece
-  int digits_, digit_;              // of the block; the stage's lowest
-  int digit_counts_[kWeightTurns];  // of the thread's rows
+  int k_;                          // depth of the thread's piece
+  int digits_, digit_;             // of the block; the stage's lowest
+  int digit_counts_[kWeightRows];  // of the thread's rows
   Tap tap_;
-  Window windows_[kSpikeTurns];
+  Window windows_[kSpikeCopies];
 };
 
 // The largest number of digits among the block's outputs, at least one.
@@ -227,47 +230,44 @@ __device__ __forceinline__ void multiply_depth(const DeviceGeometry& g, int firs
                                                Sums<S> (&sums)[S::kDigits]) {
   const uint32_t ring = shared_address(memory);
   const int depths = static_cast<int>((static_cast<unsigned>(g.depth) + S::kDepth - 1) / S::kDepth);
-  const int stages = kept(S::kCounted ? depths : digits * depths);
   Filler<S> filler(g, ring, position.thread, first_plane, digits);
-  // The upper lanes point to the second group of pixels, or to the spikes of the next turn if a stage has one.
+  // The upper lanes point to the second group of pixels, or to the spikes of the next slice if a stage has one.
   const int rows = position.step / kPlaneSteps * S::kPixels + position.column + position.lane % 8 +
                    (S::kCounted ? position.lane / 16 * kMmaPixels : 0);
   const int depth = position.depth * kMmaDepth;
   const uint32_t weights = kept(ring + S::swizzled(position.row + position.lane % 16, depth + position.lane / 16 * 16));
-  constexpr int kTurn = kMmaDepth * S::kDepthWarps;
-  const int ahead = S::kCounted || S::kDepth == kTurn ? 0 : position.lane / 16 * kTurn;
+  const int ahead = S::kCounted || S::kSlices == 1 ? 0 : position.lane / 16 * S::kSliceBytes;
   const uint32_t spikes =
       kept(ring + S::kDigits * S::kDigitBytes + S::swizzled(rows, depth + ahead + position.lane / 8 % 2 * 16));
-  const int step = kept(position.step % kPlaneSteps),
-            own = kept(steps - position.step);  // its first step; steps from it on
+  const int step = kept(position.step % kPlaneSteps);  // its first
+  const int own = kept(steps - position.step);         // steps from it on
   const int last = kept((g.stages - 1) * S::kStageBytes);
   const auto next = [&](int slot) { return slot == last ? 0 : slot + S::kStageBytes; };
   int filled = 0, full = 0;  // slots of the ring
-  int turn = stages + g.stages - 1;
+  int stage = 1 - g.stages;  // below 0 the ring is filled
 #pragma unroll 1
-  for (int left = depths + g.stages - 1;; left = depths) {  // of a pass over the depth
+  for (int pass = 0; pass < (S::kCounted ? 1 : digits); ++pass, stage = 0) {
+    if (pass > 0) {
+      unroll<S::kSums>([&](int i) {  // modulo 2^32; the final sums fit
+        int32_t& sum = sums[0][i / 4][i % 4];
+        sum = static_cast<int32_t>(static_cast<uint32_t>(sum) << 8);
+      });
+    }
 #pragma unroll 1
-    do {
-      const bool ready = turn <= stages;  // enough stages have been begun
-      if (ready) {
+    for (; stage < depths; ++stage) {
+      if (stage >= 0) {
         wait_for_copies(g.stages);
         __syncthreads();  // this stage has arrived, and the slot that is filled next is no longer read
       }
-      if (turn >= g.stages) {
+      if (S::kCounted ? stage + g.stages <= depths : filler.has_digits()) {
         filler.fill(filled, g);
         filled = next(filled);
       }
-      --turn;
       cp_async_commit();
-      if (!ready) continue;
+      if (stage < 0) continue;
       if (!S::kRounds || own > 0) multiply_stage<S>(weights + full, spikes + full, digits, step, own, sums);
       full = next(full);
-    } while (--left > 0);
-    if (S::kCounted || turn == 0) break;
-    unroll<S::kSums>([&](int i) {  // modulo 2^32; the final sums fit
-      int32_t& sum = sums[0][i / 4][i % 4];
-      sum = static_cast<int32_t>(static_cast<uint32_t>(sum) << 8);
-    });
+    }
   }
 }
 

@@ -20,14 +20,14 @@ struct Ending {
   typename S::Position position;
   unsigned char* memory;
 
-  // What a warp integrates: a unit's outputs, at a tile's pixels.
+  // What a warp integrates: a pair's outputs, at a tile's pixels.
   struct Item {
     int number;
     Neurons<4, float, S::kRounds> neurons;
     Vec<float, 4> units;
   };
-  __device__ __forceinline__ Item item(int turn) const {
-    const int number = position.warp + turn * S::kWarps;
+  __device__ __forceinline__ Item item(int i) const {
+    const int number = position.warp + i * S::kWarps;
     const int output = static_cast<int>(blockIdx.y) * S::kOutputs + (number / S::kPixelWarps * 8 + position.g) * 4;
     const int live = number < S::kItems ? min(g.group_outputs - output, 4) : 0;
     Item out{number, {a, blockIdx.z * static_cast<uint32_t>(g.group_outputs) + output, live, g.outputs_aligned}, {}};
@@ -74,8 +74,8 @@ struct Ending {
       __builtin_assume(steps >= S::kLeastSteps);
       neurons.begin_plane(a, n, first / kPlaneSteps, steps);
       constexpr int kSteps = kFewRegisters ? 1 : S::kRounds ? 2 : 4;  // at once: registers are scarce
-      unroll<S::kPlaneSums / kSteps>([&](int turn) {
-        const int begin = turn * kSteps;
+      unroll<S::kPlaneSums / kSteps>([&](int group) {
+        const int begin = group * kSteps;
         FourSums sums[kSteps];
         unroll<kSteps>([&](int t) {
           sums[t] = from[32 * (begin + t)];
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     const auto& position = ending.position;
     Sums<S> all[1] = {};
     multiply_depth<S>(g, round / kPlaneSteps, a.T - round, digits, memory, position, all);
-    const typename Ending<S>::Item items[] = {ending.item(0), ending.item(S::kTurns - 1)};
+    const typename Ending<S>::Item items[] = {ending.item(0), ending.item(S::kWarpItems - 1)};
 #pragma unroll(3 - S::kPlanes)
     for (int i = 0; i < 2 * S::kPlanes; ++i) {
       const int side = i / S::kPlanes, plane = i % S::kPlanes;
@@ -123,16 +123,16 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
       __syncthreads();  // what lies in the shared memory has been read
       unroll<2>([&](int its_side) {
         if (its_side != side || position.step / kPlaneSteps != plane) return;
-        unroll<S::kUnits * S::kColumns>([&](int j) {
-          const int unit = j / S::kColumns, t = j % S::kColumns;
-          FourSums* to = ending.exchange(unit * S::kPixelWarps + position.pixel_warp, position.depth);
-          to[32 * (position.step % kPlaneSteps + t)] = sums_of<S>(all[0], unit, its_side, t);
+        unroll<S::kPairs * S::kColumns>([&](int j) {
+          const int pair = j / S::kColumns, t = j % S::kColumns;
+          FourSums* to = ending.exchange(pair * S::kPixelWarps + position.pixel_warp, position.depth);
+          to[32 * (position.step % kPlaneSteps + t)] = sums_of<S>(all[0], pair, its_side, t);
         });
       });
       __syncthreads();
-      unroll<S::kTurns>([&](int turn) {
-        if (S::kItems % S::kWarps != 0 && items[turn].number >= S::kItems) return;
-        ending.integrate(items[turn], first, side);
+      unroll<S::kWarpItems>([&](int i) {
+        if (S::kItems % S::kWarps != 0 && items[i].number >= S::kItems) return;
+        ending.integrate(items[i], first, side);
       });
     }
     if (S::kRounds) __syncthreads();

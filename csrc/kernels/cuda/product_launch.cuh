@@ -50,20 +50,13 @@ inline DeviceGeometry geometry_of(const Layer& layer, const float* u) {
   return g;
 }
 
-// The shape of layers with window timing whose outputs have so many digits at most.
-template <int digits>
-using CountShape = TileShape<digits, 1, 2, 2, 2, 4, 1>;
-
 // Calls use(S{}) for the shape of the tiles of a layer with step timing.
 template <class Use>
 auto with_shape(const Layer& layer, Choice choice, const Use& use) {
   const auto with_steps = [&](auto steps) {
-    constexpr int kSteps = steps.value;
-    constexpr int kColumns = kSteps == 4 ? 4 : 8, kTiles = kSteps == 4 ? 4 : 2;
-    constexpr int kWide = kSteps == 16 ? 8 : 4, kWarps = kSteps == 16 ? 2 : 4;
-    if (choice == Choice::kNarrow) return use(TileShape<1, kSteps, kColumns, kTiles, 1, 1, 4>{});
-    if (choice == Choice::kDeep) return use(TileShape<1, kSteps, kColumns, kTiles, 1, 2, kWarps>{});
-    return use(TileShape<1, kSteps, kWide, kWarps, 1, kWarps, 1>{});
+    if (choice == Choice::kNarrow) return use(TileShape<NarrowTiles<steps.value>>{});
+    if (choice == Choice::kDeep) return use(TileShape<DeepTiles<steps.value>>{});
+    return use(TileShape<WideTiles<steps.value>>{});
   };
   if (layer.neuron.T <= 4) return with_steps(Constant<4>{});
   if (layer.neuron.T <= 8) return with_steps(Constant<8>{});

@@ -21,8 +21,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     unroll<S::kSums>([&](int i) { sums[digit - 1][i / 4][i % 4] += 256 * sums[digit][i / 4][i % 4]; });
   }
 #pragma unroll
-  for (int unit = 0; unit < S::kUnits; ++unit) {
-    const int output = static_cast<int>(blockIdx.y) * S::kOutputs + position.row + (unit * 8 + position.g) * 4;
+  for (int pair = 0; pair < S::kPairs; ++pair) {
+    const int output = static_cast<int>(blockIdx.y) * S::kOutputs + position.row + (pair * 8 + position.g) * 4;
     const uint32_t channel = blockIdx.z * static_cast<uint32_t>(g.group_outputs) + output;
     const int live = min(g.group_outputs - output, 4);
     Neurons<4, float, false> neurons(end.a, channel, live, g.outputs_aligned);
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     for (int i = 0; i < 2 * S::kColumns; ++i) {
       const int64_t pixel =
           static_cast<int64_t>(blockIdx.x) * S::kPixels + position.column + i / 2 * kMmaPixels + position.q * 2 + i % 2;
-      const auto above = sums_of<S>(sums[1], unit, i % 2, i / 2), below = sums_of<S>(sums[0], unit, i % 2, i / 2);
+      const auto above = sums_of<S>(sums[1], pair, i % 2, i / 2), below = sums_of<S>(sums[0], pair, i % 2, i / 2);
       const auto u = generate<4>([&](int j) {
         int64_t sum = below.at[j];
         add_wide<256>(sum, above.at[j]);
@@ -51,8 +51,8 @@ int run_window(const Layer& layer, float* u, const Card& card, void* stream) {
     return launch_tiles<S>(layer, u, card, &window_product_kernel<S>, WindowEnd{layer.neuron, u, layer.gate_bytes()},
                            stream);
   };
-  if (most_digits(layer.weights.dtype) <= 2) return run_in(CountShape<2>{});
-  return run_in(CountShape<kMostDigits>{});
+  if (most_digits(layer.weights.dtype) <= 2) return run_in(TileShape<CountTiles<2>>{});
+  return run_in(TileShape<CountTiles<kMostDigits>>{});
 }
 
 }  // namespace tandem::cuda
