@@ -9,25 +9,25 @@
 #endif
 #include "ops/fields.h"
 
-#define PRODUCT "Tensor planes" TANDEM_PRODUCT_FIELDS(TANDEM_SCHEMA)
+#define PRODUCT "Tensor stored" TANDEM_PRODUCT_FIELDS(TANDEM_SCHEMA)
 #define NEURON TANDEM_SCALED_NEURON_FIELDS(TANDEM_SCHEMA)
-#define WINDOW TANDEM_WINDOW_FIELDS(TANDEM_SCHEMA)
+#define CONV TANDEM_CONV_FIELDS(TANDEM_SCHEMA)
 #define NORMALISED                  \
   TANDEM_NORM_FIELDS(TANDEM_SCHEMA) \
   TANDEM_NEURON_FIELDS(TANDEM_SCHEMA) ", bool return_v" TANDEM_TENSOR_FIELDS(TANDEM_SCHEMA)
 #define DIGITS ", Tensor? digits=None"  // the weight's digits, as frozen_digits gives them
-#define SPIKES "(Tensor planes, Tensor? counts, Tensor? mask, Tensor? v, Tensor bad)"  // None: not asked for
+#define SPIKES "(Tensor stored, Tensor? counts, Tensor? mask, Tensor? v, Tensor bad)"  // None: not asked for
 #define SPIKES_AND_MOMENTS \
-  "(Tensor planes, Tensor? counts, Tensor? mask, Tensor? v, Tensor product, Tensor mean, Tensor var, Tensor bad)"
+  "(Tensor stored, Tensor? counts, Tensor? mask, Tensor? v, Tensor product, Tensor mean, Tensor var, Tensor bad)"
 
 STABLE_TORCH_LIBRARY(tandem, m) {
   m.def("if_scan(Tensor currents" NEURON ") -> " SPIKES);
   m.def("constant_if(Tensor current, int T" NEURON ") -> " SPIKES);
   m.def("impulse_if(Tensor current, int T" NEURON ") -> " SPIKES);
   m.def("linear_if(" PRODUCT NEURON DIGITS ") -> " SPIKES);
-  m.def("conv_if(" PRODUCT WINDOW NEURON DIGITS ") -> " SPIKES);
-  m.def("bn_if(" PRODUCT WINDOW NORMALISED ") -> " SPIKES_AND_MOMENTS);
-  m.def("window_product(" PRODUCT WINDOW ", bool counted=False) -> Tensor");
+  m.def("conv_if(" PRODUCT CONV NEURON DIGITS ") -> " SPIKES);
+  m.def("bn_if(" PRODUCT CONV NORMALISED ") -> " SPIKES_AND_MOMENTS);
+  m.def("window_product(" PRODUCT CONV ", bool counted=False) -> Tensor");
   m.def("quantise(Tensor weight, int bits) -> (Tensor q, Tensor step)");
   m.def("pack(Tensor spikes) -> Tensor");
   m.def("unpack(Tensor planes, int T, ScalarType dtype) -> Tensor");

@@ -20,6 +20,6 @@ PRODUCTS = ("linear_if", "conv_if", "bn_if")
 
 
 @register_flop_formula([getattr(torch.ops.tandem, name) for name in PRODUCTS])
-def _(planes: Any, T: int, weight: Sequence[int], *_: Any, out_shape: Sequence[Any], **__: Any) -> int:
+def _(stored: Any, T: int, weight: Sequence[int], *_: Any, out_shape: Sequence[Any], **__: Any) -> int:
     spikes = out_shape[0]  # [P, B, N, *space]
     return 2 * prod(weight) * spikes[1] * prod(spikes[3:])

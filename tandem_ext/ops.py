@@ -54,9 +54,9 @@ def _shape(a: Arguments) -> Sequence[int]:
         return a["current"].shape
     if "currents" in a:
         return a["currents"].shape[1:]
-    planes, weight = a["planes"], a["weight"]
+    stored, weight = a["stored"], a["weight"]
     geometry = (a.get(name, ()) for name in ("stride", "padding", "dilation"))
-    return [planes.shape[1], weight.shape[0], *output_sizes(planes.shape[3:], weight.shape[2:], *geometry)]
+    return [stored.shape[1], weight.shape[0], *output_sizes(stored.shape[3:], weight.shape[2:], *geometry)]
 
 
 def _dtype(a: Arguments) -> torch.dtype:
@@ -66,18 +66,18 @@ def _dtype(a: Arguments) -> torch.dtype:
 
 
 def _fake_neurons(a: Arguments) -> tuple[Tensor | None, ...]:
-    """Return (planes, counts, mask, v, bad), with batch norm (planes, counts, mask, v, product, mean, var, bad)."""
+    """Return (stored, counts, mask, v, bad), with batch norm (stored, counts, mask, v, product, mean, var, bad)."""
     shape, dtype = _shape(a), _dtype(a)
     like, compute = next(iter(a.values())), compute_dtype(dtype)
     T = a["T"] if "T" in a else like.shape[0]
-    planes = _empty(like, [1 if a["window"] else (T + 7) // 8], shape, torch.uint8)
+    stored = _empty(like, [1 if a["window"] else (T + 7) // 8], shape, torch.uint8)
     counts = mask = v = None
     if a.get("train", True):
         counts = _empty(like, [], shape, counts_dtype(dtype, T))
         mask = like.new_empty((math.prod(shape) + 7) // 8, dtype=torch.uint8)
     if a["return_v"]:
         v = _empty(like, [], shape, compute)
-    outputs, bad = (planes, counts, mask, v), like.new_empty(shape[0], dtype=torch.float32)
+    outputs, bad = (stored, counts, mask, v), like.new_empty(shape[0], dtype=torch.float32)
     if "eps" not in a:
         return *outputs, bad
     mean, var = (like.new_empty(shape[1], dtype=compute) for _ in range(2))
@@ -150,7 +150,7 @@ for _name in ("if_scan", "constant_if", "impulse_if", "linear_if", "conv_if", "b
     _register(_name, _fake_neurons)
 _register("bn_statistics", lambda a: tuple(a["product"].new_empty(a["product"].shape[1]) for _ in range(4)))
 _register("bn_grad", _fake_bn_grad)
-_register("window_product", lambda a: _empty(a["planes"], [], _shape(a), compute_dtype(_dtype(a))))
+_register("window_product", lambda a: _empty(a["stored"], [], _shape(a), compute_dtype(_dtype(a))))
 _register("quantise", _fake_quantise)
 _register("pack", lambda a: _planes(a["spikes"], len(a["spikes"])))
 _register("unpack", lambda a: _empty(a["planes"], [a["T"]], a["planes"].shape[1:], a["dtype"]))

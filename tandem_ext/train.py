@@ -314,7 +314,7 @@ class SpikeTrain(Signal):
             return self.stored
         return torch.ops.tandem.burst_planes.default(self.stored, self.T)
 
-    def in_form(self, timing: str) -> Tensor:
+    def stored_as(self, timing: str) -> Tensor:
         """Return what a train with this timing stores for the same spikes: planes, or counts as bytes."""
         return self.count_bytes if timing == "window" else self.planes
 

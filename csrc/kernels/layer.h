@@ -32,8 +32,8 @@ struct Geometry {
     return output * stride[axis] - padding[axis] + k * dilation[axis];
   }
   bool has_input(int axis, int64_t i) const { return i >= 0 && i < (axis == 0 ? height : width); }
-  int64_t plane_size() const { return batch * height * width * channels; }
-  // The offset of a pixel of sample b in plane p.
+  int64_t sheet_size() const { return batch * height * width * channels; }
+  // The offset of a pixel of sample b in sheet p.
   int64_t pixel(int64_t p, int64_t b, int64_t y, int64_t x) const {
     return (((p * batch + b) * height + y) * width + x) * channels;
   }
@@ -72,13 +72,13 @@ struct Layer {
   Geometry geometry;
   Weights weights;
   const void* prepared;   // from prepare(); may be null on the CPU, which then prepares the weights in this call
-  const uint8_t* planes;  // [P, batch, height, width, channels], P = ceil(T / 8); with window timing counts, P = 1
+  const uint8_t* stored;  // [P, batch, height, width, channels], P = ceil(T / 8); with window timing counts, P = 1
   Neuron<float> neuron;   // neuron.neurons = geometry.neurons(), neuron.channels = geometry.outputs
   Way way;                // zeros: the fastest
 
   bool counted() const { return neuron.timing == Timing::kWindow; }
-  bool wants_sums() const { return neuron.planes == nullptr; }  // window_product(): exact sums, no spikes
-  int plane_count() const { return counted() ? 1 : (neuron.T + 7) / 8; }
+  bool wants_sums() const { return neuron.stored == nullptr; }  // window_product(): exact sums, no spikes
+  int sheets() const { return counted() ? 1 : (neuron.T + 7) / 8; }
   // Whether a byte of the mask has outputs of two groups or pixels: a GPU's kernels then need neuron.open.
   bool gate_bytes() const { return neuron.mask != nullptr && geometry.group_outputs() % 8 != 0; }
 };

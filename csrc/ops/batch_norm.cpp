@@ -80,17 +80,17 @@ using NormOutputs = std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalT
 // A layer with batch normalisation: the statistics of the product u give the neurons' scale and shift, then the neurons
 // fire. u is computed alone, from counts: to write the currents of all steps to memory until all rows are known would
 // take more time.
-NormOutputs bn_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_WINDOW_FIELDS(TANDEM_PARAMETER)
+NormOutputs bn_if(Tensor stored TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_CONV_FIELDS(TANDEM_PARAMETER)
                       TANDEM_NORM_FIELDS(TANDEM_PARAMETER) TANDEM_NEURON_FIELDS(TANDEM_PARAMETER),
                   bool return_v TANDEM_TENSOR_FIELDS(TANDEM_PARAMETER)) {
-  Synapses synapses({.planes = planes,
-                     TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT).counted = window});
+  Synapses synapses(
+      {.stored = stored, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_CONV_FIELDS(TANDEM_ARGUMENT).counted = window});
   const Shape shape = synapses.output_shape();
   NeuronLayer neurons(
       {TANDEM_NEURON_FIELDS(TANDEM_ARGUMENT).train = true, .return_v = return_v, TANDEM_TENSOR_FIELDS(TANDEM_ARGUMENT)},
-      shape, synapses.T(), synapses.counts_type(), synapses.planes());
+      shape, synapses.T(), synapses.counts_type(), synapses.stored());
   TANDEM_CHECK(neurons.neurons() > 0 || shape[1] == 0,
-               "planes: batch normalisation needs at least one sample, got outputs ", shape_text(shape));
+               "stored: batch normalisation needs at least one sample, got outputs ", shape_text(shape));
   if (synapses.is_fused() && !synapses.counted()) synapses.prepare();  // for both products
   const Tensor u = synapses.window_product();
   NormInputs norm{TANDEM_NORM_FIELDS(TANDEM_ARGUMENT)};

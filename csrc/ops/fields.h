@@ -4,15 +4,15 @@
 
 // X(type in the schema, type in C++, name[, default]).
 
-// The arguments after the planes.
+// The arguments after what the input's train stores.
 #define TANDEM_PRODUCT_FIELDS(X) \
   X("int", int64_t, T)           \
   X("Tensor", Tensor, weight)
 
-#define TANDEM_WINDOW_FIELDS(X) \
-  X("int[]", Shape, stride)     \
-  X("int[]", Shape, padding)    \
-  X("int[]", Shape, dilation)   \
+#define TANDEM_CONV_FIELDS(X) \
+  X("int[]", Shape, stride)   \
+  X("int[]", Shape, padding)  \
+  X("int[]", Shape, dilation) \
   X("int", int64_t, groups)
 
 #define TANDEM_NORM_FIELDS(X)         \

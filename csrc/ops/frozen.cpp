@@ -21,7 +21,7 @@ namespace {
 using network::Instruction;
 using network::Network;
 using network::Plan;
-using network::RealWindow;
+using network::RealLayer;
 using network::Refusal;
 
 Shape batched(int64_t batch, const network::Shape& s) {
@@ -59,18 +59,18 @@ Tensor laid_out(const Tensor& x, bool last) {
 
 // Whether torch multiplies the patches of a single image (ConvParams::use_mkldnn in its Convolution.cpp) and takes
 // longer to copy them, number by number, than to multiply.
-bool copies_patches(const RealWindow& w, const Tensor& image) {
-  const Instruction& i = w.instruction;
-  return w.batch == 1 && i.groups == 1 && i.channels <= 4 && (i.kernel_h <= 3 || i.kernel_w <= 3) &&
+bool copies_patches(const RealLayer& layer, const Tensor& image) {
+  const Instruction& i = layer.instruction;
+  return layer.batch == 1 && i.groups == 1 && i.channels <= 4 && (i.kernel_h <= 3 || i.kernel_w <= 3) &&
          image.numel() <= 20480;
 }
 
 // The numbers that each output pixel reads, [pixels, kernel_h, kernel_w, channels], of an image with its channels last.
-Tensor patches(const RealWindow& w, const Tensor& image) {
-  const Instruction& i = w.instruction;
+Tensor patches(const RealLayer& layer, const Tensor& image) {
+  const Instruction& i = layer.instruction;
   const int64_t height = image.size(2), width = image.size(3), channels = i.channels;
   const int64_t row_size = i.kernel_h * i.kernel_w * channels;
-  const Tensor rows = empty_channels_last({w.out.height * w.out.width, row_size}, 2, ScalarType::Float, image);
+  const Tensor rows = empty_channels_last({layer.out.height * layer.out.width, row_size}, 2, ScalarType::Float, image);
   const int64_t step = i.stride_w * channels;
   auto* to = pointer<float>(rows);
   std::fill_n(to, rows.numel(), 0.f);
@@ -78,12 +78,12 @@ Tensor patches(const RealWindow& w, const Tensor& image) {
     const int64_t below = k / channels / i.kernel_w * i.dilation_h - i.padding_h;
     const int64_t right = k / channels % i.kernel_w * i.dilation_w - i.padding_w;
     const int64_t first = right < 0 ? (-right + i.stride_w - 1) / i.stride_w : 0;
-    const int64_t end = std::min(w.out.width, (width - right + i.stride_w - 1) / i.stride_w);
-    for (int64_t y = 0; y < w.out.height; ++y) {
+    const int64_t end = std::min(layer.out.width, (width - right + i.stride_w - 1) / i.stride_w);
+    for (int64_t y = 0; y < layer.out.height; ++y) {
       const int64_t line = y * i.stride_h + below;
       if (line < 0 || line >= height) continue;
       const float* from = pointer<float>(image) + (line * width + right) * channels + k % channels;
-      float* out = to + y * w.out.width * row_size + k;
+      float* out = to + y * layer.out.width * row_size + k;
       for (int64_t x = first; x < end; ++x) out[x * row_size] = from[x * step];
     }
   }
@@ -99,16 +99,16 @@ class TorchNumbers : public network::Host {
 
   bool computes_in(DType type) const override { return type != DType::kFloat64; }
 
-  const float* product(const RealWindow& w, const float* weight, const float* bias, const float* x) override {
-    const Instruction& i = w.instruction;
-    Tensor images = tensor(x, batched(w.batch, w.in));
+  const float* product(const RealLayer& layer, const float* weight, const float* bias, const float* x) override {
+    const Instruction& i = layer.instruction;
+    Tensor images = tensor(x, batched(layer.batch, layer.in));
     if (i.after_h + i.after_w > 0) {
       images = torch::stable::pad(images, i.axes == 1 ? Shape{0, i.after_w} : Shape{0, i.after_w, 0, i.after_h});
     }
     if (i.axes == 0) {
       OptionalTensor shift;
       if (bias != nullptr) shift = rounded(from_memory(bias, {i.outputs}));
-      return keep(w, aten::small_linear(images, rounded(from_memory(weight, {i.outputs, i.channels})), shift));
+      return keep(layer, aten::small_linear(images, rounded(from_memory(weight, {i.outputs, i.channels})), shift));
     }
     Shape size = of_axes(i.axes, i.kernel_h, i.kernel_w);
     size.insert(size.begin(), {i.outputs, i.channels});
@@ -116,34 +116,35 @@ class TorchNumbers : public network::Host {
     const auto wide = [&](const Tensor& x) { return laid_out(aten::to_type(x, ScalarType::Float), last); };
     images = wide(images);
     const Tensor weights = wide(rounded(from_memory(weight, size)));
-    if (last && copies_patches(w, images)) {
+    if (last && copies_patches(layer, images)) {
       const Tensor flat = view_channels_last(weights, {i.outputs, i.weights() / i.outputs}, 2);
-      return keep(w, rounded(aten::small_linear(patches(w, images), flat)));
+      return keep(layer, rounded(aten::small_linear(patches(layer, images), flat)));
     }
     const Tensor y = aten::convolution(images, weights, of_axes(i.axes, i.stride_h, i.stride_w),
                                        of_axes(i.axes, i.padding_h, i.padding_w),
                                        of_axes(i.axes, i.dilation_h, i.dilation_w), i.groups);
-    return keep(w, to_channels_last(rounded(y), 1));
+    return keep(layer, to_channels_last(rounded(y), 1));
   }
 
-  const float* mean(const RealWindow& w, bool channels_last, const float* x) override {
-    const Instruction& i = w.instruction;
-    const Shape shape = batched(w.batch, w.in);
+  const float* mean(const RealLayer& layer, bool channels_last, const float* x) override {
+    const Instruction& i = layer.instruction;
+    const Shape shape = batched(layer.batch, layer.in);
     const Tensor images = channels_last ? rounded(from_memory(x, shape, 1)) : tensor(x, shape);
     const Shape kernel{i.kernel_h, i.kernel_w};
     if (static_cast<network::Kind>(i.kind) == network::Kind::adaptive_mean) {
-      return keep(w, to_contiguous(aten::call("aten::adaptive_avg_pool2d", images, kernel)));
+      return keep(layer, to_contiguous(aten::call("aten::adaptive_avg_pool2d", images, kernel)));
     }
-    return keep(w, to_contiguous(aten::call("aten::avg_pool2d", images, kernel, Shape{i.stride_h, i.stride_w},
-                                            Shape{i.padding_h, i.padding_w}, false, true, std::optional<int64_t>())));
+    return keep(layer,
+                to_contiguous(aten::call("aten::avg_pool2d", images, kernel, Shape{i.stride_h, i.stride_w},
+                                         Shape{i.padding_h, i.padding_w}, false, true, std::optional<int64_t>())));
   }
 
-  const float* maximum(const RealWindow& w, const float* x) override {
-    const Instruction& i = w.instruction;
-    return keep(
-        w, to_contiguous(aten::call("aten::max_pool2d", tensor(x, batched(w.batch, w.in)),
-                                    Shape{i.kernel_h, i.kernel_w}, Shape{i.stride_h, i.stride_w},
-                                    Shape{i.padding_h, i.padding_w}, Shape{i.dilation_h, i.dilation_w}, i.ceil != 0)));
+  const float* maximum(const RealLayer& layer, const float* x) override {
+    const Instruction& i = layer.instruction;
+    return keep(layer, to_contiguous(aten::call("aten::max_pool2d", tensor(x, batched(layer.batch, layer.in)),
+                                                Shape{i.kernel_h, i.kernel_w}, Shape{i.stride_h, i.stride_w},
+                                                Shape{i.padding_h, i.padding_w}, Shape{i.dilation_h, i.dilation_w},
+                                                i.ceil != 0)));
   }
 
  private:
@@ -153,8 +154,8 @@ class TorchNumbers : public network::Host {
     return rounded(shape_of(input_) == shape ? input_ : torch::stable::reshape(input_, shape));
   }
   Tensor rounded(const Tensor& x) const { return aten::to_type(x, type_); }
-  const float* keep(const RealWindow& w, const Tensor& result) {
-    TANDEM_CHECK(result.numel() == w.batch * w.out.features(), "the plan has another size than ",
+  const float* keep(const RealLayer& layer, const Tensor& result) {
+    TANDEM_CHECK(result.numel() == layer.batch * layer.out.features(), "the plan has another size than ",
                  shape_text(shape_of(result)));
     kept_.push_back(aten::to_type(result, ScalarType::Float));
     return static_cast<const float*>(kept_.back().data_ptr());
@@ -266,7 +267,7 @@ Shape check_input(const Network& net, const Tensor& input, int64_t planes, int64
   const network::Header& header = net.program().header;
   const int64_t least = header.any_T != 0 ? 1 : header.T, most = header.any_T != 0 ? net.program().most_steps() : least;
   TANDEM_CHECK(T >= least && T <= most, "T must be ", least, "..", most, ", got ", T);
-  const bool spikes = net.program().value(network::kNetworkInput) == network::Value::kSpikes;
+  const bool spikes = net.program().value(network::kNetworkInput) == network::Value::kStepTrain;
   const ScalarType type = type_of(net.program().dtype());
   TANDEM_CHECK(input.scalar_type() == (spikes ? ScalarType::Byte : type), "input must be ",
                spikes ? "uint8 planes" : "of the type of the weights");
@@ -284,7 +285,7 @@ Shape check_input(const Network& net, const Tensor& input, int64_t planes, int64
 Tensor frozen_run(Tensor input, int64_t T, bool counted, Tensor handle, bool every_step) {
   Held& own = held(handle);
   const Network& net = own.network;
-  const bool spikes = net.program().value(network::kNetworkInput) == network::Value::kSpikes;
+  const bool spikes = net.program().value(network::kNetworkInput) == network::Value::kStepTrain;
   const ScalarType type = type_of(net.program().dtype());
   TANDEM_CHECK(!counted || spikes, "counts are of spikes");
   const Shape shape = check_input(net, input, counted ? 1 : (T + 7) / 8, T);
@@ -352,7 +353,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> frozen_step(OptionalTensor input
   std::vector<Tensor> moves;
   std::vector<int8_t*> places;
   for (size_t i = 0; with_moves && i < plan->steps.size(); ++i) {
-    const bool counts = net.program().values[i] == network::Value::kCounts;
+    const bool counts = net.program().values[i] == network::Value::kWindowTrain;
     moves.push_back(
         empty_channels_last(counts ? batched(plan->batch, plan->steps[i].out) : Shape{0}, 1, ScalarType::Char, state));
     places.push_back(pointer<int8_t>(torch::stable::zero_(moves.back())));

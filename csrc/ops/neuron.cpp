@@ -36,7 +36,7 @@ NeuronLayer::NeuronLayer(NeuronInputs&& inputs, const Shape& shape, int64_t T, S
   if (in_.v_init.has_value()) prepare_v_init();
   prepare_bad();
 
-  planes_ = empty_channels_last(prepend(plane_count(T, timing()), shape), 2, ScalarType::Byte, device_of);
+  stored_ = empty_channels_last(prepend(sheets(T, timing()), shape), 2, ScalarType::Byte, device_of);
   if (in_.train) {
     counts_ = empty_channels_last(shape, 1, counts_type_, device_of);
     mask_ = empty((neurons_ + 7) / 8, ScalarType::Byte, device_of);
@@ -58,12 +58,12 @@ Neuron<C> NeuronLayer::args() const {
       .timing = timing(),
       .scale = pointer<const C>(in_.scale),
       .shift = pointer<const C>(in_.shift),
-      .residual_planes = spikes ? pointer<const uint8_t>(in_.residual) : nullptr,
+      .residual_stored = spikes ? pointer<const uint8_t>(in_.residual) : nullptr,
       .residual_currents = spikes ? nullptr : pointer<const C>(in_.residual),
       .residual_scale = pointer<const C>(in_.residual_scale),
       .v_init = pointer<const C>(in_.v_init),
       .v_init_size = in_.v_init.has_value() ? in_.v_init->numel() : 1,
-      .planes = pointer<uint8_t>(planes_),
+      .stored = pointer<uint8_t>(stored_),
       .counts = pointer<void>(counts_),
       .counts_dtype = kernel_dtype(counts_type_, "counts"),
       .mask = pointer<uint8_t>(mask_),
@@ -83,7 +83,7 @@ void NeuronLayer::prepare_residual() {
   const Tensor& residual = *in_.residual;
   check_same_device(residual, device_of_, "residual");
   const bool spikes = residual.scalar_type() == ScalarType::Byte;
-  const Shape wanted = prepend(spikes || in_.window ? plane_count(T_, timing()) : T_, shape_);
+  const Shape wanted = prepend(spikes || in_.window ? sheets(T_, timing()) : T_, shape_);
   TANDEM_CHECK(shape_of(residual) == wanted, "residual must have shape ", shape_text(wanted), ", got ",
                shape_text(shape_of(residual)));
   TANDEM_CHECK(spikes || residual.scalar_type() == compute_, "residual must be uint8 ",

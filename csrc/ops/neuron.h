@@ -18,7 +18,7 @@ struct NeuronInputs {
 ScalarType exact_counts(ScalarType type, int64_t T);
 
 using NeuronOutputs =
-    std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor, Tensor>;  // planes, counts, mask, v, bad
+    std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor, Tensor>;  // stored, counts, mask, v, bad
 
 // A layer of neurons of shape [B, *features] over T steps, ready for a kernel. Keeps alive every tensor that the kernel
 // reads.
@@ -31,7 +31,7 @@ class NeuronLayer {
   Neuron<C> args() const;
 
   int64_t neurons() const { return neurons_; }
-  NeuronOutputs outputs() const { return {*planes_, counts_, mask_, v_, *bad_}; }
+  NeuronOutputs outputs() const { return {*stored_, counts_, mask_, v_, *bad_}; }
 
   // Replaces scale and shift: batch normalisation knows them only after the product.
   void set_affine(const Tensor& scale, const Tensor& shift) { in_.scale = scale, in_.shift = shift; }
@@ -47,7 +47,7 @@ class NeuronLayer {
   int64_t T_, neurons_, channels_;
   ScalarType compute_, counts_type_;
   Tensor device_of_;
-  OptionalTensor planes_, bad_;  // never absent; a Tensor cannot be made without an allocation
+  OptionalTensor stored_, bad_;  // never absent; a Tensor cannot be made without an allocation
   OptionalTensor counts_, mask_, v_;
 };
 

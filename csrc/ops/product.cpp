@@ -69,22 +69,22 @@ Tensor prepare_digits(const Tensor& weight, int64_t groups) {
 }  // namespace
 
 Synapses::Synapses(SynapseInputs&& inputs) : in_(std::move(inputs)) {
-  const auto& [planes, T, weight, stride, padding, dilation, groups, counted, digits] = in_;
-  check_trains(planes, T, counted ? Timing::kWindow : Timing::kStep, "planes");
+  const auto& [stored, T, weight, stride, padding, dilation, groups, counted, digits] = in_;
+  check_trains(stored, T, counted ? Timing::kWindow : Timing::kStep, "stored");
   layer_.weights.dtype = weight_dtype(weight);
-  check_same_device(weight, planes, "weight");
-  TANDEM_CHECK(weight.dim() >= 2 && weight.dim() <= 4 && planes.dim() == weight.dim() + 1,
-               "planes and weight must be [P, B, K] and [N, K], or [P, B, C, *] and [N, C / groups, *]; got ",
-               shape_text(shape_of(planes)), " and ", shape_text(shape_of(weight)));
+  check_same_device(weight, stored, "weight");
+  TANDEM_CHECK(weight.dim() >= 2 && weight.dim() <= 4 && stored.dim() == weight.dim() + 1,
+               "stored and weight must be [P, B, K] and [N, K], or [P, B, C, *] and [N, C / groups, *]; got ",
+               shape_text(shape_of(stored)), " and ", shape_text(shape_of(weight)));
   check_range(groups, 1, "groups");
-  TANDEM_CHECK(planes.size(2) == weight.size(1) * groups && weight.size(0) % groups == 0, "weight ",
-               shape_text(shape_of(weight)), " with groups = ", groups, " does not fit planes ",
-               shape_text(shape_of(planes)));
+  TANDEM_CHECK(stored.size(2) == weight.size(1) * groups && weight.size(0) % groups == 0, "weight ",
+               shape_text(shape_of(weight)), " with groups = ", groups, " does not fit stored ",
+               shape_text(shape_of(stored)));
   const auto spatial = static_cast<size_t>(weight.dim() - 2);
   TANDEM_CHECK(stride.size() == spatial && padding.size() == spatial && dilation.size() == spatial,
                "stride, padding and dilation must have ", spatial, " elements");
   Geometry& geometry = layer_.geometry;
-  geometry.batch = planes.size(1);
+  geometry.batch = stored.size(1);
   geometry.height = geometry.width = 1;
   set_weight(geometry, weight, groups);
   for (size_t d = 0; d < spatial; ++d) {
@@ -92,9 +92,9 @@ Synapses::Synapses(SynapseInputs&& inputs) : in_(std::move(inputs)) {
     check_range(dilation[d], 1, "dilation");
     check_range(padding[d], 0, "padding");
     const size_t axis = d + 2 - spatial;  // a line is an image of height 1
-    const int64_t size = planes.size(3 + d), reach = dilation[d] * (geometry.kernel[axis] - 1) + 1;
-    TANDEM_CHECK(size + 2 * padding[d] >= reach, "weight: its window reaches over ", reach,
-                 " positions, the planes have ", size + 2 * padding[d], " with their padding");
+    const int64_t size = stored.size(3 + d), reach = dilation[d] * (geometry.kernel[axis] - 1) + 1;
+    TANDEM_CHECK(size + 2 * padding[d] >= reach, "weight: its kernel reaches over ", reach,
+                 " positions, the input has ", size + 2 * padding[d], " with their padding");
     (axis == 0 ? geometry.height : geometry.width) = size;
     geometry.stride[axis] = stride[d];
     geometry.padding[axis] = padding[d];
@@ -106,7 +106,7 @@ Synapses::Synapses(SynapseInputs&& inputs) : in_(std::move(inputs)) {
                      reinterpret_cast<uintptr_t>(digits->data_ptr()) % 16 == 0 &&
                      digits->numel() == digits_size(geometry, weight),
                  "digits must be what frozen_digits gives for this weight");
-    check_same_device(*digits, planes, "digits");
+    check_same_device(*digits, stored, "digits");
   } else {
     in_.digits.reset();
   }
@@ -140,14 +140,14 @@ void Synapses::read_weight() {
 }
 
 Layer Synapses::layer(const Neuron<float>& neuron) {
-  in_.planes = to_channels_last(in_.planes, 2);
-  layer_.planes = pointer<const uint8_t>(in_.planes);
+  in_.stored = to_channels_last(in_.stored, 2);
+  layer_.stored = pointer<const uint8_t>(in_.stored);
   layer_.neuron = neuron;
   if (on_gpu(in_.weight)) {
 #ifdef TANDEM_WITH_CUDA
-    TANDEM_CHECK(cuda::can_run(layer_), "weight and planes are too large for a GPU's kernels: an output has at most ",
+    TANDEM_CHECK(cuda::can_run(layer_), "weight and input are too large for a GPU's kernels: an output has at most ",
                  (1 << 24) - 1, " inputs, an image with its padding at most 2^31 - 1 pixels; got ",
-                 shape_text(shape_of(in_.weight)), " and ", shape_text(shape_of(in_.planes)));
+                 shape_text(shape_of(in_.weight)), " and ", shape_text(shape_of(in_.stored)));
 #endif
     prepare();
   } else {
@@ -160,21 +160,21 @@ void Synapses::fire(const NeuronLayer& neurons) {
   if (!is_fused()) return scan(neurons);
   Layer whole = layer(neurons.args<float>());
   OptionalTensor open;
-  if (on_gpu(in_.weight) && whole.gate_bytes()) open = empty(neurons.neurons(), ScalarType::Byte, in_.planes);
+  if (on_gpu(in_.weight) && whole.gate_bytes()) open = empty(neurons.neurons(), ScalarType::Byte, in_.stored);
   whole.neuron.open = pointer<uint8_t>(open);
   TANDEM_RUN(in_.weight, run, whole);
 }
 
 void Synapses::scan(const NeuronLayer& neurons) {
   if (in_.counted) return run_scan(window_product(), Source::kImpulse, neurons);
-  if (in_.T <= kScannedSteps) return run_scan(currents(in_.planes, in_.T), Source::kTrain, neurons);
+  if (in_.T <= kScannedSteps) return run_scan(currents(in_.stored, in_.T), Source::kTrain, neurons);
   const int64_t n = neurons.neurons();
-  const auto doubles = [&] { return empty(n, ScalarType::Double, in_.planes); };
+  const auto doubles = [&] { return empty(n, ScalarType::Double, in_.stored); };
   const Tensor v = doubles(), r = doubles(), u = doubles();
-  const Tensor counts = empty(n, ScalarType::Short, in_.planes);  // holds uint16
+  const Tensor counts = empty(n, ScalarType::Short, in_.stored);  // holds uint16
   for (int64_t first = 0; first < in_.T; first += kScannedSteps) {
     const int64_t steps = std::min(kScannedSteps, in_.T - first);
-    const Tensor y = currents(torch::stable::narrow(in_.planes, 0, first / 8, (steps + 7) / 8), steps);
+    const Tensor y = currents(torch::stable::narrow(in_.stored, 0, first / 8, (steps + 7) / 8), steps);
     run_scan(y, Source::kTrain,
              piece(neurons.args<double>(), static_cast<int32_t>(first), static_cast<int32_t>(steps),
                    {pointer<double>(v), pointer<double>(r), pointer<double>(u), pointer<uint16_t>(counts)}));
@@ -191,29 +191,29 @@ Tensor Synapses::currents(const Tensor& planes, int64_t T) const {
 
 Tensor Synapses::window_product() {
   if (!is_fused()) return counts_product();
-  if (on_gpu(in_.planes) && !in_.counted) {
+  if (on_gpu(in_.stored) && !in_.counted) {
     if (in_.T > most_steps(Timing::kWindow)) return aten::to_type(counts_product(), ScalarType::Float);
     SynapseInputs counts = in_;
-    counts.planes = count_bytes(in_.planes);
+    counts.stored = count_bytes(in_.stored);
     counts.counted = true;
     return Synapses(std::move(counts)).window_product();
   }
-  const Tensor u = empty_channels_last(output_shape(), 1, ScalarType::Float, in_.planes);
+  const Tensor u = empty_channels_last(output_shape(), 1, ScalarType::Float, in_.stored);
   if (u.numel() == 0) return u;
   Neuron<float> window{};
   window.T = static_cast<int32_t>(in_.T);
   window.timing = in_.counted ? Timing::kWindow : Timing::kStep;
   const Layer whole = layer(window);
-  TANDEM_RUN(in_.planes, window_product, whole, pointer<float>(u));
+  TANDEM_RUN(in_.stored, window_product, whole, pointer<float>(u));
   return u;
 }
 
 Tensor Synapses::counts_product() const {
-  const Shape bytes = shape_of(in_.planes);
+  const Shape bytes = shape_of(in_.stored);
   const Tensor counts = in_.counted
-                            ? view_channels_last(aten::to_type(to_channels_last(in_.planes, 2), ScalarType::Double),
+                            ? view_channels_last(aten::to_type(to_channels_last(in_.stored, 2), ScalarType::Double),
                                                  {bytes.begin() + 1, bytes.end()}, 1)
-                            : count_spikes(in_.planes, ScalarType::Double);
+                            : count_spikes(in_.stored, ScalarType::Double);
   return view_channels_last(product_of(counts), output_shape(), 1);
 }
 
@@ -235,34 +235,34 @@ namespace {
 NeuronOutputs layer_if(SynapseInputs&& synapse_inputs, NeuronInputs&& inputs) {
   Synapses synapses(std::move(synapse_inputs));
   const NeuronLayer layer(std::move(inputs), synapses.output_shape(), synapses.T(), synapses.counts_type(),
-                          synapses.planes());
+                          synapses.stored());
   if (layer.neurons() > 0) synapses.fire(layer);
   return layer.outputs();
 }
 
-NeuronOutputs linear_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER)
+NeuronOutputs linear_if(Tensor stored TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER)
                             TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER),
                         OptionalTensor digits) {
-  return layer_if({.planes = planes,
+  return layer_if({.stored = stored,
                    TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT).groups = 1,
                    .counted = window,
                    .digits = std::move(digits)},
                   {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT)});
 }
 
-NeuronOutputs conv_if(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_WINDOW_FIELDS(TANDEM_PARAMETER)
+NeuronOutputs conv_if(Tensor stored TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_CONV_FIELDS(TANDEM_PARAMETER)
                           TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER),
                       OptionalTensor digits) {
-  return layer_if({.planes = planes,
-                   TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT).counted = window,
+  return layer_if({.stored = stored,
+                   TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_CONV_FIELDS(TANDEM_ARGUMENT).counted = window,
                    .digits = std::move(digits)},
                   {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT)});
 }
 
-Tensor window_product(Tensor planes TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_WINDOW_FIELDS(TANDEM_PARAMETER),
+Tensor window_product(Tensor stored TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_CONV_FIELDS(TANDEM_PARAMETER),
                       bool counted) {
-  Synapses synapses({.planes = planes,
-                     TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_WINDOW_FIELDS(TANDEM_ARGUMENT).counted = counted});
+  Synapses synapses(
+      {.stored = stored, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_CONV_FIELDS(TANDEM_ARGUMENT).counted = counted});
   return synapses.window_product();
 }
 

@@ -7,12 +7,12 @@
 
 namespace tandem::ops {
 
-// A linear layer (no spatial dimensions) or a convolution of spike planes, as torch passes it.
+// A linear layer (no spatial dimensions) or a convolution of spike trains, as torch passes it.
 struct SynapseInputs {
-  Tensor planes;  // uint8 [P, B, K] or [P, B, C, spatial...]; counts if `counted`, P = 1
+  Tensor stored;  // uint8 [P, B, K] or [P, B, C, spatial...]; counts if `counted`, P = 1
   // T, weight [N, K] or [N, C / groups, kernel...], floating or int8
   TANDEM_PRODUCT_FIELDS(TANDEM_MEMBER)
-  TANDEM_WINDOW_FIELDS(TANDEM_MEMBER)
+  TANDEM_CONV_FIELDS(TANDEM_MEMBER)
   bool counted = false;
   OptionalTensor digits{};  // from frozen_digits; if absent, made when needed
 };
@@ -24,7 +24,7 @@ class Synapses {
 
   int64_t T() const { return in_.T; }
   bool counted() const { return in_.counted; }
-  const Tensor& planes() const { return in_.planes; }
+  const Tensor& stored() const { return in_.stored; }
   Shape output_shape() const;  // [B, N, spatial...]
   ScalarType counts_type() const;
 

@@ -155,7 +155,7 @@ void check_trains(const Tensor& bytes, int64_t T, Timing timing, const char* nam
   TANDEM_CHECK(bytes.scalar_type() == ScalarType::Byte, name, " must be uint8");
   check_steps(T, timing);
   TANDEM_CHECK(bytes.dim() >= 2, name, " must be [P, B, *features], got ", shape_text(shape_of(bytes)));
-  const int64_t P = plane_count(T, timing);
+  const int64_t P = sheets(T, timing);
   TANDEM_CHECK(bytes.size(0) == P, name, " must hold ", P, timing == Timing::kWindow ? " plane of counts" : " planes",
                " for T = ", T, ", got ", bytes.size(0));
 }

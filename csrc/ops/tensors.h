@@ -78,7 +78,7 @@ void in_compute_type(ScalarType dtype, const Body& body) {
 void check_steps(int64_t T, Timing timing);
 // Planes, or with window timing counts.
 void check_trains(const Tensor& bytes, int64_t T, Timing timing, const char* name);
-inline int64_t plane_count(int64_t T, Timing timing) { return timing == Timing::kWindow ? 1 : (T + 7) / 8; }
+inline int64_t sheets(int64_t T, Timing timing) { return timing == Timing::kWindow ? 1 : (T + 7) / 8; }
 void check_same_device(const Tensor& tensor, const Tensor& reference, const char* name);
 void check_mask(const Tensor& mask, const Tensor& grad);
 

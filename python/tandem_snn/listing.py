@@ -13,7 +13,7 @@ from tandem_ext import SpikeTrain
 from tandem_ext.functional.neuron import over_inputs
 
 from .frozen import FrozenNetwork
-from .frozen.instruction import ABSENT, FIRES, FORMS, INPUT, CannotLower, Instruction
+from .frozen.instruction import ABSENT, CONVERSIONS, FIRES, INPUT, CannotLower, Instruction
 from .frozen.lowering import lower, snapshot
 from .frozen.stages import Stage
 
@@ -56,13 +56,13 @@ class NamedStage:
         shift = torch.zeros(len(weight)) if layer.shift is None else layer.shift.detach().float() / T
         return weight, shift
 
-    def windows(self) -> tuple[tuple[int, ...], ...]:
+    def pooling(self) -> tuple[tuple[int, ...], ...]:
         """Return kernel, stride and padding of an average."""
         i, sizes = self.instruction, list(zip(self.in_shape[1:], self.shape[1:], strict=True))
         if i.kind != "adaptive_mean":
             return i.kernel, i.stride, i.padding
         if any(size % out for size, out in sizes):
-            raise CannotLower(self.name, "adaptive pooling with windows of different sizes: use AvgPool2d")
+            raise CannotLower(self.name, "adaptive pooling with kernels of different sizes: use AvgPool2d")
         kernel = tuple(size // out for size, out in sizes)
         return kernel, kernel, (0, 0)
 
@@ -93,7 +93,7 @@ def listing_of(net: nn.Module, x: Any) -> Listing:
     def watch(number: int, x: Any, y: Any) -> None:
         layer = network.stages[number]
         i = layer.instruction
-        if i.kind in FORMS or (i.kind == "flatten" and len(x.shape) <= 2):
+        if i.kind in CONVERSIONS or (i.kind == "flatten" and len(x.shape) <= 2):
             names[number] = names[i.input]
             return
         names[number] = identifier(layer.name or "layer", {*names.values(), "output"})

@@ -118,7 +118,7 @@ class OnnxGraph:
         elif stage.fires:
             result = self.spiking_average(stage, x)
         elif kind == "max_pool":
-            result = self.op("MaxPool", x, **window_of(stage.instruction), ceil_mode=int(stage.instruction.ceil))
+            result = self.op("MaxPool", x, **kernel_of(stage.instruction), ceil_mode=int(stage.instruction.ceil))
         elif kind == "flatten":
             result = self.op("Reshape", x, self.constant(f"{stage.name}.shape", torch.tensor([-1, *stage.shape])))
         else:
@@ -251,7 +251,7 @@ class OnnxGraph:
         weight = self.weight(name, layer)
         if layer.instruction.axes == 0:
             return self.op("Gemm", x, weight, transB=1)
-        return self.op("Conv", x, weight, group=layer.instruction.groups, **window_of(layer.instruction))
+        return self.op("Conv", x, weight, group=layer.instruction.groups, **kernel_of(layer.instruction))
 
     def start(self, stage: NamedStage) -> str | None:
         """Return the initial potential, or None if it is 0."""
@@ -268,20 +268,20 @@ class OnnxGraph:
         return spikes, self.op("Sub", kept, self.op("Mul", spikes, theta))
 
     def spiking_average(self, stage: NamedStage, spikes: str) -> str:
-        """Count the spikes of each pooling window, which is exact."""
+        """Count the spikes under each place of a pooling kernel, which is exact."""
         channels = stage.in_shape[0]
         ones = self.constant(f"{stage.name}.weight", torch.ones(channels, 1, *stage.instruction.kernel))
-        return self.op("Conv", spikes, ones, group=channels, **window_of(stage.instruction))
+        return self.op("Conv", spikes, ones, group=channels, **kernel_of(stage.instruction))
 
     def average(self, stage: NamedStage, x: str) -> str:
-        kernel, strides, padding = stage.windows()
+        kernel, strides, padding = stage.pooling()
         x = self.per_channel("Mul", self.times(x, stage.instruction.gain), stage, "gain", stage.layer.scale)
         return self.op("AveragePool", x, count_include_pad=1, kernel_shape=kernel, strides=strides, pads=padding * 2)
 
 
-def window_of(i: Instruction) -> dict[str, Any]:
+def kernel_of(i: Instruction) -> dict[str, Any]:
     kernel, strides, padding, after = map(i.over_axes, (i.kernel, i.stride, i.padding, i.after))
-    window = {"kernel_shape": kernel, "strides": strides}
-    window["pads"] = (*padding, *(p + added for p, added in zip(padding, after, strict=True)))
+    attributes = {"kernel_shape": kernel, "strides": strides}
+    attributes["pads"] = (*padding, *(p + added for p, added in zip(padding, after, strict=True)))
     dilates = i.kind in ("layer", "max_pool")
-    return window | ({"dilations": i.over_axes(i.dilation)} if dilates else {})
+    return attributes | ({"dilations": i.over_axes(i.dilation)} if dilates else {})

@@ -1,9 +1,8 @@
 """The backward pass of the tandem rule: one autograd Function for all layers with neurons.
 
-For the backward pass a layer keeps the planes of its input, its weight, and the gate, one bit per neuron. (With timing
-"window", "planes" are counts as bytes, here and in all names.) The gradient of the output's counts gives the gradient
-of the ANN's pre-activation, grad_z = gate·grad/ϑ. The rest is the ordinary backward pass of the ANN at the real counts
-of the input.
+For the backward pass a layer keeps what its input's train stores, its weight, and the gate, one bit per neuron. The
+gradient of the output's counts gives the gradient of the ANN's pre-activation, grad_z = gate·grad/ϑ. The rest is the
+ordinary backward pass of the ANN at the real counts of the input.
 """
 
 from __future__ import annotations
@@ -95,7 +94,7 @@ class Call(NamedTuple):
     """The arguments of :class:`Fire`, or which of them need gradients."""
 
     # the arguments of an op in their order, first those of the product, last those that most calls leave out
-    planes: Any
+    stored: Any
     T: Any
     weight: Any
     steps: Any
@@ -127,7 +126,7 @@ class Saved(NamedTuple):
     """What the backward pass needs: tensors, None where no gradient needs them, and numbers."""
 
     mask: Tensor
-    planes: Any
+    stored: Any
     weight: Any
     scale: Any
     gamma: Any
@@ -146,9 +145,9 @@ class Saved(NamedTuple):
 
 
 def run(call: tuple[Any, ...]) -> Any:
-    """Call the op of a layer; return (planes, counts, mask, v, [[product,] mean, var,] bad)."""
+    """Call the op of a layer; return (stored, counts, mask, v, [[product,] mean, var,] bad)."""
     (
-        planes, T, weight, steps, threshold, leak, gate, window, train, return_v, scale, shift, bad, residual,
+        stored, T, weight, steps, threshold, leak, gate, window, train, return_v, scale, shift, bad, residual,
         residual_scale, v_init, source, edge, gamma, beta, eps, _, _, few_bits,
     ) = call  # fmt: skip
     neuron = steps, threshold, leak, gate, window
@@ -158,8 +157,8 @@ def run(call: tuple[Any, ...]) -> Any:
             weight = weight.to(torch.int8)
         if eps is not None:
             norm = scale, gamma, beta, eps
-            return _bn_if(planes, T, weight, *source.geometry(), *norm, *neuron, return_v, bad, *more)
-        product = (planes, T, weight, *source.geometry()) if source.stride else (planes, T, weight)
+            return _bn_if(stored, T, weight, *source.geometry(), *norm, *neuron, return_v, bad, *more)
+        product = (stored, T, weight, *source.geometry()) if source.stride else (stored, T, weight)
         op = _conv_if if source.stride else _linear_if
         return op(*product, *neuron, train, return_v, scale, shift, bad, *more)
     statistics: tuple[Tensor, ...] = ()
@@ -201,7 +200,7 @@ class Fire(Function):
             u = call.edge if call.weight is None and (call.eps is not None or needs.scale) else None
         ctx.save_for_backward(  # the first fields of Saved
             mask,
-            call.planes,
+            call.stored,
             call.weight,
             call.scale,
             call.gamma,
@@ -220,7 +219,7 @@ class Fire(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, _planes: None, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
+    def backward(ctx: Any, _stored: None, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
         if grad is None:
             return (None,) * len(Call._fields)
         needs, saved = ctx.needs, Saved(*ctx.saved_tensors, *ctx.numbers)
@@ -241,15 +240,15 @@ class Fire(Function):
 
 def _through_product(needs: Call, saved: Saved, grad_z: Tensor) -> Gradients:
     """The gradients of scale·(W c) + shift."""
-    product, planes, timing, scale = saved.source, saved.planes, saved.timing, saved.scale
+    product, stored, timing, scale = saved.source, saved.stored, saved.timing, saved.scale
     weight = cast(saved.weight, grad_z.dtype)  # differs for int8, and for half types that cannot hold the counts
     shift = channel_sum(grad_z) if needs.shift else None
     direct = needs.weight and not needs.scale
-    edge, grad_weight = product.gradients(scaled(grad_z, scale), planes, timing, weight, needs.edge, direct)
+    edge, grad_weight = product.gradients(scaled(grad_z, scale), stored, timing, weight, needs.edge, direct)
     if not needs.scale:
         return {"weight": grad_weight, "shift": shift, "edge": edge}
     weight, wide = cast(weight, scale.dtype), cast(grad_z, scale.dtype)  # large terms of grad_scale may cancel
-    _, raw = product.gradients(wide, planes, timing, weight, False, True)
+    _, raw = product.gradients(wide, stored, timing, weight, False, True)
     grad_scale = (weight * raw).flatten(1).sum(1)
     grad_weight = cast(raw * over_inputs(scale, raw), grad_z.dtype) if needs.weight else None
     return {"weight": grad_weight, "scale": grad_scale, "shift": shift, "edge": edge}
@@ -287,7 +286,7 @@ def _through_norm(needs: Call, saved: Saved, grad: Tensor) -> Gradients:
         grad_gain = (channel_sum(grad_gain) if gain.dim() else grad_gain.sum()) / gain * times
     if isinstance(source, Product):
         weight, grad_u = cast(saved.weight, grad.dtype), cast(grad_u, grad.dtype)
-        edge, grad_weight = source.gradients(grad_u, saved.planes, saved.timing, weight, needs.edge, needs.weight)
+        edge, grad_weight = source.gradients(grad_u, saved.stored, saved.timing, weight, needs.edge, needs.weight)
     else:
         edge, grad_weight = cast(grad_u, saved.u.dtype), None
     gamma, beta = gamma if needs.gamma else None, beta if needs.beta else None

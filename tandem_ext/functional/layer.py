@@ -40,7 +40,7 @@ def product_if(x: Input, weight: Tensor, product: Product, settings: Settings) -
         settings = settings._replace(  # Dynamo requires distinct arguments of a Function
             residual=residual.map(lambda t: t.view_as(t))
         )
-    stored = x.stored if x.timing == timing else x.in_form(timing)
+    stored = x.stored if x.timing == timing else x.stored_as(timing)
     edge = x.edge if torch.is_grad_enabled() else None
     return _fire(product, edge, stored, weight, shape, x.gain, x.bad, settings)
 

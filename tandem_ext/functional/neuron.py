@@ -63,7 +63,7 @@ def tensors_of(
             edge = residual.edge
             if isinstance(residual.gain, Tensor) or residual.gain != 1.0:
                 scale = spread(residual.gain, (channels,), dtype, device)
-            residual = residual.in_form(timing)
+            residual = residual.stored_as(timing)
         scale, _ = in_units(theta, scale, None)
     if isinstance(v_init, Tensor):
         checks.v_init(v_init, shape, device)

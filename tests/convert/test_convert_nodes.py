@@ -189,7 +189,7 @@ def test_with_windows_maximum_pooling_is_a_layer():
 
 @pytest.mark.parametrize("given", [True, False], ids=["an example", "none"])
 def test_with_step_timing_maximum_pooling_is_exact_unless_replaced(given):
-    """Neurons of a pooling window that take turns make the count of the OR too large."""
+    """Neurons of a pooling patch that take turns make the count of the OR too large."""
     net, x = made(lambda a: F.max_pool2d(a, 2)[:, :, :1, :1])
     largest = []
     for by_or in False, True:

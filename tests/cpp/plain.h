@@ -78,23 +78,23 @@ Neuron<C> neurons_of(int64_t neurons, int64_t channels, int32_t T, C threshold, 
 // Outputs of exactly the right size, filled with other values, so that a missing write shows.
 template <class C>
 struct Outputs {
-  std::vector<uint8_t> planes, mask;
+  std::vector<uint8_t> stored, mask;
   std::vector<char> counts;
   std::vector<C> v;
 
   explicit Outputs(Neuron<C>& args)
-      : planes((args.timing == Timing::kWindow ? 1 : (args.T + 7) / 8) * args.neurons, 255),
+      : stored((args.timing == Timing::kWindow ? 1 : (args.T + 7) / 8) * args.neurons, 255),
         mask((args.neurons + 7) / 8, 255),
         counts(args.neurons * size_of(args.counts_dtype), '\xff'),
         v(args.neurons, C(-77)) {
-    args.planes = planes.data();
+    args.stored = stored.data();
     args.mask = mask.data();
     args.counts = counts.data();
     args.v = v.data();
   }
 
   friend bool operator==(const Outputs& a, const Outputs& b) {
-    return a.planes == b.planes && a.mask == b.mask && a.counts == b.counts && a.v == b.v;
+    return a.stored == b.stored && a.mask == b.mask && a.counts == b.counts && a.v == b.v;
   }
 };
 
@@ -111,7 +111,7 @@ template <class C>
 C pre_activation(const Neuron<C>& a, int64_t channel, C u, C share, C r) {
   const C shift = rounded_mul(a.shift ? a.shift[channel] : C(0), share);
   const C z = rounded_add(rounded_mul(a.scale ? a.scale[channel] : C(1), u), shift);
-  if (!a.residual_planes && !a.residual_currents) return z;
+  if (!a.residual_stored && !a.residual_currents) return z;
   return rounded_add(z, rounded_mul(a.residual_scale ? a.residual_scale[channel] : C(1), r));
 }
 
@@ -127,8 +127,8 @@ PlainNeuron<C> plain_neuron(const Neuron<C>& a, int64_t n, C u, const Y& y) {
   C r = 0;
   for (int t = 0; t < a.T; ++t) {
     C current = input_current(y(t), a.scale ? a.scale[channel] : C(1), k);
-    if (a.residual_planes || a.residual_currents) {
-      const C given = a.residual_planes ? static_cast<C>(a.residual_planes[t / 8 * a.neurons + n] >> (t % 8) & 1)
+    if (a.residual_stored || a.residual_currents) {
+      const C given = a.residual_stored ? static_cast<C>(a.residual_stored[t / 8 * a.neurons + n] >> (t % 8) & 1)
                                         : a.residual_currents[t * a.neurons + n];
       r += given;
       current = rounded_add(current, rounded_mul(residual_scale, given));
@@ -146,7 +146,7 @@ PlainNeuron<C> plain_neuron(const Neuron<C>& a, int64_t n, C u, const Y& y) {
 // The same with window timing; u is the product of the window.
 template <class C>
 PlainNeuron<C> plain_burst(const Neuron<C>& a, int64_t n, C u) {
-  const C r = a.residual_planes     ? static_cast<C>(a.residual_planes[n])
+  const C r = a.residual_stored     ? static_cast<C>(a.residual_stored[n])
               : a.residual_currents ? a.residual_currents[n]
                                     : C(0);
   const C z = pre_activation(a, n % a.channels, u, C(1), r);
@@ -167,7 +167,7 @@ PlainNeuron<C> plain_burst(const Neuron<C>& a, int64_t n, C u) {
 template <class C>
 bool agrees(const Neuron<C>& a, int64_t n, const PlainNeuron<C>& want) {
   bool equal = true;
-  for (size_t p = 0; p < want.train.size(); ++p) equal = equal && want.train[p] == a.planes[p * a.neurons + n];
+  for (size_t p = 0; p < want.train.size(); ++p) equal = equal && want.train[p] == a.stored[p * a.neurons + n];
   if (a.counts != nullptr) equal = equal && read(a.counts, a.counts_dtype, n) == want.count;
   if (a.mask != nullptr) equal = equal && ((a.mask[n / 8] >> (n % 8)) & 1) == want.open;
   if (a.v != nullptr) equal = equal && same(a.v[n], want.v);

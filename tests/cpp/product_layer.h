@@ -52,7 +52,7 @@ struct ProductLayer {
   const void* prepared = nullptr;
   Way way{};
   Neuron<float> args;
-  std::vector<uint8_t> planes, residual;
+  std::vector<uint8_t> stored, residual;
   std::vector<double> values;  // the weights before encoding
   std::vector<char> encoded;
   std::vector<float> scale, shift, residual_scale, v_init;
@@ -73,7 +73,7 @@ struct ProductLayer {
       }
       return out;
     };
-    planes = trains(inputs(), rate);
+    stored = trains(inputs(), rate);
     const auto w = dyadic(g.outputs * g.inputs(), 64, 1.0 / 64);
     values.assign(w.begin(), w.end());
     residual = trains(args.neurons, 0.3);
@@ -89,7 +89,7 @@ struct ProductLayer {
     if (plain) return;
     args.scale = scale.data();
     args.shift = shift.data();
-    args.residual_planes = residual.data();
+    args.residual_stored = residual.data();
     args.residual_scale = residual_scale.data();
     args.v_init = v_init.data();
     args.v_init_size = args.neurons;
@@ -101,8 +101,8 @@ struct ProductLayer {
   // Switches to window timing: inputs are active at this rate and have 1 to `most` spikes.
   void count(double rate, int most, unsigned seed) {
     std::mt19937 random(seed);
-    planes.resize(inputs());
-    for (uint8_t& byte : planes) byte = static_cast<uint8_t>(random() % 1000 < 1000 * rate ? 1 + random() % most : 0);
+    stored.resize(inputs());
+    for (uint8_t& byte : stored) byte = static_cast<uint8_t>(random() % 1000 < 1000 * rate ? 1 + random() % most : 0);
     residual.resize(args.neurons);
     for (uint8_t& byte : residual) byte = static_cast<uint8_t>(random() % 256);
     args.timing = Timing::kWindow;
@@ -115,7 +115,7 @@ struct ProductLayer {
     if (largest == 127 && !values.empty()) values.front() = values.back() = -128;
   }
 
-  Layer layer() const { return {geometry, weights, prepared, planes.data(), args, way}; }
+  Layer layer() const { return {geometry, weights, prepared, stored.data(), args, way}; }
 
   double weight(int64_t output, int64_t tap, int64_t channel) const {
     const int64_t within = channels_last ? tap * geometry.group_channels() + channel : channel * geometry.taps() + tap;
@@ -146,7 +146,7 @@ struct ProductLayer {
       if (y < 0 || y >= g.height || x < 0 || x >= g.width) continue;
       const double* w = by_input.data() + ((c / channels * g.taps() + tap) * channels + c % channels) * outputs;
       double* to = out.data() + row * g.outputs + c / channels * outputs;
-      const uint8_t* byte = planes.data() + ((b * g.height + y) * g.width + x) * g.channels + c;
+      const uint8_t* byte = stored.data() + ((b * g.height + y) * g.width + x) * g.channels + c;
       for (int32_t t = 0; t < (counts ? 1 : T); ++t, to += neurons) {
         const int spikes = counts ? *byte : byte[t / 8 * inputs()] >> (t % 8) & 1;
         for (int64_t n = 0; spikes > 0 && n < outputs; ++n) to[n] += spikes * w[n];
@@ -223,11 +223,11 @@ inline bool run_digits(Layer layer, cpu::ByteProducts by, ParallelFor parallel =
   for (const cpu::Block& block : cpu::blocks_of(layer.geometry, digits.most_rows())) {
     cpu::Workspace of_block(workspace);
     auto* windows = of_block.take<double>(block.rows * tiling.width());
-    auto* steps = of_block.take<int32_t>(block.rows * tiling.width() * 8 * layer.plane_count());
+    auto* steps = of_block.take<int32_t>(block.rows * tiling.width() * 8 * layer.sheets());
     cpu::BlockInputs in{};
     for (int64_t i = 0; i < tiling.tiles(); ++i) {
       if (i % tiling.tiles_per_group == 0) in = digits.load(i / tiling.tiles_per_group, block, of_block, parallel);
-      in.expanded.most = *std::max_element(layer.planes, layer.planes + layer.geometry.plane_size());
+      in.expanded.most = *std::max_element(layer.stored, layer.stored + layer.geometry.sheet_size());
       const auto columns = prepared.columns(i);
       const cpu::Tile tile = digits.tile(i, block, of_block);
       if (layer.counted()) {
@@ -361,16 +361,16 @@ inline ProductLayer any_options(Input& in, const Geometry& g, int32_t T) {
   if (T > 256) a.counts_dtype = DType::kFloat32;  // bfloat16 does not represent all counts
   if (!layer.plain) {
     a.v_init_size = in.pick({neurons, int64_t{1}, g.out_height() * g.out_width() * g.outputs});
-    a.residual_planes = in.maybe(a.residual_planes);
+    a.residual_stored = in.maybe(a.residual_stored);
     a.residual_scale = in.maybe(a.residual_scale);
   }
   if (T <= most_steps(Timing::kWindow) && in.flag()) {  // the bytes become counts
     a.timing = Timing::kWindow;
     a.steps = T;
     a.leak = 1;
-    layer.planes.resize(layer.inputs());
+    layer.stored.resize(layer.inputs());
     const int most = static_cast<int>(in.pick({255, 8, 15, 127, 128}));
-    for (uint8_t& count : layer.planes) count = static_cast<uint8_t>(std::min<int>(count, most));
+    for (uint8_t& count : layer.stored) count = static_cast<uint8_t>(std::min<int>(count, most));
   }
   parts = in.range(1, 5);
   return layer;

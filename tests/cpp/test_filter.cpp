@@ -75,7 +75,7 @@ std::vector<std::vector<float>> exact_products(const ProductLayer& layer) {
       for (int t = 0; t <= steps; ++t) {
         int64_t sum = 0;
         for (int64_t k = 0; finite && k < size; ++k) {
-          const int byte = layer.planes[b * size + k];
+          const int byte = layer.stored[b * size + k];
           sum += int64_t{integers[k]} * (t < steps ? byte >> t & 1 : steps == 0 ? byte : __builtin_popcount(byte));
         }
         out[t][b * g.outputs + output] = static_cast<float>(static_cast<double>(sum)) * unit;
@@ -119,7 +119,7 @@ ProductLayer hostile(std::mt19937& random, int kind, Timing timing, int64_t inpu
   layer.args.threshold = grid ? 1.f : 0.7f;
   layer.args.gate = random() % 2 == 0 ? Gate::kRelu : Gate::kClip;
   layer.finish();
-  if (random() % 2 == 0) layer.args.residual_planes = nullptr;
+  if (random() % 2 == 0) layer.args.residual_stored = nullptr;
   return layer;
 }
 

@@ -30,7 +30,7 @@ class Hash {
   }
   template <class C>
   void add(const Outputs<C>& out) {
-    add(out.planes);
+    add(out.stored);
     add(out.mask);
     add(out.counts.data(), out.counts.size());
     add(out.v);

@@ -21,7 +21,7 @@ struct ScanLayer {
   Neuron<C> args;
   std::vector<char> currents;
   std::vector<C> scale, shift, residual_scale, residual_currents, v_init;
-  std::vector<uint8_t> residual_planes;
+  std::vector<uint8_t> residual_stored;
 
   explicit ScanLayer(int64_t neurons, int32_t T = 8, int64_t channels = 1)
       : args(neurons_of(neurons, channels, T, C(1.1))) {}
@@ -48,8 +48,8 @@ struct ScanLayer {
       args.residual_currents = drawn(residual_currents, (window ? 1 : args.T) * args.neurons);
     }
     if (residual == Residual::kPlanes) {
-      for (int64_t i = 0; i < P * args.neurons; ++i) residual_planes.push_back(random() & 255);
-      args.residual_planes = residual_planes.data();
+      for (int64_t i = 0; i < P * args.neurons; ++i) residual_stored.push_back(random() & 255);
+      args.residual_stored = residual_stored.data();
     }
   }
 

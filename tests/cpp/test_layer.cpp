@@ -109,9 +109,9 @@ TEST(bytes_up_to_the_ends_of_int16) {
       layer.values[i] = k < positive ? 127 : k == positive ? last : -128;
     }
     for (int64_t k = 0; k < inputs; ++k) {
-      layer.planes[k] = k <= positive ? 0xff : 0;
-      layer.planes[inputs + k] = k <= positive ? 0 : 0xff;
-      layer.planes[2 * inputs + k] = 0xff;
+      layer.stored[k] = k <= positive ? 0xff : 0;
+      layer.stored[inputs + k] = k <= positive ? 0 : 0xff;
+      layer.stored[2 * inputs + k] = 0xff;
     }
     check(layer, "the ends of int16");
   }
@@ -151,7 +151,7 @@ TEST(all_inputs_at_their_most) {
     for (int count : {1, 15, 127, 128, 255}) {
       for (double weight : {-1.0, 1.0, 127.0 / 128}) {
         ProductLayer layer = make(linear(inputs, 17, 3), Timing::kWindow, 255, 0.3, 1);
-        std::fill(layer.planes.begin(), layer.planes.end(), static_cast<uint8_t>(count));
+        std::fill(layer.stored.begin(), layer.stored.end(), static_cast<uint8_t>(count));
         std::fill(layer.values.begin(), layer.values.end(), weight);
         layer.values[0] = 1.0 / 64;
         check(layer, "extremes");
@@ -168,7 +168,7 @@ FUZZ(in) {
   std::vector<float> residual(in.flag() ? a.T * a.neurons : 0);
   for (size_t i = 0; i < residual.size(); ++i) residual[i] = 0.125f * static_cast<float>(i % 17) - 1;
   if (!residual.empty()) {
-    a.residual_planes = nullptr;
+    a.residual_stored = nullptr;
     a.residual_currents = residual.data();
   }
   if (in.range(0, 7) == 0) layer->scale.front() = NAN;

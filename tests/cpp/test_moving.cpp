@@ -14,7 +14,7 @@ int64_t move(ProductLayer& layer, std::mt19937& random, cpu::Moves& moves) {
   moves.clear();
   int64_t synapses = 0;
   for (int64_t n = 0; n < layer.inputs(); ++n) {
-    uint8_t& count = layer.planes[n];
+    uint8_t& count = layer.stored[n];
     const bool falls = count > 0 && random() % 2 == 0;
     if (random() % 3 > 0 || (!falls && count == layer.T)) continue;
     count = static_cast<uint8_t>(falls ? count - 1 : count + 1);
@@ -49,19 +49,19 @@ void check_moving(ProductLayer layer, const char* name) {
   cpu::Moves moves(memory.data());
   cpu::Workspace workspace;
   std::mt19937 random(7);
-  layer.args.planes = counts.data();
+  layer.args.stored = counts.data();
   moving.fire(changes.data(), sums.data(), 0, rows, layer.args);
   for (int step = 0; step < 6; ++step) {
     const int64_t synapses = move(layer, random, moves);
     std::fill(reached.begin(), reached.end(), uint8_t{2});
-    layer.args.planes = counts.data();
+    layer.args.stored = counts.data();
     CHECK(moving.add(moves, changes.data(), reached.data(), workspace) == synapses, "%s: synapses", name);
     for (int64_t row = 0; row < rows; ++row) {
       if (reached[row] == 3) moving.fire(changes.data(), sums.data(), row, 1, layer.args);
     }
     const bool all_taken = std::all_of(changes.begin(), changes.end(), [](int32_t change) { return change == 0; });
     CHECK(all_taken, "%s: changes of rows that no move reaches", name);
-    layer.args.planes = expected.data();
+    layer.args.stored = expected.data();
     cpu::run(layer.layer(), serial_for);
     CHECK(counts == expected, "%s: the counts after step %d", name, step);
   }

@@ -84,7 +84,7 @@ void run(const FrozenFile& file, Input& in) {
   network.prepare(prepared, cut_for);
 
   const network::Header& header = network.program().header;
-  const bool spikes = network.program().value(kNetworkInput) == Value::kSpikes;
+  const bool spikes = network.program().value(kNetworkInput) == Value::kStepTrain;
   Shape shape{header.dims, header.channels, header.height, header.width};
   if (header.dims == 0 || in.range(0, 3) == 0) {
     shape = {in.range(1, 3), in.range(1, 9), 1, 1};

@@ -80,7 +80,7 @@ TEST(scans_and_bits_by_thousands_of_neurons) {
   std::vector<float> floats(neurons);
   std::vector<uint8_t> planes(neurons);
   Neuron<float> a = neurons_of(neurons, 1, 1, 1.f);
-  a.planes = planes.data();
+  a.stored = planes.data();
   const auto scan = [&] { cpu::if_scan(floats.data(), DType::kFloat32, Source::kTrain, a, record); };
   CHECK(divides(calls_of(scan)[0], blocks, 64, 16384), "scan");
   for (int64_t n : {neurons, neurons - 63}) {

@@ -205,7 +205,7 @@ TEST(what_choose_takes) {
   layer = made.layer();
   layer.geometry.batch = 8;
   CHECK(taken() == Algorithm::kTileByTile && taken(Timing::kWindow) == Algorithm::kTileByTile, "a few rows");
-  layer.neuron.planes = made.planes.data();
+  layer.neuron.stored = made.stored.data();
   CHECK(taken() == Algorithm::kTileByTile && taken(Timing::kWindow) == Algorithm::kFilter, "counts that are fired");
   layer.neuron.v = made.v_init.data();
   CHECK(taken(Timing::kWindow) == Algorithm::kTileByTile, "potentials");
@@ -215,7 +215,7 @@ TEST(what_choose_takes) {
   CHECK(taken() == Algorithm::kLists, "a window in two pieces");
   layer.neuron.T = made.layer().neuron.T;
   layer.geometry.batch = 8;
-  layer.prepared = made.planes.data();
+  layer.prepared = made.stored.data();
   CHECK(taken() != Algorithm::kTileByTile && taken(Timing::kWindow) != Algorithm::kFilter, "prepared");
   layer.geometry = test::image(9, 3, 1, 20, 20, 20);
   CHECK(taken() == Algorithm::kPlain && taken(Timing::kWindow) == Algorithm::kPlain, "depthwise");

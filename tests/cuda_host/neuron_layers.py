@@ -38,13 +38,13 @@ class Layer:
         shape, dtype = self.currents.shape[-2:], self.currents.dtype
         real, neurons = compute_dtype(dtype), shape.numel()
         spikes = self.residual is not None and self.residual.dtype == torch.uint8
-        planes = torch.zeros(1 if self.window else (self.T + 7) // 8, *shape, dtype=torch.uint8)
+        stored = torch.zeros(1 if self.window else (self.T + 7) // 8, *shape, dtype=torch.uint8)
         fields = {
             "neurons": neurons, "channels": shape[-1], "T": self.T, "steps": self.steps or self.T,
             "threshold": self.threshold, "leak": self.leak, "gate": GATES.index(self.gate), "timing": int(self.window),
-            "residual_planes" if spikes else "residual_currents": self.residual,
+            "residual_stored" if spikes else "residual_currents": self.residual,
             "v_init_size": 0 if self.v_init is None else self.v_init.numel(),
-            "planes": Buffer(planes, OUTPUT), "counts": output(neurons, dtype=dtype),
+            "stored": Buffer(stored, OUTPUT), "counts": output(neurons, dtype=dtype),
             "counts_dtype": DTYPES[dtype],
             "mask": output((neurons + 7) // 8, dtype=torch.uint8) if self.train else None,
             "v": output(neurons, dtype=real), "bad": Buffer(torch.zeros(shape[0]), MARKS), "sample": shape[-1],

@@ -80,15 +80,15 @@ def prepare(emulator: Emulator, conv: Conv, weight: Tensor, offset: int = 0) -> 
 
 
 def layer_of(
-    emulator: Emulator, conv: Conv, planes: Tensor, weight: Tensor, neuron: dict[str, Any], offset: int = 0
+    emulator: Emulator, conv: Conv, stored: Tensor, weight: Tensor, neuron: dict[str, Any], offset: int = 0
 ) -> Struct:
-    """The arguments of a kernel. ``planes``: planes or counts [P, B, *size, C]."""
-    geometry = conv.geometry(planes.shape[1], planes.shape[-1], len(weight))
+    """The arguments of a kernel. ``stored``: planes or counts [P, B, *size, C]."""
+    geometry = conv.geometry(stored.shape[1], stored.shape[-1], len(weight))
     prepared = Buffer(prepare(emulator, conv, weight, offset), AS_IT_LIES)
     if neuron.get("mask") is not None and len(weight) // conv.groups % 8:
         neuron = neuron | {"open": Buffer(torch.zeros(neuron["neurons"], dtype=torch.uint8), INOUT)}
     fields = {"geometry": geometry, "weights": in_memory(weight, conv, "weight"), "neuron": neuron}
-    return Struct("Layer", fields | {"prepared": prepared, "planes": Buffer(planes, name="spikes")})
+    return Struct("Layer", fields | {"prepared": prepared, "stored": Buffer(stored, name="spikes")})
 
 
 def fire(
@@ -97,8 +97,8 @@ def fire(
     """The outputs of the kernel that fires a layer, which must equal the CPU's. ``layer`` has everything but the
     currents. With window timing ``spikes`` are counts, [1, ...]."""
     emulator.begin(seed % 3)
-    planes = spikes if layer.window else pack(spikes)
-    given = layer_of(emulator, conv, planes, weight, layer.neuron().fields, offset)
+    stored = spikes if layer.window else pack(spikes)
+    given = layer_of(emulator, conv, stored, weight, layer.neuron().fields, offset)
     out = emulator.launch("run", offset, ["spikes"], layer=given)
     out.pop("open", None)
     check_same(out, emulator.on_cpu("run", layer=given))

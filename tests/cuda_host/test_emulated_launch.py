@@ -87,7 +87,7 @@ def test_gates_that_do_not_fill_bytes_need_their_own(checked: Emulator) -> None:
     checked.begin()
     spikes, weight = pack(torch.ones(1, 2, 1, 1, 16)), torch.ones(12, 1, 1, 16)
     sizes = {"neurons": 24, "channels": 12, "T": 1, "steps": 1}
-    neuron = {**sizes, "threshold": 1.0, "leak": 1.0, "planes": output(1, 24, dtype=torch.uint8)}
+    neuron = {**sizes, "threshold": 1.0, "leak": 1.0, "stored": output(1, 24, dtype=torch.uint8)}
     layer = layer_of(checked, LINEAR, spikes, weight, neuron)
     layer.fields["neuron"]["mask"] = output(3, dtype=torch.uint8)
     assert checked.call("run", layer, checked.stream) == 1  # cudaErrorInvalidValue
@@ -98,7 +98,7 @@ def test_either_tile_by_force(plain: Emulator) -> None:
     """Those of gpu-check's timings: the same spikes, in blocks of other sizes."""
     g = torch.Generator().manual_seed(0)
     spikes, weight = torch.rand(8, 33, 1, 1, 48, generator=g) < 0.3, torch.randn(64, 1, 1, 48, generator=g)
-    want = fire(plain, LINEAR, Layer(torch.zeros(8, 33, 64), 8), spikes, weight)["planes"]
+    want = fire(plain, LINEAR, Layer(torch.zeros(8, 33, 64), 8), spikes, weight)["stored"]
     digits, planes = plain.buffers["prepared"][1], pack(spikes).view(1, 33, 48)
     found = {}
     for tile, multiprocessors in timing.TILES.items():

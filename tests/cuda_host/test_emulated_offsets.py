@@ -34,7 +34,7 @@ def neuron_in(layer: Layer, size: int) -> tuple[Struct, Outputs]:
     """Arguments and outputs of ``size`` neurons, the last of which are those of ``layer``."""
     neuron, channels = layer.neuron(), layer.currents.shape[-1]
     out = {
-        "planes": huge((layer.T + 7) // 8, size, dtype=torch.uint8),
+        "stored": huge((layer.T + 7) // 8, size, dtype=torch.uint8),
         "counts": huge(size, dtype=torch.float32),
         "v": huge(size, dtype=torch.float32),
         "mask": huge(size // 8, dtype=torch.uint8),
@@ -46,7 +46,7 @@ def neuron_in(layer: Layer, size: int) -> tuple[Struct, Outputs]:
 
 def compare(want: Outputs, out: Outputs) -> None:
     for name, tensor in out.items():
-        last = want[name][0].numel() if name == "planes" else want[name].numel()
+        last = want[name][0].numel() if name == "stored" else want[name].numel()
         assert torch.equal(tensor[..., -last:].flatten(), want[name].flatten()), name
 
 
@@ -76,7 +76,7 @@ def test_product(plain: Emulator) -> None:
     planes[:, -16:] = spikes.view(-1, 16, K)
     neuron, out = neuron_in(layer, B * N)
     large = layer_of(plain, LINEAR, spikes, weight, neuron.fields)
-    large.fields |= {"geometry": LINEAR.geometry(B, K, N), "planes": lies(planes)}
+    large.fields |= {"geometry": LINEAR.geometry(B, K, N), "stored": lies(planes)}
     small = layer_of(plain, LINEAR, spikes, weight, layer.neuron().fields)
     plain.begin(0, B // 16 - 1, 1)  # not of the kernel that prepares the weights
     plain.launch("run", layer=large)

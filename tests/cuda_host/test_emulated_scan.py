@@ -20,7 +20,7 @@ SHAPES = [(1, 1), (3, 7), (4, 6), (2, 12), (5, 36), (1, 130), (3, 172), (4, 144)
 def test_bits(checked: Emulator, make: Any, dtype: torch.dtype, source: int, residual: str | None) -> None:
     for i, (T, shape) in enumerate(itertools.product([1, 2, 4, 7, 8, 9, 16, 33, 255], SHAPES)):
         scan(checked, make(i, T, shape, dtype, source, residual), seed=i % 3, offset=i % 2)
-        for name in ("currents", "residual_planes", "residual_currents"):
+        for name in ("currents", "residual_stored", "residual_currents"):
             if name in checked.buffers:
                 assert checked.touches(name)[:2] == (1, 1), name
 
@@ -58,13 +58,13 @@ def test_window_traffic(checked: Emulator) -> None:
     """A float32 product is read; a byte, a count and a bit of the mask are written."""
     layer = random_window(2, 8, (16, 64), torch.float32, IMPULSE, "planes")
     scan(checked, layer)
-    for name, moved, write in [("currents", 4096, False), ("residual_planes", 1024, False), ("planes", 1024, True)]:
+    for name, moved, write in [("currents", 4096, False), ("residual_stored", 1024, False), ("stored", 1024, True)]:
         traffic = checked.traffic(name, write)
         assert traffic.bytes == moved
         assert traffic.sectors == traffic.least_sectors
 
 
-BUFFERS = ["currents", "scale", "shift", "residual_scale", "v_init", "residual", "planes", "counts", "v"]
+BUFFERS = ["currents", "scale", "shift", "residual_scale", "v_init", "residual", "stored", "counts", "v"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -91,7 +91,7 @@ def test_traffic(checked: Emulator, dtype: torch.dtype, T: int) -> None:
     assert read.bytes == T * N * size
     assert read.sectors == read.least_sectors == read.bytes // 32
     assert read.requests == T * N // (32 * 4)
-    for name, bytes_out in {"planes": (T + 7) // 8 * N, "counts": N * size, "v": 4 * N, "mask": N // 8}.items():
+    for name, bytes_out in {"stored": (T + 7) // 8 * N, "counts": N * size, "v": 4 * N, "mask": N // 8}.items():
         written = checked.traffic(name, write=True)
         assert written.bytes == bytes_out
         assert written.sectors == written.least_sectors, name
@@ -106,4 +106,4 @@ def test_four_neurons_to_a_thread(checked: Emulator, channels: int, v_init: int 
     layer.residual_scale = torch.ones(channels) if channels == 64 else None
     layer.residual = torch.zeros(1, *layer.currents.shape[1:], dtype=torch.uint8)
     scan(checked, layer)
-    assert checked.traffic("residual_planes").requests == checked.counted("if_")[2] == 3072 // 128
+    assert checked.traffic("residual_stored").requests == checked.counted("if_")[2] == 3072 // 128

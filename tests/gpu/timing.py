@@ -59,14 +59,14 @@ def forced_linear(
     extension: str, planes: Tensor, digits: Tensor, outputs: int, card: tuple[int, int], stream: int
 ) -> Tensor:
     """The spikes of a layer with step timing at T = 8 in the tiles of ``card``: multiprocessors, shared memory."""
-    layer = structure("Layer")(prepared=digits.data_ptr(), planes=planes.data_ptr())
+    layer = structure("Layer")(prepared=digits.data_ptr(), stored=planes.data_ptr())
     geometry, neuron = layer.geometry, layer.neuron
     _, geometry.batch, geometry.channels = planes.shape
     geometry.outputs = neuron.channels = outputs
     geometry.height = geometry.width = geometry.groups = 1
     geometry.kernel[:] = geometry.stride[:] = geometry.dilation[:] = 1, 1
     spikes = planes.new_empty(1, geometry.batch, outputs)
-    neuron.neurons, neuron.planes = spikes.numel(), spikes.data_ptr()
+    neuron.neurons, neuron.stored = spikes.numel(), spikes.data_ptr()
     neuron.T = neuron.steps = T
     neuron.threshold = neuron.leak = 1
     run_on, where = ctypes.CDLL(extension).tandem_run_on, structure("Card")(*card)

@@ -75,7 +75,7 @@ def product(draw):
     """A product of the window, linear where there are no axes."""
     layer = draw(recorded("linear_if", "linear") | recorded("conv_if", "conv"))
     axes = {name: layer.get(name, []) for name in ("stride", "padding", "dilation")}
-    kept = {name: layer[name] for name in ("planes", "T", "weight")}
+    kept = {name: layer[name] for name in ("stored", "T", "weight")}
     return {**kept, **axes, "groups": layer.get("groups", 1), "counted": layer["window"]}
 
 

@@ -89,13 +89,13 @@ struct Neurons {
     number = its_number;
     steps = its_steps;
     plane = 0;
-    if (!kResidual || a.residual_planes == nullptr) return;
-    const uint8_t* planes = a.residual_planes + number * a.neurons + n;
+    if (!kResidual || a.residual_stored == nullptr) return;
+    const uint8_t* stored = a.residual_stored + number * a.neurons + n;
     residual_plane = 0;
     if (whole) {
-      residual_plane = load<Planes<kVec>>(planes);
+      residual_plane = load<Planes<kVec>>(stored);
     } else {
-      const auto bytes = take(planes);
+      const auto bytes = take(stored);
       unroll<kVec>([&](int i) { residual_plane |= static_cast<uint32_t>(bytes.at[i]) << 8 * i; });
     }
   }
@@ -103,7 +103,7 @@ struct Neurons {
   // Call after the last step of a plane, unless it is the window's last plane, which end() stores.
   __device__ __forceinline__ void end_plane(const Args& a, int64_t n) {
     counts.add(plane);
-    put_planes(a.planes + number * a.neurons + n);
+    put_planes(a.stored + number * a.neurons + n);
   }
 
   // Integrates the products y of the plane's steps from `first_step` on. kAnyLeak: by the same instructions whatever
@@ -121,7 +121,7 @@ struct Neurons {
                                                Vec<C, kVec> (&current)[kSteps]) {
     if (!residual) return;
     const auto residual_scale = load_channels(a.residual_scale, 1);
-    if (a.residual_planes != nullptr) {
+    if (a.residual_stored != nullptr) {
       const uint32_t spikes = residual_plane >> first_step;
       if (a.is_gated()) {
         r = rounded_add(
@@ -178,7 +178,7 @@ struct Neurons {
     auto z = input_current(u, scale, k);
     if (residual) {
       begin_plane(a, n, 0, 0);
-      r = a.residual_planes == nullptr
+      r = a.residual_stored == nullptr
               ? take(a.residual_currents + n)
               : generate<kVec>([&](int i) { return static_cast<C>(residual_plane >> 8 * i & 255u); });
       z = add_residual_sum(a, z);
@@ -237,7 +237,7 @@ struct Neurons {
   }
 
   __device__ __forceinline__ void write(const Args& a, int64_t n) const {
-    put_planes(a.planes + number * a.neurons + n);
+    put_planes(a.stored + number * a.neurons + n);
     if (a.counts != nullptr) {
       with_type(a.counts_dtype, [&](auto element) {
         using E = decltype(element);
@@ -304,8 +304,8 @@ inline bool fit_four(const Neuron<float>& a) {
   return (!by_channel || a.channels % 4 == 0) &&
          (a.v_init == nullptr || a.v_init_size == 1 || a.v_init_size % 4 == 0) &&
          is_aligned(a.counts, size_of(a.counts_dtype) >= 4 ? 16 : 8) &&
-         fit_four(a.neurons, a.scale, a.shift, a.residual_planes, a.residual_currents, a.residual_scale, a.v_init,
-                  a.planes, a.v);
+         fit_four(a.neurons, a.scale, a.shift, a.residual_stored, a.residual_currents, a.residual_scale, a.v_init,
+                  a.stored, a.v);
 }
 
 }  // namespace tandem::cuda

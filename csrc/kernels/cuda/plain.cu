@@ -12,7 +12,7 @@ constexpr int kBlocks = 4;  // per multiprocessor: 64 registers for a thread
 // A neuron's channel, and its receptive field.
 struct NeuronSynapses {
   uint32_t channel;
-  Window window;
+  Patch patch;
   const int8_t* digits;
   int count;
 
@@ -20,7 +20,7 @@ struct NeuronSynapses {
     const int64_t pixel = n / g.outputs;
     channel = static_cast<uint32_t>(n - pixel * g.outputs);
     const int64_t group = channel / static_cast<uint32_t>(g.group_outputs);
-    window = find_window(g, g.planes + group * g.group_channels, pixel);
+    patch = find_patch(g, g.stored + group * g.group_channels, pixel);
     digits = g.weights.digits + channel * g.weights.output;
     count = g.weights.counts[channel];
   }
@@ -33,8 +33,8 @@ struct NeuronSynapses {
     for (int k = 0; k < g.depth; k += 4) {
       uint32_t four = 0;
       for (int i = 0; i < 4; i += step) {
-        const uint8_t* byte = window.address(g, tap) + plane * g.plane;
-        if (k + i < g.depth && window.has(g, tap)) four |= step == 4 ? load<uint32_t>(byte) : uint32_t{*byte} << 8 * i;
+        const uint8_t* byte = patch.address(g, tap) + plane * g.plane;
+        if (k + i < g.depth && patch.has(g, tap)) four |= step == 4 ? load<uint32_t>(byte) : uint32_t{*byte} << 8 * i;
         advance(tap, g, {0, 0, step});
       }
       for (int digit = 0; four != 0 && digit < count; ++digit) {

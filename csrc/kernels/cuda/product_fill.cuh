@@ -16,7 +16,7 @@ struct Tap {
 
 // The geometry in 32-bit numbers, which are cheap on the device. blockIdx.z is the group.
 struct DeviceGeometry {
-  const uint8_t* planes;
+  const uint8_t* stored;
   Digits weights;
   int64_t outputs;
   int64_t plane;   // bytes per plane
@@ -59,7 +59,7 @@ TANDEM_HOST_DEVICE Tap tap_at(const DeviceGeometry& g, int k) {
 }
 
 // The receptive field of an output pixel in one plane: a row of spikes in a stage.
-struct Window {
+struct Patch {
   const uint8_t* corner;  // of its top left pixel, which may lie outside of the image
   int y, x;               // of that pixel; outside for every tap if there is no such output pixel
 
@@ -73,7 +73,7 @@ struct Window {
   }
 };
 
-__device__ __forceinline__ Window find_window(const DeviceGeometry& g, const uint8_t* plane, int64_t pixel) {
+__device__ __forceinline__ Patch find_patch(const DeviceGeometry& g, const uint8_t* plane, int64_t pixel) {
   if (pixel >= g.pixels) return {plane, INT_MIN, 0};
   if (g.is_linear) return {plane + pixel * g.channels, 0, 0};
   const int64_t b = pixel / g.out_size;
@@ -114,10 +114,10 @@ class Filler {
       const int plane = first_plane + spike_row / S::kPixels;
       const bool exists = spike_row < kSpikeRows && plane < g.P;
       const int64_t pixel = static_cast<int64_t>(blockIdx.x) * S::kPixels + spike_row % S::kPixels;
-      Window& window = windows_[copy];
-      window = find_window(g, g.planes + plane * g.plane + static_cast<int64_t>(blockIdx.z) * g.group_channels,
-                           exists ? pixel : g.pixels);
-      if (g.is_matrix && !window.has(g, {})) window.x = INT_MIN;
+      Patch& patch = patches_[copy];
+      patch = find_patch(g, g.stored + plane * g.plane + static_cast<int64_t>(blockIdx.z) * g.group_channels,
+                         exists ? pixel : g.pixels);
+      if (g.is_matrix && !patch.has(g, {})) patch.x = INT_MIN;
     });
   }
 
@@ -155,8 +155,8 @@ class Filler {
 
   __device__ __forceinline__ void fill_spikes(uint32_t to, const DeviceGeometry& g) {
     if (g.is_matrix) {
-      each_row([&](auto copy, const Window& window) {
-        cp_async<16, copy.value * kRowBytes>(to, window.corner + k_, (k_ < g.depth) & (window.x != INT_MIN));
+      each_row([&](auto copy, const Patch& patch) {
+        cp_async<16, copy.value * kRowBytes>(to, patch.corner + k_, (k_ < g.depth) & (patch.x != INT_MIN));
       });
       return;
     }
@@ -173,20 +173,20 @@ class Filler {
     Tap tap = tap_;
 #pragma unroll 1
     for (int i = 0; i < 16; i += bytes) {
-      each_row([&](auto copy, const Window& window) {
-        cp_async<bytes, copy.value * kRowBytes>(to + i, window.address(g, tap), window.has(g, tap));
+      each_row([&](auto copy, const Patch& patch) {
+        cp_async<bytes, copy.value * kRowBytes>(to + i, patch.address(g, tap), patch.has(g, tap));
       });
       if constexpr (bytes < 16) advance(tap, g, {0, 0, bytes});
     }
   }
 
-  // Calls fill(copy, window) for the rows of spikes that the thread copies.
+  // Calls fill(copy, patch) for the rows of spikes that the thread copies.
   template <class Fill>
   __device__ __forceinline__ void each_row(const Fill& fill) const {
     unroll_while<kSpikeCopies>([&](auto copy) {
       const bool all = kSpikeRows % kRows == 0;
       if (all || copy.value * kRows + threadIdx.x / kPieces < kSpikeRows) {
-        fill(copy, windows_[copy.value]);
+        fill(copy, patches_[copy.value]);
       }
       return true;
     });
@@ -198,7 +198,7 @@ class Filler {
   int digits_, digit_;             // of the block; the stage's lowest
   int digit_counts_[kWeightRows];  // of the thread's rows
   Tap tap_;
-  Window windows_[kSpikeCopies];
+  Patch patches_[kSpikeCopies];
 };
 
 // The largest number of digits among the block's outputs, at least one.

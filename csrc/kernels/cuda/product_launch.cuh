@@ -19,12 +19,12 @@ inline DeviceGeometry geometry_of(const Layer& layer, const float* u) {
   const Geometry& geometry = layer.geometry;
   const auto narrow = [](int64_t x) { return static_cast<int>(x); };
   DeviceGeometry g{};
-  g.planes = layer.planes;
+  g.stored = layer.stored;
   g.weights = digits_at(layer.prepared, geometry, layer.weights.dtype);
   g.outputs = geometry.outputs;
-  g.plane = geometry.plane_size();
+  g.plane = geometry.sheet_size();
   g.pixels = geometry.rows();
-  g.P = layer.plane_count();
+  g.P = layer.sheets();
   g.height = narrow(geometry.height);
   g.width = narrow(geometry.width);
   g.channels = narrow(geometry.channels);
@@ -36,7 +36,7 @@ inline DeviceGeometry geometry_of(const Layer& layer, const float* u) {
   g.kernel_width = narrow(geometry.kernel[1]);
   g.depth = narrow(geometry.inputs());
   for (const int bytes : {1, 4, 8, 16}) {
-    if (g.group_channels % bytes == 0 && is_aligned(g.planes, bytes)) g.spike_bytes = bytes;
+    if (g.group_channels % bytes == 0 && is_aligned(g.stored, bytes)) g.spike_bytes = bytes;
   }
   g.is_matrix = g.spike_bytes == 16 && geometry.taps() == 1;
   for (int axis = 0; axis < 2; ++axis) {

@@ -53,7 +53,7 @@ Way choose(const Layer& layer, const Density& density) {
   const Way lists{Algorithm::kLists, layer.way.steps > 0 ? layer.way.steps : cheapest_steps(in, density)};
   // A few rows, in one piece of the window, do not pay for packing weights to memory first.
   constexpr int64_t kFewRows = 8, kFewPlanes = 4;
-  const bool few = in.rows() * layer.plane_count() <= kFewRows && layer.plane_count() <= kFewPlanes;
+  const bool few = in.rows() * layer.sheets() <= kFewRows && layer.sheets() <= kFewPlanes;
   const bool free = wish == Algorithm::kFastest || layer.way.steps == 0;
   if (layer.prepared == nullptr && (wish == Algorithm::kTileByTile || (free && few))) {
     return {Algorithm::kTileByTile, lists.steps};
@@ -95,7 +95,7 @@ Density Density::measure(const uint8_t* bytes, int64_t size) {
 }
 
 Density Density::measure(const Layer& layer) {
-  return measure(layer.planes, layer.geometry.plane_size() * layer.plane_count());
+  return measure(layer.stored, layer.geometry.sheet_size() * layer.sheets());
 }
 
 const ListCosts& ListCosts::of_processor() {

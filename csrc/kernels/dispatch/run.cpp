@@ -23,7 +23,7 @@ void for_tiles(const Product& product, Workspace& workspace, ParallelFor paralle
   const std::vector<Block> blocks = blocks_of(layer.geometry, product.most_rows());
   const auto count = static_cast<int64_t>(blocks.size());
   const auto run_block = [&](const Block& block, ParallelFor inner, Workspace& outer) {
-    const int64_t work = block.rows * layer.plane_count() * tiling.inputs() + product.prepared().work();
+    const int64_t work = block.rows * layer.sheets() * tiling.inputs() + product.prepared().work();
     for (int64_t group = 0; group < tiling.groups; ++group) {
       const int64_t first = group * tiling.tiles_per_group, last = first + tiling.tiles_per_group;
       Workspace of_group(outer);
@@ -42,7 +42,7 @@ void for_tiles(const Product& product, Workspace& workspace, ParallelFor paralle
     for (const Block& block : blocks) run_block(block, parallel, workspace);
     return;
   }
-  const int64_t bytes = layer.geometry.rows() * layer.plane_count() * tiling.inputs();
+  const int64_t bytes = layer.geometry.rows() * layer.sheets() * tiling.inputs();
   const int64_t grain = 1 + kGrain / (bytes * tiling.tiles() / count + 1);
   for_workers(parallel, count, grain, [&](int64_t begin, int64_t end, Workspace& own) {
     for (int64_t i = begin; i < end; ++i) run_block(blocks[i], serial_for, own);
@@ -80,7 +80,7 @@ void for_pieces(const Layer& layer, Workspace& workspace, const Use& use) {
                                workspace.take<uint16_t>(n)};
   for (int first = 0; first < T; first += kSteps) {
     Layer part = layer;
-    part.planes += layer.geometry.pixel(first / 8, 0, 0, 0);
+    part.stored += layer.geometry.pixel(first / 8, 0, 0, 0);
     part.neuron = piece(layer.neuron, first, std::min(kSteps, T - first), carried);
     use(part);
   }
@@ -127,20 +127,20 @@ void run(const Layer& whole, ParallelFor parallel) {
 // fit a byte.
 void window_product(const Layer& layer, float* u, ParallelFor parallel) {
   constexpr int kPlanes = 31;
-  const int64_t size = layer.geometry.plane_size(), outputs = layer.geometry.outputs;
+  const int64_t size = layer.geometry.sheet_size(), outputs = layer.geometry.outputs;
   const int64_t neurons = layer.geometry.neurons();
   if (neurons == 0) return;
-  const int planes = layer.plane_count(), pieces = layer.neuron.T <= UINT8_MAX ? 1 : (planes + kPlanes - 1) / kPlanes;
+  const int sheets = layer.sheets(), pieces = layer.neuron.T <= UINT8_MAX ? 1 : (sheets + kPlanes - 1) / kPlanes;
   Workspace workspace;
   Layer counted = layer;
-  counted.neuron.planes = nullptr;  // wants_sums()
+  counted.neuron.stored = nullptr;  // wants_sums()
   if (!layer.counted()) {
     auto* counts = workspace.take<uint8_t>(pieces * size);
     for (int i = 0; i < pieces; ++i) {
-      const int first = i * kPlanes, count = pieces == 1 ? planes : std::min(kPlanes, planes - first);
-      count_bytes(layer.planes + first * size, count, size, counts + i * size, parallel);
+      const int first = i * kPlanes, count = pieces == 1 ? sheets : std::min(kPlanes, sheets - first);
+      count_bytes(layer.stored + first * size, count, size, counts + i * size, parallel);
     }
-    counted.planes = counts;
+    counted.stored = counts;
     counted.neuron.timing = Timing::kWindow;
   }
   const Way way = choose(counted, Density::measure(counted));
@@ -148,7 +148,7 @@ void window_product(const Layer& layer, float* u, ParallelFor parallel) {
   const Prepared prepared(counted);
   double* sums = pieces == 1 ? nullptr : workspace.take<double>(neurons);
   if (sums != nullptr) std::fill_n(sums, neurons, 0.0);
-  for (int i = 0; i < pieces; ++i, counted.planes += size) {
+  for (int i = 0; i < pieces; ++i, counted.stored += size) {
     multiply_layer(counted, way, prepared, workspace, parallel,
                    [&](const Product& product, const Tile& tile, const BlockInputs& inputs, Workspace& own) {
                      const double* windows = product.windows(tile, inputs, own);

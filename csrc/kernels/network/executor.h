@@ -27,7 +27,7 @@ struct Shape {
 };
 
 // A product or a pooling of real-valued images [batch, in], with the instruction's kernel.
-struct RealWindow {
+struct RealLayer {
   const Instruction& instruction;
   int64_t batch;
   Shape in, out;
@@ -41,9 +41,9 @@ class Host {
   virtual ~Host() = default;
   virtual bool computes_in(DType type) const { return type == DType::kFloat32; }
   // weight: [outputs, channels, kernel], bias: [outputs] or null. The result is channels last.
-  virtual const float* product(const RealWindow& window, const float* weight, const float* bias, const float* x) = 0;
-  virtual const float* mean(const RealWindow& window, bool channels_last, const float* x) = 0;
-  virtual const float* maximum(const RealWindow& window, const float* x) = 0;
+  virtual const float* product(const RealLayer& layer, const float* weight, const float* bias, const float* x) = 0;
+  virtual const float* mean(const RealLayer& layer, bool channels_last, const float* x) = 0;
+  virtual const float* maximum(const RealLayer& layer, const float* x) = 0;
   // Receives the spike trains of an instruction with neurons: planes or, with kWindow, counts.
   virtual void fired(int64_t /*instruction*/, Timing /*of the bytes*/, const uint8_t* /*train*/, int64_t /*bytes*/) {}
 };

@@ -42,7 +42,7 @@ class Follower : public Run {
     if (frame_.begins) begin();
     std::fill_n(frame_.synapses, batch, 0);
     if (frame_.input != nullptr) {
-      program_.value(kNetworkInput) == Value::kSpikes ? receive_spikes() : receive_image();
+      program_.value(kNetworkInput) == Value::kStepTrain ? receive_spikes() : receive_image();
     }
     std::vector<uint8_t> worked(batch, frame_.begins);
     if (std::find(rests_, rests_ + batch, 0) != rests_ + batch) make_parts();
@@ -64,7 +64,7 @@ class Follower : public Run {
     Neuron<float> neuron;
   };
 
-  bool has_moves(int64_t i) const { return program_.values[i] == Value::kCounts; }
+  bool has_moves(int64_t i) const { return program_.values[i] == Value::kWindowTrain; }
   int64_t features(int64_t i) const { return plan_.steps[i].out.features(); }
   int64_t rows(int64_t i) const { return plan_.steps[i].out.height * plan_.steps[i].out.width; }
   uint8_t* counts_of(int64_t i, int64_t b) const { return all<uint8_t>(kept(i).counts) + b * features(i); }
@@ -118,7 +118,7 @@ class Follower : public Run {
   void receive_spikes() {
     planes_ = frame_.advances ? 1 : plan_.planes;
     for (int64_t i = 0; i < program_.size(); ++i) {
-      if (program_.values[i] == Value::kSpikes) execute(i);
+      if (program_.values[i] == Value::kStepTrain) execute(i);
       if (program_.kind(i) != Kind::popcount) continue;
       const int64_t n = plan_.batch * features(i);
       auto *planes = all<uint8_t>(kept(i).planes), *target = all<uint8_t>(kept(i).target);
@@ -199,9 +199,9 @@ class Follower : public Run {
         frame_.synapses[b] += changes.moves[from].size() * instruction(i).outputs;
       } else if (program_.has_neurons(i)) {
         find_targets(i, b, changes);
-      } else if (program_.values[i] == Value::kCounts && kind == Kind::flatten) {
+      } else if (program_.values[i] == Value::kWindowTrain && kind == Kind::flatten) {
         flatten(i, b, changes.moves[from], moves);
-      } else if (program_.values[i] == Value::kCounts && kind == Kind::max_pool) {
+      } else if (program_.values[i] == Value::kWindowTrain && kind == Kind::max_pool) {
         if (changes.moves[from].size() > 0) pool(i, b, moves);
       }
       if (program_.fires(i) || kind == Kind::popcount) {
@@ -266,7 +266,7 @@ class Follower : public Run {
     const Instruction& in = instruction(i);
     Neuron<float> a = parts_[i].neuron;
     const int64_t channels = a.channels, size = features(i);
-    a.planes = all<uint8_t>(kept(i).target) + b * size;
+    a.stored = all<uint8_t>(kept(i).target) + b * size;
     if (program_.fires(i)) {
       a.bad = all<float>(kept(i).lost) + b * rows(i);
       a.sample = channels;
@@ -274,7 +274,7 @@ class Follower : public Run {
       if (in.residual != kAbsent) {
         const bool currents = program_.value(in.residual) == Value::kCurrents;
         a.residual_currents = currents ? all<float>(kept(in.residual).currents) + b * size : nullptr;
-        a.residual_planes = currents ? nullptr : counts_of(in.residual, b);
+        a.residual_stored = currents ? nullptr : counts_of(in.residual, b);
       }
     } else {
       a.v = all<float>(kept(i).currents) + b * size;
@@ -283,7 +283,7 @@ class Follower : public Run {
     const int64_t first = first_row * channels;  // the scan begins at its first neuron
     const auto shift = [&](auto*& p) { p = p == nullptr ? nullptr : p + first; };
     a.neurons = n * channels;
-    shift(a.planes), shift(a.v), shift(a.residual_currents), shift(a.residual_planes);
+    shift(a.stored), shift(a.v), shift(a.residual_currents), shift(a.residual_stored);
     if (a.bad != nullptr) a.bad += first_row;
     if (a.v_init_size > channels) shift(a.v_init), a.v_init_size -= first;
     scan(all<float>(kept(i).product) + b * size + first, a, serial_for);
@@ -357,7 +357,7 @@ class Follower : public Run {
     if (stream().answered == 0) {
       std::fill_n(bad_, batch, 0.f);
       for (int64_t i = 0; i < program_.size(); ++i) {
-        if (program_.values[i] == Value::kCounts) values_[i] = counts_of(i, 0);
+        if (program_.values[i] == Value::kWindowTrain) values_[i] = counts_of(i, 0);
         if (program_.fires(i)) {
           const auto* lost = all<float>(kept(i).lost);
           for (int64_t b = 0; b < batch; ++b, lost += rows(i)) {

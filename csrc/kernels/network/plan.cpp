@@ -16,9 +16,9 @@ std::string text(const Shape& s) {
   return "[" + sizes + "]";
 }
 
-// Gives the windows their images; returns the shape of the results. With `ceil` the last window may reach beyond the
+// Places the kernel on its images; returns the shape of the results. With `ceil` the last place may reach beyond the
 // end, but begins before it.
-Shape place_windows(Geometry& g, const Shape& in, bool ceil = false) {
+Shape place_kernel(Geometry& g, const Shape& in, bool ceil = false) {
   g.height = in.height;
   g.width = in.width;
   for (int axis = 0; axis < 2; ++axis) {
@@ -41,7 +41,7 @@ Shape result(const Program& program, int64_t number, const Shape& in, Geometry& 
         refuse("it takes " + std::to_string(i.channels * i.groups) + " channels and " + std::to_string(i.axes) +
                " axes, its input is " + text(in));
       }
-      return place_windows(g, in);
+      return place_kernel(g, in);
     case Kind::popcount:
     case Kind::burst:
       return in;
@@ -58,7 +58,7 @@ Shape result(const Program& program, int64_t number, const Shape& in, Geometry& 
       }
       if (kind == Kind::adaptive_mean) return {3, in.channels, i.kernel_h, i.kernel_w};
       g.outputs = g.channels = g.groups = in.channels;
-      return place_windows(g, in, kind == Kind::max_pool && i.ceil != 0);
+      return place_kernel(g, in, kind == Kind::max_pool && i.ceil != 0);
   }
 }
 
@@ -125,7 +125,7 @@ class Planner {
   int64_t take(int64_t number, int64_t features) {
     const Value value = program_.values[number];
     const bool once = program_.has_window_timing(number) || plan_.mode != Mode::kWindow;
-    int64_t bytes = value == Value::kCounts ? 1 : plan_.planes;  // bytes
+    int64_t bytes = value == Value::kWindowTrain ? 1 : plan_.planes;  // bytes
     if (value == Value::kCurrents) bytes = (once ? 1 : plan_.T) * static_cast<int64_t>(sizeof(float));
     int64_t size = checked_product({features, bytes}, kMostWorkspace);
     size += -size & 3;  // currents are float32
@@ -159,11 +159,11 @@ class Planner {
     if (kind == Kind::burst || (program_.has_neurons(number) && !program_.has_window_timing(number))) {
       refuse("timing: a network runs step by step if all of its neurons have timing \"window\", or none");
     }
-    if (value == Value::kMeans && program_.value(in.input) == Value::kSpikes) {
+    if (value == Value::kMeans && program_.value(in.input) == Value::kStepTrain) {
       refuse("it reads the network's input, which does not spike after the window");
     }
     const int64_t neurons = step.out.features(), rows = step.out.height * step.out.width;
-    if (value == Value::kSpikes) step.place = take(number, neurons);
+    if (value == Value::kStepTrain) step.place = take(number, neurons);
     Kept& k = step.kept;
     if (program_.has_neurons(number) && program_.reads_train(number)) {
       const bool by_channel = kind == Kind::average || (in.groups > 1 && in.channels == 1);
@@ -177,7 +177,7 @@ class Planner {
     k.planes = keep_array<uint8_t>(kind == Kind::popcount ? plan_.planes * neurons : 0);
     k.target = keep_array<uint8_t>(neurons);
     k.currents = keep_array<float>(value == Value::kCurrents ? neurons : 0);
-    k.counts = keep_array<uint8_t>(value == Value::kCounts ? neurons : 0);
+    k.counts = keep_array<uint8_t>(value == Value::kWindowTrain ? neurons : 0);
     k.answer = keep_array<float>(number + 1 == program_.size() ? neurons : 0);
   }
 

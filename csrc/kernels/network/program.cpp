@@ -67,20 +67,20 @@ class Checker {
       case Kind::layer:
         return check_layer(x);
       case Kind::average:
-        if (x != Value::kSpikes && x != Value::kCounts) return x;
-        check_form(x);
+        if (x != Value::kStepTrain && x != Value::kWindowTrain) return x;
+        check_timing(x);
         if (real(i_.threshold) != static_cast<double>(i_.kernel_h * i_.kernel_w)) {
-          refuse("threshold: expected the number of values in a pooling window");
+          refuse("threshold: expected the number of values in a pooling kernel");
         }
         return x;
       case Kind::flatten:
         return x;
       case Kind::popcount:
       case Kind::burst:
-        if (x != (kind == Kind::popcount ? Value::kSpikes : Value::kCounts)) {
+        if (x != (kind == Kind::popcount ? Value::kStepTrain : Value::kWindowTrain)) {
           refuse(std::string("input: expected spikes with timing ") + (kind == Kind::popcount ? "step" : "window"));
         }
-        return kind == Kind::popcount ? Value::kCounts : Value::kSpikes;
+        return kind == Kind::popcount ? Value::kWindowTrain : Value::kStepTrain;
       case Kind::max_pool:
         if (x == Value::kMeans) not_run("the maximum of mean counts is not supported");
         return x;
@@ -96,25 +96,25 @@ class Checker {
 
   Value check_layer(Value x) const {
     if (x == Value::kMeans) not_run("it reads mean counts, which only a Readout may read");
-    if (x == Value::kSpikes || x == Value::kCounts) check_form(x);
+    if (x == Value::kStepTrain || x == Value::kWindowTrain) check_timing(x);
     if (i_.fires == 0) return Value::kCurrents;
     if (i_.residual != kAbsent) {
       const Value residual = program_.value(i_.residual);
       if (program_.is_train(i_.residual)) {
-        check_form(residual);
+        check_timing(residual);
       } else if (residual != Value::kCurrents) {
         not_run("its residual is real numbers: expected spikes or currents");
       } else if (program_.has_window_timing(i_.residual) != has_window_timing()) {
         not_run("its residual is currents with another timing");
       }
     }
-    return has_window_timing() ? Value::kCounts : Value::kSpikes;
+    return has_window_timing() ? Value::kWindowTrain : Value::kStepTrain;
   }
 
   bool has_window_timing() const { return program_.has_window_timing(number_); }
 
-  void check_form(Value train) const {
-    if (train != (has_window_timing() ? Value::kCounts : Value::kSpikes)) {
+  void check_timing(Value train) const {
+    if (train != (has_window_timing() ? Value::kWindowTrain : Value::kStepTrain)) {
       refuse("timing: it reads spikes with the other timing");
     }
   }
@@ -147,9 +147,9 @@ class Checker {
   }
 
   static void check_axis(int64_t kernel, int64_t stride, int64_t padding, int64_t after, int64_t dilation) {
-    check_range("kernel_size", kernel, 1, kLargestWindow);
-    check_range("stride", stride, 1, kLargestWindow);
-    check_range("dilation", dilation, 1, kLargestWindow);
+    check_range("kernel_size", kernel, 1, kLargestKernel);
+    check_range("stride", stride, 1, kLargestKernel);
+    check_range("dilation", dilation, 1, kLargestKernel);
     check_range("padding", padding, 0, padding <= dilation * (kernel - 1) ? kLargestSize : kLargestPadding);
     check_range("padding", after, 0, 1);
   }
@@ -250,7 +250,7 @@ std::string vocabulary() {
 
 int64_t Program::most_steps() const {
   for (int64_t i = 0; i < size(); ++i) {
-    if (has_window_timing(i) || values[i] == Value::kCounts) return tandem::most_steps(Timing::kWindow);
+    if (has_window_timing(i) || values[i] == Value::kWindowTrain) return tandem::most_steps(Timing::kWindow);
   }
   return tandem::most_steps(Timing::kStep);
 }

@@ -18,7 +18,7 @@ constexpr int64_t kFormat = 1;         // the first word of a program
 constexpr int64_t kAbsent = -1;        // no value, or no offset
 constexpr int64_t kNetworkInput = -2;  // the network's input as a value
 constexpr int64_t kMostInstructions = 65535;
-constexpr int64_t kLargestWindow = 65535;             // of a kernel, a stride or a dilation
+constexpr int64_t kLargestKernel = 65535;             // of a kernel, a stride or a dilation
 constexpr int64_t kLargestPadding = 255;              // or as much as "same" needs
 constexpr int64_t kLargestSize = int64_t{1} << 30;    // of one axis
 constexpr int64_t kMostFeatures = int64_t{1} << 31;   // of one sample
@@ -46,7 +46,7 @@ constexpr int64_t kMostWorkspace = int64_t{1} << 46;  // bytes of one run
   X(kernel_h) X(kernel_w) X(stride_h) X(stride_w)                                                   \
   X(padding_h) X(padding_w) X(after_h) X(after_w)  /* on both sides; more at the end */             \
   X(dilation_h) X(dilation_w)                                                                       \
-  X(ceil)            /* max_pool: windows may reach beyond the end */                               \
+  X(ceil)            /* max_pool: the kernel may reach beyond the end */                            \
   X(first) X(last)   /* flatten: dimensions of [B, ...], from the end if negative */                \
   X(few_bits)        /* 1: weights are int8, in units of `step` */                                  \
   X(weight) X(step)  /* step: [outputs]; part of scale, but a readout multiplies by it */           \
@@ -89,9 +89,9 @@ enum class Kind : int64_t {
 #undef TANDEM_KIND
 };
 
-// The kind of value that an instruction makes. A spike train is kSpikes (planes) or, for neurons of window timing,
-// kCounts (a byte per neuron). kMeans: real numbers computed from counts; the last ones are the answer.
-enum class Value { kReal, kSpikes, kCounts, kCurrents, kMeans };
+// The kind of value that an instruction makes. A spike train stores planes (kStepTrain) or counts (kWindowTrain), by
+// its timing. kMeans: real numbers computed from counts; the last ones are the answer.
+enum class Value { kReal, kStepTrain, kWindowTrain, kCurrents, kMeans };
 
 // The names that a writer of programs needs, a line each: fields of the header, fields of an instruction, kinds, and
 // constants as name=value.
@@ -118,9 +118,9 @@ struct Program {
   Kind kind(int64_t i) const { return static_cast<Kind>(instructions[i].kind); }
   Value value(int64_t v) const {
     if (v >= 0) return values[v];
-    return static_cast<InputSource>(header.source) == InputSource::kSpikes ? Value::kSpikes : Value::kReal;
+    return static_cast<InputSource>(header.source) == InputSource::kSpikes ? Value::kStepTrain : Value::kReal;
   }
-  bool is_train(int64_t v) const { return value(v) == Value::kSpikes || value(v) == Value::kCounts; }
+  bool is_train(int64_t v) const { return value(v) == Value::kStepTrain || value(v) == Value::kWindowTrain; }
   bool reads_train(int64_t i) const { return is_train(instructions[i].input); }
   // Whether the instruction has neurons that fire.
   bool fires(int64_t i) const { return is_train(i) && (kind(i) == Kind::layer || kind(i) == Kind::average); }

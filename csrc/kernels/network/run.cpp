@@ -39,7 +39,7 @@ void Run::operator()() {
 
 void Run::answer(int64_t t, int64_t steps, float* to) {
   for (int64_t i = 0; i < program_.size(); ++i) {
-    if (program_.values[i] == Value::kMeans) values_[i] = from_counts(i, t, steps);
+    if (program_.values[i] == Value::kMeans) values_[i] = means(i, t, steps);
   }
   const int64_t outputs = plan_.answer().features();
   const float* last = real(program_.size() - 1);
@@ -55,10 +55,10 @@ void Run::execute(int64_t i) {
       return program_.values[i] == Value::kCurrents ? currents(i) : fire(i);
     case Kind::max_pool:
       if (from_train) {
-        const bool counted = program_.value(instruction(i).input) == Value::kCounts;
+        const bool counted = program_.value(instruction(i).input) == Value::kWindowTrain;
         return cpu::max_pool(geometry(i, images(i)), counted, train(instruction(i).input), result(i), call_.parallel);
       }
-      values_[i] = call_.host->maximum(window(i), real(instruction(i).input));
+      values_[i] = call_.host->maximum(real_layer(i), real(instruction(i).input));
       return;
     case Kind::flatten:
       if (!from_train || in.dims == 1) {
@@ -69,14 +69,14 @@ void Run::execute(int64_t i) {
                                     result(i), call_.parallel);
     case Kind::popcount:
     case Kind::burst:
-      return change_form(i);
+      return change_timing(i);
     default:
       if (from_train) return fire(i);  // an average
-      values_[i] = call_.host->mean(window(i), false, real(instruction(i).input));
+      values_[i] = call_.host->mean(real_layer(i), false, real(instruction(i).input));
   }
 }
 
-void Run::change_form(int64_t i) {
+void Run::change_timing(int64_t i) {
   const int64_t from = instruction(i).input, n = plan_.batch * plan_.steps[i].in.features();
   if (streams() || (from == kNetworkInput && call_.counted)) {
     values_[i] = value(from);
@@ -116,9 +116,9 @@ void Run::fire(int64_t i) {
   if (in.residual != kAbsent) {
     const bool currents = program_.value(in.residual) == Value::kCurrents;
     a.residual_currents = currents ? real(in.residual) : nullptr;
-    a.residual_planes = currents ? nullptr : train(in.residual);
+    a.residual_stored = currents ? nullptr : train(in.residual);
   }
-  a.planes = result(i);
+  a.stored = result(i);
   a.bad = bad_;
   if (streams()) {
     a.v = all<float>(kept(i).potentials);
@@ -183,12 +183,12 @@ void Run::currents(int64_t i) {
 
 // The products of a spike train. All steps are samples of one batch.
 void Run::multiply_steps(Layer train_layer, int64_t steps, float* y) {
-  const int64_t inputs = train_layer.geometry.plane_size();
+  const int64_t inputs = train_layer.geometry.sheet_size();
   cpu::Workspace memory(memory_);
   if (steps > 1) {
     auto* spikes = memory.take<uint8_t>(steps * inputs);
-    cpu::unpack(train_layer.planes, static_cast<int32_t>(steps), inputs, spikes, 1, 1, call_.parallel);
-    train_layer.planes = spikes;
+    cpu::unpack(train_layer.stored, static_cast<int32_t>(steps), inputs, spikes, 1, 1, call_.parallel);
+    train_layer.stored = spikes;
     train_layer.neuron.timing = Timing::kWindow;  // the count of one step
     train_layer.geometry.batch *= steps;
   }
@@ -210,24 +210,24 @@ Layer Run::layer(int64_t i, int64_t batch, const Neuron<float>& neuron) {
 // --- from counts -----------------------------------------------------------------------------------------------------
 
 // The result of an instruction that reads counts, after step t of this run and `steps` steps of the window.
-const float* Run::from_counts(int64_t i, int64_t t, int64_t steps) {
+const float* Run::means(int64_t i, int64_t t, int64_t steps) {
   const Instruction& in = instruction(i);
   const bool from_train = program_.reads_train(i);
   const float* x = from_train ? counts(i, t) : real(in.input);
   if (program_.kind(i) == Kind::flatten) return x;
-  if (program_.kind(i) != Kind::readout) return call_.host->mean(window(i), from_train, x);
+  if (program_.kind(i) != Kind::readout) return call_.host->mean(real_layer(i), from_train, x);
   const float* bias = floats(in.shift);
   const float share = static_cast<float>(steps) / static_cast<float>(plan_.T);
   std::vector<float> so_far;
   for (int64_t n = 0; n < in.outputs && bias != nullptr; ++n) so_far.push_back(bias[n] * share);
-  return call_.host->product(window(i), weights(i), bias == nullptr ? nullptr : so_far.data(), x);
+  return call_.host->product(real_layer(i), weights(i), bias == nullptr ? nullptr : so_far.data(), x);
 }
 
 // The spike counts after step t times the gain, channels last.
 const float* Run::counts(int64_t i, int64_t t) {
   const int64_t n = plan_.batch * plan_.steps[i].in.features();
   const uint8_t* bytes = train(instruction(i).input);
-  const bool counted = program_.value(instruction(i).input) == Value::kCounts && !streams();
+  const bool counted = program_.value(instruction(i).input) == Value::kWindowTrain && !streams();
   std::vector<float>& sum = so_far_[i];  // torch's product depends on alignment, so it does not read the state
   sum.resize(n);
   if (counted) {

@@ -22,7 +22,7 @@ class Run {
   const void* value(int64_t v) const { return v >= 0 ? values_[v] : call_.input; }
   const uint8_t* train(int64_t v) const { return static_cast<const uint8_t*>(value(v)); }
   const float* real(int64_t v) const { return static_cast<const float*>(value(v)); }
-  RealWindow window(int64_t i) const { return {instruction(i), plan_.batch, plan_.steps[i].in, plan_.steps[i].out}; }
+  RealLayer real_layer(int64_t i) const { return {instruction(i), plan_.batch, plan_.steps[i].in, plan_.steps[i].out}; }
   bool is_impulse() const { return static_cast<InputSource>(program_.header.source) == InputSource::kImpulse; }
 
   void execute(int64_t i);
@@ -32,7 +32,7 @@ class Run {
   // Runs neurons for W x, a real-valued product.
   void scan(const float* y, const Neuron<float>& neuron, ParallelFor parallel) const;
   const float* direct_product(int64_t i) const {
-    return call_.host->product(window(i), weights(i), nullptr, real(instruction(i).input));
+    return call_.host->product(real_layer(i), weights(i), nullptr, real(instruction(i).input));
   }
   Geometry geometry(int64_t i, int64_t images) const {
     Geometry g = plan_.steps[i].geometry;
@@ -67,18 +67,18 @@ class Run {
   bool streams() const { return plan_.mode == Mode::kSteps; }
   // The images that instruction i reads: one per sample and plane.
   int64_t images(int64_t i) const {
-    return plan_.batch * (program_.value(instruction(i).input) == Value::kCounts ? 1 : planes_);
+    return plan_.batch * (program_.value(instruction(i).input) == Value::kWindowTrain ? 1 : planes_);
   }
   // The float32 weights of a layer that reads real numbers, or of a readout.
   const float* weights(int64_t i) const {
     return network_.is_widened(i) ? reinterpret_cast<const float*>(prepared(i)) : floats(instruction(i).weight);
   }
-  void change_form(int64_t i);
+  void change_timing(int64_t i);
   void fire(int64_t i);
   const float* now(int64_t i, int64_t neurons);
   void currents(int64_t i);
   void multiply_steps(Layer train_layer, int64_t steps, float* y);
-  const float* from_counts(int64_t i, int64_t t, int64_t steps);
+  const float* means(int64_t i, int64_t t, int64_t steps);
   const float* counts(int64_t i, int64_t t);
 
   uint8_t* results_;

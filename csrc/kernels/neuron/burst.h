@@ -37,7 +37,7 @@ TANDEM_INLINE void run_windows(const Neuron<C>& a, NeuronLanes<C, L, whole>* neu
 #pragma GCC unroll 8
   for (int g = 0; g < G; ++g) {
     typename Group::Plane residual = {};
-    if (a.residual_planes != nullptr) neurons[g].load_residual(a, n + g * apart, 0, residual);
+    if (a.residual_stored != nullptr) neurons[g].load_residual(a, n + g * apart, 0, residual);
 #pragma GCC unroll 8
     for (int i = 0; i < Group::kParts; ++i) {
       neurons[g].integrate(a, n + g * apart, i, product(g * Group::kParts + i), residual);

@@ -137,12 +137,12 @@ struct Neuron {
   Timing timing;
   const C* scale;                  // [channels]
   const C* shift;                  // [channels]
-  const uint8_t* residual_planes;  // [P, neurons]
+  const uint8_t* residual_stored;  // [P, neurons]
   const C* residual_currents;      // [T, neurons]; at most one of the two residuals is given
   const C* residual_scale;         // [channels]
   const C* v_init;                 // [v_init_size]: neuron n starts at v_init[n % v_init_size]
   int64_t v_init_size;
-  uint8_t* planes;  // out [P, neurons], P = ceil(T / 8)
+  uint8_t* stored;  // out [P, neurons], P = ceil(T / 8)
   void* counts;     // out [neurons] of counts_dtype
   DType counts_dtype;
   uint8_t* mask;   // out [ceil(neurons / 8)]: bit n % 8 of byte n / 8 tells whether the gate is open
@@ -156,7 +156,7 @@ struct Neuron {
 
   TANDEM_HOST_DEVICE int32_t window() const { return before + T + after; }
   TANDEM_HOST_DEVICE bool is_gated() const { return mask != nullptr; }  // whether the layer needs z
-  TANDEM_HOST_DEVICE bool has_residual() const { return residual_planes != nullptr || residual_currents != nullptr; }
+  TANDEM_HOST_DEVICE bool has_residual() const { return residual_stored != nullptr || residual_currents != nullptr; }
 };
 
 // Steps [first, first + steps) of a run, first a multiple of eight, as a separate run.
@@ -166,8 +166,8 @@ Neuron<C> piece(Neuron<C> a, int32_t first, int32_t steps, const Carried<C>& car
   a.after += a.T - first - steps;
   a.T = steps;
   a.carried = carried;
-  if (a.planes != nullptr) a.planes += first / 8 * a.neurons;
-  if (a.residual_planes != nullptr) a.residual_planes += first / 8 * a.neurons;
+  if (a.stored != nullptr) a.stored += first / 8 * a.neurons;
+  if (a.residual_stored != nullptr) a.residual_stored += first / 8 * a.neurons;
   if (a.residual_currents != nullptr) a.residual_currents += first * a.neurons;
   return a;
 }

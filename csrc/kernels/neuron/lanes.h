@@ -95,9 +95,9 @@ struct NeuronLanes {
 
   // The residual's spikes of plane p, for residual(); zero if there are none.
   TANDEM_INLINE void load_residual(const Neuron<C>& a, int64_t n, int p, Plane& bytes) const {
-    const bool has_planes = a.residual_planes != nullptr;
+    const bool has_planes = a.residual_stored != nullptr;
     const auto loaded =
-        has_planes ? load_first<ByteLanes>(a.residual_planes + p * a.neurons + n, lanes()) : ByteLanes{};
+        has_planes ? load_first<ByteLanes>(a.residual_stored + p * a.neurons + n, lanes()) : ByteLanes{};
     widen<Lane<C>, L>(loaded, bytes);
   }
 
@@ -139,13 +139,13 @@ struct NeuronLanes {
   TANDEM_INLINE void end_window(const Neuron<C>& a, int64_t n, const Plane& counts) {
     const ByteLanes bytes = narrow(counts);
     count = convert<uint16_t, uint8_t, kLanes>(bytes);
-    store_first(a.planes + n, bytes, lanes());
+    store_first(a.stored + n, bytes, lanes());
   }
 
   TANDEM_INLINE void end_plane(const Neuron<C>& a, int64_t n, int p, const Plane& plane) {
     const ByteLanes bytes = narrow(plane);
     count += convert<uint16_t, uint8_t, kLanes>(popcount(bytes));
-    store_first(a.planes + p * a.neurons + n, bytes, lanes());
+    store_first(a.stored + p * a.neurons + n, bytes, lanes());
   }
 
   // Call after the last step and, if is_gated(), after sum_up(). Writes gate, counts, mask and membrane potential.
@@ -203,7 +203,7 @@ struct NeuronLanes {
 
   // The residual of part i before its scale: `spikes`, or its currents at step t.
   TANDEM_INLINE Vec<C, L> residual_of(const Neuron<C>& a, int64_t n, int i, int t, const Int<C, L>& spikes) const {
-    if (a.residual_planes != nullptr) return __builtin_convertvector(spikes, Vec<C, L>);
+    if (a.residual_stored != nullptr) return __builtin_convertvector(spikes, Vec<C, L>);
     const int lanes_of_part = whole ? L : std::clamp(existing - i * L, 0, L);
     return load_first<Vec<C, L>>(a.residual_currents + t * a.neurons + n + i * L, lanes_of_part);
   }

@@ -1,4 +1,4 @@
-// Pooling and layouts of spike planes, without neurons: maximum pooling, flattening.
+// Pooling and layouts of spike trains, without neurons: maximum pooling, flattening.
 #pragma once
 
 #include "../layer.h"
@@ -6,7 +6,7 @@
 namespace tandem::cpu {
 
 // Each output byte is the OR of its input bytes: at each step it spikes if any of them does. For counts it is their
-// maximum. The batch of `images` is that of samples times planes; outputs are not used. Padding is silent.
+// maximum. The batch of `images` is that of samples times sheets; outputs are not used. Padding is silent.
 void max_pool(const Geometry& images, bool counted, const uint8_t* in, uint8_t* out, ParallelFor parallel);
 
 // [images, pixels, channels] -> [images, channels, pixels].

@@ -240,7 +240,7 @@ void run_filter(const Layer& layer, Workspace& workspace, ParallelFor parallel) 
   auto* counts = workspace.take<float>(rows * (size + 1));
   float* totals = counts + rows * size;
   for (int64_t row = 0; row < rows; ++row) {
-    const uint8_t* bytes = layer.planes + row / steps * size;
+    const uint8_t* bytes = layer.stored + row / steps * size;
     const auto bit = static_cast<int>(row % steps), mask = layer.counted() ? UINT8_MAX : 1;
     int total = 0;
     for (int64_t k = 0; k < size; ++k) {

@@ -91,7 +91,7 @@ TANDEM_INLINE void run_neurons(const Tile& tile, const Neuron<float>& layer, con
   constexpr int R = Sum::kOutputs / kLanes, G = kGroupsAtOnce<L, R>, kParts = kLanes / L;
   const auto run = [&](int64_t row, int64_t n, auto& neurons) TANDEM_INLINE_LAMBDA {
     LongSums<L> u[R * kParts];
-    for (int p = 0; p < tile.planes; ++p) {
+    for (int p = 0; p < tile.sheets; ++p) {
       Sum sums[8];
       row_sums(row, p, sums);
       if (layer.is_gated()) {

@@ -12,11 +12,11 @@ struct ListJob {
   const Layer& layer;
   const Listed& listed;
   const Block& block;
-  int64_t capacity;  // most entries of the list of one row and plane
+  int64_t capacity;  // most entries of the list of one row and sheet
   uint16_t* entries;
   int64_t* start;
   const Geometry& geometry = layer.geometry;
-  const int planes = layer.plane_count();
+  const int sheets = layer.sheets();
 
   int64_t channels() const { return listed.last - listed.first; }
   uint16_t entry(int64_t ky, int64_t kx) const {
@@ -24,7 +24,7 @@ struct ListJob {
   }
   uint16_t zero() const { return entry(geometry.kernel[0], 0); }
   const uint8_t* pixel(int64_t p, int64_t b, int64_t y, int64_t x) const {
-    return layer.planes + geometry.pixel(p, b, y, x) + listed.first;
+    return layer.stored + geometry.pixel(p, b, y, x) + listed.first;
   }
 };
 
@@ -37,7 +37,7 @@ TANDEM_INLINE int append_blocks(const uint8_t* bytes, int64_t size, uint16_t ent
 }
 
 // The inputs of output (b, y, x): line by line where pixels are contiguous in memory, else pixel by pixel.
-TANDEM_INLINE int window_blocks(const ListJob& job, int64_t p, const Strip& s, int64_t x, InputBlock* blocks) {
+TANDEM_INLINE int patch_blocks(const ListJob& job, int64_t p, const Strip& s, int64_t x, InputBlock* blocks) {
   const Geometry& geometry = job.geometry;
   const bool adjoin = job.channels() == geometry.channels && geometry.dilation[1] == 1;
   int count = 0;
@@ -67,9 +67,9 @@ template <int G, class Collector>
 TANDEM_INLINE uint16_t* list_rows(const ListJob& job, const Strip& strip, Workspace& workspace, uint16_t* out) {
   auto* blocks = workspace.take<InputBlock>(job.geometry.taps() * (job.channels() / 64 + 1));
   for (int64_t x = strip.x0, row = strip.row; x < strip.x1; ++x, ++row) {
-    for (int64_t p = 0; p < job.planes; ++p) {
-      job.start[row * job.planes + p] = out - job.entries;
-      const int count = window_blocks(job, p, strip, x, blocks);
+    for (int64_t p = 0; p < job.sheets; ++p) {
+      job.start[row * job.sheets + p] = out - job.entries;
+      const int count = patch_blocks(job, p, strip, x, blocks);
       out = Collector::template collect<G, kWordEntries>(blocks, count, job.listed.bits, job.zero(), workspace, out,
                                                          nullptr);
     }
@@ -134,7 +134,7 @@ TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, Wor
   auto* sizes = workspace.take<uint16_t>(columns * runs);
   auto* pieces = workspace.take<Piece>(kw);
 
-  for (int64_t p = 0; p < job.planes; ++p) {
+  for (int64_t p = 0; p < job.sheets; ++p) {
     for (int64_t i = 0; i < columns; ++i) {
       int count = 0;
       for (int64_t ky = 0; ky < geometry.kernel[0]; ++ky) {
@@ -153,7 +153,7 @@ TANDEM_INLINE uint16_t* list_columns(const ListJob& job, const Strip& strip, Wor
         pieces[count++] = {entries + (column - begin) * column_capacity, sizes + (column - begin) * runs,
                            job.entry(0, kx)};
       }
-      job.start[(strip.row + x - strip.x0) * job.planes + p] = out - job.entries;
+      job.start[(strip.row + x - strip.x0) * job.sheets + p] = out - job.entries;
       if (count == 3) {
         Piece three[3] = {pieces[0], pieces[1], pieces[2]};
         out = concatenate<G>(three, 3, runs, job.zero(), out);
@@ -170,7 +170,7 @@ template <class Collector>
 TANDEM_INLINE void list_strips(const ListJob& job, int64_t begin, int64_t end, Workspace& outer) {
   const auto list = [&](auto steps) TANDEM_INLINE_LAMBDA {
     constexpr int G = decltype(steps)::value;
-    uint16_t* out = job.entries + job.block.strips[begin].row * job.planes * job.capacity;
+    uint16_t* out = job.entries + job.block.strips[begin].row * job.sheets * job.capacity;
     const bool overlap = has_columns(job.geometry);
     for (int64_t i = begin; i < end; ++i) {
       const Strip& strip = job.block.strips[i];
@@ -200,7 +200,7 @@ TANDEM_TARGET_VBMI2 void list_by_compress(const ListJob& job, int64_t begin, int
 
 SpikeLists build_lists(const Layer& layer, const Listed& listed, const Block& block, Workspace& workspace,
                        ParallelFor parallel) {
-  const int64_t inputs = layer.geometry.taps() * (listed.last - listed.first), total = block.rows * layer.plane_count();
+  const int64_t inputs = layer.geometry.taps() * (listed.last - listed.first), total = block.rows * layer.sheets();
   const int64_t capacity = 8 / listed.steps * inputs + runs_per_plane(listed.steps) * kWordEntries + kSlack;
   const SpikeLists lists{listed, workspace.take<uint16_t>(total * capacity), workspace.take<int64_t>(total)};
   const ListJob job{layer, listed, block, capacity, lists.entries, lists.start};

@@ -26,7 +26,7 @@ struct Listed {
   int64_t first = 0, last = 0;
 };
 
-// Lists of consecutive rows: the list of row r and plane p begins at entries + start[r * planes + p].
+// Lists of consecutive rows: the list of row r and sheet p begins at entries + start[r * sheets + p].
 struct SpikeLists {
   Listed listed;
   uint16_t* entries;

@@ -28,7 +28,7 @@ struct Reader {
 };
 
 // Calls f(weights, input) for every input of a tile's group that is inside of the image: its weights, and the byte in
-// plane p, of a depthwise layer that of the first channel.
+// sheet p, of a depthwise layer that of the first channel.
 template <int R, class F>
 TANDEM_INLINE void for_inputs(const Layer& layer, const Tiling& tiling, const Tile& tile, int64_t row, int p,
                               const F& f) {
@@ -42,7 +42,7 @@ TANDEM_INLINE void for_inputs(const Layer& layer, const Tiling& tiling, const Ti
     const int64_t iy = geometry.input(0, y, tap / geometry.kernel[1]);
     const int64_t ix = geometry.input(1, x, tap % geometry.kernel[1]);
     if (!geometry.has_input(0, iy) || !geometry.has_input(1, ix)) continue;
-    const uint8_t* pixel = layer.planes + geometry.pixel(p, b, iy, ix) + channel;
+    const uint8_t* pixel = layer.stored + geometry.pixel(p, b, iy, ix) + channel;
     if (one) {  // a loop of its own keeps the sums of depthwise layers in registers
       f(weights + tap * 16 * R, pixel);
       continue;

@@ -8,7 +8,7 @@ namespace tandem::cpu {
 
 Tile Product::tile(int64_t i, const Block& block, Workspace& workspace) const {
   Tile tile = prepared_.tile(i, workspace).for_rows(block.first_row, block.rows);
-  tile.planes = layer_.plane_count();
+  tile.sheets = layer_.sheets();
   return tile;
 }
 
@@ -27,10 +27,10 @@ const double* Product::windows(const Tile& tile, const BlockInputs& inputs, Work
 
 Lists::Lists(const Layer& layer, const Prepared& weights, int steps)
     : Product(layer, weights), steps_(steps), bits_(8) {
-  if (steps_ == 4 && layer.counted() && largest_byte(layer.planes, layer.geometry.plane_size()) < 16) bits_ = 4;
+  if (steps_ == 4 && layer.counted() && largest_byte(layer.stored, layer.geometry.sheet_size()) < 16) bits_ = 4;
 }
 
-int64_t Lists::most_rows() const { return listed_rows(layer_.geometry, tiling(), layer_.plane_count()); }
+int64_t Lists::most_rows() const { return listed_rows(layer_.geometry, tiling(), layer_.sheets()); }
 
 BlockInputs Lists::load(int64_t group, const Block& block, Workspace& workspace, ParallelFor parallel) const {
   const int64_t channel = group * tiling().channels;
@@ -64,15 +64,13 @@ void Lists::sum_counts(const Tile& tile, const BlockInputs& inputs, Workspace& w
 // more rows it pays for itself anyway.
 void Lists::fetch(int64_t i, int64_t rows) const {
   constexpr int64_t kFewest = 8, kMost = 128;
-  rows *= layer_.plane_count();
+  rows *= layer_.sheets();
   if (rows >= kFewest && rows <= kMost) prepared_.fetch(i);
 }
 
 // --- digits ----------------------------------------------------------------------------------------------------------
 
-int64_t Digits::most_rows() const {
-  return expanded_rows(layer_.geometry, layer_.counted() ? 1 : 8 * layer_.plane_count());
-}
+int64_t Digits::most_rows() const { return expanded_rows(layer_.geometry, layer_.counted() ? 1 : 8 * layer_.sheets()); }
 
 BlockInputs Digits::load(int64_t group, const Block& block, Workspace& workspace, ParallelFor) const {
   return {nullptr, expand(layer_, group * tiling().channels, block, workspace)};

@@ -40,9 +40,9 @@ class Product {
  protected:
   virtual void fire_steps(const Tile& tile, const BlockInputs& inputs, Workspace& workspace) const = 0;
   virtual void sum_counts(const Tile& tile, const BlockInputs& inputs, Workspace& workspace, double* windows) const = 0;
-  // Memory for the sums of each step, [rows, planes, 8, 16 R].
+  // Memory for the sums of each step, [rows, sheets, 8, 16 R].
   static int32_t* step_sums(const Tile& tile, Workspace& workspace) {
-    return workspace.take<int32_t>(tile.rows * tile.planes * 8 * tile.width());
+    return workspace.take<int32_t>(tile.rows * tile.sheets * 8 * tile.width());
   }
 
   const Layer& layer_;

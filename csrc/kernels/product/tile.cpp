@@ -30,7 +30,7 @@ TANDEM_INLINE void specialise(const Tile& tile, int steps, const F& f) {
 
 template <int G, class S>
 TANDEM_INLINE void list_sums(const Tile& tile, const SpikeLists& lists, int64_t row, int p, S (&sums)[8]) {
-  const int64_t list = row * tile.planes + p;
+  const int64_t list = row * tile.sheets + p;
   sum_steps<G>(tile.weights, lists.entries + lists.start[list], lists.listed.bits, sums);
 }
 
@@ -49,7 +49,7 @@ TANDEM_INLINE void sum_lists_body(const Tile& tile, const SpikeLists& lists, int
   specialise<L>(tile, lists.listed.steps, [&](auto type, auto steps) TANDEM_INLINE_LAMBDA {
     using S = decltype(type);
     for (int64_t row = 0; row < tile.rows; ++row) {
-      for (int p = 0; p < tile.planes; ++p, out += 8 * S::kOutputs) {
+      for (int p = 0; p < tile.sheets; ++p, out += 8 * S::kOutputs) {
         S sums[8];
         list_sums<decltype(steps)::value>(tile, lists, row, p, sums);
 #pragma GCC unroll 8
@@ -71,7 +71,7 @@ TANDEM_INLINE void fire_sums_body(const Tile& tile, const int32_t* in, const Neu
   with_registers<L>(tile, [&](auto registers) TANDEM_INLINE_LAMBDA {
     using S = WideSums<L, decltype(registers)::value>;
     run_neurons<L, S, false>(tile, neuron, [&](int64_t row, int p, S(&sums)[8]) TANDEM_INLINE_LAMBDA {
-      std::memcpy(sums, in + (row * tile.planes + p) * (8 * S::kOutputs), sizeof(sums));
+      std::memcpy(sums, in + (row * tile.sheets + p) * (8 * S::kOutputs), sizeof(sums));
     });
   });
 }

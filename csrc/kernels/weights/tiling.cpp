@@ -31,9 +31,9 @@ Tiling::Tiling(const Geometry& geometry, int64_t byte_blocks)
   tile_size = (inputs() + blocks) * width();
 }
 
-int64_t listed_rows(const Geometry& geometry, const Tiling& tiling, int planes) {
+int64_t listed_rows(const Geometry& geometry, const Tiling& tiling, int sheets) {
   constexpr int64_t kMaxBytes = 1 << 22;  // input bytes listed at a time: lists take up to 16 times as much
-  const int64_t rows = kMaxBytes / (planes * std::max<int64_t>(geometry.inputs(), 1));
+  const int64_t rows = kMaxBytes / (sheets * std::max<int64_t>(geometry.inputs(), 1));
   return std::clamp<int64_t>(rows, 1, (tiling.blocks == 1 ? 256 : 64));
 }
 

@@ -57,7 +57,7 @@ struct Tile {
   int64_t channels = 0;           // output channels that exist, at most 16 R
   int64_t rows = 0;
   int64_t first_row = 0;  // number of the first row within the layer
-  int planes = 1;         // P
+  int sheets = 1;         // P
 
   int width() const { return 16 * registers; }
   bool is_whole() const { return channels == width(); }
@@ -76,7 +76,7 @@ struct Tile {
 };
 
 // The number of rows whose inputs are listed at a time, and of those whose inputs are expanded to bytes.
-int64_t listed_rows(const Geometry& geometry, const Tiling& tiling, int planes);
+int64_t listed_rows(const Geometry& geometry, const Tiling& tiling, int sheets);
 // bytes: per input, one for each step or one for the count.
 int64_t expanded_rows(const Geometry& geometry, int bytes);
 

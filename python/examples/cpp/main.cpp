@@ -76,7 +76,7 @@ void print(int64_t sample, const float* row, int64_t outputs, bool answers) {
 void follow(const Network& network, const Shape& shape, const uint8_t* prepared, const std::vector<float>& x,
             bool answers) {
   const int64_t T = network.program().header.T;
-  const bool spikes = network.program().value(kNetworkInput) == Value::kSpikes;
+  const bool spikes = network.program().value(kNetworkInput) == Value::kStepTrain;
   const bool by_step = network.stepwise() == Mode::kSteps;
   const int64_t shown = spikes && !by_step ? T : 1;  // steps of spikes in an input
   const int64_t inputs = by_step ? T : 1;            // of a sample
@@ -123,7 +123,7 @@ void classify(const char* path, const char* input, bool answers, bool follows) {
     throw std::runtime_error("the file has no shape of its input, or no T: call the frozen network before it is saved");
   }
   const Shape shape{header.dims, header.channels, header.height, header.width};
-  const bool spikes = network.program().value(kNetworkInput) == Value::kSpikes;
+  const bool spikes = network.program().value(kNetworkInput) == Value::kStepTrain;
   const std::vector<float> x = read_floats(input);
   const auto sample = static_cast<size_t>(shape.features() * (spikes ? header.T : 1));
   if (x.size() % sample != 0) {

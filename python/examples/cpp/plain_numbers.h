@@ -11,9 +11,9 @@
 
 class PlainNumbers : public tandem::network::Host {
  public:
-  using Window = tandem::network::RealWindow;
+  using RealLayer = tandem::network::RealLayer;
 
-  const float* product(const Window& w, const float* weight, const float* bias, const float* x) override {
+  const float* product(const RealLayer& w, const float* weight, const float* bias, const float* x) override {
     const auto& i = w.instruction;
     std::vector<float>& y = keep(w);
     float* out = y.data();
@@ -26,7 +26,7 @@ class PlainNumbers : public tandem::network::Host {
             double sum = bias == nullptr ? 0 : bias[n];
             for (int64_t c = 0; c < i.channels; ++c, taps += i.kernel_h * i.kernel_w) {
               const float* image = x + (n / group * i.channels + c) * pixels;
-              over_window(w, row, column, [&](int64_t tap, int64_t at) { sum += double{taps[tap]} * image[at]; });
+              over_patch(w, row, column, [&](int64_t tap, int64_t at) { sum += double{taps[tap]} * image[at]; });
             }
             *out++ = static_cast<float>(sum);
           }
@@ -36,7 +36,7 @@ class PlainNumbers : public tandem::network::Host {
     return y.data();
   }
 
-  const float* mean(const Window& w, bool channels_last, const float* x) override {
+  const float* mean(const RealLayer& w, bool channels_last, const float* x) override {
     const bool adaptive =
         static_cast<tandem::network::Kind>(w.instruction.kind) == tandem::network::Kind::adaptive_mean;
     const int64_t step = channels_last ? w.in.channels : 1;
@@ -44,7 +44,7 @@ class PlainNumbers : public tandem::network::Host {
       const float* image = x + b * w.in.features() + (channels_last ? c : c * w.in.height * w.in.width);
       double sum = 0, taps = static_cast<double>(w.instruction.kernel_h * w.instruction.kernel_w);
       if (!adaptive) {
-        over_window(w, row, column, [&](int64_t, int64_t at) { sum += image[at * step]; });
+        over_patch(w, row, column, [&](int64_t, int64_t at) { sum += image[at * step]; });
       } else {
         const int64_t top = row * w.in.height / w.out.height, left = column * w.in.width / w.out.width;
         const int64_t bottom = ((row + 1) * w.in.height + w.out.height - 1) / w.out.height;
@@ -58,11 +58,11 @@ class PlainNumbers : public tandem::network::Host {
     });
   }
 
-  const float* maximum(const Window& w, const float* x) override {
+  const float* maximum(const RealLayer& w, const float* x) override {
     return pool(w, [&](int64_t b, int64_t c, int64_t row, int64_t column) {
       const float* image = x + b * w.in.features() + c * w.in.height * w.in.width;
       float most = -std::numeric_limits<float>::infinity();
-      over_window(w, row, column, [&](int64_t, int64_t at) { most = std::max(most, image[at]); });
+      over_patch(w, row, column, [&](int64_t, int64_t at) { most = std::max(most, image[at]); });
       return most;
     });
   }
@@ -70,7 +70,7 @@ class PlainNumbers : public tandem::network::Host {
  private:
   // Calls f(tap, pixel) for every tap of the kernel at this position that is inside of the image.
   template <class F>
-  static void over_window(const Window& w, int64_t row, int64_t column, const F& f) {
+  static void over_patch(const RealLayer& w, int64_t row, int64_t column, const F& f) {
     const auto& i = w.instruction;
     for (int64_t k = 0; k < i.kernel_h; ++k) {
       const int64_t y = row * i.stride_h - i.padding_h + k * i.dilation_h;
@@ -83,7 +83,7 @@ class PlainNumbers : public tandem::network::Host {
   }
 
   template <class F>
-  const float* pool(const Window& w, const F& f) {
+  const float* pool(const RealLayer& w, const F& f) {
     std::vector<float>& y = keep(w);
     float* out = y.data();
     for (int64_t b = 0; b < w.batch; ++b) {
@@ -96,7 +96,7 @@ class PlainNumbers : public tandem::network::Host {
     return y.data();
   }
 
-  std::vector<float>& keep(const Window& w) { return kept_.emplace_back(w.batch * w.out.features()); }
+  std::vector<float>& keep(const RealLayer& w) { return kept_.emplace_back(w.batch * w.out.features()); }
 
   std::deque<std::vector<float>> kept_;
 };

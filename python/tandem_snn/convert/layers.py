@@ -83,8 +83,8 @@ def flatten_of(op: Op) -> tnn.Flatten | None:
 
 def max_pool_geometry(op: Op) -> list[Any]:
     """Return the arguments after the first of an operator of ``kinds.MAX_POOLS``."""
-    windows = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
-    names = ("dim", "keepdim") if op.kind == "amax" else windows
+    pooling = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    names = ("dim", "keepdim") if op.kind == "amax" else pooling
     return [op.args[name] for name in names]
 
 
@@ -101,7 +101,7 @@ def max_pool_of(op: Op, timing: str, sized: bool) -> nn.Module:
 
 
 def average_of(op: Op) -> tnn.AvgPool2d | None:
-    """Return spiking average pooling if all pooling windows have one size (adaptive pooling needs known shapes)."""
+    """Return spiking average pooling if its kernel has one size everywhere (adaptive pooling needs known shapes)."""
     if op.kind == "avg_pool2d":
         args = op.args
         border = any(args["padding"]) and not args["count_include_pad"]

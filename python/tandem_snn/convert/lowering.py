@@ -126,8 +126,8 @@ class Conversion(Builder):
 
     def _average(self, op: Op, x: Counterpart) -> Counterpart | None:
         """Lower average pooling to a layer with its own neurons, if there is one."""
-        windows_known = self.source.sized or op.kind == "avg_pool2d"
-        layer = average_of(op) if x.by_channel and windows_known else None
+        size_known = self.source.sized or op.kind == "avg_pool2d"
+        layer = average_of(op) if x.by_channel and size_known else None
         if layer is None:
             return None
         if op.kind != "avg_pool2d" and layer.kernel_size == (1, 1):

@@ -113,10 +113,10 @@ def _twin(layer: nn.Module) -> nn.Module | None:
     if isinstance(layer, tnn.SpikingLayer):
         return _activated(layer)
     if isinstance(layer, tnn.AvgPool2d | tnn.MaxPool2d):
-        window: Any = {"kernel_size": layer.kernel_size, "stride": layer.stride, "padding": layer.padding}
+        pooling: Any = {"kernel_size": layer.kernel_size, "stride": layer.stride, "padding": layer.padding}
         if isinstance(layer, tnn.AvgPool2d):
-            return nn.AvgPool2d(**window)
-        return nn.MaxPool2d(**window, dilation=layer.dilation, ceil_mode=layer.ceil_mode)
+            return nn.AvgPool2d(**pooling)
+        return nn.MaxPool2d(**pooling, dilation=layer.dilation, ceil_mode=layer.ceil_mode)
     if isinstance(layer, tnn.AdaptiveAvgPool2d):
         return nn.AdaptiveAvgPool2d(layer.output_size)
     if isinstance(layer, tnn.Flatten):

@@ -62,7 +62,7 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
         check_layers(net, (*SYNAPTIC, *FIRING))
     frozen = FrozenNetwork(net, weight_bits, T)
     layers = frozen._program_for(1.0).layers
-    if isinstance(layers, Stages) and layers.form is not None:
+    if isinstance(layers, Stages) and layers.timing is not None:
         last = f"its last layer, {layers.stages[-1].name!r}, gives spikes"
         raise ValueError(f"net: expected a network that ends in a Readout or in mean counts: {last}")
     if frozen.why_slow is not None:

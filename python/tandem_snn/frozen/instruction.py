@@ -17,7 +17,7 @@ HEADER, FIELDS, KINDS, _constants = (line.split() for line in torch.ops.tandem.f
 CONSTANTS = {name: int(value) for name, value in (each.split("=") for each in _constants)}
 ABSENT, INPUT = CONSTANTS["absent"], CONSTANTS["input"]  # the numbers of two special values: none, the network's input
 FIRES = ("layer", "average")  # kinds with neurons
-FORMS = {"popcount": "window", "burst": "step"}  # kinds that convert trains to the form of another timing
+CONVERSIONS = {"popcount": "window", "burst": "step"}  # kinds that convert trains to another timing
 TENSORS = ("weight", "step", "scale", "shift", "residual_scale", "v_init")
 _NAMES = {"kind": KINDS, "timing": checks.TIMINGS}  # words are indices of these
 
@@ -47,8 +47,8 @@ class Instruction:
             :class:`tandem_snn.frozen.stages.Stage`, which holds them.
         v_size: the spatial sizes of a v_init for each neuron, which may be 1; (0, 0): it is one number.
         gain: a factor of counts, for an instruction that reads counts instead of spikes.
-        timing: the timing of neurons or currents, which is also the form of the trains that it reads. The kinds
-            "popcount" and "burst" convert the form.
+        timing: the timing of neurons or currents, which is also that of the trains that it reads. The kinds
+            "popcount" and "burst" convert it.
     """
 
     kind: str

@@ -21,7 +21,7 @@ from ..nn.general import Neurons
 from ..nn.maximum import MaxPool
 from ..nn.options import INTEGRATE_ONLY
 from ..nn.quantise import quantise
-from .instruction import FORMS, INPUT, CannotLower, Instruction
+from .instruction import CONVERSIONS, INPUT, CannotLower, Instruction
 from .stages import Stage, Stages
 from .trace import LAYERS, LEAVES, MOVES, Value, trace
 
@@ -67,14 +67,14 @@ class Lowering:
         self.T: int | None = None
 
     def stages(self) -> Stages:
-        form: str | None = "step"
+        timing: str | None = "step"
         for name, layer in self.net.named_modules():
             _refuse_the_general_way(name, layer)
-            form = None if isinstance(layer, tnn.Encoder) and layer.mode != "events" else form
-        answer = trace(self.net, Value(INPUT, form, self.gain, is_image=True), self.call)
+            timing = None if isinstance(layer, tnn.Encoder) and layer.mode != "events" else timing
+        answer = trace(self.net, Value(INPUT, timing, self.gain, is_image=True), self.call)
         if not isinstance(answer, Value) or answer.number != len(self.list) - 1:
             raise CannotLower("net", "its output is not that of its last layer, a Readout")
-        return Stages(self.list, self.mode or "events", self.T, answer.form)
+        return Stages(self.list, self.mode or "events", self.T, answer.timing)
 
     def call(self, name: str, layer: Any, x: Value, residual: Value | None = None, fire: bool = True) -> Value:
         """Append what a layer does; return the value of its result."""
@@ -86,7 +86,7 @@ class Lowering:
             if any(stage.weight is not None for stage in self.list):
                 raise CannotLower(name, "an Encoder after a layer is not supported")
             self.mode, self.T = layer.mode, layer.T
-            return x if layer.mode == "events" else Value(x.number, x.form, layer.gain, x.is_image)
+            return x if layer.mode == "events" else Value(x.number, x.timing, layer.gain, x.is_image)
         if type(layer) in MOVES:
             return self._move(name, layer, x)
         if type(layer) in LAYERS:
@@ -98,19 +98,19 @@ class Lowering:
         raise CannotLower(name, f"{type(layer).__name__} is not a layer of tandem_snn.nn")
 
     def _add(
-        self, name: str, kind: str, x: Value, form: str | None, worth: _Gain, tensors: dict[str, Any], **fields: Any
+        self, name: str, kind: str, x: Value, result: str | None, worth: _Gain, tensors: dict[str, Any], **fields: Any
     ) -> Value:
-        """Append an instruction that reads x; its result has the form of a timing, None for numbers, and the gain."""
+        """Append an instruction that reads x; the result has this timing, None for numbers, and gain."""
         tensors = {key: None if tensor is None else tensor.detach() for key, tensor in tensors.items()}
         self.list.append(Stage(name, Instruction(kind, x.number, **fields), **tensors))
-        return Value(len(self.list) - 1, form, worth)
+        return Value(len(self.list) - 1, result, worth)
 
-    def _in_form(self, name: str, x: Value, timing: str) -> Value:
-        """Return a value for a reader with this timing: a train in the other form is first converted, once."""
-        if x.form in (None, timing):
+    def _converted(self, name: str, x: Value, timing: str) -> Value:
+        """Return a value for a reader with this timing: a train of the other timing is first converted, once."""
+        if x.timing in (None, timing):
             return x
         if x.converted is None:
-            kind = next(kind for kind, form in FORMS.items() if form == timing)
+            kind = next(kind for kind, other in CONVERSIONS.items() if other == timing)
             x.converted = self._add(name, kind, x, timing, x.gain, {})
         return x.converted
 
@@ -138,10 +138,10 @@ class Lowering:
         if kind == "max_pool":
             fields["ceil"] = layer.ceil_mode
         if kind == "average":
-            read = self._in_form(name, x, layer.timing)
+            read = self._converted(name, x, layer.timing)
             tensors["v_init"] = torch.tensor(layer.initial_potential)
             fields |= {"threshold": float(layer.threshold), "timing": layer.timing}
-        y = self._add(name, kind, read, None if means else read.form, gain, tensors, **fields)
+        y = self._add(name, kind, read, None if means else read.timing, gain, tensors, **fields)
         y.is_image = x.is_image
         return y
 
@@ -157,14 +157,14 @@ class Lowering:
         scaled = (*fold_norm(layer.norm), tensors["step"], gain, channels, tensors["weight"])
         tensors["scale"], tensors["shift"] = fold(made.theta, layer.bias, *scaled)
         tensors["v_init"] = made.v_init
-        x = self._in_form(name, x, layer.timing)
+        x = self._converted(name, x, layer.timing)
         if residual is not None:
             scale, _ = fold(made.theta, None, None, None, None, residual.gain, channels, tensors["weight"])
-            residual, tensors["residual_scale"] = self._in_form(name, residual, layer.timing), scale
+            residual, tensors["residual_scale"] = self._converted(name, residual, layer.timing), scale
             neuron["residual"] = residual.number
         worth: _Gain = 1.0 if not fire else layer.threshold if layer.gain == "threshold" else layer.gain
-        form = layer.timing if fire else None
-        return self._add(name, "layer", x, form, worth, tensors, fires=fire, **neuron, **_geometry(layer, weight))
+        result = layer.timing if fire else None
+        return self._add(name, "layer", x, result, worth, tensors, fires=fire, **neuron, **_geometry(layer, weight))
 
 
 def _refuse_the_general_way(name: str, layer: nn.Module) -> None:

@@ -25,7 +25,7 @@ from .. import nn as tnn
 from ..nn.currents import NEVER, step_currents
 from ..nn.passing import SIGNALS
 from ..nn.signals import describe, map_counts
-from .instruction import ABSENT, FORMS, INPUT, TENSORS, Instruction
+from .instruction import ABSENT, CONVERSIONS, INPUT, TENSORS, Instruction
 
 _ops = torch.ops.tandem
 
@@ -105,8 +105,8 @@ class Stage(nn.Module):
         i = self.instruction
         if i.kind == "flatten":
             return tnn.Flatten(i.first, i.last)
-        if i.kind in FORMS:
-            return partial(_in_form, FORMS[i.kind])
+        if i.kind in CONVERSIONS:
+            return partial(_converted, CONVERSIONS[i.kind])
         if i.kind == "adaptive_mean":
             return tnn.AdaptiveAvgPool2d(i.kernel)
         if i.kind == "max_pool":
@@ -136,7 +136,7 @@ class Stage(nn.Module):
         return self._run(step, steps=T, threshold=NEVER, return_v=True)[3]
 
     def _run(self, x: Any, **neuron: Any) -> tuple[Tensor, ...]:
-        """Run the neurons by their op; return (planes, counts, mask, v, bad)."""
+        """Run the neurons by their op; return (stored, counts, mask, v, bad)."""
         settings: dict[str, Any] = {"leak": 1.0, "gate": "relu", "window": self.instruction.timing == "window"}
         settings |= {"train": False, "return_v": False, "scale": self.scale, "shift": self.shift, **neuron}
         if not isinstance(x, SpikeTrain):
@@ -173,8 +173,8 @@ class Stage(nn.Module):
         return self._synapses().output_shape((*shape[:2], *space), self.weight)
 
 
-def _in_form(timing: str, x: SpikeTrain) -> SpikeTrain:
-    return x.replace(stored=x.in_form(timing), counts=None, timing=timing)
+def _converted(timing: str, x: SpikeTrain) -> SpikeTrain:
+    return x.replace(stored=x.stored_as(timing), counts=None, timing=timing)
 
 
 def check_finite(layers: nn.Module) -> None:
@@ -193,13 +193,13 @@ class Stages(nn.Module):
     Attributes:
         mode: the kind of input, as in ``tnn.Encoder``.
         T: the number of time steps; None: the T of each input train.
-        form: the timing of the train that it returns; None: it returns numbers.
+        timing: the timing of the train that it returns; None: it returns numbers.
     """
 
-    def __init__(self, stages: Iterable[Stage], mode: str, T: int | None, form: str | None = None) -> None:
+    def __init__(self, stages: Iterable[Stage], mode: str, T: int | None, timing: str | None = None) -> None:
         super().__init__()
         self.stages: Any = nn.ModuleList(stages)
-        self.mode, self.T, self.form = mode, T, form
+        self.mode, self.T, self.timing = mode, T, timing
         read: Any = enumerate(stage.instruction for stage in self.stages)
         readers = {value: n for n, i in read for value in (i.input, i.residual)}
         self._done: Any = {n: [value for value, last in readers.items() if last == n] for n in readers.values()}

@@ -30,14 +30,14 @@ class Value:
 
     Attributes:
         number: the number of the instruction, or INPUT.
-        form: the timing whose form a train has; None if it is no train.
+        timing: that of a train; None if it is no train.
         gain: what a count of it is worth, a number or one for each channel.
         is_image: whether it is the input, also after moves such as pooling.
-        converted: the train in the form of the other timing, once it is needed.
+        converted: the train of the other timing, once it is needed.
     """
 
-    def __init__(self, number: int, form: str | None, gain: float | Tensor, is_image: bool = False) -> None:
-        self.number, self.form, self.gain, self.is_image = number, form, gain, is_image
+    def __init__(self, number: int, timing: str | None, gain: float | Tensor, is_image: bool = False) -> None:
+        self.number, self.timing, self.gain, self.is_image = number, timing, gain, is_image
         self.converted: Value | None = None
 
     def __bool__(self) -> bool:

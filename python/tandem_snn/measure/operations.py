@@ -167,11 +167,11 @@ def fan_out(layer: Any, space: torch.Size) -> Tensor:
 
 
 @lru_cache(256)  # a penalty calls this at every training step
-def _fan_out(space: torch.Size, kernel: tuple[int, ...], *window: Any) -> Tensor:
+def _fan_out(space: torch.Size, kernel: tuple[int, ...], *geometry: Any) -> Tensor:
     conv = nn.functional.conv1d if len(space) == 1 else nn.functional.conv2d
     with torch.inference_mode(False), torch.enable_grad():
         ones = torch.ones(1, 1, *space, dtype=torch.float64, requires_grad=True)
-        reached = conv(ones, torch.ones(1, 1, *kernel, dtype=torch.float64), None, *window).sum()
+        reached = conv(ones, torch.ones(1, 1, *kernel, dtype=torch.float64), None, *geometry).sum()
         (gradient,) = torch.autograd.grad(reached, ones)
     return gradient[0, 0]
 

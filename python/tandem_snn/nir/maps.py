@@ -257,13 +257,13 @@ class _Walk:
     def _on_avg_pool2d(self) -> None:
         pool = average_of(self.op)
         if pool is None:
-            raise CannotLower(self.name, "NIR has no average pooling whose windows differ at the border")
-        windows: dict[str, Any] = {"kernel": pool.kernel_size, "stride": pool.stride, "padding": pool.padding}
+            raise CannotLower(self.name, "NIR has no average pooling whose kernels differ at the border")
+        pooling: dict[str, Any] = {"kernel": pool.kernel_size, "stride": pool.stride, "padding": pool.padding}
         layer, x = self.op.path and self.net.get_submodule(self.op.path), self.values[self._x]
         if not isinstance(layer, tnn.AvgPool2d) or not layer.spiking or not x.spikes:
-            return self._pool("mean", **windows)
+            return self._pool("mean", **pooling)
         neurons: dict[str, Any] = {"threshold": layer.threshold, "timing": layer.timing}
-        stage = self._map("average", x.names, v_init=torch.tensor(layer.initial_potential), **neurons, **windows)
+        stage = self._map("average", x.names, v_init=torch.tensor(layer.initial_potential), **neurons, **pooling)
         stage.fires = True
         self.writer.write(stage)
         self.values[self.op] = replace(x, names=self.writer.result[stage.name], shape=stage.shape)
@@ -282,8 +282,8 @@ class _Walk:
             flat = self.writer.nir.Flatten({"input": torch.tensor(stage.shape).numpy()}, -3, -1)
             self._sum([self.writer.add(self.writer.free(f"{self.name}_flat"), flat, *self.values[self.op].names)])
 
-    def _pool(self, kind: str, **windows: Any) -> None:
-        stage = self._map(kind, self._names(self._x), **windows)
+    def _pool(self, kind: str, **pooling: Any) -> None:
+        stage = self._map(kind, self._names(self._x), **pooling)
         if len(stage.in_shape) != 3:
             self._refuse("pooling of what is no image")
         self._write(stage)

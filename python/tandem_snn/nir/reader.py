@@ -230,9 +230,9 @@ class Reader:
             return x.node if x.unscaled else self._function(general.linear_map, "mul", x.node, self._get(x.scale))
         if isinstance(x, _Pool):
             pool = _pool(x.nir)
-            windows = map(list, (pool.kernel_size, pool.stride, pool.padding))
+            pooling = map(list, (pool.kernel_size, pool.stride, pool.padding))
             as_sum = () if x.times == 1 else (False, True, 1)  # ceil_mode, count_include_pad, divisor_override
-            return self._function(general.linear_map, "avg_pool2d", self._currents(x.x), *windows, *as_sum)
+            return self._function(general.linear_map, "avg_pool2d", self._currents(x.x), *pooling, *as_sum)
         layer = self._layer(x, nn.Linear, nn.Conv1d, nn.Conv2d)
         return self._function(general.linear_map, self._get(layer, x.name), x.x.node)
 

@@ -94,7 +94,7 @@ class Writer:
             assert layer.v_init is not None
             layer.v_init = layer.v_init / stage.instruction.threshold
             layer.instruction = replace(stage.instruction, threshold=1.0)
-        node = cls(*map(np.array, stage.windows()))
+        node = cls(*map(np.array, stage.pooling()))
         node.input_type, node.output_type = {"input": np.array(stage.in_shape)}, {"output": np.array(stage.shape)}
         return node
 

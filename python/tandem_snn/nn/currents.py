@@ -62,12 +62,12 @@ def fire_steps(
     ``steps(start, stop)`` returns currents [stop - start, B, *features]; start is a multiple of 8. v is the initial
     membrane potential, and the counts have this dtype. ``neuron`` holds further arguments of if_scan.
     """
-    planes = []
+    parts = []
     for start in range(0, T, AT_ONCE):
         currents = steps(start, min(start + AT_ONCE, T))
         part, v = if_scan(currents, v_init=v, steps=T, return_v=True, **neuron)  # type: ignore[misc]
-        planes.append(part.stored)
-    stored = planes[0] if len(planes) == 1 else torch.cat(planes)
+        parts.append(part.stored)
+    stored = parts[0] if len(parts) == 1 else torch.cat(parts)
     return SpikeTrain.unchecked(stored, T, None, 1.0, dtype, bad=part.bad)
 
 

@@ -13,9 +13,9 @@ from .general import Currents, currents_of
 
 
 class MaxPool(nn.Module):
-    """Maximum pooling of trains whose counts are exactly the largest counts in each pooling window.
+    """Maximum pooling of trains whose counts are exactly the largest counts in each pooling patch.
 
-    A pooling window spikes at step t if the largest count of its neurons so far grows, which is by one at most. So
+    A pooling patch spikes at step t if the largest count of its neurons so far grows, which is by one at most. So
     spikes are 0 or 1, and a step does not depend on later steps. ``tnn.MaxPool2d``, an OR of spikes, keeps no counts
     between steps, but its counts are too large if neurons take turns.
 
@@ -52,7 +52,7 @@ class MaxPool(nn.Module):
 
 
 def largest(f: str, x: Any, *args: Any) -> Any:
-    """Maximum pooling of currents: J[t] = M[t] - M[t-1], where M[t] is the largest Σ I up to t in a pooling window.
+    """Maximum pooling of currents: J[t] = M[t] - M[t-1], where M[t] is the largest Σ I up to t in a pooling patch.
 
     The sum over all steps is exactly the largest z, and a step does not depend on later steps.
 

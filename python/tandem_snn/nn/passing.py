@@ -91,7 +91,7 @@ class Flatten(nn.Flatten):
         dims = len(x.shape)
         if dims == 1:
             return x
-        start, end = (d - dims if d >= 0 else d for d in (self.start_dim, self.end_dim))  # planes have one dim more
+        start, end = (d - dims if d >= 0 else d for d in (self.start_dim, self.end_dim))  # stored has one dim more
         if not -dims < start <= end < 0:
             takes = f"Flatten({self.start_dim}, {self.end_dim}) takes features with these dimensions"
             raise ValueError(f"x: {takes}, got shape {list(x.shape)}")

@@ -91,11 +91,11 @@ class AvgPool2d(HasNeurons):
         return scan_trace(self._sums(x.to_dense(torch.uint8)), start, threshold=threshold)
 
     def _sums(self, spikes: Tensor) -> Tensor:
-        """Return the sums of spikes or counts [T, B, C, H, W], uint8, in each pooling window: float32, exact."""
+        """Return the sums of spikes or counts [T, B, C, H, W], uint8, in each pooling patch: float32, exact."""
         if self.timing == "window" or self.threshold > 255:
             spikes = spikes.int()
         size = self._average(spikes.new_empty(spikes.shape[1:], dtype=torch.float32, device="meta")).shape[-2:]
-        return reduce(torch.add, _windows(self, spikes, size)).float()
+        return reduce(torch.add, _patches(self, spikes, size)).float()
 
     def _fire(self, x: SpikeTrain) -> SpikeTrain:
         train: SpikeTrain
@@ -134,7 +134,7 @@ class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
 
 
 class MaxPool2d(nn.Module):
-    """Maximum pooling: a pooling window spikes whenever any of its neurons does, the bitwise OR of their spikes.
+    """Maximum pooling: a pooling patch spikes whenever any of its neurons does, the bitwise OR of their spikes.
 
     It is causal, so it can stream. The gradient is that of ``torch.nn.MaxPool2d`` on the counts: it goes to the neuron
     with the most spikes. The count of the OR is at least the largest count, and at most T. For bursts, the output of
@@ -190,14 +190,14 @@ class MaxPool2d(nn.Module):
 
     def _any(self, x: SpikeTrain, size: Sequence[int]) -> Tensor:
         either = torch.maximum if x.timing == "window" else torch.bitwise_or
-        return reduce(either, _windows(self, x.stored, size))
+        return reduce(either, _patches(self, x.stored, size))
 
     def extra_repr(self) -> str:
         return f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}"
 
 
-def _windows(pool: AvgPool2d | MaxPool2d, x: Tensor, size: Sequence[int]) -> Iterator[Tensor]:
-    """Return the k² values of each pooling window, as strided views [..., *size] of x padded with zeros."""
+def _patches(pool: AvgPool2d | MaxPool2d, x: Tensor, size: Sequence[int]) -> Iterator[Tensor]:
+    """Return the k² values of each pooling patch, as strided views [..., *size] of x padded with zeros."""
     kernel_size, stride, padding, dilation = pool.kernel_size, pool.stride, pool.padding, pool.dilation
     spans = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip(size, stride, dilation, kernel_size, strict=True)]
     after = [max(0, span - p - n) for span, p, n in zip(spans, padding, x.shape[-2:], strict=True)]
@@ -209,7 +209,7 @@ def _windows(pool: AvgPool2d | MaxPool2d, x: Tensor, size: Sequence[int]) -> Ite
 
 
 class _ToWinner(torch.autograd.Function):
-    """The pooled counts; their gradient goes to the winner of each pooling window, whose index is all that is saved."""
+    """The pooled counts; their gradient goes to the winner of each pooling patch, whose index is all that is saved."""
 
     generate_vmap_rule = True
 

@@ -83,7 +83,7 @@ def map_counts(x: Input | Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
 
 
 def map_features(x: X, f: Callable[[Tensor], Tensor]) -> X:
-    """Apply ``f`` to planes, counts or values, and keep the gain. ``f`` sees the features as the last dimensions."""
+    """Apply ``f`` to stored, counts or values, and keep the gain. ``f`` sees the features as the last dimensions."""
     if isinstance(x, Tensor):
         return f(x)  # type: ignore[return-value]
     return x.replace(gain=1.0).map(f).replace(gain=x.gain)  # type: ignore[return-value]

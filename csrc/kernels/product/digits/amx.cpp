@@ -92,16 +92,16 @@ TANDEM_TARGET_AMX TANDEM_INLINE void run_pass(const Pass& pass, const TileRows& 
   }
 }
 
-// Computes the sums of a column: [rows, planes, steps of a plane].
+// Computes the sums of a column: [rows, sheets, steps of a plane].
 template <class Sum>
 TANDEM_TARGET_AMX void run_rows(const ExpandedInputs& inputs, const Pass& pass, Sum* out) {
-  const int planes = (inputs.T + inputs.steps - 1) / inputs.steps;
-  const int64_t row_stride = planes * inputs.steps * pass.stride;
+  const int sheets = (inputs.T + inputs.steps - 1) / inputs.steps;
+  const int64_t row_stride = sheets * inputs.steps * pass.stride;
   for (const ExpandedPiece& piece : inputs.pieces) {
     for (int64_t row = 0; row < piece.rows; row += kTileRows) {
       const int64_t count = std::min(kTileRows, piece.rows - row);
       const uint8_t* spikes = inputs.row(piece, row);
-      for (int p = 0; p < planes; ++p, spikes += inputs.steps * piece.step_bytes) {
+      for (int p = 0; p < sheets; ++p, spikes += inputs.steps * piece.step_bytes) {
         const TileRows rows{
             piece.offsets + pass.begin, spikes,          count,
             piece.step_bytes,           piece.row_bytes, std::min(inputs.steps, inputs.T - inputs.steps * p)};

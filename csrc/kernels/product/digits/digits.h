@@ -70,7 +70,7 @@ struct ExpandedInputs {
 // Expands the inputs of a block in the workspace, from input channel `first` on.
 ExpandedInputs expand(const Layer& layer, int64_t first, const Block& block, Workspace& workspace);
 
-// Writes the sums of a tile of R columns for the rows of the inputs, exact integers: int32 for steps, [rows, planes, 8,
+// Writes the sums of a tile of R columns for the rows of the inputs, exact integers: int32 for steps, [rows, sheets, 8,
 // 16 R], none beyond step T; double for counts, [rows, 16 R]. Only AMX multiplies steps by more than one digit.
 template <class Sum>
 void multiply_bytes(const ExpandedInputs& inputs, const DigitColumn* columns, int registers, Sum* sums,

@@ -47,9 +47,9 @@ TANDEM_INLINE void split_bits_body(const uint8_t* in, int64_t n, uint8_t* out, i
 TANDEM_CPU_KERNEL(split_bits, (const uint8_t* in, int64_t n, uint8_t* out, int64_t step_bytes),
                   (in, n, out, step_bytes))
 
-// Pixel (y, x) of sample b in plane p, from input channel `first` on.
+// Pixel (y, x) of sample b in sheet p, from input channel `first` on.
 const uint8_t* pixel(const Layer& layer, int p, int64_t b, int64_t y, int64_t x, int64_t first) {
-  return layer.planes + layer.geometry.pixel(p, b, y, x) + first;
+  return layer.stored + layer.geometry.pixel(p, b, y, x) + first;
 }
 
 void expand_bytes(ExpandedInputs& inputs, const uint8_t* in, int64_t n, uint8_t* out, int64_t step_bytes) {
@@ -60,7 +60,7 @@ void expand_bytes(ExpandedInputs& inputs, const uint8_t* in, int64_t n, uint8_t*
 
 // Makes each strip a piece: [lines of the kernel, pixels] at each step.
 void copy_lines(ExpandedInputs& inputs, const Layer& layer, int64_t first, const Block& block, Workspace& workspace) {
-  const int planes = layer.plane_count();
+  const int sheets = layer.sheets();
   const Geometry& geometry = layer.geometry;
   const ChunkShape shape(geometry);
   const int64_t lines = geometry.kernel[0], channels = geometry.group_channels(), size = pitch(geometry);
@@ -77,7 +77,7 @@ void copy_lines(ExpandedInputs& inputs, const Layer& layer, int64_t first, const
     // The last chunk may reach beyond the last pixel.
     const int64_t step_bytes = whole_chunks(lines * pixels * size) + kChunk;
     inputs.pieces.data[j] = {rows, row_bytes, kTileRows * row_bytes, step_bytes, total, offset};
-    total += planes * inputs.steps * step_bytes;
+    total += sheets * inputs.steps * step_bytes;
     for (int64_t c = 0; c < shape.chunks(); ++c) {
       const int64_t segment = c / shape.chunks_per_segment;
       const int64_t line = adjoin(geometry) ? segment : segment / geometry.kernel[1];
@@ -92,7 +92,7 @@ void copy_lines(ExpandedInputs& inputs, const Layer& layer, int64_t first, const
     const int64_t pixels = pixels_for(piece.rows), x = geometry.input(1, strip.x0, 0);
     const int64_t begin = std::clamp<int64_t>(-x, 0, pixels);
     const int64_t end = std::clamp<int64_t>(geometry.width - x, begin, pixels);
-    for (int p = 0; p < planes; ++p) {
+    for (int p = 0; p < sheets; ++p) {
       uint8_t* to = inputs.bytes + piece.start + p * inputs.steps * piece.step_bytes;
       for (int64_t line = 0; line < lines; ++line, to += pixels * size) {
         const int64_t y = geometry.input(0, strip.y, line);
@@ -118,7 +118,7 @@ void copy_lines(ExpandedInputs& inputs, const Layer& layer, int64_t first, const
 
 // Makes all rows of the block one piece, with the bytes of a tile together: [tiles, chunks, 16 rows, 64] at each step.
 void gather_rows(ExpandedInputs& inputs, const Layer& layer, int64_t first, const Block& block, Workspace& workspace) {
-  const int planes = layer.plane_count();
+  const int sheets = layer.sheets();
   const Geometry& geometry = layer.geometry;
   const int64_t channels = geometry.group_channels(), tile_bytes = inputs.chunks * kTileBytes;
   const int64_t step_bytes = whole_tiles(block.rows) / kTileRows * tile_bytes;
@@ -126,8 +126,8 @@ void gather_rows(ExpandedInputs& inputs, const Layer& layer, int64_t first, cons
   for (int64_t c = 0; c < inputs.chunks; ++c) offsets[c] = c * kTileBytes;
   inputs.pieces = {workspace.take<ExpandedPiece>(1), 1};
   inputs.pieces.data[0] = {block.rows, kChunk, tile_bytes, step_bytes, 0, offsets};
-  uint8_t* to = inputs.bytes = workspace.take<uint8_t>(planes * inputs.steps * step_bytes);
-  for (int p = 0; p < planes; ++p, to += inputs.steps * step_bytes) {
+  uint8_t* to = inputs.bytes = workspace.take<uint8_t>(sheets * inputs.steps * step_bytes);
+  for (int p = 0; p < sheets; ++p, to += inputs.steps * step_bytes) {
     int64_t row = 0;
     for (const Strip& strip : block.strips) {
       for (int64_t x = strip.x0; x < strip.x1; ++x, ++row) {

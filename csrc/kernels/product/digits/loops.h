@@ -33,7 +33,7 @@ struct Pass {
   Fetch& fetch;           // of digits of the next column
 };
 
-// steps() writes [rows, planes, 8] rows of sums, counts() [rows].
+// steps() writes [rows, sheets, 8] rows of sums, counts() [rows].
 struct Loops {
   int64_t pass_chunks;  // whose digits stay in L1 while the inputs of many rows stream by
   void (*begin)();      // before the first pass and after the last one
