@@ -27,7 +27,7 @@ STABLE_TORCH_LIBRARY(tandem, m) {
   m.def("linear_if(" PRODUCT NEURON DIGITS ") -> " SPIKES);
   m.def("conv_if(" PRODUCT CONV NEURON DIGITS ") -> " SPIKES);
   m.def("bn_if(" PRODUCT CONV NORMALISED ") -> " SPIKES_AND_MOMENTS);
-  m.def("window_product(" PRODUCT CONV ", bool counted=False) -> Tensor");
+  m.def("window_product(" PRODUCT CONV ", str timing=\"step\") -> Tensor");
   m.def("quantise(Tensor weight, int bits) -> (Tensor q, Tensor step)");
   m.def("pack(Tensor spikes) -> Tensor");
   m.def("unpack(Tensor planes, int T, ScalarType dtype) -> Tensor");
@@ -46,7 +46,7 @@ STABLE_TORCH_LIBRARY(tandem, m) {
   m.def("frozen_check(Tensor program, Tensor numbers) -> (bool valid, int instruction, str why)");
   m.def("frozen_read(Tensor program, Tensor numbers) -> Tensor network");
   m.def("frozen_free(Tensor(a!) network) -> ()");
-  m.def("frozen_run(Tensor input, int T, bool counted, Tensor network, bool every_step) -> Tensor readout");
+  m.def("frozen_run(Tensor input, int T, str timing, Tensor network, bool every_step) -> Tensor readout");
   m.def("frozen_state(Tensor network, int[] shape, int T) -> (Tensor state, bool follows, int instruction, str why)");
   m.def(
       "frozen_step(Tensor? input, bool advances, int[] shape, int T, Tensor network, Tensor(a!) state, bool begins, "

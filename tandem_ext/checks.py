@@ -271,12 +271,12 @@ def v_init(value: Any, shape: tuple[int, ...] = (), expected: torch.device = _CP
         raise ValueError("v_init: expected numbers, got NaN")
 
 
-def residual(value: Any, steps: int, shape: tuple[int, ...], expected: torch.device, summed: bool) -> None:
-    """A train with the T and output shape of the layer, or currents [T, B, *features]; if ``summed``, also [1, ...]."""
+def residual(value: Any, steps: int, shape: tuple[int, ...], expected: torch.device, timing: str) -> None:
+    """A train with the T and output shape of the layer, or currents [T, B, *features], or with "window" [1, ...]."""
     if isinstance(value, Tensor):
         if value.dtype not in _FLOATS:
             _refuse(TypeError, "residual", "a SpikeTrain or floating-point currents", value)
-        if value.shape != (steps, *shape) and not (summed and value.shape == (1, *shape)):
+        if value.shape != (steps, *shape) and not (timing == "window" and value.shape == (1, *shape)):
             hint = ": their sum over the window is for layers with timing='window'" * (value.shape == (1, *shape))
             raise ValueError(f"residual: expected currents of shape {[steps, *shape]}, got {list(value.shape)}{hint}")
     else:

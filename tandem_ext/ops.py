@@ -70,7 +70,7 @@ def _fake_neurons(a: Arguments) -> tuple[Tensor | None, ...]:
     shape, dtype = _shape(a), _dtype(a)
     like, compute = next(iter(a.values())), compute_dtype(dtype)
     T = a["T"] if "T" in a else like.shape[0]
-    stored = _empty(like, [1 if a["window"] else (T + 7) // 8], shape, torch.uint8)
+    stored = _empty(like, [1 if a["timing"] == "window" else (T + 7) // 8], shape, torch.uint8)
     counts = mask = v = None
     if a.get("train", True):
         counts = _empty(like, [], shape, counts_dtype(dtype, T))

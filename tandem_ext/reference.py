@@ -171,8 +171,8 @@ def _layer(
     like: Any = x if weight is None else weight
     dtype = (like if isinstance(like, Tensor) else like.x).dtype
     dtype = torch.float32 if dtype == torch.int8 else dtype
-    window, geometry = timing == "window", (stride, padding, dilation, groups)
-    y, u, T, total, gain = _currents(x, weight, geometry, compute_dtype(dtype), window)
+    geometry = (stride, padding, dilation, groups)
+    y, u, T, total, gain = _currents(x, weight, geometry, compute_dtype(dtype), timing)
     unit = _per_channel(threshold if isinstance(threshold, Tensor) else 1.0, y)
     unit = unit + 0 * unit.detach()  # makes an infinite threshold NaN
     theta, fire_at = (unit, 1.0) if isinstance(threshold, Tensor) else (y.new_tensor(threshold), threshold)
@@ -207,11 +207,11 @@ def _layer(
         z, currents = z + share * r_sum.detach(), currents + share * r
         ann = ann + value * r_sum
     if v_init is None:
-        v_init = threshold / 2 if window else 0.0
+        v_init = threshold / 2 if timing == "window" else 0.0
     with torch.no_grad():
         v = torch.as_tensor(v_init, dtype=y.dtype, device=y.device)
         v = ((_per_channel(v, y) if v.dim() == 1 else v) / unit).expand(y.shape[1:])
-        if window:
+        if timing == "window":
             fired, v = fire_after_window(v + z, fire_at, T)
             stored = fired.to(torch.uint8).unsqueeze(0)
         else:
@@ -224,19 +224,19 @@ def _layer(
 
 
 def _currents(
-    x: Tensor | Input, weight: Tensor | None, geometry: Any, dtype: torch.dtype, window: bool
+    x: Tensor | Input, weight: Tensor | None, geometry: Any, dtype: torch.dtype, timing: str
 ) -> tuple[Tensor, Tensor, int, Tensor, float | Tensor]:
     """Multiply the input x by the weight, if there is one; an output with an infinite or NaN weight gets NaN.
 
     Returns:
-        (y, u, T, total, gain): y is [T, B, *features] in ``dtype``, or u with ``window``; u is the product over the
+        (y, u, T, total, gain): y is [T, B, *features] in ``dtype``, with timing "window" u; u is the product over the
         window, [B, *features], exact and rounded once, or the sum of given currents in the order of the steps; total is
         the same with a gradient; gain is that of x.
     """
     if isinstance(x, Tensor):
         y = x.to(dtype).detach()
         u = reduce(torch.add, y)
-        return u.unsqueeze(0) if window else y, u, len(x), x.to(dtype).sum(0), 1.0
+        return u.unsqueeze(0) if timing == "window" else y, u, len(x), x.to(dtype).sum(0), 1.0
     gain = x.gain
     if weight is not None and isinstance(gain, Tensor) and gain.dim():  # multiply it into the weights of each channel
         rows = gain.view(geometry[-1], 1, -1).expand(-1, len(weight) // geometry[-1], -1).flatten(0, 1)
@@ -253,15 +253,15 @@ def _currents(
         current = product(x.x).to(dtype)
         total = x.T * current if isinstance(x, ConstantInput) else current
         u = total.detach()
-        y = current.detach().expand(1 if window else x.T, *current.shape)
+        y = current.detach().expand(1 if timing == "window" else x.T, *current.shape)
         if isinstance(x, ImpulseInput):
             y = torch.cat([y[:1], torch.zeros_like(y[1:])])
-        return u.unsqueeze(0) if window else y, u, x.T, total, gain
+        return u.unsqueeze(0) if timing == "window" else y, u, x.T, total, gain
     counts = _counts(x, dtype)
     with torch.no_grad():
         exact = in_units(weight)  # type: ignore[arg-type]
         u = product(counts, exact)
-        spikes = counts.unsqueeze(0) if window else unpack(x, dtype)
+        spikes = counts.unsqueeze(0) if timing == "window" else unpack(x, dtype)
         y = torch.unflatten(product(spikes.flatten(0, 1), exact), 0, spikes.shape[:2])
         lost = _per_channel(_not_finite(weight.movedim(0, -1)).to(dtype), y)  # type: ignore[union-attr]
     return y + lost, u + lost, x.T, _Valued.apply(product(counts), u) + lost, gain  # type: ignore[no-untyped-call]

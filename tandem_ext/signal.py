@@ -120,8 +120,8 @@ class Signal:
         return self.shape[0]
 
     def __repr__(self) -> str:
-        window = ", timing=window" * (getattr(self, "timing", "step") == "window")
-        shown = f"T={self.T}, shape={list(self.shape)}, gain={self.gain}, device={self.device}{window}"
+        timing = ", timing=window" * (getattr(self, "timing", "step") == "window")
+        shown = f"T={self.T}, shape={list(self.shape)}, gain={self.gain}, device={self.device}{timing}"
         return f"{type(self).__name__}({shown})"
 
     if not TYPE_CHECKING:  # type checkers would then accept every attribute

@@ -35,7 +35,7 @@ def add_flags(bad: Tensor | None, other: Tensor | None) -> Tensor | None:
 class SpikeTrain(Signal):
     """The spikes s[t] ∈ {0, 1} of a batch of neurons at steps t = 0 .. T-1.
 
-    There are two forms. With timing "step" a neuron may spike at any step; eight steps of a neuron take one byte. With
+    With timing "step" a neuron may spike at any step; eight steps of a neuron take one byte. With
     timing "window" a neuron fires a burst: it spikes in the first steps and then stops. Its spike count takes one byte
     for any T; planes are made on demand.
 
@@ -47,7 +47,7 @@ class SpikeTrain(Signal):
             with the planes, which is not checked. Default: counted from the planes.
         gain: the value of a spike: the layer that receives the train has the input current ``W (gain * s)``. A float or
             a tensor, 0-dim or one number per channel [C] of features [C, ...], which may require a gradient.
-        timing: the form, "step" or "window". :meth:`from_counts` makes a train with timing "window".
+        timing: "step" or "window". :meth:`from_counts` makes a train with timing "window".
         bad: floating point [B], NaN flags: NaN for a sample in which some potential was infinite or NaN, else 0.
             Because spikes cannot be NaN, layers pass the flags on, and ``counts``, mean pooling and the readout add
             them. Default: all samples are finite.
@@ -347,7 +347,7 @@ class SpikeTrain(Signal):
         counts = torch.cat([s.counts for s in signals], dim) if any(s.edge is not None for s in signals) else None
         first = signals[0]
         timing = "window" if all(s.timing == "window" for s in signals) else "step"
-        stored = torch.cat([s.stored if timing == "window" else s.planes for s in signals], dim + 1)
+        stored = torch.cat([s.stored_as(timing) for s in signals], dim + 1)
         gain = first.gain
         if dim == 1 and isinstance(gain, Tensor) and gain.dim():
             gain = torch.cat([s.gain for s in signals])  # type: ignore[misc]

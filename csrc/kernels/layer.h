@@ -1,4 +1,4 @@
-// The interface of the kernels: a layer whose synapses read spike planes and whose neurons write them.
+// The interface of the kernels: a layer whose synapses read spike trains and whose neurons write them.
 #pragma once
 
 #include "neuron/if_neuron.h"
@@ -72,13 +72,13 @@ struct Layer {
   Geometry geometry;
   Weights weights;
   const void* prepared;   // from prepare(); may be null on the CPU, which then prepares the weights in this call
-  const uint8_t* stored;  // [P, batch, height, width, channels], P = ceil(T / 8); with window timing counts, P = 1
+  const uint8_t* stored;  // [sheets, batch, height, width, channels]
   Neuron<float> neuron;   // neuron.neurons = geometry.neurons(), neuron.channels = geometry.outputs
   Way way;                // zeros: the fastest
 
-  bool counted() const { return neuron.timing == Timing::kWindow; }
+  Timing timing() const { return neuron.timing; }
   bool wants_sums() const { return neuron.stored == nullptr; }  // window_product(): exact sums, no spikes
-  int sheets() const { return counted() ? 1 : (neuron.T + 7) / 8; }
+  int sheets() const { return tandem::sheets(neuron.T, neuron.timing); }
   // Whether a byte of the mask has outputs of two groups or pixels: a GPU's kernels then need neuron.open.
   bool gate_bytes() const { return neuron.mask != nullptr && geometry.group_outputs() % 8 != 0; }
 };
@@ -101,7 +101,7 @@ void prepare(const Geometry& geometry, const Weights& weights, void* memory, Par
 const void* prepare(const Geometry& geometry, const Weights& weights, Algorithm algorithm, Workspace& workspace,
                     ParallelFor parallel);
 
-// Runs a layer: from spike planes to spike planes.
+// Runs a layer: from spike trains to spike trains.
 void run(const Layer& layer, ParallelFor parallel);
 
 // u = W c [rows, outputs], the sum of y[t] over the window. Of layer.neuron only T and timing are used.

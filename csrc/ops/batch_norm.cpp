@@ -84,14 +84,15 @@ NormOutputs bn_if(Tensor stored TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_C
                       TANDEM_NORM_FIELDS(TANDEM_PARAMETER) TANDEM_NEURON_FIELDS(TANDEM_PARAMETER),
                   bool return_v TANDEM_TENSOR_FIELDS(TANDEM_PARAMETER)) {
   Synapses synapses(
-      {.stored = stored, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_CONV_FIELDS(TANDEM_ARGUMENT).counted = window});
+      {.stored = stored,
+       TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_CONV_FIELDS(TANDEM_ARGUMENT).timing = timing_of(timing)});
   const Shape shape = synapses.output_shape();
   NeuronLayer neurons(
       {TANDEM_NEURON_FIELDS(TANDEM_ARGUMENT).train = true, .return_v = return_v, TANDEM_TENSOR_FIELDS(TANDEM_ARGUMENT)},
       shape, synapses.T(), synapses.counts_type(), synapses.stored());
   TANDEM_CHECK(neurons.neurons() > 0 || shape[1] == 0,
                "stored: batch normalisation needs at least one sample, got outputs ", shape_text(shape));
-  if (synapses.is_fused() && !synapses.counted()) synapses.prepare();  // for both products
+  if (synapses.is_fused() && synapses.timing() == Timing::kStep) synapses.prepare();  // for both products
   const Tensor u = synapses.window_product();
   NormInputs norm{TANDEM_NORM_FIELDS(TANDEM_ARGUMENT)};
   norm.prepare(u);
@@ -99,7 +100,7 @@ NormOutputs bn_if(Tensor stored TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_C
   if (neurons.neurons() > 0) {
     measure(u, 1.0, norm, statistics);
     neurons.set_affine(statistics.scale, statistics.shift);
-    synapses.counted() ? run_scan(u, Source::kImpulse, neurons) : synapses.fire(neurons);
+    synapses.timing() == Timing::kWindow ? run_scan(u, Source::kImpulse, neurons) : synapses.fire(neurons);
   }
   const auto [spikes, counts, mask, v, lost] = neurons.outputs();
   return {spikes, counts, mask, v, u, statistics.mean, statistics.var, lost};

@@ -21,13 +21,13 @@
   X("Tensor?", OptionalTensor, beta)  \
   X("float", double, eps)
 
-// window: the timing; trains are then counts, one byte each, instead of planes.
+// timing: "step" or "window", also of the trains that the layer reads and writes.
 #define TANDEM_NEURON_FIELDS(X) \
   X("int", int64_t, steps)      \
   X("float", double, threshold) \
   X("float", double, leak)      \
   X("str", std::string, gate)   \
-  X("bool", bool, window)
+  X("str", std::string, timing)
 
 #define TANDEM_TENSOR_FIELDS(X)                         \
   X("Tensor?", OptionalTensor, bad, "=None")            \

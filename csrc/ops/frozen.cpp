@@ -262,37 +262,38 @@ void frozen_free(Tensor handle) {
   words_of(handle)[0] = 0;
 }
 
-// The input and the shape [batch, *features] of its values; checked for `planes` planes if it has spikes.
-Shape check_input(const Network& net, const Tensor& input, int64_t planes, int64_t T) {
+// The input and the shape [batch, *features] of its values; checked for P sheets if it has spikes.
+Shape check_input(const Network& net, const Tensor& input, int64_t P, int64_t T) {
   const network::Header& header = net.program().header;
   const int64_t least = header.any_T != 0 ? 1 : header.T, most = header.any_T != 0 ? net.program().most_steps() : least;
   TANDEM_CHECK(T >= least && T <= most, "T must be ", least, "..", most, ", got ", T);
   const bool spikes = net.program().value(network::kNetworkInput) == network::Value::kStepTrain;
   const ScalarType type = type_of(net.program().dtype());
   TANDEM_CHECK(input.scalar_type() == (spikes ? ScalarType::Byte : type), "input must be ",
-               spikes ? "uint8 planes" : "of the type of the weights");
+               spikes ? "uint8" : "of the type of the weights");
   TANDEM_CHECK(exact_counts(type, T) == type, "T: ", T, " steps are more than the type of the weights counts");
   Shape shape = shape_of(input);
   TANDEM_CHECK(shape.size() > 1, "input must have 1 to 3 dimensions of features, got ", shape_text(shape));
   if (!spikes) return shape;
-  TANDEM_CHECK(shape[0] == planes, "input must have ", planes, " planes, got ", shape[0]);
+  TANDEM_CHECK(shape[0] == P, "input must be [", P, ", B, *features], got ", shape_text(shape));
   shape.erase(shape.begin());
   return shape;
 }
 
 // input: planes uint8 [P, B, *features], counts uint8 [1, B, *features], or numbers [B, *features] of the program's
 // type. Returns the readout [B, outputs], or [T, B, outputs] with every_step.
-Tensor frozen_run(Tensor input, int64_t T, bool counted, Tensor handle, bool every_step) {
+Tensor frozen_run(Tensor input, int64_t T, std::string timing, Tensor handle, bool every_step) {
   Held& own = held(handle);
   const Network& net = own.network;
   const bool spikes = net.program().value(network::kNetworkInput) == network::Value::kStepTrain;
   const ScalarType type = type_of(net.program().dtype());
-  TANDEM_CHECK(!counted || spikes, "counts are of spikes");
-  const Shape shape = check_input(net, input, counted ? 1 : (T + 7) / 8, T);
+  Timing input_timing = timing_of(timing);
+  TANDEM_CHECK(input_timing == Timing::kStep || spikes, "counts are of spikes");
+  const Shape shape = check_input(net, input, sheets(T, input_timing), T);
   Tensor dense = spikes ? to_channels_last(input, 2) : aten::to_type(input, ScalarType::Float);
-  if (counted && !net.reads_counts()) {
+  if (input_timing == Timing::kWindow && !net.reads_counts()) {
     dense = to_channels_last(burst_planes(dense, T), 2);
-    counted = false;
+    input_timing = Timing::kStep;
   }
   const auto plan = own.plan(shape, T, network::Mode::kWindow);
   Shape out = batched(plan->batch, plan->answer());
@@ -300,7 +301,7 @@ Tensor frozen_run(Tensor input, int64_t T, bool counted, Tensor handle, bool eve
   Tensor answer = empty_channels_last(out, kContiguous, ScalarType::Float, input);
   TorchNumbers host(dense, type);
   const uint8_t* weights = own.prepared();
-  net.run(*plan, {dense.data_ptr(), counted, weights, every_step, pointer<float>(answer), &host, torch_parallel});
+  net.run(*plan, {dense.data_ptr(), input_timing, weights, every_step, pointer<float>(answer), &host, torch_parallel});
   return aten::to_type(answer, type);
 }
 

@@ -15,6 +15,7 @@ ScalarType exact_counts(ScalarType type, int64_t T) {
 NeuronLayer::NeuronLayer(NeuronInputs&& inputs, const Shape& shape, int64_t T, ScalarType counts_type,
                          const Tensor& device_of)
     : in_(std::move(inputs)),
+      timing_(timing_of(in_.timing)),
       shape_(shape),
       T_(T),
       neurons_(product(shape)),
@@ -22,12 +23,13 @@ NeuronLayer::NeuronLayer(NeuronInputs&& inputs, const Shape& shape, int64_t T, S
       compute_(compute_type(counts_type)),
       counts_type_(exact_counts(counts_type, T)),
       device_of_(device_of) {
-  check_steps(T, timing());
+  check_steps(T, timing_);
+  const bool window = timing_ == Timing::kWindow;
   TANDEM_CHECK(in_.steps >= 1, "steps must be at least 1, got ", in_.steps);
   TANDEM_CHECK(in_.threshold > 0, "threshold must be positive, got ", in_.threshold);
   TANDEM_CHECK(in_.leak > 0 && in_.leak <= 1, "leak must be in (0, 1], got ", in_.leak);
-  TANDEM_CHECK(!in_.window || in_.leak == 1, "leak must be 1 with timing \"window\", got ", in_.leak);
-  TANDEM_CHECK(!in_.window || in_.steps == T, "steps must be T = ", T, " with timing \"window\", got ", in_.steps);
+  TANDEM_CHECK(!window || in_.leak == 1, "leak must be 1 with timing \"window\", got ", in_.leak);
+  TANDEM_CHECK(!window || in_.steps == T, "steps must be T = ", T, " with timing \"window\", got ", in_.steps);
   TANDEM_CHECK(in_.gate == "relu" || in_.gate == "clip", "gate must be \"relu\" or \"clip\", got \"", in_.gate, "\"");
   in_.scale = per_channel(in_.scale, channels_, compute_, device_of, "scale");
   in_.shift = per_channel(in_.shift, channels_, compute_, device_of, "shift");
@@ -36,7 +38,7 @@ NeuronLayer::NeuronLayer(NeuronInputs&& inputs, const Shape& shape, int64_t T, S
   if (in_.v_init.has_value()) prepare_v_init();
   prepare_bad();
 
-  stored_ = empty_channels_last(prepend(sheets(T, timing()), shape), 2, ScalarType::Byte, device_of);
+  stored_ = empty_channels_last(prepend(sheets(T, timing_), shape), 2, ScalarType::Byte, device_of);
   if (in_.train) {
     counts_ = empty_channels_last(shape, 1, counts_type_, device_of);
     mask_ = empty((neurons_ + 7) / 8, ScalarType::Byte, device_of);
@@ -55,7 +57,7 @@ Neuron<C> NeuronLayer::args() const {
       .threshold = static_cast<C>(in_.threshold),
       .leak = static_cast<C>(in_.leak),
       .gate = in_.gate == "clip" ? Gate::kClip : Gate::kRelu,
-      .timing = timing(),
+      .timing = timing_,
       .scale = pointer<const C>(in_.scale),
       .shift = pointer<const C>(in_.shift),
       .residual_stored = spikes ? pointer<const uint8_t>(in_.residual) : nullptr,
@@ -83,12 +85,12 @@ void NeuronLayer::prepare_residual() {
   const Tensor& residual = *in_.residual;
   check_same_device(residual, device_of_, "residual");
   const bool spikes = residual.scalar_type() == ScalarType::Byte;
-  const Shape wanted = prepend(spikes || in_.window ? sheets(T_, timing()) : T_, shape_);
+  const bool window = timing_ == Timing::kWindow;
+  const Shape wanted = prepend(spikes || window ? sheets(T_, timing_) : T_, shape_);
   TANDEM_CHECK(shape_of(residual) == wanted, "residual must have shape ", shape_text(wanted), ", got ",
                shape_text(shape_of(residual)));
-  TANDEM_CHECK(spikes || residual.scalar_type() == compute_, "residual must be uint8 ",
-               in_.window ? "counts" : "planes", " or ", compute_ == ScalarType::Double ? "float64" : "float32",
-               " currents");
+  TANDEM_CHECK(spikes || residual.scalar_type() == compute_, "residual must be uint8 ", window ? "counts" : "planes",
+               " or ", compute_ == ScalarType::Double ? "float64" : "float32", " currents");
   in_.residual = to_channels_last(residual, 2);
 }
 

@@ -37,12 +37,12 @@ class NeuronLayer {
   void set_affine(const Tensor& scale, const Tensor& shift) { in_.scale = scale, in_.shift = shift; }
 
  private:
-  Timing timing() const { return in_.window ? Timing::kWindow : Timing::kStep; }
   void prepare_residual();
   void prepare_v_init();
   void prepare_bad();
 
   NeuronInputs in_;  // its tensors as the kernels read them
+  Timing timing_;
   Shape shape_;
   int64_t T_, neurons_, channels_;
   ScalarType compute_, counts_type_;

@@ -69,8 +69,8 @@ Tensor prepare_digits(const Tensor& weight, int64_t groups) {
 }  // namespace
 
 Synapses::Synapses(SynapseInputs&& inputs) : in_(std::move(inputs)) {
-  const auto& [stored, T, weight, stride, padding, dilation, groups, counted, digits] = in_;
-  check_trains(stored, T, counted ? Timing::kWindow : Timing::kStep, "stored");
+  const auto& [stored, T, weight, stride, padding, dilation, groups, timing, digits] = in_;
+  check_trains(stored, T, timing, "stored");
   layer_.weights.dtype = weight_dtype(weight);
   check_same_device(weight, stored, "weight");
   TANDEM_CHECK(weight.dim() >= 2 && weight.dim() <= 4 && stored.dim() == weight.dim() + 1,
@@ -166,7 +166,7 @@ void Synapses::fire(const NeuronLayer& neurons) {
 }
 
 void Synapses::scan(const NeuronLayer& neurons) {
-  if (in_.counted) return run_scan(window_product(), Source::kImpulse, neurons);
+  if (in_.timing == Timing::kWindow) return run_scan(window_product(), Source::kImpulse, neurons);
   if (in_.T <= kScannedSteps) return run_scan(currents(in_.stored, in_.T), Source::kTrain, neurons);
   const int64_t n = neurons.neurons();
   const auto doubles = [&] { return empty(n, ScalarType::Double, in_.stored); };
@@ -191,26 +191,26 @@ Tensor Synapses::currents(const Tensor& planes, int64_t T) const {
 
 Tensor Synapses::window_product() {
   if (!is_fused()) return counts_product();
-  if (on_gpu(in_.stored) && !in_.counted) {
+  if (on_gpu(in_.stored) && in_.timing == Timing::kStep) {
     if (in_.T > most_steps(Timing::kWindow)) return aten::to_type(counts_product(), ScalarType::Float);
     SynapseInputs counts = in_;
     counts.stored = count_bytes(in_.stored);
-    counts.counted = true;
+    counts.timing = Timing::kWindow;
     return Synapses(std::move(counts)).window_product();
   }
   const Tensor u = empty_channels_last(output_shape(), 1, ScalarType::Float, in_.stored);
   if (u.numel() == 0) return u;
-  Neuron<float> window{};
-  window.T = static_cast<int32_t>(in_.T);
-  window.timing = in_.counted ? Timing::kWindow : Timing::kStep;
-  const Layer whole = layer(window);
+  Neuron<float> neuron{};
+  neuron.T = static_cast<int32_t>(in_.T);
+  neuron.timing = in_.timing;
+  const Layer whole = layer(neuron);
   TANDEM_RUN(in_.stored, window_product, whole, pointer<float>(u));
   return u;
 }
 
 Tensor Synapses::counts_product() const {
   const Shape bytes = shape_of(in_.stored);
-  const Tensor counts = in_.counted
+  const Tensor counts = in_.timing == Timing::kWindow
                             ? view_channels_last(aten::to_type(to_channels_last(in_.stored, 2), ScalarType::Double),
                                                  {bytes.begin() + 1, bytes.end()}, 1)
                             : count_spikes(in_.stored, ScalarType::Double);
@@ -233,6 +233,7 @@ Tensor Synapses::product_of(const Tensor& images) const {
 namespace {
 
 NeuronOutputs layer_if(SynapseInputs&& synapse_inputs, NeuronInputs&& inputs) {
+  synapse_inputs.timing = timing_of(inputs.timing);
   Synapses synapses(std::move(synapse_inputs));
   const NeuronLayer layer(std::move(inputs), synapses.output_shape(), synapses.T(), synapses.counts_type(),
                           synapses.stored());
@@ -243,26 +244,24 @@ NeuronOutputs layer_if(SynapseInputs&& synapse_inputs, NeuronInputs&& inputs) {
 NeuronOutputs linear_if(Tensor stored TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER)
                             TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER),
                         OptionalTensor digits) {
-  return layer_if({.stored = stored,
-                   TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT).groups = 1,
-                   .counted = window,
-                   .digits = std::move(digits)},
+  return layer_if({.stored = stored, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT).groups = 1, .digits = std::move(digits)},
                   {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT)});
 }
 
 NeuronOutputs conv_if(Tensor stored TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_CONV_FIELDS(TANDEM_PARAMETER)
                           TANDEM_SCALED_NEURON_FIELDS(TANDEM_PARAMETER),
                       OptionalTensor digits) {
-  return layer_if({.stored = stored,
-                   TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_CONV_FIELDS(TANDEM_ARGUMENT).counted = window,
-                   .digits = std::move(digits)},
-                  {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT)});
+  return layer_if(
+      {.stored = stored,
+       TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_CONV_FIELDS(TANDEM_ARGUMENT).digits = std::move(digits)},
+      {TANDEM_SCALED_NEURON_FIELDS(TANDEM_ARGUMENT)});
 }
 
 Tensor window_product(Tensor stored TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_CONV_FIELDS(TANDEM_PARAMETER),
-                      bool counted) {
+                      std::string timing) {
   Synapses synapses(
-      {.stored = stored, TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_CONV_FIELDS(TANDEM_ARGUMENT).counted = counted});
+      {.stored = stored,
+       TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_CONV_FIELDS(TANDEM_ARGUMENT).timing = timing_of(timing)});
   return synapses.window_product();
 }
 

@@ -9,11 +9,11 @@ namespace tandem::ops {
 
 // A linear layer (no spatial dimensions) or a convolution of spike trains, as torch passes it.
 struct SynapseInputs {
-  Tensor stored;  // uint8 [P, B, K] or [P, B, C, spatial...]; counts if `counted`, P = 1
+  Tensor stored;  // uint8 [P, B, K] or [P, B, C, spatial...], of this timing
   // T, weight [N, K] or [N, C / groups, kernel...], floating or int8
   TANDEM_PRODUCT_FIELDS(TANDEM_MEMBER)
   TANDEM_CONV_FIELDS(TANDEM_MEMBER)
-  bool counted = false;
+  Timing timing = Timing::kStep;
   OptionalTensor digits{};  // from frozen_digits; if absent, made when needed
 };
 
@@ -23,7 +23,7 @@ class Synapses {
   explicit Synapses(SynapseInputs&& inputs);
 
   int64_t T() const { return in_.T; }
-  bool counted() const { return in_.counted; }
+  Timing timing() const { return in_.timing; }
   const Tensor& stored() const { return in_.stored; }
   Shape output_shape() const;  // [B, N, spatial...]
   ScalarType counts_type() const;

@@ -146,6 +146,11 @@ DType kernel_dtype(ScalarType type, const char* name) {
   return DType::kFloat64;
 }
 
+Timing timing_of(const std::string& name) {
+  TANDEM_CHECK(name == "step" || name == "window", "timing must be \"step\" or \"window\", got \"", name, "\"");
+  return name == "window" ? Timing::kWindow : Timing::kStep;
+}
+
 void check_steps(int64_t T, Timing timing) {
   TANDEM_CHECK(T >= 1 && T <= most_steps(timing), "T, the number of steps, must be 1..", most_steps(timing),
                timing == Timing::kWindow ? " with timing \"window\", got " : ", got ", T);
@@ -156,7 +161,7 @@ void check_trains(const Tensor& bytes, int64_t T, Timing timing, const char* nam
   check_steps(T, timing);
   TANDEM_CHECK(bytes.dim() >= 2, name, " must be [P, B, *features], got ", shape_text(shape_of(bytes)));
   const int64_t P = sheets(T, timing);
-  TANDEM_CHECK(bytes.size(0) == P, name, " must hold ", P, timing == Timing::kWindow ? " plane of counts" : " planes",
+  TANDEM_CHECK(bytes.size(0) == P, name, " must hold ", P, timing == Timing::kWindow ? " sheet of counts" : " planes",
                " for T = ", T, ", got ", bytes.size(0));
 }
 

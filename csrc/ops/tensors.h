@@ -74,11 +74,12 @@ void in_compute_type(ScalarType dtype, const Body& body) {
   dtype == ScalarType::Double ? body(double{}) : body(float{});
 }
 
+// The timing of this name, "step" or "window".
+Timing timing_of(const std::string& name);
 // T must be 1..most_steps(timing).
 void check_steps(int64_t T, Timing timing);
-// Planes, or with window timing counts.
+// What trains of this timing store.
 void check_trains(const Tensor& bytes, int64_t T, Timing timing, const char* name);
-inline int64_t sheets(int64_t T, Timing timing) { return timing == Timing::kWindow ? 1 : (T + 7) / 8; }
 void check_same_device(const Tensor& tensor, const Tensor& reference, const char* name);
 void check_mask(const Tensor& mask, const Tensor& grad);
 

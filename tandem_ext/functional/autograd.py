@@ -101,7 +101,7 @@ class Call(NamedTuple):
     threshold: Any
     leak: Any
     gate: Any
-    window: Any
+    timing: Any
     train: Any  # whether the op makes what the backward pass needs
     return_v: Any
     scale: Any
@@ -147,10 +147,10 @@ class Saved(NamedTuple):
 def run(call: tuple[Any, ...]) -> Any:
     """Call the op of a layer; return (stored, counts, mask, v, [[product,] mean, var,] bad)."""
     (
-        stored, T, weight, steps, threshold, leak, gate, window, train, return_v, scale, shift, bad, residual,
+        stored, T, weight, steps, threshold, leak, gate, timing, train, return_v, scale, shift, bad, residual,
         residual_scale, v_init, source, edge, gamma, beta, eps, _, _, few_bits,
     ) = call  # fmt: skip
-    neuron = steps, threshold, leak, gate, window
+    neuron = steps, threshold, leak, gate, timing
     more = () if residual is None and v_init is None else (residual, residual_scale, v_init)
     if isinstance(source, Product):
         if few_bits and weight.dtype == torch.float32:
@@ -213,7 +213,7 @@ class Fire(Function):
             spikes if needs.theta else None,
         )
         ctx.needs = needs
-        ctx.numbers = call.source, call.T, call.threshold, "window" if call.window else "step", call.eps
+        ctx.numbers = call.source, call.T, call.threshold, call.timing, call.eps
         ctx.mark_non_differentiable(spikes, mask, *[other for other in others if other is not None])
         ctx.set_materialize_grads(False)
 
@@ -316,7 +316,7 @@ class WindowProduct(Function):
 
     @staticmethod
     def forward(edge: Tensor | None, weight: Tensor, stored: Tensor, T: int, timing: str, product: Product) -> Tensor:
-        return _ops.window_product.default(stored, T, weight, *product.geometry(), timing == "window")
+        return _ops.window_product.default(stored, T, weight, *product.geometry(), timing)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

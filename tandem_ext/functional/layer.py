@@ -90,7 +90,7 @@ def _fire(
     )
     call = (  # the fields of Call, which is slow to make
         stored, T, weight, T if steps is None else steps, threshold if theta is None else 1.0, leak, gate,
-        timing == "window", train, return_v, scale, shift, bad, residual, residual_scale, v_init,
+        timing, train, return_v, scale, shift, bad, residual, residual_scale, v_init,
         source, edge, gamma, beta, eps, residual_edge, theta, step is not None,
     )  # fmt: skip
     fired, counts, _, v, *norm, bad = apply(Fire, *call) if train else run(call)

@@ -20,8 +20,8 @@ from .settings import default_v_init
 class Tensors(NamedTuple):
     """The tensors of a layer's neurons as arguments of an op. None is the neutral value."""
 
-    # planes [P, B, *features], or currents [T, B, *features] in the compute dtype; with timing "window" counts, or the
-    # sum of the currents [1, B, *features]
+    # what a train of the layer's timing stores, or currents [T, B, *features] in the compute dtype; with timing
+    # "window" their sum [1, B, *features]
     residual: Tensor | None = None
     residual_edge: Tensor | None = None  # the counts of a residual train, for the gradient only
     residual_scale: Tensor | None = None  # [C]
@@ -53,11 +53,10 @@ def tensors_of(
         theta = spread(threshold, (channels,), dtype, device)
         theta = torch.add(theta, theta.detach(), alpha=0)  # makes infinity NaN, which then shows in the potentials
     if residual is not None:
-        window = timing == "window"
-        checks.residual(residual, T, shape, device, summed=window)
+        checks.residual(residual, T, shape, device, timing)
         if isinstance(residual, Tensor):
             residual = cast(residual, dtype)
-            if window and len(residual) != 1:
+            if timing == "window" and len(residual) != 1:
                 residual = residual.sum(0, keepdim=True)
         else:
             edge = residual.edge

@@ -205,13 +205,14 @@ inline void run_normalised(Layer layer, const LayerNorm& norm, ParallelFor paral
                              parallel);
   layer.neuron.scale = scale.data();
   layer.neuron.shift = shift.data();
-  if (!layer.counted()) return cpu::run(layer, parallel);
+  if (layer.timing() == Timing::kStep) return cpu::run(layer, parallel);
   cpu::if_scan(norm.product, DType::kFloat32, Source::kImpulse, layer.neuron, parallel);
 }
 
 // Runs a layer of one piece by digits and by these instructions, if it and the processor can.
 inline bool run_digits(Layer layer, cpu::ByteProducts by, ParallelFor parallel = serial_for) {
-  const bool can = layer.counted() || by == cpu::ByteProducts::kAmx || layer.weights.dtype == DType::kInt8;
+  const bool can =
+      layer.timing() == Timing::kWindow || by == cpu::ByteProducts::kAmx || layer.weights.dtype == DType::kInt8;
   if (!can || !cpu::has(by) || !cpu::has_digits(layer.geometry)) return false;
   cpu::Workspace workspace;
   if (layer.prepared == nullptr) {
@@ -230,7 +231,7 @@ inline bool run_digits(Layer layer, cpu::ByteProducts by, ParallelFor parallel =
       in.expanded.most = *std::max_element(layer.stored, layer.stored + layer.geometry.sheet_size());
       const auto columns = prepared.columns(i);
       const cpu::Tile tile = digits.tile(i, block, of_block);
-      if (layer.counted()) {
+      if (layer.timing() == Timing::kWindow) {
         cpu::multiply_bytes(in.expanded, columns.data(), tiling.registers, windows, by);
         cpu::fire_sums(tile, windows, layer.neuron);
       } else {

@@ -71,7 +71,7 @@ void step(const Network& network, const Plan& plan, const uint8_t* prepared, con
   if (!follows) return;
   PlainNumbers host;
   const Plan window = network.plan(plan.sample, plan.batch, plan.T, Mode::kWindow);
-  network.run(window, {input, false, prepared, false, whole.data(), &host, cut_for});
+  network.run(window, {input, Timing::kStep, prepared, false, whole.data(), &host, cut_for});
   CHECK(std::memcmp(answer.data(), whole.data(), answer.size() * sizeof(float)) == 0, "at rest, another answer");
 }
 
@@ -113,10 +113,11 @@ void run(const FrozenFile& file, Input& in) {
   uint8_t* state = memory.take<uint8_t>(plan.state);
   const int64_t most = std::min<int64_t>(in.range(2, 40), 2 + (1 << 24) / std::max<int64_t>(work, 1));
   if (mode != Mode::kWindow) return step(network, plan, prepared, input, spikes, state, most, in);
-  const bool every_step = in.flag(), counted = spikes && network.reads_counts() && in.flag();
+  const bool every_step = in.flag(), window = spikes && network.reads_counts() && in.flag();
   std::vector<float> answer((every_step ? T : 1) * outputs);
   PlainNumbers host;
-  network.run(plan, {input, counted, prepared, every_step, answer.data(), &host, cut_for});
+  network.run(plan,
+              {input, window ? Timing::kWindow : Timing::kStep, prepared, every_step, answer.data(), &host, cut_for});
 }
 
 // Gives window timing to the layers before some instruction, or to those from it on, and puts a conversion of trains

@@ -95,7 +95,7 @@ TEST(windows_by_bytes) {
     g.batch = 8;
     g.stride[0] = g.stride[1] = 2;
     std::vector<uint8_t> in(8 * 8 * 8 * channels), out(in.size());
-    const Call pool = calls_of([&] { cpu::max_pool(g, false, in.data(), out.data(), record); })[0];
+    const Call pool = calls_of([&] { cpu::max_pool(g, Timing::kStep, in.data(), out.data(), record); })[0];
     const Call first = calls_of([&] { cpu::to_channels_first(in.data(), 8, 64, channels, out.data(), record); })[0];
     if (channels == 100000) {
       CHECK(divides(pool, 32) && divides(first, 8), "large lines and images");

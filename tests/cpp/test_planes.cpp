@@ -127,7 +127,7 @@ void windows(Input& in) {
   };
 
   std::vector<uint8_t> pooled(g.batch * g.out_height() * g.out_width() * g.channels, 77);
-  cpu::max_pool(g, false, image.data(), pooled.data(), cut_for);
+  cpu::max_pool(g, Timing::kStep, image.data(), pooled.data(), cut_for);
   for (size_t n = 0; n < pooled.size(); ++n) {
     const int64_t c = n % g.channels, pixel = n / g.channels;
     const int64_t x = pixel % g.out_width(), y = pixel / g.out_width() % g.out_height();

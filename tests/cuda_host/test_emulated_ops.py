@@ -80,7 +80,7 @@ lib.emulation_counters.restype = ctypes.POINTER(ctypes.c_uint64)
 def made():
     return lib.emulation_counters(b"digits")[0]
 x, weight = te.SpikeTrain.from_dense(torch.ones(8, 2, 30)), torch.randn(16, 30)
-call = x.planes, 8, weight, 8, 1.0, 1.0, "relu", False, True, True
+call = x.planes, 8, weight, 8, 1.0, 1.0, "relu", "step", True, True
 digits = torch.ops.tandem.frozen_digits(weight, 1)
 before = made()
 outputs = torch.ops.tandem.linear_if(*call, digits=digits)

@@ -26,7 +26,7 @@ OWN = (OURS, MAKING, STEP, WINDOW, "SNN")  # how a way of ours begins
 
 def layer(x: te.SpikeTrain, weight: Tensor, digits: Tensor) -> tuple[Tensor, ...]:
     """Of a frozen network, whose digits are there."""
-    neurons = (T, 1.0, 1.0, "relu", x.timing == "window", False, False)
+    neurons = (T, 1.0, 1.0, "relu", x.timing, False, False)
     if weight.dim() == 2:
         return OPS.linear_if(x.stored, T, weight, *neurons, digits=digits)
     return OPS.conv_if(x.stored, T, weight, [2, 2], [1, 1], [1, 1], 1, *neurons, digits=digits)

@@ -76,7 +76,7 @@ def product(draw):
     layer = draw(recorded("linear_if", "linear") | recorded("conv_if", "conv"))
     axes = {name: layer.get(name, []) for name in ("stride", "padding", "dilation")}
     kept = {name: layer[name] for name in ("stored", "T", "weight")}
-    return {**kept, **axes, "groups": layer.get("groups", 1), "counted": layer["window"]}
+    return {**kept, **axes, "groups": layer.get("groups", 1), "timing": layer["timing"]}
 
 
 @st.composite

@@ -21,7 +21,7 @@ f, nan = te.functional, math.nan
 X, IMAGE, W = train(8, 3, 7), train(8, 3, 4, 6, 6), dyadic(5, 7)
 KERNEL, BYTES = dyadic(6, 4, 3, 3), torch.ones(5, 7, dtype=torch.int8)
 PLANES, ONES = X.planes, train(8, 2, 4, rate=1.0)
-NEURON = [8, 1.0, 1.0, "relu", False, True, True, None, None, None, None, None, None]
+NEURON = [8, 1.0, 1.0, "relu", "step", True, True, None, None, None, None, None, None]
 
 
 def linear(**changes):

@@ -102,7 +102,7 @@ def test_weights_are_rounded_to_a_share_of_their_sum(scale, outlier):
 @pytest.mark.parametrize("T", [129, 255, 256])
 def test_float64_statistics_are_of_the_product_of_the_counts(T):
     x, weight = train(T, 5, 40), torch.randn(30, 40, dtype=torch.float64)
-    norm, neuron = (None, None, None, 1e-5), (T, 1.0, 1.0, "relu", False)
+    norm, neuron = (None, None, None, 1e-5), (T, 1.0, 1.0, "relu", "step")
     product = torch.ops.tandem.bn_if(x.planes, T, weight, [], [], [], 1, *norm, *neuron, False)[4]
     y = nn.functional.linear(x.to_dense(torch.float64), weight).sum(0)
     u = nn.functional.linear(x.counts.double(), weight)

@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 int run_plain(const Layer& layer, float* u, void* stream) {
   const DeviceGeometry g = geometry_of(layer, u);
   const unsigned blocks = blocks_for(g.pixels * g.outputs, kThreads);
-  if (!layer.counted()) return launch(plain_if_kernel, blocks, kThreads, 0, stream, g, layer.neuron);
+  if (layer.timing() == Timing::kStep) return launch(plain_if_kernel, blocks, kThreads, 0, stream, g, layer.neuron);
   return launch(plain_window_kernel, blocks, kThreads, 0, stream, g, WindowEnd{layer.neuron, u, g.gate_bytes});
 }
 

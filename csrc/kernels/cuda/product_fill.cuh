@@ -98,7 +98,7 @@ class Filler {
  public:
   __device__ __forceinline__ Filler(const DeviceGeometry& g, uint32_t ring, unsigned thread, int first_plane,
                                     int digits)
-      : k_(first()), digits_(digits), digit_(S::kCounted ? 0 : digits - 1) {
+      : k_(first()), digits_(digits), digit_(S::kTiming == Timing::kWindow ? 0 : digits - 1) {
     const int row = static_cast<int>(thread / kPieces);
     weights_to_ = kept(ring + S::swizzled(S::row_of(row * kWeightRows), k_));
     spikes_to_ = kept(ring + S::kDigits * S::kDigitBytes + S::swizzled(row, k_));
@@ -134,7 +134,7 @@ class Filler {
       unroll_while<S::kDigits>([&](auto digit) {
         if (digit.value > 0 && digit.value >= digits_) return false;
         constexpr int kTo = digit.value * S::kDigitBytes + S::row_of(copy.value) * S::kDepth;
-        cp_async<16, kTo>(to, from, (S::kCounted ? digit.value : digit_) < count);
+        cp_async<16, kTo>(to, from, (S::kTiming == Timing::kWindow ? digit.value : digit_) < count);
         from += g.weights.row;
         return true;
       });
@@ -143,7 +143,7 @@ class Filler {
     fill_spikes(spikes_to_ + slot, g);
     k_ += S::kDepth;
     weights_ += S::kDepth;
-    if (S::kCounted || k_ - first() < g.depth) return;
+    if (S::kTiming == Timing::kWindow || k_ - first() < g.depth) return;
     weights_ -= k_ - first() + g.weights.row;
     --digit_;
     k_ = first();
@@ -210,7 +210,7 @@ __device__ __forceinline__ int count_digits(const DeviceGeometry& g) {
   unroll<S::kOutputs / 32>([&](int i) {
     if (output + 32 * i < g.group_outputs) most = max(most, counts[32 * i]);
   });
-  int count = S::kCounted ? S::kDigits : kMostDigits;
+  int count = S::kTiming == Timing::kWindow ? S::kDigits : kMostDigits;
   while (count > 1 && !__any_sync(0xffffffffu, most >= count)) --count;
   return count;
 }
@@ -233,10 +233,10 @@ __device__ __forceinline__ void multiply_depth(const DeviceGeometry& g, int firs
   Filler<S> filler(g, ring, position.thread, first_plane, digits);
   // The upper lanes point to the second group of pixels, or to the spikes of the next slice if a stage has one.
   const int rows = position.step / kPlaneSteps * S::kPixels + position.column + position.lane % 8 +
-                   (S::kCounted ? position.lane / 16 * kMmaPixels : 0);
+                   (S::kTiming == Timing::kWindow ? position.lane / 16 * kMmaPixels : 0);
   const int depth = position.depth * kMmaDepth;
   const uint32_t weights = kept(ring + S::swizzled(position.row + position.lane % 16, depth + position.lane / 16 * 16));
-  const int ahead = S::kCounted || S::kSlices == 1 ? 0 : position.lane / 16 * S::kSliceBytes;
+  const int ahead = S::kTiming == Timing::kWindow || S::kSlices == 1 ? 0 : position.lane / 16 * S::kSliceBytes;
   const uint32_t spikes =
       kept(ring + S::kDigits * S::kDigitBytes + S::swizzled(rows, depth + ahead + position.lane / 8 % 2 * 16));
   const int step = kept(position.step % kPlaneSteps);  // its first
@@ -246,7 +246,7 @@ __device__ __forceinline__ void multiply_depth(const DeviceGeometry& g, int firs
   int filled = 0, full = 0;  // slots of the ring
   int stage = 1 - g.stages;  // below 0 the ring is filled
 #pragma unroll 1
-  for (int pass = 0; pass < (S::kCounted ? 1 : digits); ++pass, stage = 0) {
+  for (int pass = 0; pass < (S::kTiming == Timing::kWindow ? 1 : digits); ++pass, stage = 0) {
     if (pass > 0) {
       unroll<S::kSums>([&](int i) {  // modulo 2^32; the final sums fit
         int32_t& sum = sums[0][i / 4][i % 4];
@@ -259,7 +259,7 @@ __device__ __forceinline__ void multiply_depth(const DeviceGeometry& g, int firs
         wait_for_copies(g.stages);
         __syncthreads();  // this stage has arrived, and the slot that is filled next is no longer read
       }
-      if (S::kCounted ? stage + g.stages <= depths : filler.has_digits()) {
+      if (S::kTiming == Timing::kWindow ? stage + g.stages <= depths : filler.has_digits()) {
         filler.fill(filled, g);
         filled = next(filled);
       }

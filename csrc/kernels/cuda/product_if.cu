@@ -152,7 +152,7 @@ int run_chosen(const Layer& layer, float* u, const Card& card, void* stream) {
   const Choice choice = choose_kernel(layer, card);
   if (choice == Choice::kNone || layer.prepared == nullptr) return cudaErrorInvalidValue;
   if (choice == Choice::kPlain) return run_plain(layer, u, stream);
-  if (layer.counted()) return run_window(layer, u, card, stream);
+  if (layer.timing() == Timing::kWindow) return run_window(layer, u, card, stream);
   return with_shape(layer, choice, [&](auto shape) {
     using S = decltype(shape);
     return launch_tiles<S>(layer, u, card, &product_if_kernel<S>, layer.neuron, stream);
@@ -185,9 +185,10 @@ Choice choose_kernel(const Layer& layer, const Card& card) {
   constexpr int64_t kGrid = 65535;  // blocks in a launch's y and z; in y each has sixteen outputs or more
   const bool launchable = geometry.group_outputs() <= 16 * kGrid && geometry.groups <= kGrid;
   const bool filled = geometry.inputs() > 0 && (geometry.groups == 1 || geometry.group_outputs() >= 16);
-  const bool fits = !layer.counted() || geometry.inputs() < (int64_t{1} << 31) / 128 / 255;  // sums of a digit
+  const bool fits =
+      layer.timing() == Timing::kStep || geometry.inputs() < (int64_t{1} << 31) / 128 / 255;  // sums of a digit
   if (!launchable || !filled || !fits) return Choice::kPlain;
-  if (layer.counted()) return Choice::kWide;
+  if (layer.timing() == Timing::kWindow) return Choice::kWide;
   if (geometry.rows() <= kMmaPixels) return Choice::kNarrow;
   const bool few = with_shape(layer, Choice::kWide, [&](auto wide) {
     const dim3 grid = grid_of<decltype(wide)>(geometry);
@@ -215,7 +216,7 @@ int tandem_run_on(const Layer& layer, const Card& card, void* stream) {
 
 int window_product(const Layer& layer, float* u, void* stream) {
   if (layer.geometry.neurons() == 0) return cudaSuccess;
-  if (!layer.counted()) return cudaErrorInvalidValue;
+  if (layer.timing() == Timing::kStep) return cudaErrorInvalidValue;
   Layer used = layer;
   used.neuron = {};
   used.neuron.timing = Timing::kWindow;

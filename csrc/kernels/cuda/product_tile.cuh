@@ -44,11 +44,12 @@ template <class Tiles>
 struct TileShape : Tiles {
   using Tiles::kColumns, Tiles::kDepthWarps, Tiles::kDigits, Tiles::kOutWarps, Tiles::kPixelWarps, Tiles::kSteps,
       Tiles::kTiles;
-  static constexpr bool kCounted = kDigits > 1;
-  static_assert(!kCounted || (kSteps == 1 && kColumns == 2), "one ldmatrix loads two groups of pixels");
-  static_assert(kCounted || (kOutWarps == 1 && kPlaneSteps % kColumns == 0), "a warp's steps are in one plane");
+  static constexpr Timing kTiming = kDigits > 1 ? Timing::kWindow : Timing::kStep;
+  static_assert(kTiming == Timing::kStep || (kSteps == 1 && kColumns == 2), "one ldmatrix loads two groups of pixels");
+  static_assert(kTiming == Timing::kWindow || (kOutWarps == 1 && kPlaneSteps % kColumns == 0),
+                "a warp's steps are in one plane");
   static constexpr int kSums = kTiles * kColumns * 4;  // of a thread
-  static constexpr int kStepWarps = kCounted ? 1 : kSteps / kColumns;
+  static constexpr int kStepWarps = kTiming == Timing::kWindow ? 1 : kSteps / kColumns;
   static constexpr int kWarps = kOutWarps * kPixelWarps * kStepWarps * kDepthWarps;
   static constexpr int kThreads = 32 * kWarps;
   static constexpr bool kRounds = kSteps > kPlaneSteps;  // longer windows take several rounds
@@ -56,7 +57,7 @@ struct TileShape : Tiles {
   static constexpr int kPlaneSums = kSteps < kPlaneSteps ? kSteps : kPlaneSteps;
   static constexpr int kLeastSteps = kSteps == 8 ? 5 : 1;  // shorter windows have a shape of their own
   static constexpr int kOutputs = 16 * kTiles * kOutWarps;
-  static constexpr int kTilePixels = kMmaPixels * (kCounted ? kColumns : 1);
+  static constexpr int kTilePixels = kMmaPixels * (kTiming == Timing::kWindow ? kColumns : 1);
   static constexpr int kPixels = kTilePixels * kPixelWarps;
 
   // A stage: of kDepth inputs rows of weights (of counts all digits' rows), then rows of spikes. In each line of 128
@@ -83,7 +84,7 @@ struct TileShape : Tiles {
   static constexpr int kItems = kPairs * kPixelWarps;
   static constexpr int kWarpItems = (kItems + kWarps - 1) / kWarps;
   static_assert(kWarpItems <= 2, "a warp has two items at most");
-  static constexpr int kSumBytes = kCounted ? 0 : 16 * 32 * kPlaneSums * kItems * kDepthWarps;
+  static constexpr int kSumBytes = kTiming == Timing::kWindow ? 0 : 16 * 32 * kPlaneSums * kItems * kDepthWarps;
   // The state of neurons between two planes: five rows of sixteen bytes a thread.
   static constexpr int kStateRow = 16 * 32 * kItems * 2;
   static constexpr int kStateBytes = kRounds ? 5 * kStateRow : 0;
@@ -143,7 +144,8 @@ __device__ __forceinline__ void multiply_stage(uint32_t weights_at, uint32_t spi
                                                Sums<S> (&sums)[S::kDigits]) {
   weights_at = kept(weights_at);
   spikes_at = kept(spikes_at);
-  constexpr int kWords = S::kCounted ? 4 : 2;  // of spikes a slice: for each group of columns the halves of the depth
+  constexpr int kWords =
+      S::kTiming == Timing::kWindow ? 4 : 2;  // of spikes a slice: for each group of columns the halves of the depth
   constexpr int kLoad = S::kSlices * kWords < 4 ? 2 : 4;  // at once
   uint32_t spikes[S::kSlices * kWords / kLoad][kLoad], rows[S::kSlices];
   unroll_while<S::kDigits * S::kSlices>([&](auto i) {
@@ -151,7 +153,7 @@ __device__ __forceinline__ void multiply_stage(uint32_t weights_at, uint32_t spi
     if (digit > 0 && slice == 0 && digit >= digits) return false;
     if constexpr (digit == 0 && slice * kWords % kLoad == 0) {
       ldmatrix<0>(spikes[first], spikes_at ^ slice * S::kSliceBytes);
-      if (!S::kCounted) unroll<kLoad>([&](int r) { spikes[first][r] >>= step; });
+      if (S::kTiming == Timing::kStep) unroll<kLoad>([&](int r) { spikes[first][r] >>= step; });
     }
     const uint32_t* words = spikes[first] + slice * kWords % kLoad;
     if (digit == 0) rows[slice] = slice == 0 ? weights_at : kept(weights_at ^ slice * S::kSliceBytes);
@@ -162,10 +164,11 @@ __device__ __forceinline__ void multiply_stage(uint32_t weights_at, uint32_t spi
     });
 #pragma unroll
     for (int t = 0; t < S::kColumns; ++t) {
-      const bool sure = S::kCounted || t % 2 == 1 || t == 0 || (S::kStepWarps == 1 && t < S::kLeastSteps);
+      const bool sure =
+          S::kTiming == Timing::kWindow || t % 2 == 1 || t == 0 || (S::kStepWarps == 1 && t < S::kLeastSteps);
       if (!sure && t >= steps) break;
       uint32_t b[2];
-      unroll<2>([&](int r) { b[r] = S::kCounted ? words[2 * t + r] : words[r] >> t & 0x01010101u; });
+      unroll<2>([&](int r) { b[r] = S::kTiming == Timing::kWindow ? words[2 * t + r] : words[r] >> t & 0x01010101u; });
 #pragma unroll
       for (int tile = 0; tile < S::kTiles; ++tile) mma(sums[digit][tile * S::kColumns + t], weights[tile], b);
     }

@@ -46,7 +46,8 @@ Way choose(const Layer& layer, const Density& density) {
   // Weights of one digit may take less time as bytes than by lists even for steps: for K inputs and 16 outputs VNNI has
   // 2 K products, lists have up to 4 K additions in many short runs.
   const bool unit = byte_products() == ByteProducts::kAmx;
-  const bool can_digits = has_digits(in) && (layer.counted() || unit || layer.weights.dtype == DType::kInt8);
+  const bool can_digits =
+      has_digits(in) && (layer.timing() == Timing::kWindow || unit || layer.weights.dtype == DType::kInt8);
   const Way digits{Algorithm::kDigits, 0};
   if (can_digits && wish == Algorithm::kDigits) return digits;
 
@@ -60,8 +61,9 @@ Way choose(const Layer& layer, const Density& density) {
   }
   if (!can_digits || wish != Algorithm::kFastest) return lists;
   const bool prepared = layer.prepared != nullptr;
-  const double cost = layer.counted() ? counts_cost(in, prepared, byte_products(), usual_digits(layer.weights.dtype))
-                                      : steps_cost(in, prepared, byte_products());
+  const double cost = layer.timing() == Timing::kWindow
+                          ? counts_cost(in, prepared, byte_products(), usual_digits(layer.weights.dtype))
+                          : steps_cost(in, prepared, byte_products());
   return cost < lists_cost(in, lists.steps, density) ? digits : lists;
 }
 

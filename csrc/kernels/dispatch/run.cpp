@@ -74,7 +74,7 @@ template <class Use>
 void for_pieces(const Layer& layer, Workspace& workspace, const Use& use) {
   constexpr int kSteps = 32;
   const int T = layer.neuron.T;
-  if (layer.counted() || T <= kSteps) return use(layer);
+  if (layer.timing() == Timing::kWindow || T <= kSteps) return use(layer);
   const int64_t n = layer.neuron.neurons;
   const Carried<float> carried{workspace.take<float>(n), workspace.take<float>(n), workspace.take<double>(n),
                                workspace.take<uint16_t>(n)};
@@ -134,7 +134,7 @@ void window_product(const Layer& layer, float* u, ParallelFor parallel) {
   Workspace workspace;
   Layer counted = layer;
   counted.neuron.stored = nullptr;  // wants_sums()
-  if (!layer.counted()) {
+  if (layer.timing() == Timing::kStep) {
     auto* counts = workspace.take<uint8_t>(pieces * size);
     for (int i = 0; i < pieces; ++i) {
       const int first = i * kPlanes, count = pieces == 1 ? sheets : std::min(kPlanes, sheets - first);

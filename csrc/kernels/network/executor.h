@@ -97,8 +97,8 @@ struct Plan {
 };
 
 struct Call {
-  const void* input = nullptr;  // spike planes [P, batch, height, width, channels], or what Host takes
-  bool counted = false;         // the input is counts, P = 1; only where reads_counts() says so
+  const void* input = nullptr;    // a train, [sheets, batch, height, width, channels], or what Host takes
+  Timing timing = Timing::kStep;  // of an input that spikes; kWindow only where reads_counts() says so
   const uint8_t* prepared = nullptr;
   bool every_step = false;  // an answer after every step
   float* answer = nullptr;  // [batch, *plan.answer()], with every_step [T, ...]

@@ -344,7 +344,7 @@ class Follower : public Run {
   // A maximum of counts moves by at most one, as they do.
   void pool(int64_t i, int64_t b, Moves& moves) const {
     uint8_t* target = all<uint8_t>(kept(i).target) + b * features(i);
-    cpu::max_pool(geometry(i, 1), true, counts_of(instruction(i).input, b), target, serial_for);
+    cpu::max_pool(geometry(i, 1), Timing::kWindow, counts_of(instruction(i).input, b), target, serial_for);
     follow(target, 0, features(i), counts_of(i, b), moves);
   }
 

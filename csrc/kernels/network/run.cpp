@@ -55,8 +55,9 @@ void Run::execute(int64_t i) {
       return program_.values[i] == Value::kCurrents ? currents(i) : fire(i);
     case Kind::max_pool:
       if (from_train) {
-        const bool counted = program_.value(instruction(i).input) == Value::kWindowTrain;
-        return cpu::max_pool(geometry(i, images(i)), counted, train(instruction(i).input), result(i), call_.parallel);
+        const Timing timing =
+            program_.value(instruction(i).input) == Value::kWindowTrain ? Timing::kWindow : Timing::kStep;
+        return cpu::max_pool(geometry(i, images(i)), timing, train(instruction(i).input), result(i), call_.parallel);
       }
       values_[i] = call_.host->maximum(real_layer(i), real(instruction(i).input));
       return;
@@ -78,7 +79,7 @@ void Run::execute(int64_t i) {
 
 void Run::change_timing(int64_t i) {
   const int64_t from = instruction(i).input, n = plan_.batch * plan_.steps[i].in.features();
-  if (streams() || (from == kNetworkInput && call_.counted)) {
+  if (streams() || (from == kNetworkInput && call_.timing == Timing::kWindow)) {
     values_[i] = value(from);
   } else if (program_.kind(i) == Kind::popcount) {
     cpu::count_bytes(train(from), static_cast<int32_t>(planes_), n, result(i), call_.parallel);
@@ -158,20 +159,20 @@ const float* Run::now(int64_t i, int64_t neurons) {
 // The currents of a layer without neurons, of every step or of one window.
 void Run::currents(int64_t i) {
   const Neuron<float> a = neurons(i);
-  const bool window = a.timing == Timing::kWindow;
-  const int64_t n = a.neurons, steps = window ? 1 : T_;
+  const bool once = a.timing == Timing::kWindow;
+  const int64_t n = a.neurons, steps = once ? 1 : T_;
   auto* out = reinterpret_cast<float*>(result(i));
   int64_t computed = steps;  // the others are as the last of them
   if (program_.reads_train(i)) {
     multiply_steps(layer(i, plan_.batch, a), steps, out);
   } else {
     const float* y = now(i, n);
-    const float times = window && !is_impulse() ? static_cast<float>(plan_.T) : 1.f;
+    const float times = once && !is_impulse() ? static_cast<float>(plan_.T) : 1.f;
     std::transform(y, y + n, out, [&](float x) { return rounded_mul(times, x); });
     computed = std::min<int64_t>(steps, is_impulse() ? 2 : 1);
     std::fill_n(out + n, (computed - 1) * n, 0.f);
   }
-  const float share = window ? 1.f : static_cast<float>(a.steps);
+  const float share = once ? 1.f : static_cast<float>(a.steps);
   for (float* to = out; to < out + computed * n; to += a.channels) {
     for (int64_t c = 0; c < a.channels; ++c) {
       const float scale = a.scale == nullptr ? 1.f : a.scale[c], k = a.shift == nullptr ? 0.f : a.shift[c] / share;
@@ -227,10 +228,10 @@ const float* Run::means(int64_t i, int64_t t, int64_t steps) {
 const float* Run::counts(int64_t i, int64_t t) {
   const int64_t n = plan_.batch * plan_.steps[i].in.features();
   const uint8_t* bytes = train(instruction(i).input);
-  const bool counted = program_.value(instruction(i).input) == Value::kWindowTrain && !streams();
+  const bool bursts = program_.value(instruction(i).input) == Value::kWindowTrain && !streams();
   std::vector<float>& sum = so_far_[i];  // torch's product depends on alignment, so it does not read the state
   sum.resize(n);
-  if (counted) {
+  if (bursts) {
     const auto most = static_cast<uint8_t>(t + 1);  // a burst's spikes so far
     for (int64_t k = 0; k < n; ++k) sum[k] = static_cast<float>(std::min(bytes[k], most));
   } else if (call_.every_step) {

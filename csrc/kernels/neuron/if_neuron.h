@@ -82,6 +82,10 @@ TANDEM_HOST_DEVICE C share_of_shift(int32_t T, int32_t steps) {
 // The largest T: counts have 8 bits with window timing, else 16.
 constexpr int32_t most_steps(Timing timing) { return timing == Timing::kWindow ? 255 : 65535; }
 
+// The sheets of what a train stores, a byte of each for every neuron: bit planes of eight steps or, with window timing,
+// one of counts.
+constexpr int64_t sheets(int64_t T, Timing timing) { return timing == Timing::kWindow ? 1 : (T + 7) / 8; }
+
 // The spikes of a neuron after integrating its window: one per step while v >= threshold, at most T.
 template <class C>
 TANDEM_HOST_DEVICE int burst(C& v, C threshold, int T) {
@@ -121,8 +125,7 @@ struct Carried {
 // neuron n has channel n % channels. C is the type of the membrane potential. A null pointer stands for the neutral
 // value (scale 1, shift 0, no residual, v_init 0) or for an output that is not wanted.
 //
-// With window timing there is one plane, P = 1, whose bytes are counts, and one array of residual currents, their sum
-// over the window.
+// P = sheets(T, timing). With window timing there is one array of residual currents, their sum over the window.
 //
 // A run may cover a piece() of a window. T and all arrays with steps are then those of the piece.
 template <class C>
@@ -142,7 +145,7 @@ struct Neuron {
   const C* residual_scale;         // [channels]
   const C* v_init;                 // [v_init_size]: neuron n starts at v_init[n % v_init_size]
   int64_t v_init_size;
-  uint8_t* stored;  // out [P, neurons], P = ceil(T / 8)
+  uint8_t* stored;  // out [P, neurons]
   void* counts;     // out [neurons] of counts_dtype
   DType counts_dtype;
   uint8_t* mask;   // out [ceil(neurons / 8)]: bit n % 8 of byte n / 8 tells whether the gate is open

@@ -9,7 +9,7 @@ namespace tandem::cpu {
 
 namespace {
 
-TANDEM_INLINE void pool_lines(const Geometry& g, bool counted, const uint8_t* in, uint8_t* out, int64_t begin,
+TANDEM_INLINE void pool_lines(const Geometry& g, Timing timing, const uint8_t* in, uint8_t* out, int64_t begin,
                               int64_t end) {
   const int64_t height = g.out_height(), width = g.out_width();
   for (int64_t line = begin; line < end; ++line) {
@@ -22,7 +22,7 @@ TANDEM_INLINE void pool_lines(const Geometry& g, bool counted, const uint8_t* in
         if (!g.has_input(0, row) || !g.has_input(1, column)) continue;
         const uint8_t* from = in + g.pixel(0, image, row, column);
         for (int64_t c = 0; c < g.channels; ++c) {
-          pixel[c] = counted ? std::max(pixel[c], from[c]) : static_cast<uint8_t>(pixel[c] | from[c]);
+          pixel[c] = timing == Timing::kWindow ? std::max(pixel[c], from[c]) : static_cast<uint8_t>(pixel[c] | from[c]);
         }
       }
     }
@@ -31,11 +31,11 @@ TANDEM_INLINE void pool_lines(const Geometry& g, bool counted, const uint8_t* in
 
 }  // namespace
 
-void max_pool(const Geometry& images, bool counted, const uint8_t* in, uint8_t* out, ParallelFor parallel) {
+void max_pool(const Geometry& images, Timing timing, const uint8_t* in, uint8_t* out, ParallelFor parallel) {
   const int64_t line = images.out_width() * images.taps() * images.channels;
   parallel_ranges(parallel, images.batch * images.out_height(), 1 + 65536 / (line + 1),
                   [&](int64_t begin, int64_t end) {
-                    at_level([&](auto) TANDEM_INLINE_LAMBDA { pool_lines(images, counted, in, out, begin, end); });
+                    at_level([&](auto) TANDEM_INLINE_LAMBDA { pool_lines(images, timing, in, out, begin, end); });
                   });
 }
 

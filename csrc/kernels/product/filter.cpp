@@ -211,12 +211,12 @@ TANDEM_INLINE void filter_outputs_body(const Layer& layer, const Inputs& in, int
           return exact_product<L>(layer.weights, first + i, in.counts + first_row * in.size, in.size, rows, workspace);
         };
         windows[0][i] = exact(row, steps);
-        for (int64_t t = row; !layer.counted() && t < row + steps; ++t) products[0][t][i] = exact(t, 1);
+        for (int64_t t = row; layer.timing() == Timing::kStep && t < row + steps; ++t) products[0][t][i] = exact(t, 1);
       }
       std::memset(spikes, 0, sizeof(spikes));
       fire_ends(a, ends, n, product, spikes);
     }
-    layer.counted() ? ends[0].end_window(a, n, spikes[0]) : ends[0].end_plane(a, n, 0, spikes[0]);
+    layer.timing() == Timing::kWindow ? ends[0].end_window(a, n, spikes[0]) : ends[0].end_plane(a, n, 0, spikes[0]);
     ends[0].end(a, n);
   }
 }
@@ -228,7 +228,8 @@ TANDEM_CPU_LANES_KERNEL(filter_outputs, (const Layer& layer, const Inputs& in, i
 bool can_filter(const Layer& layer) {
   const Geometry& geometry = layer.geometry;
   const int64_t most = capability() == Capability::kDefault ? kMostRows / 2 : kMostRows;
-  const bool few = layer.counted() ? geometry.batch <= most : geometry.batch * layer.neuron.T <= kMostSteps;
+  const bool few =
+      layer.timing() == Timing::kWindow ? geometry.batch <= most : geometry.batch * layer.neuron.T <= kMostSteps;
   return few && geometry.is_linear() && geometry.groups == 1 && geometry.channels <= kMostInputs &&
          layer.prepared == nullptr && layer.weights.dtype != DType::kInt8 && !layer.wants_sums() &&
          layer.neuron.v == nullptr;
@@ -236,12 +237,12 @@ bool can_filter(const Layer& layer) {
 
 void run_filter(const Layer& layer, Workspace& workspace, ParallelFor parallel) {
   const int64_t size = layer.geometry.channels, outputs = layer.geometry.outputs;
-  const int64_t steps = layer.counted() ? 1 : layer.neuron.T, rows = layer.geometry.batch * steps;
+  const int64_t steps = layer.timing() == Timing::kWindow ? 1 : layer.neuron.T, rows = layer.geometry.batch * steps;
   auto* counts = workspace.take<float>(rows * (size + 1));
   float* totals = counts + rows * size;
   for (int64_t row = 0; row < rows; ++row) {
     const uint8_t* bytes = layer.stored + row / steps * size;
-    const auto bit = static_cast<int>(row % steps), mask = layer.counted() ? UINT8_MAX : 1;
+    const auto bit = static_cast<int>(row % steps), mask = layer.timing() == Timing::kWindow ? UINT8_MAX : 1;
     int total = 0;
     for (int64_t k = 0; k < size; ++k) {
       const int spikes = bytes[k] >> bit & mask;

@@ -13,7 +13,7 @@ Tile Product::tile(int64_t i, const Block& block, Workspace& workspace) const {
 }
 
 void Product::fire(const Tile& tile, const BlockInputs& inputs, Workspace& workspace) const {
-  if (layer_.counted()) return fire_sums(tile, windows(tile, inputs, workspace), layer_.neuron);
+  if (layer_.timing() == Timing::kWindow) return fire_sums(tile, windows(tile, inputs, workspace), layer_.neuron);
   fire_steps(tile, inputs, workspace);
 }
 
@@ -27,7 +27,8 @@ const double* Product::windows(const Tile& tile, const BlockInputs& inputs, Work
 
 Lists::Lists(const Layer& layer, const Prepared& weights, int steps)
     : Product(layer, weights), steps_(steps), bits_(8) {
-  if (steps_ == 4 && layer.counted() && largest_byte(layer.stored, layer.geometry.sheet_size()) < 16) bits_ = 4;
+  if (steps_ == 4 && layer.timing() == Timing::kWindow && largest_byte(layer.stored, layer.geometry.sheet_size()) < 16)
+    bits_ = 4;
 }
 
 int64_t Lists::most_rows() const { return listed_rows(layer_.geometry, tiling(), layer_.sheets()); }
@@ -70,7 +71,9 @@ void Lists::fetch(int64_t i, int64_t rows) const {
 
 // --- digits ----------------------------------------------------------------------------------------------------------
 
-int64_t Digits::most_rows() const { return expanded_rows(layer_.geometry, layer_.counted() ? 1 : 8 * layer_.sheets()); }
+int64_t Digits::most_rows() const {
+  return expanded_rows(layer_.geometry, layer_.timing() == Timing::kWindow ? 1 : 8 * layer_.sheets());
+}
 
 BlockInputs Digits::load(int64_t group, const Block& block, Workspace& workspace, ParallelFor) const {
   return {nullptr, expand(layer_, group * tiling().channels, block, workspace)};

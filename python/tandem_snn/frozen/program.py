@@ -209,8 +209,8 @@ class Program:
 
     def run(self, x: Tensor | SpikeTrain, T: int | None, every_step: bool = False) -> Tensor:
         """Return the readout of the whole window, or after each of its steps."""
-        source, counted = (x.stored, x.timing == "window") if isinstance(x, SpikeTrain) else (x, False)
-        return _ops.frozen_run.default(source, T, counted, self.network, every_step)
+        source, timing = (x.stored, x.timing) if isinstance(x, SpikeTrain) else (x, "step")
+        return _ops.frozen_run.default(source, T, timing, self.network, every_step)
 
     def state(self, shape: Sequence[int], T: int) -> tuple[Tensor, bool]:
         """Return memory for the state of a stream of inputs [B, *features], and whether its neurons follow their input.

@@ -137,7 +137,7 @@ class Stage(nn.Module):
 
     def _run(self, x: Any, **neuron: Any) -> tuple[Tensor, ...]:
         """Run the neurons by their op; return (stored, counts, mask, v, bad)."""
-        settings: dict[str, Any] = {"leak": 1.0, "gate": "relu", "window": self.instruction.timing == "window"}
+        settings: dict[str, Any] = {"leak": 1.0, "gate": "relu", "timing": self.instruction.timing}
         settings |= {"train": False, "return_v": False, "scale": self.scale, "shift": self.shift, **neuron}
         if not isinstance(x, SpikeTrain):
             op = _ops.constant_if if isinstance(x, ConstantInput) else _ops.impulse_if

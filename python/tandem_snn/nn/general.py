@@ -199,7 +199,7 @@ def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
     first = trains[0]
     timing = "window" if all(x.timing == "window" for x in trains) else "step"
     P = 1 if timing == "window" else (first.T + 7) // 8
-    stored = apply(lambda x: (x.stored if x.timing == timing else x.planes).flatten(0, 1))
+    stored = apply(lambda x: x.stored_as(timing).flatten(0, 1))
     stored = [part.unflatten(0, (P, -1)) for part in stored]
     edges = any(x.edge is not None for x in trains)
     counts = apply(lambda x: x.counts) if edges else [None] * len(stored)

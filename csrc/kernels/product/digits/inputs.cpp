@@ -151,8 +151,8 @@ void gather_rows(ExpandedInputs& inputs, const Layer& layer, int64_t first, cons
 
 ExpandedInputs expand(const Layer& layer, int64_t first, const Block& block, Workspace& workspace) {
   ExpandedInputs inputs{};
-  inputs.T = layer.counted() ? 1 : layer.neuron.T;
-  inputs.steps = layer.counted() ? 1 : 8;
+  inputs.T = layer.timing() == Timing::kWindow ? 1 : layer.neuron.T;
+  inputs.steps = layer.timing() == Timing::kWindow ? 1 : 8;
   inputs.most = byte_products() == ByteProducts::kAvx2 ? 0 : UINT8_MAX;
   inputs.chunks = ChunkShape(layer.geometry).chunks();
   ExpandedRows(layer.geometry).gathered ? gather_rows(inputs, layer, first, block, workspace)
