@@ -21,27 +21,18 @@ from pathlib import Path
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 
-from .decide import Plan, compiler_flags, decide, default_jobs, linker_flags
+from .decide import ROOT, Plan, compiler_flags, decide, default_jobs, linker_flags, listed
 
-ROOT = Path(__file__).resolve().parent.parent
-SOURCE_LIST = "csrc/sources.txt"
 LAUNCHERS = ("ccache", "sccache", "distcc", "icecc")  # may precede the compiler in CXX
 TORCH_TARGET = "0x020a000000000000"  # 2.10: the oldest torch with all the stable ABI that we use
 
-# The same bits on every processor: no product may fuse with a sum, and no rounding may change. The other two flags let
-# compare-and-select loops vectorise and change no result.
-NUMERICS = ["-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno"]
+NUMERICS = listed("flag")
 HOST = shlex.split("-O3 -fPIC -fvisibility=hidden -fvisibility-inlines-hidden -Wall -Wextra -Wno-psabi") + NUMERICS
 
 
 def read_sources() -> dict[str, list[str]]:
     """The files of csrc/sources.txt by group."""
-    groups: dict[str, list[str]] = {"ops": [], "cpu": [], "cuda": []}
-    for line in (ROOT / SOURCE_LIST).read_text().splitlines():
-        if line and not line.startswith("#"):
-            group, path = line.split()
-            groups[group].append(path)
-    return groups
+    return {group: listed(group) for group in ("ops", "cpu", "cuda")}
 
 
 def make_plan(env: Mapping[str, str] = os.environ) -> Plan:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent
 OLDEST_ARCH = (7, 5)  # the first whose tensor cores multiply bytes
 NAMES = {  # torch's
     "Turing": "7.5", "Ampere": "8.0;8.6+PTX", "Ada": "8.9+PTX", "Hopper": "9.0+PTX",
@@ -108,15 +109,25 @@ def decide(
     return Plan(note=note)
 
 
+def listed(group: str) -> list[str]:
+    """The values of a group of csrc/sources.txt."""
+    lines = (ROOT / "csrc" / "sources.txt").read_text().splitlines()
+    return [line.removeprefix(f"{group} ") for line in lines if line.startswith(f"{group} ")]
+
+
 def _default_archs(toolkit: Toolkit) -> str:
-    version = tuple(map(int, re.findall(r"\d+", toolkit.version)[:2]))
-    return "7.5;8.0;9.0;12.0+PTX" if version >= (12, 8) else "7.5;8.0;9.0+PTX"
+    archs = dict(line.split() for line in listed("arch"))
+    return ";".join(arch for arch, oldest in archs.items() if _numbers(toolkit.version) >= _numbers(oldest)) + "+PTX"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 
 def _with_cuda(toolkit: Toolkit, listed: str, notes: list[str], wish: str) -> Plan:
     """The kernels for those of the listed compute capabilities that can run them."""
     archs = parse_archs(listed)
-    served = tuple(arch for arch in archs if tuple(map(int, re.findall(r"\d+", arch))) >= OLDEST_ARCH)
+    served = tuple(arch for arch in archs if _numbers(arch) >= OLDEST_ARCH)
     if left_out := [arch for arch in archs if arch not in served]:
         notes = [*notes, f"no kernels for {', '.join(left_out)}: they need compute capability 7.5 or newer"]
     if served:

@@ -15,8 +15,12 @@ struct Geometry {
   int64_t kernel[2], stride[2], padding[2], dilation[2];  // vertical, horizontal
   int64_t after[2];  // further padding at the end; below 0, that much of the end is not read
 
-  int64_t out_height() const { return extent(height, 0); }
-  int64_t out_width() const { return extent(width, 1); }
+  // How far a kernel moves along an axis; below 0 it does not fit.
+  int64_t room(int axis) const {
+    return (axis == 0 ? height : width) + 2 * padding[axis] + after[axis] - dilation[axis] * (kernel[axis] - 1) - 1;
+  }
+  int64_t out_height() const { return room(0) / stride[0] + 1; }
+  int64_t out_width() const { return room(1) / stride[1] + 1; }
   int64_t rows() const { return batch * out_height() * out_width(); }
   int64_t neurons() const { return rows() * outputs; }
   int64_t group_channels() const { return channels / groups; }
@@ -36,11 +40,6 @@ struct Geometry {
   // The offset of a pixel of sample b in sheet p.
   int64_t pixel(int64_t p, int64_t b, int64_t y, int64_t x) const {
     return (((p * batch + b) * height + y) * width + x) * channels;
-  }
-
- private:
-  int64_t extent(int64_t size, int axis) const {
-    return (size + 2 * padding[axis] + after[axis] - dilation[axis] * (kernel[axis] - 1) - 1) / stride[axis] + 1;
   }
 };
 

@@ -3,7 +3,6 @@
 // times: once from memory, then from the cache.
 #include <limits>
 
-#include "../weights/unit.h"
 #include "digits.h"
 #include "vec.cuh"
 
@@ -103,7 +102,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) digits_kernel(const __grid_
   most = over_block(most, [](int a, int b) { return max(a, b); });
   const int shift = any == 0 ? 0 : 31 - __clz(static_cast<int>(any & -any));  // trailing zero bits go into the unit
   most >>= shift;
-  const int count = any == 0 ? 0 : most <= 0x7f ? 1 : most <= 0x7f7f ? 2 : most <= kThreeDigits ? 3 : kMostDigits;
+  const int count = any == 0 ? 0 : digits_of(most);
   describe(power_of_two(exponent + shift), count);
 
   int8_t* to = rows.to.digits + output * rows.to.output;

@@ -2,14 +2,9 @@
 #pragma once
 
 #include "../layer.h"
+#include "../weights/unit.h"
 
 namespace tandem::cuda {
-
-// The most digits of a weight (weights/unit.h).
-constexpr int kMostDigits = 4;
-constexpr int most_digits(DType dtype) {
-  return dtype == DType::kInt8 ? 1 : dtype == DType::kFloat32 ? kMostDigits : 2;
-}
 
 // The prepared weights in memory: the digits, for each output the lowest first, each a row of the inputs in the order
 // of a stage (tap, channel); the units, the value of an output's integer 1; and of each output the number of its

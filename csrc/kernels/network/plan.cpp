@@ -22,8 +22,8 @@ Shape place_kernel(Geometry& g, const Shape& in, bool ceil = false) {
   g.height = in.height;
   g.width = in.width;
   for (int axis = 0; axis < 2; ++axis) {
-    const int64_t end = (axis == 0 ? g.height : g.width) + g.padding[axis], stride = g.stride[axis];
-    const int64_t room = end + g.padding[axis] + g.after[axis] - g.dilation[axis] * (g.kernel[axis] - 1) - 1;
+    const int64_t end = (axis == 0 ? g.height : g.width) + g.padding[axis], stride = g.stride[axis],
+                  room = g.room(axis);
     if (room < 0) refuse("its kernel is larger than its padded input");
     const int64_t last = (room + stride - 1) / stride * stride;  // where one begins that may reach beyond the end
     if (ceil) g.after[axis] = last - room - (last < end ? 0 : stride);

@@ -1,5 +1,6 @@
-// The integrate-and-fire neuron. This file is the one definition of a time step: the CPU kernels, the CUDA kernels
-// and the C++ tests all include it.
+// The integrate-and-fire neuron, as the rule says it. The CPU's kernels step their lanes by it; bursts in lanes, the
+// CUDA kernels and the currents of the executor are written for their processors, and tests find them equal bit for
+// bit.
 #pragma once
 
 #include <cstdint>

@@ -8,11 +8,6 @@ namespace tandem::cpu {
 
 namespace {
 
-int64_t most_digits(DType dtype) {
-  if (dtype == DType::kInt8) return 1;
-  return dtype == DType::kFloat32 ? kMostDigits : 2;
-}
-
 // How a column is cut into digits.
 struct Cut {
   int32_t count, shift;
@@ -42,7 +37,7 @@ TANDEM_INLINE Cut measure_column(const int32_t* weights, const std::vector<int64
   }
   const int shift = bits == 0 ? 0 : __builtin_ctz(static_cast<uint32_t>(bits));
   most >>= shift;
-  return {most <= 0x7f ? 1 : most <= 0x7f7f ? 2 : most <= kThreeDigits ? 3 : kMostDigits, shift};
+  return {digits_of(most), shift};
 }
 
 // The bytes of w + 0x80808080 are the digits of w plus 128. The words of four inputs are transposed, so that the four

@@ -13,7 +13,6 @@ bool has_digits(const Geometry& geometry);
 
 constexpr int64_t kChunk = 64;        // inputs per product of tiles
 constexpr int64_t kTileBytes = 1024;  // of 16 rows or outputs
-constexpr int kMostDigits = 4;
 
 // Whether pixels that adjoin in the kernel adjoin in the image.
 inline bool adjoin(const Geometry& geometry) { return geometry.dilation[1] == 1; }

@@ -31,6 +31,16 @@ constexpr uint32_t kMagnitude = 0x7fffffff, kInfinity = 0x7f800000;
 // unit multiply.
 constexpr int kTwoDigits = 0x7f7f, kThreeDigits = 0x7f7f7f;
 
+// The most digits of a weight.
+constexpr int kMostDigits = 4;
+constexpr int most_digits(DType dtype) {
+  return dtype == DType::kInt8 ? 1 : dtype == DType::kFloat32 ? kMostDigits : 2;
+}
+// The digits of weights from -largest - 1 to largest.
+TANDEM_HOST_DEVICE int digits_of(int32_t largest) {
+  return largest <= 0x7f ? 1 : largest <= kTwoDigits ? 2 : largest <= kThreeDigits ? 3 : kMostDigits;
+}
+
 // Magnitudes are added as integers, so that their order does not matter: times measure_of(scale) and truncated, they
 // are below 2^20.
 TANDEM_HOST_DEVICE int scale_of(uint32_t largest) {

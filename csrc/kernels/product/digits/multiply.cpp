@@ -1,4 +1,5 @@
 // Multiplies a tile, column by column: in passes over the rows, each by as many digits as stay in L1.
+#include "../../weights/unit.h"
 #include "loops.h"
 
 namespace tandem::cpu {
