@@ -97,12 +97,7 @@ class Call(NamedTuple):
     stored: Any
     T: Any
     weight: Any
-    steps: Any
-    threshold: Any
-    leak: Any
-    gate: Any
-    timing: Any
-    train: Any  # whether the op makes what the backward pass needs
+    neuron: Any  # (steps, threshold, leak, gate, timing), as TANDEM_NEURON_FIELDS in csrc/ops/fields.h
     return_v: Any
     scale: Any
     shift: Any
@@ -144,13 +139,15 @@ class Saved(NamedTuple):
     eps: float | None
 
 
-def run(call: tuple[Any, ...]) -> Any:
-    """Call the op of a layer; return (stored, counts, mask, v, [[product,] mean, var,] bad)."""
+def run(call: tuple[Any, ...], train: bool) -> Any:
+    """Call the op of a layer; return (stored, counts, mask, v, [[product,] mean, var,] bad).
+
+    ``train``: whether the op makes what the backward pass needs.
+    """
     (
-        stored, T, weight, steps, threshold, leak, gate, timing, train, return_v, scale, shift, bad, residual,
-        residual_scale, v_init, source, edge, gamma, beta, eps, _, _, few_bits,
+        stored, T, weight, neuron, return_v, scale, shift, bad, residual, residual_scale, v_init,
+        source, edge, gamma, beta, eps, _, _, few_bits,
     ) = call  # fmt: skip
-    neuron = steps, threshold, leak, gate, timing
     more = () if residual is None and v_init is None else (residual, residual_scale, v_init)
     if isinstance(source, Product):
         if few_bits and weight.dtype == torch.float32:
@@ -176,7 +173,7 @@ def _times(source: Product | str, T: int) -> int:
 
 
 def _forward(*call: Any) -> Any:
-    return run(call)
+    return run(call, train=True)
 
 
 _forward.__signature__ = inspect.signature(Call)  # type: ignore[attr-defined]  # Dynamo counts its parameters
@@ -213,7 +210,8 @@ class Fire(Function):
             spikes if needs.theta else None,
         )
         ctx.needs = needs
-        ctx.numbers = call.source, call.T, call.threshold, call.timing, call.eps
+        _, threshold, _, _, timing = call.neuron
+        ctx.numbers = call.source, call.T, threshold, timing, call.eps
         ctx.mark_non_differentiable(spikes, mask, *[other for other in others if other is not None])
         ctx.set_materialize_grads(False)
 

@@ -88,12 +88,12 @@ def _fire(
     train = torch.is_grad_enabled() and needs_grad(
         edge, weight, scale, shift, gamma, beta, residual, residual_edge, residual_scale, theta
     )
+    neuron = T if steps is None else steps, threshold if theta is None else 1.0, leak, gate, timing
     call = (  # the fields of Call, which is slow to make
-        stored, T, weight, T if steps is None else steps, threshold if theta is None else 1.0, leak, gate,
-        timing, train, return_v, scale, shift, bad, residual, residual_scale, v_init,
+        stored, T, weight, neuron, return_v, scale, shift, bad, residual, residual_scale, v_init,
         source, edge, gamma, beta, eps, residual_edge, theta, step is not None,
     )  # fmt: skip
-    fired, counts, _, v, *norm, bad = apply(Fire, *call) if train else run(call)
+    fired, counts, _, v, *norm, bad = apply(Fire, *call) if train else run(call, train)
     dtype = like.dtype
     if dtype == torch.int8:
         dtype = torch.float32

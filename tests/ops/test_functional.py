@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tandem_ext as te
-from tandem_ext.functional.autograd import Call
 
 f, ref = te.functional, te.reference
 
@@ -23,18 +22,6 @@ def test_results_and_gradients_are_the_reference(product, timing, random, dtype,
 
 def test_layers_of_practice_are_the_reference(timing, device):
     any_layer.check_practical(Random(0), timing, device=device)
-
-
-@pytest.mark.parametrize("op", ["linear_if", "conv_if", "bn_if", "if_scan", "constant_if", "impulse_if"])
-def test_a_call_has_the_arguments_of_an_op_in_their_order(op):
-    """But for the geometry of a convolution, a gain instead of a scale, and what only frozen networks pass."""
-    names = [argument.name for argument in getattr(torch.ops.tandem, op).default._schema.arguments]
-    names = [name for name in names if name not in ("stride", "padding", "dilation", "groups", "gain", "digits")]
-    names = [{"currents": "edge", "current": "edge"}.get(name, name) for name in names]
-    fields = Call._fields[:16]
-    assert [name for name in names if name in fields] == [name for name in fields if name in names]
-    assert set(names) <= set(Call._fields)
-    assert op == "bn_if" or set(fields[3:]) <= set(names)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
