@@ -41,7 +41,7 @@ def case(name: str, op: Callable[..., object], inputs: Inputs, moved: float, T: 
 
 def scanned(x: Tensor, scale: Tensor, shift: Tensor, T: int) -> object:
     """With the counts and the gate that the backward pass needs."""
-    return OPS.if_scan(x, T, 1.0, 1.0, "relu", False, True, False, scale, shift)
+    return OPS.if_scan(x, T, 1.0, 1.0, "relu", "step", True, False, scale, shift)
 
 
 def normalised(grad: Tensor, product: Tensor, gate: Tensor, channel: Tensor) -> object:

@@ -81,7 +81,7 @@ def test_errors_and_shapes_that_a_loaded_network_knows(tmp_path):
     uneven = nn.Sequential(tnn.Encoder(T), tnn.Conv2d(1, 2, 3), mean, tnn.Flatten(), tnn.Readout(32, 2))
     for given, message in (
         (nn.Sequential(tnn.Encoder(T), tnn.Flatten(), tnn.Linear(64, 4)), "Readout"),
-        (uneven, "windows of different sizes"),
+        (uneven, "kernels of different sizes"),
     ):
         with pytest.raises(ValueError, match=message):
             ts.to_onnx(given, tmp_path / "net.onnx", x)

@@ -120,7 +120,7 @@ def elementwise(bench: Bench) -> Iterator[Row]:
     """The scan, and batch norm without its product."""
     n = bench.size(SCANNED, 2**10)
     currents = torch.randn(T, 1, n, device=bench.device)
-    neurons = (T, 1.0, 1.0, "relu", False, True, False)
+    neurons = (T, 1.0, 1.0, "relu", "step", True, False)
     needed = 4 * T * n + 5 * n + n // 8
     case = f"scan [{T}, {n}]" if bench.small else SCAN
     yield bench.row(case, OURS, partial(OPS.if_scan, currents, *neurons), bytes=needed)

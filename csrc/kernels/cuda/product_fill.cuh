@@ -121,9 +121,6 @@ class Filler {
     });
   }
 
-  // Whether a digit's copies have not all been started.
-  __device__ __forceinline__ bool has_digits() const { return digit_ >= 0; }
-
   // Starts the copies of the next stage. With counts it has all digits of a depth. With steps, whose digits share their
   // sums, it has one: stages follow the depth, for the highest digit first.
   __device__ __forceinline__ void fill(int slot, const DeviceGeometry& g) {
@@ -244,22 +241,17 @@ __device__ __forceinline__ void multiply_depth(const DeviceGeometry& g, int firs
   const int last = kept((g.stages - 1) * S::kStageBytes);
   const auto next = [&](int slot) { return slot == last ? 0 : slot + S::kStageBytes; };
   int filled = 0, full = 0;  // slots of the ring
+  const int stages = kept(S::kTiming == Timing::kWindow ? depths : digits * depths);
   int stage = 1 - g.stages;  // below 0 the ring is filled
 #pragma unroll 1
-  for (int pass = 0; pass < (S::kTiming == Timing::kWindow ? 1 : digits); ++pass, stage = 0) {
-    if (pass > 0) {
-      unroll<S::kSums>([&](int i) {  // modulo 2^32; the final sums fit
-        int32_t& sum = sums[0][i / 4][i % 4];
-        sum = static_cast<int32_t>(static_cast<uint32_t>(sum) << 8);
-      });
-    }
+  for (int pass_end = depths;; pass_end += depths) {
 #pragma unroll 1
-    for (; stage < depths; ++stage) {
+    for (; stage < pass_end; ++stage) {
       if (stage >= 0) {
         wait_for_copies(g.stages);
         __syncthreads();  // this stage has arrived, and the slot that is filled next is no longer read
       }
-      if (S::kTiming == Timing::kWindow ? stage + g.stages <= depths : filler.has_digits()) {
+      if (stage + g.stages <= stages) {
         filler.fill(filled, g);
         filled = next(filled);
       }
@@ -268,6 +260,11 @@ __device__ __forceinline__ void multiply_depth(const DeviceGeometry& g, int firs
       if (!S::kRounds || own > 0) multiply_stage<S>(weights + full, spikes + full, digits, step, own, sums);
       full = next(full);
     }
+    if (S::kTiming == Timing::kWindow || pass_end == stages) break;
+    unroll<S::kSums>([&](int i) {  // modulo 2^32; the final sums fit
+      int32_t& sum = sums[0][i / 4][i % 4];
+      sum = static_cast<int32_t>(static_cast<uint32_t>(sum) << 8);
+    });
   }
 }
 
