@@ -78,7 +78,7 @@ def mlp():
 
 
 def lif():
-    first = tnn.Linear(20, 40, norm=True, leak=0.9, threshold=torch.rand(40) + 0.5)
+    first = tnn.Linear(20, 40, norm=True, leak=0.9, threshold=torch.rand(40) + 0.5, gain=1.0)
     second = tnn.Linear(40, 30, v_init=0.5, gate="clip")
     net = nn.Sequential(tnn.Encoder(T=12, mode="zero_expand"), first, second, tnn.Readout(30, 10, bias=False))
     return net, torch.rand(6, 20)
@@ -107,7 +107,7 @@ def projection():
     body = nn.Sequential(
         tnn.Conv2d(8, 12, 3, stride=2, padding=1, norm=True), tnn.Conv2d(12, 12, 3, padding=1, norm=True, threshold=0.7)
     )
-    learned = tnn.Conv2d(12, 9, 2, padding="same", dilation=3, threshold=torch.rand(9) + 0.5, gain="threshold")
+    learned = tnn.Conv2d(12, 9, 2, padding="same", dilation=3, threshold=torch.rand(9) + 0.5)
     net = nn.Sequential(
         tnn.Encoder(T=11), tnn.Conv2d(2, 8, 4, padding="same", norm=True),
         tnn.Residual(body, tnn.Conv2d(8, 12, 1, stride=2, norm=True)),
@@ -143,7 +143,7 @@ def average():
 
 def few_bits():
     first = tnn.Linear(20, 40, norm=True, threshold=torch.rand(40) + 0.5)
-    second = tnn.Linear(40, 30, v_init=torch.rand(30), gate="clip", gain="threshold", threshold=0.3, weight_bits=5)
+    second = tnn.Linear(40, 30, v_init=torch.rand(30), gate="clip", threshold=0.3, weight_bits=5)
     third = tnn.Linear(30, 20, threshold=nn.Parameter(torch.rand(20) / 4 + 0.1))
     net = nn.Sequential(tnn.Encoder(12, "zero_expand"), first, second, third, tnn.Readout(20, 10))
     return net, 4 * torch.rand(6, 20)
@@ -266,6 +266,10 @@ def images(number=200):
 def dyadic(net):
     """Numbers whose sums are exact, and biases that let no potential meet its threshold, where simulators differ."""
     for module in net.modules():
+        if isinstance(module, tnn.Encoder):
+            module.gain *= module.T
+        if isinstance(module, tnn.SpikingLayer) and module.threshold is None:
+            module.threshold = 1.0
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             module.weight.copy_((module.weight * 128).round() / 64)
             if module.bias is not None:
@@ -282,9 +286,9 @@ def network(T=8):
     """For handwritten digits."""
     torch.manual_seed(1)
     net = nn.Sequential(
-        tnn.Encoder(T), tnn.Conv2d(1, 8, 3, padding=1, threshold=0.5, gain=0.5),
-        tnn.Conv2d(8, 12, 3, stride=2, padding="valid", groups=1, threshold=2.0), tnn.Dropout(0.5), tnn.Flatten(),
-        tnn.Linear(12 * 9, 32), tnn.Readout(32, 10),
+        tnn.Encoder(T), tnn.Conv2d(1, 8, 3, padding=1, threshold=0.5),
+        tnn.Conv2d(8, 12, 3, stride=2, padding="valid", groups=1, threshold=2.0, gain=1.0), tnn.Dropout(0.5),
+        tnn.Flatten(), tnn.Linear(12 * 9, 32), tnn.Readout(32, 10),
     )  # fmt: skip
     return dyadic(net)
 

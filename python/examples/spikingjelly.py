@@ -26,7 +26,7 @@ def like(module, linear, conv, weight, bias, **neurons):
 
 def from_spikingjelly(theirs: nn.Sequential, T: int) -> nn.Sequential:
     """Copy one step: Linear, Conv2d (each but the last with neurons after it) and Flatten."""
-    ours = [tnn.Encoder(T)]
+    ours = [tnn.Encoder(T, gain=T)]  # the image is the current of each step
     for module, after in zip(theirs, [*theirs[1:], None], strict=True):
         if isinstance(module, nn.Flatten):
             ours.append(tnn.Flatten())
@@ -37,6 +37,7 @@ def from_spikingjelly(theirs: nn.Sequential, T: int) -> nn.Sequential:
             factor = lost if getattr(after, "decay_input", False) else 1.0
             # There the reset leaks too: the same neuron for v - lost·ϑ, so the threshold is lower by lost·ϑ.
             settings = {"leak": 1 - lost, "threshold": (1 - lost) * theta, "v_init": -lost * (1 - lost) * theta}
+            settings["gain"] = 1.0
             bias = T * (factor * module.bias - lost**2 * theta)
             ours.append(like(module, tnn.Linear, tnn.Conv2d, factor * module.weight, bias, **settings))
         elif not isinstance(module, neuron.BaseNode) or isinstance(after, neuron.BaseNode):

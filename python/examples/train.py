@@ -21,7 +21,7 @@ import tandem_snn.nn as tnn
 
 def spiking(T: int) -> nn.Sequential:
     return nn.Sequential(
-        tnn.Encoder(T),                                       # the image is the current of each of T steps
+        tnn.Encoder(T),                                       # the image is the current of T steps
         tnn.Conv2d(1, 32, 3, padding=1, norm=True),           # synapses, batch norm and neurons
         tnn.Conv2d(32, 64, 3, stride=2, padding=1, norm=True),
         tnn.Flatten(),
@@ -85,7 +85,6 @@ def main() -> None:
     batches, images, labels = digits()
 
     snn = spiking(options.T)
-    tnn.init_gamma_(snn)  # spread the spike counts over 0..T
     print("SNN")
     train(snn, batches, options.epochs, lr=2e-3)
     ann = ordinary()

@@ -57,9 +57,7 @@ def create(
     threshold: float | None = None,
     learn_threshold: str | None = None,
     v_init: float | None = None,
-    gamma: float | None = None,
     timing: checks.Timing = "step",
-    ann_units: bool = False,
     **neuron: Any,
 ) -> nn.Sequential:
     """A network with random weights; its modules are named encoder, conv1, pool1, flatten, fc1, ..., readout.
@@ -69,13 +67,11 @@ def create(
             ``tandem_snn.ann``.
         model: one of :data:`MODELS`, or an architecture such as "32C3-64C3s2-FC256".
         shape, outputs: of one input sample, such as (1, 28, 28), and the number of classes.
-        T: time steps, to which batch norm's γ is set.
+        T: time steps.
         width: multiplier of the channels.
         events: inputs are spike trains of T steps; else they are images, the current of each of T steps.
         v_init: in thresholds; None: the layers' default.
-        ann_units: every z is in the units of an ANN with the same weights; thresholds are 4/T by default, for
-            activations up to 4.
-        norm, threshold, learn_threshold, gamma, timing: as in :class:`recipe.Recipe`.
+        norm, threshold, learn_threshold, timing: as in :class:`recipe.Recipe`.
         neuron: further settings of the layers with neurons, see :class:`tandem_snn.nn.NeuronOptions`.
 
     Raises:
@@ -85,13 +81,9 @@ def create(
     torch.Size([2, 10])
     """
     notation = MODELS.get(model, model)
-    start = (4 / T if ann_units else 1.0) if threshold is None else threshold
-    if norm and gamma is None:
-        gamma = 1.0 if ann_units else tnn.initial_gamma(T, timing)
     modules: OrderedDict[str, nn.Module] = OrderedDict()
     numbers: Counter[str] = Counter()
-    gain = 1 / T if ann_units and not events else 1.0
-    modules["encoder"] = layers.Encoder(T, "events" if events else "direct", gain=gain)
+    modules["encoder"] = layers.Encoder(T, "events" if events else "direct")
     shape = tuple(shape)
 
     def add(kind: str, module: nn.Module) -> None:
@@ -102,12 +94,13 @@ def create(
         return max(1, round(int(base) * width))
 
     def neurons(number: int) -> dict[str, Any]:
-        level: float | Tensor = start
+        start = threshold
+        level: float | Tensor | None = threshold
         if learn_threshold is not None:
+            start = tnn.default_threshold(T, timing) if threshold is None else threshold
             level = nn.Parameter(torch.full(() if learn_threshold == "layer" else (number,), start))
-        options: dict[str, Any] = {"norm": norm, "bias": not norm, "threshold": level, "gamma": gamma, "timing": timing}
-        options |= {"v_init": None if v_init is None else v_init * start, "gain": "threshold" if ann_units else 1.0}
-        return options | neuron
+        first = v_init if v_init is None or start is None else v_init * start  # without start it counts in thresholds
+        return {"norm": norm, "bias": not norm, "threshold": level, "v_init": first, "timing": timing} | neuron
 
     def conv(inputs: int, number: int, kernel: int, stride: int = 1) -> nn.Module:
         made: nn.Module = layers.Conv2d(inputs, number, kernel, stride, kernel // 2, **neurons(number))
@@ -160,55 +153,3 @@ def create(
     modules.setdefault("flatten", layers.Flatten())
     modules["readout"] = layers.Readout(math.prod(shape), outputs, weight_bits=neuron.get("weight_bits"))
     return nn.Sequential(modules)
-
-
-@torch.no_grad()
-def start_from_twin(net: nn.Module, twin: nn.Module, gain: float = 1.0) -> None:
-    """Gives a spiking network the weights of its trained twin, in place.
-
-    In every layer the pre-activations z and activations a = ρ(z) of the twin become
-
-        z' = g·z        and so, but for rounding, the counts        c = g·a,
-
-    with g = ``gain``; the readout's answer stays the same. For that, γ' = g·γ and β' = g·β; without batch norm,
-    W' = (g/k)·W and b' = g·b; the readout has W' = W/g. k is the ratio of a layer's input to the input in the twin:
-    T for the first layer after an image, which sees T·x, and g for the others. The running statistics of u = W x
-    follow: mean' = k·mean, var' = k²·var. With thresholds ϑ other than 1, g·ϑ replaces g in z', γ', β', W' and b'.
-
-    If a spike counts as its threshold (``ann_units``), the weights are copied unchanged; the gain must be 1.
-
-    Raises:
-        ValueError: the gain is not positive, or not 1 with ``ann_units``.
-
-    >>> from tandem_snn import ann
-    >>> net, twin = (create(layers, "mlp", (64,), 10) for layers in (tnn, ann))
-    >>> start_from_twin(net, twin, gain=3.0)
-    >>> torch.equal(net.fc1.norm.weight, 3 * twin.fc1.norm.weight)
-    True
-    """
-    if not 0 < gain < math.inf:
-        raise ValueError(f"init_gain: expected a positive number, got {gain}")
-    kept = {name: value for name, value in net.state_dict().items() if name.endswith(".threshold")}
-    net.load_state_dict(twin.state_dict() | kept)
-    layers = [module for module in net.modules() if isinstance(module, tnn.SpikingLayer)]
-    if any(layer.gain == "threshold" for layer in layers):
-        if gain != 1:
-            raise ValueError(f"init_gain: expected 1 for a network in the units of its ANN, got {gain:g}")
-        return
-    k = next((float(m.T) for m in net.modules() if isinstance(m, tnn.Encoder) and m.mode == "direct"), 1.0)
-    for layer in layers:
-        scale = gain * torch.as_tensor(layer.threshold, dtype=layer.weight.dtype).detach()
-        if layer.norm is None:
-            layer.weight.mul_((scale / k).reshape(-1, *[1] * (layer.weight.dim() - 1)))
-            if layer.bias is not None:
-                layer.bias.mul_(scale)
-        else:
-            layer.norm.weight.mul_(scale)
-            layer.norm.bias.mul_(scale)
-            for statistic, factor in (layer.norm.running_mean, k), (layer.norm.running_var, k * k):
-                assert statistic is not None
-                statistic.mul_(factor)
-        k = gain
-    for module in net.modules():
-        if isinstance(module, tnn.Readout):
-            module.weight.div_(gain)

@@ -44,21 +44,17 @@ class Recipe:
     width: float = key(1.0, "multiplier of the channels")
     T: int = key(8, "time steps", least=1)
     timing: str = key("step", "when neurons fire: in each step, or after the window", choices=("step", "window"))
-    gate: str = key("relu", "which neurons pass a gradient: z > 0, or 0 < z < threshold * T", choices=("relu", "clip"))
-    threshold: float | None = key(None, "firing threshold; by default 1, with ann_units 4/T")
+    gate: str = key("clip", "which neurons pass a gradient: z > 0, or 0 < z < threshold * T", choices=("relu", "clip"))
+    threshold: float | None = key(None, "firing threshold, the value of a spike; by default as T and timing need it")
     v_init: float | None = key(None, "initial potential in thresholds; by default 0, with timing window 0.5")
     leak: float = key(1.0, "share of the potential that is left after a step")
     learn_threshold: str | None = key(None, "learn the thresholds, each of", choices=("layer", "channel"))
-    ann_units: bool = key(False, "a spike counts as its threshold, so that activations keep the ANN's units")
     weight_bits: int | None = key(None, "train with weights rounded to this many bits, 2 to 8")
     norm: bool = key(True, "batch norm")
-    gamma: float | None = key(None, "initial scale of batch norm; by default as T and timing need it")
     init_from: str | None = key(None, "start the SNN from its trained ANN twin", choices=("twin",))
-    init_gain: float = key(1.0, "scale of the twin's activations in the SNN that starts from it")
     twin: bool = key(True, "train the ANN twin too, and if the SNN starts from it, for as long again, as a control")
     optimizer: str = key("adam", "optimizer", choices=("adam", "sgd"))
     lr: float = key(2e-3, "the peak of the learning rate")
-    norm_lr: float = key(1.0, "times this rate for γ and β of the SNN, which count in thresholds")
     schedule: str = key(
         "one-cycle", "rise over a tenth of the steps, then fall to zero as a cosine", choices=("one-cycle", "constant")
     )
@@ -78,8 +74,6 @@ class Recipe:
             if value is not None and least is not None and not value >= least:
                 raise ValueError(f"{one.name}: expected {least} or more, got {value}")
             object.__setattr__(self, one.name, value)
-        if self.init_from is None and self.init_gain != 1:
-            raise ValueError("init_gain: needs init_from, the twin whose activations it scales")
 
 
 _HINTS = get_type_hints(Recipe)

@@ -41,7 +41,7 @@ from torch import nn
 import recipe as recipes
 import tandem_snn as ts
 import tandem_snn.nn as tnn
-from architectures import create, start_from_twin
+from architectures import create
 from data import Data, load
 from measures import measure, packed, rounded, tables
 from pictures import draw
@@ -155,8 +155,7 @@ def kinds(recipe: Recipe) -> tuple[str, ...]:
 
 def build(recipe: Recipe, data: Data, kind: str) -> nn.Module:
     """The network, or its twin, initialised by torch's global generator."""
-    names = ("threshold", "v_init", "gamma", "timing", "ann_units", "learn_threshold", "norm", "weight_bits", "leak",
-             "gate", "width")  # fmt: skip
+    names = ("threshold", "v_init", "timing", "learn_threshold", "norm", "weight_bits", "leak", "gate", "width")
     options = {name: getattr(recipe, name) for name in names}
     events = not isinstance(data.test.inputs, torch.Tensor)
     layers = tnn if kind == "SNN" else ann
@@ -177,10 +176,8 @@ def train_seed(
     for kind in kinds(recipe):
         torch.manual_seed(seed)
         net = nets[kind] = build(recipe, data, kind).to(device)
-        if kind == "SNN" and recipe.init_from == "twin":
-            start_from_twin(net, nets["ANN"], recipe.init_gain)
-        elif kind == CONTINUED:
-            net.load_state_dict(nets["ANN"].state_dict())
+        if kind == CONTINUED or (kind == "SNN" and recipe.init_from == "twin"):
+            net.load_state_dict(nets["ANN"].state_dict(), strict=recipe.learn_threshold is None)
         shared = with_shared_statistics(copy.deepcopy(net)) if world.size > 1 else net
         name = kind.lower().replace(" ", "-")
         writer = None

@@ -169,20 +169,14 @@ def evaluate(net: nn.Module, split: Split, recipe: Recipe, world: World | None =
 
 
 def make_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    norms = [layer.norm for layer in net.modules() if isinstance(layer, tnn.SpikingLayer) and layer.norm is not None]
-    own = dict.fromkeys(parameter for norm in norms for parameter in norm.parameters())
-    groups = [{"params": [p for p in net.parameters() if p not in own], "lr": recipe.lr}]
-    if own:
-        groups.append({"params": list(own), "lr": recipe.lr * recipe.norm_lr})
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, fused=True)
-    return torch.optim.Adam(groups, fused=True)
+        return torch.optim.SGD(net.parameters(), recipe.lr, momentum=0.9, fused=True)
+    return torch.optim.Adam(net.parameters(), recipe.lr, fused=True)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> lr_scheduler.LRScheduler:
     if recipe.schedule == "one-cycle":
-        peaks = [group["lr"] for group in optimizer.param_groups]
-        return lr_scheduler.OneCycleLR(optimizer, peaks, total_steps=steps + 1, pct_start=0.1, cycle_momentum=False)
+        return lr_scheduler.OneCycleLR(optimizer, recipe.lr, total_steps=steps + 1, pct_start=0.1, cycle_momentum=False)
     return lr_scheduler.ConstantLR(optimizer, 1.0)
 
 

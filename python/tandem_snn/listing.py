@@ -86,7 +86,7 @@ def listing_of(net: nn.Module, x: Any) -> Listing:
     """List the stages of ``net``, which must end in numbers, for inputs like x."""
     net = net.net if isinstance(net, FrozenNetwork) else snapshot(net)
     x = x[:1]
-    network = copy.deepcopy(lower(net))
+    network = copy.deepcopy(lower(net, T=x.T if isinstance(x, SpikeTrain) else None))
     names = {INPUT: "input"}
     listed: list[NamedStage] = []
 

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tandem_ext import SpikeTrain
+
 from .container import write_atomically
 from .errors import extra
 from .frozen import FrozenNetwork, freeze
@@ -50,7 +52,7 @@ def to_onnx(net: nn.Module, path: str | PathLike[str], x: Any) -> None:
     """
     extra("onnx", "the export to ONNX")
     check_batch(x)
-    frozen = net if isinstance(net, FrozenNetwork) else freeze(net)
+    frozen = net if isinstance(net, FrozenNetwork) else freeze(net, T=x.T if isinstance(x, SpikeTrain) else None)
     write_atomically(Path(path), OnnxGraph(listing_of(frozen, x)).model().SerializeToString())
 
 

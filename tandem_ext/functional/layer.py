@@ -12,10 +12,11 @@ from torch import Tensor
 from .. import checks
 from .._torch import autocast_active
 from ..inputs import ConstantInput, ImpulseInput
+from ..ops import compute_dtype
 from ..signal import needs_grad
 from ..train import SpikeTrain, add_flags, with_flags
 from .autograd import Fire, WindowProduct, apply, run
-from .neuron import NEUTRAL, cast, channels_of, fold, in_units, over_space, per_channel, tensors_of, with_gain
+from .neuron import NEUTRAL, cast, channels_of, fold, in_units, over_space, per_channel, spread, tensors_of, with_gain
 from .products import Product, autocast_dtype
 from .settings import Settings
 
@@ -63,7 +64,7 @@ def _fire(
 ) -> Outcome:
     """Fold the tensors of neurons [B, C, *space] into the arguments of an op, and call it."""
     like: Any = edge if weight is None else weight
-    T, bias, scale, shift, step, eps, threshold, leak, v_init, gate, timing, residual, steps, return_v = settings
+    T, bias, scale, shift, step, eps, unit, threshold, leak, v_init, gate, timing, residual, steps, return_v = settings
     channels = channels_of(shape)
     if eps is not None:
         if shape[0] * math.prod(shape[2:]) < 2:
@@ -72,16 +73,19 @@ def _fire(
         bad = None if bad is None else bad.sum(0, True)  # through the batch statistics, one NaN affects all samples
     neurons, theta = NEUTRAL, None
     if residual is not None or v_init is not None or timing == "window" or isinstance(threshold, Tensor):
-        neurons = tensors_of(like, T, shape, residual, threshold, v_init, timing)
+        neurons = tensors_of(like, T, shape, residual, threshold, v_init, timing, unit)
         theta = neurons.theta
         if isinstance(residual, SpikeTrain) and residual.bad is not bad:
             bad = add_flags(bad, residual.bad)
     gamma = beta = None
     if eps is None:
-        scale, shift = fold(theta, bias, scale, shift, step, gain, channels, like)
+        scale, shift = fold(theta, bias, scale, shift, step, gain, channels, like, unit)
     else:
         bias, gamma = per_channel("bias", bias, channels, like), per_channel("gamma", scale, channels, like)
         gamma, beta = in_units(theta, gamma, per_channel("beta", shift, channels, like))
+        if unit != 1.0:
+            gamma = spread(1.0, (channels,), compute_dtype(like.dtype), like.device) if gamma is None else gamma
+            gamma, beta = in_units(unit, gamma, beta)
         scale, shift = with_gain(None, step, gain, (), channels, like), None
 
     residual, residual_edge, residual_scale, _, v_init = neurons

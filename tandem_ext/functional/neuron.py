@@ -40,6 +40,7 @@ def tensors_of(
     threshold: float | Tensor = 1.0,
     v_init: float | Tensor | None = None,
     timing: str = "step",
+    unit: float = 1.0,
 ) -> Tensors:
     """Check and fold the tensors of neurons [B, C, *space]; ``like`` has the device and dtype of the layer."""
     if timing == "window":
@@ -54,14 +55,15 @@ def tensors_of(
         theta = torch.add(theta, theta.detach(), alpha=0)  # makes infinity NaN, which then shows in the potentials
     if residual is not None:
         checks.residual(residual, T, shape, device, timing)
+        factor = over(unit, 1.0 if isinstance(residual, Tensor) else residual.gain)
+        if isinstance(factor, Tensor) or factor != 1.0:
+            scale = spread(factor, (channels,), dtype, device)
         if isinstance(residual, Tensor):
             residual = cast(residual, dtype)
             if timing == "window" and len(residual) != 1:
                 residual = residual.sum(0, keepdim=True)
         else:
             edge = residual.edge
-            if isinstance(residual.gain, Tensor) or residual.gain != 1.0:
-                scale = spread(residual.gain, (channels,), dtype, device)
             residual = residual.stored_as(timing)
         scale, _ = in_units(theta, scale, None)
     if isinstance(v_init, Tensor):
@@ -85,8 +87,9 @@ def fold(
     gain: float | Tensor,
     channels: int,
     like: Tensor,
+    unit: float = 1.0,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the op's scale and shift: (scale·step)·gain and scale·bias + shift, divided by a tensor threshold."""
+    """Return the op's scale and shift: (scale·step)·gain and scale·bias + shift, divided by unit and by theta."""
     if scale is not None:
         scale = per_channel("scale", scale, channels, like)
     if shift is not None:
@@ -95,6 +98,8 @@ def fold(
         bias = per_channel("bias", bias, channels, like)
         bias = bias if scale is None else scale * bias
         shift = bias if shift is None else bias + shift
+    if unit != 1.0:
+        gain, shift = over(unit, gain), None if shift is None else shift / unit
     if step is not None or not isinstance(gain, float) or gain != 1:
         scale = with_gain(scale, step, gain, (channels,), channels, like)
     return (scale, shift) if theta is None else in_units(theta, scale, shift)
@@ -112,11 +117,18 @@ def with_gain(
     return scale
 
 
-def in_units(theta: Tensor | None, factor: Tensor | None, term: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Divide a factor, None for 1, and a term, None for 0, by a tensor threshold, detached: Fire has its gradient."""
+def over(unit: float, gain: float | Tensor) -> float | Tensor:
+    """Return gain/unit, without adding a node to exported graphs if the unit is 1."""
+    return gain if unit == 1.0 else gain / unit
+
+
+def in_units(
+    theta: float | Tensor | None, factor: Tensor | None, term: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Divide a factor, None for 1, and a term, None for 0, by a threshold, a tensor detached: Fire has its gradient."""
     if theta is None:
         return factor, term
-    unit = theta.detach()
+    unit: Any = theta.detach() if isinstance(theta, Tensor) else theta
     return 1 / unit if factor is None else factor / unit, None if term is None else term / unit
 
 

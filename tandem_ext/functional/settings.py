@@ -105,6 +105,7 @@ class Settings(NamedTuple):
     shift: Tensor | None = None  # with eps: beta
     step: Tensor | None = None  # of few-bit weights, which are then integers
     eps: float | None = None  # of batch norm with batch statistics; None: no such batch norm
+    unit: float = 1.0  # z and the residual are divided by it, so that potentials count in it
     threshold: float | Tensor = DEFAULTS["threshold"]
     leak: float = DEFAULTS["leak"]
     v_init: float | Tensor | None = DEFAULTS["v_init"]

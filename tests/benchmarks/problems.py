@@ -154,7 +154,8 @@ def make_problem(
     first = batches[0]
     signal: Any = ConstantInput(first.x, T) if first.train is None else first.train
     rates = {} if first.train is None else {"input": rate_of(signal)}
-    network, neurons = nn.Sequential(*[tnn.Encoder(T)] * (first.train is None)), 0
+    encoder = tnn.Encoder(T, gain=1 / tnn.Encoder(T)(torch.ones(1, 1)).gain)  # x in each step, in older trees too
+    network, neurons = nn.Sequential(*[encoder] * (first.train is None)), 0
     for i, shape in enumerate(shapes, 1):
         layer = draw_layer(shape, signal, rate, generator)
         network.append(layer)
@@ -181,14 +182,13 @@ def draw_layer(shape: Shape, signal: Any, rate: float, generator: torch.Generato
     images = isinstance(signal, ConstantInput)
     power = signal.x.square().mean().item() if images else rate_of(signal).spikes
     inputs, norm = signal.shape[1], shape.norm
+    options: Any = {"bias": not norm, "norm": norm, "threshold": 1.0, "gain": 1.0, "gate": "relu"}
     layer: Any
     if shape.kernel:
-        layer = tnn.Conv2d(
-            inputs, shape.outputs, shape.kernel, shape.stride, shape.kernel // 2, bias=not norm, norm=norm
-        )
+        layer = tnn.Conv2d(inputs, shape.outputs, shape.kernel, shape.stride, shape.kernel // 2, **options)
         layer.to(memory_format=torch.channels_last)
     else:
-        layer = tnn.Linear(inputs, shape.outputs, bias=not norm, norm=norm)
+        layer = tnn.Linear(inputs, shape.outputs, **options)
     std = 0.7 * (layer.weight[0].numel() * power) ** -0.5
     layer.weight.copy_(normal(layer.weight.shape, std, GRID_BESIDE_IMAGES if images else GRID, generator))
     offset = layer.norm.bias if norm else layer.bias

@@ -97,9 +97,10 @@ def test_calibration_sets_thresholds_from_activations():
     assert (first.threshold < largest / 8).all()
     calibrate(snn, [x])
     assert (first.threshold <= largest / 8).all()
-    one = nn.Sequential(tnn.Encoder(8, gain=1 / 8), tnn.Linear(4, 3, gain="threshold"), tnn.Readout(3, 2))
+    one = nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 3, threshold=0.5), tnn.Linear(3, 3), tnn.Readout(3, 2))
     calibrate(one, [torch.rand(9, 4)])
     assert isinstance(one[1].threshold, float)
+    assert one[2].threshold.shape == (3,)
 
 
 def small():
@@ -124,7 +125,7 @@ def test_what_cannot_be_calibrated():
     for net, percentile, message in (
         (snn, 0, "percentile"),
         (freeze(snn), None, "net: a frozen network has no ANN twin"),
-        (create(tnn, "mlp", (4,), 2, 4), None, "gain"),
+        (create(tnn, "mlp", (4,), 2, 4, gain=1.0), None, "gain"),
     ):
         with pytest.raises(ValueError, match=message):
             calibrate(net, [torch.rand(2, 4)], percentile)
@@ -235,13 +236,14 @@ def test_every_encoding_approaches_the_ann(mode, v_init, rtol):
     {"weight_bits": 3},
 ])  # fmt: skip
 def test_the_twin_of_any_spiking_network(options):
-    """Activations count as spikes do: T times the input, ρ(z)/ϑ times the gain; weights of few bits are rounded."""
+    """Activations count as spikes do: ρ(z)/ϑ times the gain; weights of few bits are rounded."""
     bits, x = {key: options[key] - 1 for key in ("weight_bits",) if key in options}, torch.rand(5, 6)
     layers = [tnn.Linear(6, 16, norm=True, **options), tnn.Residual(tnn.Linear(16, 16)), tnn.Dropout(0.5)]
     net = trained(nn.Sequential(tnn.Encoder(T=8), *layers, tnn.Readout(16, 3, **bits)), x)
     twin = to_ann(net)
-    threshold, gain = options.get("threshold", 1.0), options.get("gain", 1.0)
-    a = torch.relu(net[1].norm(F.linear(8 * x, net[1].used_weight(), net[1].bias))) * gain / threshold
+    threshold = options.get("threshold", tnn.default_threshold(8))
+    gain = options.get("gain", threshold)
+    a = torch.relu(net[1].norm(F.linear(x, net[1].used_weight(), net[1].bias))) * gain / threshold
     a = torch.relu(F.linear(a, net[2].body.weight, net[2].body.bias) + a)
     torch.testing.assert_close(twin(x), F.linear(a, net[4].used_weight(), net[4].bias))
     assert {id(p) for p in twin.parameters()} == {id(p) for p in net.parameters()}
@@ -261,7 +263,7 @@ def test_the_twin_of_a_layer_that_only_maps_trains():
     net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 5), nn.Sequential(Shuffle()), tnn.Readout(5, 3))
     x = torch.rand(2, 4)
     twin = to_ann(net)
-    expected = F.linear(torch.relu(F.linear(8 * x, net[1].weight, net[1].bias)).flip(-1), net[3].weight, net[3].bias)
+    expected = F.linear(torch.relu(F.linear(x, net[1].weight, net[1].bias)).flip(-1), net[3].weight, net[3].bias)
     for same in twin, copy.deepcopy(twin), torch.export.export(twin, (x,)).module():
         torch.testing.assert_close(same(x), expected)
     twin(x).sum().backward()
@@ -272,7 +274,7 @@ def test_the_twin_of_a_layer_that_only_maps_trains():
 def test_a_learned_threshold_gets_both_gradients():
     """ϑ moves the counts and what each is worth; through an open gate the two cancel, for gain·a = ρ(z) whatever ϑ."""
     threshold = nn.Parameter(torch.tensor(0.5))
-    layer = tnn.Linear(30, 20, threshold=threshold, gain="threshold", v_init=0.4)
+    layer = tnn.Linear(30, 20, threshold=threshold, v_init=0.4, gate="relu")
     readout = tnn.Readout(20, 1)
     x = te.ConstantInput(torch.rand(4, 30), T=8, gain=1 / 8)
     train = layer(x)

@@ -36,7 +36,7 @@ def powers_of_two(*shape):
 
 def pooled():
     body = nn.Sequential(tnn.Conv2d(8, 4, 3, padding=1), tnn.Conv2d(4, 8, 1, v_init=0.0))
-    grown = tnn.Conv2d(8, 6, 3, 2, 1, threshold=torch.tensor([0.5, 1.0] * 3), gain="threshold")
+    grown = tnn.Conv2d(8, 6, 3, 2, 1, threshold=torch.tensor([0.5, 1.0] * 3))
     return encoded(
         tnn.Conv2d(1, 8, 3, padding=1, leak=0.75), tnn.AvgPool2d(2), tnn.Residual(body),
         tnn.Residual(grown, tnn.Conv2d(8, 6, 1, 2)), tnn.AvgPool2d(2, spiking=False), tnn.Flatten(), tnn.Readout(6, 3),
@@ -57,7 +57,7 @@ def vector(mode="direct", steps=T):
 
 def image_pools():
     """Pooling of what is real-valued: the image before and after its encoder, and means of means."""
-    conv = tnn.Conv2d(1, 6, 3, padding=1, threshold=0.5, gain="threshold")
+    conv = tnn.Conv2d(1, 6, 3, padding=1, threshold=0.5)
     means = tnn.AvgPool2d(2, spiking=False), tnn.AdaptiveAvgPool2d(1), tnn.Flatten()
     layers = tnn.AdaptiveAvgPool2d(8), tnn.Encoder(T, gain=0.5), tnn.AvgPool2d(2), conv, *means
     return dyadic(nn.Sequential(*layers, tnn.Readout(6, 4), tnn.Readout(4, 3))), image(8, 4, 1, 16, 16)

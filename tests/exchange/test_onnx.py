@@ -23,7 +23,7 @@ def inputs_of(x):
 
 def assert_the_same(net, x, path, differing=0.0):
     """Counts, but for this share of the neurons, and the answers of the stream."""
-    frozen, (ours, expected) = ts.freeze(net), own_counts(net, x)
+    frozen, (ours, expected) = ts.freeze(net, T=x.T if isinstance(x, te.SpikeTrain) else None), own_counts(net, x)
     ts.to_onnx(frozen, path / "net.onnx", x)
     counts, answers = networks.by_onnxruntime(path / "net.onnx", x)
     assert len(ours) == len(counts)

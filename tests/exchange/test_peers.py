@@ -114,8 +114,13 @@ def test_a_recurrent_file_is_refused_by_name(tmp_path):
 @torch.no_grad()
 def test_synaptic_operations_are_those_that_spikingjelly_counts():
     counter = pytest.importorskip("spikingjelly.activation_based.op_counter")
-    layers = [tnn.Conv2d(1, 4, 3, padding=1, threshold=0.5), tnn.Conv2d(4, 6, 3, 2, 1), tnn.Conv2d(6, 6, 2, groups=3)]
-    net, x = nn.Sequential(tnn.Encoder(8), *layers, tnn.Flatten(), tnn.Readout(54, 10)), images(64)
+    ones = {"threshold": 0.5, "gain": 1.0}
+    layers = [
+        tnn.Conv2d(1, 4, 3, padding=1, **ones),
+        tnn.Conv2d(4, 6, 3, 2, 1, **ones),
+        tnn.Conv2d(6, 6, 2, groups=3, **ones),
+    ]
+    net, x = nn.Sequential(tnn.Encoder(8, gain=8), *layers, tnn.Flatten(), tnn.Readout(54, 10)), images(64)
     ops, seen = ts.measure.synops(net, x).layers, networks.seen_by(net, x)
     convolution = lambda spikes, c: F.conv2d(spikes, c.weight, None, c.stride, c.padding, c.dilation, c.groups)  # noqa: E731
     for name, product in ("2", convolution), ("3", convolution), ("5", lambda spikes, c: F.linear(spikes, c.weight)):

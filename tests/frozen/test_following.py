@@ -52,7 +52,7 @@ class Drawn:
     def neuron(self, channels):
         """Options of neurons."""
         pick = self.random.choice
-        threshold = pick([0.1, 0.3, 0.7, 1.0, torch.rand(channels) + 0.2])
+        threshold = pick([None, 0.1, 0.3, 1.0, torch.rand(channels) + 0.2])
         v_init = pick([None, 0.0, 0.5, -0.25, torch.rand(channels) - 0.3])
         return {"timing": "window", "threshold": threshold, "v_init": v_init, "norm": pick([False, True])}
 
@@ -139,7 +139,7 @@ def test_a_stream_of_events_follows_the_last_steps(seed):
 
 def followed(frozen, x):
     """A simulation in which each target is the count that the layer has for the present counts: (readout, moves)."""
-    stages = lower(frozen.net)
+    stages = lower(frozen.net, T=frozen.T)
     T = x.T if isinstance(x, te.SpikeTrain) else stages.T
     counts = {}
     signal = stages.signal(x)
@@ -213,10 +213,10 @@ def test_windows_simulated_step_by_step(T):
     """A network with window timing is a spiking network: each layer integrates the spikes of a window while it fires
     those of the window before, so that images follow each other like products in a pipeline.
     """
-    window = {"timing": "window", "bias": False, "v_init": 0.5}
+    window = {"timing": "window", "bias": False, "v_init": 0.5, "threshold": 1.0}
     layers = [tnn.Conv2d(1, 4, 3, padding=1, **window), tnn.Conv2d(4, 3, 2, stride=2, **window)]
     layers += [tnn.Linear(12, 9, **window), tnn.Readout(9, 3)]
-    net = meeting(nn.Sequential(tnn.Encoder(T), *layers[:2], tnn.Flatten(), *layers[2:]))
+    net = meeting(nn.Sequential(tnn.Encoder(T, gain=T), *layers[:2], tnn.Flatten(), *layers[2:]))
     frozen, images = ts.freeze(net), torch.randint(-4, 5, (5, 2, 1, 4, 4)) / 8
     currents = [
         lambda s: nn.functional.conv2d(s, layers[0].weight, padding=1),
@@ -246,7 +246,7 @@ def test_windows_simulated_step_by_step(T):
 def test_spikingjelly_fires_the_same_moves():
     """Its STBIFNode with levels 0 to T: the accumulated spikes are the counts at every step of a stream."""
     neuron = pytest.importorskip("spikingjelly.activation_based.neuron")
-    T, options = 4, {"timing": "window", "bias": False, "v_init": 0.5}
+    T, options = 4, {"timing": "window", "bias": False, "v_init": 0.5, "threshold": 1.0}
     first, second, readout = tnn.Linear(12, 30, **options), tnn.Linear(30, 20, **options), tnn.Readout(20, 3)
     frozen = ts.freeze(meeting(nn.Sequential(first, second, readout)), T=T)
     nodes = [neuron.STBIFNode(1.0, level=T + 1) for _ in range(2)]

@@ -29,7 +29,7 @@ SMALL = {
         tnn.Encoder(3), tnn.Linear(5, 4, norm=True), tnn.Residual(tnn.Linear(4, 4)), tnn.Readout(4, 2),
     ),
     "means": lambda: nn.Sequential(
-        tnn.Encoder(3), tnn.Conv2d(1, 3, 1, threshold=torch.rand(3), gain="threshold"), tnn.AdaptiveAvgPool2d(1),
+        tnn.Encoder(3), tnn.Conv2d(1, 3, 1, threshold=torch.rand(3)), tnn.AdaptiveAvgPool2d(1),
     ),
     "average": lambda: nn.Sequential(tnn.AvgPool2d((2, 3)), tnn.Flatten(), tnn.Readout(4, 2)),
     "pooled": lambda: nn.Sequential(
@@ -44,7 +44,7 @@ def through_a_file(frozen, folder):
     loaded = ts.load(folder / "net.tandem")
     loaded.save(folder / "again.tandem")
     assert (folder / "net.tandem").read_bytes() == (folder / "again.tandem").read_bytes()
-    ours, theirs = lower(frozen.net), loaded.net
+    ours, theirs = lower(frozen.net, T=frozen.T), loaded.net
     assert (ours.mode, ours.T) == (theirs.mode, theirs.T)
     assert set(ours.state_dict()) == set(theirs.state_dict()) != set()
     assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items())
@@ -86,7 +86,7 @@ def events():
 ])  # fmt: skip
 def test_other_networks(make, tmp_path):
     net, x = make()
-    frozen = ts.freeze(net)
+    frozen = ts.freeze(net, T=x.T if isinstance(x, te.SpikeTrain) else None)
     expected = frozen(x)
     assert torch.equal(through_a_file(frozen, tmp_path)(x), expected)
 
@@ -151,7 +151,7 @@ def test_what_a_file_cannot_hold_is_named(tmp_path):
         (nn.Sequential(tnn.Conv2d(1, 1, 3, padding=1000), tnn.Readout(3, 2)), "padding: .*0 to 255"),
     ):
         with pytest.raises(ValueError, match=message):
-            ts.freeze(net).save(tmp_path / "net")
+            ts.freeze(net, T=4).save(tmp_path / "net")
     assert not list(tmp_path.iterdir())
 
 

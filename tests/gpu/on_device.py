@@ -67,7 +67,7 @@ def half_type(device: torch.device) -> torch.dtype:
 
 def layers(timing: str = "step") -> nn.Sequential:
     torch.manual_seed(0)
-    options = {"norm": True, "timing": timing}
+    options = {"norm": True, "timing": timing, "threshold": 1.0, "gain": 1.0}
     return nn.Sequential(
         tnn.Conv2d(8, 32, 3, padding=1, **options), tnn.MaxPool2d(2), tnn.Conv2d(32, 64, 3, stride=2, **options),
         tnn.Flatten(), tnn.Linear(64 * 9, 48, **options), tnn.Readout(48, 10),

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from cases import dyadic, train, train_with_edge
-from networks import assert_frozen_is
+from networks import assert_frozen_is, settled
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
@@ -85,7 +85,7 @@ def test_weights_that_are_no_numbers_make_the_step_none():
 def test_freezing_rounds_as_training_does(bits):
     net, plain = create(tnn, "cnn", **OPTIONS, weight_bits=bits), create(tnn, "cnn", **OPTIONS).eval()
     x = torch.randn(16, 3, 8, 8)
-    net(x)
+    settled(net, x)
     frozen, expected = assert_frozen_is(net.eval(), x), net(x)
     plain.load_state_dict(net.state_dict())
     assert torch.equal(freeze(plain, weight_bits=bits)(x), expected)
@@ -127,7 +127,7 @@ def gradients(train, of):
 @pytest.mark.parametrize("kind", ["train", "constant"])
 def test_training_is_the_reference(name, bits, norm, kind):
     """Integers are multiplied, the weights get the gradient of step·q; without batch norm it is bit for bit."""
-    options = {} if norm else {"threshold": 0.25, "leak": 0.5}
+    options = {"threshold": 1.0, "gate": "relu"} if norm else {"threshold": 0.25, "leak": 0.5, "gate": "relu"}
     layer, features, q, step = few_bits(name, bits, norm=norm, **options)
     x = train_with_edge(8, 4, *features, gain=0.5)
     x = x if kind == "train" else te.ConstantInput(dyadic(4, *features, low=0).requires_grad_(), 8, 0.5)
@@ -154,7 +154,7 @@ def test_training_is_the_reference(name, bits, norm, kind):
 
 
 def test_in_evaluation_the_step_is_a_part_of_the_scale():
-    layer, features, q, step = few_bits("linear", 4, norm=True)
+    layer, features, q, step = few_bits("linear", 4, norm=True, threshold=1.0, gain=1.0)
     layer.eval()
     with torch.no_grad():
         layer.norm.running_mean.copy_(dyadic(7))

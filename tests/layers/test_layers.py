@@ -13,6 +13,7 @@ from torch import nn
 import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_snn import ann
+from tandem_snn.nn.signals import effective_counts
 
 pytestmark = pytest.mark.usefixtures("on_device")
 F64 = torch.float64
@@ -64,7 +65,7 @@ def pair(name, norm=True, **options):
 def test_gradients_and_statistics_are_the_twins(name, norm, timing):
     """In training and, with the statistics that came of it, in evaluation."""
     stats = {"norm": False} if norm is None else {"bn_stats": norm}
-    layer, twin, features = pair(name, **stats, threshold=0.75, timing=timing)
+    layer, twin, features = pair(name, **stats, threshold=0.75, timing=timing, gate="relu")
     for training, kind in itertools.product((True, False), KINDS):
         x = signal(kind, 6, *features, gain=0.5)
         counts = leaf(x).detach().clone().requires_grad_()
@@ -163,9 +164,10 @@ def test_moves_and_factory_arguments_reach_every_tensor():
 
 def test_encoder_modes():
     x, train = torch.randn(2, 3), te.SpikeTrain.from_dense(torch.ones(8, 2, 3))
-    assert torch.equal(tnn.Encoder(8)(x).counts, 8 * x)
+    assert torch.equal(effective_counts(tnn.Encoder(8)(x)), x)
+    assert torch.equal(tnn.Encoder(8, gain=8)(x).counts, 8 * x)
     assert torch.equal(tnn.Encoder(8, mode="zero_expand", gain=0.5)(x).counts, x)
-    assert tnn.Encoder(8, gain=0.5)(x).gain == 0.5
+    assert tnn.Encoder(8, gain=0.5)(x).gain == 0.5 / 8
     assert tnn.Encoder(8, "events")(train) is train
 
 
@@ -192,21 +194,12 @@ def test_readout_is_a_linear_map_of_what_the_counts_are_worth(kind):
     assert not tnn.Readout(3, 2, bias=False).bias
 
 
-def test_init_gamma():
-    net = nn.Sequential(tnn.Encoder(8), tnn.Residual(tnn.Linear(4, 4, norm=True, gamma=1.0)), tnn.Linear(4, 3))
-    assert tnn.init_gamma_(net) is net
-    assert net[1].body.norm.weight.tolist() == [tnn.initial_gamma(8)] * 4
-    tnn.init_gamma_(net, T=2)
-    assert net[1].body.norm.weight.tolist() == [tnn.initial_gamma(2)] * 4
-    assert tnn.Linear(4, 3, norm=True).norm.weight.tolist() == [tnn.initial_gamma(8)] * 3
-
-
 @pytest.mark.parametrize(("given", "name", "value", "error", "message"), [
     *(({}, name, value, error, f"{name}: expected") for name, value, error in (
         ("threshold", -1, ValueError), ("threshold", "1", TypeError), ("threshold", math.nan, ValueError),
         ("leak", 1.5, ValueError), ("leak", None, TypeError), ("gate", "sigmoid", ValueError),
         ("bn_stats", "ema", ValueError), ("v_init", math.nan, ValueError), ("gain", math.inf, ValueError),
-        ("gain", "treshold", ValueError), ("gain", torch.ones(3), ValueError),
+        ("gain", "threshold", TypeError), ("gain", torch.ones(3), ValueError),
         ("gain", torch.ones(2, dtype=torch.int64), TypeError), ("timing", "late", ValueError),
         ("weight_bits", 1, ValueError), ("weight_bits", 9, ValueError), ("weight_bits", 4.0, TypeError),
         ("weight_bits", True, TypeError),
@@ -226,7 +219,7 @@ def test_an_attribute_is_checked_when_it_is_given_and_when_it_is_set(make, given
 
 
 def test_an_attribute_that_is_set_counts_in_the_next_call():
-    layer, x = tnn.Linear(3, 2, bias=False), te.SpikeTrain.from_dense(torch.ones(4, 1, 3))
+    layer, x = tnn.Linear(3, 2, bias=False, threshold=1.0), te.SpikeTrain.from_dense(torch.ones(4, 1, 3))
     torch.nn.init.constant_(layer.weight, 0.25)
     assert layer(x).counts.tolist() == [[3, 3]]
     layer.threshold = 1.5
@@ -236,7 +229,7 @@ def test_an_attribute_that_is_set_counts_in_the_next_call():
     layer.threshold = torch.tensor([1.5, 1.0])
     layer.gain = layer.v_init = torch.tensor(0.5)
     assert layer.state_dict().keys() == {"weight", "threshold", "v_init", "gain"}
-    layer.threshold, layer.v_init, layer.gain = 1.5, torch.nn.Parameter(torch.zeros(2)), "threshold"
+    layer.threshold, layer.v_init, layer.gain = 1.5, torch.nn.Parameter(torch.zeros(2)), None
     assert layer.state_dict().keys() == {"weight", "v_init"}
     layer.v_init = torch.ones(2)
     assert (layer(x).counts.tolist(), layer(x).gain, len(list(layer.parameters()))) == ([[1, 1]], 1.5, 1)

@@ -123,7 +123,8 @@ def test_synops_penalty_has_the_gradient_of_the_counts():
     net(x)
     (grad,) = torch.autograd.grad(penalty(), net[1].weight)
     open_ = net[1].preactivation(net[0](x)) > 0
-    torch.testing.assert_close(grad, 2 / measure.synops(net, x).ann * open_.float().T @ (8 * x) / 50)
+    per_unit = 2 / measure.synops(net, x).ann / tnn.default_threshold(8)
+    torch.testing.assert_close(grad, per_unit * open_.float().T @ x / 50)
     with pytest.raises(RuntimeError, match="forward"):
         penalty()
     penalty.remove()
@@ -198,7 +199,7 @@ def test_mismatch_is_none_in_one_step_and_spurious_spikes_later():
 def test_correlation_is_that_of_the_products_of_the_next_layer():
     net = nn.Sequential(
         tnn.Encoder(8), tnn.Conv2d(1, 4, 3, norm=True), tnn.MaxPool2d(2), tnn.Dropout(0.5), tnn.Flatten(),
-        tnn.Linear(36, 20, threshold=2.0, norm=True), tnn.Readout(20, 3),
+        tnn.Linear(36, 20, threshold=0.5, norm=True), tnn.Readout(20, 3),
     )  # fmt: skip
     x = torch.randn(30, 1, 8, 8)
     net(x)
@@ -209,7 +210,7 @@ def test_correlation_is_that_of_the_products_of_the_next_layer():
         a = net[1].preactivation(net[0](x)).relu()
         pooled = net[2](train).counts.flatten(1), F.max_pool2d(a, 2).flatten(1)
         hidden = net[5](net[4](net[2](train)))
-        last = hidden.counts, net[5].preactivation(net[4](net[2](train))).relu() / 2
+        last = hidden.counts, net[5].preactivation(net[4](net[2](train))).relu() / 0.5
     for name, pair, weight in ("1", pooled, net[5].weight), ("5", last, net[6].weight):
         products = torch.stack([(values @ weight.T).flatten() for values in pair])
         assert result[name].correlation == pytest.approx(torch.corrcoef(products)[0, 1].item(), abs=1e-5)
@@ -241,8 +242,9 @@ def test_a_layer_without_correlation_says_why():
 
 def test_what_was_published_of_random_layers():
     """1024 -> 1024, weights of N(0, 1/1024), inputs of rate 0.2, T = 8: cosine 0.975, correlation 0.976."""
-    net = nn.Sequential(tnn.Linear(1024, 1024, bias=False), tnn.Linear(1024, 1024, bias=False), tnn.Readout(1024, 2))
-    for layer in net[:2]:
+    layers = [tnn.Linear(1024, 1024, bias=False, threshold=1.0) for _ in range(2)]
+    net = nn.Sequential(*layers, tnn.Readout(1024, 2))
+    for layer in layers:
         nn.init.normal_(layer.weight, std=1 / 32)
     x = te.SpikeTrain.from_dense((torch.rand(8, 50, 1024) < 0.2).float())
     result = measure.mismatch(net, x)["0"]
@@ -253,8 +255,8 @@ def test_what_was_published_of_random_layers():
 
 
 @pytest.mark.parametrize("neuron", [
-    {}, {"threshold": 0.5, "leak": 0.75, "v_init": 0.25}, {"threshold": torch.tensor(2.0), "gain": "threshold"},
-], ids=["default", "leaky", "tensor"])  # fmt: skip
+    {}, {"threshold": 0.5, "leak": 0.75, "v_init": 0.25}, {"threshold": torch.tensor(2.0)}, {"gain": 2.0},
+], ids=["default", "leaky", "tensor", "gain"])  # fmt: skip
 def test_trains_counts_and_potentials(neuron):
     net, x = block(**neuron).eval(), torch.rand(3, 1, 4, 4)
     with Monitor(net, potentials=True) as monitor:
@@ -352,7 +354,7 @@ def test_calls_of_one_pass_are_recorded_apart():
     with torch.no_grad(), Monitor(net, potentials=True) as monitor:
         net(x)
         net(x)
-        alone = net.layer(te.ConstantInput(x, 8))
+        alone = net.layer(net.encoder(x))
     second = net.layer(alone)
     assert list(monitor) == ["layer", "layer:2"]
     assert (monitor["layer"].samples, monitor["layer:2"].samples) == (15, 10)

@@ -45,7 +45,7 @@ def trained(digits):
 
 def by_reference(x, weight, product, settings):
     given = settings._asdict()
-    for name in ("T", "eps", "timing", "steps", "return_v"):
+    for name in ("T", "eps", "unit", "timing", "steps", "return_v"):
         del given[name]
     layer = te.reference.conv2d_if if product.stride else te.reference.linear_if
     return layer(x, weight, given.pop("bias"), *(product[:4] if product.stride else ()), **given), None, None
@@ -65,6 +65,7 @@ def test_it_is_the_reference_bit_for_bit(trained, monkeypatch):
             norm.running_var.fill_(1.0)
             norm.running_mean.zero_()
             layer.weight.copy_(snap(layer.weight, 64))
+            layer.threshold = 0.25
     images = snap(images, 16)
     ours, answers = own_trains(net, images)
     monkeypatch.setattr(tnn.neuron, "product_if", by_reference)
@@ -99,7 +100,7 @@ def test_what_holds_at_every_step(steps, digits, monkeypatch):
             assert bool(((train.counts >= 0) & (train.counts <= train.T)).all())
             assert torch.equal(train.counts, te.planes.counts(train.planes))
             # Eight float32 additions of currents, and a product in another order.
-            assert torch.allclose(train.counts * settings.threshold + v, z, rtol=1e-4, atol=1e-3)
+            assert torch.allclose(train.counts * settings.threshold + v, z / settings.unit, rtol=1e-4, atol=1e-3)
         checked.append(type(x).__name__)
         return train, mean, var
 

@@ -64,7 +64,7 @@ def test_by_default_counts_are_rounded_to_nearest_and_steps_start_at_zero(timing
 @pytest.mark.parametrize("name", ["linear", "conv1d", "conv2d same", "conv2d valid"])
 @pytest.mark.parametrize("options", [
     {}, {"threshold": 0.75, "v_init": 0.25, "gate": "clip"}, {"weight_bits": 4}, {"threshold": torch.tensor(0.5)},
-    {"gain": "threshold", "threshold": 0.5}, {"norm": True}, {"norm": True, "bn_stats": "running"},
+    {"gain": 1.0, "threshold": 0.5}, {"norm": True}, {"norm": True, "bn_stats": "running"},
 ])  # fmt: skip
 def test_counts_are_those_of_the_ann_rounded(name, options):
     """The layer's whole meaning, beside torch's own product: c = clip(⌊(z + v_init)/ϑ⌋, 0, T)."""
@@ -75,11 +75,11 @@ def test_counts_are_those_of_the_ann_rounded(name, options):
             twin = copy.deepcopy(layer)
             y, z = layer(x), twin.preactivation(x).double()
             z = twin.eval().preactivation(x).double() if layer.bn_stats == "running" else z
-        theta, v_init = float(layer.threshold), float(layer.initial_potential)
+        theta, v_init = float(layer.threshold_for(8)), float(layer.unit(8) * layer.initial_potential)
         exact = (z + v_init) / theta
         near = (exact - exact.round()).abs() < 1e-4  # where rounding decides
         counts = exact.floor().clamp(0, 8)
-        assert y.timing == "window"
+        assert (y.timing, y.gain) == ("window", options.get("gain", theta))
         assert torch.equal(y.counts.double()[~near], counts[~near])
         assert 0 < counts.mean() < 8
         if layer.norm is not None and layer.bn_stats == "batch":
@@ -90,7 +90,7 @@ def test_counts_are_those_of_the_ann_rounded(name, options):
 @pytest.mark.parametrize("x", [train, bursts])
 def test_a_residual_adds_its_counts_to_the_sum(name, x):
     shortcut = tnn.Conv2d(4, 4, 1, timing="window") if name == "projection" else None
-    body = nn.Sequential(*(tnn.Conv2d(4, 4, 3, padding=1, timing="window") for _ in range(2)))
+    body = nn.Sequential(*(tnn.Conv2d(4, 4, 3, padding=1, timing="window", threshold=1.0) for _ in range(2)))
     block, x = dyadic_(tnn.Residual(body, shortcut)), x(8, 3, 4, 6, 6, gain=0.5)
     hidden = body[0](x)
     direct = 0.5 * x.counts if shortcut is None else shortcut.preactivation(x)
@@ -127,7 +127,7 @@ def test_the_general_way_is_the_fused_layer(T):
     u = general.linear_map(linear, x)
     u.steps = None
     neurons = general.Neurons(0.5, 0.25, timing="window")
-    fused = tnn.Linear(12, 9, threshold=torch.tensor(0.5), v_init=0.25, gain="threshold", timing="window")
+    fused = tnn.Linear(12, 9, threshold=torch.tensor(0.5), v_init=0.25, timing="window")
     fused.load_state_dict(linear.state_dict() | {"threshold": torch.tensor(0.5)})
     assert_same(neurons(u), fused(x))
     trace = neurons.potentials(general.linear_map(linear, x))
@@ -142,7 +142,8 @@ def test_the_general_way_is_the_fused_layer(T):
     lambda: te.ImpulseInput(dyadic(4, 12), 6),
 ])  # fmt: skip
 def test_potentials_integrate_for_a_window_and_fire_in_the_next(make):
-    T, layer, x, residual = 6, dyadic_(tnn.Linear(12, 9, timing="window", v_init=0.5)), make(), train(6, 4, 9)
+    T, x, residual = 6, make(), train(6, 4, 9)
+    layer = dyadic_(tnn.Linear(12, 9, timing="window", v_init=0.5, threshold=1.0))
     for options in ({}, {"residual": residual}):
         v, y = layer.potentials(x, **options), layer(x, **options)
         assert v.shape == (2 * T, 4, 9)

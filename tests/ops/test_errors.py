@@ -300,9 +300,8 @@ def layer_of(threshold):
        ValueError, "takes features with these dimensions, got shape [2, 4]") for ends in ((2, -1), (-2, -1), (1, 2))),
     *((lambda pool=pool: pool(ONES), ValueError, "Pool2d takes [B, C, H, W], got shape [2, 4]")
       for pool in (tnn.AvgPool2d(2), tnn.MaxPool2d(2), tnn.AdaptiveAvgPool2d(1), tnn.AvgPool2d(2, spiking=False))),
-    (lambda: tnn.initial_gamma(0), ValueError, "T: expected an int from 1 to 65535, got 0"),
-    (lambda: tnn.initial_gamma(8, "late"), ValueError, "timing: expected one of 'step', 'window', got 'late'"),
-    (lambda: tnn.init_gamma_("net"), TypeError, "net: expected a torch.nn.Module, got str"),
+    (lambda: tnn.default_threshold(0), ValueError, "T: expected an int from 1 to 65535, got 0"),
+    (lambda: tnn.default_threshold(8, "late"), ValueError, "timing: expected one of 'step', 'window', got 'late'"),
     (lambda: tnn.Linear(4, 3, norm=True)(te.ConstantInput(dyadic(1, 4), 8)), ValueError, "batch"),
     (lambda: tnn.AvgPool2d(2, v_init=nan), ValueError, "v_init: expected a finite"),
     (lambda: tnn.AvgPool2d(0), ValueError, "kernel_size: expected at least 1, got 0"),
@@ -321,8 +320,7 @@ def layer_of(threshold):
     (lambda: tnn.Residual(tnn.Linear(4, 3))(ONES), ValueError, "residual"),
     *((lambda ways=ways: tnn.Residual(*(tnn.Linear(4, 3, timing=way) for way in ways))(ONES), ValueError,
        "timing: both paths need the same") for ways in (("window", "step"), ("step", "window"))),
-    (lambda: tnn.init_gamma_(tnn.Linear(4, 4, norm=True)), ValueError, "no Encoder"),
-    (lambda: tnn.init_gamma_(nn.Sequential(tnn.Encoder(8), tnn.Encoder(4))), ValueError, "T = [4, 8]"),
+    (lambda: freeze(nn.Sequential(tnn.Linear(4, 4), tnn.Readout(4, 2))), ValueError, "T: default thresholds depend"),
 ])  # fmt: skip
 def test_bad_arguments(call, error, message):
     with pytest.raises(error, match=re.escape(message)) as caught:

@@ -139,7 +139,7 @@ def test_gradients_are_nan_where_guards_look():
 
 def late():
     """A network whose potentials overflow at step 2, and its input."""
-    net = nn.Sequential(tnn.Encoder(T), tnn.Linear(1, 1, bias=False), tnn.Readout(1, 2))
+    net = nn.Sequential(tnn.Encoder(T, gain=T), tnn.Linear(1, 1, bias=False, threshold=1.0), tnn.Readout(1, 2))
     net[1].weight.data.fill_(1.25e38)
     return net.eval(), torch.tensor([[0.5], [1.0]])
 
@@ -169,13 +169,13 @@ def test_neurons_that_follow_are_spoiled_by_the_present_input_only():
 def test_a_bad_train_spoils_a_frozen_network_and_a_stream_until_it_has_left():
     net = nn.Sequential(tnn.Linear(7, 5), tnn.Readout(5, 3)).eval()
     x = bad_train(4, 7)
-    frozen = ts.freeze(net)
+    frozen = ts.freeze(net, T=T)
     for answer in frozen(x), frozen.readouts(x)[-1]:
         check_sample_1(answer, frozen(clean(x)))
-    layers = ts.freeze(nn.Sequential(net, nn.LeakyReLU(1.0)))  # which has no program
+    layers = ts.freeze(nn.Sequential(net, nn.LeakyReLU(1.0)), T=T)  # which has no program
     check_sample_1(layers(x), net(clean(x)))
     net = in_windows(nn.Sequential(tnn.Linear(7, 5), tnn.Readout(5, 3)).eval())
-    x, frozen = bad_train(4, 7), ts.freeze(net)
+    x, frozen = bad_train(4, 7), ts.freeze(net, T=T)
     assert spoiled_rows(frozen.settle(x)[0]) == [1]
     for step in range(T):
         assert spoiled_rows(frozen.settle(torch.zeros(4, 7))[0]) == ([1] if step < T - 1 else [])

@@ -159,7 +159,7 @@ def test_threads_call_modules_while_another_freezes():
     twin = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.ReLU(), torch.nn.Linear(5, 3))
     net = torch.nn.Sequential(tnn.Linear(6, 5), tnn.Residual(tnn.Linear(5, 5)), tnn.Readout(5, 3)).eval()
     x, spikes, done = torch.rand(2, 6), te.SpikeTrain.from_dense(torch.ones(8, 2, 6)), threading.Event()
-    frozen = ts.freeze(net)
+    frozen = ts.freeze(net, T=8)
     calls = [lambda: twin(x), lambda: net(spikes), lambda: frozen(spikes)] * 2
     expected = [call() for call in calls]
 
@@ -173,7 +173,7 @@ def test_threads_call_modules_while_another_freezes():
         results = [pool.submit(run, call) for call in calls]
         try:
             for n in range(50):
-                new = ts.freeze(net)
+                new = ts.freeze(net, T=8)
                 assert torch.equal(new(spikes.replace(gain=n / 4)), net(spikes.replace(gain=n / 4)))
         finally:
             done.set()

@@ -98,7 +98,6 @@ def test_other_than_graphs_are_noticed():
 
 USES = (
     "layers.py::test_encoder_modes",
-    "layers.py::test_init_gamma",
     "layers.py::test_momentum_none_averages_and_norm_eval_freezes",
     "layers_shape.py::test_dropout_is_off_in_evaluation_and_on_other_inputs_scales_what_they_are_worth",
 )

@@ -36,7 +36,9 @@ def test_a_setting_is_declared_once():
     layer = inspect.signature(tnn.Linear).parameters
     for name, setting in SETTINGS.items():
         assert shown[name].default == setting.default
-        assert name in ("residual", "steps", "return_v") or layer[name] == shown[name]
+        of_calls, of_layers = ("residual", "steps", "return_v"), ("threshold", "gate")  # with defaults of their own
+        assert name in (*of_calls, *of_layers) or layer[name] == shown[name]
+    assert (layer["threshold"].default, layer["gate"].default) == (None, "clip")
     for call in (lambda **o: te.functional.if_scan(torch.ones(8, 1, 3), **o), lambda **o: tnn.Linear(3, 2, **o)):
         with pytest.raises(ValueError, match=r"leak: expected a float in \(0, 1\], where 1 means no leak, got 1.5"):
             call(leak=1.5)

@@ -7,7 +7,7 @@ import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
 
-options: tnn.NeuronOptions = {"norm": True, "timing": "window", "gate": "clip", "gain": "threshold"}
+options: tnn.NeuronOptions = {"norm": True, "timing": "window", "gate": "relu", "gain": None}
 net = nn.Sequential(
     tnn.Encoder(T=8, mode="direct"),
     tnn.Conv2d(1, 8, 3, stride=2, **options),
@@ -26,12 +26,12 @@ snn: nn.Module = ts.convert(nn.Linear(4, 3), T=8, timing="step", mode="zero_expa
 
 tnn.Linear(4, 3, timing="windows")  # type: ignore[arg-type]
 tnn.Linear(4, 3, gate="sigmoid")  # type: ignore[arg-type]
-tnn.Linear(4, 3, gain="thresholds")  # type: ignore[arg-type]
+tnn.Linear(4, 3, gain="threshold")  # type: ignore[arg-type]
 tnn.Linear(4, 3, treshold=1.0)  # type: ignore[call-arg]
 tnn.AvgPool2d(2, timing="late")  # type: ignore[arg-type]
 tnn.Encoder(8, mode="events only")  # type: ignore[arg-type]
 ts.ann.Encoder(8, mode="events only")  # type: ignore[arg-type]
-tnn.initial_gamma(8, "late")  # type: ignore[arg-type]
+tnn.default_threshold(8, "late")  # type: ignore[arg-type]
 ts.convert(nn.Linear(4, 3), T=8, timing="windows")  # type: ignore[arg-type]
 ts.convert(nn.Linear(4, 3), T=8, mode="rate")  # type: ignore[arg-type]
 ts.from_nir("net.nir", mode="rate")  # type: ignore[arg-type]

@@ -164,7 +164,8 @@ def test_a_graph_of_a_frozen_network_is_the_evaluation(make, timing):
 
 
 def test_trains_have_graphs_too():
-    net = nn.Sequential(tnn.Linear(30, 60), tnn.Linear(60, 20), tnn.Readout(20, 5)).eval()
+    layers = tnn.Linear(30, 60, threshold=1.0), tnn.Linear(60, 20, threshold=1.0)
+    net = nn.Sequential(*layers, tnn.Readout(20, 5)).eval()
     frozen = ts.freeze(net)
     with torch.inference_mode():
         for T in (8, 11, 8):

@@ -84,7 +84,7 @@ def test_compile_forward_and_backward(backend):
 
 
 def test_layers_that_share_a_tensor_of_thresholds_compile(timing):
-    options = {"threshold": nn.Parameter(torch.tensor([0.25, 0.5, 1.0, 2.0])), "gain": "threshold"}
+    options = {"threshold": nn.Parameter(torch.tensor([0.25, 0.5, 1.0, 2.0]))}
     layers = [tnn.Linear(4, 4, timing=timing, **options) for _ in range(3)]
     net = nn.Sequential(tnn.Encoder(8), *layers[:2], tnn.Residual(layers[2]), tnn.Readout(4, 2))
     assert_compiles(lambda x: [net(x).square()], [torch.rand(5, 4)], [*net.parameters()])
@@ -171,7 +171,10 @@ def test_a_network_compiles_once_for_batches_that_were_announced():
 @pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize(("timing", "make"), [("step", train), ("window", bursts)])
 def test_a_layer_is_exported_as_its_op(strict, dynamic, timing, make):
-    module, shapes = dyadic_(tnn.Linear(7, 5, timing=timing)), {"x": [for_any("B", 1)]} if dynamic else None
+    module, shapes = (
+        dyadic_(tnn.Linear(7, 5, timing=timing, threshold=1.0)),
+        {"x": [for_any("B", 1)]} if dynamic else None,
+    )
     with torch.no_grad():
         loaded = exported(module, make(20, 3, 7), strict=strict, dynamic_shapes=shapes)
     calls = [node.target for node in loaded.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
@@ -380,7 +383,6 @@ def test_a_network_made_on_the_meta_device():
     for module in initialised.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
-    tnn.init_gamma_(initialised)
     with torch.no_grad():
         initialised[8].threshold.fill_(1.0)
     for (name, a), b in zip(real.state_dict().items(), initialised.state_dict().values(), strict=True):

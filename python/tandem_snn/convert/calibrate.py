@@ -1,4 +1,4 @@
-"""calibrate: set the thresholds of a converted network from data."""
+"""calibrate: set the thresholds of a network from data."""
 
 import math
 import warnings
@@ -29,8 +29,8 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
     """Set the threshold of each layer from data, so that spike counts cover the ANN's activations.
 
     The threshold is ϑ = a/T. A count cannot exceed T, so activations above a saturate. a is chosen from the layer's
-    activations in the ANN twin, in evaluation mode, over all inputs (of many millions, a part): per channel if the
-    layer has one threshold per channel, as layers of :func:`convert` have, else for the whole layer. By default, a
+    activations in the ANN twin, in evaluation mode, over all inputs (of many millions, a part): for the whole layer if
+    its threshold is one number, else per channel, as for layers of :func:`convert` and those without one. By default, a
     minimises the squared error from saturation and from rounding to multiples of ϑ; channels with few samples also use
     the statistics of the layer. a is at most the ceiling of a ReLU6 or hardtanh(0, c). Initial potentials are scaled
     with the thresholds.
@@ -41,8 +41,8 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
     statistics of its data.
 
     Args:
-        net: a network with layers of ``gain="threshold"``, such as :func:`convert` returns. Their thresholds are
-            changed in place; layers with another gain are not changed.
+        net: a network whose layers have no gain of their own, such as :func:`convert` returns. Their thresholds are
+            changed in place; layers with a gain are not changed.
         data: batches of inputs of ``net``, or tuples or lists whose first item is such a batch. A few hundred samples
             suffice; the ANN runs on each.
         percentile: in (0, 100]; if given, a is this percentile of the activations that are not zero.
@@ -66,9 +66,9 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
     if percentile is not None:
         checks.number("percentile", percentile, "a number", "a number in (0, 100]", math.ulp(0.0), 100)
     firing = (tnn.SpikingLayer, general.Neurons)
-    layers = {n: m for n, m in net.named_modules() if isinstance(m, firing) and m.gain == "threshold"}
+    layers = {n: m for n, m in net.named_modules() if isinstance(m, firing) and m.gain is None}
     if not layers:
-        raise ValueError('net: no layer has gain="threshold"; layers of convert() have it')
+        raise ValueError("net: expected layers with neurons and gain=None, found none")
     windows = {m.T for m in net.modules() if isinstance(m, tnn.Encoder)}
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}
     every = dict.fromkeys(layers, 1)  # one of so many activations is kept
@@ -138,7 +138,8 @@ def batches_of(data: Iterable[Any]) -> Iterator[Tensor | SpikeTrain]:
 
 def _set(layer: tnn.SpikingLayer | general.Neurons, values: Tensor, T: int, percentile: float | None) -> None:
     """Set the threshold of a layer from activations [C, N]. A layer that never fires keeps its threshold."""
-    threshold = torch.as_tensor(layer.threshold)
+    like = layer.weight.new_ones(len(values)) if layer.threshold is None else layer.threshold
+    threshold = torch.as_tensor(like)
     values = values if threshold.dim() else values.reshape(1, -1)
     if percentile is None:
         start = torch.as_tensor(layer.initial_potential).mean() / threshold.mean()
@@ -197,14 +198,18 @@ def covering(values: Tensor, T: int, start: float) -> Tensor:
 def set_threshold(layer: tnn.SpikingLayer | general.Neurons, value: float | Tensor) -> None:
     """Set the threshold of a layer, in place if it is a tensor, and scale its initial potential by the same ratio."""
     threshold, v_init = layer.threshold, layer.v_init
-    ratio = value / threshold
+    before = 1.0 if threshold is None else threshold  # without one, potentials count in thresholds
+
+    def fitting(each: Any, start: Tensor) -> Any:
+        if isinstance(each, Tensor) and each.dim() and start.dim() != 1:
+            return over_space(each, (1, *start.shape)) if start.dim() else each.mean()
+        return each
+
+    if isinstance(v_init, Tensor):
+        v_init.data.div_(fitting(before, v_init)).mul_(fitting(value, v_init))
+    elif v_init is not None:
+        layer.v_init = v_init / float(torch.as_tensor(before).mean()) * float(torch.as_tensor(value).mean())
     if isinstance(threshold, Tensor):
         threshold.data.copy_(torch.as_tensor(value))
     else:
-        layer.threshold = float(value)
-    if isinstance(v_init, Tensor):
-        if isinstance(ratio, Tensor):
-            ratio = over_space(ratio, (1, *v_init.shape)) if v_init.dim() else ratio.mean()
-        v_init.data.mul_(ratio)
-    elif v_init is not None:
-        layer.v_init = v_init * float(torch.as_tensor(ratio).mean())
+        layer.threshold = value if threshold is None else float(value)

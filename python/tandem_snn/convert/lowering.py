@@ -262,7 +262,7 @@ class Conversion(Builder):
         path, weight, bias = parameters(synapses, self.attributes)
         layer = layer_of([*FUSED.values()], weight, bias, sizes_of(synapses))
         norm = None if batch_norm is None else self.norm(batch_norm)
-        layer.gain, layer.gate = "threshold", "clip" if kinds.ceiling_of(op) else "relu"
+        layer.gate = "clip" if kinds.ceiling_of(op) else "relu"
         for name, value in self._neurons(op, synapses, weight.device).items():
             setattr(layer, name, value)
         node = self.call_as(path, layer, self.signal(synapses.x), **keywords)

@@ -59,7 +59,7 @@ def to_ann(net: nn.Module) -> nn.Module:
     """Return the ANN twin of a spiking network: its ANN branch, with activations instead of spike counts.
 
     The twin has the structure of ``net`` and shares its Parameters, buffers and batch norms. Layers of
-    ``tandem_snn.nn`` are replaced by layers of ``tandem_snn.ann``. Its input is T·gain·x, or the effective counts of a
+    ``tandem_snn.nn`` are replaced by layers of ``tandem_snn.ann``. Its input is gain·x, or the effective counts of a
     train, and each layer returns gain·ρ(z)/ϑ. The twin of a network made by :func:`convert` returns the same as the
     original ANN, bit for bit.
 
@@ -83,6 +83,7 @@ def to_ann(net: nn.Module) -> nn.Module:
     check_network("net", net)
     if any(isinstance(module, FrozenNetwork | Stages) for module in net.modules()):
         raise ValueError("net: a frozen network has no ANN twin: give the network, and freeze it afterwards")
+    windows = [module.T for module in net.modules() if isinstance(module, tnn.Encoder)]
     memo: dict[int, Any] = {id(t): t for t in (*net.parameters(), *net.buffers())}
     for name, module in net.named_modules():
         if isinstance(module, tnn.SpikingLayer | tnn.Readout) and not isinstance(module.weight, nn.Parameter):
@@ -90,7 +91,7 @@ def to_ann(net: nn.Module) -> nn.Module:
                 f"net: the weight of {name!r} is made before each forward pass; make it permanent first, by "
                 "prune.remove or parametrize.remove_parametrizations of torch.nn.utils"
             )
-        twin = _twin(module)
+        twin = _twin(module, windows[0] if len(windows) == 1 else None)
         if twin is not None and not type(module).forward.__module__.startswith("tandem_snn."):
             raise ValueError(f"net: {name!r} ({type(module).__name__}) has a forward of its own, which a twin lacks")
         if twin is not None:
@@ -102,16 +103,14 @@ def to_ann(net: nn.Module) -> nn.Module:
     return ann
 
 
-def _twin(layer: nn.Module) -> nn.Module | None:
+def _twin(layer: nn.Module, T: int | None) -> nn.Module | None:
     """Return the ANN layer that replaces a spiking layer; None if the layer can stay."""
     if isinstance(layer, tnn.Encoder):
-        times = layer.T if layer.mode == "direct" else 1
-        is_one = layer.mode == "events" or layer.gain == 1 / times
-        return ann.Encoder() if is_one else Scale(layer.gain * times)
+        return ann.Encoder() if layer.mode == "events" or layer.gain == 1 else Scale(layer.gain)
     if isinstance(layer, Neurons):
         return nn.ReLU() if layer.ceiling is None else nn.Hardtanh(0.0, layer.ceiling)
     if isinstance(layer, tnn.SpikingLayer):
-        return _activated(layer)
+        return _activated(layer, T)
     if isinstance(layer, tnn.AvgPool2d | tnn.MaxPool2d):
         pooling: Any = {"kernel_size": layer.kernel_size, "stride": layer.stride, "padding": layer.padding}
         if isinstance(layer, tnn.AvgPool2d):
@@ -134,13 +133,15 @@ def _rounded(twin: Any, layer: Any) -> Any:
     return twin
 
 
-def _activated(layer: Any) -> nn.Module:
+def _activated(layer: Any, T: int | None) -> nn.Module:
     twin = layer_of([ann.Linear, ann.Conv1d, ann.Conv2d], layer.weight, layer.bias, layer._geometry())
     twin.norm = layer.norm
     numbers = not isinstance(layer.gain, Tensor) and not isinstance(layer.threshold, Tensor)
-    follows = layer.gain == "threshold" or (numbers and layer.gain == layer.threshold)
+    follows = layer.gain is None or (numbers and layer.gain == layer.threshold)
     ceiling = getattr(layer, "ceiling", None)
     twin.units = (
-        (None if ceiling is None else nn.Hardtanh(0.0, ceiling)) if follows else Scale(layer.gain, layer.threshold)
+        (None if ceiling is None else nn.Hardtanh(0.0, ceiling))
+        if follows
+        else Scale(layer.gain, layer.threshold_for(T))
     )
     return _rounded(twin, layer)

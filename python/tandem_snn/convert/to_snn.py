@@ -48,9 +48,9 @@ def convert(
     tries inputs with the channels of the first layer, square images of usual sizes. If several sizes are accepted, the
     network is for all of them; if none is, or the forward depends on the size, convert asks for an example.
 
-    The value of a spike is the threshold of its layer, and that of the input 1/T per step. So z is the ANN's
-    pre-activation in the ANN's units, and biases and batch-norm statistics remain valid. A count represents activations
-    up to ϑT; give ``data`` from which :func:`calibrate` sets ϑ, or call it later.
+    The value of a spike is the threshold of its layer. So z is the ANN's pre-activation in the ANN's units, and biases
+    and batch-norm statistics remain valid. A count represents activations up to ϑT; give ``data`` from which
+    :func:`calibrate` sets ϑ, or call it later.
 
     Args:
         ann: a network for images or vectors, in any mode; it is not changed. Its layers' modes carry over.
@@ -63,7 +63,8 @@ def convert(
             not given either.
         mode: the encoding of the input, as in ``tnn.Encoder``. "events": the spiking network takes a SpikeTrain; its
             ``gain * counts`` are the input of the ANN.
-        threshold: ϑ of every layer without a ceiling, until it is calibrated. None: 4/T, for activations up to 4.
+        threshold: ϑ of every layer without a ceiling, until it is calibrated. None: with timing "window" that of
+            ``tnn.default_threshold``, for activations of unit variance; with "step" 4/T, for activations up to 4.
         v_init: the initial membrane potential, in units of ϑ. 0.5 rounds ρ(z)/ϑ to the nearest count, 0 rounds down.
         timing: "window" or "step", for all neurons. With "window" they integrate the whole window before they fire, so
             that the only error is the rounding to T levels, and ``tnn.MaxPool2d`` pools images. With "step" they fire
@@ -92,9 +93,9 @@ def convert(
     if isinstance(ann, torch.jit.ScriptModule):
         raise TypeError("ann: TorchScript has no Python to export: give the module that was traced or scripted")
     encoder = tnn.Encoder(T, mode)
-    if mode == "direct":
-        encoder.gain = 1 / T
-    first = 4 / T if threshold is None else threshold
+    first = threshold
+    if first is None:  # steps of step timing may be as fine as T allows: here spikes cost no training
+        first = 4 / T if timing == "step" else tnn.default_threshold(T, timing)
     checks.number("threshold", first, "a number", "a positive number", math.ulp(0.0))
     checks.number("v_init", v_init, "a number", "a finite number", -sys.float_info.max)
     checks.one_of("timing", timing, checks.TIMINGS)
@@ -112,8 +113,8 @@ def convert(
         calibrate(snn, chain(begin, batches))
     elif threshold is None:
         warnings.warn(
-            "convert: thresholds are not calibrated: each is 4/T, for activations up to 4. Give batches of inputs, "
-            "convert(ann, T, data=batches), or call calibrate",
+            f"convert: thresholds are not calibrated: each is {first:.3g}, for activations up to {first * T:.3g}. Give "
+            "batches of inputs, convert(ann, T, data=batches), or call calibrate",
             stacklevel=2,
         )
     return snn

@@ -29,10 +29,13 @@ _Gain = float | Tensor
 
 
 @torch.no_grad()
-def lower(net: nn.Module, gain: _Gain = 1.0) -> Stages:
-    """Return the evaluation of ``net`` as stages, for a gain of its input; raise CannotLower if that is impossible."""
+def lower(net: nn.Module, gain: _Gain = 1.0, T: int | None = None) -> Stages:
+    """Return the evaluation of ``net`` as stages, for a gain of its input; raise CannotLower if that is impossible.
+
+    T is the number of time steps of a network without Encoder, for the default thresholds of its layers.
+    """
     if not isinstance(net, Stages):
-        return Lowering(net, gain).stages()
+        return Lowering(net, gain, T).stages()
     if torch.as_tensor(gain).ne(1).any():
         raise ValueError(f"x: the gain of its spikes is {gain}, but a network from a file was saved for a gain of 1")
     return net
@@ -59,12 +62,13 @@ def snapshot(net: nn.Module) -> nn.Module:
 class Lowering:
     """Makes the stages of a network while its layers are called with values."""
 
-    def __init__(self, net: nn.Module, gain: _Gain) -> None:
+    def __init__(self, net: nn.Module, gain: _Gain, T: int | None) -> None:
         self.net = nn.Sequential(net) if isinstance(net, LEAVES) else net
         self.list: list[Stage] = []
         self.gain = gain  # of the input
         self.mode: str | None = None
-        self.T: int | None = None
+        self.T: int | None = None  # None: any
+        self.default_T = T
 
     def stages(self) -> Stages:
         timing: str | None = "step"
@@ -86,7 +90,7 @@ class Lowering:
             if any(stage.weight is not None for stage in self.list):
                 raise CannotLower(name, "an Encoder after a layer is not supported")
             self.mode, self.T = layer.mode, layer.T
-            return x if layer.mode == "events" else Value(x.number, x.timing, layer.gain, x.is_image)
+            return x if layer.mode == "events" else Value(x.number, x.timing, layer.signal_gain, x.is_image)
         if type(layer) in MOVES:
             return self._move(name, layer, x)
         if type(layer) in LAYERS:
@@ -149,20 +153,26 @@ class Lowering:
         weight, gain = _weighted(layer, x.gain)
         neuron = layer.numbers() | ({} if fire else INTEGRATE_ONLY)
         del neuron["gate"]  # there is no backward pass
-        made, channels, tensors = Tensors(), len(weight), _weights(layer, weight)
+        made, channels, unit, tensors = Tensors(), len(weight), 1.0, _weights(layer, weight)
         if fire:
+            if layer.threshold is None:
+                self.T = self.T or self.default_T
+            unit = layer.unit(self.T)
             given = layer.v_init.shape if isinstance(layer.v_init, Tensor) and layer.v_init.dim() > 1 else ()
             shape = (1, *(given or (channels, *[1] * (weight.dim() - 2))))
-            made = tensors_of(weight, 1, shape, None, layer.threshold, layer.v_init, layer.timing)
-        scaled = (*fold_norm(layer.norm), tensors["step"], gain, channels, tensors["weight"])
+            made = tensors_of(weight, 1, shape, None, layer.dynamics()["threshold"], layer.v_init, layer.timing)
+        scaled = (*fold_norm(layer.norm), tensors["step"], gain, channels, tensors["weight"], unit)
         tensors["scale"], tensors["shift"] = fold(made.theta, layer.bias, *scaled)
         tensors["v_init"] = made.v_init
         x = self._converted(name, x, layer.timing)
         if residual is not None:
-            scale, _ = fold(made.theta, None, None, None, None, residual.gain, channels, tensors["weight"])
+            worth = residual.gain
+            if isinstance(worth, Tensor) and worth.dim():  # a channel may have become several features
+                worth = worth.repeat_interleave(channels // len(worth))
+            scale, _ = fold(made.theta, None, None, None, None, worth, channels, tensors["weight"], unit)
             residual, tensors["residual_scale"] = self._converted(name, residual, layer.timing), scale
             neuron["residual"] = residual.number
-        worth: _Gain = 1.0 if not fire else layer.threshold if layer.gain == "threshold" else layer.gain
+        worth = layer.spike_value(self.T) if fire else 1.0
         result = layer.timing if fire else None
         return self._add(name, "layer", x, result, worth, tensors, fires=fire, **neuron, **_geometry(layer, weight))
 
@@ -244,7 +254,7 @@ def round_(net: nn.Module, bits: int | None) -> None:
         raise ValueError(f"weight_bits: {general!r} uses the general way, in which weights cannot be rounded")
     layers: list[Any] = [layer for layer in net.modules() if isinstance(layer, tnn.SpikingLayer | tnn.Readout)]
     firing = [layer for layer in layers if isinstance(layer, tnn.SpikingLayer)]
-    by_channel = any(_by_channel(layer.threshold if layer.gain == "threshold" else layer.gain) for layer in firing)
+    by_channel = any(_by_channel(layer.threshold if layer.gain is None else layer.gain) for layer in firing)
     for layer in layers:
         layer.weight_bits = layer.weight_bits if bits is None else bits
         if layer.weight_bits is not None and not by_channel:

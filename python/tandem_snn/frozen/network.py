@@ -172,7 +172,7 @@ class FrozenNetwork(Streaming, WeightKeeper):
         >>> tandem_snn.freeze(net).save("net.tandem")
         """
         try:
-            write(path, lower(self.net), Metadata(self.T, self.weight_bits, self.shape))
+            write(path, lower(self.net, T=self._T), Metadata(self.T, self.weight_bits, self.shape))
         except CannotLower as error:
             raise ValueError(f"net: layer {error.layer!r} cannot be saved: {error.why}") from error
         unknown = [name for name in ("shape", "T") if getattr(self, name) is None]
@@ -192,7 +192,9 @@ class FrozenNetwork(Streaming, WeightKeeper):
         if isinstance(key, tuple) and any(getattr(layer, "weight_bits", None) for layer in self.net.modules()):
             raise ValueError("x: weights of few bits are rounded already, so the gain must be one for all channels")
         with _KEEPING:
-            return _kept(self._programs, key, lambda: Program(self.net, gain if isinstance(key, tuple) else key))
+            return _kept(
+                self._programs, key, lambda: Program(self.net, gain if isinstance(key, tuple) else key, self._T)
+            )
 
 
 def _kept(values: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:

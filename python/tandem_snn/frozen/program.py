@@ -166,11 +166,11 @@ def read(path: str | PathLike[str]) -> tuple[Stages, Metadata]:
 class Program:
     """A network for one gain of its input, as a program; ``layers`` runs layer by layer, as stages if possible."""
 
-    def __init__(self, net: nn.Module, gain: float | Tensor) -> None:
+    def __init__(self, net: nn.Module, gain: float | Tensor, T: int | None = None) -> None:
         self.layers: Any = net
         self.unlowered: CannotLower | None = None  # why there are no stages
         try:
-            self.layers = lower(net, gain)
+            self.layers = lower(net, gain, T)
         except CannotLower as reason:
             self.unlowered = reason.with_traceback(None)  # the frames would keep all tensors of the network alive
 

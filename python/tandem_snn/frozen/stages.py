@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.neuron import over_inputs
 from tandem_ext.functional.products import Product
+from tandem_ext.ops import counts_dtype
 from tandem_ext.train import add_flags
 
 from .. import nn as tnn
@@ -98,7 +99,7 @@ class Stage(nn.Module):
             gain = i.gain if self.scale is None else self.scale
             return self.move(x.replace(gain=gain) if isinstance(x, SpikeTrain) else x)
         if i.kind == "readout":
-            return map_counts(x, self._answer)
+            return map_counts(x, partial(self._answer, 1 if isinstance(x, Tensor) else x.T))
         return self._spikes(x, residual) if i.fires else step_currents(x, None, self._current, i.timing)
 
     def _move(self) -> Callable[[Any], Any]:
@@ -160,10 +161,14 @@ class Stage(nn.Module):
         below, right = self.instruction.after
         return F.pad(x, (0, right, 0, below)[: 2 * self.instruction.axes]) if below or right else x
 
-    def _answer(self, counts: Tensor) -> Tensor:
-        counts = counts.to(self.dtype)
-        gain = self.instruction.gain
-        return self._product(counts if gain == 1.0 else counts * gain, self.shift)
+    def _answer(self, T: int, counts: Tensor) -> Tensor:
+        wide, gain = counts_dtype(self.dtype, T), self.instruction.gain
+        counts = counts.to(wide)
+        counts = counts if gain == 1.0 else counts * gain
+        if wide == self.dtype:
+            return self._product(counts, self.shift)
+        shift = None if self.shift is None else self.shift.to(wide)
+        return F.linear(counts, self.real_weight().to(wide), shift).to(self.dtype)
 
     def _output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the neurons, [B, N, *space]; raise ValueError if the input does not fit."""

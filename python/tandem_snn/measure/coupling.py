@@ -55,8 +55,8 @@ class Activation:
 def mismatch(net: nn.Module, x: Any) -> dict[str, Mismatch]:
     """The mismatch of each layer with neurons, at the real counts of its input, see :func:`activations`.
 
-    >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(64, 32, norm=True), tnn.Readout(32, 2))
-    >>> result = mismatch(net, torch.rand(5, 64))["1"]
+    >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(64, 32, timing="window"), tnn.Readout(32, 2))
+    >>> result = mismatch(net, 4 * torch.rand(5, 64))["1"]
     >>> result.cosine > 0.8, result.correlation > 0.8
     (True, True)
     """
@@ -95,7 +95,7 @@ def activations(net: nn.Module, x: Any) -> list[Activation]:
             while any(other.name == name for other in found):
                 name += "_again"  # as exports name it
             z = layer.preactivation(x, kwargs.get("residual"))
-            threshold = over_space(torch.as_tensor(layer.threshold, device=z.device), z.shape)
+            threshold = over_space(torch.as_tensor(layer.threshold_for(y.T), device=z.device), z.shape)
             found.append(Activation(name, y.counts, z / threshold, y.T))
             ideal[id(y)] = (y, found[-1].a.relu() * over_space(y.gain, y.shape), found[-1])
 

@@ -129,6 +129,8 @@ def from_nir(
     if T is None:
         raise ValueError("T: give the number of time steps: the graph does not say it")
     encoder = tnn.Encoder(T, mode or metadata.get("input", "direct"))
+    if encoder.mode == "direct":
+        encoder.gain = float(T)  # the graph receives the input at each step
     dt = float(metadata.get("dt", 1.0)) if dt is None else dt
     checks.number("dt", dt, "a number", "a positive number", math.ulp(0.0))
     return Reader(nir, graph, encoder, dt, reset).network()

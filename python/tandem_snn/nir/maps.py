@@ -69,7 +69,7 @@ class _Walk:
             self.graph = exported(to_ann(net), x)
         except CannotConvert as error:
             raise CannotLower("net", str(error)) from error
-        gain = 1.0 if isinstance(x, SpikeTrain) or encoder is None else encoder.gain
+        gain = 1.0 if isinstance(x, SpikeTrain) or encoder is None else encoder.signal_gain
         shape = tuple(x.shape[1:])
         self.writer = Writer(shape, T, dt, window_timing)
         self.input = _Value(["input"], shape, gain, isinstance(x, SpikeTrain))
@@ -159,13 +159,13 @@ class _Walk:
             self._refuse(self.op.kind)
         if getattr(layer, "has_offset", False):
             raise CannotLower(self.name, "NIR's neurons have no current of their own at every step, an offset")
-        start = torch.as_tensor(layer.initial_potential).detach()
-        fields = layer.dynamics() | {"v_init": start, "timing": layer.timing}
+        T = self.writer.T
+        start = layer.unit(T) * torch.as_tensor(layer.initial_potential).detach()
+        fields = layer.dynamics() | {"threshold": layer.threshold_for(T), "v_init": start, "timing": layer.timing}
         stage = self._map("layer", [], self.base, weight=torch.empty(0, 0), **fields)
         stage.fires = True
         names = [self.writer.neurons(stage, self._names(self._x))]
-        gain: Any = layer.threshold if layer.gain == "threshold" else layer.gain
-        self.values[self.op] = _Value(names, stage.shape, gain, True)
+        self.values[self.op] = _Value(names, stage.shape, layer.spike_value(T), True)
 
     # --- linear maps --------------------------------------------------------------------------------------------------
 

@@ -310,7 +310,7 @@ class Reader:
             keywords["residual"] = self._call(f"{name}_shortcut", layer, paths[1].x.node, fire=False)
         elif shortcuts:
             keywords["residual"] = shortcuts[0].node
-        options: dict[str, Any] = {"threshold": threshold, "leak": neurons.leak, "timing": neurons.timing}
+        options: dict[str, Any] = {"threshold": threshold, "leak": neurons.leak, "timing": neurons.timing, "gain": 1.0}
         if neurons.timing == "window" or torch.as_tensor(neurons.v_init).any():
             options["v_init"] = neurons.v_init / over
         path = paths[0].times(neurons.factor / unit)  # type: ignore[operator]

@@ -6,9 +6,9 @@
 torch.Size([2, 10])
 """
 
-from .batch_norm import SyncBatchNorm, initial_gamma
-from .neuron import SpikingLayer, init_gamma_
-from .options import NeuronOptions
+from .batch_norm import SyncBatchNorm
+from .neuron import SpikingLayer
+from .options import NeuronOptions, default_threshold
 from .passing import Dropout, Encoder, Flatten, Readout, Residual
 from .pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
 from .synapses import Conv1d, Conv2d, Linear
@@ -28,8 +28,7 @@ __all__ = [
     "Residual",
     "SpikingLayer",
     "SyncBatchNorm",
-    "init_gamma_",
-    "initial_gamma",
+    "default_threshold",
 ]
 
 

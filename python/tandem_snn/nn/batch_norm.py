@@ -1,4 +1,4 @@
-"""Batch norm of spiking layers: initial γ, folding into scale and shift, and statistics over processes."""
+"""Batch norm of spiking layers: folding into scale and shift, and statistics over processes."""
 
 from typing import Any
 
@@ -6,33 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tandem_ext import checks
 from tandem_ext._torch import BatchNorm
 from tandem_ext.functional.autograd import apply, once_differentiable
 from tandem_ext.functional.neuron import over_space
 from tandem_ext.ops import compute_dtype
-
-
-def initial_gamma(T: int, timing: checks.Timing = "step") -> float:
-    """Return the initial γ of batch norm for a window of T time steps, as measured in docs/initialisation.md.
-
-    Args:
-        T: the number of time steps.
-        timing: the timing of the layer's neurons, "step" or "window".
-
-    Raises:
-        TypeError, ValueError: T or timing is not allowed.
-
-    >>> initial_gamma(2), initial_gamma(8)
-    (2.0, 3.0)
-    >>> initial_gamma(2, "window"), initial_gamma(8, "window")
-    (1.0, 2.0)
-    """
-    checks.one_of("timing", timing, checks.TIMINGS)
-    checks.T("T", T)
-    if timing == "window":
-        return min(2.0, max(0.7, T / 2))
-    return 2.0 if T <= 2 else 3.0
 
 
 def uses_batch(norm: BatchNorm) -> bool:

@@ -260,7 +260,7 @@ class Neurons(HasNeurons):
         threshold, v_init: threshold and initial membrane potential in units of z: floats, or tensors, 0-dim or one per
             channel. They become float32 buffers.
         offset: a constant current at every step, a float or tensor like threshold.
-        gain: the value of a spike; "threshold": ϑ, so that gain times count approximates ρ(z).
+        gain: the value of a spike; None: ϑ, so that gain times count approximates ρ(z).
         ceiling: c of a ReLU6 or hardtanh(0, c), the largest activation. None: a ReLU.
         sums: names of the operators that feed the neurons, for repr and error messages.
         neuron: other settings of ``tandem_ext.functional.NeuronSettings``. With timing "window" there are as many
@@ -286,7 +286,7 @@ class Neurons(HasNeurons):
         v_init: float | Tensor | None = None,
         *,
         offset: float | Tensor = 0.0,
-        gain: Gain = "threshold",
+        gain: Gain = None,
         ceiling: float | None = None,
         sums: str = "",
         **neuron: Any,
@@ -351,7 +351,7 @@ class Neurons(HasNeurons):
     def extra_repr(self) -> str:
         shown = [f"the general way: {self.sums}" if self.sums else "the general way"]
         shown += [f"ceiling={self.ceiling}"] * (self.ceiling is not None)
-        return ", ".join(shown + self.changed(_OTHERS | {"gain": "threshold"}))
+        return ", ".join(shown + self.changed(_OTHERS | {"gain": None}))
 
 
 def _is_signal(x: Any) -> bool:

@@ -1,9 +1,9 @@
-"""SpikingLayer, the base class of layers with synapses, batch norm and neurons, and the initial γ of whole networks."""
+"""SpikingLayer, the base class of layers with synapses, batch norm and neurons."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,15 +19,13 @@ from tandem_ext.functional.products import LINEAR, Product
 from tandem_ext.functional.settings import Settings
 from tandem_ext.signal import needs_grad
 
-from .batch_norm import SyncBatchNorm, fold_norm, initial_gamma, normalised, own_norm, track, uses_batch
+from .batch_norm import SyncBatchNorm, fold_norm, normalised, own_norm, track, uses_batch
 from .currents import part_of, residual_total, step_currents, window_trace
 from .options import DEFAULTS, INTEGRATE_ONLY, BNStats, HasNeurons, NeuronOptions, checked_options
-from .passing import Encoder
 from .quantise import byte_integers, integers, rounded
-from .signals import check_network, check_signal, effective_counts
+from .signals import check_signal, effective_counts
 
 MOMENTUM = {"batch": 0.1, "running": 0.9}
-Net = TypeVar("Net", bound=nn.Module)
 
 
 class SpikingLayer(HasNeurons):
@@ -47,7 +45,8 @@ class SpikingLayer(HasNeurons):
     def _add_neurons(self, channels: int, **keywords: Unpack[NeuronOptions]) -> None:
         options = checked_options(type(self), keywords, channels)
         device, dtype = self.weight.device, self.weight.dtype
-        checks.threshold(options["threshold"], channels, device)
+        if options["threshold"] is not None:
+            checks.threshold(options["threshold"], channels, device)
         self._channels = channels
         for name in DEFAULTS:
             setattr(self, name, options[name])
@@ -55,8 +54,8 @@ class SpikingLayer(HasNeurons):
         if options["norm"]:
             momentum = MOMENTUM[self.bn_stats] if options["momentum"] is None else options["momentum"]
             self.norm = self._norm_class(channels, options["eps"], momentum, device=device, dtype=dtype)
-            gamma = initial_gamma(8, self.timing) if options["gamma"] is None else options["gamma"]
-            nn.init.constant_(self.norm.weight, gamma)
+            if options["gamma"] is not None:
+                nn.init.constant_(self.norm.weight, options["gamma"])
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, own_norm(value) if name == "norm" else value)
@@ -108,8 +107,9 @@ class SpikingLayer(HasNeurons):
     ) -> tuple[Any, Tensor, Settings]:
         """Return input, weight and what else the layer is given, for :meth:`_fire`."""
         x, weight, step = self._weights(x)
-        neuron = self.threshold, self.leak, self.v_init, self.gate, self.timing
-        return x, weight, Settings(x.T, self.bias, scale, shift, step, eps, *neuron, residual)
+        threshold = 1.0 if self.threshold is None else self.threshold
+        neuron = threshold, self.leak, self.v_init, self.gate, self.timing
+        return x, weight, Settings(x.T, self.bias, scale, shift, step, eps, self.unit(x.T), *neuron, residual)
 
     def _weights(self, x: Any) -> tuple[Any, Tensor, Tensor | None]:
         """Return input, weight and, with ``weight_bits``, the quantisation step of each row.
@@ -146,7 +146,7 @@ class SpikingLayer(HasNeurons):
         z = z if residual is None else z + residual_total(residual, z)
         with torch.no_grad():
             train = self._fire(*self._arguments(x, scale, shift, residual))[0]
-        return couple(train, z, threshold=self.threshold, gate=self.gate)
+        return couple(train, z, threshold=self.threshold_for(x.T), gate=self.gate)
 
     def used_weight(self) -> Tensor:
         """Return the weights that the layer computes with: rounded if it has ``weight_bits``."""
@@ -166,7 +166,7 @@ class SpikingLayer(HasNeurons):
         """Return the membrane potential after each step, after the reset, [T, B, *features], computed by the kernel.
 
         With timing "window" the result is [2T, B, *features]: T steps of integration, then T steps of firing. Bias and
-        shift are included from the first step.
+        shift are included from the first step. Without a ``threshold`` the unit is :func:`default_threshold`.
 
         Raises:
             ValueError: batch norm is in training mode.
@@ -188,7 +188,7 @@ class SpikingLayer(HasNeurons):
         start = self.initial_potential
         if self.timing == "window":
             quiet = settings._replace(**INTEGRATE_ONLY)
-            return window_trace(x.T, lambda t: after(0, t, start, quiet._replace(steps=t)), self.threshold)
+            return window_trace(x.T, lambda t: after(0, t, start, quiet._replace(steps=t)), settings.threshold)
         trace: list[Any] = [start]
         for t in range(x.T):
             trace.append(after(t, t + 1, trace[t], settings))
@@ -222,7 +222,7 @@ class SpikingLayer(HasNeurons):
             scale, shift = fold_norm(norm)
         with torch.no_grad():
             x, weight, settings = self._arguments(x, scale, shift)
-        quiet = settings._replace(return_v=True, v_init=0.0, **INTEGRATE_ONLY)
+        quiet = settings._replace(unit=1.0, return_v=True, v_init=0.0, **INTEGRATE_ONLY)
 
         def potential(signal: Input, T: int) -> Tensor:
             return self._fire(signal, weight, quiet._replace(T=signal.T, steps=T))[0][1]
@@ -231,33 +231,3 @@ class SpikingLayer(HasNeurons):
 
     def extra_repr(self) -> str:
         return ", ".join([super().extra_repr(), *self.changed(DEFAULTS)])
-
-
-def init_gamma_(net: Net, T: int | None = None) -> Net:
-    """Set γ of the batch norm in every spiking layer to :func:`initial_gamma` for T and the layer's timing, in place.
-
-    Args:
-        net: any module that contains layers of this package.
-        T: the number of time steps; None: the T of the network's Encoder.
-
-    Returns:
-        net.
-
-    Raises:
-        ValueError: T is None and the network has no Encoder, or Encoders with different T.
-
-    >>> net = init_gamma_(torch.nn.Sequential(tnn.Encoder(T=4), tnn.Linear(64, 10, norm=True)))
-    >>> net[1].norm.weight[0].item() == tnn.initial_gamma(4)
-    True
-    """
-    check_network("net", net)
-    if T is None:
-        windows = {module.T for module in net.modules() if isinstance(module, Encoder)}
-        if len(windows) != 1:
-            found = f"Encoders with T = {sorted(windows)}" if windows else "no Encoder"
-            raise ValueError(f"T: expected an int, because the network has {found}")
-        (T,) = windows
-    for module in net.modules():
-        if isinstance(module, SpikingLayer) and module.norm is not None:
-            nn.init.constant_(module.norm.weight, initial_gamma(T, module.timing))
-    return net

@@ -15,7 +15,7 @@ from .currents import NEVER
 from .quantise import check_bits
 from .signals import describe
 
-Gain = float | Tensor | Literal["threshold"]
+Gain = float | Tensor | None
 BNStats = Literal["batch", "running"]
 _MOST = sys.float_info.max
 
@@ -30,11 +30,28 @@ def _check_number(name: str, value: Any, within: str, least: float, most: float)
         checks.number(name, value, f"None or {within}", f"None or {within}", least, most)
 
 
-def _check_gain(value: object, channels: int | None) -> None:
-    if not isinstance(value, str):
-        checks.gain("gain", value, channels)
-    elif value != "threshold":
-        raise ValueError(f'gain: expected a number, a tensor or "threshold", got {value!r}')
+def default_threshold(T: int, timing: checks.Timing = "step") -> float:
+    """Return ϑ of a layer whose ``threshold`` is None, for T time steps: for activations of unit variance.
+
+    With timing "window" ϑT, the largest activation that a count stands for, grows with the logarithm of T, so that
+    saturation and rounding lose about as much; with "step" ϑ is 1/3, or 1.2/T if that is more (docs/rule.md).
+
+    Args:
+        T: the number of time steps.
+        timing: the timing of the layer's neurons, "step" or "window".
+
+    Raises:
+        TypeError, ValueError: T or timing is not allowed.
+
+    >>> round(default_threshold(8, "window"), 4), round(default_threshold(16, "window"), 4)
+    (0.3812, 0.2281)
+    """
+    checks.one_of("timing", timing, checks.TIMINGS)
+    checks.T("T", T)
+    if timing == "step":
+        return max(1 / 3, 1.2 / T)
+    octave = T.bit_length() - 1
+    return (1.25 + 0.6 * (octave + T / 2**octave - 1)) / T  # log2 T, linear between powers of two, is the same anywhere
 
 
 class BatchNormOptions(TypedDict, total=False):
@@ -53,7 +70,12 @@ class BatchNormOptions(TypedDict, total=False):
 class LayerSettings(NeuronSettings, total=False):
     """The settings of a layer that are attributes, in the order of the repr."""
 
-    gain: Annotated[Gain, Setting(1.0, _check_gain)]
+    threshold: Annotated[  # type: ignore[misc]  # unlike that of a function, it may be None
+        float | Tensor | None,
+        Setting(None, lambda value, n: value is None or checks.threshold(value, n), each_call=True),
+    ]
+    gate: Annotated[checks.Gate, Setting("clip", lambda value, _: checks.one_of("gate", value, checks.GATES))]
+    gain: Annotated[Gain, Setting(None, lambda value, n: value is None or checks.gain("gain", value, n))]
     bn_stats: Annotated[BNStats, Setting("batch", lambda value, _: checks.one_of("bn_stats", value, get_args(BNStats)))]
     weight_bits: Annotated[int | None, Setting(None, lambda value, _: check_bits(value))]
 
@@ -62,18 +84,20 @@ class NeuronOptions(BatchNormOptions, LayerSettings, total=False):
     """The keyword arguments that every layer with neurons takes: ``tandem_ext.functional.NeuronSettings``, and others.
 
     Args:
-        threshold, leak, v_init, gate, timing: as in ``tandem_ext.functional.NeuronSettings``. Tensors become buffers;
-            a threshold that is a Parameter is learned.
+        threshold: ϑ, as in ``tandem_ext.functional.NeuronSettings``; a tensor becomes a buffer, a Parameter is learned.
+            None: :func:`default_threshold` for the input's T and the timing. The layer then folds ϑ into scale and
+            shift: its neurons fire at 1, and potentials, ``v_init`` among them, count in thresholds.
+        leak, v_init, timing: as in ``tandem_ext.functional.NeuronSettings``. Tensors become buffers.
+        gate: likewise, but "clip" by default.
         norm: batch norm between the synapses and the neurons. The currents and the ANN branch use the same statistics:
             batch statistics in training, running statistics in evaluation. The submodule ``norm`` has the parameters
             and buffers of torch's batch norm; ``layer.norm.eval()`` freezes its statistics.
-        gain: the value of a spike for the next layer, a float or a tensor, 0-dim or one per channel. "threshold": ϑ, so
-            that gain times count approximates ρ(z), an activation in the ANN's units, for any ϑ.
+        gain: the value of a spike for the next layer, a float or a tensor, 0-dim or one per channel. None: ϑ, so that
+            gain times count approximates ρ(z), the activation of an ANN with the same weights.
         eps, momentum: of the batch norm. momentum None: 0.1, or 0.9 with ``bn_stats="running"``.
         bn_stats: the statistics of the currents in training. "batch": of the batch. "running": the running statistics,
             as in the first release of the rule, while the gradient uses batch statistics; this takes a second product.
-        gamma: the initial γ of the batch norm; None: :func:`initial_gamma` for T = 8. (With γ = 1 most of the counts 0
-            to T are never used.) :func:`init_gamma_` sets γ in a whole network for the network's T.
+        gamma: the initial γ of the batch norm; None: 1, as in torch.
         weight_bits: None, or 2 to 8: the layer computes with weights rounded symmetrically to this many bits, with one
             quantisation step per output channel, as ``tandem_snn.freeze`` does. Gradients pass straight through to the
             weights. A gain per input channel is multiplied into the weights before rounding.
@@ -107,7 +131,7 @@ def checked_options(layer: type, keywords: Mapping[str, Any], channels: int) -> 
 class HasNeurons(nn.Module):
     """Base class of modules with neurons. Settings are attributes, which may be changed and are checked when set."""
 
-    threshold: float | Tensor
+    threshold: float | Tensor | None
     leak: float = 1.0
     v_init: float | Tensor | None
     gain: Gain
@@ -138,20 +162,37 @@ class HasNeurons(nn.Module):
     @property
     def initial_potential(self) -> float | Tensor:
         """The membrane potential before the first step: ``v_init``, or its default."""
-        return default_v_init(self.threshold, self.timing) if self.v_init is None else self.v_init
+        threshold = 1.0 if self.threshold is None else self.threshold
+        return default_v_init(threshold, self.timing) if self.v_init is None else self.v_init
+
+    def threshold_for(self, T: int | None) -> float | Tensor:
+        """Return ϑ for T time steps: ``threshold``, or its default."""
+        if self.threshold is not None:
+            return self.threshold
+        if T is None:
+            raise ValueError("T: default thresholds depend on it, and no Encoder says it: freeze(net, T=...)")
+        return default_threshold(T, self.timing)
+
+    def unit(self, T: int | None) -> Any:
+        """Return the unit of potentials, which the layer folds into scale and shift: a default threshold, else 1."""
+        return self.threshold_for(T) if self.threshold is None else 1.0
+
+    def spike_value(self, T: int | None) -> float | Tensor:
+        """Return the value of a spike for T time steps: ``gain``, or its default."""
+        return self.threshold_for(T) if self.gain is None else self.gain
 
     def dynamics(self) -> dict[str, Any]:
         """Return the settings that determine each time step, as arguments of :func:`tandem_ext.functional.if_scan`."""
-        return {"threshold": self.threshold, "leak": self.leak}
+        return {"threshold": 1.0 if self.threshold is None else self.threshold, "leak": self.leak}
 
     def numbers(self) -> dict[str, Any]:
         """Return the settings as arguments of an op, which takes a tensor threshold as the unit of potentials."""
-        threshold = 1.0 if isinstance(self.threshold, Tensor) else float(self.threshold)
+        threshold = float(self.threshold) if isinstance(self.threshold, float | int) else 1.0
         return {"threshold": threshold, "leak": float(self.leak), "gate": self.gate, "timing": self.timing}
 
     def with_gain(self, train: SpikeTrain) -> SpikeTrain:
         """Return the train with the gain of these neurons."""
-        gain = self.threshold if self.gain == "threshold" else self.gain
+        gain = self.spike_value(train.T)
         return train if isinstance(gain, float) and gain == 1.0 else train.replace(gain=gain)
 
     def changed(self, defaults: Mapping[str, Any]) -> list[str]:

@@ -24,11 +24,10 @@ class Encoder(nn.Module):
 
     Args:
         T: the number of time steps of the whole network, 1..65535.
-        mode: "direct": x is the input current of the first layer at every step (its counts are T·x; the product W x is
-            computed once). "zero_expand": x is the current of step 0 only (its counts are x). "events": x is a
-            SpikeTrain with T steps and is returned unchanged; the spiking network works without this encoder, but its
-            ANN twin needs it.
-        gain: a factor of a real-valued input: the first layer receives ``gain * x``.
+        mode: "direct": 1/T of x is the input current of the first layer at every step; the product W x is computed
+            once. "zero_expand": x is the current of step 0 only. "events": x is a SpikeTrain with T steps and is
+            returned unchanged; the spiking network works without this encoder, but its ANN twin needs it.
+        gain: a factor of a real-valued input: over the window the first layer receives ``gain * x``.
 
     Shape: [B, *features], floating point -> ConstantInput or ImpulseInput of the same shape.
 
@@ -36,7 +35,7 @@ class Encoder(nn.Module):
         TypeError, ValueError: an argument is not allowed; or, when called, x does not fit the mode or T.
 
     >>> tnn.Encoder(T=8)(torch.rand(2, 1, 28, 28))
-    ConstantInput(T=8, shape=[2, 1, 28, 28], gain=1.0, device=cpu)
+    ConstantInput(T=8, shape=[2, 1, 28, 28], gain=0.125, device=cpu)
     """
 
     def __init__(self, T: int, mode: Mode = "direct", *, gain: float = 1.0) -> None:
@@ -48,11 +47,16 @@ class Encoder(nn.Module):
         self.mode = mode
         self.gain = gain
 
+    @property
+    def signal_gain(self) -> float | Tensor:
+        """The gain of the signal of a real-valued input."""
+        return self.gain / self.T if self.mode == "direct" else self.gain
+
     def forward(self, x: Tensor | SpikeTrain) -> ConstantInput | ImpulseInput | SpikeTrain:
         if self.mode != "events":
             if isinstance(x, SpikeTrain):
                 raise TypeError(f'x: a SpikeTrain needs an Encoder with mode "events", this one has {self.mode!r}')
-            return SIGNALS[self.mode](x, self.T, self.gain)
+            return SIGNALS[self.mode](x, self.T, self.signal_gain)
         if not isinstance(x, SpikeTrain):
             raise TypeError(
                 f"x: an Encoder of events takes a SpikeTrain, got {describe(x)}: frames of event counts become one by "

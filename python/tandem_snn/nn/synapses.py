@@ -30,9 +30,9 @@ class Linear(SpikingLayer, nn.Linear):  # type: ignore[misc]  # its forward give
         TypeError, ValueError: a setting has the wrong type or is out of range; or, when called, x is a plain tensor or
             does not fit.
 
-    >>> layer = tnn.Linear(784, 800, norm=True)
+    >>> layer = tnn.Linear(784, 800, norm=True, threshold=0.5)
     >>> layer(te.ConstantInput(torch.rand(2, 784), T=8))
-    SpikeTrain(T=8, shape=[2, 800], gain=1.0, device=cpu)
+    SpikeTrain(T=8, shape=[2, 800], gain=0.5, device=cpu)
     """
 
     _norm_class = nn.BatchNorm1d
