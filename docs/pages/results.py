@@ -13,6 +13,7 @@ from tables import markdown, with_table
 
 DOCS = Path(__file__).parents[1]
 sys.path.append(str(DOCS.parent / "python" / "experiments"))
+import recipe as recipes  # noqa: E402
 from measures import compared  # noqa: E402
 
 NAMES = {
@@ -74,11 +75,17 @@ def timing(run: dict[str, Any]) -> str:
     return run["recipe"].get("timing") or "step"
 
 
+def name(run: dict[str, Any]) -> str:
+    """The run's recipe, marked if it is younger than the run and now uses the default thresholds."""
+    earlier = "init_gain" in run["recipe"] and recipes.load(run["name"]).get("threshold") is None
+    return f"`{run['name']}`{'†' * earlier}"
+
+
 def row(run: dict[str, Any]) -> list[str]:
     start = run["recipe"].get("init_from")
     control = "ann_continued_" if start else "ann_"
     return [
-        f"`{run['name']}`", str(run["T"]), timing(run), start or "random", str(len(run["per_seed"])),
+        name(run), str(run["T"]), timing(run), start or "random", str(len(run["per_seed"])),
         mean(run), mean(run, "ann_"), mean(run, control) if start else "the twin", beside(run, control),
         f"{run['synops_ratio']:.2f}",
     ]  # fmt: skip
@@ -90,7 +97,7 @@ def section(runs: list[dict[str, Any]]) -> Iterator[str]:
     samples = ", ".join(f"{number:,} {split}" for split, number in runs[0]["samples"].items() if number)
     measured, difference = ("Mean squared error", "SNN / it") if regression else ("Accuracy in %", "difference to it")
     yield from (f"{measured}; {samples} samples. {REMARKS.get(data, '')}".rstrip(), "")
-    yield from markdown([name.format(difference) for name in HEAD], map(row, runs))
+    yield from markdown([column.format(difference) for column in HEAD], map(row, runs))
 
 
 def exits(runs: list[dict[str, Any]]) -> Iterator[str]:
@@ -104,7 +111,7 @@ def exits(runs: list[dict[str, Any]]) -> Iterator[str]:
     for run in stepping:
         at = {one["confidence"]: one for one in run["early_exit"]}
         cells = (f"{100 * one['accuracy']:.2f} ({one['steps']:.1f})" for one in (at[c] for c in (*CONFIDENCES, 1)))
-        rows.append([f"`{run['name']}`", *cells])
+        rows.append([name(run), *cells])
     yield from markdown(("run", *(f"{confidence:g}" for confidence in CONFIDENCES), "all steps"), rows)
 
 
