@@ -13,7 +13,6 @@
 #include "kernels/norm/batch_norm.h"
 #include "kernels/product/product.h"
 #include "kernels/product/tile.h"
-#include "kernels/product/window.h"
 #include "plain.h"
 
 namespace tandem::test {
@@ -233,7 +232,7 @@ inline bool run_digits(Layer layer, cpu::ByteProducts by, ParallelFor parallel =
       const cpu::Tile tile = digits.tile(i, block, of_block);
       if (layer.timing() == Timing::kWindow) {
         cpu::multiply_bytes(in.expanded, columns.data(), tiling.registers, windows, by);
-        cpu::fire_sums(tile, windows, layer.neuron);
+        cpu::fire_window_sums(tile, windows, layer.neuron);
       } else {
         cpu::multiply_bytes(in.expanded, columns.data(), tiling.registers, steps, by);
         cpu::fire_sums(tile, steps, layer.neuron);

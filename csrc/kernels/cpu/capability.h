@@ -69,25 +69,27 @@ void at_level(const F& f) {
 
 }  // namespace tandem::cpu
 
-// TANDEM_CPU_KERNEL(name, (parameters), (arguments)) defines `void name(parameters)`, which calls the always-inline
-// function name_body, compiled for the level in use.
-//
-// TANDEM_CPU_LANES_KERNEL does the same for a template name_body<L>, as at_level() does for a lambda. The products'
-// loops are such functions: called through lambdas, a stream's step took 1.04 of the time.
-#define TANDEM_CPU_KERNEL(name, parameters, arguments) \
-  TANDEM_CPU_LEVELS(name, parameters, arguments, name##_body, name##_body, name##_body)
-#define TANDEM_CPU_LANES_KERNEL(name, parameters, arguments) \
-  TANDEM_CPU_LEVELS(name, parameters, arguments, name##_body<4>, name##_body<8>, name##_body<16>)
+// TANDEM_CPU_KERNEL(name, (parameters), (arguments)) { body } defines `void name(parameters)`, whose always-inline body
+// is compiled for the level in use, with L as at_level() has it. The products' loops are such functions: called through
+// lambdas, a stream's step took 1.04 of the time.
 #if TANDEM_MULTIVERSION
-#define TANDEM_CPU_LEVELS(name, parameters, arguments, base, v3, v4)                              \
-  TANDEM_TARGET_V4 static void name##_v4 parameters { v4 arguments; }                             \
-  TANDEM_TARGET_V3 static void name##_v3 parameters { v3 arguments; }                             \
-  static void name##_default parameters { base arguments; }                                       \
+#define TANDEM_CPU_KERNEL(name, parameters, arguments)                                            \
+  template <int L>                                                                                \
+  TANDEM_INLINE void name##_body parameters;                                                      \
+  TANDEM_TARGET_V4 static void name##_v4 parameters { name##_body<16> arguments; }                \
+  TANDEM_TARGET_V3 static void name##_v3 parameters { name##_body<8> arguments; }                 \
+  static void name##_default parameters { name##_body<4> arguments; }                             \
   void name parameters {                                                                          \
     static constexpr decltype(&name##_default) levels[] = {name##_default, name##_v3, name##_v4}; \
     levels[static_cast<int>(capability())] arguments;                                             \
-  }
+  }                                                                                               \
+  template <int L>                                                                                \
+  TANDEM_INLINE void name##_body parameters
 #else
-#define TANDEM_CPU_LEVELS(name, parameters, arguments, base, v3, v4) \
-  void name parameters { base arguments; }
+#define TANDEM_CPU_KERNEL(name, parameters, arguments) \
+  template <int L>                                     \
+  TANDEM_INLINE void name##_body parameters;           \
+  void name parameters { name##_body<4> arguments; }   \
+  template <int L>                                     \
+  TANDEM_INLINE void name##_body parameters
 #endif

@@ -71,7 +71,8 @@ namespace {
 
 // Counts bits, nonzero pairs and nonzero nibbles of sampled words. Multiversioned for its popcounts. The samples are at
 // multiples of the golden ratio: with a regular distance they would meet the same channels again and again.
-TANDEM_INLINE void count_patterns_body(const uint8_t* bytes, uint64_t words, int64_t samples, int64_t* counts) {
+TANDEM_CPU_KERNEL(count_patterns, (const uint8_t* bytes, uint64_t words, int64_t samples, int64_t* counts),
+                  (bytes, words, samples, counts)) {
   for (int64_t i = 0; i < samples; ++i) {
     const uint64_t fraction = static_cast<uint32_t>(i) * 2654435769u;
     uint64_t word;
@@ -82,8 +83,6 @@ TANDEM_INLINE void count_patterns_body(const uint8_t* bytes, uint64_t words, int
     counts[2] += __builtin_popcountll((pair | pair >> 2) & 0x1111111111111111ull);
   }
 }
-TANDEM_CPU_KERNEL(count_patterns, (const uint8_t* bytes, uint64_t words, int64_t samples, int64_t* counts),
-                  (bytes, words, samples, counts))
 
 }  // namespace
 

@@ -5,7 +5,7 @@
 #include "../planes/bits.h"
 #include "../product/filter.h"
 #include "../product/product.h"
-#include "../product/window.h"
+#include "../product/tile.h"
 #include "choose.h"
 
 namespace tandem::cpu {

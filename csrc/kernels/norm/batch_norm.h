@@ -54,11 +54,11 @@ struct BatchNormStatistics {
   const C* product;  // [rows, channels]
   C factor;          // u = factor product
   BatchNorm<C> norm;
-  C* mean;            // out [channels], of u
-  C* var;             // out [channels], of u, biased
-  C* scale;           // out [channels]
-  C* shift;           // out [channels]
-  double* workspace;  // on a GPU
+  C* mean;                      // out [channels], of u
+  C* var;                       // out [channels], of u, biased
+  C* scale;                     // out [channels]
+  C* shift;                     // out [channels]
+  double* workspace = nullptr;  // on a GPU
 };
 
 // With gz = open ? grad / threshold : 0 and xhat = (gain u - gain mean) rstd:
@@ -74,11 +74,11 @@ struct BatchNormGrad {
   const C* var;         // [channels], of u
   BatchNorm<C> norm;    // without beta
   C threshold;
-  DType grad_dtype;    // of `grad` and `grad_product`; on the CPU C
-  void* grad_product;  // out [rows, channels]
-  C* grad_gamma;       // out [channels]
-  C* grad_beta;        // out [channels]
-  double* workspace;   // on a GPU
+  DType grad_dtype;             // of `grad` and `grad_product`; on the CPU C
+  void* grad_product;           // out [rows, channels]
+  C* grad_gamma;                // out [channels]
+  C* grad_beta;                 // out [channels]
+  double* workspace = nullptr;  // on a GPU
 };
 
 namespace cpu {

@@ -174,8 +174,8 @@ TANDEM_INLINE float multiply_outputs(const Layer& layer, const Inputs& in, int64
   return error_per_spike<L>(most, in.size, are_halves(layer.weights));
 }
 
-template <int L>
-TANDEM_INLINE void filter_outputs_body(const Layer& layer, const Inputs& in, int64_t first, Workspace& workspace) {
+TANDEM_CPU_KERNEL(filter_outputs, (const Layer& layer, const Inputs& in, int64_t first, Workspace& workspace),
+                  (layer, in, first, workspace)) {
   const Neuron<float>& a = layer.neuron;
   const int count = static_cast<int>(std::min<int64_t>(kLanes, a.channels - first));
   float products[2][kMostRows][kLanes];  // of both ends
@@ -220,8 +220,6 @@ TANDEM_INLINE void filter_outputs_body(const Layer& layer, const Inputs& in, int
     ends[0].end(a, n);
   }
 }
-TANDEM_CPU_LANES_KERNEL(filter_outputs, (const Layer& layer, const Inputs& in, int64_t first, Workspace& workspace),
-                        (layer, in, first, workspace))
 
 }  // namespace
 

@@ -184,11 +184,10 @@ TANDEM_INLINE void list_strips(const ListJob& job, int64_t begin, int64_t end, W
   list(std::integral_constant<int, 4>());
 }
 
-TANDEM_INLINE void list_by_table_body(const ListJob& job, int64_t begin, int64_t end, Workspace& workspace) {
+TANDEM_CPU_KERNEL(list_by_table, (const ListJob& job, int64_t begin, int64_t end, Workspace& workspace),
+                  (job, begin, end, workspace)) {
   list_strips<TableCollector>(job, begin, end, workspace);
 }
-TANDEM_CPU_KERNEL(list_by_table, (const ListJob& job, int64_t begin, int64_t end, Workspace& workspace),
-                  (job, begin, end, workspace))
 
 #if TANDEM_MULTIVERSION
 TANDEM_TARGET_VBMI2 void list_by_compress(const ListJob& job, int64_t begin, int64_t end, Workspace& workspace) {

@@ -4,7 +4,7 @@
 #include <vector>
 
 #include "../cpu/vectors.h"
-#include "window.h"
+#include "tile.h"
 
 namespace tandem::cpu {
 
@@ -43,10 +43,9 @@ TANDEM_INLINE void add_weights(const E* rows, int64_t tile, int32_t first, const
 }
 
 // An input moves by one, so a change is a sum of weights with signs, which fits int32 (weights/unit.h).
-TANDEM_INLINE void take_changes_body(int32_t* changes, double* sums, int64_t n) {
+TANDEM_CPU_KERNEL(take_changes, (int32_t* changes, double* sums, int64_t n), (changes, sums, n)) {
   for (int64_t k = 0; k < n; ++k) sums[k] += changes[k], changes[k] = 0;
 }
-TANDEM_CPU_KERNEL(take_changes, (int32_t* changes, double* sums, int64_t n), (changes, sums, n))
 
 }  // namespace
 
@@ -177,7 +176,7 @@ void MovingSums::fire(int32_t* changes, double* sums, int64_t first_row, int64_t
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t begin = (i * rows_ + first_row) * width_;
     take_changes(changes + begin, sums + begin, rows * width_);
-    fire_sums(tile(i).for_rows(first_row, rows), sums + begin, neuron);
+    fire_window_sums(tile(i).for_rows(first_row, rows), sums + begin, neuron);
   }
 }
 

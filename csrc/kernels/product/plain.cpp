@@ -69,8 +69,7 @@ TANDEM_INLINE void step_sums(const Layer& layer, const Tiling& tiling, const Til
   });
 }
 
-template <int L>
-TANDEM_INLINE void fire_plain_body(const Layer& layer, const Tiling& tiling, const Tile& tile) {
+TANDEM_CPU_KERNEL(fire_plain, (const Layer& layer, const Tiling& tiling, const Tile& tile), (layer, tiling, tile)) {
   with_registers<L>(tile, [&](auto registers) TANDEM_INLINE_LAMBDA {
     constexpr int R = decltype(registers)::value;
     using S = WideSums<L, R>;
@@ -79,15 +78,14 @@ TANDEM_INLINE void fire_plain_body(const Layer& layer, const Tiling& tiling, con
     });
   });
 }
-TANDEM_CPU_LANES_KERNEL(fire_plain, (const Layer& layer, const Tiling& tiling, const Tile& tile), (layer, tiling, tile))
 
-template <int L>
-TANDEM_INLINE void sum_plain_body(const Layer& layer, const Tiling& tiling, const Tile& tile, double* out) {
+TANDEM_CPU_KERNEL(sum_plain, (const Layer& layer, const Tiling& tiling, const Tile& tile, double* windows),
+                  (layer, tiling, tile, windows)) {
   with_registers<L>(tile, [&](auto registers) TANDEM_INLINE_LAMBDA {
     constexpr int R = decltype(registers)::value, H = L / 2, S = R * kLanes / H;
     typedef Vec<double, H> Wide;
     const Reader reader(layer.geometry);
-    for (int64_t row = 0; row < tile.rows; ++row, out += 16 * R) {
+    for (int64_t row = 0; row < tile.rows; ++row, windows += 16 * R) {
       Wide sum[S] = {};
       const auto add = [&](const int32_t* weights, const uint8_t* input) TANDEM_INLINE_LAMBDA {
 #pragma GCC unroll 16
@@ -98,12 +96,10 @@ TANDEM_INLINE void sum_plain_body(const Layer& layer, const Tiling& tiling, cons
         }
       };
       for_inputs<R>(layer, tiling, tile, tile.first_row + row, 0, add);
-      std::memcpy(out, sum, sizeof(sum));
+      std::memcpy(windows, sum, sizeof(sum));
     }
   });
 }
-TANDEM_CPU_LANES_KERNEL(sum_plain, (const Layer& layer, const Tiling& tiling, const Tile& tile, double* windows),
-                        (layer, tiling, tile, windows))
 
 }  // namespace
 

@@ -2,7 +2,6 @@
 
 #include "../planes/bits.h"
 #include "tile.h"
-#include "window.h"
 
 namespace tandem::cpu {
 
@@ -13,7 +12,8 @@ Tile Product::tile(int64_t i, const Block& block, Workspace& workspace) const {
 }
 
 void Product::fire(const Tile& tile, const BlockInputs& inputs, Workspace& workspace) const {
-  if (layer_.timing() == Timing::kWindow) return fire_sums(tile, windows(tile, inputs, workspace), layer_.neuron);
+  if (layer_.timing() == Timing::kWindow)
+    return fire_window_sums(tile, windows(tile, inputs, workspace), layer_.neuron);
   fire_steps(tile, inputs, workspace);
 }
 

@@ -42,9 +42,9 @@ TANDEM_INLINE Cut measure_column(const int32_t* weights, const std::vector<int64
 
 // The bytes of w + 0x80808080 are the digits of w plus 128. The words of four inputs are transposed, so that the four
 // bytes of a digit are together.
-template <int L>
-TANDEM_INLINE void pack_column_body(const int32_t* weights, const std::vector<int64_t>& position, int8_t* digits,
-                                    Cut* to_cut) {
+TANDEM_CPU_KERNEL(pack_column,
+                  (const int32_t* weights, const std::vector<int64_t>& position, int8_t* digits, Cut* to_cut),
+                  (weights, position, digits, to_cut)) {
   const Cut cut = measure_column<L>(weights, position);
   *to_cut = cut;
   constexpr int32_t bias = static_cast<int32_t>(0x80808080u), even = 0x00ff00ff, low = 0x0000ffff;
@@ -68,9 +68,6 @@ TANDEM_INLINE void pack_column_body(const int32_t* weights, const std::vector<in
     }
   }
 }
-TANDEM_CPU_LANES_KERNEL(pack_column,
-                        (const int32_t* weights, const std::vector<int64_t>& position, int8_t* digits, Cut* to_cut),
-                        (weights, position, digits, to_cut))
 
 }  // namespace
 

@@ -98,8 +98,7 @@ TANDEM_INLINE void pack_typed(const TilePacker& job, int64_t tile, int32_t* out,
   }
 }
 
-template <int L>
-TANDEM_INLINE void pack_tile_body(const TilePacker& job, int64_t tile, int32_t* out, float* unit) {
+TANDEM_CPU_KERNEL(pack_tile, (const TilePacker& job, int64_t tile, int32_t* out, float* unit), (job, tile, out, unit)) {
   switch (job.weights.dtype) {
     case DType::kBFloat16:
       return pack_typed<L, BFloat16>(job, tile, out, unit);
@@ -111,8 +110,6 @@ TANDEM_INLINE void pack_tile_body(const TilePacker& job, int64_t tile, int32_t* 
       return pack_typed<L, float>(job, tile, out, unit);
   }
 }
-TANDEM_CPU_LANES_KERNEL(pack_tile, (const TilePacker& job, int64_t tile, int32_t* out, float* unit),
-                        (job, tile, out, unit))
 
 }  // namespace
 

@@ -66,9 +66,10 @@ TANDEM_INLINE bool round_quotients(int64_t size, float largest, int8_t* q, const
   return farthest <= static_cast<int32_t>(bits_of_float(0.4999f));
 }
 
-template <int L>
-TANDEM_INLINE void quantise_rows_body(const float* weights, int64_t size, int largest, int8_t* q, float* steps,
-                                      int64_t begin, int64_t end) {
+TANDEM_CPU_KERNEL(quantise_rows,
+                  (const float* weights, int64_t size, int largest, int8_t* q, float* steps, int64_t begin,
+                   int64_t end),
+                  (weights, size, largest, q, steps, begin, end)) {
   for (int64_t row = begin; row < end; ++row) {
     const float* w = weights + row * size;
     const float peak = measure_magnitudes<L>(w, size, 0.f).largest, most = static_cast<float>(largest);
@@ -87,10 +88,6 @@ TANDEM_INLINE void quantise_rows_body(const float* weights, int64_t size, int la
     }
   }
 }
-TANDEM_CPU_LANES_KERNEL(quantise_rows,
-                        (const float* weights, int64_t size, int largest, int8_t* q, float* steps, int64_t begin,
-                         int64_t end),
-                        (weights, size, largest, q, steps, begin, end))
 
 }  // namespace
 

@@ -36,7 +36,8 @@ ExpandedRows::ExpandedRows(const Geometry& geometry)
 namespace {
 
 // Splits `n` bytes into bits: a plane of bytes 0 and 1 for each step.
-TANDEM_INLINE void split_bits_body(const uint8_t* in, int64_t n, uint8_t* out, int64_t step_bytes) {
+TANDEM_CPU_KERNEL(split_bits, (const uint8_t* in, int64_t n, uint8_t* out, int64_t step_bytes),
+                  (in, n, out, step_bytes)) {
   for (int64_t i = 0; i < n; i += kChunk) {
     const int lanes = static_cast<int>(std::min<int64_t>(kChunk, n - i));
     const auto bytes = load_first<Bytes<kChunk>>(in + i, lanes);
@@ -44,8 +45,6 @@ TANDEM_INLINE void split_bits_body(const uint8_t* in, int64_t n, uint8_t* out, i
     for (int t = 0; t < 8; ++t) store_first(out + t * step_bytes + i, (bytes >> t) & 1, lanes);
   }
 }
-TANDEM_CPU_KERNEL(split_bits, (const uint8_t* in, int64_t n, uint8_t* out, int64_t step_bytes),
-                  (in, n, out, step_bytes))
 
 // Pixel (y, x) of sample b in sheet p, from input channel `first` on.
 const uint8_t* pixel(const Layer& layer, int p, int64_t b, int64_t y, int64_t x, int64_t first) {
