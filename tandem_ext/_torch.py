@@ -11,48 +11,36 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._subclasses
+import torch.utils._pytree
+import torch.utils.data._utils.collate
 from torch import nn
-from torch._ops import OpOverload
-from torch._subclasses import FakeTensor
 from torch.autograd import Function, forward_ad
-from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
-from torch.nn.modules.conv import _ConvNd as Convolution
 from torch.nn.utils import prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
-from torch.utils import _pytree as pytree
-from torch.utils.data._utils.collate import default_collate_fn_map
 
-__all__ = [
-    "BatchNorm",  # of any number of dimensions, and SyncBatchNorm; torch has no other name for them all
-    "Convolution",  # of any number of dimensions, and transposed
-    "FakeTensor",  # tensors without values; torch.compiler.is_compiling is False where a FakeTensorMode alone is on
-    "OpOverload",  # the type of the operators in exported graphs
-    "WeightKeeper",
-    "arguments_of",
-    "autocast_active",
-    "children_of",
-    "eager_apply",
-    "forward_mode_active",
-    "has_forward_hooks",
-    "has_kernel",
-    "is_transformed",
-    "pytree",  # registers classes, so that transforms, export and DDP see their tensors
-    "register_collate",
-    "remove_weight_hooks",
-    "set_children",
-    "transforms_active",
-    "uncompiled",
-]
+# Of any number of dimensions, SyncBatchNorm and transposed convolutions among them.
+BatchNorm = nn.modules.batchnorm._BatchNorm
+Convolution = nn.modules.conv._ConvNd
+
+# Tensors without values. Where a FakeTensorMode alone is on, torch.compiler.is_compiling is False.
+FakeTensor = torch._subclasses.FakeTensor
+
+# The type of the operators in exported graphs.
+OpOverload = torch._ops.OpOverload
+
+# Transforms, export and DDP see the tensors of classes that it registers.
+pytree = torch.utils._pytree
 
 # Whether torch.func.grad, vmap, ... are active: tensors inside do not say that they require a gradient.
-transforms_active: Callable[[], bool] = torch._C._are_functorch_transforms_active
+transforms_active = torch._C._are_functorch_transforms_active
 
 # Whether a tensor has a wrapper of torch.func around its values.
-is_transformed: Callable[[torch.Tensor], bool] = torch._C._functorch.is_functorch_wrapped_tensor
+is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
 
 # Whether torch.autocast is on for any device. The public question is for one device, and takes longer.
-autocast_active: Callable[[], bool] = torch._C._is_any_autocast_enabled
+autocast_active = torch._C._is_any_autocast_enabled
 
 
 def forward_mode_active() -> bool:
@@ -123,4 +111,4 @@ class WeightKeeper(nn.Module):
 
 def register_collate(kind: type, join: Callable[..., Any]) -> None:
     """Let a DataLoader join samples of a type by ``join``, in its documented registry, which a private module has."""
-    default_collate_fn_map[kind] = lambda batch, **_: join(batch)
+    torch.utils.data._utils.collate.default_collate_fn_map[kind] = lambda batch, **_: join(batch)
