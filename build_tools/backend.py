@@ -4,8 +4,6 @@ Naming torch in pyproject.toml would download a second torch into every isolated
 break `pip install .`. setuptools' own hooks are not asked for requirements, because they run setup.py.
 """
 
-from __future__ import annotations
-
 import importlib.util
 from typing import Any
 

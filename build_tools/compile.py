@@ -4,8 +4,6 @@ torch's own BuildExtension is not used, because it decides about CUDA by the ins
 stable ABI and may hold CUDA kernels for any torch. torch is located, but never imported.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 import os

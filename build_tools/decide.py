@@ -12,8 +12,6 @@ Environment:
     MAX_JOBS              files compiled at the same time; default min(cores, free GB / 2)
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -4,8 +4,6 @@ The environment variable ``TANDEM_LIBRARY`` may name another build of it, even o
 because the ops do not depend on that version.
 """
 
-from __future__ import annotations
-
 import os
 import warnings
 from typing import Any

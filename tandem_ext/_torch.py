@@ -5,8 +5,6 @@ tested. ``tests/torch/test_private_torch.py`` calls every one, so that what a re
 other module uses a private name of torch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

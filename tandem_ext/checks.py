@@ -4,8 +4,6 @@ Checks that read the values of tensors say so in their docstrings. :func:`thresh
 CPU memory only. No check reads values while torch compiles, exports, captures a CUDA graph or maps (:func:`_readable`).
 """
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Bin address events, the output of event cameras and silicon cochleas, into spike planes."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

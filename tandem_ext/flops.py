@@ -4,8 +4,6 @@ They do not depend on T or on firing rates, so that networks can be compared. ``
 synaptic operations, which do.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import prod
 from typing import Any

@@ -1,7 +1,5 @@
 """Direct inputs: real values that the first layer receives as input currents."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, ClassVar, TypeVar
 

@@ -4,8 +4,6 @@ Outputs with features [C, *space] are channels-last in memory, whatever the memo
 found by their names in the schemas of the ops.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn

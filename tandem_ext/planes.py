@@ -4,8 +4,6 @@ Planes are uint8 [ceil(T/8), B, *features]; unused high bits of the last plane a
 are channels-last in memory. Nothing is checked here.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ Each function returns the same as the function of that name in :mod:`tandem_ext.
 float64 products that are not exact. It uses no kernel, does not check arguments, and is slow.
 """
 
-from __future__ import annotations
-
 import math
 from functools import reduce
 from typing import Any

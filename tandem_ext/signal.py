@@ -1,7 +1,5 @@
 """The base class of spike trains and direct inputs: a batch of signals over T time steps, stored in tensors."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import InitVar, dataclass

@@ -1,7 +1,5 @@
 """Writes docs/api/names.md: the public names with their arguments and the first sentence of each docstring."""
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import inspect

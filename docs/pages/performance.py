@@ -1,7 +1,5 @@
 """Writes the tables of docs/performance.md and docs/measuring.md and a picture, from what bench.py measured."""
 
-from __future__ import annotations
-
 import io
 import json
 import sys

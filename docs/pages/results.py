@@ -1,7 +1,5 @@
 """Writes the tables of docs/results.md from what the training script measured: python docs/pages/results.py"""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Pages of which programs write a part: the text between two comments."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 

@@ -3,8 +3,6 @@
 python python/examples/stream.py [--epochs N] [--picture stream.png]
 """
 
-from __future__ import annotations
-
 import argparse
 
 import torch

@@ -5,8 +5,6 @@
 It writes runs/example/snn.pt, which deploy.py reads.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -9,8 +9,6 @@ maximum and average pooling, GAP is the mean over the image, DP is dropout with 
 linear readout.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections import Counter, OrderedDict

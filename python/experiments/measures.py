@@ -1,7 +1,5 @@
 """What a finished run is measured by: costs, firing rates, mismatch, accuracy over time; and its tables."""
 
-from __future__ import annotations
-
 import base64
 import copy
 import math

@@ -1,7 +1,5 @@
 """A recipe: everything that determines a training run. recipes.yaml holds recipes by name."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields

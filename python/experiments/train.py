@@ -13,8 +13,6 @@ bit-identical weights. A finished run is only printed again. The folder of a run
     seed-0/snn.pt, ann.pt  the last checkpoints: "weights" is the state_dict of the kept epoch
 """
 
-from __future__ import annotations
-
 import argparse
 import copy
 import gc

@@ -1,7 +1,5 @@
 """Training one network: a plain loop, which resumes from its last whole epoch with bit-identical weights."""
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import io

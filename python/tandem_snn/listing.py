@@ -1,7 +1,5 @@
 """The first step of every export: list the stages of a network in evaluation mode, with names and shapes."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """to_onnx: export a network as an ONNX graph of one time step or of a whole window."""
 
-from __future__ import annotations
-
 import math
 from functools import cached_property
 from os import PathLike

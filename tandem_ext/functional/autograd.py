@@ -5,8 +5,6 @@ gradient of the output's counts gives the gradient of the ANN's pre-activation, 
 ordinary backward pass of the ANN at the real counts of the input.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable
 from functools import wraps

@@ -1,7 +1,5 @@
 """Couple any spiking forward pass with any ANN branch: the tandem rule in its most general form."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """One layer of neurons: check and fold its arguments, then call the op, within its autograd Function if needed."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

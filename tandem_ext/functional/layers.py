@@ -1,7 +1,5 @@
 """Functional layers: a linear map, convolution or batch norm, or given currents, followed by spiking neurons."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

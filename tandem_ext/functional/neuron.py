@@ -4,8 +4,6 @@ Gains, biases and thresholds are folded into the scale and shift of the op. The 
 layers' ``autograd.Function``, which then only computes the gradients of the op's arguments.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """The product of a layer's weight with its input: its output shape, the ops that compute it, and its gradients."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

@@ -6,8 +6,6 @@ The machine should be idle. All cases take three quarters of an hour, with --qui
 tenth of the samples, beside the base's with the 95 % interval, the medians' ratio, and the limits that are missed.
 """
 
-from __future__ import annotations
-
 import json
 import shlex
 import sys

@@ -7,8 +7,6 @@ samples with its 95 % interval (bootstrap over the rounds), of the medians, and 
 processes are started anew a few times, since where its memory lies makes one faster than the next.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The ways to compute a network of problems.py, ours and others', each a function of the problem."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Sequence

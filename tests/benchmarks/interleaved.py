@@ -9,8 +9,6 @@ allocator that returns memory causes page faults in every training step: the sam
 spin while they wait occupy another core, and their waiting counts as process time.
 """
 
-from __future__ import annotations
-
 import argparse
 import ctypes
 import gc

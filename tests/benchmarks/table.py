@@ -1,7 +1,5 @@
 """The cases by name: what is measured, with whom, and what is to be reached."""
 
-from __future__ import annotations
-
 import fnmatch
 import itertools
 import math

@@ -3,8 +3,6 @@
 python python/examples/cpp/make_digits.py
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

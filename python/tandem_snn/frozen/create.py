@@ -1,7 +1,5 @@
 """freeze() and load() make a FrozenNetwork, of a module or of a file."""
 
-from __future__ import annotations
-
 import warnings
 from os import PathLike
 

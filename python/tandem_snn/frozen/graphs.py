@@ -1,7 +1,5 @@
 """A frozen network on a GPU as a CUDA graph."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable
 
 import torch

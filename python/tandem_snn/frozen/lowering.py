@@ -1,7 +1,5 @@
 """Lower a network to a list of stages; round it to few bits."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass

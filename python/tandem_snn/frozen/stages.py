@@ -5,8 +5,6 @@ I[t] = scale·(W s_in[t]) + shift/T. A list runs layer by layer on any device; a
 one call.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial, reduce

@@ -1,7 +1,5 @@
 """A frozen network step by step: its state between steps, and what it offers."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce

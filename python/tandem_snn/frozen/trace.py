@@ -4,8 +4,6 @@ torch.fx's tracer patches ``nn.Module`` for all threads while it traces. Here on
 changed: its modules share everything with their originals, but the forward of a layer is what the caller gives.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

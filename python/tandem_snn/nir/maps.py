@@ -1,7 +1,5 @@
 """to_nir for the general way: export the graph of the ANN twin, as conversion reads it, operator by operator."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn

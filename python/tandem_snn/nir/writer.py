@@ -1,7 +1,5 @@
 """Write a NIR graph, stage by stage."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any

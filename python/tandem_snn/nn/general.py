@@ -5,8 +5,6 @@ spike, and their sum z, the ANN branch, through which gradients flow. The functi
 and tensors. With tensors only, they compute what the ANN computes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import reduce
 from typing import Any

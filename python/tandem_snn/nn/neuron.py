@@ -1,7 +1,5 @@
 """SpikingLayer, the base class of layers with synapses, batch norm and neurons."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, ClassVar
 
