@@ -147,7 +147,7 @@ TEST(sums_beyond_float_are_infinite) {
 
 // The largest sums of a digit's products, where they fit 16 bits and where they do not.
 TEST(all_inputs_at_their_most) {
-  for (int64_t inputs : {64, 1024, 8191}) {
+  for (int64_t inputs : {64, 1024, 8191, 8192, 9216, 25088, 65793}) {
     for (int count : {1, 15, 127, 128, 255}) {
       for (double weight : {-1.0, 1.0, 127.0 / 128}) {
         ProductLayer layer = make(linear(inputs, 17, 3), Timing::kWindow, 255, 0.3, 1);

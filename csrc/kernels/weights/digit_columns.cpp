@@ -91,8 +91,7 @@ std::vector<int64_t> input_positions(const Geometry& geometry, const Tiling& til
 }
 
 bool has_digits(const Geometry& geometry) {
-  const int64_t inputs = geometry.inputs();
-  return byte_products() != ByteProducts::kNone && inputs > 0 && inputs <= kMaxInputs && !geometry.is_depthwise();
+  return byte_products() != ByteProducts::kNone && geometry.inputs() > 0 && !geometry.is_depthwise();
 }
 
 DigitLayout::DigitLayout(const Geometry& geometry, const Tiling& tiling, DType dtype)
