@@ -158,7 +158,7 @@ def test_events_runs(tmp_path):
         pytest.skip("TANDEM_DATA holds no NMNIST")
     (tmp_path / "data").mkdir()
     (tmp_path / "data/NMNIST").symlink_to(recordings)
-    execute(EVENTS, tmp_path, before=PART, after="assert right.double().mean() >= 0.97")
+    execute(EVENTS, tmp_path, before=PART, after="assert right.double().mean() >= 0.95")
 
 
 @pytest.mark.clients
