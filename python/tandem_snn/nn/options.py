@@ -33,8 +33,8 @@ def _check_number(name: str, value: Any, within: str, least: float, most: float)
 def default_threshold(T: int, timing: checks.Timing = "step") -> float:
     """Return ϑ of a layer whose ``threshold`` is None, for T time steps: for activations of unit variance.
 
-    With timing "window" ϑT, the largest activation that a count stands for, grows with the logarithm of T, so that
-    saturation and rounding lose about as much; with "step" ϑ is 1/3, or 1.2/T if that is more (docs/rule.md).
+    With timing "window" ϑT, the largest activation that a count stands for, grows with the logarithm of T, as is best
+    for rounding and saturation together; with "step" ϑ is 1/3, or 1.2/T if that is more (docs/rule.md).
 
     Args:
         T: the number of time steps.
@@ -44,14 +44,14 @@ def default_threshold(T: int, timing: checks.Timing = "step") -> float:
         TypeError, ValueError: T or timing is not allowed.
 
     >>> round(default_threshold(8, "window"), 4), round(default_threshold(16, "window"), 4)
-    (0.3812, 0.2281)
+    (0.325, 0.1906)
     """
     checks.one_of("timing", timing, checks.TIMINGS)
     checks.T("T", T)
     if timing == "step":
         return max(1 / 3, 1.2 / T)
-    octave = T.bit_length() - 1
-    return (1.25 + 0.6 * (octave + T / 2**octave - 1)) / T  # log2 T, linear between powers of two, is the same anywhere
+    octave = T.bit_length() - 1  # log2 T, linear between powers of two, has the same bits anywhere
+    return (1.25 + 0.45 * (octave + T / 2**octave - 1)) / T
 
 
 class BatchNormOptions(TypedDict, total=False):
