@@ -279,7 +279,7 @@ def _per_channel(value: float | Tensor | None, y: Tensor) -> Tensor:
 
 
 def _divided(x: Tensor, divisor: int) -> Tensor:
-    """Return x / by, rounded once. On a GPU, torch multiplies by the reciprocal if ``by`` is not a GPU tensor."""
+    """Return x / divisor, rounded once. On a GPU, torch multiplies by the reciprocal if it is not a GPU tensor."""
     return x / torch.full_like(x, divisor)
 
 

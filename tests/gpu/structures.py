@@ -23,7 +23,7 @@ def structure(name: str, dtype: torch.dtype = torch.float32) -> type[ctypes.Stru
     assert body is not None
     types = {"int64_t": ctypes.c_int64, "bool": ctypes.c_bool, "float": ctypes.c_float, "C": REALS[dtype]}
     fields: list[tuple[str, Any]] = []
-    declaration = r"^  (?:const )?(\w+)(?:<\w+>)?(\*?) (\w[\w\[\], ]*);"
+    declaration = r"^  (?:const )?(\w+)(?:<\w+>)?(\*?) (\w[\w\[\], ]*)(?: = \w+)?;"
     for kind, star, names in re.findall(declaration, body[1], re.MULTILINE):
         type_: Any = structure(kind, dtype) if kind in HEADERS else types.get(kind, ctypes.c_int32)  # or an enum
         for field, size in re.findall(r"(\w+)(?:\[(\d)\])?", names):

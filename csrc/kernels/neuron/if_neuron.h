@@ -101,6 +101,7 @@ enum class Gate : int32_t {
   kClip = 1,  // 0 < z < threshold * T
 };
 
+// Of a number or a vector. Where a gate changes, product/filter.cpp looks for doubts: keep the bounds there.
 template <class V, class C>
 TANDEM_HOST_DEVICE auto gate_open(V z, Gate gate, C ceiling) {
   const auto positive = z > C(0);

@@ -1,4 +1,4 @@
-// The last stage of every product: from sums to spikes, in registers.
+// The last stage of products: from sums to spikes, in registers.
 #pragma once
 
 #include <algorithm>
