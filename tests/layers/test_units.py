@@ -126,3 +126,57 @@ def test_events_need_the_T_of_their_default_thresholds():
 def test_steps_of_step_timing_cost_no_more_spikes_than_a_gamma_of_3():
     for T in range(1, 1001):
         assert 1 / tnn.default_threshold(T) <= (2 if T <= 2 else 3)
+
+
+def precise(kind, T):
+    """A network at T: with default thresholds, given ones, learned ones in one layer, or converted; and its input."""
+    torch.manual_seed(0)
+    x = torch.rand(40, 2, 8, 8)
+    net = nn.Sequential(
+        nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(54, 9), nn.ReLU6(),
+        nn.Linear(9, 3),
+    )  # fmt: skip
+    if kind == "converted":
+        return ts.convert(net, T, data=[x]).eval(), x
+    given = {"given": {"threshold": 0.5, "gain": 1.0, "v_init": 0.125}, "default": {"v_init": 0.25}}.get(kind, {})
+    shared = {"threshold": nn.Parameter(torch.tensor(0.375))} if kind == "learned" else given
+    window = {"timing": "window"}
+    return nn.Sequential(
+        tnn.Encoder(T, gain=3.0), tnn.Conv2d(2, 6, 3, norm=True, **window, **shared),
+        tnn.AvgPool2d(2, **window), tnn.Residual(tnn.Conv2d(6, 6, 1, **window, **given)), tnn.Flatten(),
+        tnn.Linear(54, 9, **window, **shared), tnn.Readout(9, 3),
+    ).eval(), x  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["default", "given", "learned", "converted"])
+def test_T_is_a_precision(kind):
+    """The range of activations stays; more steps come closer to the ANN's, and back at the first T all bits are."""
+    net, x = precise(kind, 8)
+    trained, state = net(x), net.state_dict().keys()
+    fine = tnn.set_T(net, 255)(x)
+    assert tnn.set_T(net, 64) is net
+    assert (net(x) - fine).abs().max() < (trained - fine).abs().max() / 4
+    assert torch.equal(ts.freeze(net)(x), net(x))
+    assert net.state_dict().keys() == state
+    assert {m.T for m in net.modules() if isinstance(m, tnn.Encoder)} == {64}
+    net = tnn.set_T(tnn.set_T(precise(kind, 8)[0], 2), 16)
+    for layer, before in zip(net.modules(), precise(kind, 8)[0].modules(), strict=True):
+        if isinstance(layer, tnn.SpikingLayer):
+            for value in "threshold_for", "spike_value":
+                new, old = (torch.as_tensor(getattr(m, value)(T)) for m, T in ((layer, 16), (before, 8)))
+                assert torch.equal(2 * new, old)
+    assert torch.equal(tnn.set_T(net, 8)(x), trained)
+
+
+@pytest.mark.parametrize(("net", "T", "words"), [
+    (nn.Sequential(tnn.Linear(4, 3, timing="window")), 4, "T: it is that of the recordings.*: give it 4 steps"),
+    (nn.Sequential(tnn.Encoder(8, "events"), tnn.Linear(4, 3, timing="window")), 4, "T: it is that of the recordings"),
+    (nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 3)), 4, "T: layer '1' has step timing"),
+    (nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 3, timing="window")), 256, "T: expected an int from 1 to 255"),
+    (nn.Sequential(tnn.Encoder(8), tnn.Encoder(4), tnn.Linear(4, 3, timing="window")), 2, r"one T, got \[4, 8\]"),
+    (ts.freeze(nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 3), tnn.Readout(3, 2))), 4, "pass the original network"),
+    (nn.Sequential(nn.Linear(4, 3)), 4, "net: expected a network of layers of tandem_snn.nn"),
+])  # fmt: skip
+def test_T_that_is_no_precision(net, T, words):
+    with pytest.raises(ValueError, match=words):
+        tnn.set_T(net, T)

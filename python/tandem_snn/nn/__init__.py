@@ -11,6 +11,7 @@ from .neuron import SpikingLayer
 from .options import NeuronOptions, default_threshold
 from .passing import Dropout, Encoder, Flatten, Readout, Residual
 from .pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
+from .precision import set_T
 from .synapses import Conv1d, Conv2d, Linear
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "SpikingLayer",
     "SyncBatchNorm",
     "default_threshold",
+    "set_T",
 ]
 
 

@@ -228,4 +228,4 @@ class SpikingLayer(HasNeurons):
         return step_currents(x, z, potential, self.timing)
 
     def extra_repr(self) -> str:
-        return ", ".join([super().extra_repr(), *self.changed(DEFAULTS)])
+        return ", ".join([super().extra_repr(), *self.changed(DEFAULTS | {"range_T": None})])

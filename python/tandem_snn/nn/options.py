@@ -137,6 +137,7 @@ class HasNeurons(nn.Module):
     gain: Gain
     gate: checks.Gate = "relu"
     timing: checks.Timing = "step"
+    range_T: int | None = None  # set_T: a default threshold keeps the range that it has for this T
     _channels: int | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -171,7 +172,8 @@ class HasNeurons(nn.Module):
             return self.threshold
         if T is None:
             raise ValueError("T: default thresholds depend on it, and no Encoder says it: freeze(net, T=...)")
-        return default_threshold(T, self.timing)
+        own = self.range_T or T
+        return default_threshold(own, self.timing) * (own / T)
 
     def unit(self, T: int | None) -> Any:
         """Return the unit of potentials, which the layer folds into scale and shift: a default threshold, else 1."""
