@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch._subclasses
+import torch.utils._python_dispatch
 import torch.utils._pytree
 import torch.utils.data._utils.collate
 from torch import nn
@@ -24,6 +25,9 @@ Convolution = nn.modules.conv._ConvNd
 
 # Tensors without values. Where a FakeTensorMode alone is on, torch.compiler.is_compiling is False.
 FakeTensor = torch._subclasses.FakeTensor
+
+# Sees each operator that is called while it is entered. torch documents it, in this private module.
+DispatchMode = torch.utils._python_dispatch.TorchDispatchMode
 
 # The type of the operators in exported graphs.
 OpOverload = torch._ops.OpOverload

@@ -116,6 +116,44 @@ def test_an_ann_is_refused(function):
         function(frozen, torch.rand(1, 3))
 
 
+class Mixing(nn.Module):
+    """A layer of a user's own, by functions: ``fc``, and neurons."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.fc = nn.Linear(n, n, bias=False)
+
+    def forward(self, x):
+        with torch.no_grad():
+            train = te.functional.if_scan(self.fc(x.to_dense()))
+        return te.functional.couple(train, self.fc(x.counts))
+
+
+class Flipped(nn.Module):
+    def forward(self, x):
+        return x.map(lambda t: t.flip(-1) if t.dim() else t)
+
+
+def test_a_layer_of_ones_own_is_measured_or_named():
+    """Its spikes are recorded as those of the same layer of the package; its synapses cannot be counted."""
+    own, x = Mixing(12), torch.rand(5, 6)
+    first, last = (tnn.Encoder(T=8), tnn.Linear(6, 12, gain=1.0)), tnn.Readout(12, 3)
+    same = tnn.Linear(12, 12, bias=False, threshold=1.0)
+    same.weight.data = own.fc.weight.data = dyadic(12, 12)
+    nets = [nn.Sequential(*first, layer, last) for layer in (own, same)]
+    assert torch.equal(*(net(x) for net in nets))
+    assert measure.firing_rates(nets[0], x) == measure.firing_rates(nets[1], x)
+    with Monitor(nets[0], "2", potentials=True) as monitor:
+        nets[0](x)
+    assert monitor["2"].potentials is None
+    with pytest.raises(ValueError, match=r"net: '2' \(Mixing\) has neurons of its own, whose synapses"):
+        measure.synops(nets[0], x)
+    assert not {**own._forward_hooks, **own._forward_pre_hooks}
+    without, flipped = (nn.Sequential(*first, *layers, last) for layers in ([], [Flipped()]))
+    assert list(measure.synops(flipped, x).layers) == ["1", "3"]
+    assert measure.synops(flipped, x).snn == measure.synops(without, x).snn
+
+
 def test_synops_penalty_has_the_gradient_of_the_counts():
     net = nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 6, bias=False), tnn.Readout(6, 2))
     penalty = measure.synops_penalty(net)

@@ -37,6 +37,14 @@ def in_context(context, answer):
         return answer()
 
 
+def operators_are_seen():
+    class Seen(_torch.DispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            return 3 * op(*args, **(kwargs or {}))
+
+    return in_context(Seen(), lambda: torch.add(ONE, ONE)) == 6
+
+
 def fakes_are_known():
     return isinstance(in_context(FakeTensorMode(), lambda: torch.empty(2)), _torch.FakeTensor)
 
@@ -121,6 +129,7 @@ def samples_are_joined():
 CHECKS = {
     "BatchNorm": lambda: all(isinstance(kind(3), _torch.BatchNorm) for kind in (nn.BatchNorm1d, nn.SyncBatchNorm)),
     "Convolution": lambda: all(isinstance(k(2, 3, 1), _torch.Convolution) for k in (nn.Conv1d, nn.ConvTranspose2d)),
+    "DispatchMode": operators_are_seen,
     "FakeTensor": fakes_are_known,
     "OpOverload": lambda: isinstance(torch.ops.aten.add.Tensor, _torch.OpOverload),
     "WeightKeeper": weights_are_forgotten,

@@ -13,6 +13,7 @@ from .. import nn as tnn
 from ..frozen import FrozenNetwork
 from ..frozen.stages import Stages
 from ..nn.general import Neurons
+from ..nn.hooks import is_own
 from ..nn.quantise import rounded
 from ..nn.signals import check_network
 from .layers import layer_of
@@ -98,7 +99,7 @@ def to_ann(net: nn.Module) -> nn.Module:
             memo[id(module)] = twin.train(module.training)
     ann = copy.deepcopy(net, memo)
     for module in ann.modules():
-        if type(module).__module__.split(".")[0] not in ("torch", "tandem_snn") and not list(module.children()):
+        if is_own(module):
             module.register_forward_pre_hook(_with_map)
     return ann
 

@@ -64,8 +64,8 @@ def mismatch(net: nn.Module, x: Any) -> dict[str, Mismatch]:
 
 
 def activations(net: nn.Module, x: Any) -> list[Activation]:
-    """Counts and activations of each layer with neurons, in the order of execution, in evaluation mode. If a layer is
-    used more than once, "_again" is added to its name.
+    """Counts and activations of each layer of ``tandem_snn.nn`` with neurons, in the order of execution, in evaluation
+    mode. If a layer is used more than once, "_again" is added to its name.
 
     Args:
         net: a network of layers of ``tandem_snn.nn``.

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain, checks
+from tandem_ext.signal import Signal
 
 from ..errors import abridged
-from ..nn.hooks import FIRING, check_layers, evaluating, watching
+from ..nn.hooks import FIRING, check_layers, evaluating, is_own, watching
+from ..nn.passing import Encoder
 
 
 @dataclass(repr=False)
@@ -25,7 +27,7 @@ class Recording:
     Attributes:
         train: the spikes of the latest samples, on the CPU.
         potentials: v after each step of the same samples, [T, B, *features], with timing "window" [2T, B, *features];
-            None unless asked for.
+            None unless asked for, and of modules of your own.
         samples: the number of all samples that the layer has seen.
         spikes: float64 [*features], each neuron's number of spikes over these samples.
     """
@@ -64,6 +66,8 @@ class Monitor(dict[str, Recording]):
     another T or image size restarts the recording of a layer. A layer that the network calls several times in one pass
     has a recording for each call, "name", "name:2" and so on.
 
+    A module of your own that makes a train of a signal is recorded, too.
+
     Args:
         net: a network of layers of ``tandem_snn.nn``.
         layers: names of layers, or patterns such as "conv*", one or several.
@@ -87,11 +91,11 @@ class Monitor(dict[str, Recording]):
     def __init__(
         self, net: nn.Module, layers: str | Sequence[str] = "*", *, potentials: bool = False, samples: int = 256
     ) -> None:
-        check_layers(net, FIRING)
+        check_layers(net, (*FIRING, Encoder))
         checks.positive("samples", samples)
         super().__init__()
         patterns = [layers] if isinstance(layers, str) or not isinstance(layers, Iterable) else list(layers)
-        names = [name for name, layer in net.named_modules() if isinstance(layer, FIRING)]
+        names = [name for name, layer in net.named_modules() if isinstance(layer, FIRING) or is_own(layer)]
         for pattern in patterns:
             if not isinstance(pattern, str):
                 raise TypeError(f"layers: expected names of layers or patterns, got {pattern!r:.80}")
@@ -108,7 +112,7 @@ class Monitor(dict[str, Recording]):
         if self._watching is not None:
             raise RuntimeError("Monitor: it is recording already, and cannot be entered twice")
         self._watching = ExitStack()
-        self._watching.enter_context(watching(self._net, FIRING, self._record))
+        self._watching.enter_context(watching(self._net, FIRING, self._record, own=True))
         for handle in (
             self._net.register_forward_pre_hook(lambda *_: self._calls.append(Counter())),
             self._net.register_forward_hook(lambda *_: self._calls.clear(), always_call=True),
@@ -127,7 +131,8 @@ class Monitor(dict[str, Recording]):
 
     @torch.no_grad()
     def _record(self, name: str, layer: Any, x: Any, keywords: dict[str, Any], y: Any) -> None:
-        if name not in self._names or not isinstance(y, SpikeTrain):
+        own = not isinstance(layer, FIRING)
+        if name not in self._names or not isinstance(y, SpikeTrain) or (own and not isinstance(x, Signal)):
             return
         if self._calls:  # within a pass of the network
             calls = self._calls[-1]
@@ -136,7 +141,7 @@ class Monitor(dict[str, Recording]):
         latest = slice(max(0, len(y) - self._samples), None)
         train = y.replace(counts=None)[latest].detach().to("cpu").map(torch.clone)
         potentials = None
-        if self._potentials:
+        if self._potentials and not own:
             residual = keywords.get("residual")
             v = layer.potentials(x) if residual is None else layer.potentials(x, residual)
             potentials = v[:, latest].to("cpu", copy=True)
@@ -156,7 +161,7 @@ class Monitor(dict[str, Recording]):
 
 
 def firing_rates(net: nn.Module, x: Any) -> dict[str, float]:
-    """Spikes per neuron and time step, 0..1, of each layer with neurons, in evaluation mode.
+    """Spikes per neuron and time step, 0..1, of each layer that :class:`Monitor` records, in evaluation mode.
 
     Args:
         net: a network of layers of ``tandem_snn.nn``.
@@ -172,7 +177,7 @@ def firing_rates(net: nn.Module, x: Any) -> dict[str, float]:
     >>> list(firing_rates(net, torch.rand(5, 4)))
     ['1']
     """
-    check_layers(net, FIRING, x)
+    check_layers(net, (*FIRING, Encoder), x)
     with evaluating(net), Monitor(net, samples=1) as monitor:
         net(x)
     return {name: layer.rates.mean().item() for name, layer in monitor.items()}

@@ -15,7 +15,7 @@ from tandem_ext import SpikeTrain, checks
 from .. import nn as tnn
 from ..frozen import FrozenNetwork
 from ..nn.general import Neurons
-from ..nn.hooks import SYNAPTIC, call_inputs, check_layers, evaluating, watching
+from ..nn.hooks import SYNAPTIC, call_inputs, check_layers, evaluating, only_layers_fire, watching
 from ..nn.signals import describe
 
 
@@ -88,7 +88,7 @@ def synops(net: nn.Module, x: Any) -> SynOps | Tensor:
 
     Raises:
         ValueError: the batch is empty, or there are no frames; the network has no such layers, or layers whose
-            synapses cannot be counted (``general.Neurons`` of a converted network).
+            synapses cannot be counted: ``general.Neurons`` of a converted network, or your own.
 
     >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
     >>> synops(net, torch.rand(5, 4)).layers["1"]
@@ -109,7 +109,7 @@ def synops(net: nn.Module, x: Any) -> SynOps | Tensor:
             layers[name] = LayerOps(*map(operator.add, before, (*spent[:2], spent[2].item())))
 
     check_layers(net, SYNAPTIC, x)
-    with evaluating(net), watching(net, (*SYNAPTIC, Neurons), record):
+    with evaluating(net), only_layers_fire(net), watching(net, (*SYNAPTIC, Neurons), record):
         net(x)
     return SynOps(layers)
 
@@ -236,7 +236,8 @@ class synops_penalty:  # used like a function: penalty = synops_penalty(net)
     flows through the counts, as that of the loss does.
 
     Args:
-        net: a network of layers of ``tandem_snn.nn``; hooks watch it until :meth:`remove`.
+        net: a network of layers of ``tandem_snn.nn``, the only ones that are counted; hooks watch it until
+            :meth:`remove`.
 
     Raises:
         ValueError: the network has no such layers.
