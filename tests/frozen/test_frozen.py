@@ -278,6 +278,10 @@ def test_what_a_frozen_network_cannot_do():
     ):  # fmt: skip
         with pytest.raises(ValueError, match="x: a frozen network has no gradients: use the network that was frozen"):
             use().sum().backward()
+    for use in frozen, frozen.step:
+        with pytest.raises(ValueError, match="x: a frozen network has no gradients"):
+            torch.func.jvp(use, (x,), (x,))
+    assert torch.equal(torch.func.jvp(lambda a: a.sum() * frozen(x), (x,), (x,))[1], x.sum() * frozen(x))
     with torch.no_grad():
         assert not frozen(image).requires_grad
 
@@ -344,6 +348,7 @@ def test_bad_calls_are_named_and_begin_no_stream():
         *((lambda use=use: use(x.to_sparse()), TypeError, "got a torch.float32 torch.sparse_coo tensor")
           for use in (frozen, fresh.step, fresh.readouts, fresh.anytime)),
         *((lambda bits=bits: freeze(net, weight_bits=bits), ValueError, "weight_bits") for bits in (1, 9)),
+        (lambda: freeze(tnn.Linear(4, 3, weight_bits=4), 8, T=8), ValueError, "a layer computes with 4 bits already"),
         (lambda: freeze(net, weight_bits=4.0), TypeError, "weight_bits: expected None or an int from 2 to 8"),
         *((lambda use=use: use(x.numpy()), TypeError, of_arrays) for use in (frozen, frozen.anytime)),
         (lambda: frozen(torch.tensor(1.0)), ValueError, "x: expected a batch"),

@@ -187,6 +187,7 @@ def test_a_layer_is_exported_as_its_op(strict, dynamic, timing, make):
         loaded((bursts if timing == "step" else train)(20, 3, 7))  # a program is for the form that it has seen
 
 
+@pytest.mark.filterwarnings("error:x. the network runs layer by layer")  # export always does
 @pytest.mark.parametrize(("dynamic", "T", "every"), [(0, 8, None), (1, 8, None), (0, 300, None), (0, 8, "odd")])
 def test_a_whole_network_is_exported(dynamic, T, every):
     """With step timing, and with both."""
@@ -199,6 +200,9 @@ def test_a_whole_network_is_exported(dynamic, T, every):
         x, _ = batch(size)
         torch.testing.assert_close(loaded(x), net(x))
         torch.testing.assert_close(compiled(x), net(x))
+    if (T, every) == (8, None):
+        frozen = torch.export.export(ts.freeze(net), (x,)).module()
+        torch.testing.assert_close(frozen(x), net(x))
 
 
 def test_training_mode_is_exported_for_any_batch():

@@ -22,8 +22,9 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     depend on its batch, except that torch may round the product of a real-valued input differently for other batch
     sizes. A network that has no program (because of other modules between the layers, forward hooks or float64 weights)
     runs layer by layer, and so does one in bfloat16 with T above 256 or in float16 with T above 2,048, since these
-    types cannot represent larger counts; a warning and the ``repr`` say why. On a GPU the kernels run as one CUDA graph
-    for each batch shape, of which the latest eight are kept, and multiply float32 weights as the same integers.
+    types cannot represent larger counts; a warning and the ``repr`` say why. Under torch.autocast it
+    computes in the type of its weights, as without. On a GPU the kernels run as one CUDA graph for each batch shape, of
+    which the latest eight are kept, and multiply float32 weights as the same integers.
 
     Args:
         net: a network of this package's layers that ends in a Readout, in any mode; it is not changed. Without what
@@ -38,8 +39,8 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     Raises:
         TypeError: net is not a module, or weight_bits or T is not an int.
         ValueError: net has no layers of this package, ends in spikes or has several inputs; weight_bits or T is out of
-            range; weight_bits is given, but no layer can be rounded, or neurons use the general way; or a weight,
-            scale, threshold or statistic is not finite (the message names the layer).
+            range; weight_bits is given, but no layer can be rounded, a layer has others of its own, or neurons use the
+            general way; or a weight, scale, threshold or statistic is not finite (the message names the layer).
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5, norm=True), tnn.Linear(5, 5), tnn.Readout(5, 3)).eval()
     >>> x = torch.rand(4, 6)

@@ -123,7 +123,7 @@ class FrozenNetwork(Streaming, WeightKeeper):
         if x.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
             return self._replay(x)
         program = self._program(x)
-        if x.device.type != "cpu" or program.refusal is not None:
+        if x.device.type != "cpu" or program.refusal is not None or torch.compiler.is_compiling():
             return program.layers(x)
         why = program.refuses(T)
         if why is None:

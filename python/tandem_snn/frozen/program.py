@@ -17,9 +17,10 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from tandem_ext import SpikeTrain
-from tandem_ext._torch import autocast_active
+from tandem_ext._torch import autocast_active, forward_mode_active
 from tandem_ext.ops import counts_dtype
 
 from ..container import pack, unpack, write_atomically
@@ -34,6 +35,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in th
 _ALIGNMENT = 64
 FORMAT = "tandem_snn frozen 1"
 _MODES = list(SIGNALS)
+_NO_GRADIENTS = "x: a frozen network has no gradients: use the network that was frozen, or x.detach()"
 Answer = TypeVar("Answer", bound=Callable[..., Any])
 
 
@@ -42,6 +44,9 @@ def inference(answer: Answer) -> Answer:
 
     @functools.wraps(answer)
     def run(*args: Any, **kwargs: Any) -> Any:
+        edge = _edge(args) if forward_mode_active() else None
+        if edge is not None and forward_ad.unpack_dual(edge).tangent is not None:
+            raise ValueError(_NO_GRADIENTS)
         if autocast_active():
             with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
                 return answer(*args, **kwargs)
@@ -49,13 +54,18 @@ def inference(answer: Answer) -> Answer:
             return answer(*args, **kwargs)
         with torch.set_grad_enabled(False):  # tensors of inference mode are of no use to a loss
             y = answer(*args, **kwargs)
-        x = args[1] if len(args) > 1 else None
-        edge = x.edge if isinstance(x, SpikeTrain) else x
-        if isinstance(y, Tensor) and getattr(edge, "requires_grad", False):
+        edge = _edge(args)
+        if isinstance(y, Tensor) and edge is not None and edge.requires_grad:
             return _Constant.apply(y, edge)  # type: ignore[no-untyped-call]
         return y
 
     return run  # type: ignore[return-value]
+
+
+def _edge(args: tuple[Any, ...]) -> Tensor | None:
+    """Return what gradients of a call would flow to: its input, or the counts of a train."""
+    x = args[1] if len(args) > 1 else None
+    return x.edge if isinstance(x, SpikeTrain) else x if isinstance(x, Tensor) else None
 
 
 class _Constant(torch.autograd.Function):
@@ -71,7 +81,7 @@ class _Constant(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *_: Any) -> Any:
-        raise ValueError("x: a frozen network has no gradients: use the network that was frozen, or x.detach()")
+        raise ValueError(_NO_GRADIENTS)
 
 
 class Metadata(NamedTuple):
