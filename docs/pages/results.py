@@ -81,10 +81,11 @@ def name(run: dict[str, Any]) -> str:
 
 def row(run: dict[str, Any]) -> list[str]:
     start = run["recipe"].get("init_from")
-    control = "ann_continued_" if start else "ann_"
+    apart = start or run["recipe"].get("distill")  # the control is another network than the twin
+    control = "ann_continued_" if apart else "ann_"
     return [
         name(run), str(run["T"]), timing(run), start or "random", str(len(run["per_seed"])),
-        mean(run), mean(run, "ann_"), mean(run, control) if start else "the twin", beside(run, control),
+        mean(run), mean(run, "ann_"), mean(run, control) if apart else "the twin", beside(run, control),
         f"{run['synops_ratio']:.2f}",
     ]  # fmt: skip
 

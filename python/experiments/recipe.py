@@ -56,6 +56,9 @@ class Recipe:
     schedule: str = key(
         "one-cycle", "rise over a tenth of the steps, then fall to zero as a cosine", choices=("one-cycle", "constant")
     )
+    weight_decay: float = key(0.0, "decay of the weights alone, of the SNN and its twin", least=0)
+    distill: float = key(0.0, "share of the trained twin's answers in the loss, also in that of the control", least=0)
+    temperature: float = key(2.0, "by which the logits are divided to distil them", least=1e-3)
     synops_penalty: float = key(0.0, "weight of the synaptic operations, in units of the ANN's, in the loss", least=0)
     epochs: int = key(30, "passes over the training samples", least=1)
     batch_size: int = key(64, "samples per training step, of all processes together", least=1)
@@ -72,6 +75,8 @@ class Recipe:
             if value is not None and least is not None and not value >= least:
                 raise ValueError(f"{one.name}: expected {least} or more, got {value}")
             object.__setattr__(self, one.name, value)
+        if self.distill > (1.0 if self.task == "classification" else 0.0):
+            raise ValueError(f"distill: expected 0 to 1, and 0 with task regression, got {self.distill}")
 
 
 _HINTS = get_type_hints(Recipe)

@@ -48,7 +48,7 @@ from tandem_snn import ann
 from tandem_snn.info import origin
 from training import Task, World, evaluate, keep_freed_memory, train, with_shared_statistics
 
-CONTINUED = "ANN continued"  # the control for a network that started from its twin: the twin, trained for as long
+CONTINUED = "ANN continued"  # the control for a network that started from its twin or is taught by it, a twin as well
 PREFIXES = {"SNN": "", "ANN": "ann_", CONTINUED: "ann_continued_"}  # of the entries in a summary
 Report = Callable[[str, int, int, int], None]  # kind, seed, steps done, steps in all
 
@@ -145,8 +145,8 @@ def run(
 
 
 def kinds(recipe: Recipe) -> tuple[str, ...]:
-    """In the order of training: a network that starts from its twin comes after it, and after it the control."""
-    if recipe.init_from == "twin":
+    """In the order of training: a network that needs its trained twin comes after it, and after it the control."""
+    if recipe.init_from == "twin" or recipe.distill:
         return ("ANN", "SNN", CONTINUED) if recipe.twin else ("ANN", "SNN")
     return ("SNN", "ANN") if recipe.twin else ("SNN",)
 
@@ -174,7 +174,7 @@ def train_seed(
     for kind in kinds(recipe):
         torch.manual_seed(seed)
         net = nets[kind] = build(recipe, data, kind).to(device)
-        if kind == CONTINUED or (kind == "SNN" and recipe.init_from == "twin"):
+        if kind in (CONTINUED, "SNN") and recipe.init_from == "twin":
             net.load_state_dict(nets["ANN"].state_dict(), strict=recipe.learn_threshold is None)
         shared = with_shared_statistics(copy.deepcopy(net)) if world.size > 1 else net
         name = kind.lower().replace(" ", "-")
@@ -184,7 +184,8 @@ def train_seed(
 
             writer = SummaryWriter(folder / f"seed-{seed}" / "tensorboard" / name)
         path = folder / f"seed-{seed}" / f"{name}.pt"
-        trained[kind] = train(shared, data, recipe, seed, path, world, partial(report, kind, seed), writer)
+        teacher = nets["ANN"].eval() if recipe.distill and kind != "ANN" else None
+        trained[kind] = train(shared, data, recipe, seed, path, world, partial(report, kind, seed), writer, teacher)
         net.load_state_dict(trained[kind]["weights"])
     return nets, trained
 

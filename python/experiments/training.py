@@ -42,11 +42,19 @@ class Task:
     """The loss and the metric of a recipe: cross-entropy and accuracy, or the mean squared error as both."""
 
     def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
         self.classifies = recipe.task == "classification"
         self.metric = "accuracy" if self.classifies else "mse"
 
-    def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(output, target) if self.classifies else F.mse_loss(output, target)
+    def loss(self, output: Tensor, target: Tensor, teacher: Tensor | None = None) -> Tensor:
+        """With the logits of a teacher (1 - α) times the cross-entropy + α τ² KL(teacher, output), both over τ."""
+        loss = F.cross_entropy(output, target) if self.classifies else F.mse_loss(output, target)
+        if teacher is None:
+            return loss
+        tau = self.recipe.temperature
+        own, theirs = (F.log_softmax(logits / tau, 1) for logits in (output, teacher))
+        apart = tau**2 * F.kl_div(own, theirs, reduction="batchmean", log_target=True)
+        return torch.lerp(loss, apart, self.recipe.distill)
 
     def values(self, output: Tensor, target: Tensor) -> Tensor:
         """The metric of each sample, float64 [B]."""
@@ -64,6 +72,7 @@ def train(
     world: World,
     on_step: Callable[[int, int], None],
     writer: Any = None,
+    teacher: nn.Module | None = None,
 ) -> dict[str, Any]:
     """Trains the network, and writes a checkpoint after each epoch, from which it resumes.
 
@@ -74,6 +83,7 @@ def train(
         path: of the checkpoint; one that is there is continued.
         on_step: called after each step with the number of steps taken, and of all.
         writer: a SummaryWriter for TensorBoard.
+        teacher: a network whose answers are distilled.
 
     Returns:
         The last checkpoint: recipe, history (a record of each epoch), epoch (whose weights are kept), weights,
@@ -108,7 +118,9 @@ def train(
         for step, (inputs, targets) in enumerate(batches, (epoch - 1) * steps + 1):
             optimizer.zero_grad()
             output = answer(model, inputs, recipe)
-            loss = task.loss(output, targets)
+            with torch.no_grad():
+                theirs = None if teacher is None else answer(teacher, inputs, recipe)
+            loss = task.loss(output, targets, theirs)
             if penalty is not None:
                 loss = loss + recipe.synops_penalty * penalty()
             loss.backward()
@@ -167,9 +179,12 @@ def evaluate(net: nn.Module, split: Split, recipe: Recipe, world: World | None =
 
 
 def make_optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    weights = [p for p in net.parameters() if p.dim() > 1]
+    others = [p for p in net.parameters() if p.dim() <= 1]  # of batch norm, biases and thresholds
+    groups = [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(net.parameters(), recipe.lr, momentum=0.9, fused=True)
-    return torch.optim.Adam(net.parameters(), recipe.lr, fused=True)
+        return torch.optim.SGD(groups, recipe.lr, momentum=0.9, fused=True)
+    return torch.optim.AdamW(groups, recipe.lr, fused=True)
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> lr_scheduler.LRScheduler:

@@ -23,7 +23,7 @@ from architectures import create
 from data import augmented, load
 from measures import compared, early_exit, over_time, packed, step_times
 from recipe import Recipe
-from training import Task, World, evaluate, train
+from training import Task, World, evaluate, make_optimizer, train
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "python/experiments/train.py"
@@ -108,6 +108,7 @@ def test_keys_are_options(monkeypatch, tmp_path):
     (["nowhere.yaml"], "recipe nowhere.yaml cannot be read"), (["--T", "0"], "T: expected 1 or more, got 0"),
     (["--T", "4.5"], "T: expected int, got '4.5'"), (["--gate", "none"], "gate: expected one of relu, clip"),
     (["--lr", "fast"], "lr: expected float, got 'fast'"), (["--init-from", "nn"], "init_from: expected one of twin"),
+    (["--distill", "2"], "distill: expected 0 to 1"), (["--weight-decay", "-1"], "weight_decay: expected 0 or more"),
     (["--model", "FC"], "unknown model 'FC'"), (["--weight-bits", "9"], "weight_bits"), (["--leak", "2"], "leak"),
     (["--device", "abacus"], "--device: 'abacus' cannot be used"), (["mnist"], "data set 'mnist' cannot be read"),
     (["--augment", "turn"], "augment: expected flip, shift or shift:PIXELS, got 'turn'"),
@@ -144,7 +145,7 @@ def ended(recipe, path, stop=None):
 @pytest.mark.parametrize("variant", [
     {}, {"optimizer": "sgd", "lr": 0.05, "timing": "window", "gate": "relu"},
     {"precision": "bf16", "synops_penalty": 0.1, "schedule": "constant"},
-    {"validation": False, "learn_threshold": "channel"},
+    {"validation": False, "learn_threshold": "channel", "weight_decay": 0.1},
 ])  # fmt: skip
 def test_a_run_goes_on_bit_for_bit(variant, tmp_path):
     recipe = replace(RECIPE, **variant)
@@ -173,6 +174,50 @@ def test_checkpoints_that_cannot_be_written_or_do_not_fit(tmp_path, monkeypatch)
     assert path.read_bytes() == content
     monkeypatch.undo()
     assert_same(ended(RECIPE, path), ended(RECIPE, tmp_path / "whole.pt"))
+
+
+def test_weights_alone_decay():
+    """Without a gradient, by lr times the decay; not batch norm, biases and thresholds."""
+    recipe = Recipe(model="8C3-FC8", learn_threshold="channel", weight_decay=0.5, lr=0.125)
+    for optimizer in "adam", "sgd":
+        net = create(tnn, recipe.model, (1, 8, 8), 10, learn_threshold="channel")
+        before = {name: p.clone() for name, p in net.named_parameters()}
+        for p in net.parameters():
+            p.grad = torch.zeros_like(p)
+        make_optimizer(net, replace(recipe, optimizer=optimizer)).step()
+        for name, p in net.named_parameters():
+            assert_same(p, before[name] * (1 - 0.125 * 0.5) if p.dim() > 1 else before[name])
+
+
+def test_the_loss_is_distilled():
+    torch.manual_seed(0)
+    output, teacher = torch.randn(5, 4, dtype=torch.float64, requires_grad=True), torch.randn(5, 4, dtype=torch.float64)
+    target, task = torch.arange(5) % 4, Task(Recipe(distill=0.25, temperature=3))
+    p, q = (logits.div(3).softmax(1) for logits in (teacher, output))
+    expected = 0.75 * nn.functional.cross_entropy(output, target) + 0.25 * 9 * (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(task.loss(output, target, teacher), expected)
+    task = Task(Recipe(distill=1))
+    (grad,) = torch.autograd.grad(task.loss(output, target, output.detach()), output)
+    assert grad.abs().max() < 1e-15
+
+
+@pytest.mark.parametrize("start", [None, "twin"])
+def test_the_control_is_taught_by_the_twin_too(start, digits, monkeypatch):
+    """It starts as the spiking network does: from the twin, or from the weights that the twin started from."""
+    seen = []
+
+    def fake(net, *arguments):
+        seen.append((net.readout.weight.detach().clone(), arguments[-1]))
+        nn.init.ones_(net.readout.weight)  # of training
+        return {"weights": net.state_dict()}
+
+    monkeypatch.setattr(script, "train", fake)
+    recipe = Recipe(model="FC8", init_from=start, distill=0.5)
+    nets, _ = script.train_seed(0, recipe, digits, Path("nowhere"), "cpu", World(), lambda *_: None, False)
+    assert list(nets) == ["ANN", "SNN", script.CONTINUED]
+    assert [teacher for _, teacher in seen] == [None, nets["ANN"], nets["ANN"]]
+    for weight, _ in seen[1:]:
+        assert_same(weight, seen[0][0] if start is None else torch.ones_like(weight))
 
 
 def test_an_infinite_loss_is_said():
