@@ -10,6 +10,7 @@ help:
 	@echo "make train     train an SNN and its ANN twin on handwritten digits, compare them, write runs/digits"
 	@echo "make test      the tests, Python and C++, in minutes"
 	@echo "make test-clients  tests of notebooks, third-party tools and long lists of models"
+	@echo "make test-composite  the tests of ops, layers, conversion and torch's tools without kernels, by torch's operators"
 	@echo "make test-all  also the slow tests, the sanitizers and the CUDA kernels with warnings as errors"
 	@echo "make ext       compile the extension into tandem_ext/, only what changed"
 	@echo "make bench     time ops by pytest-benchmark and a few samples of every case, in minutes"
@@ -37,6 +38,10 @@ test: $(READY) ext
 # Notebooks, third-party tools and long lists of models: what they need is installed first.
 test-clients: $(CLIENTS) ext
 	OMP_NUM_THREADS=1 python -m pytest -n $(or $(WORKERS),auto) --maxprocesses 4 --dist loadfile -m clients
+
+test-composite: $(READY) ext
+	TANDEM_KERNELS=0 OMP_NUM_THREADS=1 python -m pytest -q -n $(or $(WORKERS),auto) --maxprocesses 4 --dist loadfile \
+	    tests/ops tests/layers tests/convert tests/torch
 
 test-all: $(READY) ext
 	python -m pytest -m ""
@@ -149,4 +154,4 @@ quiet = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE MALLOC_MMAP_MAX_=0 MALLOC_TRIM
 
 ctest = cmake --preset $(1) && cmake --build --preset $(1) && ctest --preset $(1)
 
-.PHONY: help train test test-clients test-all test-arm ext bench performance fuzz coverage mutants results gpu-check gpu-library lint docs wheel clean
+.PHONY: help train test test-clients test-composite test-all test-arm ext bench performance fuzz coverage mutants results gpu-check gpu-library lint docs wheel clean

@@ -16,9 +16,10 @@
   TANDEM_NORM_FIELDS(TANDEM_SCHEMA) \
   TANDEM_NEURON_FIELDS(TANDEM_SCHEMA) ", bool return_v" TANDEM_TENSOR_FIELDS(TANDEM_SCHEMA)
 #define DIGITS ", Tensor? digits=None"  // the weight's digits, as frozen_digits gives them
+// torch_call_dispatcher takes the types of results from behind (torch 2.13): they read the same both ways.
 #define SPIKES "(Tensor stored, Tensor? counts, Tensor? mask, Tensor? v, Tensor bad)"  // None: not asked for
 #define SPIKES_AND_MOMENTS \
-  "(Tensor stored, Tensor? counts, Tensor? mask, Tensor? v, Tensor product, Tensor mean, Tensor var, Tensor bad)"
+  "(Tensor stored, Tensor counts, Tensor mask, Tensor? v, Tensor? product, Tensor mean, Tensor var, Tensor bad)"
 
 STABLE_TORCH_LIBRARY(tandem, m) {
   m.def("if_scan(Tensor currents" NEURON ") -> " SPIKES);

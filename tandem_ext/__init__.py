@@ -8,6 +8,7 @@ Examples in this package assume ``import torch`` and ``import tandem_ext as te``
 (torch.Size([16, 50]), tensor(True))
 """
 
+from . import composite as composite
 from . import flops, functional, ops, reference
 from ._load import build_info
 from .inputs import ConstantInput, ImpulseInput

@@ -46,6 +46,13 @@ def _old_driver(toolkit: int, driver: int) -> str | None:
 
 BUILD_INFO = _load(os.environ.get("TANDEM_LIBRARY"))
 CUDA_ARCHS: list[str] | None = BUILD_INFO["cuda_archs"]
+KERNELS = os.environ.get("TANDEM_KERNELS") != "0"
+
+
+def has_kernels(device: torch.device, dtype: torch.dtype = torch.float32) -> bool:
+    """Return whether this build has kernels for a device and the dtype of weights or currents; else torch computes."""
+    compiled = device.type == "cpu" or (device.type == "cuda" and CUDA_ARCHS is not None)
+    return KERNELS and compiled and dtype != torch.float64
 
 
 def build_info() -> dict[str, Any]:

@@ -44,6 +44,9 @@ is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
 # Whether torch.autocast is on for any device. The public question is for one device, and takes longer.
 autocast_active = torch._C._is_any_autocast_enabled
 
+# torch.convolution with more arguments, the last of which allows TF32: else that is a setting of the whole process.
+torch_convolution = torch.ops.aten._convolution.default
+
 
 def forward_mode_active() -> bool:
     """Return whether torch.autograd.forward_ad.dual_level, or torch.func.jvp, is active."""
@@ -58,6 +61,11 @@ def eager_apply(function: type[Function]) -> Callable[..., Any]:
 def arguments_of(overload: OpOverload) -> Any:
     """Return the arguments in the schema of an operator; each has a name, default_value and alias_info."""
     return overload._schema.arguments
+
+
+def schema_of(overload: OpOverload) -> str:
+    """Return the schema of an operator as text, without its namespace."""
+    return str(overload._schema).partition("::")[2]
 
 
 def has_kernel(op: str, backend: str) -> bool:

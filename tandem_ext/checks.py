@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._load import CUDA_ARCHS
 from ._torch import FakeTensor, autocast_active, is_transformed
 from .signal import Signal
 
@@ -73,15 +72,6 @@ def binary(name: str, tensor: Tensor) -> None:
     instead = ": threshold or binarise first; counts of events become a train by SpikeTrain.from_frames"
     if tensor.dtype != torch.bool:
         _values(name, tensor, lambda t: (t != 0) & (t != 1), "only 0 and 1", instead)
-
-
-def device(name: str, tensor: Tensor) -> None:
-    """CUDA tensors need a build with CUDA kernels."""
-    if tensor.is_cuda and CUDA_ARCHS is None:
-        raise RuntimeError(
-            f"{name} is on {tensor.device}, but this tandem_ext was built without CUDA kernels. Rebuild it where nvcc "
-            "is installed: TANDEM_CUDA=1 pip install --no-build-isolation --force-reinstall --no-deps ."
-        )
 
 
 def same_device(name: str, tensor: Tensor | Signal, other: str, expected: torch.device) -> None:
@@ -154,7 +144,6 @@ def tensor(
     if value.dim() < dims:
         least = "a batch dimension" if dims == 1 else "at least two dimensions"
         _refuse(ValueError, name, f"{least} {layout}", value)
-    device(name, value)
 
 
 def is_real(value: Tensor) -> bool:
@@ -236,7 +225,6 @@ def weight(name: str, value: object, dims: Sequence[int], or_int8: bool = False)
     if value.dim() not in dims:
         layouts = {2: "[N, K]", 3: "[N, K/groups, k]", 4: "[N, K/groups, kh, kw]"}
         _refuse(ValueError, name, " or ".join(layouts[n] for n in dims), value)
-    device(name, value)
 
 
 def threshold(value: Any, channels: Any, expected: torch.device = _CPU) -> None:

@@ -1,17 +1,23 @@
 """The tandem learning rule in plain PyTorch, on any device: the definition against which all kernels are tested.
 
-Each function returns the same as the function of that name in :mod:`tandem_ext.functional`, bit for bit, except for
-float64 products that are not exact. It uses no kernel, does not check arguments, and is slow.
+Each function returns the same as the function of that name in :mod:`tandem_ext.functional`, bit for bit, with or
+without kernels. It does not check arguments, and is slow: ``tandem_ext/composite.py`` has the ops that run where there
+are no kernels, with the rule of this module.
 """
 
+import contextlib
 import math
+from collections.abc import Callable, Iterable, Iterator
 from functools import reduce
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._load import has_kernels
+from ._torch import autocast_active, torch_convolution
+from .functional.products import LINEAR, Product, convolution, laid_out
 from .inputs import ConstantInput, ImpulseInput
 from .ops import compute_dtype, counts_dtype
 from .train import SpikeTrain
@@ -74,46 +80,93 @@ conv1d_if = conv2d_if = linear_if
 # --- the rule ---------------------------------------------------------------------------------------------------------
 
 
-def integrate_and_fire(currents: Tensor, v: Tensor, threshold: float, leak: float) -> tuple[Tensor, Tensor]:
-    """Run neurons with timing "step": currents [T, ...] and the first v -> (spikes [T, ...], last v).
+class Residual(NamedTuple):
+    """What is added to the currents of neurons: currents [T, ...], their sum in the order of the steps, a factor."""
 
-    Spikes are 0 and 1. Every line rounds once, to the dtype of the currents.
+    currents: Tensor
+    sum: Tensor
+    scale: Tensor | None
+
+
+def fire(
+    y: Iterable[Tensor], u: Tensor | None, scale: Tensor | None, shift: Tensor | None, residual: Residual | None,
+    v: Tensor, T: int, steps: int, threshold: float, leak: float, gate: str, timing: str, ends: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:  # fmt: skip
+    """Run neurons in a tensor of any shape [...], driven by scale·y + shift/steps and the residual.
+
+    Args:
+        y: the products of the steps; only timing "step" reads them.
+        u: the product over the window. None: nobody asks for the gates of neurons of timing "step".
+        scale, shift: broadcast against y; None: 1 and 0.
+        v: the first potential, [...].
+        ends: whether the last potential matters, and not only where it is finite.
+
+    Returns:
+        (what a train stores, its counts in the dtype of v, the last v, which neurons let the gradient pass).
     """
-    theta, leak_ = (currents.new_tensor(value) for value in (threshold, leak))
+    z: Any = None
+    if u is not None:
+        z = affine(u, scale, shift if shift is None or steps == T else divided(u.new_tensor(T), steps) * shift)
+        z = z if residual is None else z + times(residual.scale, residual.sum)
+    is_open = None if z is None else open_gate(z, gate, threshold, T)
+    if timing == "window":
+        counts, v = fire_after_window(v + z, threshold, T, ends)
+        return counts.to(torch.uint8).unsqueeze(0), counts, v, is_open
+    share = None if shift is None else divided(shift, steps)
+    currents: Iterable[Tensor] = (affine(step, scale, share) for step in y)
+    if residual is not None:
+        currents = (i + times(residual.scale, r) for i, r in zip(currents, residual.currents, strict=True))
+    spikes, v = integrate_and_fire(currents, v, threshold, leak)
+    return pack(spikes), spikes.sum(0), v, is_open
+
+
+def integrate_and_fire(currents: Iterable[Tensor], v: Tensor, threshold: float, leak: float) -> tuple[Tensor, Tensor]:
+    """Run neurons with timing "step": the currents of T steps and the first v -> (spikes, 0 and 1, [T, ...], last v).
+
+    Every line rounds once, to the dtype of v.
+    """
+    theta, leak_ = (v.new_tensor(value) for value in (threshold, leak))
     spikes = []
     for current in currents:
         v = v + current
-        spike = v >= theta  # NaN does not fire
-        v = leak_ * v - torch.where(spike, theta, 0)
+        spike = (v >= theta).to(v.dtype)  # NaN does not fire
+        v = (v if leak == 1 else leak_ * v) - theta * spike
         spikes.append(spike)
-    return torch.stack(spikes).to(currents.dtype), v
+    return torch.stack(spikes), v
 
 
-def pre_activation(u: Tensor, scale: Tensor, shift: Tensor, share: Tensor) -> Tensor:
-    """Return z = scale·u + share·shift, to which a residual's sum is added. The share is T / steps.
+def affine(u: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    """Return scale·u + shift; of u over the window it is the pre-activation z, before the residual.
 
-    u is the product over the window, rounded once. The currents of the steps are rounded each, so that their sum may
-    miss an exact zero.
+    u is rounded once. The currents of the steps are rounded each, so that their sum may miss an exact zero.
     """
-    return scale * u + share * shift
+    return times(scale, u) if shift is None else u + shift if scale is None else (scale * u).add_(shift)
 
 
-def fire_after_window(v: Tensor, threshold: float, T: int) -> tuple[Tensor, Tensor]:
+def times(scale: Tensor | None, x: Tensor) -> Tensor:
+    return x if scale is None else scale * x
+
+
+def fire_after_window(v: Tensor, threshold: float, T: int, ends: bool = True) -> tuple[Tensor, Tensor]:
     """Fire neurons with timing "window", whose potential v has integrated the whole window: v -> (counts, the last v).
 
-    A neuron spikes while v ≥ ϑ, at most T times. Every line rounds once, to the dtype of v.
+    A neuron spikes while v ≥ ϑ, at most T times. Every line rounds once, to the dtype of v. Without ``ends`` the last v
+    is only finite where it is: then quotients by a power of two, which are exact, give the counts.
     """
-    theta, counts = v.new_tensor(threshold), torch.zeros_like(v)
+    theta = v.new_tensor(threshold)
+    if not ends and math.frexp(threshold)[0] == 0.5:
+        quotients = v if threshold == 1 else v / theta
+        return quotients.nan_to_num(0.0, T, 0.0).clamp_(0, T).floor_(), v
+    counts = torch.zeros_like(v)
     for _ in range(T):
-        spike = v >= theta  # NaN does not fire
-        v = v - torch.where(spike, theta, 0)
-        counts = counts + spike.to(v.dtype)
+        spike = (v >= theta).to(v.dtype)  # NaN does not fire
+        v, counts = v - theta * spike, counts + spike
     return counts, v
 
 
 def open_gate(z: Tensor, gate: str, threshold: float, T: int) -> Tensor:
     """Return which neurons let the gradient pass."""
-    return (z > 0) & (z < z.new_tensor(threshold * T)) if gate == "clip" else z > 0
+    return (z > 0) & (z < z.new_tensor(threshold) * T) if gate == "clip" else z > 0
 
 
 class _Valued(torch.autograd.Function):
@@ -188,34 +241,23 @@ def _layer(
         beta = torch.zeros_like(gamma) if shift is None else shift.to(y.dtype)
         ann = F.batch_norm(s * g * total, None, None, gamma, beta, True, 0.0, eps)
         with torch.no_grad():
-            rows = u.double().movedim(1, -1).flatten(0, -2)
-            mean = _divided(rows.sum(0), len(rows))
-            var = (_divided((rows * rows).sum(0), len(rows)) - mean * mean).clamp_min(0).to(y.dtype)
-            mean, g, units = mean.to(y.dtype), (s * g).flatten(), unit.flatten()
-            a = gamma / units * (1 / square_root(g * g * var + eps) + 0 * var)
-            factor, term = _per_channel(a * g, y), _per_channel(beta / units - g * mean * a, y)
+            (g, units), rows = ((s * g).flatten(), unit.flatten()), u.movedim(1, -1).flatten(0, -2)
+            mean, var, factor, term = batch_statistics(rows, g, gamma / units, beta / units, eps)
+            factor, term = _per_channel(factor, y), _per_channel(term, y)
             mean, var = g * mean + b.flatten(), g * g * var
 
-    with torch.no_grad():
-        z = pre_activation(u, factor, term, _divided(u.new_tensor(T), steps or T))
-        currents = factor * y + _divided(term, steps or T)
+    more = None
     if residual is not None:
         r, r_sum, value = _residual(residual, y)
-        share = value.detach() / unit.detach()
-        z, currents = z + share * r_sum.detach(), currents + share * r
+        more = Residual(r, r_sum.detach(), value.detach() / unit.detach())
         ann = ann + value * r_sum
     if v_init is None:
         v_init = threshold / 2 if timing == "window" else 0.0
     with torch.no_grad():
         v = torch.as_tensor(v_init, dtype=y.dtype, device=y.device)
         v = ((_per_channel(v, y) if v.dim() == 1 else v) / unit).expand(y.shape[1:])
-        if timing == "window":
-            fired, v = fire_after_window(v + z, fire_at, T)
-            stored = fired.to(torch.uint8).unsqueeze(0)
-        else:
-            spikes, v = integrate_and_fire(currents, v, fire_at, leak)
-            stored, fired = pack(spikes), spikes.sum(0)
-    counts = tandem_counts(ann, theta, fired, open_gate(z, gate, fire_at, T)).to(counts_dtype(dtype, T))
+        stored, fired, v, is_open = fire(y, u, factor, term, more, v, T, steps or T, fire_at, leak, gate, timing)
+    counts = tandem_counts(ann, theta, fired, is_open).to(counts_dtype(dtype, T))  # type: ignore[arg-type]
     flags = reduce(torch.add, bad, _not_finite(v.movedim(0, -1)))
     train = SpikeTrain.unchecked(stored, T, counts, timing=timing, bad=flags)
     return (train, v * unit.detach()) if return_v else train, mean, var
@@ -244,8 +286,16 @@ def _currents(
         """The sum, rounded once: float32 may be multiplied by algorithms that round more often, such as Winograd's."""
         if weight is None:
             return a
-        wide, convolution = (a.double(), weight.double()), F.conv1d if weight.dim() == 3 else F.conv2d
-        return (F.linear(*wide) if weight.dim() == 2 else convolution(*wide, None, *geometry)).to(a.dtype)
+        factors, convolve = (wide(a), wide(weight)), F.conv1d if weight.dim() == 3 else F.conv2d
+        return (F.linear(*factors) if weight.dim() == 2 else convolve(*factors, None, *geometry)).to(a.dtype)
+
+    def spike_product(a: Tensor) -> Tensor:
+        """The same of counts or spikes, by which neurons fire; where there are no kernels by torch in its order."""
+        assert weight is not None
+        if has_kernels(weight.device, weight.dtype):
+            return product(a, in_units(weight))
+        way = LINEAR if weight.dim() == 2 else convolution(weight.shape[2:], *geometry)
+        return torch_product(F.pad(a, way.sides) if way.sides else a, weight.to(dtype), way)
 
     if not isinstance(x, SpikeTrain):
         current = product(x.x).to(dtype)
@@ -257,12 +307,55 @@ def _currents(
         return u.unsqueeze(0) if timing == "window" else y, u, x.T, total, gain
     counts = _counts(x, dtype)
     with torch.no_grad():
-        exact = in_units(weight)  # type: ignore[arg-type]
-        u = product(counts, exact)
-        spikes = counts.unsqueeze(0) if timing == "window" else unpack(x, dtype)
-        y = torch.unflatten(product(spikes.flatten(0, 1), exact), 0, spikes.shape[:2])
+        u = spike_product(counts)
+        y = u.unsqueeze(0)
+        if timing == "step":
+            y = torch.stack(list(products_of_steps(unpack(x, dtype).split(8), spike_product)))
         lost = _per_channel(_not_finite(weight.movedim(0, -1)).to(dtype), y)  # type: ignore[union-attr]
     return y + lost, u + lost, x.T, _Valued.apply(product(counts), u) + lost, gain  # type: ignore[no-untyped-call]
+
+
+def products_of_steps(spikes: Iterable[Tensor], product: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+    """Yield the products [B, N, *space] of steps, whose spikes [t, B, *features] come several steps at once."""
+    for part in spikes:
+        yield from product(part.flatten(0, 1)).unflatten(0, part.shape[:2])
+
+
+def torch_product(x: Tensor, weight: Tensor, product: Product) -> Tensor:
+    """Return torch's product of spikes or counts, not rounded to TF32, with no autocast, channels-last in memory."""
+    if not product.stride:
+        with full_precision(x.device):
+            return F.linear(x, weight)
+    if weight.numel() == 0:  # torch's convolution gets the shape of this case wrong
+        return x.new_zeros(product.output_shape(x.shape, weight))
+    last, cudnn = product.runs_channels_last(weight), torch.backends.cudnn
+    with full_precision(x.device):
+        return torch_convolution(
+            laid_out(x, last), laid_out(weight, last), None, product.stride, product.padding, product.dilation, False,
+            [0] * len(product.stride), product.groups, cudnn.benchmark, cudnn.deterministic, cudnn.enabled, False,
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """No autocast, and no TF32 in torch's matrix products, where it is only if the user asked for it."""
+    matmul = torch.backends.cuda.matmul
+    with torch.autocast(device.type, enabled=False) if autocast_active() else contextlib.nullcontext():
+        if device.type != "cuda" or matmul.fp32_precision != "tf32":
+            yield
+            return
+        try:
+            known = torch.get_float32_matmul_precision()
+        except RuntimeError:  # it was set by the new name alone
+            known = ""
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            if known:
+                torch.set_float32_matmul_precision(known)
+            else:
+                matmul.fp32_precision = "tf32"
 
 
 def _residual(residual: SpikeTrain | Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -278,7 +371,28 @@ def _per_channel(value: float | Tensor | None, y: Tensor) -> Tensor:
     return tensor.view(-1, *[1] * (y.dim() - 3)) if tensor.dim() else tensor
 
 
-def _divided(x: Tensor, divisor: int) -> Tensor:
+def batch_statistics(
+    rows: Tensor, gain: Tensor, gamma: Tensor, beta: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return mean and variance [C] of rows u [n, C], and scale and shift: scale·u + shift = γ·norm(gain·u) + β."""
+    numbers = wide(rows)
+    centre = divided(numbers.sum(0), len(rows))
+    var = (divided((numbers * numbers).sum(0), len(rows)) - centre * centre).clamp_min(0).to(rows.dtype)
+    mean = centre.to(rows.dtype)
+    slope = gamma * inverse_deviation(gain, var, eps)
+    return mean, var, slope * gain, beta - gain * mean * slope
+
+
+def inverse_deviation(gain: Tensor, var: Tensor, eps: float) -> Tensor:
+    return 1 / square_root(gain * gain * var + eps) + 0 * var
+
+
+def wide(x: Tensor) -> Tensor:
+    """Return x in float64, which Apple's GPUs do not have."""
+    return x if x.device.type == "mps" else x.double()
+
+
+def divided(x: Tensor, divisor: float) -> Tensor:
     """Return x / divisor, rounded once. On a GPU, torch multiplies by the reciprocal if it is not a GPU tensor."""
     return x / torch.full_like(x, divisor)
 
@@ -290,7 +404,7 @@ def square_root(x: Tensor) -> Tensor:
     exact: splitting the root in two halves gives the error of its square (Dekker, Numerische Mathematik 18, 1971).
     """
     if x.dtype != torch.float64:
-        return square_root(x.double()).to(x.dtype)
+        return x.sqrt() if x.device.type == "mps" else square_root(x.double()).to(x.dtype)
     root = x.sqrt()
     high = root * (2.0**27 + 1)
     high = high - (high - root)
@@ -351,10 +465,15 @@ def pack(spikes: Tensor) -> Tensor:
 
 
 def unpack(train: SpikeTrain, dtype: torch.dtype) -> Tensor:
+    """Return the spikes of a train, [T, B, *features]."""
+    return spikes_of(train.stored, train.T, train.timing, dtype)
+
+
+def spikes_of(stored: Tensor, T: int, timing: str, dtype: torch.dtype) -> Tensor:
     """The inverse of :func:`pack`. With timing "window" a neuron spikes in the first steps."""
-    if train.timing == "window":
-        return torch.stack([train.stored[0] > t for t in range(train.T)]).to(dtype)
-    return torch.stack([train.stored[t // 8] >> t % 8 & 1 for t in range(train.T)]).to(dtype)
+    if timing == "window":
+        return torch.stack([stored[0] > t for t in range(T)]).to(dtype)
+    return torch.stack([stored[t // 8] >> t % 8 & 1 for t in range(T)]).to(dtype)
 
 
 def _counts(train: SpikeTrain, dtype: torch.dtype) -> Tensor:

@@ -1,6 +1,7 @@
 """Shared by all tests: the device under test, reproducible random numbers, hypothesis without a deadline."""
 
 import contextlib
+import os
 
 import pytest
 import torch
@@ -17,6 +18,13 @@ settings.load_profile("repeatable")
 
 def pytest_addoption(parser):
     parser.addoption("--device", default="cpu", help="where the ops run: cpu (default) or cuda")
+
+
+def pytest_collection_modifyitems(items):
+    if os.environ.get("TANDEM_KERNELS") == "0":
+        for item in items:
+            if item.get_closest_marker("kernels"):
+                item.add_marker(pytest.mark.skip(reason="it is about the kernels, which TANDEM_KERNELS=0 turns off"))
 
 
 @pytest.fixture(scope="session")

@@ -75,7 +75,7 @@ void measure(const Tensor& u, double factor, const NormInputs& norm, const Stati
   });
 }
 
-using NormOutputs = std::tuple<Tensor, OptionalTensor, OptionalTensor, OptionalTensor, Tensor, Tensor, Tensor, Tensor>;
+using NormOutputs = std::tuple<Tensor, Tensor, Tensor, OptionalTensor, OptionalTensor, Tensor, Tensor, Tensor>;
 
 // A layer with batch normalisation: the statistics of the product u give the neurons' scale and shift, then the neurons
 // fire. u is computed alone, from counts: to write the currents of all steps to memory until all rows are known would
@@ -103,7 +103,7 @@ NormOutputs bn_if(Tensor stored TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_C
     synapses.timing() == Timing::kWindow ? run_scan(u, Source::kImpulse, neurons) : synapses.fire(neurons);
   }
   const auto [spikes, counts, mask, v, lost] = neurons.outputs();
-  return {spikes, counts, mask, v, u, statistics.mean, statistics.var, lost};
+  return {spikes, *counts, *mask, v, u, statistics.mean, statistics.var, lost};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> bn_statistics(Tensor product, double factor, OptionalTensor gain,
@@ -170,7 +170,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor prod
 
 }  // namespace
 
-TANDEM_IMPLEMENT(m.impl("bn_if", TORCH_BOX(&bn_if)); m.impl("bn_statistics", TORCH_BOX(&bn_statistics));
-                 m.impl("bn_grad", TORCH_BOX(&bn_grad)))
+TANDEM_IMPLEMENT(TANDEM_OP("bn_if", &bn_if, 2); TANDEM_OP("bn_statistics", &bn_statistics, 0);
+                 TANDEM_OP("bn_grad", &bn_grad, 2))
 
 }  // namespace tandem::ops

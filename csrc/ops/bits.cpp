@@ -109,7 +109,7 @@ Tensor unpack_spikes(const Tensor& planes, int64_t T, ScalarType dtype) {
 }
 
 TANDEM_IMPLEMENT(m.impl("pack", TORCH_BOX(&pack)); m.impl("unpack", TORCH_BOX(&unpack_spikes));
-                 m.impl("counts", TORCH_BOX(&count_spikes)); m.impl("gate_grad", TORCH_BOX(&gate_grad));
+                 m.impl("counts", TORCH_BOX(&count_spikes)); TANDEM_OP("gate_grad", &gate_grad, 0);
                  m.impl("count_bytes", TORCH_BOX(&count_bytes)); m.impl("burst_planes", TORCH_BOX(&burst_planes)))
 
 }  // namespace tandem::ops

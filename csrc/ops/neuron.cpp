@@ -159,8 +159,7 @@ NeuronOutputs held_if(Tensor current, int64_t T TANDEM_SCALED_NEURON_FIELDS(TAND
 
 }  // namespace
 
-TANDEM_IMPLEMENT(m.impl("if_scan", TORCH_BOX(&if_scan));
-                 m.impl("constant_if", TORCH_BOX((&held_if<Source::kConstant>)));
-                 m.impl("impulse_if", TORCH_BOX((&held_if<Source::kImpulse>))))
+TANDEM_IMPLEMENT(TANDEM_OP("if_scan", &if_scan, 0); TANDEM_OP("constant_if", &held_if<Source::kConstant>, 0);
+                 TANDEM_OP("impulse_if", &held_if<Source::kImpulse>, 0))
 
 }  // namespace tandem::ops

@@ -283,9 +283,8 @@ std::tuple<Tensor, Tensor> quantise(Tensor weight, int64_t bits) {
 
 }  // namespace
 
-TANDEM_IMPLEMENT(m.impl("linear_if", TORCH_BOX(&linear_if)); m.impl("conv_if", TORCH_BOX(&conv_if));
-                 m.impl("window_product", TORCH_BOX(&window_product));
-                 m.impl("frozen_digits", TORCH_BOX(&prepare_digits)))
+TANDEM_IMPLEMENT(TANDEM_OP("linear_if", &linear_if, 2); TANDEM_OP("conv_if", &conv_if, 2);
+                 TANDEM_OP("window_product", &window_product, 2); m.impl("frozen_digits", TORCH_BOX(&prepare_digits)))
 
 STABLE_TORCH_LIBRARY_IMPL(tandem, CPU, m) { m.impl("quantise", TORCH_BOX(&quantise)); }
 

@@ -14,6 +14,9 @@
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
 #endif
 
+// Only torch from 2.13 on has it; it is null elsewhere.
+extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
+
 namespace tandem::ops {
 
 namespace {
@@ -189,6 +192,18 @@ OptionalTensor per_channel(const OptionalTensor& tensor, int64_t channels, Scala
 
 void torch_parallel(int64_t n, int64_t grain, RangeBody body, void* context) {
   torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(begin, end, context); });
+}
+
+bool is_double(StableIValue argument) {
+  int32_t dtype = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(torch::stable::detail::to<AtenTensorHandle>(argument), &dtype));
+  return dtype == aoti_torch_dtype_float64();
+}
+
+void run_composite(const std::string& op, StableIValue* stack) {
+  const bool done = torch_call_dispatcher(("tandem_composite::" + op).c_str(), "", stack, TORCH_ABI_VERSION) == 0;
+  const auto why = torch_exception_get_what_without_backtrace;
+  TANDEM_CHECK(done, "tandem::", op, ": ", why != nullptr ? why() : "torch refuses this call in float64");
 }
 
 #ifdef TANDEM_EMULATION  // the tests' library runs the CUDA kernels on tensors of the CPU

@@ -93,6 +93,18 @@ void torch_parallel(int64_t n, int64_t grain, RangeBody body, void* context);
 // Whether the CUDA kernels run on the tensor. In the library of tests/cuda_host, which executes their PTX, always.
 bool on_gpu(const Tensor& tensor);
 
+// Whether an argument of an op, a tensor, is float64, for which there are no kernels.
+bool is_double(StableIValue argument);
+// Runs an op by torch's operators (tandem_ext/composite.py).
+void run_composite(const std::string& op, StableIValue* stack);
+
+// TANDEM_OP(name, function, n): an op of one of the libraries below, which leaves float64 in its argument n to torch.
+#define TANDEM_OP(name, function, n)                                           \
+  m.impl(name, [](StableIValue* stack, uint64_t arguments, uint64_t results) { \
+    if (is_double(stack[n])) return run_composite(name, stack);                \
+    TORCH_BOX(function)(stack, arguments, results);                            \
+  })
+
 // TANDEM_RUN(tensor, kernel, arguments) runs cpu::kernel or cuda::kernel, by the tensor's device.
 // TANDEM_IMPLEMENT(m.impl(...); ...) registers ops for both devices.
 #ifdef TANDEM_WITH_CUDA

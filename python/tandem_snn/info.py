@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import tandem_ext
+from tandem_ext._load import has_kernels
 
 # Of the extras, and the libraries that networks are exchanged with.
 PACKAGES = ("aedat", "matplotlib", "nir", "nirtorch", "norse", "numpy", "onnx", "onnxruntime", "safetensors", "sinabs",
@@ -33,8 +34,10 @@ def info() -> str:
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads, CUDA {torch.version.cuda or 'none'}",
         "GPU": "; ".join(gpus) or "none visible to torch",
     }
+    kernels = [device for device in ("cpu", "cuda") if has_kernels(torch.device(device))]
+    built = {"kernels": f"{', '.join(kernels) or 'none'}; elsewhere and in float64 torch's operators run"}
     sections: tuple[dict[str, Any], ...] = (
-        tandem_ext.build_info() | {"folder": str(Path(tandem_ext.__file__).parent), "commit": commit()},
+        tandem_ext.build_info() | built | {"folder": str(Path(tandem_ext.__file__).parent), "commit": commit()},
         machine() | software,
         {name: value for name, value in sorted(os.environ.items()) if name.startswith(STEERING)},
         {package: _version(package) or "not installed" for package in PACKAGES},

@@ -53,7 +53,6 @@ def linear_if(
     Raises:
         TypeError: an argument has the wrong type or dtype.
         ValueError: shapes, devices or T do not fit, or a setting is out of range.
-        RuntimeError: tensors are on a GPU, but this build has no CUDA kernels.
 
     >>> x = te.SpikeTrain.from_dense(torch.ones(4, 1, 2))
     >>> weight = torch.tensor([[0.25, 0.25]], requires_grad=True)
@@ -89,7 +88,7 @@ def conv_if(
     per channel are per output channel, [N]. The output is [B, N, L'] or [B, N, H', W'], channels-last in memory.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as in :func:`linear_if`; also for a stride or dilation below 1, a padding
+        TypeError, ValueError: as in :func:`linear_if`; also for a stride or dilation below 1, a padding
             below 0, groups that do not divide the channels, and a kernel larger than the padded input.
 
     >>> x = te.SpikeTrain.from_dense(torch.ones(4, 1, 1, 5))
@@ -141,7 +140,7 @@ def bn_if(
         gain·W c + bias, with which to update running statistics. var is the biased variance. They have no gradient.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as in :func:`conv_if`; ValueError also for a batch with fewer than two
+        TypeError, ValueError: as in :func:`conv_if`; ValueError also for a batch with fewer than two
             values per channel.
 
     >>> x = te.SpikeTrain.from_dense(torch.tensor([[[0.0], [1.0]]]))
@@ -174,7 +173,7 @@ def if_scan(
         The output spikes, a :class:`SpikeTrain` [B, *features]; with ``return_v`` a pair (train, v).
 
     Raises:
-        TypeError, ValueError, RuntimeError: as in :func:`linear_if`.
+        TypeError, ValueError: as in :func:`linear_if`.
 
     >>> train, v = te.functional.if_scan(torch.full((4, 1, 1), 0.375), return_v=True)
     >>> train.to_dense(torch.int).flatten().tolist(), v.item()
@@ -182,7 +181,6 @@ def if_scan(
     """
     gain: float | Tensor = 1.0
     if isinstance(currents, (ConstantInput, ImpulseInput)):
-        checks.device("currents", currents.x)
         current, source, T, shape, gain = currents.x, currents.source, currents.T, currents.shape, currents.gain
     else:
         direct = ", a ConstantInput or an ImpulseInput"

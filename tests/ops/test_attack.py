@@ -239,6 +239,7 @@ def test_a_valid_call_is_traced(op, data):
     opcheck(op, data, "test_aot_dispatch_static", "test_aot_dispatch_dynamic", compared=True)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("op", OPS)
 @given(data=st.data())
 def test_a_hostile_call_is_refused_or_right(op, data):

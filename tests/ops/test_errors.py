@@ -3,7 +3,6 @@
 import inspect
 import math
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from torch import nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
-from tandem_ext import checks
 from tandem_snn import freeze
 from tandem_snn.nn import general
 
@@ -336,27 +334,7 @@ def test_a_layer_of_torch_names_ours(name):
         getattr(nn, name)(*[1] * needed)(train(8, 1, 1, 1, 1))
 
 
-def test_cuda_tensor_on_a_cpu_only_build(monkeypatch):
-    on_cuda = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 0))
-    monkeypatch.setattr(checks, "CUDA_ARCHS", None)
-    with pytest.raises(RuntimeError, match="TANDEM_CUDA=1 pip install"):
-        checks.device("weight", on_cuda)
-    monkeypatch.setattr(checks, "CUDA_ARCHS", ["9.0"])
-    checks.device("weight", on_cuda)
-
-
-@pytest.mark.parametrize(("call", "names"), [
-    (lambda: te.SpikeTrain(PLANES, 8), {"planes"}),
-    (lambda: te.SpikeTrain.from_dense(torch.zeros(8, 3)), {"spikes"}), (linear(), {"weight"}), (conv(), {"weight"}),
-    (bn(), {"weight"}), (lambda: f.if_scan(torch.zeros(8, 3, 5)), {"currents"}),
-])  # fmt: skip
-def test_tensors_on_a_device_without_kernels_are_named(call, names, monkeypatch):
-    seen = []
-    monkeypatch.setattr(checks, "device", lambda name, tensor: seen.append(name))
-    call()
-    assert set(seen) == names
-
-
+@pytest.mark.kernels
 @pytest.mark.parametrize(("op", "arguments", "position", "value"), [
     ("linear_if", (PLANES, 9, W), 0, 8), ("if_scan", (torch.zeros(8),), 0, 8), ("constant_if", (dyadic(3, 7), 0), 0, 8),
     ("conv_if", (IMAGE.planes, 8, KERNEL, [0, 1], [1, 1], [1, 1], 1), 0, 8),

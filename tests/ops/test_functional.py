@@ -132,6 +132,7 @@ def test_any_weights_are_the_reference(timing, dtype, device):
     assert_reference("conv2d_if", image, kernel, padding=1, timing=timing, return_v=True)
 
 
+@pytest.mark.kernels
 def test_the_ends_of_sums(device):
     """Next to 1 the unit of a half-precision row is 2^-14, since 2^15 is more than two digits: half of it is rounded
     up, less is lost. float32 loses nothing."""

@@ -68,6 +68,7 @@ def potentials(layer, x, weight, **options):
     return v
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("groups", [1, 4])
 def test_neither_layouts_nor_the_order_of_inputs_matter(groups):
     x, weight = train(8, 2, 32, 9, 9, rate=0.2), at_the_edge(64, 32 // groups, 3, 3)
@@ -85,6 +86,7 @@ def test_batch_norm_of_more_taps_than_a_list_can_name():
     assert_reference("bn_if", train(9, 3, 2, 8300, rate=0.2), dyadic(20, 2, 8200), return_v=True)
 
 
+@pytest.mark.kernels
 @pytest.mark.usefixtures("on_device")
 @pytest.mark.parametrize("outlier", [1.0, 1e4, 1e8])
 @pytest.mark.parametrize("scale", [1e-21, 1e-17, 1e-9, 1.0, 1e20])

@@ -248,6 +248,7 @@ def resident():
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.kernels
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="no /proc/self/statm: memory cannot be read")
 def test_ten_thousand_calls_leak_nothing():
     x, weight, currents = train(8, 4, 64), dyadic(32, 64).requires_grad_(), dyadic(8, 2, 32)

@@ -67,6 +67,7 @@ def test_currents_and_nan_that_never_fires():
     assert result.counts.isnan().all()
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("size", [(), (1, 1)])
 def test_a_product_is_rounded_once(size):
     """An order of float32 sums loses the three ones; a GPU's fast convolutions round still more."""

@@ -75,6 +75,10 @@ class Cubed(torch.autograd.Function):
         return 3 * ctx.saved_tensors[0] ** 2 * grad
 
 
+def in_full(x):
+    return _torch.torch_convolution(x, x, None, [1], [0], [1], False, [0], 1, False, False, True, False)
+
+
 def schemas_name_arguments():
     found = [(a.name, a.default_value, a.alias_info) for a in _torch.arguments_of(torch.ops.aten.add_.Tensor)]
     return found[0][2].is_write and found[1:] == [("other", None, None), ("alpha", 1, None)]
@@ -136,6 +140,7 @@ CHECKS = {
     "arguments_of": schemas_name_arguments,
     "autocast_active": lambda: in_context(torch.autocast("cpu", torch.bfloat16), _torch.autocast_active),
     "children_of": children_are_listed,
+    "torch_convolution": lambda: in_full(ONE.view(1, 1, 1)).tolist() == [[[1.0]]],
     "eager_apply": a_function_is_applied,
     "forward_mode_active": lambda: in_context(forward_ad.dual_level(), _torch.forward_mode_active),
     "has_forward_hooks": hooks_are_seen,
@@ -144,6 +149,7 @@ CHECKS = {
     "pytree": trees_know_classes,
     "register_collate": samples_are_joined,
     "remove_weight_hooks": weights_become_plain,
+    "schema_of": lambda: _torch.schema_of(torch.ops.aten.neg.default) == "neg(Tensor self) -> Tensor",
     "set_children": children_of_a_copy_are_replaced,
     "transforms_active": lambda: torch.func.vmap(lambda x: x * _torch.transforms_active())(ONE) == 1,
     "uncompiled": lambda: isinstance(_torch.uncompiled(torch.compile(nn.ReLU())), nn.ReLU),

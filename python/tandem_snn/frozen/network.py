@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from tandem_ext import SpikeTrain, checks
+from tandem_ext._load import has_kernels
 from tandem_ext._torch import WeightKeeper
 from tandem_ext.train import with_flags
 
@@ -95,9 +96,12 @@ class FrozenNetwork(Streaming, WeightKeeper):
             *(i.timing for i in instructions if i.kind in FIRES),
         })  # fmt: skip
         values = (*self.net.named_parameters(), *self.net.named_buffers())
-        weights = sum(value.numel() for name, value in values if name.endswith("weight") and value.dim() > 1)
+        weights = [value for name, value in values if name.endswith("weight") and value.dim() > 1]
         how = "one call" if self.why_slow is None else f"layer by layer: {self.why_slow}"
-        return f"T={self.T}, timing={'+'.join(timings)}, weight_bits={self.weight_bits}, {weights:,} weights, {how}"
+        if not all(has_kernels(weight.device, weight.dtype) for weight in weights):
+            how += ", by torch's operators, as there are no kernels"
+        size = f"{sum(weight.numel() for weight in weights):,} weights"
+        return f"T={self.T}, timing={'+'.join(timings)}, weight_bits={self.weight_bits}, {size}, {how}"
 
     @property
     def grids(self) -> dict[str, Grid]:
