@@ -269,6 +269,9 @@ def test_the_twin_of_a_layer_that_only_maps_trains():
     twin(x).sum().backward()
     assert net[1].weight.grad.any()
     assert not hasattr(x, "map")
+    own = nn.Sequential(net[:2], Net(lambda m, x: te.functional.couple(x, x.counts)), net[3])
+    with pytest.raises(ValueError, match=r"'1' \(Net\) fails on activations .*: unless it only uses train.map, put"):
+        to_ann(own)(x)
 
 
 def test_a_learned_threshold_gets_both_gradients():

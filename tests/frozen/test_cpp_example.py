@@ -51,8 +51,8 @@ def text_of_stream(frozen, x, follows):
         for t, answer in enumerate([frozen.settle(sample)[0]] if follows else map(frozen.step, steps), 1):
             numbers = "".join(f" {value:.9g}" for value in answer[0].tolist())
             taken, _, operations = frozen._stream.facts.flatten().tolist()
-            taken = taken if follows else t
-            lines.append(f"sample {i}: class {int(answer.argmax())}{numbers}; {taken} steps, {operations} operations")
+            spent = f"{taken} steps, {operations} operations" if follows else f"{t} steps"
+            lines.append(f"sample {i}: class {int(answer.argmax())}{numbers}; {spent}")
     return "\n".join(lines) + "\n"
 
 
@@ -67,8 +67,8 @@ def test_the_example_s_expected_output_is_python_s():
 
 
 def test_the_page_shows_the_code_of_the_example():
-    (shown,) = blocks(PAGE, "cpp")
-    assert "".join(shown.split()) in "".join((EXAMPLE / "main.cpp").read_text().split())
+    code = "".join((EXAMPLE / "main.cpp").read_text().split())
+    assert all("".join(shown.split()) in code for shown in blocks(PAGE, "cpp"))
 
 
 @pytest.fixture(scope="module")
@@ -153,10 +153,22 @@ def test_files_that_are_not_ours(classify, tmp_path):
     path.write_bytes(older)
     assert "is not one of tandem_snn frozen 1" in run(classify, path, x).stderr
     assert run(classify, path).returncode == 2
-    with pytest.warns(UserWarning, match="cannot run a file without shape and T: call the frozen network on an input"):
-        ts.freeze(events()[0]).save(path)
+    net, spikes = events()
+    frozen = ts.freeze(net, T=11)
+    with pytest.warns(UserWarning, match="cannot run a file without shape: call the frozen network on an input"):
+        frozen.save(path)
     assert "call the frozen network before it is saved" in run(classify, path, x).stderr
     assert "cannot open" in run(classify, tmp_path / "none", x).stderr
+    numbers = torch.frombuffer(bytearray(x.read_bytes()), dtype=torch.float32)
+    numbers[64] = torch.nan
+    numbers.numpy().tofile(tmp_path / "nan")
+    before = (EXAMPLE / "digits.txt").read_text().splitlines()[-10:]
+    lines = run(classify, EXAMPLE / "digits.tandem", tmp_path / "nan").stdout.splitlines()[-10:]
+    assert lines == [before[0], "sample 1: no class, as a potential is not finite", *before[2:]]
+    frozen(spikes)
+    frozen.save(path)
+    torch.full((spikes.T, *spikes.shape[1:]), 0.5).numpy().tofile(tmp_path / "half")
+    assert "the network takes spikes, 0 or 1, not 0.5" in run(classify, path, tmp_path / "half").stderr
     short = tmp_path / "short"
     for size, reason in (4, "number of samples"), (3, "no whole float32s"):
         short.write_bytes(x.read_bytes()[:-size])

@@ -348,7 +348,6 @@ def test_bad_calls_are_named_and_begin_no_stream():
         *((lambda use=use: use(x.to_sparse()), TypeError, "got a torch.float32 torch.sparse_coo tensor")
           for use in (frozen, fresh.step, fresh.readouts, fresh.anytime)),
         *((lambda bits=bits: freeze(net, weight_bits=bits), ValueError, "weight_bits") for bits in (1, 9)),
-        (lambda: freeze(tnn.Linear(4, 3, weight_bits=4), 8, T=8), ValueError, "a layer computes with 4 bits already"),
         (lambda: freeze(net, weight_bits=4.0), TypeError, "weight_bits: expected None or an int from 2 to 8"),
         *((lambda use=use: use(x.numpy()), TypeError, of_arrays) for use in (frozen, frozen.anytime)),
         (lambda: frozen(torch.tensor(1.0)), ValueError, "x: expected a batch"),
@@ -380,6 +379,8 @@ def test_what_wraps_a_network_is_left_out(tmp_path):
         frozen.save(tmp_path / "net")
     with pytest.raises(ValueError, match=r"weight_bits: net .*freeze the original of a network from a file"):
         freeze(load(tmp_path / "net"), weight_bits=2)
+    with pytest.warns(UserWarning, match="layers have 4 bits, with which they were trained, but weight_bits=8"):
+        freeze(nn.Sequential(tnn.Encoder(8), tnn.Linear(20, 5, weight_bits=4), tnn.Readout(5, 2)), weight_bits=8)
     assert torch.equal(freeze(load(tmp_path / "net"))(x), frozen(x))
 
 

@@ -137,7 +137,7 @@ def test_what_a_file_cannot_hold_is_named(tmp_path):
     joined = Net(lambda m, x: m.readout(torch.cat([m.a(x).relu(), m.b(x).relu()], 1)), **layers)
     for net, message in (
         (ts.convert(joined, T=4, example=torch.rand(1, 4)), r"\(call_function cat\) is not a layer of tandem_snn.nn"),
-        (doubled, r"layer 'net' .*, and its forward cannot be traced \(unsupported operand type.*\*"),
+        (doubled, r"layer 'net' .* step by step .*\(unsupported operand type.*\*: 'int' and 'SpikeTrain'"),
         (nn.Sequential(Own(4, 3), tnn.Readout(3, 2)), "layer '0' cannot be saved: Own is not a layer"),
         (nn.Sequential(tnn.Linear(4, 3), nn.Linear(3, 2)), "layer '1' cannot be saved"),
         (

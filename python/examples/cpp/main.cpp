@@ -3,13 +3,14 @@
 //
 // NETWORK is a file of FrozenNetwork.save(). INPUT has raw float32 numbers: samples
 // in the network's input shape, one after the other. For a network that takes spikes they are 0 or 1, and a sample is T
-// such arrays. With --answers the network's outputs follow the class. With --follow the samples are a stream. A network
-// with window timing sees them as the frames of a video; its neurons follow from one answer to the next. One with step
-// timing has an answer after each of its T steps, and begins anew with each sample.
+// such arrays: [batch, T, C, H, W]. With --answers the network's outputs follow the class. With --follow the samples
+// are a stream. A network with window timing sees them as the frames of a video; its neurons follow from one answer to
+// the next. One with step timing has an answer after each of its T steps, and begins anew with each sample.
 #include <kernels/cpu/workspace.h>
 #include <kernels/planes/bits.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <exception>
@@ -45,6 +46,8 @@ std::vector<uint8_t> planes_of(const float* x, int64_t batch, int64_t T, const S
   std::vector<uint8_t> planes((T + 7) / 8 * batch * features);
   for (int64_t i = 0; i < batch * T * features; ++i) {
     const int64_t b = i / features / T, t = i / features % T, c = i % features / pixels, pixel = i % pixels;
+    if (x[i] != 0 && x[i] != 1)
+      throw std::runtime_error("the network takes spikes, 0 or 1, not " + std::to_string(x[i]));
     if (x[i] != 0) planes[(t / 8 * batch + b) * features + pixel * shape.channels + c] |= 1 << t % 8;
   }
   return planes;
@@ -68,7 +71,11 @@ class CountingNumbers : public PlainNumbers {
 };
 
 void print(int64_t sample, const float* row, int64_t outputs, bool answers) {
-  std::printf("sample %ld: class %td", static_cast<long>(sample), std::max_element(row, row + outputs) - row);
+  std::printf("sample %ld: ", static_cast<long>(sample));
+  if (std::any_of(row, row + outputs, [](float value) { return std::isnan(value); }))
+    std::printf("no class, as a potential is not finite");
+  else
+    std::printf("class %td", std::max_element(row, row + outputs) - row);
   for (int64_t n = 0; n < outputs && answers; ++n) std::printf(" %.9g", row[n]);
 }
 
@@ -104,8 +111,9 @@ void follow(const Network& network, const Shape& shape, const uint8_t* prepared,
       frame.begins = by_step ? t == 0 : sample == 0;
       network.step(plan, frame);
       print(sample, answer.data(), plan.answer().features(), answers);
-      const long count = static_cast<long>(by_step ? t + 1 : steps);
-      std::printf("; %ld steps, %ld operations\n", count, static_cast<long>(operations));
+      std::printf("; %ld steps", static_cast<long>(by_step ? t + 1 : steps));
+      if (!by_step) std::printf(", %ld operations", static_cast<long>(operations));
+      std::printf("\n");
       if (spikes || t == inputs - 1) from += size;  // else the image again
     }
   }

@@ -1,6 +1,7 @@
 """to_ann: extract the ANN twin of a spiking network."""
 
 import copy
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -45,9 +46,13 @@ class Rounded(nn.Module):
         return rounded(weight, self.bits)
 
 
-def _with_map(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A forward pre-hook, which gives tensors the ``map`` of a train."""
-    return tuple(_mapped(x) if isinstance(x, Tensor) else x for x in args)
+def _with_map(name: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The forward of a layer of the user's own, on tensors that have the ``map`` of a train."""
+    try:
+        return type(module).forward(module, *(_mapped(x) if isinstance(x, Tensor) else x for x in args), **kwargs)
+    except (AttributeError, RuntimeError, TypeError) as error:
+        why = "of an ANN: unless it only uses train.map, put a twin of yours in its place"
+        raise ValueError(f"net: {name!r} ({type(module).__name__}) fails on activations {why} ({error})") from error
 
 
 def _mapped(x: Tensor) -> Tensor:
@@ -66,7 +71,7 @@ def to_ann(net: nn.Module) -> nn.Module:
 
     Args:
         net: a network of layers of ``tandem_snn.nn``. Other modules in it must accept tensors, of which ``x.map(f)`` is
-            ``f(x)``: layers of your own that only use ``train.map`` do.
+            ``f(x)``: layers of your own that only use ``train.map`` do; for others the twin raises ValueError.
 
     Returns:
         The ANN twin, a module.
@@ -98,9 +103,9 @@ def to_ann(net: nn.Module) -> nn.Module:
         if twin is not None:
             memo[id(module)] = twin.train(module.training)
     ann = copy.deepcopy(net, memo)
-    for module in ann.modules():
+    for name, module in ann.named_modules():
         if is_own(module):
-            module.register_forward_pre_hook(_with_map)
+            module.forward = partial(_with_map, name, module)
     return ann
 
 

@@ -31,6 +31,7 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
             torch.compile, DataParallel, DistributedDataParallel and AveragedModel put around it.
         weight_bits: round the weights symmetrically to 2 to 8 bits: integers times one quantisation step per output
             channel, see ``grids``. None: round only layers that have ``weight_bits`` themselves.
+            Those that have others are rounded again, with a warning.
         T: the number of time steps; needed for a network without Encoder that streams before it has seen a train.
 
     Returns:
@@ -39,8 +40,8 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     Raises:
         TypeError: net is not a module, or weight_bits or T is not an int.
         ValueError: net has no layers of this package, ends in spikes or has several inputs; weight_bits or T is out of
-            range; weight_bits is given, but no layer can be rounded, a layer has others of its own, or neurons use the
-            general way; or a weight, scale, threshold or statistic is not finite (the message names the layer).
+            range; weight_bits is given, but no layer can be rounded, or neurons use the general way; or a weight,
+            scale, threshold or statistic is not finite (the message names the layer).
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5, norm=True), tnn.Linear(5, 5), tnn.Readout(5, 3)).eval()
     >>> x = torch.rand(4, 6)
@@ -59,6 +60,10 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
             raise ValueError("weight_bits: net has no layer to round: freeze the original of a network from a file")
     else:
         check_layers(net, (*SYNAPTIC, *FIRING))
+    own = {getattr(layer, "weight_bits", None) for layer in net.modules()} - {None, weight_bits}
+    if own and weight_bits is not None:
+        has = f"layers have {', '.join(map(str, own))} bits, with which they were trained"
+        warnings.warn(f"freeze: {has}, but weight_bits={weight_bits} replaces them; without it they stay", stacklevel=2)
     frozen = FrozenNetwork(net, weight_bits, T)
     layers = frozen._program_for(1.0).layers
     if isinstance(layers, Stages) and layers.timing is not None:

@@ -254,9 +254,6 @@ def round_(net: nn.Module, bits: int | None) -> None:
     firing = [layer for layer in layers if isinstance(layer, tnn.SpikingLayer)]
     by_channel = any(_by_channel(layer.threshold if layer.gain is None else layer.gain) for layer in firing)
     for layer in layers:
-        if None not in (bits, layer.weight_bits) and bits != layer.weight_bits:
-            has = f"a layer computes with {layer.weight_bits} bits already"
-            raise ValueError(f"weight_bits: {has}, got {bits}: leave it out, or change the layer's")
         layer.weight_bits = layer.weight_bits if bits is None else bits
         if layer.weight_bits is not None and not by_channel:
             layer.weight.copy_(Grid(*quantise(layer.weight, layer.weight_bits)).weight())

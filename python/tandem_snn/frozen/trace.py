@@ -24,7 +24,7 @@ LEAVES = (*MOVES, *LAYERS, tnn.Encoder, tnn.Dropout, tnn.Readout)
 
 
 class Value:
-    """What flows from layer to layer. It has nothing that a train has: what is no layer cannot use it.
+    """What flows from layer to layer, a train or numbers. It has nothing of them: what is no layer cannot use it.
 
     Attributes:
         number: the number of the instruction, or INPUT.
@@ -40,6 +40,12 @@ class Value:
 
     def __bool__(self) -> bool:
         raise TypeError("a branch that depends on the input")
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"it uses {name!r} of a train")
+
+    def __repr__(self) -> str:
+        return "a train"
 
 
 def refuse_hooks(net: nn.Module) -> None:
@@ -100,7 +106,9 @@ class _Tracer:
             if error is self.failed or isinstance(error, CannotLower):
                 raise
             what = f"{type(module).__name__} is not" if name else "it contains something that is not"
-            why = f"{what} a layer of tandem_snn.nn, and its forward cannot be traced ({error})"
+            only = "or a combination of such, which alone run step by step and can be saved and exported"
+            said = f" ({error})".replace("Value", "SpikeTrain") if isinstance(error, AttributeError) or not name else ""
+            why = f"{what} a layer of tandem_snn.nn {only}{said}"
             raise CannotLower(name or "net", why) from error
 
 
