@@ -271,7 +271,8 @@ def _through_norm(needs: Call, saved: Saved, grad: Tensor) -> Gradients:
         gain = torch.full_like(mean, times) if gain is None else times * gain
         mean, var = mean / times, var / times**2
     u = cast(saved.u, mean.dtype)
-    exact = needs.scale or not isinstance(source, Product)  # else grad_u becomes the dtype of grad anyway
+    dtype = grad.dtype if isinstance(source, Product) else saved.u.dtype  # of the gradient of the input
+    exact = needs.scale or dtype != grad.dtype
     grad_counts = cast(grad, mean.dtype) if exact else grad
     grad_u, gamma, beta = _ops.bn_grad.default(
         grad_counts, saved.mask, u, mean, var, gain, saved.gamma, saved.eps, saved.threshold

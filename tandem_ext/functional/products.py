@@ -63,6 +63,20 @@ class Product(NamedTuple):
         writes_wrong = channels < 16 and kernel == [1, 1] and max(self.stride) > 1
         return not (reads_wrong or writes_wrong)
 
+    def _is_written(self, shape: Sequence[int], weight: Tensor) -> bool:
+        """Return whether torch writes all of the weight's gradient in the dtype of the weight, and nothing else.
+
+        On a CPU, oneDNN's bfloat16 (torch 2.13) leaves some of it uninitialised or writes beyond it: with groups, with
+        channels that do not fill vectors, and where a weight meets padding only. The last cannot be if a line of the
+        image is as long as the stride, the kernel's last weight begins within it, and its first one reaches it.
+        """
+        sizes, kernel, (outputs, channels) = shape[2:], weight.shape[2:], weight.shape[:2]
+        lines = output_sizes(sizes, kernel, self.stride, self.padding, self.dilation)
+        axes = zip(sizes, kernel, lines, self.stride, self.padding, self.dilation, strict=True)
+        meets = all(n >= s and d * (k - 1) - p < n and p <= s * (out - 1) for n, k, out, s, p, d in axes)
+        fills = self.groups == 1 and channels % 16 == outputs % 16 == 0
+        return weight.dtype == torch.bfloat16 and fills and meets
+
     def direct(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return the product with a real-valued input."""
         if not self.stride:
@@ -87,7 +101,7 @@ class Product(NamedTuple):
             zeros = stored.new_zeros(stored.shape[1:], dtype=weight.dtype)
             return zeros if needs_input else None, torch.zeros_like(weight) if needs_weight else None
         dtype, last = weight.dtype, self.runs_channels_last(weight)
-        if is_widened(dtype, weight):
+        if is_widened(dtype, weight) and not self._is_written(stored.shape[1:], weight):
             grad, weight = grad.float(), weight.float()
         if needs_weight:
             counts = laid_out(counts_of(stored, timing, weight.dtype), last)
@@ -115,10 +129,9 @@ def autocast_dtype(weight: Tensor) -> torch.dtype:
 
 
 def is_widened(dtype: torch.dtype, weight: Tensor) -> bool:
-    """Return whether convolutions in this dtype multiply float32 and round once.
+    """Return whether convolutions in this dtype multiply float32 and round once: in half types on a CPU.
 
-    On a CPU, oneDNN's bfloat16 convolutions leave weights' gradients uninitialised: where a weight meets padding only,
-    and channels-last with groups.
+    Gradients do so only where they must (:meth:`Product.gradients`).
     """
     return dtype in (torch.bfloat16, torch.float16) and weight.device.type == "cpu"
 

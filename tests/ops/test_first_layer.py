@@ -17,8 +17,8 @@ import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
 
-# glibc's own checks of the heap, which find most writes beyond an array.
-CHECKED = {"LD_PRELOAD": "libc_malloc_debug.so.0", "GLIBC_TUNABLES": "glibc.malloc.check=3"}
+# glibc's own checks of the heap, which find most writes beyond an array; memory that nobody wrote holds 3e38.
+CHECKED = {"LD_PRELOAD": "libc_malloc_debug.so.0", "GLIBC_TUNABLES": "glibc.malloc.check=3:glibc.malloc.perturb=128"}
 FLOAT32_MIN = torch.finfo(torch.float32).tiny
 MORE = [f"map(random_shape, range({first}, {first + 1000}))" for first in range(0, 12_000, 1000)]
 
@@ -40,7 +40,7 @@ def random_shape(seed):
     are large with a strided 1x1 kernel.
     """
     r = random.Random(seed)
-    kind = r.choice(["float32"] * 4 + ["bfloat16"]), r.choice(["contiguous", "channels last", "strided", "slice"])
+    kind = r.choice(["float32", "bfloat16"]), r.choice(["contiguous", "channels last", "strided", "slice"])
     batch, axes = r.choice([1, 1, 2, 3, 8]), r.choice([2, 2, 2, 2, 1, 0])
     if axes > 0 and any_layer.chance(r):
         weight, (channels, *size), window = any_layer.practical_geometry(r, axes)
