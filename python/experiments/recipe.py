@@ -41,6 +41,7 @@ class Recipe:
     model: str = key("cnn", "the network's name, or its layers, such as 32C3-FC256, see architectures.py")
     width: float = key(1.0, "multiplier of the channels")
     T: int = key(8, "time steps", least=1)
+    draw_T: tuple[int, ...] = key((), "time steps of which each training step draws its own: one network for all")
     timing: str = key("step", "when neurons fire: in each step, or after the window", choices=("step", "window"))
     gate: str = key("clip", "which neurons pass a gradient: z > 0, or 0 < z < threshold * T", choices=("relu", "clip"))
     threshold: float | None = key(None, "firing threshold, the value of a spike; by default as T and timing need it")
@@ -95,7 +96,7 @@ def _typed(name: str, value: Any) -> Any:
         return None
     try:
         if get_origin(kind) is tuple and not isinstance(value, str | Mapping):
-            return tuple(map(str, value))
+            return tuple(map(get_args(kind)[0], value))
         if kind in (int, float) and not isinstance(value, bool) and kind(value) == float(value):
             return kind(value)
     except (TypeError, ValueError, OverflowError):

@@ -46,7 +46,7 @@ from pictures import draw
 from recipe import Recipe
 from tandem_snn import ann
 from tandem_snn.info import origin
-from training import Task, World, evaluate, keep_freed_memory, train, with_shared_statistics
+from training import Task, World, at_T, evaluate, keep_freed_memory, train, with_shared_statistics
 
 CONTINUED = "ANN continued"  # the control for a network that started from its twin or is taught by it, a twin as well
 PREFIXES = {"SNN": "", "ANN": "ann_", CONTINUED: "ann_continued_"}  # of the entries in a summary
@@ -226,6 +226,10 @@ def summarise(recipe: Recipe, data: Data, runs: dict[int, Trained]) -> dict[str,
         for entry, value, mean, (_, trained) in zip(per_seed, values, means, runs.values(), strict=True):
             entry |= {name: rounded(metric, mean), f"{prefix}epoch": trained[kind]["epoch"]}
             entry |= {f"{prefix}right": packed(value)} if metric == "accuracy" else {}
+    if recipe.draw_T:
+        for entry, (nets, _) in zip(per_seed, runs.values(), strict=True):
+            at = {T: evaluate(at_T(nets["SNN"], T, data), data.test, recipe).mean().item() for T in recipe.draw_T}
+            entry[f"test_{metric}_at_T"] = {T: rounded(metric, value) for T, value in at.items()}
     measures = measure(recipe, data, [nets for nets, _ in runs.values()])
     parts = {"train": data.train, "validation": data.validation, "test": data.test}
     return summary | measures | {

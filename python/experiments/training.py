@@ -1,14 +1,18 @@
 """Training one network: a plain loop, which resumes from its last whole epoch with bit-identical weights."""
 
+import copy
 import ctypes
 import gc
 import io
 import math
 import os
+import random
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -17,6 +21,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import lr_scheduler
+from torch.optim.swa_utils import update_bn
 
 import tandem_snn as ts
 import tandem_snn.nn as tnn
@@ -108,6 +113,8 @@ def train(
     penalty = None
     if recipe.synops_penalty and any(isinstance(layer, tnn.SpikingLayer) for layer in net.modules()):
         penalty = ts.measure.synops_penalty(net)
+    encoder: Any = net.encoder
+    drawn = recipe.draw_T if isinstance(encoder, tnn.Encoder) else ()
     model: Any = nn.parallel.DistributedDataParallel(net) if world.size > 1 else net
     memory = PeakMemory(device)
     for epoch in range(len(done["history"]) + 1, recipe.epochs + 1):
@@ -115,7 +122,10 @@ def train(
         torch.manual_seed(derived(seed, epoch, world.rank))
         net.train()
         batches = data.train.epoch(derived(seed, epoch), batch_size, world.rank, world.size)
+        draw = random.Random(derived(seed, epoch))
         for step, (inputs, targets) in enumerate(batches, (epoch - 1) * steps + 1):
+            if drawn:
+                encoder.T = draw.choice(drawn)
             optimizer.zero_grad()
             output = answer(model, inputs, recipe)
             with torch.no_grad():
@@ -137,18 +147,22 @@ def train(
         record = {"epoch": epoch, "lr": schedule.get_last_lr()[0], "loss": loss_sum / samples}
         record |= {task.metric: metric / samples, "seconds": seconds, "images_per_second": samples / seconds}
         if data.validation is not None:
-            record[f"validation_{task.metric}"] = evaluate(net, data.validation, recipe, world).mean().item()
+            nets = [at_T(net, T, data) for T in drawn] or [net]
+            values = [evaluate(one, data.validation, recipe, world).mean().item() for one in nets]
+            record[f"validation_{task.metric}"] = fmean(values)
         done["history"].append(record)
         values = [one.get(f"validation_{task.metric}") for one in done["history"]]
         # Of equals the later: it was trained for longer, at a smaller learning rate.
         if data.validation is None or values[-1] == (max(values) if task.classifies else min(values)):
-            done |= {"epoch": epoch, "weights": {name: value.clone() for name, value in net.state_dict().items()}}
+            kept = at_T(net, recipe.T, data) if drawn else net
+            done |= {"epoch": epoch, "weights": {name: value.clone() for name, value in kept.state_dict().items()}}
         done["peak_memory"] = max(done["peak_memory"], memory.grown())
         if world.rank == 0:
             state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
             write(path, done | state)
         for name, value in record.items() if writer is not None else ():
             writer.add_scalar(name, value, epoch)
+    encoder.T = recipe.T
     if penalty is not None:
         penalty.remove()
     net.load_state_dict(done["weights"])
@@ -165,6 +179,14 @@ def answer(net: nn.Module, inputs: Any, recipe: Recipe) -> Tensor:
     with torch.autocast(inputs.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
         output: Tensor = net(inputs)
     return output.float()
+
+
+def at_T(net: Any, T: int, data: Data) -> Any:
+    """A copy of a network at T; batch norm's statistics, which depend on T, are measured on some training samples."""
+    net = copy.deepcopy(net)
+    net.encoder.T = T
+    update_bn(islice(data.train.epoch(0, min(500, len(data.train))), 10), net)
+    return net.eval()
 
 
 @torch.no_grad()

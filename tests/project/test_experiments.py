@@ -108,6 +108,7 @@ def test_keys_are_options(monkeypatch, tmp_path):
     (["nowhere.yaml"], "recipe nowhere.yaml cannot be read"), (["--T", "0"], "T: expected 1 or more, got 0"),
     (["--T", "4.5"], "T: expected int, got '4.5'"), (["--gate", "none"], "gate: expected one of relu, clip"),
     (["--lr", "fast"], "lr: expected float, got 'fast'"), (["--init-from", "nn"], "init_from: expected one of twin"),
+    (["--draw-T", "few"], "draw_T: expected tuple, got"),
     (["--distill", "2"], "distill: expected 0 to 1"), (["--weight-decay", "-1"], "weight_decay: expected 0 or more"),
     (["--model", "FC"], "unknown model 'FC'"), (["--weight-bits", "9"], "weight_bits"), (["--leak", "2"], "leak"),
     (["--device", "abacus"], "--device: 'abacus' cannot be used"), (["mnist"], "data set 'mnist' cannot be read"),
@@ -145,6 +146,7 @@ def ended(recipe, path, stop=None):
 @pytest.mark.parametrize("variant", [
     {}, {"optimizer": "sgd", "lr": 0.05, "timing": "window", "gate": "relu"},
     {"precision": "bf16", "synops_penalty": 0.1, "schedule": "constant"},
+    {"timing": "window", "draw_T": ("2", "16")},
     {"validation": False, "learn_threshold": "channel", "weight_decay": 0.1},
 ])  # fmt: skip
 def test_a_run_goes_on_bit_for_bit(variant, tmp_path):
@@ -218,6 +220,28 @@ def test_the_control_is_taught_by_the_twin_too(start, digits, monkeypatch):
     assert [teacher for _, teacher in seen] == [None, nets["ANN"], nets["ANN"]]
     for weight, _ in seen[1:]:
         assert_same(weight, seen[0][0] if start is None else torch.ones_like(weight))
+
+
+def test_one_network_for_all_T(tmp_path):
+    arguments = [
+        "--model",
+        "FC32",
+        "--epochs",
+        "2",
+        "--no-twin",
+        "--T",
+        "4",
+        "--draw-T",
+        "2",
+        "4",
+        "--timing",
+        "window",
+    ]
+    assert main(*arguments, "--seeds", 1, "--draw-T", 2, 4, "--out", tmp_path) == 0
+    found = json.loads((tmp_path / "summary.json").read_text())
+    (one,) = found["per_seed"]
+    assert one["test_accuracy_at_T"].keys() == {"2", "4"}
+    assert one["test_accuracy_at_T"]["4"] == one["test_accuracy"] == found["test_accuracy"]
 
 
 def test_an_infinite_loss_is_said():
