@@ -21,6 +21,8 @@ def _load(library: str | None) -> dict[str, Any]:
     try:
         from . import _C
     except ImportError as error:
+        if "TANDEM_" in str(error):  # a variable with a value that is not allowed
+            raise
         raise ImportError(
             f"tandem_ext's compiled part could not be loaded ({error}). If {os.path.dirname(__file__)} is a source "
             "folder, build it first: `pip install .` (or `make ext` to build in place), or run from another folder to "

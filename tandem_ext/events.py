@@ -74,7 +74,10 @@ def _addresses(recording: Any, shape: tuple[int, ...]) -> tuple[npt.NDArray[Any]
 def _frames(
     times: npt.NDArray[Any], T: int, window: tuple[float, float] | None
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Return the frame of each event, and whether the event lies in the window. Exact for integer times."""
+    """Return the frame of each event, and whether the event lies in the window. Exact for integer times.
+
+    Frames of other times begin at numpy.linspace(start, stop, T + 1).
+    """
     if times.dtype.kind == "f" and np.isnan(times).any():
         raise ValueError("recording: a time is NaN")
     if window is None:
@@ -82,17 +85,21 @@ def _frames(
             return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool)
         start, stop = times.min().item(), times.max().item()
         inside = np.ones(len(times), dtype=bool)
-        span = stop - start or 1
+        if start == stop and math.isfinite(start):
+            return np.zeros(len(times), dtype=np.int64), inside
     else:
         check_window(window)
         start, stop = (t.item() if isinstance(t, np.number) else t for t in window)
         inside = (times >= start) & (times < stop)
-        span = stop - start
+    span = stop - start
     most = 2**63 if times.dtype.kind == "i" and isinstance(span, int) else math.inf  # int64 would wrap around
     if not span * T < most:
         raise ValueError(f"recording: the times {start} and {stop} are too far apart for T={T}")
-    frames = np.floor_divide((times - start) * T, span)
-    return np.minimum(np.where(inside, frames, 0).astype(np.int64), T - 1), inside
+    if most < math.inf:
+        frames = np.where(inside, times - start, 0) * T // span
+    else:
+        frames = np.searchsorted(np.linspace(start, stop, T + 1)[1:], times, side="right")
+    return np.minimum(frames, T - 1), inside
 
 
 def _numbers(name: str, values: Any) -> npt.NDArray[Any]:

@@ -28,6 +28,7 @@ _INSTEAD = {
 _LAYERS = ("AdaptiveAvgPool2d", "AvgPool2d", "Conv1d", "Conv2d", "Dropout", "Flatten", "MaxPool2d")
 _LAYER_INSTEAD = {name.lower(): f"use tandem_snn.nn.{name}" for name in _LAYERS} | {
     "batchnorm": "give the layer before it norm=True",
+    "add": "tandem_snn.nn.Residual adds the currents of two paths; spikes are 0 and 1, and cannot be added",
     "linear": "use tandem_snn.nn.Linear, or Readout for the outputs of the network",
     "relu": "remove it, the neurons are in the layer before it",
     **dict.fromkeys(("cat", "concat", "concatenate", "stack"), "tandem_ext.cat joins them"),
@@ -129,6 +130,12 @@ class Signal:
             hint = self._instead.get(name, self._tensors if hasattr(Tensor, name) else "")
             message = f"{type(self).__name__!r} object has no attribute {name!r}" + (hint and f": {hint}")
             raise AttributeError(message, name=name, obj=self)
+
+        def __add__(self, other: Any) -> Any:
+            """Raise the error of torch.add."""
+            return self.__torch_function__(torch.add, ())
+
+        __radd__ = __add__
 
     @classmethod
     def __torch_function__(

@@ -257,8 +257,9 @@ class SpikeTrain(Signal):
                 reverse, for :func:`tandem_snn.tonic.from_tonic`.)
             T: the number of frames, 1..65535.
             window: (start, stop), in the unit of ``t``: frame i covers [start + i·d, start + (i+1)·d) with
-                d = (stop - start)/T; events outside are dropped. Default: from the first event to the last, which
-                belongs to the last frame. Give a window if several recordings must share one clock.
+                d = (stop - start)/T, as ``numpy.linspace`` has them; events outside are dropped, although their
+                addresses are checked. Default: from the first event to the last, which belongs to the last frame (if
+                all are at one time, to the first). Give a window if several recordings must share one clock.
             gain: the value of a spike.
 
         Raises:

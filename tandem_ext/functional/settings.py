@@ -34,7 +34,7 @@ class NeuronSettings(TypedDict, total=False):
         gate: where gradients pass. "relu": z > 0; "clip": 0 < z < ϑT.
         timing: "step": a neuron fires as soon as it reaches the threshold. "window": it integrates a whole window, then
             fires, so that a layer is one product for any T, and the order of input spikes does not matter. Then leak
-            must be 1.
+            must be 1. The type of these words is ``tandem_ext.checks.Timing``, that of a gate's ``Gate``.
 
     >>> neuron: te.functional.NeuronSettings = {"leak": 0.9, "gate": "clip"}
     >>> te.functional.if_scan(torch.rand(4, 2, 3), **neuron).T
@@ -57,7 +57,7 @@ class Neuron(NeuronSettings, total=False):
         steps: the length of the window over which bias and shift are spread, if x is only a part of it (default: T).
             With timing "window" x must be the whole window.
         return_v: also return the final membrane potential [B, *features], in float32 (float64 for float64 weights),
-            without a gradient.
+            without a gradient. Type checkers do not know whether a call returns it: ``isinstance`` tells them.
 
     >>> neuron: te.functional.Neuron = {"leak": 0.9, "return_v": True}
     >>> train, v = te.functional.if_scan(torch.rand(4, 2, 3), **neuron)

@@ -143,7 +143,7 @@ def test_the_reason_is_the_modules_own():
     ({"example": [1]}, TypeError, "example: expected a batch"),
     ({"example": torch.rand(4)}, ValueError, r"example: expected at least one sample, .*\[4\]"),
     ({"example": torch.rand(0, 4)}, ValueError, "at least one sample"),
-    ({"example": torch.rand(2, 3)}, ValueError, "example: the ANN does not accept it: .*mat1 and mat2"),
+    ({"example": torch.rand(2, 3)}, ValueError, r"accept samples of shape \[3\] .*batch\): .*mat1 and"),
     ({"T": 0}, ValueError, "T"), ({"mode": "rate"}, ValueError, "mode"),
     ({"T": 256}, ValueError, r"T: expected .* timing='window' \(up to 65535 with timing='step'\), got 256"),
     ({"threshold": -1.0}, ValueError, "threshold: expected a positive number, got -1.0"),

@@ -226,6 +226,7 @@ def layer_of(threshold):
     *((call, (TypeError, AttributeError), message) for call, message in (
         (lambda: torch.stack([X, X]), "torch's stack takes no SpikeTrain: tandem_ext.cat"),
         (lambda: nn.Linear(7, 3)(X), "use tandem_snn.nn.Linear, or Readout for the outputs of the network"),
+        *((add, "nn.Residual adds the currents") for add in (lambda: X + X, lambda: 1 + X, lambda: ONES + X)),
         (lambda: nn.GELU()(X), "gelu takes no SpikeTrain: layers that do are in tandem_snn.nn; to_dense()"),
         (lambda: nn.ReLU()(X), "relu takes no SpikeTrain: remove it, the neurons are in the layer before it"),
         (lambda: nn.BatchNorm1d(7)(X), "for batch norm give the layer before it norm=True"),

@@ -40,6 +40,17 @@ def test_windows(times, neurons, options, spikes):
     assert x.to_dense(torch.int)[:, 0].tolist() == spikes
 
 
+def test_frames_of_decimal_times_begin_at_the_edges_of_linspace():
+    """A product with T, rounded, would put some of the events at an edge into the frame before it, or after."""
+    for start, stop, T in [(0.1 * a, 0.1 * (a + n), n) for a in range(30) for n in range(1, 60)]:
+        times = np.append(np.linspace(start, stop, T + 1)[:-1], np.inf)
+        x = te.SpikeTrain.from_events((times, np.arange(T + 1)), [T + 1], T, window=(start, stop))
+        assert torch.equal(x.to_dense()[:, 0, :T], torch.eye(T))
+        assert not x.counts[0, T]
+    for times in [7.0], [7.0, 7.0], [1e300]:
+        assert te.SpikeTrain.from_events((times, [0] * len(times)), [1], 3).to_dense().flatten().tolist() == [1, 0, 0]
+
+
 def test_events_in_other_forms_of_narrow_types_and_none():
     events = recording(200, (5, 6, 2))
     expected = te.SpikeTrain.from_events(events, (2, 6, 5), 8)

@@ -72,7 +72,8 @@ def _answer(ann: nn.Module, x: Tensor) -> Any:
     try:
         return ann(x)
     except Exception as error:  # a user's forward may raise anything
-        raise ValueError(f"example: the ANN does not accept it: {str(error).splitlines()[0]}") from error
+        of = f"samples of shape {list(x.shape[1:])} (dimension 0 is the batch)"
+        raise ValueError(f"example: the ANN does not accept {of}: {str(error).splitlines()[0]}") from error
 
 
 def _graph(ann: nn.Module, x: Tensor) -> OpGraph:

@@ -220,7 +220,7 @@ class Stages(nn.Module):
         if not isinstance(x, SpikeTrain):
             return SIGNALS[self.mode](x, self.T)
         if self.T not in (None, x.T):
-            raise ValueError(f"x: the network takes a SpikeTrain of T={self.T} steps, got T={x.T}")
+            raise ValueError(f"x: the network takes a SpikeTrain of T={self.T} steps, a stream also of 1, got T={x.T}")
         return x.replace(gain=1.0)
 
     def forward(self, x: Any, watch: Callable[[int, Any, Any], None] | None = None) -> Any:
