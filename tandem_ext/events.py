@@ -74,10 +74,7 @@ def _addresses(recording: Any, shape: tuple[int, ...]) -> tuple[npt.NDArray[Any]
 def _frames(
     times: npt.NDArray[Any], T: int, window: tuple[float, float] | None
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
-    """Return the frame of each event, and whether the event lies in the window. Exact for integer times.
-
-    Frames of other times begin at numpy.linspace(start, stop, T + 1).
-    """
+    """Return the frame of each event, and whether the event lies in the window. Exact for integer times."""
     if times.dtype.kind == "f" and np.isnan(times).any():
         raise ValueError("recording: a time is NaN")
     if window is None:

@@ -131,11 +131,7 @@ class Signal:
             message = f"{type(self).__name__!r} object has no attribute {name!r}" + (hint and f": {hint}")
             raise AttributeError(message, name=name, obj=self)
 
-        def __add__(self, other: Any) -> Any:
-            """Raise the error of torch.add."""
-            return self.__torch_function__(torch.add, ())
-
-        __radd__ = __add__
+        __add__ = __radd__ = lambda self, _: self.__torch_function__(torch.add, ())
 
     @classmethod
     def __torch_function__(

@@ -379,7 +379,7 @@ def test_what_wraps_a_network_is_left_out(tmp_path):
         frozen.save(tmp_path / "net")
     with pytest.raises(ValueError, match=r"weight_bits: net .*freeze the original of a network from a file"):
         freeze(load(tmp_path / "net"), weight_bits=2)
-    with pytest.warns(UserWarning, match="layers have 4 bits, with which they were trained, but weight_bits=8"):
+    with pytest.warns(UserWarning, match="weight_bits=8 replaces 4 bits, with which a layer was trained"):
         freeze(nn.Sequential(tnn.Encoder(8), tnn.Linear(20, 5, weight_bits=4), tnn.Readout(5, 2)), weight_bits=8)
     assert torch.equal(freeze(load(tmp_path / "net"))(x), frozen(x))
 

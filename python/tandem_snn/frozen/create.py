@@ -2,6 +2,7 @@
 
 import warnings
 from os import PathLike
+from typing import Any
 
 from torch import nn
 
@@ -60,10 +61,10 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
             raise ValueError("weight_bits: net has no layer to round: freeze the original of a network from a file")
     else:
         check_layers(net, (*SYNAPTIC, *FIRING))
-    own = {getattr(layer, "weight_bits", None) for layer in net.modules()} - {None, weight_bits}
+    own: set[Any] = {getattr(layer, "weight_bits", None) for layer in net.modules()} - {None, weight_bits}
     if own and weight_bits is not None:
-        has = f"layers have {', '.join(map(str, own))} bits, with which they were trained"
-        warnings.warn(f"freeze: {has}, but weight_bits={weight_bits} replaces them; without it they stay", stacklevel=2)
+        what = f"weight_bits={weight_bits} replaces {min(own)} bits, with which a layer was trained"
+        warnings.warn(f"freeze: {what}", stacklevel=2)
     frozen = FrozenNetwork(net, weight_bits, T)
     layers = frozen._program_for(1.0).layers
     if isinstance(layers, Stages) and layers.timing is not None:

@@ -44,8 +44,7 @@ class Value:
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"it uses {name!r} of a train")
 
-    def __repr__(self) -> str:
-        return "a train"
+    __repr__ = lambda _: "a train"  # noqa: E731
 
 
 def refuse_hooks(net: nn.Module) -> None:
@@ -107,8 +106,7 @@ class _Tracer:
                 raise
             what = f"{type(module).__name__} is not" if name else "it contains something that is not"
             only = "or a combination of such, which alone run step by step and can be saved and exported"
-            said = f" ({error})".replace("Value", "SpikeTrain") if isinstance(error, AttributeError) or not name else ""
-            why = f"{what} a layer of tandem_snn.nn {only}{said}"
+            why = f"{what} a layer of tandem_snn.nn {only} ({str(error).replace('Value', 'SpikeTrain')})"
             raise CannotLower(name or "net", why) from error
 
 
