@@ -209,7 +209,11 @@ def _register(name: str, function: Callable[[Arguments], Any]) -> None:
 
     def run(*arguments: Any, **named: Any) -> Any:
         a = defaults | dict(zip(defaults, arguments, strict=False)) | named
-        like = next(t for t in a.values() if isinstance(t, Tensor))
+        tensors = {key: value for key, value in a.items() if isinstance(value, Tensor)}
+        for key, tensor in tensors.items():
+            if tensor.layout != torch.strided:
+                raise TypeError(f"{key}: expected a strided tensor, got {tensor.layout}")
+        like = next(iter(tensors.values()))
         where = like.device.type if not has_kernels(like.device) else "float64"
         if where not in _said:
             _said.add(where)
@@ -218,8 +222,11 @@ def _register(name: str, function: Callable[[Arguments], Any]) -> None:
             warnings.warn(
                 f"{where}: this tandem_ext has no kernels for it, so {how}{build}", RuntimeWarning, stacklevel=2
             )
-        with torch.no_grad():
-            return function(a)
+        try:
+            with torch.no_grad():
+                return function(a)
+        except (IndexError, RuntimeError) as error:
+            raise RuntimeError(f"tandem::{name}: {error}") from error
 
     _own.define(schema_of(op))
     _own.impl(name, run, "CompositeExplicitAutograd")
