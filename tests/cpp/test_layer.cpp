@@ -150,6 +150,7 @@ TEST(all_inputs_at_their_most) {
   for (int64_t inputs : {64, 1024, 8191, 8192, 9216, 25088, 65793}) {
     for (int count : {1, 15, 127, 128, 255}) {
       for (double weight : {-1.0, 1.0, 127.0 / 128}) {
+        if (inputs > 8191 && (count < 255 || weight == 1.0)) continue;
         ProductLayer layer = make(linear(inputs, 17, 3), Timing::kWindow, 255, 0.3, 1);
         std::fill(layer.stored.begin(), layer.stored.end(), static_cast<uint8_t>(count));
         std::fill(layer.values.begin(), layer.values.end(), weight);
