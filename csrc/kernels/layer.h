@@ -72,7 +72,7 @@ struct Layer {
   Weights weights;
   const void* prepared;   // from prepare(); may be null on the CPU, which then prepares the weights in this call
   const uint8_t* stored;  // [sheets, batch, height, width, channels]
-  Neuron<float> neuron;   // neuron.neurons = geometry.neurons(), neuron.channels = geometry.outputs
+  Neuron neuron;          // neuron.neurons = geometry.neurons(), neuron.channels = geometry.outputs
   Way way;                // zeros: the fastest
 
   Timing timing() const { return neuron.timing; }

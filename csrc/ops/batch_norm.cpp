@@ -16,23 +16,21 @@ namespace {
 struct NormInputs {
   TANDEM_NORM_FIELDS(TANDEM_MEMBER)
 
-  // Checks them for `product`, [B, N, *], and converts them to its type, in which the statistics are computed.
+  // Checks them for `product`, [B, N, *], and converts them to float32.
   void prepare(const Tensor& product) {
-    const ScalarType type = product.scalar_type();
-    TANDEM_CHECK(type == ScalarType::Float || type == ScalarType::Double, "product must be float32 or float64");
+    TANDEM_CHECK(product.scalar_type() == ScalarType::Float, "product must be float32 or float64");
     TANDEM_CHECK(eps >= 0 && eps <= std::numeric_limits<float>::max(), "eps must be a float32, 0 or more, got ", eps);
     const auto take = [&](OptionalTensor& tensor, int64_t size, const char* name) {
-      if (tensor.has_value()) tensor = per_channel(aten::to_type(*tensor, type), size, type, product, name);
+      if (tensor.has_value()) tensor = per_channel(aten::to_type(*tensor, ScalarType::Float), size, product, name);
     };
     take(gain, gain.has_value() && gain->numel() == 1 ? 1 : product.size(1), "gain");
     take(gamma, product.size(1), "gamma");
     take(beta, product.size(1), "beta");
   }
 
-  template <class C>
-  BatchNorm<C> args() const {
-    return {pointer<const C>(gain), gain.has_value() ? gain->numel() : 1, pointer<const C>(gamma),
-            pointer<const C>(beta), static_cast<C>(eps)};
+  BatchNorm args() const {
+    return {pointer<const float>(gain), gain.has_value() ? gain->numel() : 1, pointer<const float>(gamma),
+            pointer<const float>(beta), static_cast<float>(eps)};
   }
 };
 
@@ -44,12 +42,12 @@ OptionalTensor workspace([[maybe_unused]] const Tensor& product) {
   return std::nullopt;
 }
 
-// Statistics and affine parameters [channels], in the type of `like`.
+// Statistics and affine parameters, float32 [channels].
 struct Statistics {
   Tensor mean, var, scale, shift;
 
   static Statistics empty_of(int64_t channels, const Tensor& like) {
-    const auto one = [&] { return empty(channels, like.scalar_type(), like); };
+    const auto one = [&] { return empty(channels, ScalarType::Float, like); };
     return {one(), one(), one(), one()};
   }
 };
@@ -57,22 +55,19 @@ struct Statistics {
 // The statistics of factor * u.
 void measure(const Tensor& u, double factor, const NormInputs& norm, const Statistics& out) {
   const OptionalTensor memory = workspace(u);
-  in_compute_type(u.scalar_type(), [&](auto zero) {
-    using C = decltype(zero);
-    const BatchNormStatistics<C> args{
-        .rows = u.numel() / u.size(1),
-        .channels = u.size(1),
-        .product = pointer<C>(u),
-        .factor = static_cast<C>(factor),
-        .norm = norm.args<C>(),
-        .mean = pointer<C>(out.mean),
-        .var = pointer<C>(out.var),
-        .scale = pointer<C>(out.scale),
-        .shift = pointer<C>(out.shift),
-        .workspace = pointer<double>(memory),
-    };
-    TANDEM_RUN(u, batch_norm_statistics, args);
-  });
+  const BatchNormStatistics args{
+      .rows = u.numel() / u.size(1),
+      .channels = u.size(1),
+      .product = pointer<float>(u),
+      .factor = static_cast<float>(factor),
+      .norm = norm.args(),
+      .mean = pointer<float>(out.mean),
+      .var = pointer<float>(out.var),
+      .scale = pointer<float>(out.scale),
+      .shift = pointer<float>(out.shift),
+      .workspace = pointer<double>(memory),
+  };
+  TANDEM_RUN(u, batch_norm_statistics, args);
 }
 
 using NormOutputs = std::tuple<Tensor, Tensor, Tensor, OptionalTensor, OptionalTensor, Tensor, Tensor, Tensor>;
@@ -92,7 +87,7 @@ NormOutputs bn_if(Tensor stored TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_C
       shape, synapses.T(), synapses.counts_type(), synapses.stored());
   TANDEM_CHECK(neurons.neurons() > 0 || shape[1] == 0,
                "stored: batch normalisation needs at least one sample, got outputs ", shape_text(shape));
-  if (synapses.is_fused() && synapses.timing() == Timing::kStep) synapses.prepare();  // for both products
+  if (synapses.timing() == Timing::kStep) synapses.prepare();  // for both products
   const Tensor u = synapses.window_product();
   NormInputs norm{TANDEM_NORM_FIELDS(TANDEM_ARGUMENT)};
   norm.prepare(u);
@@ -120,7 +115,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bn_statistics(Tensor product, double 
 
 std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor product, Tensor mean, Tensor var,
                                            OptionalTensor gain, OptionalTensor gamma, double eps, double threshold) {
-  const ScalarType compute = product.scalar_type();
   TANDEM_CHECK(shape_of(grad) == shape_of(product) && product.dim() >= 2,
                "grad and product must have one shape [B, N, *], got ", shape_text(shape_of(grad)), " and ",
                shape_text(shape_of(product)));
@@ -128,14 +122,15 @@ std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor prod
   norm.prepare(product);
   check_same_device(grad, product, "grad");
   check_mask(mask, grad);
-  mean = *per_channel(mean, product.size(1), compute, product, "mean");
-  var = *per_channel(var, product.size(1), compute, product, "var");
+  mean = *per_channel(mean, product.size(1), product, "mean");
+  var = *per_channel(var, product.size(1), product, "var");
   const bool half = grad.scalar_type() == ScalarType::Half || grad.scalar_type() == ScalarType::BFloat16;
-  const ScalarType out = half && compute == ScalarType::Float ? grad.scalar_type() : compute;
-  // The GPU's kernel reads and writes half types, the CPU's the type of the product.
-  const ScalarType moved = on_gpu(product) ? out : compute;
+  const ScalarType out = half ? grad.scalar_type() : ScalarType::Float;
+  // The GPU's kernel reads and writes half types, the CPU's float32.
+  const ScalarType moved = on_gpu(product) ? out : ScalarType::Float;
   Tensor grad_product = empty_channels_last(shape_of(product), 1, moved, product);
-  Tensor grad_gamma = empty(product.size(1), compute, product), grad_beta = empty(product.size(1), compute, product);
+  const auto sums = [&] { return empty(product.size(1), ScalarType::Float, product); };
+  Tensor grad_gamma = sums(), grad_beta = sums();
   if (product.numel() == 0) {
     torch::stable::zero_(grad_gamma);
     torch::stable::zero_(grad_beta);
@@ -145,26 +140,23 @@ std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor prod
   mask = to_contiguous(mask);
   product = to_channels_last(product, 1);
   const OptionalTensor memory = workspace(product);
-  in_compute_type(compute, [&](auto zero) {
-    using C = decltype(zero);
-    const BatchNormGrad<C> args{
-        .rows = product.numel() / product.size(1),
-        .channels = product.size(1),
-        .grad = grad.data_ptr(),
-        .mask = pointer<uint8_t>(mask),
-        .product = pointer<C>(product),
-        .mean = pointer<C>(mean),
-        .var = pointer<C>(var),
-        .norm = norm.args<C>(),
-        .threshold = static_cast<C>(threshold),
-        .grad_dtype = kernel_dtype(grad, "grad"),
-        .grad_product = grad_product.data_ptr(),
-        .grad_gamma = pointer<C>(grad_gamma),
-        .grad_beta = pointer<C>(grad_beta),
-        .workspace = pointer<double>(memory),
-    };
-    TANDEM_RUN(product, batch_norm_grad, args);
-  });
+  const BatchNormGrad args{
+      .rows = product.numel() / product.size(1),
+      .channels = product.size(1),
+      .grad = grad.data_ptr(),
+      .mask = pointer<uint8_t>(mask),
+      .product = pointer<float>(product),
+      .mean = pointer<float>(mean),
+      .var = pointer<float>(var),
+      .norm = norm.args(),
+      .threshold = static_cast<float>(threshold),
+      .grad_dtype = kernel_dtype(grad, "grad"),
+      .grad_product = grad_product.data_ptr(),
+      .grad_gamma = pointer<float>(grad_gamma),
+      .grad_beta = pointer<float>(grad_beta),
+      .workspace = pointer<double>(memory),
+  };
+  TANDEM_RUN(product, batch_norm_grad, args);
   return {aten::to_type(grad_product, out), grad_gamma, grad_beta};
 }
 

@@ -1,9 +1,10 @@
 // pack, unpack, counts, count_bytes, burst_planes, gate_grad: elementwise ops on spike planes.
-#include "bits.h"
+#include "../kernels/planes/bits.h"
 
 #include <torch/csrc/stable/library.h>
 
-#include "../kernels/planes/bits.h"
+#include "aten.h"
+#include "neuron.h"
 
 namespace tandem::ops {
 
@@ -47,27 +48,38 @@ Tensor pack(Tensor spikes) {
   return planes;
 }
 
+Tensor unpack(Tensor planes, int64_t T, ScalarType dtype) {
+  check_trains(planes, T, Timing::kStep, "planes");
+  TANDEM_CHECK(is_packable(dtype), "dtype must be bool, integer or floating");
+  Tensor spikes = empty_channels_last(with_first(T, planes), 2, dtype, planes);
+  if (spikes.numel() == 0) return spikes;
+  const Tensor dense = to_channels_last(planes, 2);
+  TANDEM_RUN(planes, unpack, pointer<uint8_t>(dense), static_cast<int32_t>(T), spikes.numel() / T, spikes.data_ptr(),
+             static_cast<int32_t>(spikes.element_size()), one_of(dtype));
+  return spikes;
+}
+
 Tensor gate_grad(Tensor grad, Tensor mask, double threshold) {
-  const DType dtype = kernel_dtype(grad, "grad");
+  kernel_dtype(grad, "grad");
   TANDEM_CHECK(grad.dim() >= 1, "grad must be [B, *features], got a scalar");
   check_mask(mask, grad);
   TANDEM_CHECK(threshold > 0, "threshold must be positive, got ", threshold);
-  const Tensor dense = to_channels_last(grad, 1);
-  Tensor out = empty_channels_last(shape_of(grad), 1, grad.scalar_type(), grad);
-  if (out.numel() == 0) return out;
+  const Tensor dense = to_channels_last(on_gpu(grad) ? grad : aten::to_type(grad, ScalarType::Float), 1);
+  Tensor out = empty_channels_last(shape_of(grad), 1, dense.scalar_type(), grad);
   const Tensor bits = to_contiguous(mask);
-  TANDEM_RUN(grad, gate_grad, dense.data_ptr(), dtype, pointer<uint8_t>(bits), threshold, out.numel(), out.data_ptr());
-  return out;
+  TANDEM_RUN(grad, gate_grad, dense.data_ptr(), kernel_dtype(dense, "grad"), pointer<uint8_t>(bits), threshold,
+             out.numel(), out.data_ptr());
+  return aten::to_type(out, grad.scalar_type());
 }
 
-}  // namespace
-
+// counts [B, *features], channels-last.
 Tensor count_spikes(const Tensor& planes, ScalarType dtype) {
   TANDEM_CHECK(planes.scalar_type() == ScalarType::Byte && planes.dim() >= 2,
                "planes must be uint8 [P, B, *features], got ", shape_text(shape_of(planes)));
   Shape shape = shape_of(planes);
   const auto P = static_cast<int32_t>(shape[0]);
   shape.erase(shape.begin());
+  if (dtype == ScalarType::Double) return torch::stable::to(count_spikes(planes, ScalarType::Float), dtype);
   Tensor out = empty_channels_last(shape, 1, dtype, planes);
   const DType type = kernel_dtype(out, "dtype");
   if (out.numel() == 0) return out;
@@ -75,6 +87,8 @@ Tensor count_spikes(const Tensor& planes, ScalarType dtype) {
   TANDEM_RUN(planes, counts, pointer<uint8_t>(dense), P, out.numel(), out.data_ptr(), type);
   return out;
 }
+
+}  // namespace
 
 Tensor burst_planes(Tensor counts, int64_t T) {
   check_trains(counts, T, Timing::kWindow, "counts");
@@ -97,18 +111,7 @@ Tensor count_bytes(Tensor planes) {
   return counts;
 }
 
-Tensor unpack_spikes(const Tensor& planes, int64_t T, ScalarType dtype) {
-  check_trains(planes, T, Timing::kStep, "planes");
-  TANDEM_CHECK(is_packable(dtype), "dtype must be bool, integer or floating");
-  Tensor spikes = empty_channels_last(with_first(T, planes), 2, dtype, planes);
-  if (spikes.numel() == 0) return spikes;
-  const Tensor dense = to_channels_last(planes, 2);
-  TANDEM_RUN(planes, unpack, pointer<uint8_t>(dense), static_cast<int32_t>(T), spikes.numel() / T, spikes.data_ptr(),
-             static_cast<int32_t>(spikes.element_size()), one_of(dtype));
-  return spikes;
-}
-
-TANDEM_IMPLEMENT(m.impl("pack", TORCH_BOX(&pack)); m.impl("unpack", TORCH_BOX(&unpack_spikes));
+TANDEM_IMPLEMENT(m.impl("pack", TORCH_BOX(&pack)); m.impl("unpack", TORCH_BOX(&unpack));
                  m.impl("counts", TORCH_BOX(&count_spikes)); TANDEM_OP("gate_grad", &gate_grad, 0);
                  m.impl("count_bytes", TORCH_BOX(&count_bytes)); m.impl("burst_planes", TORCH_BOX(&burst_planes)))
 

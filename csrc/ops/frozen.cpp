@@ -11,7 +11,6 @@
 
 #include "../kernels/network/executor.h"
 #include "aten.h"
-#include "bits.h"
 #include "neuron.h"
 
 namespace tandem::ops {

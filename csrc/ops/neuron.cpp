@@ -20,7 +20,6 @@ NeuronLayer::NeuronLayer(NeuronInputs&& inputs, const Shape& shape, int64_t T, S
       T_(T),
       neurons_(product(shape)),
       channels_(shape.size() > 1 ? shape[1] : 1),
-      compute_(compute_type(counts_type)),
       counts_type_(exact_counts(counts_type, T)),
       device_of_(device_of) {
   check_steps(T, timing_);
@@ -31,9 +30,9 @@ NeuronLayer::NeuronLayer(NeuronInputs&& inputs, const Shape& shape, int64_t T, S
   TANDEM_CHECK(!window || in_.leak == 1, "leak must be 1 with timing \"window\", got ", in_.leak);
   TANDEM_CHECK(!window || in_.steps == T, "steps must be T = ", T, " with timing \"window\", got ", in_.steps);
   TANDEM_CHECK(in_.gate == "relu" || in_.gate == "clip", "gate must be \"relu\" or \"clip\", got \"", in_.gate, "\"");
-  in_.scale = per_channel(in_.scale, channels_, compute_, device_of, "scale");
-  in_.shift = per_channel(in_.shift, channels_, compute_, device_of, "shift");
-  in_.residual_scale = per_channel(in_.residual_scale, channels_, compute_, device_of, "residual_scale");
+  in_.scale = per_channel(in_.scale, channels_, device_of, "scale");
+  in_.shift = per_channel(in_.shift, channels_, device_of, "shift");
+  in_.residual_scale = per_channel(in_.residual_scale, channels_, device_of, "residual_scale");
   if (in_.residual.has_value()) prepare_residual();
   if (in_.v_init.has_value()) prepare_v_init();
   prepare_bad();
@@ -43,34 +42,33 @@ NeuronLayer::NeuronLayer(NeuronInputs&& inputs, const Shape& shape, int64_t T, S
     counts_ = empty_channels_last(shape, 1, counts_type_, device_of);
     mask_ = empty((neurons_ + 7) / 8, ScalarType::Byte, device_of);
   }
-  if (in_.return_v) v_ = empty_channels_last(shape, 1, compute_, device_of);
+  if (in_.return_v) v_ = empty_channels_last(shape, 1, ScalarType::Float, device_of);
 }
 
-template <class C>
-Neuron<C> NeuronLayer::args() const {
+Neuron NeuronLayer::args() const {
   const bool spikes = in_.residual.has_value() && in_.residual->scalar_type() == ScalarType::Byte;
   return {
       .neurons = neurons_,
       .channels = channels_,
       .T = static_cast<int32_t>(T_),
       .steps = static_cast<int32_t>(in_.steps),
-      .threshold = static_cast<C>(in_.threshold),
-      .leak = static_cast<C>(in_.leak),
+      .threshold = static_cast<float>(in_.threshold),
+      .leak = static_cast<float>(in_.leak),
       .gate = in_.gate == "clip" ? Gate::kClip : Gate::kRelu,
       .timing = timing_,
-      .scale = pointer<const C>(in_.scale),
-      .shift = pointer<const C>(in_.shift),
+      .scale = pointer<const float>(in_.scale),
+      .shift = pointer<const float>(in_.shift),
       .residual_stored = spikes ? pointer<const uint8_t>(in_.residual) : nullptr,
-      .residual_currents = spikes ? nullptr : pointer<const C>(in_.residual),
-      .residual_scale = pointer<const C>(in_.residual_scale),
-      .v_init = pointer<const C>(in_.v_init),
+      .residual_currents = spikes ? nullptr : pointer<const float>(in_.residual),
+      .residual_scale = pointer<const float>(in_.residual_scale),
+      .v_init = pointer<const float>(in_.v_init),
       .v_init_size = in_.v_init.has_value() ? in_.v_init->numel() : 1,
       .stored = pointer<uint8_t>(stored_),
       .counts = pointer<void>(counts_),
       .counts_dtype = kernel_dtype(counts_type_, "counts"),
       .mask = pointer<uint8_t>(mask_),
       .open = nullptr,
-      .v = pointer<C>(v_),
+      .v = pointer<float>(v_),
       .bad = pointer<float>(bad_),
       .sample = shape_[0] > 0 ? neurons_ / shape_[0] : 0,
       .before = 0,
@@ -78,8 +76,6 @@ Neuron<C> NeuronLayer::args() const {
       .carried = {},
   };
 }
-template Neuron<float> NeuronLayer::args() const;
-template Neuron<double> NeuronLayer::args() const;
 
 void NeuronLayer::prepare_residual() {
   const Tensor& residual = *in_.residual;
@@ -89,16 +85,15 @@ void NeuronLayer::prepare_residual() {
   const Shape wanted = prepend(spikes || window ? sheets(T_, timing_) : T_, shape_);
   TANDEM_CHECK(shape_of(residual) == wanted, "residual must have shape ", shape_text(wanted), ", got ",
                shape_text(shape_of(residual)));
-  TANDEM_CHECK(spikes || residual.scalar_type() == compute_, "residual must be uint8 ", window ? "counts" : "planes",
-               " or ", compute_ == ScalarType::Double ? "float64" : "float32", " currents");
+  TANDEM_CHECK(spikes || residual.scalar_type() == ScalarType::Float, "residual must be uint8 ",
+               window ? "counts" : "planes", " or float32 currents");
   in_.residual = to_channels_last(residual, 2);
 }
 
 void NeuronLayer::prepare_v_init() {
   const Tensor& v_init = *in_.v_init;
   check_same_device(v_init, device_of_, "v_init");
-  TANDEM_CHECK(v_init.scalar_type() == compute_, "v_init must be ",
-               compute_ == ScalarType::Double ? "float64" : "float32");
+  TANDEM_CHECK(v_init.scalar_type() == ScalarType::Float, "v_init must be float32");
   const Shape got = shape_of(v_init);
   const Shape features(shape_.begin() + 1, shape_.end());
   TANDEM_CHECK(got.empty() || got == features || got == shape_, "v_init must have shape [], ", shape_text(features),
@@ -131,7 +126,8 @@ void NeuronLayer::prepare_bad() {
 }
 
 void run_scan(const Tensor& currents, Source source, const NeuronLayer& layer) {
-  in_compute_type(currents.scalar_type(), [&](auto zero) { run_scan(currents, source, layer.args<decltype(zero)>()); });
+  if (layer.neurons() == 0) return;
+  TANDEM_RUN(currents, if_scan, currents.data_ptr(), kernel_dtype(currents, "currents"), source, layer.args());
 }
 
 namespace {

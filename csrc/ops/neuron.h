@@ -26,9 +26,7 @@ class NeuronLayer {
  public:
   NeuronLayer(NeuronInputs&& inputs, const Shape& shape, int64_t T, ScalarType counts_type, const Tensor& device_of);
 
-  // C is the type in which potentials are computed: double where counts_type is float64.
-  template <class C>
-  Neuron<C> args() const;
+  Neuron args() const;
 
   int64_t neurons() const { return neurons_; }
   NeuronOutputs outputs() const { return {*stored_, counts_, mask_, v_, *bad_}; }
@@ -45,18 +43,19 @@ class NeuronLayer {
   Timing timing_;
   Shape shape_;
   int64_t T_, neurons_, channels_;
-  ScalarType compute_, counts_type_;
+  ScalarType counts_type_;
   Tensor device_of_;
   OptionalTensor stored_, bad_;  // never absent; a Tensor cannot be made without an allocation
   OptionalTensor counts_, mask_, v_;
 };
 
+// planes [P, B, *features] -> counts uint8 [1, B, *features], channels-last.
+Tensor count_bytes(Tensor planes);
+
+// counts uint8 [1, B, *features] -> planes [P, B, *features] of bursts, channels-last.
+Tensor burst_planes(Tensor counts, int64_t T);
+
 // Runs the neurons on channels-last currents.
-template <class C>
-void run_scan(const Tensor& currents, Source source, const Neuron<C>& neurons) {
-  if (neurons.neurons == 0) return;
-  TANDEM_RUN(currents, if_scan, currents.data_ptr(), kernel_dtype(currents, "currents"), source, neurons);
-}
 void run_scan(const Tensor& currents, Source source, const NeuronLayer& layer);
 
 }  // namespace tandem::ops

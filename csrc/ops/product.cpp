@@ -5,13 +5,11 @@
 
 #include "../kernels/weights/quantise.h"
 #include "aten.h"
-#include "bits.h"
 
 namespace tandem::ops {
 
 namespace {
 
-constexpr int64_t kScannedSteps = 128;  // whose currents are in memory at once, of float64 weights: whole planes
 constexpr int64_t kMostPixels = int64_t{1} << 30;  // keeps the sizes of receptive fields far from overflow
 
 bool is_integer(const Tensor& weight) { return weight.scalar_type() == ScalarType::Char; }
@@ -39,7 +37,7 @@ bool in_rows(const Tensor& weight) { return weight.dim() > 2 && weight.size(1) >
 // The size of the digits in bytes; 0 where there are none.
 int64_t digits_size([[maybe_unused]] const Geometry& geometry, [[maybe_unused]] const Tensor& weight) {
 #ifdef TANDEM_WITH_CUDA
-  if (on_gpu(weight) && weight.scalar_type() != ScalarType::Double) {
+  if (on_gpu(weight)) {
     return cuda::prepared_size(geometry, weight_dtype(weight));
   }
 #endif
@@ -139,7 +137,7 @@ void Synapses::read_weight() {
   layer_.weights.data = in_.weight.data_ptr();
 }
 
-Layer Synapses::layer(const Neuron<float>& neuron) {
+Layer Synapses::layer(const Neuron& neuron) {
   in_.stored = to_channels_last(in_.stored, 2);
   layer_.stored = pointer<const uint8_t>(in_.stored);
   layer_.neuron = neuron;
@@ -157,77 +155,34 @@ Layer Synapses::layer(const Neuron<float>& neuron) {
 }
 
 void Synapses::fire(const NeuronLayer& neurons) {
-  if (!is_fused()) return scan(neurons);
-  Layer whole = layer(neurons.args<float>());
+  Layer whole = layer(neurons.args());
   OptionalTensor open;
   if (on_gpu(in_.weight) && whole.gate_bytes()) open = empty(neurons.neurons(), ScalarType::Byte, in_.stored);
   whole.neuron.open = pointer<uint8_t>(open);
   TANDEM_RUN(in_.weight, run, whole);
 }
 
-void Synapses::scan(const NeuronLayer& neurons) {
-  if (in_.timing == Timing::kWindow) return run_scan(window_product(), Source::kImpulse, neurons);
-  if (in_.T <= kScannedSteps) return run_scan(currents(in_.stored, in_.T), Source::kTrain, neurons);
-  const int64_t n = neurons.neurons();
-  const auto doubles = [&] { return empty(n, ScalarType::Double, in_.stored); };
-  const Tensor v = doubles(), r = doubles(), u = doubles();
-  const Tensor counts = empty(n, ScalarType::Short, in_.stored);  // holds uint16
-  for (int64_t first = 0; first < in_.T; first += kScannedSteps) {
-    const int64_t steps = std::min(kScannedSteps, in_.T - first);
-    const Tensor y = currents(torch::stable::narrow(in_.stored, 0, first / 8, (steps + 7) / 8), steps);
-    run_scan(y, Source::kTrain,
-             piece(neurons.args<double>(), static_cast<int32_t>(first), static_cast<int32_t>(steps),
-                   {pointer<double>(v), pointer<double>(r), pointer<double>(u), pointer<uint16_t>(counts)}));
-  }
-}
-
-Tensor Synapses::currents(const Tensor& planes, int64_t T) const {
-  const Tensor spikes = unpack_spikes(planes, T, ScalarType::Double);
-  Shape batched = shape_of(spikes);
-  batched.erase(batched.begin());
-  batched[0] *= T;
-  return view_channels_last(product_of(view_channels_last(spikes, batched, 1)), prepend(T, output_shape()), 2);
-}
-
 Tensor Synapses::window_product() {
-  if (!is_fused()) return counts_product();
+  const Tensor u = empty_channels_last(output_shape(), 1, ScalarType::Float, in_.stored);
+  if (u.numel() == 0) return u;
   if (on_gpu(in_.stored) && in_.timing == Timing::kStep) {
-    if (in_.T > most_steps(Timing::kWindow)) return aten::to_type(counts_product(), ScalarType::Float);
+    if (in_.T > most_steps(Timing::kWindow)) {  // too long for the kernels: by torch in float64
+      return aten::to_type(aten::call("tandem_composite::window_product", in_.stored, in_.T,
+                                      aten::to_type(in_.weight, ScalarType::Double), in_.stride, in_.padding,
+                                      in_.dilation, in_.groups, std::string("step")),
+                           ScalarType::Float);
+    }
     SynapseInputs counts = in_;
     counts.stored = count_bytes(in_.stored);
     counts.timing = Timing::kWindow;
     return Synapses(std::move(counts)).window_product();
   }
-  const Tensor u = empty_channels_last(output_shape(), 1, ScalarType::Float, in_.stored);
-  if (u.numel() == 0) return u;
-  Neuron<float> neuron{};
+  Neuron neuron{};
   neuron.T = static_cast<int32_t>(in_.T);
   neuron.timing = in_.timing;
   const Layer whole = layer(neuron);
   TANDEM_RUN(in_.stored, window_product, whole, pointer<float>(u));
   return u;
-}
-
-Tensor Synapses::counts_product() const {
-  const Shape bytes = shape_of(in_.stored);
-  const Tensor counts = in_.timing == Timing::kWindow
-                            ? view_channels_last(aten::to_type(to_channels_last(in_.stored, 2), ScalarType::Double),
-                                                 {bytes.begin() + 1, bytes.end()}, 1)
-                            : count_spikes(in_.stored, ScalarType::Double);
-  return view_channels_last(product_of(counts), output_shape(), 1);
-}
-
-Tensor Synapses::product_of(const Tensor& images) const {
-  const Tensor wide = aten::to_type(in_.weight, images.scalar_type());
-  if (in_.stride.empty()) return aten::call("aten::linear", images, wide, OptionalTensor());
-  if (wide.numel() == 0) {  // torch's convolution gets the shape of this case wrong
-    Shape shape = output_shape();
-    shape[0] = images.size(0);
-    const Tensor silence = empty_channels_last(shape, 1, images.scalar_type(), images);
-    torch::stable::fill_(silence, 0.0);
-    return silence;
-  }
-  return to_channels_last(aten::convolution(images, wide, in_.stride, in_.padding, in_.dilation, in_.groups), 1);
 }
 
 namespace {
@@ -284,7 +239,7 @@ std::tuple<Tensor, Tensor> quantise(Tensor weight, int64_t bits) {
 }  // namespace
 
 TANDEM_IMPLEMENT(TANDEM_OP("linear_if", &linear_if, 2); TANDEM_OP("conv_if", &conv_if, 2);
-                 TANDEM_OP("window_product", &window_product, 2); m.impl("frozen_digits", TORCH_BOX(&prepare_digits)))
+                 TANDEM_OP("window_product", &window_product, 2); TANDEM_OP("frozen_digits", &prepare_digits, 0))
 
 STABLE_TORCH_LIBRARY_IMPL(tandem, CPU, m) { m.impl("quantise", TORCH_BOX(&quantise)); }
 

@@ -28,29 +28,19 @@ class Synapses {
   Shape output_shape() const;  // [B, N, spatial...]
   ScalarType counts_type() const;
 
-  // Whether kernels multiply the spikes: all weights but float64. Their sums are exact.
-  bool is_fused() const { return in_.weight.scalar_type() != ScalarType::Double; }
-
   // Runs the neurons.
   void fire(const NeuronLayer& neurons);
 
   // Prepares the weight: for layers with two products, and on a GPU for all.
   void prepare();
 
-  // The sum of the currents over the window, W c [B, N, spatial...] in float32 (float64), channels-last: by the
-  // kernels, whose sums are exact, or by torch in float64.
+  // The sum of the currents over the window, W c [B, N, spatial...] in float32, channels-last.
   Tensor window_product();
 
  private:
   // The layer with these neurons, or with none for window_product().
-  Layer layer(const Neuron<float>& neuron);
+  Layer layer(const Neuron& neuron);
   void read_weight();  // on the CPU
-  // Computes the spikes of float64 neurons by torch's own product and the scan.
-  void scan(const NeuronLayer& neurons);
-  // The product y [T, B, N, spatial...] of planes by torch, in float64, channels-last.
-  Tensor currents(const Tensor& planes, int64_t T) const;
-  Tensor counts_product() const;
-  Tensor product_of(const Tensor& images) const;  // [images, K] or [images, C, spatial...]
 
   SynapseInputs in_;
   Layer layer_{};

@@ -144,9 +144,8 @@ Tensor view_channels_last(const Tensor& dense, const Shape& shape, int lead) {
 DType kernel_dtype(ScalarType type, const char* name) {
   if (type == ScalarType::Float) return DType::kFloat32;
   if (type == ScalarType::BFloat16) return DType::kBFloat16;
-  if (type == ScalarType::Half) return DType::kFloat16;
-  TANDEM_CHECK(type == ScalarType::Double, name, " must be float32, bfloat16, float16 or float64");
-  return DType::kFloat64;
+  TANDEM_CHECK(type == ScalarType::Half, name, " must be float32, bfloat16 or float16");
+  return DType::kFloat16;
 }
 
 Timing timing_of(const std::string& name) {
@@ -180,13 +179,11 @@ void check_mask(const Tensor& mask, const Tensor& grad) {
                shape_text(shape_of(mask)));
 }
 
-OptionalTensor per_channel(const OptionalTensor& tensor, int64_t channels, ScalarType type, const Tensor& device_of,
-                           const char* name) {
+OptionalTensor per_channel(const OptionalTensor& tensor, int64_t channels, const Tensor& device_of, const char* name) {
   if (!tensor.has_value()) return std::nullopt;
   check_same_device(*tensor, device_of, name);
-  TANDEM_CHECK(tensor->scalar_type() == type && tensor->numel() == channels, name, " must hold one value per channel (",
-               channels, "), in ", type == ScalarType::Double ? "float64" : "float32", "; got shape ",
-               shape_text(shape_of(*tensor)));
+  TANDEM_CHECK(tensor->scalar_type() == ScalarType::Float && tensor->numel() == channels, name,
+               " must hold one float32 per channel (", channels, "), got shape ", shape_text(shape_of(*tensor)));
   return to_contiguous(*tensor);
 }
 

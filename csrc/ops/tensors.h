@@ -61,18 +61,9 @@ E* pointer(const OptionalTensor& tensor) {
   return tensor.has_value() && tensor->numel() > 0 ? pointer<E>(*tensor) : nullptr;
 }
 
-// The dtype for the kernels. Throws unless it is float32, bfloat16, float16 or float64.
+// The dtype for the kernels. Throws unless it is float32, bfloat16 or float16.
 DType kernel_dtype(ScalarType type, const char* name);
 inline DType kernel_dtype(const Tensor& tensor, const char* name) { return kernel_dtype(tensor.scalar_type(), name); }
-inline ScalarType compute_type(ScalarType dtype) {
-  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
-// Calls body with a zero of the type in which potentials are computed.
-template <class Body>
-void in_compute_type(ScalarType dtype, const Body& body) {
-  dtype == ScalarType::Double ? body(double{}) : body(float{});
-}
 
 // The timing of this name, "step" or "window".
 Timing timing_of(const std::string& name);
@@ -83,9 +74,8 @@ void check_trains(const Tensor& bytes, int64_t T, Timing timing, const char* nam
 void check_same_device(const Tensor& tensor, const Tensor& reference, const char* name);
 void check_mask(const Tensor& mask, const Tensor& grad);
 
-// The tensor, checked to hold one value of `type` for each of `channels` channels, contiguous.
-OptionalTensor per_channel(const OptionalTensor& tensor, int64_t channels, ScalarType type, const Tensor& device_of,
-                           const char* name);
+// The tensor, checked to hold one float32 for each of `channels` channels, contiguous.
+OptionalTensor per_channel(const OptionalTensor& tensor, int64_t channels, const Tensor& device_of, const char* name);
 
 // torch's thread pool as the kernels' parallel-for.
 void torch_parallel(int64_t n, int64_t grain, RangeBody body, void* context);

@@ -11,7 +11,7 @@
 
 namespace tandem::test {
 
-constexpr DType kDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kFloat64};
+constexpr DType kDTypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
 
 // The upper half of a float: its sign, exponent and first seven bits.
 struct BFloat16 {
@@ -29,7 +29,6 @@ struct BFloat16 {
 // Calls f with a number of this type.
 template <class F>
 auto with_type(DType dtype, const F& f) {
-  if (dtype == DType::kFloat64) return f(0.0);
   if (dtype == DType::kFloat32) return f(0.0f);
   if (dtype == DType::kFloat16) return f(static_cast<_Float16>(0));
   return dtype == DType::kInt8 ? f(int8_t{0}) : f(BFloat16(0));
@@ -47,8 +46,7 @@ inline std::vector<char> encode(const std::vector<double>& values, DType dtype) 
   std::vector<char> out(values.size() * size_of(dtype));
   for (size_t i = 0; i < values.size(); ++i) {
     with_type(dtype, [&](auto number) {
-      using Real = std::conditional_t<sizeof(number) == sizeof(double), double, float>;
-      number = static_cast<decltype(number)>(static_cast<Real>(values[i]));
+      number = static_cast<decltype(number)>(static_cast<float>(values[i]));
       std::memcpy(out.data() + i * sizeof(number), static_cast<const void*>(&number), sizeof(number));
     });
   }
@@ -64,9 +62,8 @@ bool same(C a, C b) {
 // --- neurons --------------------------------------------------------------------------------------------------------
 
 // Neurons that have none of the optional arrays.
-template <class C>
-Neuron<C> neurons_of(int64_t neurons, int64_t channels, int32_t T, C threshold, C leak = 1) {
-  Neuron<C> a{};
+inline Neuron neurons_of(int64_t neurons, int64_t channels, int32_t T, float threshold, float leak = 1) {
+  Neuron a{};
   a.neurons = neurons;
   a.channels = channels;
   a.T = a.steps = T;
@@ -76,17 +73,16 @@ Neuron<C> neurons_of(int64_t neurons, int64_t channels, int32_t T, C threshold, 
 }
 
 // Outputs of exactly the right size, filled with other values, so that a missing write shows.
-template <class C>
 struct Outputs {
   std::vector<uint8_t> stored, mask;
   std::vector<char> counts;
-  std::vector<C> v;
+  std::vector<float> v;
 
-  explicit Outputs(Neuron<C>& args)
+  explicit Outputs(Neuron& args)
       : stored((args.timing == Timing::kWindow ? 1 : (args.T + 7) / 8) * args.neurons, 255),
         mask((args.neurons + 7) / 8, 255),
         counts(args.neurons * size_of(args.counts_dtype), '\xff'),
-        v(args.neurons, C(-77)) {
+        v(args.neurons, -77.f) {
     args.stored = stored.data();
     args.mask = mask.data();
     args.counts = counts.data();
@@ -98,38 +94,37 @@ struct Outputs {
   }
 };
 
-template <class C>
 struct PlainNeuron {
   std::vector<uint8_t> train;  // planes, or with window timing the count
   int count = 0;
   bool open = false;
-  C v = 0;
+  float v = 0;
 };
 
 // z, from the product u of the window, the share of the shift and the sum r of the residual.
-template <class C>
-C pre_activation(const Neuron<C>& a, int64_t channel, C u, C share, C r) {
-  const C shift = rounded_mul(a.shift ? a.shift[channel] : C(0), share);
-  const C z = rounded_add(rounded_mul(a.scale ? a.scale[channel] : C(1), u), shift);
+inline float pre_activation(const Neuron& a, int64_t channel, float u, float share, float r) {
+  const float shift = rounded_mul(a.shift ? a.shift[channel] : 0.f, share);
+  const float z = rounded_add(rounded_mul(a.scale ? a.scale[channel] : 1.f, u), shift);
   if (!a.residual_stored && !a.residual_currents) return z;
-  return rounded_add(z, rounded_mul(a.residual_scale ? a.residual_scale[channel] : C(1), r));
+  return rounded_add(z, rounded_mul(a.residual_scale ? a.residual_scale[channel] : 1.f, r));
 }
 
 // Simulates neuron n of a layer; y(t) is the product at step t, u that of the window.
-template <class C, class Y>
-PlainNeuron<C> plain_neuron(const Neuron<C>& a, int64_t n, C u, const Y& y) {
+template <class Y>
+PlainNeuron plain_neuron(const Neuron& a, int64_t n, float u, const Y& y) {
   const int64_t channel = n % a.channels;
-  const C k = a.shift ? a.shift[channel] / static_cast<C>(a.steps) : C(0);
-  const C residual_scale = a.residual_scale ? a.residual_scale[channel] : C(1);
-  PlainNeuron<C> out;
+  const float k = a.shift ? a.shift[channel] / static_cast<float>(a.steps) : 0.f;
+  const float residual_scale = a.residual_scale ? a.residual_scale[channel] : 1.f;
+  PlainNeuron out;
   out.train.resize((a.T + 7) / 8);
-  out.v = a.v_init ? a.v_init[n % a.v_init_size] : C(0);
-  C r = 0;
+  out.v = a.v_init ? a.v_init[n % a.v_init_size] : 0.f;
+  float r = 0;
   for (int t = 0; t < a.T; ++t) {
-    C current = input_current(y(t), a.scale ? a.scale[channel] : C(1), k);
+    float current = input_current(y(t), a.scale ? a.scale[channel] : 1.f, k);
     if (a.residual_stored || a.residual_currents) {
-      const C given = a.residual_stored ? static_cast<C>(a.residual_stored[t / 8 * a.neurons + n] >> (t % 8) & 1)
-                                        : a.residual_currents[t * a.neurons + n];
+      const float given = a.residual_stored
+                              ? static_cast<float>(a.residual_stored[t / 8 * a.neurons + n] >> (t % 8) & 1)
+                              : a.residual_currents[t * a.neurons + n];
       r += given;
       current = rounded_add(current, rounded_mul(residual_scale, given));
     }
@@ -138,34 +133,32 @@ PlainNeuron<C> plain_neuron(const Neuron<C>& a, int64_t n, C u, const Y& y) {
       ++out.count;
     }
   }
-  const C z = pre_activation(a, channel, u, static_cast<C>(a.T) / static_cast<C>(a.steps), r);
-  out.open = gate_open(z, a.gate, a.threshold * static_cast<C>(a.T));
+  const float z = pre_activation(a, channel, u, static_cast<float>(a.T) / static_cast<float>(a.steps), r);
+  out.open = gate_open(z, a.gate, a.threshold * static_cast<float>(a.T));
   return out;
 }
 
 // The same with window timing; u is the product of the window.
-template <class C>
-PlainNeuron<C> plain_burst(const Neuron<C>& a, int64_t n, C u) {
-  const C r = a.residual_stored     ? static_cast<C>(a.residual_stored[n])
-              : a.residual_currents ? a.residual_currents[n]
-                                    : C(0);
-  const C z = pre_activation(a, n % a.channels, u, C(1), r);
-  PlainNeuron<C> out;
-  out.v = rounded_add(a.v_init ? a.v_init[n % a.v_init_size] : C(0), z);
+inline PlainNeuron plain_burst(const Neuron& a, int64_t n, float u) {
+  const float r = a.residual_stored     ? static_cast<float>(a.residual_stored[n])
+                  : a.residual_currents ? a.residual_currents[n]
+                                        : 0.f;
+  const float z = pre_activation(a, n % a.channels, u, 1.f, r);
+  PlainNeuron out;
+  out.v = rounded_add(a.v_init ? a.v_init[n % a.v_init_size] : 0.f, z);
   for (int t = 0; t < a.T; ++t) {  // the neuron's own window: no input, and it stops at the first step without a spike
-    C v = out.v;
-    if (!step(v, C(0), a.threshold, C(1))) break;
+    float v = out.v;
+    if (!step(v, 0.f, a.threshold, 1.f)) break;
     out.v = v;
     ++out.count;
   }
   out.train = {static_cast<uint8_t>(out.count)};
-  out.open = gate_open(z, a.gate, a.threshold * static_cast<C>(a.T));
+  out.open = gate_open(z, a.gate, a.threshold * static_cast<float>(a.T));
   return out;
 }
 
 // Whether a kernel wrote these outputs for neuron n.
-template <class C>
-bool agrees(const Neuron<C>& a, int64_t n, const PlainNeuron<C>& want) {
+inline bool agrees(const Neuron& a, int64_t n, const PlainNeuron& want) {
   bool equal = true;
   for (size_t p = 0; p < want.train.size(); ++p) equal = equal && want.train[p] == a.stored[p * a.neurons + n];
   if (a.counts != nullptr) equal = equal && read(a.counts, a.counts_dtype, n) == want.count;
@@ -175,8 +168,7 @@ bool agrees(const Neuron<C>& a, int64_t n, const PlainNeuron<C>& want) {
 }
 
 // Whether the unused bits of the mask are zero.
-template <class C>
-bool mask_ends(const Neuron<C>& a) {
+inline bool mask_ends(const Neuron& a) {
   return a.mask == nullptr || a.neurons % 8 == 0 || a.mask[a.neurons / 8] >> (a.neurons % 8) == 0;
 }
 

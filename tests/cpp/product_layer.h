@@ -50,7 +50,7 @@ struct ProductLayer {
   Weights weights{};
   const void* prepared = nullptr;
   Way way{};
-  Neuron<float> args;
+  Neuron args;
   std::vector<uint8_t> stored, residual;
   std::vector<double> values;  // the weights before encoding
   std::vector<char> encoded;
@@ -165,8 +165,8 @@ struct ProductLayer {
     return {total.begin(), total.end()};
   }
 
-  std::vector<PlainNeuron<float>> expected() const {
-    std::vector<PlainNeuron<float>> out;
+  std::vector<PlainNeuron> expected() const {
+    std::vector<PlainNeuron> out;
     const std::vector<double> all = sums();
     const std::vector<float> window = windows(all);
     for (int64_t n = 0; n < args.neurons; ++n) {
@@ -192,7 +192,7 @@ struct PreparedWeights {
 
 // A layer with batch norm, from the kernels: the product, its statistics, and the neurons with their scale and shift.
 struct LayerNorm {
-  BatchNorm<float> norm;
+  BatchNorm norm;
   float *product, *mean, *var;  // [rows, outputs], [outputs], [outputs]
 };
 inline void run_normalised(Layer layer, const LayerNorm& norm, ParallelFor parallel) {
@@ -243,7 +243,7 @@ inline bool run_digits(Layer layer, cpu::ByteProducts by, ParallelFor parallel =
 }
 
 // Whether kernels wrote these outputs for all neurons.
-inline bool agree(const Neuron<float>& args, const std::vector<PlainNeuron<float>>& want) {
+inline bool agree(const Neuron& args, const std::vector<PlainNeuron>& want) {
   for (int64_t n = 0; n < args.neurons; ++n) {
     if (!agrees(args, n, want[n])) return false;
   }
@@ -262,14 +262,14 @@ inline std::string text(const Way& way) {
 // byte product that the processor supports, not only the one that the layer would use.
 inline void check(ProductLayer& layer, const char* name) {
   layer.finish();
-  const std::vector<PlainNeuron<float>> want = layer.expected();
+  const std::vector<PlainNeuron> want = layer.expected();
   const bool window = layer.args.timing == Timing::kWindow;
   std::vector<float> u(layer.args.neurons);
   const std::vector<float> product = window ? layer.windows() : u;
   for (const Way& way : kWays) {
     for (ParallelFor parallel : {serial_for, threads_for}) {
       layer.way = way;
-      const Outputs<float> got(layer.args);
+      const Outputs got(layer.args);
       if (way.algorithm == Algorithm::kFilter) layer.args.v = nullptr;  // which it cannot give
       cpu::run(layer.layer(), parallel);
       CHECK(agree(layer.args, want), "%s, T %d, %s, %s", name, layer.T, text(way).c_str(),
@@ -281,7 +281,7 @@ inline void check(ProductLayer& layer, const char* name) {
     }
   }
   for (int kind = 1; (window || layer.T <= 32) && kind <= int(cpu::ByteProducts::kAmx); ++kind) {
-    const Outputs<float> got(layer.args);
+    const Outputs got(layer.args);
     layer.args.mask = nullptr;  // whose bytes would be of two groups
     if (!run_digits(layer.layer(), static_cast<cpu::ByteProducts>(kind))) continue;
     CHECK(agree(layer.args, want), "%s, T %d, digits of kind %d", name, layer.T, kind);
@@ -352,7 +352,7 @@ inline ProductLayer any_options(Input& in, const Geometry& g, int32_t T) {
   layer.way = in.pick(kWays);
   if (in.range(0, 3) == 0) layer.make_integers(in.pick({7, 127}));
   layer.finish();
-  Neuron<float>& a = layer.args;
+  Neuron& a = layer.args;
   a.steps = static_cast<int32_t>(in.range(1, 255));
   a.threshold = in.pick({1.f, 0.37f, 20.f});
   a.leak = in.pick({1.f, 0.9f});

@@ -125,12 +125,12 @@ ProductLayer hostile(std::mt19937& random, int kind, Timing timing, int64_t inpu
 
 // Returns the number of neurons that the filter fires unlike the plain rule; all if another way gives other bits.
 int64_t differing(ProductLayer& layer) {
-  const Neuron<float> before = layer.args;
+  const Neuron before = layer.args;
   std::vector<float> flags(layer.geometry.batch);
   const auto run = [&](Algorithm algorithm) {
     layer.args = before;
     layer.way = {algorithm, 0};
-    Outputs<float> out(layer.args);
+    Outputs out(layer.args);
     layer.args.v = nullptr;
     layer.args.bad = flags.data();
     layer.args.sample = layer.geometry.outputs;
@@ -138,13 +138,13 @@ int64_t differing(ProductLayer& layer) {
     cpu::run(layer.layer(), threads_for);
     return out;
   };
-  const Outputs<float> got = run(Algorithm::kFilter);
+  const Outputs got = run(Algorithm::kFilter);
   const std::vector<std::vector<float>> y = exact_products(layer);
   std::vector<uint8_t> lost(flags.size());
   int64_t differing = 0;
   for (int64_t n = 0; n < layer.args.neurons; ++n) {
     const auto step = [&](int t) { return y[t][n]; };
-    const PlainNeuron<float> want =
+    const PlainNeuron want =
         y.size() == 1 ? plain_burst(layer.args, n, y[0][n]) : plain_neuron(layer.args, n, y.back()[n], step);
     differing += agrees(layer.args, n, want) ? 0 : 1;
     if (!is_finite(want.v)) lost[n / layer.args.sample] = 1;

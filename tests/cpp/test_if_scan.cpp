@@ -12,26 +12,25 @@ namespace {
 
 enum class Residual { kNone, kPlanes, kCurrents };
 
-template <class C>
 struct ScanLayer {
   DType dtype = DType::kFloat32;
   Source source = Source::kTrain;
   Residual residual = Residual::kNone;
   bool scaled = false;
-  Neuron<C> args;
+  Neuron args;
   std::vector<char> currents;
-  std::vector<C> scale, shift, residual_scale, residual_currents, v_init;
+  std::vector<float> scale, shift, residual_scale, residual_currents, v_init;
   std::vector<uint8_t> residual_stored;
 
   explicit ScanLayer(int64_t neurons, int32_t T = 8, int64_t channels = 1)
-      : args(neurons_of(neurons, channels, T, C(1.1))) {}
+      : args(neurons_of(neurons, channels, T, 1.1f)) {}
 
   // Draws currents and what the options ask for. With `nan` every third current is none.
   void draw(unsigned seed, bool nan = false) {
     std::mt19937 random(seed);
     std::normal_distribution<double> normal(0.2, 1.0);
-    const auto drawn = [&](std::vector<C>& out, int64_t n) {
-      for (int64_t i = 0; i < n; ++i) out.push_back(static_cast<C>(normal(random)));
+    const auto drawn = [&](std::vector<float>& out, int64_t n) {
+      for (int64_t i = 0; i < n; ++i) out.push_back(static_cast<float>(normal(random)));
       return out.empty() ? nullptr : out.data();
     };
     const bool window = args.timing == Timing::kWindow;
@@ -56,17 +55,17 @@ struct ScanLayer {
   void run(ParallelFor parallel) const { cpu::if_scan(currents.data(), dtype, source, args, parallel); }
 
   // y[t] of neuron n.
-  C current(int t, int64_t n) const {
+  float current(int t, int64_t n) const {
     const int64_t row = source == Source::kTrain ? t : 0;
     const bool present = source != Source::kImpulse || t == 0;
-    return present ? static_cast<C>(read(currents.data(), dtype, row * args.neurons + n)) : C(0);
+    return present ? static_cast<float>(read(currents.data(), dtype, row * args.neurons + n)) : 0.f;
   }
 
   // The outputs that a kernel has to write for neuron n.
-  PlainNeuron<C> expected(int64_t n) const {
-    C u = current(0, n);
+  PlainNeuron expected(int64_t n) const {
+    float u = current(0, n);
     for (int t = 1; source == Source::kTrain && t < args.T; ++t) u += current(t, n);
-    if (source == Source::kConstant) u *= static_cast<C>(args.T);
+    if (source == Source::kConstant) u *= static_cast<float>(args.T);
     if (args.timing == Timing::kStep) return plain_neuron(args, n, u, [&](int t) { return current(t, n); });
     return plain_burst(args, n, u);
   }
@@ -85,21 +84,20 @@ struct ScanLayer {
 
 constexpr int64_t kMostSteps = 1 << 15;  // summed over all neurons
 
-template <class C>
 void any_scan(Input& in) {
   const int64_t channels = in.range(1, 130), features = channels * in.range(1, 9);
   const int64_t neurons = features * in.range(0, 5);
   const int64_t most = std::clamp<int64_t>(kMostSteps / (neurons + 1), 1, 600);
-  ScanLayer<C> layer(neurons, static_cast<int32_t>(in.range(1, most)), channels);
-  Neuron<C>& a = layer.args;
-  layer.dtype = sizeof(C) == 8 ? DType::kFloat64 : in.pick({DType::kFloat32, DType::kBFloat16, DType::kFloat16});
+  ScanLayer layer(neurons, static_cast<int32_t>(in.range(1, most)), channels);
+  Neuron& a = layer.args;
+  layer.dtype = in.pick({DType::kFloat32, DType::kBFloat16, DType::kFloat16});
   layer.source = in.pick({Source::kTrain, Source::kConstant, Source::kImpulse});
   layer.residual = in.pick({Residual::kNone, Residual::kPlanes, Residual::kCurrents});
   layer.scaled = in.flag();
   a.counts_dtype = in.pick(kDTypes);
   if (a.T > 256) a.counts_dtype = DType::kFloat32;  // bfloat16 does not represent all counts
   a.gate = in.pick({Gate::kRelu, Gate::kClip});
-  a.leak = in.pick({C(1), C(0.9), C(1e-3)});
+  a.leak = in.pick({1.f, 0.9f, 1e-3f});
   a.steps = static_cast<int32_t>(in.range(1, 255));
   a.v_init_size = in.pick({int64_t{0}, int64_t{1}, features, neurons});
   if (a.T <= most_steps(Timing::kWindow) && in.flag()) {
@@ -108,11 +106,11 @@ void any_scan(Input& in) {
     a.steps = a.T;
   }
   layer.draw(static_cast<unsigned>(in.range(0, 255)), in.range(0, 3) == 0);
-  a.threshold = in.pick({C(1.1), C(1e-3), C(40)});
+  a.threshold = in.pick({1.1f, 1e-3f, 40.f});
   a.scale = in.maybe(a.scale);
   a.shift = in.maybe(a.shift);
   a.residual_scale = in.maybe(a.residual_scale);
-  const Outputs<C> out(a);
+  const Outputs out(a);
   a.counts = in.maybe(a.counts);
   a.mask = in.maybe(a.mask);
   a.v = in.maybe(a.v);
@@ -124,12 +122,12 @@ void any_scan(Input& in) {
 }  // namespace
 
 TEST(the_longest_window) {
-  ScanLayer<float> layer(3, 65535);
+  ScanLayer layer(3, 65535);
   layer.args.gate = Gate::kClip;
   layer.draw(1);
-  const Outputs<float> out(layer.args);
+  const Outputs out(layer.args);
   layer.run(serial_for);
   layer.check();
 }
 
-FUZZ(in) { in.range(0, 3) == 0 ? any_scan<double>(in) : any_scan<float>(in); }
+FUZZ(in) { any_scan(in); }

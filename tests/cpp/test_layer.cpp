@@ -165,7 +165,7 @@ TEST(all_inputs_at_their_most) {
 FUZZ(in) {
   std::optional<ProductLayer> layer = any_layer(in);
   if (!layer) return;
-  Neuron<float>& a = layer->args;
+  Neuron& a = layer->args;
   std::vector<float> residual(in.flag() ? a.T * a.neurons : 0);
   for (size_t i = 0; i < residual.size(); ++i) residual[i] = 0.125f * static_cast<float>(i % 17) - 1;
   if (!residual.empty()) {
@@ -180,7 +180,7 @@ FUZZ(in) {
   }
   a.scale = in.maybe(a.scale);
   a.shift = in.maybe(a.shift);
-  const Outputs<float> out(a);
+  const Outputs out(a);
   a.counts = in.maybe(a.counts);
   a.mask = in.maybe(a.mask);
   a.v = in.maybe(a.v);

@@ -12,7 +12,7 @@ namespace {
 struct PlainNorm {
   std::vector<float> product, mean, var, scale, shift;
 
-  PlainNorm(std::vector<float> of, const BatchNorm<float>& norm, int64_t channels, double factor = 1)
+  PlainNorm(std::vector<float> of, const BatchNorm& norm, int64_t channels, double factor = 1)
       : product(std::move(of)) {
     const int64_t rows = static_cast<int64_t>(product.size()) / channels;
     for (int64_t c = 0; c < channels; ++c) {
@@ -24,7 +24,7 @@ struct PlainNorm {
       }
       float m = 0, v = 0;
       moments(sum, squares, rows, m, v);
-      const Normalised<float> n = normalise(norm, c, m, v);
+      const Normalised n = normalise(norm, c, m, v);
       mean.push_back(m);
       var.push_back(v);
       scale.push_back(n.scale);
@@ -40,7 +40,7 @@ std::vector<float> multiples(int64_t n, float unit, int period) {
 }
 
 // Compares product, statistics and neurons of a layer for these ways.
-void check(ProductLayer& layer, const BatchNorm<float>& affine, const std::vector<Way>& ways,
+void check(ProductLayer& layer, const BatchNorm& affine, const std::vector<Way>& ways,
            const std::vector<ParallelFor>& parallels, const char* name) {
   const int64_t channels = layer.geometry.outputs;
   std::vector<float> product(layer.args.neurons), mean(channels), var(channels);
@@ -48,12 +48,12 @@ void check(ProductLayer& layer, const BatchNorm<float>& affine, const std::vecto
   const PlainNorm want(layer.windows(), norm.norm, channels);
   layer.args.scale = want.scale.data();
   layer.args.shift = want.shift.data();
-  const std::vector<PlainNeuron<float>> neurons = layer.expected();
+  const std::vector<PlainNeuron> neurons = layer.expected();
   for (const Way& way : ways) {
     for (ParallelFor parallel : parallels) {
       layer.way = way;
       std::fill(product.begin(), product.end(), -77.f);
-      const Outputs<float> out(layer.args);
+      const Outputs out(layer.args);
       run_normalised(layer.layer(), norm, parallel);
       CHECK(product == want.product && mean == want.mean && var == want.var, "%s, %s", name, text(way).c_str());
       CHECK(agree(layer.args, neurons), "%s, %s", name, text(way).c_str());
@@ -71,7 +71,7 @@ void backward(Input& in, int64_t rows, int64_t channels) {
     var[c] = std::ldexp(1.f, 2 * static_cast<int>(c % 4) - 2);
   }
   const int64_t gain_size = in.pick({int64_t{1}, channels});
-  const BatchNorm<float> norm{in.maybe(gain.data()), gain_size, in.maybe(gamma.data()), nullptr, 0};
+  const BatchNorm norm{in.maybe(gain.data()), gain_size, in.maybe(gamma.data()), nullptr, 0};
   std::vector<uint8_t> mask((rows * channels + 7) / 8);
   for (size_t i = 0; i < mask.size(); ++i) mask[i] = static_cast<uint8_t>(in.range(0, 255) + 37 * i);
   std::vector<float> grad_product(rows * channels, -77), grad_gamma(channels, -77), grad_beta(channels, -77);
@@ -79,7 +79,7 @@ void backward(Input& in, int64_t rows, int64_t channels) {
                         DType::kFloat32, grad_product.data(), grad_gamma.data(), grad_beta.data()},
                        cut_for);
   for (int64_t c = 0; c < channels; ++c) {
-    const Normalised<float> of = normalise(norm, c, mean[c], var[c]);
+    const Normalised of = normalise(norm, c, mean[c], var[c]);
     const auto gz = [&](int64_t i) { return mask[i / 8] >> (i % 8) & 1 ? grad[i] / 2 : 0.f; };
     const auto xhat = [&](int64_t i) { return (of.gain * product[i] - of.gain * mean[c]) * of.rstd; };
     double beta_sum = 0, gamma_sum = 0;
@@ -105,7 +105,7 @@ void statistics(Input& in, int64_t rows, int64_t channels) {
   const auto product = multiples(rows * channels, 0.5f, 11);
   const float factor = in.pick({1.f, 4.f});
   std::vector<float> mean(channels, -77), var(channels, -77), scale(channels, -77), shift(channels, -77);
-  const BatchNorm<float> norm{nullptr, 1, nullptr, nullptr, 1e-3f};
+  const BatchNorm norm{nullptr, 1, nullptr, nullptr, 1e-3f};
   cpu::batch_norm_statistics(
       {rows, channels, product.data(), factor, norm, mean.data(), var.data(), scale.data(), shift.data()}, cut_for);
   const PlainNorm want(product, norm, channels, factor);
@@ -136,7 +136,7 @@ FUZZ(in) {
   const int64_t channels = layer->geometry.outputs, rows = layer->args.neurons / channels;
   const std::vector<float> gamma = multiples(channels, 0.5f, 9), beta = multiples(channels, 0.25f, 5);
   const float gain = in.pick({1.f, 0.5f, 3.f});
-  const BatchNorm<float> affine{in.maybe(&gain), 1, in.maybe(gamma.data()), in.maybe(beta.data()), 1e-5f};
+  const BatchNorm affine{in.maybe(&gain), 1, in.maybe(gamma.data()), in.maybe(beta.data()), 1e-5f};
   check(*layer, affine, {layer->way}, {cut_for}, text(*layer).c_str());
   backward(in, rows, channels);
   statistics(in, rows, channels);

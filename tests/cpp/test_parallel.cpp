@@ -46,7 +46,7 @@ std::vector<Call> calls_of_product(const Geometry& shape, int32_t T) {
   layer.finish();
   const PreparedWeights prepared(layer.geometry, layer.weights);
   layer.prepared = prepared.data;
-  const Outputs<float> out(layer.args);
+  const Outputs out(layer.args);
   return calls_of([&] { cpu::run(layer.layer(), record); });
 }
 
@@ -79,7 +79,7 @@ TEST(scans_and_bits_by_thousands_of_neurons) {
   constexpr int64_t blocks = 1000, neurons = 64 * blocks;
   std::vector<float> floats(neurons);
   std::vector<uint8_t> planes(neurons);
-  Neuron<float> a = neurons_of(neurons, 1, 1, 1.f);
+  Neuron a = neurons_of(neurons, 1, 1, 1.f);
   a.stored = planes.data();
   const auto scan = [&] { cpu::if_scan(floats.data(), DType::kFloat32, Source::kTrain, a, record); };
   CHECK(divides(calls_of(scan)[0], blocks, 64, 16384), "scan");

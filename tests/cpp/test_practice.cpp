@@ -33,14 +33,14 @@ std::string path_of(const Way& way) {
 
 // Compares a layer by each path that it has, and adds them to `paths`.
 void compare(ProductLayer& layer, Input& in, std::map<std::string, int>& paths) {
-  const std::vector<PlainNeuron<float>> want = layer.expected();
+  const std::vector<PlainNeuron> want = layer.expected();
   const PreparedWeights prepared(layer.geometry, layer.weights);
   const std::string timing = layer.args.timing == Timing::kWindow ? ", window, " : ", step, ";
   const int32_t steps = in.pick({0, 1, 2, 4});
   std::map<std::string, int> seen;
   const auto check_path = [&](const std::string& path, const auto& run) {
     if (seen[path]++ > 0) return;
-    const Outputs<float> got(layer.args);
+    const Outputs got(layer.args);
     if (!run(layer.layer())) return;
     CHECK(agree(layer.args, want), "%s: %s", path.c_str(), text(layer).c_str());
     ++paths[path];

@@ -10,17 +10,6 @@ using namespace tandem;
 
 namespace {
 
-// Runs a window of currents in three pieces, cut at two steps.
-int scan_pieces(const float* currents, const Neuron<float>& args, int32_t first, int32_t second, void* stream) {
-  int status = 0;
-  const int32_t cuts[] = {0, first, second, args.T};
-  for (int i = 0; i < 3 && status == 0; ++i) {
-    const Neuron<float> part = piece(args, cuts[i], cuts[i + 1] - cuts[i], args.carried);
-    status = cuda::if_scan(currents + cuts[i] * args.neurons, DType::kFloat32, Source::kTrain, part, stream);
-  }
-  return status;
-}
-
 struct Kernel {
   const char* name;
   void* cuda;           // its last argument is a stream
@@ -34,13 +23,9 @@ void* address(F* function) {
 
 #define KERNEL(name, cuda, cpu, ...) \
   {name, address<int(__VA_ARGS__, void*)>(cuda), address<void(__VA_ARGS__, ParallelFor)>(cpu)}
-#define STATISTICS(name, C) \
-  KERNEL(name, cuda::batch_norm_statistics, cpu::batch_norm_statistics, const BatchNormStatistics<C>&)
-#define GRAD(name, C) {name, address<int(const BatchNormGrad<C>&, void*)>(cuda::batch_norm_grad)}
 
 const Kernel kKernels[] = {
-    KERNEL("if_scan", cuda::if_scan, cpu::if_scan, const void*, DType, Source, const Neuron<float>&),
-    KERNEL("if_scan64", cuda::if_scan, cpu::if_scan, const void*, DType, Source, const Neuron<double>&),
+    KERNEL("if_scan", cuda::if_scan, cpu::if_scan, const void*, DType, Source, const Neuron&),
     KERNEL("pack", cuda::pack, cpu::pack, const void*, int32_t, bool, int32_t, int64_t, uint8_t*),
     KERNEL("unpack", cuda::unpack, cpu::unpack, const uint8_t*, int32_t, int64_t, void*, int32_t, uint64_t),
     KERNEL("counts", cuda::counts, cpu::counts, const uint8_t*, int32_t, int64_t, void*, DType),
@@ -49,11 +34,9 @@ const Kernel kKernels[] = {
     KERNEL("gate_grad", cuda::gate_grad, cpu::gate_grad, const void*, DType, const uint8_t*, double, int64_t, void*),
     KERNEL("run", cuda::run, cpu::run, const Layer&),
     KERNEL("window_product", cuda::window_product, cpu::window_product, const Layer&, float*),
-    STATISTICS("batch_norm_statistics", float),
-    STATISTICS("batch_norm_statistics64", double),
-    GRAD("batch_norm_grad", float),
-    GRAD("batch_norm_grad64", double),
-    {"if_scan_pieces", address(scan_pieces)},
+    KERNEL("batch_norm_statistics", cuda::batch_norm_statistics, cpu::batch_norm_statistics,
+           const BatchNormStatistics&),
+    {"batch_norm_grad", address(cuda::batch_norm_grad)},
     {"batch_norm_workspace", address(cuda::batch_norm_workspace)},
     {"prepared_size", address(cuda::prepared_size)},
     {"prepare", address(cuda::prepare)},

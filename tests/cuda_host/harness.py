@@ -29,7 +29,7 @@ from build_tools.decide import Plan, Toolkit
 HERE = Path(__file__).parent
 AS_IT_LIES, INPUT, OUTPUT, INOUT, MARKS = 0, 1, 2, 3, 5
 GUARD = 4096  # bytes on both sides of a buffer, so that an overrun hits nothing else
-DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float64: 3}
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 def find_toolkit() -> Toolkit | None:
@@ -96,7 +96,6 @@ class Struct:
 
     name: str
     fields: dict[str, Any]
-    dtype: torch.dtype = torch.float32
 
 
 @dataclass
@@ -118,7 +117,7 @@ def output(*shape: int, dtype: torch.dtype = torch.float32) -> Buffer:
 def bind(name: str, value: Any, place: Callable[[str, Buffer], Tensor | None], type_: Any = None) -> Any:
     """The C value of an argument, or of a field of type ``type_``; ``place`` returns the memory of a tensor."""
     if isinstance(value, Struct):
-        return ctypes.byref(bind(name, value.fields, place, structure(value.name, value.dtype)))
+        return ctypes.byref(bind(name, value.fields, place, structure(value.name)))
     if isinstance(value, dict):
         types = dict(type_._fields_)
         return type_(**{key: bind(key, one, place, types[key]) for key, one in value.items()})

@@ -4,7 +4,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
-from cases import compute_dtype
 from harness import DTYPES, MARKS, OUTPUT, Buffer, Emulator, Outputs, Struct, output
 from torch import Tensor
 
@@ -36,7 +35,7 @@ class Layer:
     def neuron(self) -> Struct:
         """The arguments and outputs of a kernel."""
         shape, dtype = self.currents.shape[-2:], self.currents.dtype
-        real, neurons = compute_dtype(dtype), shape.numel()
+        neurons = shape.numel()
         spikes = self.residual is not None and self.residual.dtype == torch.uint8
         stored = torch.zeros(1 if self.window else (self.T + 7) // 8, *shape, dtype=torch.uint8)
         fields = {
@@ -47,10 +46,10 @@ class Layer:
             "stored": Buffer(stored, OUTPUT), "counts": output(neurons, dtype=dtype),
             "counts_dtype": DTYPES[dtype],
             "mask": output((neurons + 7) // 8, dtype=torch.uint8) if self.train else None,
-            "v": output(neurons, dtype=real), "bad": Buffer(torch.zeros(shape[0]), MARKS), "sample": shape[-1],
+            "v": output(neurons, dtype=torch.float32), "bad": Buffer(torch.zeros(shape[0]), MARKS), "sample": shape[-1],
         }  # fmt: skip
         given = {name: getattr(self, name) for name in ("scale", "shift", "residual_scale", "v_init")}
-        return Struct("Neuron", fields | given, real)
+        return Struct("Neuron", fields | given)
 
 
 def pack_mask(gates: Tensor) -> Tensor:
@@ -64,9 +63,8 @@ def scan(
 ) -> Outputs:
     """The outputs of the scan, which must equal those of the CPU's."""
     dtype = layer.currents.dtype
-    name = "if_scan64" if dtype == torch.float64 else "if_scan"
     given = {"currents": layer.currents, "dtype": DTYPES[dtype], "source": layer.source, "neuron": layer.neuron()}
-    return emulator.check(name, seed, offset, shifted, **given)
+    return emulator.check("if_scan", seed, offset, shifted, **given)
 
 
 def random_layer(
@@ -76,7 +74,7 @@ def random_layer(
     g = torch.Generator().manual_seed(seed)
 
     def draw(*size: int) -> Tensor:
-        return torch.randn(size, generator=g).to(compute_dtype(dtype))
+        return torch.randn(size, generator=g)
 
     def chance() -> bool:
         return torch.rand((), generator=g).item() < 0.5
@@ -106,7 +104,7 @@ def random_window(
         layer.currents *= T
     if residual == "planes":
         layer.residual = torch.randint(0, 256, (1, *shape), dtype=torch.uint8)
-        layer.residual_scale = torch.randn(shape[-1]).to(compute_dtype(dtype)) / 16 if seed % 3 else None
+        layer.residual_scale = torch.randn(shape[-1]) / 16 if seed % 3 else None
     elif residual == "currents":
-        layer.residual = torch.randn(1, *shape).to(compute_dtype(dtype))
+        layer.residual = torch.randn(1, *shape)
     return layer

@@ -82,8 +82,12 @@ def test_gate_grad(checked: Emulator, dtype: torch.dtype, N: int) -> None:
     is_open = torch.rand(N, generator=g) < 0.5
     grad[~is_open] = float("nan")  # a closed gate lets nothing through
     given = {"grad": grad, "dtype": DTYPES[dtype], "mask": pack_mask(is_open), "threshold": 0.3, "neurons": N}
-    out = check(checked, "gate_grad", "grad", **given, grad_z=output(N, dtype=dtype))
-    assert not out["grad_z"][~is_open].any()
+    want = torch.where(is_open, grad.float() / torch.tensor(0.3), 0).to(dtype)
+    for offset, shifted in [(0, None), (1, None), (1, ["grad_z"]), (1, ["grad"]), (2, None)]:
+        checked.begin()
+        out = checked.launch("gate_grad", offset, shifted, **given, grad_z=output(N, dtype=dtype))
+        assert torch.equal(out["grad_z"], want)
+        assert checked.touches("grad")[:2] == (1, 1)
 
 
 def test_four_neurons_to_a_thread(checked: Emulator) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from harness import DTYPES, INOUT, Buffer, Emulator, Outputs, check_same
+from harness import DTYPES, Emulator
 from neuron_layers import CONSTANT, GATES, IMPULSE, TRAIN, Layer, random_layer, random_window, scan
 
 # Neurons [B, C]: tails of the block, of the warp, of a byte of the mask, of four neurons; channels that are not a
@@ -32,26 +32,7 @@ def test_long_windows(checked: Emulator, dtype: torch.dtype, residual: str | Non
         layer = random_layer(i, 300, shape, dtype, TRAIN, residual)
         layer.gate = gate
         layer.threshold = max(layer.threshold, 0.8)  # bfloat16 represents these counts
-        want = scan(checked, layer, offset=i)
-        if dtype == torch.float32:
-            check_same(scan_in_pieces(checked, layer, 8, 272), want)
-
-
-def test_as_many_steps_before_as_after(checked: Emulator) -> None:
-    """A piece in the middle is not a window, whatever its size."""
-    layer = random_layer(1, 24, (5, 36), torch.float32, TRAIN, None)
-    want = scan(checked, layer)
-    check_same(scan_in_pieces(checked, layer, 8, 16), want)
-
-
-def scan_in_pieces(emulator: Emulator, layer: Layer, first: int, second: int) -> Outputs:
-    """A window cut at two steps gives the same."""
-    neuron, types = layer.neuron(), {"v": torch.float32, "r": torch.float32, "u": torch.float64, "counts": torch.int16}
-    zeros = {name: torch.zeros(neuron.fields["neurons"], dtype=dtype) for name, dtype in types.items()}
-    neuron.fields["carried"] = {name: Buffer(value, INOUT, f"carried {name}") for name, value in zeros.items()}
-    emulator.begin()
-    out = emulator.launch("if_scan_pieces", currents=layer.currents, neuron=neuron, first=first, second=second)
-    return {name: tensor for name, tensor in out.items() if not name.startswith("carried")}
+        scan(checked, layer, offset=i)
 
 
 def test_window_traffic(checked: Emulator) -> None:

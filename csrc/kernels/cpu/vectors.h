@@ -28,10 +28,8 @@ template <int L>
 using Bytes = typename Simd<uint8_t, L>::type;
 template <class C, int L = kLanes>
 using Vec = typename Simd<C, L>::type;
-template <class C>
-using Lane = std::conditional_t<sizeof(C) == 4, int32_t, int64_t>;
-template <class C, int L = kLanes>
-using Int = typename Simd<Lane<C>, L>::type;
+template <int L = kLanes>
+using Int = typename Simd<int32_t, L>::type;
 using ByteLanes = Bytes<kLanes>;
 
 template <class V, class E>
@@ -85,10 +83,10 @@ TANDEM_INLINE typename Simd<E, L>::type join(typename Simd<E, L / 2>::type low, 
 }
 
 // The low bytes of sixteen integers in vectors of L lanes.
-template <class E, int L>
-TANDEM_INLINE ByteLanes low_bytes(const typename Simd<E, L>::type (&parts)[kLanes / L]) {
+template <int L>
+TANDEM_INLINE ByteLanes low_bytes(const Int<L> (&parts)[kLanes / L]) {
 #if TANDEM_MULTIVERSION
-  if constexpr (sizeof(E) == 4 && L < kLanes) {
+  if constexpr (L < kLanes) {
     __m128i words[4];
     std::memcpy(words, parts, sizeof(words));
 #pragma GCC unroll 4
@@ -97,54 +95,53 @@ TANDEM_INLINE ByteLanes low_bytes(const typename Simd<E, L>::type (&parts)[kLane
         _mm_packus_epi16(_mm_packs_epi32(words[0], words[1]), _mm_packs_epi32(words[2], words[3])));
   }
 #endif
-  typename Simd<E, kLanes>::type all;
+  Int<> all;
   std::memcpy(&all, parts, sizeof(all));
-  return convert<uint8_t, E, kLanes>(all);
+  return convert<uint8_t, int32_t, kLanes>(all);
 }
 
 // Sixteen bytes as integers in vectors of L lanes.
-template <class E, int L>
-TANDEM_INLINE void widen(ByteLanes bytes, typename Simd<E, L>::type (&parts)[kLanes / L]) {
+template <int L>
+TANDEM_INLINE void widen(ByteLanes bytes, Int<L> (&parts)[kLanes / L]) {
 #if TANDEM_MULTIVERSION
-  if constexpr (sizeof(E) == 4 && L < kLanes) {
+  if constexpr (L < kLanes) {
     const auto x = reinterpret_cast<__m128i>(bytes), zero = _mm_setzero_si128();
     const __m128i halves[2] = {_mm_unpacklo_epi8(x, zero), _mm_unpackhi_epi8(x, zero)};
-    typename Simd<E, 4>::type words[4];
+    Int<4> words[4];
 #pragma GCC unroll 2
     for (int i = 0; i < 2; ++i) {
-      words[2 * i] = reinterpret_cast<typename Simd<E, 4>::type>(_mm_unpacklo_epi16(halves[i], zero));
-      words[2 * i + 1] = reinterpret_cast<typename Simd<E, 4>::type>(_mm_unpackhi_epi16(halves[i], zero));
+      words[2 * i] = reinterpret_cast<Int<4>>(_mm_unpacklo_epi16(halves[i], zero));
+      words[2 * i + 1] = reinterpret_cast<Int<4>>(_mm_unpackhi_epi16(halves[i], zero));
     }
     if constexpr (L == 4) {
       std::memcpy(parts, words, sizeof(words));
     } else {
-      parts[0] = join<E, L>(words[0], words[1]);
-      parts[1] = join<E, L>(words[2], words[3]);
+      parts[0] = join<int32_t, L>(words[0], words[1]);
+      parts[1] = join<int32_t, L>(words[2], words[3]);
     }
     return;
   }
 #endif
-  const auto all = convert<E, uint8_t, kLanes>(bytes);
+  const auto all = convert<int32_t, uint8_t, kLanes>(bytes);
   std::memcpy(parts, &all, sizeof(all));
 }
 
 // Copies elements [first, first + lanes) of a periodic array. Out of line because it is rare and its caller is inlined
 // everywhere.
-template <class C>
-[[gnu::noinline]] inline void copy_periodic(const C* p, int64_t first, int64_t period, int lanes, C* out) {
+[[gnu::noinline]] inline void copy_periodic(const float* p, int64_t first, int64_t period, int lanes, float* out) {
   for (int64_t i = 0, j = first; i < lanes; ++i, j = j + 1 == period ? 0 : j + 1) out[i] = p[j];
 }
 
 // L elements of a periodic array: lane i gets p[(n + i) % period], or the neutral value if p is null.
-template <class C, int L = kLanes>
-TANDEM_INLINE Vec<C, L> load_periodic(const C* p, int64_t n, int64_t period, C neutral) {
-  if (p == nullptr) return Vec<C, L>{} + neutral;
-  if (period == 1) return Vec<C, L>{} + *p;
+template <int L>
+TANDEM_INLINE Vec<float, L> load_periodic(const float* p, int64_t n, int64_t period, float neutral) {
+  if (p == nullptr) return Vec<float, L>{} + neutral;
+  if (period == 1) return Vec<float, L>{} + *p;
   const int64_t first = n < period ? n : n % period;
-  if (first + L <= period) return load<Vec<C, L>>(p + first);
-  C out[L];
+  if (first + L <= period) return load<Vec<float, L>>(p + first);
+  float out[L];
   copy_periodic(p, first, period, L, out);
-  return load<Vec<C, L>>(out);
+  return load<Vec<float, L>>(out);
 }
 
 // Bit 0 of each byte.
@@ -186,6 +183,23 @@ TANDEM_INLINE void store_bits(uint8_t* mask, int64_t n, uint16_t bits, int lanes
     bits &= static_cast<uint16_t>((1u << lanes) - 1);
     for (int i = 0; i < lanes; i += 8) p[i / 8] = static_cast<uint8_t>(bits >> i);
   }
+}
+
+// The gate of the backward pass: out = open ? change(grad) : 0 for neurons [begin, end), begin a multiple of 8. Sixteen
+// neurons at a time: their bits of the mask become masks of whole elements.
+template <class Change>
+TANDEM_INLINE void gate_elements(const float* grad, const uint8_t* mask, float* out, int64_t begin, int64_t end,
+                                 const Change& change) {
+  Int<> lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  int64_t n = begin;
+  for (; n + kLanes <= end; n += kLanes) {
+    uint16_t open;
+    std::memcpy(&open, mask + n / 8, sizeof(open));
+    const Int<> shut = ((Int<>{} + open) >> lane & 1) - 1;
+    store(out + n, reinterpret_cast<Int<>>(change(load<Vec<float>>(grad + n))) & ~shut);
+  }
+  for (; n < end; ++n) out[n] = (mask[n / 8] >> (n % 8)) & 1 ? change(grad[n]) : 0.f;
 }
 
 }  // namespace tandem::cpu

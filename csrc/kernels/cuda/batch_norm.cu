@@ -55,22 +55,20 @@ struct RowSlice {
 
 // A part of the significand so short that products of two such parts are exact.
 __device__ __forceinline__ float upper(float x) { return __uint_as_float(__float_as_uint(x) & 0xfffff000u); }
-__device__ __forceinline__ double upper(double x) { return static_cast<float>(x); }
 
 // A short sum, and beside it what its roundings lose (Dekker 1971), so that both together are nearly as exact as
 // double.
-template <class C>
 struct Sum {
-  C high = 0, low = 0;
+  float high = 0, low = 0;
 
   // Adds x + error.
-  __device__ __forceinline__ void add(C x, C error = 0) {
-    const C sum = high + x, part = sum - high;
+  __device__ __forceinline__ void add(float x, float error = 0) {
+    const float sum = high + x, part = sum - high;
     low += (high - (sum - part)) + (x - part) + error;
     high = sum;
   }
-  __device__ __forceinline__ void add_product(C a, C b) {
-    const C product = a * b, a1 = upper(a), a2 = a - a1, b1 = upper(b), b2 = b - b1;
+  __device__ __forceinline__ void add_product(float a, float b) {
+    const float product = a * b, a1 = upper(a), a2 = a - a1, b1 = upper(b), b2 = b - b1;
     add(product, a1 * b1 - product + a1 * b2 + a2 * b1 + a2 * b2);
   }
   // Returns the sum and begins anew. What overflows has no remainder.
@@ -82,20 +80,19 @@ struct Sum {
 };
 
 // Of u the sum and the sum of squares, and what follows from them.
-template <class C>
 struct MomentSums {
-  BatchNormStatistics<C> a;
+  BatchNormStatistics a;
 
   // Calls add(i, x, y) for the thread's elements: x and x y are added.
   template <int kVec, class Add>
   __device__ __forceinline__ void visit(int64_t n, const Add& add) const {
-    const auto u = load<Vec<C, kVec>>(a.product + n);
+    const auto u = load<Vec<float, kVec>>(a.product + n);
     unroll<kVec>([&](int i) { add(i, a.factor * u.at[i], a.factor * u.at[i]); });
   }
   __device__ __forceinline__ void finish(int64_t channel, double sum, double squares) const {
-    C mean, var;
+    float mean, var;
     moments(sum, squares, a.rows, mean, var);
-    if (!is_finite(mean)) mean = static_cast<C>(__int_as_float(0x7fc00000));  // infinite weights always give NaN
+    if (!is_finite(mean)) mean = static_cast<float>(__int_as_float(0x7fc00000));  // infinite weights always give NaN
     const auto n = normalise(a.norm, channel, mean, var);
     a.mean[channel] = mean;
     a.var[channel] = var;
@@ -105,22 +102,22 @@ struct MomentSums {
 };
 
 // Of the gradients the sums of threshold gz and of threshold gz u, from which that of gz xhat follows.
-template <class C, class Grad>
+template <class Grad>
 struct GradientSums {
-  BatchNormGrad<C> a;
+  BatchNormGrad a;
 
   template <int kVec, class Add>
   __device__ __forceinline__ void visit(int64_t n, const Add& add) const {
     const auto g = gated<kVec>(static_cast<const Grad*>(a.grad), a.mask, n);
-    const auto u = load<Vec<C, kVec>>(a.product + n);
+    const auto u = load<Vec<float, kVec>>(a.product + n);
     unroll<kVec>([&](int i) { add(i, g.at[i], u.at[i]); });
   }
   __device__ __forceinline__ void finish(int64_t channel, double sum, double sum_u) const {
     const auto n = normalise(a.norm, channel, a.mean[channel], a.var[channel]);
     const double threshold = a.threshold;
     const double centred = (sum_u - static_cast<double>(a.mean[channel]) * sum) / threshold;
-    a.grad_beta[channel] = static_cast<C>(sum / threshold);
-    a.grad_gamma[channel] = static_cast<C>(centred * static_cast<double>(n.gain) * static_cast<double>(n.rstd));
+    a.grad_beta[channel] = static_cast<float>(sum / threshold);
+    a.grad_gamma[channel] = static_cast<float>(centred * static_cast<double>(n.gain) * static_cast<double>(n.rstd));
   }
 };
 
@@ -133,7 +130,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const int64_t channel = slice.channel();
   unroll<2 * kVec>([&](int i) { shared[i * kThreads] = 0; });
   if (channel < slice.channels) {
-    Sum<std::decay_t<decltype(*reduction.a.product)>> few[2][kVec];
+    Sum few[2][kVec];
     const auto add = [&](int64_t n) {
       reduction.template visit<kVec>(n, [&](int i, auto x, auto y) {
         few[0][i].add(x);
@@ -179,16 +176,15 @@ __global__ void __launch_bounds__(32 * kGroups)
   reduction.finish(channel, sums[0], sums[1]);
 }
 
-template <class C, class Grad, int kVec>
-__global__ void __launch_bounds__(kThreads)
-    grad_kernel(const __grid_constant__ BatchNormGrad<C> a, RowSlice<kVec> slice) {
+template <class Grad, int kVec>
+__global__ void __launch_bounds__(kThreads) grad_kernel(const __grid_constant__ BatchNormGrad a, RowSlice<kVec> slice) {
   const int64_t channel = slice.channel();
   if (channel >= a.channels) return;
-  const C rows = static_cast<C>(a.rows);
-  Normalised<C> norm[kVec];
-  C centre[kVec], beta_share[kVec], gamma[kVec];
+  const float rows = static_cast<float>(a.rows);
+  Normalised norm[kVec];
+  float centre[kVec], beta_share[kVec], gamma[kVec];
   unroll<kVec>([&](int i) {
-    const C mean = a.mean[channel + i];
+    const float mean = a.mean[channel + i];
     norm[i] = normalise(a.norm, channel + i, mean, a.var[channel + i]);
     centre[i] = norm[i].gain * mean;
     beta_share[i] = a.grad_beta[channel + i] / rows;
@@ -196,9 +192,9 @@ __global__ void __launch_bounds__(kThreads)
   });
   const auto write = [&](int64_t n) {
     const auto g = gated<kVec>(static_cast<const Grad*>(a.grad), a.mask, n);
-    const auto u = load<Vec<C, kVec>>(a.product + n);
+    const auto u = load<Vec<float, kVec>>(a.product + n);
     const auto out = generate<kVec>([&](int i) {
-      const C xhat = (norm[i].gain * u.at[i] - centre[i]) * norm[i].rstd;
+      const float xhat = (norm[i].gain * u.at[i] - centre[i]) * norm[i].rstd;
       return static_cast<Grad>(norm[i].scale * (g.at[i] / a.threshold - beta_share[i] - xhat * gamma[i] / rows));
     });
     store(static_cast<Grad*>(a.grad_product) + n, out);
@@ -217,24 +213,15 @@ int launch_sums(const Reduction& reduction, void* stream) {
                 reduction.a.workspace);
 }
 
-template <class C>
-constexpr int kMost = std::is_same_v<C, float> ? 4 : 1;  // channels of a thread
-
-template <class C>
-int launch_statistics(const BatchNormStatistics<C>& a, void* stream) {
-  return by_four<kMost<C>>(fit_four(a.channels, a.product),
-                           [&](auto vec) { return launch_sums<vec.value>(MomentSums<C>{a}, stream); });
-}
-
-template <class Grad, class C>
-int launch_grad(const BatchNormGrad<C>& a, void* stream) {
+template <class Grad>
+int launch_grad(const BatchNormGrad& a, void* stream) {
   const auto* grad = static_cast<const Grad*>(a.grad);
   const auto* grad_product = static_cast<const Grad*>(a.grad_product);
-  return by_four<kMost<C>>(fit_four(a.channels, grad, a.product, grad_product), [&](auto vec) {
-    const int status = launch_sums<vec.value>(GradientSums<C, Grad>{a}, stream);
+  return by_four(fit_four(a.channels, grad, a.product, grad_product), [&](auto vec) {
+    const int status = launch_sums<vec.value>(GradientSums<Grad>{a}, stream);
     if (status != cudaSuccess) return status;
     const RowSlice<vec.value> slice(a.rows, a.channels);
-    return launch(grad_kernel<C, Grad, vec.value>, slice.grid(), kThreads, 0, stream, a, slice);
+    return launch(grad_kernel<Grad, vec.value>, slice.grid(), kThreads, 0, stream, a, slice);
   });
 }
 
@@ -242,12 +229,13 @@ int launch_grad(const BatchNormGrad<C>& a, void* stream) {
 
 int64_t batch_norm_workspace(int64_t rows, int64_t channels) { return 2 * slices_of(rows, channels) * channels; }
 
-int batch_norm_statistics(const BatchNormStatistics<float>& a, void* stream) { return launch_statistics(a, stream); }
-int batch_norm_statistics(const BatchNormStatistics<double>& a, void* stream) { return launch_statistics(a, stream); }
-
-int batch_norm_grad(const BatchNormGrad<float>& a, void* stream) {
-  return with_type<false>(a.grad_dtype, [&](auto element) { return launch_grad<decltype(element)>(a, stream); });
+int batch_norm_statistics(const BatchNormStatistics& a, void* stream) {
+  return by_four(fit_four(a.channels, a.product),
+                 [&](auto vec) { return launch_sums<vec.value>(MomentSums{a}, stream); });
 }
-int batch_norm_grad(const BatchNormGrad<double>& a, void* stream) { return launch_grad<double>(a, stream); }
+
+int batch_norm_grad(const BatchNormGrad& a, void* stream) {
+  return with_type(a.grad_dtype, [&](auto element) { return launch_grad<decltype(element)>(a, stream); });
+}
 
 }  // namespace tandem::cuda

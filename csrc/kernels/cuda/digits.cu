@@ -144,8 +144,8 @@ int prepare(const Geometry& geometry, const Weights& weights, void* memory, void
   constexpr int64_t kInt = std::numeric_limits<int32_t>::max() - 4 * kThreads;
   if (geometry.inputs() > kInt || geometry.outputs > kInt) return cudaErrorInvalidValue;
   if (weights.dtype == DType::kInt8) return launch_digits<int8_t>(geometry, weights, memory, stream);
-  return with_type<false>(
-      weights.dtype, [&](auto element) { return launch_digits<decltype(element)>(geometry, weights, memory, stream); });
+  return with_type(weights.dtype,
+                   [&](auto element) { return launch_digits<decltype(element)>(geometry, weights, memory, stream); });
 }
 
 }  // namespace tandem::cuda

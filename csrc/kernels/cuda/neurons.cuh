@@ -7,63 +7,45 @@
 namespace tandem::cuda {
 
 // kLong: the window may have more than 255 steps. kResidual: the layer may have a residual.
-template <int kVec, class C = float, bool kLong = true, bool kResidual = true>
+template <int kVec, bool kLong = true, bool kResidual = true>
 struct Neurons {
-  using Args = Neuron<C>;
-
   bool whole;  // load and store as one vector; else one by one, as far as they exist
   int live;    // neurons that exist
   bool residual;
-  Vec<C, kVec> v, r, scale;
-  Vec<C, kVec> k;     // a step's share of the shift; with window timing all
-  uint32_t channel;   // of the first neuron
-  int number, steps;  // of the plane: it has steps 8 number, ...
-  uint32_t plane;     // the spikes of its steps, one byte per neuron
+  Vec<float, kVec> v, r, scale;
+  Vec<float, kVec> k;  // a step's share of the shift; with window timing all
+  uint32_t channel;    // of the first neuron
+  int number, steps;   // of the plane: it has steps 8 number, ...
+  uint32_t plane;      // the spikes of its steps, one byte per neuron
   Counts<kLong> counts;
   uint32_t residual_plane;  // the residual's
 
-  __device__ __forceinline__ Neurons(const Args& a, uint32_t channel, int live = kVec, bool whole = true)
+  __device__ __forceinline__ Neurons(const Neuron& a, uint32_t channel, int live = kVec, bool whole = true)
       : whole(whole), live(live), residual(kResidual && a.has_residual()), channel(channel) {
     if (live <= 0) return;
     scale = load_channels(a.scale, 1);
     k = load_channels(a.shift, 0);
     if (a.shift != nullptr && a.timing == Timing::kStep)
-      unroll<kVec>([&](int i) { k.at[i] = k.at[i] / static_cast<C>(a.steps); });
+      unroll<kVec>([&](int i) { k.at[i] = k.at[i] / static_cast<float>(a.steps); });
   }
 
   // Sets the state before the first step; n is the first neuron's number, as in all of these functions.
-  __device__ __forceinline__ void begin(const Args& a, int64_t n) {
+  __device__ __forceinline__ void begin(const Neuron& a, int64_t n) {
     if (a.v_init == nullptr) {
-      v = fill<C, kVec>(0);
+      v = fill<float, kVec>(0);
     } else if (a.v_init_size == 1) {
-      v = fill<C, kVec>(*a.v_init);
+      v = fill<float, kVec>(*a.v_init);
     } else {
       v = take(a.v_init + n % a.v_init_size);
     }
-    r = fill<C, kVec>(0);
+    r = fill<float, kVec>(0);
     number = 0;
     plane = 0;
     counts = {};
   }
 
-  // pause() saves the state after a piece of a window; resume() restores it before the next piece. u is the sum of
-  // y[t].
-  __device__ __forceinline__ void pause(const Args& a, int64_t n, const Vec<C, kVec>& u) const {
-    put(a.carried.counts + n, generate<kVec>([&](int i) { return static_cast<uint16_t>(counts[i]); }));
-    put(a.carried.v + n, v);
-    put(a.carried.r + n, r);
-    put(a.carried.u + n, convert<double>(u));
-  }
-  __device__ __forceinline__ void resume(const Args& a, int64_t n, Vec<C, kVec>& u) {
-    v = take(a.carried.v + n);
-    r = take(a.carried.r + n);
-    u = convert<C>(take(a.carried.u + n));
-    const auto earlier = take(a.carried.counts + n);
-    unroll<kVec>([&](int i) { counts.set(i, earlier.at[i]); });
-  }
-
-  __device__ __forceinline__ Vec<C, kVec> load_channels(const C* p, C absent) const {
-    return p != nullptr ? take(p + channel) : fill<C, kVec>(absent);
+  __device__ __forceinline__ Vec<float, kVec> load_channels(const float* p, float absent) const {
+    return p != nullptr ? take(p + channel) : fill<float, kVec>(absent);
   }
 
   // Loads and stores what belongs to the neurons that exist.
@@ -85,7 +67,7 @@ struct Neurons {
   }
 
   // Call before the first step of a plane.
-  __device__ __forceinline__ void begin_plane(const Args& a, int64_t n, int its_number, int its_steps) {
+  __device__ __forceinline__ void begin_plane(const Neuron& a, int64_t n, int its_number, int its_steps) {
     number = its_number;
     steps = its_steps;
     plane = 0;
@@ -101,7 +83,7 @@ struct Neurons {
   }
 
   // Call after the last step of a plane, unless it is the window's last plane, which end() stores.
-  __device__ __forceinline__ void end_plane(const Args& a, int64_t n) {
+  __device__ __forceinline__ void end_plane(const Neuron& a, int64_t n) {
     counts.add(plane);
     put_planes(a.stored + number * a.neurons + n);
   }
@@ -109,7 +91,7 @@ struct Neurons {
   // Integrates the products y of the plane's steps from `first_step` on. kAnyLeak: by the same instructions whatever
   // the leak, for kernels that memory bounds.
   template <bool kAnyLeak = false, int kSteps>
-  __device__ __forceinline__ void integrate(const Args& a, int64_t n, int first_step, Vec<C, kVec> (&y)[kSteps]) {
+  __device__ __forceinline__ void integrate(const Neuron& a, int64_t n, int first_step, Vec<float, kVec> (&y)[kSteps]) {
     unroll<kSteps>([&](int t) { y[t] = input_current(y[t], scale, k); });
     add_residual(a, n, first_step, y);
     kAnyLeak || a.leak != 1 ? advance<true>(a, first_step, y) : advance<false>(a, first_step, y);
@@ -117,26 +99,27 @@ struct Neurons {
 
   // Adds the residual's currents to those of the layer.
   template <int kSteps>
-  __device__ __forceinline__ void add_residual(const Args& a, int64_t n, int first_step,
-                                               Vec<C, kVec> (&current)[kSteps]) {
+  __device__ __forceinline__ void add_residual(const Neuron& a, int64_t n, int first_step,
+                                               Vec<float, kVec> (&current)[kSteps]) {
     if (!residual) return;
     const auto residual_scale = load_channels(a.residual_scale, 1);
     if (a.residual_stored != nullptr) {
       const uint32_t spikes = residual_plane >> first_step;
       if (a.is_gated()) {
-        r = rounded_add(
-            r, generate<kVec>([&](int i) { return static_cast<C>(__popc(spikes >> 8 * i & ((1u << kSteps) - 1))); }));
+        r = rounded_add(r, generate<kVec>([&](int i) {
+                          return static_cast<float>(__popc(spikes >> 8 * i & ((1u << kSteps) - 1)));
+                        }));
       }
       unroll<kSteps>([&](int t) {
-        const auto spike = generate<kVec>([&](int i) { return spikes >> (8 * i + t) & 1u ? C(1) : C(0); });
+        const auto spike = generate<kVec>([&](int i) { return spikes >> (8 * i + t) & 1u ? 1.f : 0.f; });
         current[t] = rounded_add(current[t], rounded_mul(residual_scale, spike));
       });
     } else {
-      const C* currents = a.residual_currents + (number * kPlaneSteps + first_step) * a.neurons + n;
+      const float* currents = a.residual_currents + (number * kPlaneSteps + first_step) * a.neurons + n;
       unroll<kSteps>([&](int t) {
         if (first_step + t >= steps) return;
-        const C* at_step = currents + t * a.neurons;
-        const auto present = whole ? load_once<Vec<C, kVec>>(at_step) : take(at_step);
+        const float* at_step = currents + t * a.neurons;
+        const auto present = whole ? load_once<Vec<float, kVec>>(at_step) : take(at_step);
         r = rounded_add(r, present);
         current[t] = rounded_add(current[t], rounded_mul(residual_scale, present));
       });
@@ -144,7 +127,7 @@ struct Neurons {
   }
 
   template <bool kLeaky, int kSteps>
-  __device__ __forceinline__ void advance(const Args& a, int first_step, const Vec<C, kVec> (&current)[kSteps]) {
+  __device__ __forceinline__ void advance(const Neuron& a, int first_step, const Vec<float, kVec> (&current)[kSteps]) {
     uint32_t spikes = 0;
     unroll_while<kSteps>([&](auto t_) {
       constexpr int t = t_.value;
@@ -152,13 +135,8 @@ struct Neurons {
       unroll_while<kVec>([&](auto i_) {
         constexpr int i = i_.value;
         constexpr uint32_t kBit = 1u << (8 * i + t);
-        const C I = current[t].at[i];
-        if constexpr (std::is_same_v<C, float>) {
-          v.at[i] = rounded_add(v.at[i], I);
-          fire<kBit, kLeaky>(v.at[i], spikes, a);
-        } else {
-          if (step(v.at[i], I, a.threshold, a.leak)) spikes |= kBit;
-        }
+        v.at[i] = rounded_add(v.at[i], current[t].at[i]);
+        fire<kBit, kLeaky>(v.at[i], spikes, a);
         return true;
       });
       return true;
@@ -167,20 +145,20 @@ struct Neurons {
   }
 
   // z, from that of the layer's own product.
-  __device__ __forceinline__ Vec<C, kVec> add_residual_sum(const Args& a, const Vec<C, kVec>& z) const {
+  __device__ __forceinline__ Vec<float, kVec> add_residual_sum(const Neuron& a, const Vec<float, kVec>& z) const {
     return rounded_add(z, rounded_mul(load_channels(a.residual_scale, 1), r));
   }
 
   // Window timing: integrates the product u of the window, then fires. Writes all outputs but the mask and returns the
   // open gates, bit i for neuron i.
-  __device__ __forceinline__ uint32_t fire_window(const Args& a, int64_t n, const Vec<C, kVec>& u) {
+  __device__ __forceinline__ uint32_t fire_window(const Neuron& a, int64_t n, const Vec<float, kVec>& u) {
     begin(a, n);
     auto z = input_current(u, scale, k);
     if (residual) {
       begin_plane(a, n, 0, 0);
       r = a.residual_stored == nullptr
               ? take(a.residual_currents + n)
-              : generate<kVec>([&](int i) { return static_cast<C>(residual_plane >> 8 * i & 255u); });
+              : generate<kVec>([&](int i) { return static_cast<float>(residual_plane >> 8 * i & 255u); });
       z = add_residual_sum(a, z);
     }
     v = rounded_add(v, z);
@@ -190,53 +168,49 @@ struct Neurons {
     return a.is_gated() ? open_gates(a, z) : 0;
   }
 
-  // burst() of the neurons side by side.
-  __device__ __forceinline__ void fire_burst(const Args& a) {
-    if constexpr (std::is_same_v<C, double>) {
-      unroll<kVec>([&](int i) { plane |= static_cast<uint32_t>(burst(v.at[i], a.threshold, a.T)) << 8 * i; });
-    } else {
-      const auto fire_all = [&] {
-        unroll_while<kVec>([&](auto i) {
-          fire<1u << 8 * i.value, false>(v.at[i.value], plane, a);
-          return true;
-        });
-      };
+  // Fires the bursts of the neurons side by side.
+  __device__ __forceinline__ void fire_burst(const Neuron& a) {
+    const auto fire_all = [&] {
+      unroll_while<kVec>([&](auto i) {
+        fire<1u << 8 * i.value, false>(v.at[i.value], plane, a);
+        return true;
+      });
+    };
 #pragma unroll 1
-      for (unsigned left = a.T % 4u; left > 0; --left) fire_all();
-      uint32_t before = ~0u;
+    for (unsigned left = a.T % 4u; left > 0; --left) fire_all();
+    uint32_t before = ~0u;
 #pragma unroll 1
-      for (unsigned left = a.T / 4u; left > 0 && plane != before; --left) {
-        before = plane;
-        unroll<4>([&](int) { fire_all(); });
-      }
+    for (unsigned left = a.T / 4u; left > 0 && plane != before; --left) {
+      before = plane;
+      unroll<4>([&](int) { fire_all(); });
     }
   }
 
   // Call after the last step, with the window's product. Writes all outputs but the mask and returns the open gates,
   // bit i for neuron i.
-  __device__ __forceinline__ uint32_t end(const Args& a, int64_t n, const Vec<C, kVec>& u) {
+  __device__ __forceinline__ uint32_t end(const Neuron& a, int64_t n, const Vec<float, kVec>& u) {
     counts.add(plane);
     write(a, n);
     if (!a.is_gated()) return 0;
     auto shift = load_channels(a.shift, 0);
-    if (a.window() != a.steps) shift = rounded_mul(shift, fill<C, kVec>(share_of_shift<C>(a.window(), a.steps)));
+    if (a.T != a.steps) shift = rounded_mul(shift, fill<float, kVec>(share_of_shift(a.T, a.steps)));
     const auto z = input_current(u, scale, shift);
     return open_gates(a, residual ? add_residual_sum(a, z) : z);
   }
 
   // Returns bit i for neuron i. The ceiling is computed only for clipping layers, which are few.
-  __device__ __forceinline__ uint32_t open_gates(const Args& a, const Vec<C, kVec>& z) const {
+  __device__ __forceinline__ uint32_t open_gates(const Neuron& a, const Vec<float, kVec>& z) const {
     uint32_t gates = 0;
     if (a.gate == Gate::kClip) {
-      const C ceiling = rounded_mul(a.threshold, static_cast<C>(kLong ? a.window() : a.T));
+      const float ceiling = rounded_mul(a.threshold, static_cast<float>(a.T));
       unroll<kVec>([&](int i) { gates |= gate_open(z.at[i], Gate::kClip, ceiling) ? 1u << i : 0; });
     } else {
-      unroll<kVec>([&](int i) { gates |= gate_open(z.at[i], Gate::kRelu, C(0)) ? 1u << i : 0; });
+      unroll<kVec>([&](int i) { gates |= gate_open(z.at[i], Gate::kRelu, 0.f) ? 1u << i : 0; });
     }
     return gates;
   }
 
-  __device__ __forceinline__ void write(const Args& a, int64_t n) const {
+  __device__ __forceinline__ void write(const Neuron& a, int64_t n) const {
     put_planes(a.stored + number * a.neurons + n);
     if (a.counts != nullptr) {
       with_type(a.counts_dtype, [&](auto element) {
@@ -247,7 +221,7 @@ struct Neurons {
     }
     if (a.v != nullptr) put(a.v + n, v);
     // The sum is finite only if all potentials are, so the usual case needs a single test.
-    C sum = v.at[0];
+    float sum = v.at[0];
     unroll<kVec - 1>([&](int i) { sum += v.at[i + 1]; });
     if (!is_finite(sum) && a.bad != nullptr) {
       uint32_t lost = 0;
@@ -281,13 +255,13 @@ __device__ __forceinline__ void put_gates(uint8_t* mask, int64_t n, int live, ui
 
 // What follows the product of a window's counts: it is written, or neurons integrate it and fire.
 struct WindowEnd {
-  Neuron<float> a;
+  Neuron a;
   float* u;  // null: neurons of window timing integrate the products and fire
   bool gate_bytes;
 
   // Ends the products of neighbouring neurons, of which n is the first.
   template <int kVec>
-  __device__ __forceinline__ void operator()(Neurons<kVec, float, false> neurons, int64_t n,
+  __device__ __forceinline__ void operator()(Neurons<kVec, false> neurons, int64_t n,
                                              const Vec<float, kVec>& product) const {
     if (u != nullptr) {
       if (neurons.live > 0) neurons.put(u + n, product);
@@ -299,7 +273,7 @@ struct WindowEnd {
 };
 
 // Whether all arrays are aligned for a kernel with kVec = 4.
-inline bool fit_four(const Neuron<float>& a) {
+inline bool fit_four(const Neuron& a) {
   const bool by_channel = a.scale != nullptr || a.shift != nullptr || a.residual_scale != nullptr;
   return (!by_channel || a.channels % 4 == 0) &&
          (a.v_init == nullptr || a.v_init_size == 1 || a.v_init_size % 4 == 0) &&

@@ -45,7 +45,7 @@ struct NeuronSynapses {
 };
 
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    plain_if_kernel(const __grid_constant__ DeviceGeometry g, const __grid_constant__ Neuron<float> a) {
+    plain_if_kernel(const __grid_constant__ DeviceGeometry g, const __grid_constant__ Neuron a) {
   const int64_t n = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   uint32_t gates = 0;
   if (n < a.neurons) {
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     channel = synapses.channel;
     u = rounded_mul(static_cast<float>(sum), g.weights.units[channel]);
   }
-  end(Neurons<1, float, false>(end.a, channel, exists), n, {u});
+  end(Neurons<1, false>(end.a, channel, exists), n, {u});
 }
 
 }  // namespace

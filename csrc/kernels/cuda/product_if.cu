@@ -15,7 +15,7 @@ using FourSums = Vec<int32_t, 4>;
 // What follows the product: warps exchange their sums, then integrate neurons.
 template <class S>
 struct Ending {
-  const Neuron<float>& a;
+  const Neuron& a;
   const DeviceGeometry& g;
   typename S::Position position;
   unsigned char* memory;
@@ -23,7 +23,7 @@ struct Ending {
   // What a warp integrates: a pair's outputs, at a tile's pixels.
   struct Item {
     int number;
-    Neurons<4, float, S::kRounds> neurons;
+    Neurons<4, S::kRounds> neurons;
     Vec<float, 4> units;
   };
   __device__ __forceinline__ Item item(int i) const {
@@ -105,7 +105,7 @@ struct Ending {
 
 template <class S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
-    product_if_kernel(const __grid_constant__ DeviceGeometry g, const __grid_constant__ Neuron<float> a) {
+    product_if_kernel(const __grid_constant__ DeviceGeometry g, const __grid_constant__ Neuron a) {
   extern __shared__ __align__(128) unsigned char memory[];
   const int digits = count_digits<S>(g);
 #pragma unroll 1

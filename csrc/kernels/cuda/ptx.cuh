@@ -96,7 +96,7 @@ __device__ __forceinline__ void ldmatrix(uint32_t (&r)[2], uint32_t row) {
 // step() after the current was added: if v has reached the threshold, adds `one` to `spikes`; then leak, if kLeaky, and
 // reset by subtraction. A zero potential may differ in its sign, nothing else.
 template <uint32_t one, bool kLeaky>
-__device__ __forceinline__ void fire(float& v, uint32_t& spikes, const Neuron<float>& a) {
+__device__ __forceinline__ void fire(float& v, uint32_t& spikes, const Neuron& a) {
   if constexpr (kLeaky) {
     asm("{.reg .pred p; setp.ge.f32 p, %0, %2; mul.rn.f32 %0, %0, %3; @p sub.rn.f32 %0, %0, %2; @p add.u32 %1, %1, %4;}"
         : "+f"(v), "+r"(spikes)

@@ -67,8 +67,8 @@ __global__ void __launch_bounds__(kThreads)
 // bfloat16 and float16 divide in float and round once.
 template <class E, int kVec>
 __global__ void __launch_bounds__(kThreads)
-    gate_grad_kernel(const E* __restrict__ grad, const uint8_t* __restrict__ mask, Compute<E> threshold,
-                     int64_t neurons, E* __restrict__ grad_z) {
+    gate_grad_kernel(const E* __restrict__ grad, const uint8_t* __restrict__ mask, float threshold, int64_t neurons,
+                     E* __restrict__ grad_z) {
   const int64_t n = thread_index() * kVec;
   if (n >= neurons) return;
   const auto open = gated<kVec>(grad, mask, n);
@@ -142,7 +142,7 @@ int gate_grad(const void* grad, DType dtype, const uint8_t* mask, double thresho
     auto* to = static_cast<E*>(grad_z);
     return by_four(fit_four(neurons, from, to), [&](auto vec) {
       return launch(gate_grad_kernel<E, vec.value>, blocks_for(neurons, kThreads * vec.value), kThreads, 0, stream,
-                    from, mask, static_cast<Compute<E>>(threshold), neurons, to);
+                    from, mask, static_cast<float>(threshold), neurons, to);
     });
   });
 }

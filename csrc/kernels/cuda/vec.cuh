@@ -53,10 +53,6 @@ __device__ __forceinline__ Vec<To, n> convert(const Vec<E, n>& x) {
   return generate<n>([&](int i) { return static_cast<To>(x.at[i]); });
 }
 
-// The type in which potentials are computed, for currents or weights of type E.
-template <class E>
-using Compute = std::conditional_t<std::is_same_v<E, double>, double, float>;
-
 // The neuron's arithmetic (if_neuron.h), element by element.
 using tandem::rounded_add;
 using tandem::rounded_mul;
@@ -120,7 +116,6 @@ struct Counts {
     even += kLong ? bytes & 0x00ff00ffu : bytes;
     odd += bytes >> 8 & 0x00ff00ffu;
   }
-  __device__ __forceinline__ void set(int i, uint32_t count) { (i & 1 ? odd : even) |= count << 8 * (i & 2); }
   __device__ __forceinline__ uint32_t operator[](int i) const {
     return kLong ? (i & 1 ? odd : even) >> 8 * (i & 2) & 0xffffu : even >> 8 * i & 255u;
   }
@@ -129,26 +124,18 @@ struct Counts {
 // The gradients of kVec neighbouring neurons, 0 where the gate is closed.
 template <int kVec, class E>
 __device__ __forceinline__ auto gated(const E* grad, const uint8_t* mask, int64_t n) {
-  Vec<E, kVec> grads;
-  if constexpr (sizeof(grads) <= 16) {
-    grads = load_early<Vec<E, kVec>>(grad + n);
-  } else {
-    grads = load<Vec<E, kVec>>(grad + n);
-  }
+  const auto grads = load_early<Vec<E, kVec>>(grad + n);
   const uint32_t open = mask[n / 8] >> (n % 8);
-  return generate<kVec>([&](int i) { return open >> i & 1u ? static_cast<Compute<E>>(grads.at[i]) : Compute<E>(0); });
+  return generate<kVec>([&](int i) { return open >> i & 1u ? static_cast<float>(grads.at[i]) : 0.f; });
 }
 
-// Calls use(E{}) for the element type E of `dtype`; for double only if kDouble.
+// Calls use(E{}) for the element type E of `dtype`.
 #pragma nv_exec_check_disable
-template <bool kDouble = true, class Use>
+template <class Use>
 TANDEM_HOST_DEVICE auto with_type(DType dtype, const Use& use) -> decltype(use(float{})) {
   if (dtype == DType::kFloat32) return use(float{});
   if (dtype == DType::kBFloat16) return use(__nv_bfloat16{});
   if (dtype == DType::kFloat16) return use(__half{});
-  if constexpr (kDouble) {
-    if (dtype == DType::kFloat64) return use(double{});
-  }
   return static_cast<decltype(use(float{}))>(cudaErrorInvalidValue);
 }
 
@@ -162,10 +149,10 @@ bool fit_four(int64_t n, const E*... arrays) {
   return n % 4 == 0 && (is_aligned(arrays, alignof(Vec<E, 4>)) && ...);
 }
 
-// Calls use(Constant<kMost>{}), for a kernel with as many neurons a thread, if `four`; else use(Constant<1>{}).
-template <int kMost = 4, class Use>
+// Calls use(Constant<4>{}), for a kernel with as many neurons a thread, if `four`; else use(Constant<1>{}).
+template <class Use>
 int by_four(bool four, const Use& use) {
-  return four ? use(Constant<kMost>{}) : use(Constant<1>{});
+  return four ? use(Constant<4>{}) : use(Constant<1>{});
 }
 
 inline unsigned blocks_for(int64_t n, int64_t per_block) {

@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     const int output = static_cast<int>(blockIdx.y) * S::kOutputs + position.row + (pair * 8 + position.g) * 4;
     const uint32_t channel = blockIdx.z * static_cast<uint32_t>(g.group_outputs) + output;
     const int live = min(g.group_outputs - output, 4);
-    Neurons<4, float, false> neurons(end.a, channel, live, g.outputs_aligned);
+    Neurons<4, false> neurons(end.a, channel, live, g.outputs_aligned);
     const auto units = live > 0 ? neurons.take(g.weights.units + channel) : fill<float, 4>(0);
 #pragma unroll
     for (int i = 0; i < 2 * S::kColumns; ++i) {

@@ -76,8 +76,8 @@ void for_pieces(const Layer& layer, Workspace& workspace, const Use& use) {
   const int T = layer.neuron.T;
   if (layer.timing() == Timing::kWindow || T <= kSteps) return use(layer);
   const int64_t n = layer.neuron.neurons;
-  const Carried<float> carried{workspace.take<float>(n), workspace.take<float>(n), workspace.take<double>(n),
-                               workspace.take<uint16_t>(n)};
+  const Carried carried{workspace.take<float>(n), workspace.take<float>(n), workspace.take<double>(n),
+                        workspace.take<uint16_t>(n)};
   for (int first = 0; first < T; first += kSteps) {
     Layer part = layer;
     part.stored += layer.geometry.pixel(first / 8, 0, 0, 0);
@@ -87,7 +87,7 @@ void for_pieces(const Layer& layer, Workspace& workspace, const Use& use) {
 }
 
 // Packs neuron.open into the mask, unless null.
-void write_mask(const Neuron<float>& neuron, ParallelFor parallel) {
+void write_mask(const Neuron& neuron, ParallelFor parallel) {
   if (neuron.open == nullptr) return;
   parallel_ranges(parallel, (neuron.neurons + 7) / 8, 1 << 14, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {

@@ -1,8 +1,8 @@
 // Neurons that follow their input: a stream of a network with window timing.
 //
 // A neuron keeps the exact sum u of its weights times the present counts of its inputs, and its own count. In each step
-// the count moves by at most one towards its target, the count that a neuron of window timing has for u (burst() in
-// if_neuron.h, with every rounding of the layer). The move is its spike, 1 or -1. The input moves first, then each
+// the count moves by at most one towards its target, the count that a neuron of window timing has for u (with
+// every rounding of the layer). The move is its spike, 1 or -1. The input moves first, then each
 // layer in the program's order, which sees the moves of this step. So u = W c always, and once nothing moves every
 // count is that of the window network for the present input, whatever came before.
 
@@ -61,7 +61,7 @@ class Follower : public Run {
   // A layer, for one sample.
   struct Part {
     std::optional<cpu::MovingSums> sums;  // of a layer that reads a train
-    Neuron<float> neuron;
+    Neuron neuron;
   };
 
   bool has_moves(int64_t i) const { return program_.values[i] == Value::kWindowTrain; }
@@ -264,7 +264,7 @@ class Follower : public Run {
 
   void compute_targets(int64_t i, int64_t b, int64_t first_row, int64_t n, Changes& changes) {
     const Instruction& in = instruction(i);
-    Neuron<float> a = parts_[i].neuron;
+    Neuron a = parts_[i].neuron;
     const int64_t channels = a.channels, size = features(i);
     a.stored = all<uint8_t>(kept(i).target) + b * size;
     if (program_.fires(i)) {

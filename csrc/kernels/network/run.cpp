@@ -90,11 +90,11 @@ void Run::change_timing(int64_t i) {
 
 // --- layers ----------------------------------------------------------------------------------------------------------
 
-Neuron<float> Run::neurons(int64_t i) const {
+Neuron Run::neurons(int64_t i) const {
   const Instruction& in = instruction(i);
   const Shape& out = plan_.steps[i].out;
   const bool fires = in.fires != 0;  // otherwise the threshold is out of reach, and v is the sum of the currents
-  Neuron<float> a{};
+  Neuron a{};
   a.neurons = plan_.batch * out.features();
   a.channels = out.channels;
   a.T = static_cast<int32_t>(program_.has_window_timing(i) ? plan_.T : T_);
@@ -113,7 +113,7 @@ Neuron<float> Run::neurons(int64_t i) const {
 
 void Run::fire(int64_t i) {
   const Instruction& in = instruction(i);
-  Neuron<float> a = neurons(i);
+  Neuron a = neurons(i);
   if (in.residual != kAbsent) {
     const bool currents = program_.value(in.residual) == Value::kCurrents;
     a.residual_currents = currents ? real(in.residual) : nullptr;
@@ -133,7 +133,7 @@ void Run::fire(int64_t i) {
   call_.host->fired(i, a.timing, result(i), a.neurons * (program_.has_window_timing(i) ? 1 : planes_));
 }
 
-void Run::scan(const float* y, const Neuron<float>& neuron, ParallelFor parallel) const {
+void Run::scan(const float* y, const Neuron& neuron, ParallelFor parallel) const {
   const auto source = is_impulse() ? Source::kImpulse : Source::kConstant;
   cpu::if_scan(y, DType::kFloat32, source, neuron, parallel);
 }
@@ -158,7 +158,7 @@ const float* Run::now(int64_t i, int64_t neurons) {
 
 // The currents of a layer without neurons, of every step or of one window.
 void Run::currents(int64_t i) {
-  const Neuron<float> a = neurons(i);
+  const Neuron a = neurons(i);
   const bool once = a.timing == Timing::kWindow;
   const int64_t n = a.neurons, steps = once ? 1 : T_;
   auto* out = reinterpret_cast<float*>(result(i));
@@ -196,7 +196,7 @@ void Run::multiply_steps(Layer train_layer, int64_t steps, float* y) {
   cpu::window_product(train_layer, y, call_.parallel);
 }
 
-Layer Run::layer(int64_t i, int64_t batch, const Neuron<float>& neuron) {
+Layer Run::layer(int64_t i, int64_t batch, const Neuron& neuron) {
   Layer train_layer{geometry(i, batch), network_.weights_of(i), prepared(i), train(instruction(i).input), neuron, {}};
   if (program_.kind(i) == Kind::average) {
     const int64_t weights = train_layer.geometry.outputs * train_layer.geometry.taps();

@@ -28,9 +28,9 @@ class Run {
   void execute(int64_t i);
 
   // The neurons of instruction i without residual, state and outputs.
-  Neuron<float> neurons(int64_t i) const;
+  Neuron neurons(int64_t i) const;
   // Runs neurons for W x, a real-valued product.
-  void scan(const float* y, const Neuron<float>& neuron, ParallelFor parallel) const;
+  void scan(const float* y, const Neuron& neuron, ParallelFor parallel) const;
   const float* direct_product(int64_t i) const {
     return call_.host->product(real_layer(i), weights(i), nullptr, real(instruction(i).input));
   }
@@ -40,7 +40,7 @@ class Run {
     return g;
   }
   // A layer that reads a train; an average is a depthwise convolution with weights of 1.
-  Layer layer(int64_t i, int64_t batch, const Neuron<float>& neuron);
+  Layer layer(int64_t i, int64_t batch, const Neuron& neuron);
   const uint8_t* prepared(int64_t i) const { return call_.prepared + network_.parts_[i]; }
 
   Stream& stream() const { return *reinterpret_cast<Stream*>(state_); }

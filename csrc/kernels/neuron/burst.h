@@ -11,14 +11,14 @@ constexpr int kUnchecked = 4;
 
 // The bursts of G groups of sixteen neurons that have integrated their window, interleaved so that their dependency
 // chains overlap.
-template <int G, class C, int L, bool whole>
-TANDEM_INLINE void fire_bursts(const Neuron<C>& a, NeuronLanes<C, L, whole>* neurons,
-                               typename NeuronLanes<C, L, whole>::Plane (&counts)[G]) {
-  Int<C, L> paid{};
+template <int G, int L, bool whole>
+TANDEM_INLINE void fire_bursts(const Neuron& a, NeuronLanes<L, whole>* neurons,
+                               typename NeuronLanes<L, whole>::Plane (&counts)[G]) {
+  Int<L> paid{};
   int t = 0;
   do {
     for (const int end = std::min(t + kUnchecked, a.T); t < end; ++t) {
-      paid = Int<C, L>{};
+      paid = Int<L>{};
 #pragma GCC unroll 8
       for (int g = 0; g < G; ++g) {
 #pragma GCC unroll 8
@@ -30,10 +30,10 @@ TANDEM_INLINE void fire_bursts(const Neuron<C>& a, NeuronLanes<C, L, whole>* neu
 
 // Integrates the windows of G groups of sixteen neurons from n on, `apart` neurons from one to the next, and fires
 // their bursts. product(s) is the window's product u of vector s of the groups.
-template <int G, class C, int L, bool whole, class Product>
-TANDEM_INLINE void run_windows(const Neuron<C>& a, NeuronLanes<C, L, whole>* neurons, int64_t n, int apart,
-                               const Product& product, typename NeuronLanes<C, L, whole>::Plane (&counts)[G]) {
-  using Group = NeuronLanes<C, L, whole>;
+template <int G, int L, bool whole, class Product>
+TANDEM_INLINE void run_windows(const Neuron& a, NeuronLanes<L, whole>* neurons, int64_t n, int apart,
+                               const Product& product, typename NeuronLanes<L, whole>::Plane (&counts)[G]) {
+  using Group = NeuronLanes<L, whole>;
 #pragma GCC unroll 8
   for (int g = 0; g < G; ++g) {
     typename Group::Plane residual = {};
@@ -47,10 +47,9 @@ TANDEM_INLINE void run_windows(const Neuron<C>& a, NeuronLanes<C, L, whole>* neu
 }
 
 // Fires G groups of sixteen neurons from n on.
-template <int G, class C, int L, bool whole, class Product>
-TANDEM_INLINE void fire_windows(const Neuron<C>& a, NeuronLanes<C, L, whole>* neurons, int64_t n,
-                                const Product& product) {
-  typename NeuronLanes<C, L, whole>::Plane counts[G] = {};
+template <int G, int L, bool whole, class Product>
+TANDEM_INLINE void fire_windows(const Neuron& a, NeuronLanes<L, whole>* neurons, int64_t n, const Product& product) {
+  typename NeuronLanes<L, whole>::Plane counts[G] = {};
   run_windows(a, neurons, n, kLanes, product, counts);
 #pragma GCC unroll 8
   for (int g = 0; g < G; ++g) neurons[g].end_window(a, n + g * kLanes, counts[g]);

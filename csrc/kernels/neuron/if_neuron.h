@@ -51,8 +51,8 @@ TANDEM_HOST_DEVICE V input_current(V y, V scale, V k) {
 
 // One step: integrate, fire at v >= threshold, leak, reset by subtraction. Returns the spike: a bool, or for a GCC
 // vector V a lane mask. NaN never fires; v is never clamped.
-template <class V, class C>
-TANDEM_HOST_DEVICE auto step(V& v, V current, C threshold, C leak) {
+template <class V>
+TANDEM_HOST_DEVICE auto step(V& v, V current, float threshold, float leak) {
   v = rounded_add(v, current);
   const auto spike = v >= threshold;
   v = rounded_add(rounded_mul(V{} + leak, v), spike ? V{} - threshold : V{});
@@ -68,16 +68,15 @@ TANDEM_HOST_DEVICE auto is_finite(V v) {
 // When a layer fires.
 enum class Timing : int32_t {
   kStep = 0,    // at every step of its input
-  kWindow = 1,  // in the T steps after its input's window, which it integrates first; no leak
+  kWindow = 1,  // in the T steps after its input's window, which it integrates first, while v >= threshold; no leak
 };
 
 // z = scale u + share shift, the ANN's pre-activation; to it the sum r of the residual is added, times its scale. u is
 // the window's product: a layer's exact sum of integers, rounded once, or the sum of given currents in the order of the
 // steps. The currents of the steps are not added: each was rounded, so that their sum may miss an exact zero. The share
 // is all, unless the shift is spread over another number of steps than T.
-template <class C>
-TANDEM_HOST_DEVICE C share_of_shift(int32_t T, int32_t steps) {
-  return T == steps ? C(1) : static_cast<C>(T) / static_cast<C>(steps);  // a division takes as long as a step
+TANDEM_HOST_DEVICE float share_of_shift(int32_t T, int32_t steps) {
+  return T == steps ? 1.f : static_cast<float>(T) / static_cast<float>(steps);  // a division takes as long as a step
 }
 
 // The largest T: counts have 8 bits with window timing, else 16.
@@ -87,14 +86,6 @@ constexpr int32_t most_steps(Timing timing) { return timing == Timing::kWindow ?
 // one of counts.
 constexpr int64_t sheets(int64_t T, Timing timing) { return timing == Timing::kWindow ? 1 : (T + 7) / 8; }
 
-// The spikes of a neuron after integrating its window: one per step while v >= threshold, at most T.
-template <class C>
-TANDEM_HOST_DEVICE int burst(C& v, C threshold, int T) {
-  int count = 0;
-  for (; count < T && v >= threshold; ++count) v = rounded_add(v, -threshold);
-  return count;
-}
-
 // Which neurons let the gradient through, given z.
 enum class Gate : int32_t {
   kRelu = 0,  // z > 0
@@ -102,12 +93,13 @@ enum class Gate : int32_t {
 };
 
 // Of a number or a vector. Where a gate changes, product/filter.cpp looks for doubts: keep the bounds there.
-template <class V, class C>
-TANDEM_HOST_DEVICE auto gate_open(V z, Gate gate, C ceiling) {
-  const auto positive = z > C(0);
+template <class V>
+TANDEM_HOST_DEVICE auto gate_open(V z, Gate gate, float ceiling) {
+  const auto positive = z > 0.f;
   return gate == Gate::kClip ? positive & (z < ceiling) : positive;
 }
 
+// float64 is a type of frozen files alone: torch computes in it.
 enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kFloat64 = 3, kInt8 = 4 };
 
 TANDEM_HOST_DEVICE int64_t size_of(DType dtype) {
@@ -115,49 +107,47 @@ TANDEM_HOST_DEVICE int64_t size_of(DType dtype) {
 }
 
 // The state of neurons between two pieces of a window: arrays [neurons].
-template <class C>
 struct Carried {
-  C* v;
-  C* r;       // the sum of the residual
+  float* v;
+  float* r;   // the sum of the residual
   double* u;  // the sum of y[t]; for integer weights of the integers
   uint16_t* counts;
 };
 
 // A layer of `neurons` IF neurons over T steps. Neurons are numbered in memory order with the channel innermost, so
-// neuron n has channel n % channels. C is the type of the membrane potential. A null pointer stands for the neutral
-// value (scale 1, shift 0, no residual, v_init 0) or for an output that is not wanted.
+// neuron n has channel n % channels. A null pointer stands for the neutral value (scale 1, shift 0, no residual, v_init
+// 0) or for an output that is not wanted.
 //
 // P = sheets(T, timing). With window timing there is one array of residual currents, their sum over the window.
 //
 // A run may cover a piece() of a window. T and all arrays with steps are then those of the piece.
-template <class C>
 struct Neuron {
   int64_t neurons;
   int64_t channels;
   int32_t T;      // 1..most_steps(timing)
   int32_t steps;  // the steps over which a window's shift is spread
-  C threshold;
-  C leak;
+  float threshold;
+  float leak;
   Gate gate;
   Timing timing;
-  const C* scale;                  // [channels]
-  const C* shift;                  // [channels]
+  const float* scale;              // [channels]
+  const float* shift;              // [channels]
   const uint8_t* residual_stored;  // [P, neurons]
-  const C* residual_currents;      // [T, neurons]; at most one of the two residuals is given
-  const C* residual_scale;         // [channels]
-  const C* v_init;                 // [v_init_size]: neuron n starts at v_init[n % v_init_size]
+  const float* residual_currents;  // [T, neurons]; at most one of the two residuals is given
+  const float* residual_scale;     // [channels]
+  const float* v_init;             // [v_init_size]: neuron n starts at v_init[n % v_init_size]
   int64_t v_init_size;
   uint8_t* stored;  // out [P, neurons]
   void* counts;     // out [neurons] of counts_dtype
   DType counts_dtype;
   uint8_t* mask;   // out [ceil(neurons / 8)]: bit n % 8 of byte n / 8 tells whether the gate is open
   uint8_t* open;   // null, or scratch [neurons] for a byte of each gate where threads would share bytes of the mask
-  C* v;            // out [neurons], the membrane potential after the last step
+  float* v;        // out [neurons], the membrane potential after the last step
   float* bad;      // out [neurons / sample]: NaN if a potential of the sample is not finite; other values stay
   int64_t sample;  // neurons per sample
 
   int32_t before, after;  // steps of the window in earlier and in later pieces
-  Carried<C> carried;     // read if there are earlier pieces, written if there are later ones
+  Carried carried;        // read if there are earlier pieces, written if there are later ones
 
   TANDEM_HOST_DEVICE int32_t window() const { return before + T + after; }
   TANDEM_HOST_DEVICE bool is_gated() const { return mask != nullptr; }  // whether the layer needs z
@@ -165,8 +155,7 @@ struct Neuron {
 };
 
 // Steps [first, first + steps) of a run, first a multiple of eight, as a separate run.
-template <class C>
-Neuron<C> piece(Neuron<C> a, int32_t first, int32_t steps, const Carried<C>& carried) {
+inline Neuron piece(Neuron a, int32_t first, int32_t steps, const Carried& carried) {
   a.before += first;
   a.after += a.T - first - steps;
   a.T = steps;

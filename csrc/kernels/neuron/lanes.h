@@ -18,26 +18,15 @@ TANDEM_INLINE void store_counts(void* counts, DType dtype, int64_t n, const Coun
   const Vec<float> wide = convert<float, uint16_t, kLanes>(count);
   float values[kLanes];
   store(values, wide);
-  switch (dtype) {
-    case DType::kFloat32:
-      return store_first(static_cast<float*>(counts) + n, wide, lanes);
-    case DType::kFloat64:
-      for (int i = 0; i < lanes; ++i) static_cast<double*>(counts)[n + i] = values[i];
-      return;
-    case DType::kBFloat16:
-      for (int i = 0; i < lanes; ++i) static_cast<BFloat16*>(counts)[n + i] = from_float<BFloat16>(values[i]);
-      return;
-    case DType::kFloat16:
-      for (int i = 0; i < lanes; ++i) static_cast<Float16*>(counts)[n + i] = from_float<Float16>(values[i]);
-      return;
-    case DType::kInt8:  // no type of counts
-      return;
+  if (dtype == DType::kFloat32) return store_first(static_cast<float*>(counts) + n, wide, lanes);
+  for (int i = 0; i < lanes; ++i) {
+    if (dtype == DType::kBFloat16) static_cast<BFloat16*>(counts)[n + i] = from_float<BFloat16>(values[i]);
+    if (dtype == DType::kFloat16) static_cast<Float16*>(counts)[n + i] = from_float<Float16>(values[i]);
   }
 }
 
 // Out of line because it is rare. Several threads may write the NaN of one sample.
-template <class C>
-[[gnu::noinline]] inline void write_bad(const Neuron<C>& a, int64_t n, const C* v, int lanes) {
+[[gnu::noinline]] inline void write_bad(const Neuron& a, int64_t n, const float* v, int lanes) {
   float nan = std::numeric_limits<float>::quiet_NaN();  // no const: clang's builtin takes none
   for (int i = 0; i < lanes; ++i) {
     if (!is_finite(v[i])) __atomic_store(a.bad + (n + i) / a.sample, &nan, __ATOMIC_RELAXED);
@@ -45,82 +34,82 @@ template <class C>
 }
 
 // Whether any lane is infinite or NaN: then it minus itself is not zero. A comparison takes longer.
-template <class C, int L>
-TANDEM_INLINE bool any_lost(const Vec<C, L>& v) {
-  return any(reinterpret_cast<Int<C, L>>(v - v));
+template <int L>
+TANDEM_INLINE bool any_lost(const Vec<float, L>& v) {
+  return any(reinterpret_cast<Int<L>>(v - v));
 }
 
 // Neurons [n, n + lanes) of sixteen during a window, in vectors of L. Bytes and bits are stored for all sixteen at
 // once. `whole`: lanes is always sixteen.
-template <class C, int L = kLanes, bool whole = false>
+template <int L = kLanes, bool whole = false>
 struct NeuronLanes {
   static constexpr int kParts = kLanes / L;
-  typedef Int<C, L> Plane[kParts];  // the bytes of a plane, widened to lanes
+  typedef Int<L> Plane[kParts];  // the bytes of a plane, widened to lanes
 
-  Vec<C, L> v[kParts], z[kParts]{}, r[kParts];
-  Vec<C, L> v_init[kParts], scale[kParts], residual_scale[kParts];
-  Vec<C, L> shift[kParts], k[kParts];  // of the window, of a step
+  Vec<float, L> v[kParts], z[kParts]{}, r[kParts];
+  Vec<float, L> v_init[kParts], scale[kParts], residual_scale[kParts];
+  Vec<float, L> shift[kParts], k[kParts];  // of the window, of a step
   CountLanes count;
   int existing;
 
   TANDEM_INLINE int lanes() const { return whole ? kLanes : existing; }
 
-  TANDEM_INLINE void begin(const Neuron<C>& a, int64_t n, int lanes_that_exist) {
+  TANDEM_INLINE void begin(const Neuron& a, int64_t n, int lanes_that_exist) {
     existing = lanes_that_exist;
     const int64_t channel = n % a.channels;
 #pragma GCC unroll 8
     for (int i = 0; i < kParts; ++i) {
-      v_init[i] = load_periodic<C, L>(a.v_init, n + i * L, a.v_init_size, C(0));
-      scale[i] = load_periodic<C, L>(a.scale, channel + i * L, a.channels, C(1));
-      shift[i] = k[i] = load_periodic<C, L>(a.shift, channel + i * L, a.channels, C(0));
+      v_init[i] = load_periodic<L>(a.v_init, n + i * L, a.v_init_size, 0.f);
+      scale[i] = load_periodic<L>(a.scale, channel + i * L, a.channels, 1.f);
+      shift[i] = k[i] = load_periodic<L>(a.shift, channel + i * L, a.channels, 0.f);
       if (a.shift != nullptr && a.timing == Timing::kStep) {  // divisions take as long as a step
-        k[i] /= static_cast<C>(a.steps);
-        shift[i] = rounded_mul(shift[i], Vec<C, L>{} + share_of_shift<C>(a.window(), a.steps));
+        k[i] /= static_cast<float>(a.steps);
+        shift[i] = rounded_mul(shift[i], Vec<float, L>{} + share_of_shift(a.window(), a.steps));
       }
-      residual_scale[i] = load_periodic<C, L>(a.residual_scale, channel + i * L, a.channels, C(1));
+      residual_scale[i] = load_periodic<L>(a.residual_scale, channel + i * L, a.channels, 1.f);
     }
     start(a, n);
   }
 
   // Starts a window of the neurons at n, which have the channels of begin().
-  TANDEM_INLINE void start(const Neuron<C>& a, int64_t n) {
+  TANDEM_INLINE void start(const Neuron& a, int64_t n) {
     if (__builtin_expect(a.before > 0, 0)) return resume(a.carried, n);
     count = CountLanes{};
 #pragma GCC unroll 8
     for (int i = 0; i < kParts; ++i) {
-      r[i] = Vec<C, L>{};
-      v[i] = a.v_init_size <= 1 ? v_init[i] : load_periodic<C, L>(a.v_init, n + i * L, a.v_init_size, C(0));
+      r[i] = Vec<float, L>{};
+      v[i] = a.v_init_size <= 1 ? v_init[i] : load_periodic<L>(a.v_init, n + i * L, a.v_init_size, 0.f);
     }
   }
 
   // The residual's spikes of plane p, for residual(); zero if there are none.
-  TANDEM_INLINE void load_residual(const Neuron<C>& a, int64_t n, int p, Plane& bytes) const {
+  TANDEM_INLINE void load_residual(const Neuron& a, int64_t n, int p, Plane& bytes) const {
     const bool has_planes = a.residual_stored != nullptr;
     const auto loaded =
         has_planes ? load_first<ByteLanes>(a.residual_stored + p * a.neurons + n, lanes()) : ByteLanes{};
-    widen<Lane<C>, L>(loaded, bytes);
+    widen<L>(loaded, bytes);
   }
 
   // The residual's current into part i at step t, which is in the plane `bytes`.
-  TANDEM_INLINE Vec<C, L> residual(const Neuron<C>& a, int64_t n, int i, int t, const Plane& bytes) {
-    const Vec<C, L> present = residual_of(a, n, i, t, (bytes[i] >> (t & 7)) & 1);
+  TANDEM_INLINE Vec<float, L> residual(const Neuron& a, int64_t n, int i, int t, const Plane& bytes) {
+    const Vec<float, L> present = residual_of(a, n, i, t, (bytes[i] >> (t & 7)) & 1);
     r[i] = rounded_add(r[i], present);
     return rounded_mul(residual_scale[i], present);
   }
 
   // One step of part i; sets bit t % 8 of `plane` where a neuron fires.
-  TANDEM_INLINE void advance(const Neuron<C>& a, int i, const Vec<C, L>& current, int t, Plane& plane) {
-    plane[i] |= step(v[i], current, a.threshold, a.leak) & (Lane<C>{1} << (t & 7));
+  TANDEM_INLINE void advance(const Neuron& a, int i, const Vec<float, L>& current, int t, Plane& plane) {
+    plane[i] |= step(v[i], current, a.threshold, a.leak) & (int32_t{1} << (t & 7));
   }
 
   // Computes z of part i from the window's product u and the sum of the residual.
-  TANDEM_INLINE void sum_up(const Neuron<C>& a, int i, const Vec<C, L>& u) {
+  TANDEM_INLINE void sum_up(const Neuron& a, int i, const Vec<float, L>& u) {
     z[i] = input_current(u, scale[i], shift[i]);
     if (a.has_residual()) z[i] = rounded_add(z[i], rounded_mul(residual_scale[i], r[i]));
   }
 
   // Window timing: computes z from the window's product u, and v before the first spike. `counts` are the residual's.
-  TANDEM_INLINE void integrate(const Neuron<C>& a, int64_t n, int i, const Vec<C, L>& u, const Plane& counts) {
+  TANDEM_INLINE void integrate(const Neuron& a, int64_t n, int i, const Vec<float, L>& u, const Plane& counts) {
     if (a.has_residual()) r[i] = residual_of(a, n, i, 0, counts[i]);
     sum_up(a, i, u);
     v[i] = rounded_add(v[i], z[i]);
@@ -128,28 +117,28 @@ struct NeuronLanes {
 
   // One step after integrate(): counts the spikes of part i. Returns their cost, the threshold or 0, as integers: GCC
   // 12 combines the results of comparisons lane by lane.
-  TANDEM_INLINE Int<C, L> spike(const Neuron<C>& a, int i, Plane& counts) {
-    const Int<C, L> fires = v[i] >= a.threshold;
-    const Vec<C, L> cost = fires ? Vec<C, L>{} + a.threshold : Vec<C, L>{};
+  TANDEM_INLINE Int<L> spike(const Neuron& a, int i, Plane& counts) {
+    const Int<L> fires = v[i] >= a.threshold;
+    const Vec<float, L> cost = fires ? Vec<float, L>{} + a.threshold : Vec<float, L>{};
     v[i] = rounded_add(v[i], -cost);
     counts[i] -= fires;
-    return reinterpret_cast<Int<C, L>>(cost);
+    return reinterpret_cast<Int<L>>(cost);
   }
 
-  TANDEM_INLINE void end_window(const Neuron<C>& a, int64_t n, const Plane& counts) {
+  TANDEM_INLINE void end_window(const Neuron& a, int64_t n, const Plane& counts) {
     const ByteLanes bytes = narrow(counts);
     count = convert<uint16_t, uint8_t, kLanes>(bytes);
     store_first(a.stored + n, bytes, lanes());
   }
 
-  TANDEM_INLINE void end_plane(const Neuron<C>& a, int64_t n, int p, const Plane& plane) {
+  TANDEM_INLINE void end_plane(const Neuron& a, int64_t n, int p, const Plane& plane) {
     const ByteLanes bytes = narrow(plane);
     count += convert<uint16_t, uint8_t, kLanes>(popcount(bytes));
     store_first(a.stored + p * a.neurons + n, bytes, lanes());
   }
 
   // Call after the last step and, if is_gated(), after sum_up(). Writes gate, counts, mask and membrane potential.
-  TANDEM_INLINE void end(const Neuron<C>& a, int64_t n) {
+  TANDEM_INLINE void end(const Neuron& a, int64_t n) {
     if (__builtin_expect(a.after > 0, 0)) return pause(a.carried, n);
     if (a.is_gated()) {
       const ByteLanes open = is_open(a);
@@ -165,55 +154,56 @@ struct NeuronLanes {
   }
 
   // Marks the samples with a last potential that is not finite. One test suffices: then the sum is not finite either.
-  TANDEM_INLINE void mark_bad(const Neuron<C>& a, int64_t n) const {
-    if (a.bad == nullptr || __builtin_expect(!any_lost<C, L>(sum()), 1)) return;
-    C all[kLanes];
+  TANDEM_INLINE void mark_bad(const Neuron& a, int64_t n) const {
+    if (a.bad == nullptr || __builtin_expect(!any_lost<L>(sum()), 1)) return;
+    float all[kLanes];
     store(all, potentials());
     write_bad(a, n, all, lanes());
   }
 
-  TANDEM_INLINE Vec<C, L> sum() const {
-    Vec<C, L> sum{};
+  TANDEM_INLINE Vec<float, L> sum() const {
+    Vec<float, L> sum{};
 #pragma GCC unroll 8
     for (int i = 0; i < kParts; ++i) sum += v[i];
     return sum;
   }
 
-  TANDEM_INLINE Vec<C> potentials() const { return joined(v); }
+  TANDEM_INLINE Vec<float> potentials() const { return joined(v); }
 
  private:
   // pause() saves the state after a piece of a window; resume() restores it before the next piece.
-  TANDEM_INLINE void pause(const Carried<C>& carried, int64_t n) const {
+  TANDEM_INLINE void pause(const Carried& carried, int64_t n) const {
     store_first(carried.v + n, joined(v), lanes());
     store_first(carried.r + n, joined(r), lanes());
     store_first(carried.counts + n, count, lanes());
   }
-  TANDEM_INLINE void resume(const Carried<C>& carried, int64_t n) {
-    const auto potential = load_first<Vec<C>>(carried.v + n, lanes()), sum = load_first<Vec<C>>(carried.r + n, lanes());
+  TANDEM_INLINE void resume(const Carried& carried, int64_t n) {
+    const auto potential = load_first<Vec<float>>(carried.v + n, lanes()),
+               sum = load_first<Vec<float>>(carried.r + n, lanes());
     std::memcpy(v, &potential, sizeof(v));
     std::memcpy(r, &sum, sizeof(r));
     count = load_first<CountLanes>(carried.counts + n, lanes());
   }
 
-  TANDEM_INLINE static Vec<C> joined(const Vec<C, L> (&parts)[kParts]) {
-    Vec<C> all;
+  TANDEM_INLINE static Vec<float> joined(const Vec<float, L> (&parts)[kParts]) {
+    Vec<float> all;
     std::memcpy(&all, parts, sizeof(parts));
     return all;
   }
 
   // The residual of part i before its scale: `spikes`, or its currents at step t.
-  TANDEM_INLINE Vec<C, L> residual_of(const Neuron<C>& a, int64_t n, int i, int t, const Int<C, L>& spikes) const {
-    if (a.residual_stored != nullptr) return __builtin_convertvector(spikes, Vec<C, L>);
+  TANDEM_INLINE Vec<float, L> residual_of(const Neuron& a, int64_t n, int i, int t, const Int<L>& spikes) const {
+    if (a.residual_stored != nullptr) return __builtin_convertvector(spikes, Vec<float, L>);
     const int lanes_of_part = whole ? L : std::clamp(existing - i * L, 0, L);
-    return load_first<Vec<C, L>>(a.residual_currents + t * a.neurons + n + i * L, lanes_of_part);
+    return load_first<Vec<float, L>>(a.residual_currents + t * a.neurons + n + i * L, lanes_of_part);
   }
 
-  TANDEM_INLINE static ByteLanes narrow(const Plane& plane) { return low_bytes<Lane<C>, L>(plane); }
+  TANDEM_INLINE static ByteLanes narrow(const Plane& plane) { return low_bytes<L>(plane); }
 
-  TANDEM_INLINE ByteLanes is_open(const Neuron<C>& a) const {
+  TANDEM_INLINE ByteLanes is_open(const Neuron& a) const {
     Plane open;
 #pragma GCC unroll 8
-    for (int i = 0; i < kParts; ++i) open[i] = gate_open(z[i], a.gate, a.threshold * static_cast<C>(a.window()));
+    for (int i = 0; i < kParts; ++i) open[i] = gate_open(z[i], a.gate, a.threshold * static_cast<float>(a.window()));
     return narrow(open);
   }
 };
@@ -221,10 +211,10 @@ struct NeuronLanes {
 // Runs the steps of plane p for G groups of sixteen neurons from n on, `apart` neurons from one to the next,
 // interleaved so that their dependency chains overlap. product(t, s) is the product at step t of the plane for vector s
 // of the groups.
-template <int G, class C, int L, bool whole, class Product>
-TANDEM_INLINE void run_plane(const Neuron<C>& a, NeuronLanes<C, L, whole>* neurons, int64_t n, int apart, int p,
-                             const Product& product, typename NeuronLanes<C, L, whole>::Plane (&spikes)[G]) {
-  using Group = NeuronLanes<C, L, whole>;
+template <int G, int L, bool whole, class Product>
+TANDEM_INLINE void run_plane(const Neuron& a, NeuronLanes<L, whole>* neurons, int64_t n, int apart, int p,
+                             const Product& product, typename NeuronLanes<L, whole>::Plane (&spikes)[G]) {
+  using Group = NeuronLanes<L, whole>;
   const int steps = std::min(8, a.T - 8 * p);
   const auto run = [&](const auto& current) TANDEM_INLINE_LAMBDA {
 #pragma GCC unroll 8
@@ -250,10 +240,10 @@ TANDEM_INLINE void run_plane(const Neuron<C>& a, NeuronLanes<C, L, whole>* neuro
 }
 
 // Fires G groups of sixteen neurons from n on, at the steps of plane p.
-template <int G, class C, int L, bool whole, class Product>
-TANDEM_INLINE void fire_plane(const Neuron<C>& a, NeuronLanes<C, L, whole>* neurons, int64_t n, int p,
+template <int G, int L, bool whole, class Product>
+TANDEM_INLINE void fire_plane(const Neuron& a, NeuronLanes<L, whole>* neurons, int64_t n, int p,
                               const Product& product) {
-  typename NeuronLanes<C, L, whole>::Plane spikes[G] = {};
+  typename NeuronLanes<L, whole>::Plane spikes[G] = {};
   run_plane(a, neurons, n, kLanes, p, product, spikes);
 #pragma GCC unroll 4
   for (int g = 0; g < G; ++g) neurons[g].end_plane(a, n + g * kLanes, p, spikes[g]);

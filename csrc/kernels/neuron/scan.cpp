@@ -20,7 +20,6 @@ TANDEM_INLINE void widen(const Half* in, int64_t size, float* out) {
 }
 
 // The products y[t] that drive the neurons.
-template <class C>
 struct Currents {
   const void* data;
   DType dtype;
@@ -28,116 +27,107 @@ struct Currents {
   int64_t neurons;
 
   // y[t] of neurons [n, n + size), size <= kBlock. `wide` [kBlock] is scratch for what cannot be read in place.
-  TANDEM_INLINE const C* row(int t, int64_t n, int64_t size, C* wide) const {
+  TANDEM_INLINE const float* row(int t, int64_t n, int64_t size, float* wide) const {
     const int64_t offset = (source == Source::kTrain ? t * neurons : 0) + n;
     if (source == Source::kImpulse && t > 0) {
-      std::fill(wide, wide + kBlock, C(0));
+      std::fill(wide, wide + kBlock, 0.f);
       return wide;
     }
-    if constexpr (sizeof(C) == 4) {
-      if (dtype == DType::kBFloat16) widen(static_cast<const BFloat16*>(data) + offset, size, wide);
-      if (dtype == DType::kFloat16) widen(static_cast<const Float16*>(data) + offset, size, wide);
-      if (dtype != DType::kFloat32) return wide;
-    }
-    const C* row = static_cast<const C*>(data) + offset;
+    if (dtype == DType::kBFloat16) widen(static_cast<const BFloat16*>(data) + offset, size, wide);
+    if (dtype == DType::kFloat16) widen(static_cast<const Float16*>(data) + offset, size, wide);
+    if (dtype != DType::kFloat32) return wide;
+    const float* row = static_cast<const float*>(data) + offset;
     if (__builtin_expect(size == kBlock, 1)) return row;
     return std::copy(row, row + size, wide) - size;
   }
 };
 
-// The window's product u [kBlock] of a block. Pieces of a window carry it on.
-template <class C>
-TANDEM_INLINE void sum_block(const Currents<C>& currents, const Neuron<C>& a, int64_t n, int64_t size, C* u) {
-  C wide[kBlock];
-  const C* first = currents.row(0, n, size, wide);
+// The window's product u [kBlock] of a block.
+TANDEM_INLINE void sum_block(const Currents& currents, const Neuron& a, int64_t n, int64_t size, float* u) {
+  float wide[kBlock];
+  const float* first = currents.row(0, n, size, wide);
   std::copy(first, first + kBlock, u);
-  for (int64_t i = 0; a.before > 0 && i < size; ++i) u[i] = rounded_add(static_cast<C>(a.carried.u[n + i]), u[i]);
   if (currents.source == Source::kConstant) {
-    for (int i = 0; i < kBlock; ++i) u[i] = first[i] * static_cast<C>(a.window());
+    for (int i = 0; i < kBlock; ++i) u[i] = first[i] * static_cast<float>(a.T);
   }
   for (int t = 1; currents.source == Source::kTrain && t < a.T; ++t) {
-    const C* y = currents.row(t, n, size, wide);
+    const float* y = currents.row(t, n, size, wide);
     for (int i = 0; i < kBlock; ++i) u[i] += y[i];
   }
-  if (a.after > 0) std::copy_n(u, size, a.carried.u + n);
 }
 
 // Groups that are fired at once: as many as there are registers for.
 template <int L>
 constexpr int kAtOnce = L > 4 ? L / 4 : 1;
 
-template <class C, int L>
-TANDEM_INLINE void scan_steps(const Currents<C>& currents, const Neuron<C>& a, int64_t n, int64_t size,
-                              NeuronLanes<C, L>* neurons) {
+template <int L>
+TANDEM_INLINE void scan_steps(const Currents& currents, const Neuron& a, int64_t n, int64_t size,
+                              NeuronLanes<L>* neurons) {
   for (int p = 0; p * 8 < a.T; ++p) {
-    C wide[8][kBlock];
-    const C* y[8];
+    float wide[8][kBlock];
+    const float* y[8];
     for (int t = 0; t < 8 && p * 8 + t < a.T; ++t) y[t] = currents.row(p * 8 + t, n, size, wide[t]);
     for (int g = 0; g < kGroups; g += kAtOnce<L>) {
       fire_plane<kAtOnce<L>>(a, neurons + g, n + g * kLanes, p, [&](int t, int s) TANDEM_INLINE_LAMBDA {
-        const C* product = y[t] + g * kLanes + s * L;
-        if (s * L % (64 / sizeof(C)) == 0) __builtin_prefetch(product + kAhead * kBlock);
-        return load<Vec<C, L>>(product);
+        const float* product = y[t] + g * kLanes + s * L;
+        if (s * L % 16 == 0) __builtin_prefetch(product + kAhead * kBlock);
+        return load<Vec<float, L>>(product);
       });
     }
   }
   if (!a.is_gated()) return;
-  C u[kBlock];
+  float u[kBlock];
   sum_block(currents, a, n, size, u);
   for (int g = 0; g < kGroups; ++g) {
-    for (int i = 0; i < kLanes / L; ++i) neurons[g].sum_up(a, i, load<Vec<C, L>>(u + g * kLanes + i * L));
+    for (int i = 0; i < kLanes / L; ++i) neurons[g].sum_up(a, i, load<Vec<float, L>>(u + g * kLanes + i * L));
   }
 }
 
-template <class C, int L>
-TANDEM_INLINE void scan_window(const Currents<C>& currents, const Neuron<C>& a, int64_t n, int64_t size,
-                               NeuronLanes<C, L>* neurons) {
-  C u[kBlock];
+template <int L>
+TANDEM_INLINE void scan_window(const Currents& currents, const Neuron& a, int64_t n, int64_t size,
+                               NeuronLanes<L>* neurons) {
+  float u[kBlock];
   sum_block(currents, a, n, size, u);
   for (int g = 0; g < kGroups; g += kAtOnce<L>) {
     fire_windows<kAtOnce<L>>(a, neurons + g, n + g * kLanes,
-                             [&](int s) TANDEM_INLINE_LAMBDA { return load<Vec<C, L>>(u + g * kLanes + s * L); });
+                             [&](int s) TANDEM_INLINE_LAMBDA { return load<Vec<float, L>>(u + g * kLanes + s * L); });
   }
 }
 
 // A single test covers the potentials of a block; only if it fails are the samples marked.
-template <class C, int L>
-TANDEM_INLINE void scan_blocks(const Currents<C>& currents, const Neuron<C>& marked, int64_t begin, int64_t end) {
-  Neuron<C> a = marked;
+template <int L>
+TANDEM_INLINE void scan_blocks(const Currents& currents, const Neuron& marked, int64_t begin, int64_t end) {
+  Neuron a = marked;
   a.bad = nullptr;
   for (int64_t n = begin; n < end; n += kBlock) {
     const int64_t size = std::min(kBlock, end - n);
-    NeuronLanes<C, L> neurons[kGroups];
+    NeuronLanes<L> neurons[kGroups];
     for (int g = 0; g < kGroups; ++g) {
       neurons[g].begin(a, n + g * kLanes, static_cast<int>(std::clamp<int64_t>(size - g * kLanes, 0, kLanes)));
     }
     a.timing == Timing::kWindow ? scan_window(currents, a, n, size, neurons)
                                 : scan_steps(currents, a, n, size, neurons);
-    Vec<C, L> sum{};
+    Vec<float, L> sum{};
     for (int g = 0; g < kGroups; ++g) {
       neurons[g].end(a, n + g * kLanes);
       sum += neurons[g].sum();
     }
-    if (__builtin_expect(!any_lost<C, L>(sum), 1)) continue;
+    if (__builtin_expect(!any_lost<L>(sum), 1)) continue;
     for (int g = 0; g < kGroups; ++g) neurons[g].mark_bad(marked, n + g * kLanes);
   }
 }
 
 }  // namespace
 
-template <class C>
-void if_scan(const void* currents, DType dtype, Source source, const Neuron<C>& args, ParallelFor parallel) {
-  const Currents<C> from{currents, dtype, source, args.neurons};
+void if_scan(const void* currents, DType dtype, Source source, const Neuron& args, ParallelFor parallel) {
+  const Currents from{currents, dtype, source, args.neurons};
   const int64_t blocks = (args.neurons + kBlock - 1) / kBlock;
   constexpr int64_t grain = 256;  // 16 K neurons are worth a thread
   parallel_ranges(parallel, blocks, grain, [&](int64_t begin, int64_t end) {
     at_level([&](auto lanes) TANDEM_INLINE_LAMBDA {
-      constexpr int L = lanes * int{sizeof(float)} / int{sizeof(C)};
-      scan_blocks<C, L>(from, args, begin * kBlock, std::min(end * kBlock, args.neurons));
+      scan_blocks<lanes>(from, args, begin * kBlock, std::min(end * kBlock, args.neurons));
     });
   });
 }
-template void if_scan(const void*, DType, Source, const Neuron<float>&, ParallelFor);
-template void if_scan(const void*, DType, Source, const Neuron<double>&, ParallelFor);
 
 }  // namespace tandem::cpu

@@ -16,17 +16,15 @@ enum class Source : int32_t {
 
 namespace cpu {
 
-// dtype is the type of `currents`: float64 for Neuron<double>, any other for Neuron<float>.
-template <class C>
-void if_scan(const void* currents, DType dtype, Source source, const Neuron<C>& args, ParallelFor parallel);
+// dtype is the type of `currents`.
+void if_scan(const void* currents, DType dtype, Source source, const Neuron& args, ParallelFor parallel);
 
 }  // namespace cpu
 
 namespace cuda {
 
 // Pointers are device memory, stream is a cudaStream_t; returns a cudaError_t.
-int if_scan(const void* currents, DType dtype, Source source, const Neuron<float>& args, void* stream);
-int if_scan(const void* currents, DType dtype, Source source, const Neuron<double>& args, void* stream);
+int if_scan(const void* currents, DType dtype, Source source, const Neuron& args, void* stream);
 
 }  // namespace cuda
 

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <vector>
 
-#include "../planes/gate.h"
+#include "../cpu/vectors.h"
 
 namespace tandem::cpu {
 
@@ -22,8 +22,8 @@ TANDEM_INLINE auto widen(const X& x) {
 
 // Sums two terms of every row per channel, for sixteen channels at a time, in registers of H doubles. add(x, y, sum,
 // other) adds the terms of an element x of a and y of b, arrays [rows, channels].
-template <int H, class C, class Add>
-TANDEM_INLINE void add_rows(const C* a, const C* b, int64_t rows, int64_t channels, double* sum, double* other,
+template <int H, class Add>
+TANDEM_INLINE void add_rows(const float* a, const float* b, int64_t rows, int64_t channels, double* sum, double* other,
                             const Add& add) {
   constexpr int S = kLanes / H;
   int64_t c = 0;
@@ -38,7 +38,7 @@ TANDEM_INLINE void add_rows(const C* a, const C* b, int64_t rows, int64_t channe
 #pragma GCC unroll 8
       for (int s = 0; s < S; ++s) {
         const int64_t n = r * channels + c + s * H;
-        add(load<Vec<C, H>>(a + n), load<Vec<C, H>>(b + n), total[s], others[s]);
+        add(load<Vec<float, H>>(a + n), load<Vec<float, H>>(b + n), total[s], others[s]);
       }
     }
 #pragma GCC unroll 8
@@ -55,8 +55,9 @@ TANDEM_INLINE void add_rows(const C* a, const C* b, int64_t rows, int64_t channe
   }
 }
 
-template <int H, class C>
-TANDEM_INLINE void sum_rows(const C* u, C factor, int64_t rows, int64_t channels, double* sum, double* squares) {
+template <int H>
+TANDEM_INLINE void sum_rows(const float* u, float factor, int64_t rows, int64_t channels, double* sum,
+                            double* squares) {
   add_rows<H>(u, u, rows, channels, sum, squares,
               [factor](const auto& x, const auto&, auto& total, auto& of_squares) TANDEM_INLINE_LAMBDA {
                 const auto scaled = widen<H>(x * factor);
@@ -66,17 +67,16 @@ TANDEM_INLINE void sum_rows(const C* u, C factor, int64_t rows, int64_t channels
 }
 
 // The gradients of rows [first, first + rows), first a multiple of kRows; zero where the gate is closed.
-template <class C>
-TANDEM_INLINE void gate_rows(const BatchNormGrad<C>& a, int64_t first, int64_t rows, C* gated) {
+TANDEM_INLINE void gate_rows(const BatchNormGrad& a, int64_t first, int64_t rows, float* gated) {
   const int64_t offset = first * a.channels;
-  gate_elements(static_cast<const C*>(a.grad) + offset, a.mask + offset / 8, gated, 0, rows * a.channels,
+  gate_elements(static_cast<const float*>(a.grad) + offset, a.mask + offset / 8, gated, 0, rows * a.channels,
                 [](const auto& g) TANDEM_INLINE_LAMBDA { return g; });
 }
 
 // The sums of g = threshold gz and of g u. `gated` is scratch for kRows rows.
-template <int H, class C>
-TANDEM_INLINE void sum_grads(const BatchNormGrad<C>& a, int64_t begin, int64_t end, double* sum, double* sum_u,
-                             C* gated) {
+template <int H>
+TANDEM_INLINE void sum_grads(const BatchNormGrad& a, int64_t begin, int64_t end, double* sum, double* sum_u,
+                             float* gated) {
   for (int64_t first = begin; first < end; first += kRows) {
     const int64_t rows = std::min(kRows, end - first);
     gate_rows(a, first, rows, gated);
@@ -90,21 +90,19 @@ TANDEM_INLINE void sum_grads(const BatchNormGrad<C>& a, int64_t begin, int64_t e
 }
 
 // The coefficients of a channel's gradient: slope g - shift - (u - mean) tilt.
-template <class C>
 struct Channels {
-  std::vector<C> slope, shift, tilt;
+  std::vector<float> slope, shift, tilt;
 };
 
-template <class C>
-TANDEM_INLINE void write_grads(const BatchNormGrad<C>& a, const Channels<C>& n, int64_t begin, int64_t end, C* gated) {
-  const C *mean = a.mean, *slope = n.slope.data(), *shift = n.shift.data(), *tilt = n.tilt.data();
+TANDEM_INLINE void write_grads(const BatchNormGrad& a, const Channels& n, int64_t begin, int64_t end, float* gated) {
+  const float *mean = a.mean, *slope = n.slope.data(), *shift = n.shift.data(), *tilt = n.tilt.data();
   const int64_t channels = a.channels;
   for (int64_t first = begin; first < end; first += kRows) {
     const int64_t rows = std::min(kRows, end - first);
     gate_rows(a, first, rows, gated);
     for (int64_t r = 0; r < rows; ++r) {
-      const C *g = gated + r * channels, *u = a.product + (first + r) * channels;
-      C* __restrict__ out = static_cast<C*>(a.grad_product) + (first + r) * channels;
+      const float *g = gated + r * channels, *u = a.product + (first + r) * channels;
+      float* __restrict__ out = static_cast<float*>(a.grad_product) + (first + r) * channels;
       for (int64_t c = 0; c < channels; ++c) out[c] = slope[c] * g[c] - shift[c] - (u[c] - mean[c]) * tilt[c];
     }
   }
@@ -132,58 +130,51 @@ void two_sums(int64_t rows, int64_t channels, double* first, double* second, Par
   }
 }
 
-template <class C>
-void measure(const BatchNormStatistics<C>& a, ParallelFor parallel) {
+}  // namespace
+
+void batch_norm_statistics(const BatchNormStatistics& a, ParallelFor parallel) {
   std::vector<double> sum(a.channels), squares(a.channels);
   two_sums(a.rows, a.channels, sum.data(), squares.data(), parallel,
            [&](int64_t begin, int64_t end, double* first, double* second) {
              at_level([=, &a](auto lanes) TANDEM_INLINE_LAMBDA {
-               const C* u = a.product + begin * a.channels;
+               const float* u = a.product + begin * a.channels;
                sum_rows<lanes / 2>(u, a.factor, end - begin, a.channels, first, second);
              });
            });
   for (int64_t c = 0; c < a.channels; ++c) {
     moments(sum[c], squares[c], a.rows, a.mean[c], a.var[c]);
-    const Normalised<C> n = normalise(a.norm, c, a.mean[c], a.var[c]);
+    const Normalised n = normalise(a.norm, c, a.mean[c], a.var[c]);
     a.scale[c] = n.scale;
     a.shift[c] = n.shift;
   }
 }
 
-template <class C>
-void differentiate(const BatchNormGrad<C>& a, ParallelFor parallel) {
+void batch_norm_grad(const BatchNormGrad& a, ParallelFor parallel) {
   std::vector<double> sums(a.channels), sums_u(a.channels);
   two_sums(a.rows, a.channels, sums.data(), sums_u.data(), parallel,
            [&](int64_t begin, int64_t end, double* first, double* second) {
-             std::vector<C> gated(kRows * a.channels);
+             std::vector<float> gated(kRows * a.channels);
              at_level([&](auto lanes)
                           TANDEM_INLINE_LAMBDA { sum_grads<lanes / 2>(a, begin, end, first, second, gated.data()); });
            });
-  Channels<C> n{std::vector<C>(a.channels), std::vector<C>(a.channels), std::vector<C>(a.channels)};
+  Channels n{std::vector<float>(a.channels), std::vector<float>(a.channels), std::vector<float>(a.channels)};
   const double threshold = a.threshold, rows = static_cast<double>(a.rows);
   for (int64_t c = 0; c < a.channels; ++c) {
-    const Normalised<C> norm = normalise(a.norm, c, a.mean[c], a.var[c]);
+    const Normalised norm = normalise(a.norm, c, a.mean[c], a.var[c]);
     const double scale = norm.scale, spread = static_cast<double>(norm.gain) * norm.rstd;
     const double beta = sums[c] / threshold, gamma = (sums_u[c] - a.mean[c] * sums[c]) / threshold * spread;
-    a.grad_beta[c] = static_cast<C>(beta);
-    a.grad_gamma[c] = static_cast<C>(gamma);
-    n.slope[c] = static_cast<C>(scale / threshold);
-    n.shift[c] = static_cast<C>(scale * beta / rows);
-    n.tilt[c] = static_cast<C>(scale * gamma / rows * spread);
+    a.grad_beta[c] = static_cast<float>(beta);
+    a.grad_gamma[c] = static_cast<float>(gamma);
+    n.slope[c] = static_cast<float>(scale / threshold);
+    n.shift[c] = static_cast<float>(scale * beta / rows);
+    n.tilt[c] = static_cast<float>(scale * gamma / rows * spread);
   }
   parallel_ranges(parallel, (a.rows + kRows - 1) / kRows, 8, [&](int64_t begin, int64_t end) {
-    std::vector<C> gated(kRows * a.channels);
+    std::vector<float> gated(kRows * a.channels);
     at_level([&](auto) TANDEM_INLINE_LAMBDA {
       write_grads(a, n, begin * kRows, std::min(end * kRows, a.rows), gated.data());
     });
   });
 }
-
-}  // namespace
-
-void batch_norm_statistics(const BatchNormStatistics<float>& args, ParallelFor parallel) { measure(args, parallel); }
-void batch_norm_statistics(const BatchNormStatistics<double>& args, ParallelFor parallel) { measure(args, parallel); }
-void batch_norm_grad(const BatchNormGrad<float>& args, ParallelFor parallel) { differentiate(args, parallel); }
-void batch_norm_grad(const BatchNormGrad<double>& args, ParallelFor parallel) { differentiate(args, parallel); }
 
 }  // namespace tandem::cpu

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "../neuron/lanes.h"
-#include "gate.h"
 
 namespace tandem::cpu {
 
@@ -37,24 +36,6 @@ TANDEM_INLINE void unpack_elements(const uint8_t* planes, int32_t T, int64_t neu
     E* row = spikes + t * neurons;
     const uint8_t bit = static_cast<uint8_t>(1u << (t & 7));
     for (int64_t n = begin; n < end; ++n) row[n] = (plane[n] & bit) != 0 ? one : E{0};
-  }
-}
-
-// Half types divide in float and round once.
-template <class E>
-TANDEM_INLINE void gate_typed(const void* grad, const uint8_t* mask, double threshold, void* grad_z, int64_t begin,
-                              int64_t end) {
-  const auto* from = static_cast<const E*>(grad);
-  auto* to = static_cast<E*>(grad_z);
-  if constexpr (std::is_floating_point_v<E>) {
-    const E theta = static_cast<E>(threshold);
-    gate_elements(from, mask, to, begin, end, [theta](const auto& g) TANDEM_INLINE_LAMBDA { return g / theta; });
-  } else {
-    const float theta = static_cast<float>(threshold);
-    for (int64_t n = begin; n < end; ++n) {
-      const bool open = (mask[n / 8] >> (n % 8)) & 1;
-      to[n] = open ? from_float<E>(to_float(from[n]) / theta) : E{0};
-    }
   }
 }
 
@@ -151,21 +132,12 @@ void burst_planes(const uint8_t* counts, int32_t T, int64_t neurons, uint8_t* pl
   });
 }
 
-void gate_grad(const void* grad, DType dtype, const uint8_t* mask, double threshold, int64_t neurons, void* grad_z,
+void gate_grad(const void* grad, DType, const uint8_t* mask, double threshold, int64_t neurons, void* grad_z,
                ParallelFor parallel) {
+  const float theta = static_cast<float>(threshold);
   over_neurons(parallel, neurons, [=](int64_t begin, int64_t end) TANDEM_INLINE_LAMBDA {
-    switch (dtype) {
-      case DType::kFloat32:
-        return gate_typed<float>(grad, mask, threshold, grad_z, begin, end);
-      case DType::kFloat64:
-        return gate_typed<double>(grad, mask, threshold, grad_z, begin, end);
-      case DType::kBFloat16:
-        return gate_typed<BFloat16>(grad, mask, threshold, grad_z, begin, end);
-      case DType::kFloat16:
-        return gate_typed<Float16>(grad, mask, threshold, grad_z, begin, end);
-      case DType::kInt8:  // no type of gradients
-        return;
-    }
+    gate_elements(static_cast<const float*>(grad), mask, static_cast<float*>(grad_z), begin, end,
+                  [theta](const auto& g) TANDEM_INLINE_LAMBDA { return g / theta; });
   });
 }
 

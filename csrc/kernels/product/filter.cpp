@@ -51,13 +51,13 @@ TANDEM_INLINE E sum_of(typename Simd<E, L>::type x) {
 // fl(w c) of R outputs and S samples: products [S, 16]. `most`: the largest magnitudes, as integers.
 template <int L, int R, int S>
 TANDEM_INLINE void multiply_floats(const float* const* weights, const float* counts, int64_t size, float* products,
-                                   Int<float, L>& most) {
+                                   Int<L>& most) {
   Vec<float, L> sums[R][S]{};
   const auto add = [&](int64_t k, int lanes) TANDEM_INLINE_LAMBDA {
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
       const auto w = load_first<Vec<float, L>>(weights[r] + k, lanes);
-      const auto magnitudes = reinterpret_cast<Int<float, L>>(w) & 0x7fffffff;
+      const auto magnitudes = reinterpret_cast<Int<L>>(w) & 0x7fffffff;
       most = magnitudes > most ? magnitudes : most;
 #pragma GCC unroll 8
       for (int s = 0; s < S; ++s) sums[r][s] += w * load_first<Vec<float, L>>(counts + s * size + k, lanes);
@@ -77,7 +77,7 @@ TANDEM_INLINE void multiply_floats(const float* const* weights, const float* cou
 // 2^27 + 2^-57, or for half types, which have two digits, max|w| / 16319 if that is more. A little is added for the
 // roundings of the bound itself.
 template <int L>
-TANDEM_INLINE float error_per_spike(const Int<float, L>& magnitudes, int64_t size, bool half) {
+TANDEM_INLINE float error_per_spike(const Int<L>& magnitudes, int64_t size, bool half) {
   int32_t largest = 0;
   for (int i = 0; i < L; ++i) largest = std::max<int32_t>(largest, magnitudes[i]);
   const auto inputs = static_cast<float>(size), roundings = static_cast<float>(size / L + 16);
@@ -112,8 +112,8 @@ TANDEM_INLINE float exact_product(const Weights& weights, int64_t output, const 
 // Fires both ends of the neurons from n on: bursts, or the spikes of a plane. product(end, t, i) is that of part i at a
 // step or, at t = kWholeWindow, of the window.
 template <int L, class Product>
-TANDEM_INLINE void fire_ends(const Neuron<float>& a, NeuronLanes<float, L> (&ends)[2], int64_t n,
-                             const Product& product, typename NeuronLanes<float, L>::Plane (&spikes)[2]) {
+TANDEM_INLINE void fire_ends(const Neuron& a, NeuronLanes<L> (&ends)[2], int64_t n, const Product& product,
+                             typename NeuronLanes<L>::Plane (&spikes)[2]) {
   constexpr int kParts = kLanes / L;
   for (auto& end : ends) end.start(a, n);
   if (a.timing == Timing::kWindow) {
@@ -129,15 +129,15 @@ TANDEM_INLINE void fire_ends(const Neuron<float>& a, NeuronLanes<float, L> (&end
 
 // The lanes whose spikes or gates differ, or whose potentials are not finite.
 template <int L, class Plane>
-TANDEM_INLINE void find_doubts(const Neuron<float>& a, const NeuronLanes<float, L> (&ends)[2], const Plane (&spikes)[2],
+TANDEM_INLINE void find_doubts(const Neuron& a, const NeuronLanes<L> (&ends)[2], const Plane (&spikes)[2],
                                int32_t* doubts) {
   const float ceiling = a.threshold * static_cast<float>(a.T);
   for (int i = 0; i < kLanes / L; ++i) {
-    Int<float, L> found = spikes[0][i] ^ spikes[1][i];
-    const auto differ = [&](const Int<float, L>& x, const Int<float, L>& y) TANDEM_INLINE_LAMBDA { found |= x ^ y; };
+    Int<L> found = spikes[0][i] ^ spikes[1][i];
+    const auto differ = [&](const Int<L>& x, const Int<L>& y) TANDEM_INLINE_LAMBDA { found |= x ^ y; };
     differ(ends[0].z[i] > 0.f, ends[1].z[i] > 0.f);
     differ(ends[0].z[i] < ceiling, ends[1].z[i] < ceiling);
-    for (const auto& end : ends) found |= reinterpret_cast<Int<float, L>>(end.v[i] - end.v[i]);
+    for (const auto& end : ends) found |= reinterpret_cast<Int<L>>(end.v[i] - end.v[i]);
     store(doubts + i * L, found);
   }
 }
@@ -147,7 +147,7 @@ template <int L>
 TANDEM_INLINE float multiply_outputs(const Layer& layer, const Inputs& in, int64_t first, int count, Workspace& outer,
                                      float* products) {
   constexpr int R = 4;
-  Int<float, L> most{};
+  Int<L> most{};
   for (int i = 0; i < kLanes; i += R) {
     Workspace workspace(outer);
     const float* weights[R];
@@ -176,7 +176,7 @@ TANDEM_INLINE float multiply_outputs(const Layer& layer, const Inputs& in, int64
 
 TANDEM_CPU_KERNEL(filter_outputs, (const Layer& layer, const Inputs& in, int64_t first, Workspace& workspace),
                   (layer, in, first, workspace)) {
-  const Neuron<float>& a = layer.neuron;
+  const Neuron& a = layer.neuron;
   const int count = static_cast<int>(std::min<int64_t>(kLanes, a.channels - first));
   float products[2][kMostRows][kLanes];  // of both ends
   const float error_of_spike = multiply_outputs<L>(layer, in, first, count, workspace, products[0][0]);
@@ -188,7 +188,7 @@ TANDEM_CPU_KERNEL(filter_outputs, (const Layer& layer, const Inputs& in, int64_t
       products[1][row][i] = product + error;
     }
   }
-  NeuronLanes<float, L> ends[2];
+  NeuronLanes<L> ends[2];
   for (auto& end : ends) end.begin(a, first, count);
   const int64_t samples = layer.geometry.batch, steps = in.rows / samples;
   for (int64_t sample = 0; sample < samples; ++sample) {
@@ -200,7 +200,7 @@ TANDEM_CPU_KERNEL(filter_outputs, (const Layer& layer, const Inputs& in, int64_t
     const auto product = [&](int end, int t, int i) TANDEM_INLINE_LAMBDA {
       return load<Vec<float, L>>((t == kWholeWindow ? windows[end] : products[end][row + t]) + i * L);
     };
-    typename NeuronLanes<float, L>::Plane spikes[2] = {};
+    typename NeuronLanes<L>::Plane spikes[2] = {};
     fire_ends(a, ends, n, product, spikes);
     int32_t doubts[kLanes];
     find_doubts(a, ends, spikes, doubts);

@@ -29,8 +29,8 @@ TANDEM_INLINE Vec<float, L> narrow(const double* sums) {
 }
 
 template <int L, int R, bool whole, class Run>
-TANDEM_INLINE void run_rows(const Tile& tile, const Neuron<float>& layer, const Run& run) {
-  NeuronLanes<float, L, whole> neurons[R];
+TANDEM_INLINE void run_rows(const Tile& tile, const Neuron& layer, const Run& run) {
+  NeuronLanes<L, whole> neurons[R];
 #pragma GCC unroll 2
   for (int r = 0; r < R; ++r) {
     neurons[r].begin(layer, tile.channel + r * kLanes,
@@ -48,7 +48,7 @@ TANDEM_INLINE void run_rows(const Tile& tile, const Neuron<float>& layer, const 
 
 // Runs the neurons of a tile row by row: run(row, n, neurons) runs the neurons from n on through their window.
 template <int L, int R, class Run>
-TANDEM_INLINE void run_tile(const Tile& tile, const Neuron<float>& layer, const Run& run) {
+TANDEM_INLINE void run_tile(const Tile& tile, const Neuron& layer, const Run& run) {
   if (tile.channels == 16 * R) return run_rows<L, R, true>(tile, layer, run);
   run_rows<L, R, false>(tile, layer, run);
 }
@@ -59,9 +59,9 @@ template <int L>
 struct LongSums {
   typedef typename Simd<uint32_t, L>::type Words;
   Words words{};
-  Int<float, L> high{};
+  Int<L> high{};
 
-  TANDEM_INLINE void add(Int<float, L> y) {
+  TANDEM_INLINE void add(Int<L> y) {
     words += reinterpret_cast<Words>(y);
     high += y >> 16;
   }
@@ -74,7 +74,7 @@ struct LongSums {
 
 // Adds the sums of the earlier pieces of a window, and keeps them for the later ones. A call of memmove here, which may
 // change anything, made the caller take 1.08 of its time.
-[[gnu::noinline]] inline void add_pieces(const Neuron<float>& layer, int64_t n, int lanes, double* window) {
+[[gnu::noinline]] inline void add_pieces(const Neuron& layer, int64_t n, int lanes, double* window) {
   double* sums = layer.carried.u + n;
   for (int i = 0; layer.before > 0 && i < lanes; ++i) window[i] += sums[i];
   for (int i = 0; layer.after > 0 && i < lanes; ++i) sums[i] = window[i];
@@ -87,7 +87,7 @@ constexpr int kGroupsAtOnce = L == kLanes ? R : 1;
 // The same for step timing: row_sums(row, plane, sums) computes the sums of a row and plane. `only_whole`: all outputs
 // of the tile exist; long loops are compiled for this case alone.
 template <int L, class Sum, bool only_whole, class RowSums>
-TANDEM_INLINE void run_neurons(const Tile& tile, const Neuron<float>& layer, const RowSums& row_sums) {
+TANDEM_INLINE void run_neurons(const Tile& tile, const Neuron& layer, const RowSums& row_sums) {
   constexpr int R = Sum::kOutputs / kLanes, G = kGroupsAtOnce<L, R>, kParts = kLanes / L;
   const auto run = [&](int64_t row, int64_t n, auto& neurons) TANDEM_INLINE_LAMBDA {
     LongSums<L> u[R * kParts];

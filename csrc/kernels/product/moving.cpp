@@ -11,11 +11,11 @@ namespace tandem::cpu {
 namespace {
 
 template <int L>
-TANDEM_INLINE Int<float, L> load_integers(const int32_t* p) {
-  return load<Int<float, L>>(p);
+TANDEM_INLINE Int<L> load_integers(const int32_t* p) {
+  return load<Int<L>>(p);
 }
 template <int L>
-TANDEM_INLINE Int<float, L> load_integers(const int8_t* p) {
+TANDEM_INLINE Int<L> load_integers(const int8_t* p) {
   return convert<int32_t, int8_t, L>(load<typename Simd<int8_t, L>::type>(p));
 }
 
@@ -170,8 +170,7 @@ int64_t MovingSums::add(const Moves& moves, int32_t* changes, uint8_t* reached, 
   return synapses;
 }
 
-void MovingSums::fire(int32_t* changes, double* sums, int64_t first_row, int64_t rows,
-                      const Neuron<float>& neuron) const {
+void MovingSums::fire(int32_t* changes, double* sums, int64_t first_row, int64_t rows, const Neuron& neuron) const {
   const int64_t tiles = prepared_.tiling().tiles();
   for (int64_t i = 0; i < tiles; ++i) {
     const int64_t begin = (i * rows_ + first_row) * width_;

@@ -53,7 +53,7 @@ class MovingSums {
 
   // Adds the changes of these rows to the sums, exact integers, and makes them zero; then fires neurons of window
   // timing for these sums. `neuron` has the arrays of one sample.
-  void fire(int32_t* changes, double* sums, int64_t first_row, int64_t rows, const Neuron<float>& neuron) const;
+  void fire(int32_t* changes, double* sums, int64_t first_row, int64_t rows, const Neuron& neuron) const;
 
  private:
   Tile tile(int64_t number) const;

@@ -62,7 +62,7 @@ TANDEM_INLINE void step_sums(const Layer& layer, const Tiling& tiling, const Til
 #pragma GCC unroll 8
     for (int s = 0; s < R * kLanes / L; ++s) {
       const auto bytes = reader.bytes<L>(input, tile.channel + s * L);
-      const auto spikes = convert<int32_t, uint8_t, L>(bytes), weight = load<Int<float, L>>(weights + s * L);
+      const auto spikes = convert<int32_t, uint8_t, L>(bytes), weight = load<Int<L>>(weights + s * L);
 #pragma GCC unroll 8
       for (int t = 0; t < 8; ++t) sums[t].part[s] += weight & (spikes << (31 - t) >> 31);
     }
@@ -91,7 +91,7 @@ TANDEM_CPU_KERNEL(sum_plain, (const Layer& layer, const Tiling& tiling, const Ti
 #pragma GCC unroll 16
         for (int s = 0; s < S; ++s) {
           const auto counts = convert<int32_t, uint8_t, H>(reader.bytes<H>(input, tile.channel + s * H));
-          const auto weight = load<Int<float, H>>(weights + s * H);
+          const auto weight = load<Int<H>>(weights + s * H);
           sum[s] += __builtin_convertvector(counts, Wide) * __builtin_convertvector(weight, Wide);
         }
       };

@@ -43,8 +43,8 @@ struct Sums {
 
   // L sums as int32, beginning with number `first`.
   template <int L>
-  TANDEM_INLINE Int<float, L> lanes(int first) const {
-    if constexpr (sizeof(E) == 4) return cpu::load<Int<float, L>>(reinterpret_cast<const E*>(part) + first);
+  TANDEM_INLINE Int<L> lanes(int first) const {
+    if constexpr (sizeof(E) == 4) return cpu::load<Int<L>>(reinterpret_cast<const E*>(part) + first);
     return convert<int32_t, int16_t, L>(
         cpu::load<typename Simd<int16_t, L>::type>(reinterpret_cast<const E*>(part) + first));
   }

@@ -39,7 +39,7 @@ TANDEM_INLINE void list_sums(const Tile& tile, const SpikeLists& lists, int64_t 
 
 }  // namespace
 
-TANDEM_CPU_KERNEL(fire_lists, (const Tile& tile, const SpikeLists& lists, const Neuron<float>& neuron),
+TANDEM_CPU_KERNEL(fire_lists, (const Tile& tile, const SpikeLists& lists, const Neuron& neuron),
                   (tile, lists, neuron)) {
   specialise<L>(tile, lists.listed.steps, [&](auto type, auto steps) TANDEM_INLINE_LAMBDA {
     using S = decltype(type);
@@ -63,7 +63,7 @@ TANDEM_CPU_KERNEL(sum_lists, (const Tile& tile, const SpikeLists& lists, int32_t
           for (int i = 0; i < S::kOutputs; i += L) {
             int32_t* to = out + t * S::kOutputs + i;
             const auto sum = sums[t].template lanes<L>(i);
-            store(to, first ? sum : sum + load<Int<float, L>>(to));
+            store(to, first ? sum : sum + load<Int<L>>(to));
           }
         }
       }
@@ -71,7 +71,7 @@ TANDEM_CPU_KERNEL(sum_lists, (const Tile& tile, const SpikeLists& lists, int32_t
   });
 }
 
-TANDEM_CPU_KERNEL(fire_sums, (const Tile& tile, const int32_t* in, const Neuron<float>& neuron), (tile, in, neuron)) {
+TANDEM_CPU_KERNEL(fire_sums, (const Tile& tile, const int32_t* in, const Neuron& neuron), (tile, in, neuron)) {
   with_registers<L>(tile, [&](auto registers) TANDEM_INLINE_LAMBDA {
     using S = WideSums<L, decltype(registers)::value>;
     run_neurons<L, S, false>(tile, neuron, [&](int64_t row, int p, S(&sums)[8]) TANDEM_INLINE_LAMBDA {
@@ -87,7 +87,7 @@ TANDEM_CPU_KERNEL(add_bits, (const int32_t* sums, int64_t rows, int width, doubl
     for (int i = 0; i < width; i += H) {
       Vec<double, H> total{};
       for (int j = 7; j >= 0; --j) {
-        total = 2 * total + __builtin_convertvector(load<Int<float, H>>(sums + j * width + i), Vec<double, H>);
+        total = 2 * total + __builtin_convertvector(load<Int<H>>(sums + j * width + i), Vec<double, H>);
       }
       store(windows + r * width + i, total);
     }
@@ -116,7 +116,7 @@ TANDEM_CPU_KERNEL(add_products, (const Tile& tile, const double* windows, double
   }
 }
 
-TANDEM_CPU_KERNEL(fire_window_sums, (const Tile& tile, const double* windows, const Neuron<float>& neuron),
+TANDEM_CPU_KERNEL(fire_window_sums, (const Tile& tile, const double* windows, const Neuron& neuron),
                   (tile, windows, neuron)) {
   with_registers<L>(tile, [&](auto registers) TANDEM_INLINE_LAMBDA {
     constexpr int R = decltype(registers)::value, G = kGroupsAtOnce<L, R>, kParts = kLanes / L;

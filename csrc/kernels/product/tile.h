@@ -8,16 +8,16 @@
 namespace tandem::cpu {
 
 // Multiplies a whole tile with one K-block by lists, and fires the neurons in registers.
-void fire_lists(const Tile& tile, const SpikeLists& lists, const Neuron<float>& neuron);
+void fire_lists(const Tile& tile, const SpikeLists& lists, const Neuron& neuron);
 
 // Multiplies by lists and writes the sums of steps. Adds to the sums in memory unless `first`.
 void sum_lists(const Tile& tile, const SpikeLists& lists, int32_t* sums, bool first);
 
 // Fires the neurons from sums of steps.
-void fire_sums(const Tile& tile, const int32_t* sums, const Neuron<float>& neuron);
+void fire_sums(const Tile& tile, const int32_t* sums, const Neuron& neuron);
 
 // Fires neurons of window timing from the sums of the window.
-void fire_window_sums(const Tile& tile, const double* windows, const Neuron<float>& neuron);
+void fire_window_sums(const Tile& tile, const double* windows, const Neuron& neuron);
 
 // The sums of the window from those of the bits of counts, [rows, 8, width], worth 1, 2, 4, ..., 128.
 void add_bits(const int32_t* sums, int64_t rows, int width, double* windows);

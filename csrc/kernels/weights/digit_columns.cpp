@@ -23,10 +23,10 @@ template <int L>
 TANDEM_INLINE Cut measure_column(const int32_t* weights, const std::vector<int64_t>& position) {
   int32_t bits = 0, most = 0;
   for (int i = 0; i < 16; i += L) {
-    Int<float, L> any{}, largest{};
+    Int<L> any{}, largest{};
     for (const int64_t p : position) {
-      const auto w = load<Int<float, L>>(weights + p + i);
-      const Int<float, L> size = w ^ (w >> 31);  // -128 fits a digit, 128 does not
+      const auto w = load<Int<L>>(weights + p + i);
+      const Int<L> size = w ^ (w >> 31);  // -128 fits a digit, 128 does not
       any |= w;
       largest = size > largest ? size : largest;
     }
@@ -55,7 +55,7 @@ TANDEM_CPU_KERNEL(pack_column,
       Words w[4];
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) {
-        w[j] = reinterpret_cast<Words>(load<Int<float, L>>(weights + position[k + j] + i) >> cut.shift) + bias;
+        w[j] = reinterpret_cast<Words>(load<Int<L>>(weights + position[k + j] + i) >> cut.shift) + bias;
       }
       const Words first[2] = {select<Words>(even, w[0], w[1] << 8), select<Words>(even, w[0] >> 8, w[1])};
       const Words last[2] = {select<Words>(even, w[2], w[3] << 8), select<Words>(even, w[2] >> 8, w[3])};

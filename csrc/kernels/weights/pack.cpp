@@ -12,13 +12,13 @@ namespace {
 
 // a[first], b[first], a[first + 1], b[first + 1], ...; GCC needs the builtin to make it one shuffle, clang lacks it.
 template <int L>
-TANDEM_INLINE Int<float, L> zip(const Int<float, L>& a, const Int<float, L>& b, int first) {
+TANDEM_INLINE Int<L> zip(const Int<L>& a, const Int<L>& b, int first) {
 #if __has_builtin(__builtin_shuffle)
-  Int<float, L> lanes{};
+  Int<L> lanes{};
   for (int i = 0; i < L; ++i) lanes[i] = first + i / 2 + i % 2 * L;
   return __builtin_shuffle(a, b, lanes);
 #else
-  Int<float, L> out{};
+  Int<L> out{};
   for (int i = 0; i < L; ++i) out[i] = i % 2 == 0 ? a[first + i / 2] : b[first + i / 2];
   return out;
 #endif
@@ -26,10 +26,10 @@ TANDEM_INLINE Int<float, L> zip(const Int<float, L>& a, const Int<float, L>& b, 
 
 // Transposes L x L lanes by log2 L perfect shuffles.
 template <int L>
-TANDEM_INLINE void transpose(Int<float, L> (&m)[L]) {
+TANDEM_INLINE void transpose(Int<L> (&m)[L]) {
 #pragma GCC unroll 4
   for (int round = 1; round < L; round *= 2) {
-    Int<float, L> zipped[L];
+    Int<L> zipped[L];
 #pragma GCC unroll 16
     for (int i = 0; i < L / 2; ++i) {
       zipped[2 * i] = zip<L>(m[i], m[i + L / 2], 0);
@@ -47,7 +47,7 @@ TANDEM_INLINE void pack_rows(const TilePacker& job, const E* const (&row)[L], co
   const int64_t* position = job.position.data();
   int64_t j = 0;
   for (; j + L <= inputs; j += L) {
-    Int<float, L> block[L];
+    Int<L> block[L];
 #pragma GCC unroll 16
     for (int i = 0; i < L; ++i) __builtin_prefetch(row[i] + L * inputs + j, 0, 2);
 #pragma GCC unroll 16

@@ -21,15 +21,15 @@ TANDEM_INLINE void add_errors(const float* weights, int64_t size, float step, in
   const auto whole = static_cast<float>(kParts / largest);
   const auto most = Vec<float, L>{} + static_cast<float>(largest);
   for (int64_t k = 0; k < size;) {
-    Int<float, L> sums[std::size(kShares)]{};
+    Int<L> sums[std::size(kShares)]{};
     for (const int64_t end = std::min(size, k + kAtOnce * L); k < end; k += L) {  // kAtOnce * kParts^2 < 2^31
-      const auto magnitude = reinterpret_cast<Int<float, L>>(load_floats<L>(weights + k)) & 0x7fffffff;
+      const auto magnitude = reinterpret_cast<Int<L>>(load_floats<L>(weights + k)) & 0x7fffffff;
       const auto parts = reinterpret_cast<Vec<float, L>>(magnitude) / step * whole + kWhole - kWhole;
       for (size_t c = 0; c < std::size(kShares); ++c) {
         const float own = whole * kShares[c];
         const auto near = parts * (1.f / own);
         const auto q = (near < most ? near : most) + kWhole - kWhole;
-        const auto left = __builtin_convertvector(parts - own * q, Int<float, L>);
+        const auto left = __builtin_convertvector(parts - own * q, Int<L>);
         sums[c] += left * left;
       }
     }

@@ -46,13 +46,13 @@ template <int L, class E>
 TANDEM_INLINE Magnitudes measure_magnitudes(const E* weights, int64_t size, float factor) {
   constexpr int64_t kAtOnce = 2048 * L;  // so that no int32 overflows
   typedef typename Simd<uint32_t, L>::type Words;
-  Int<float, L> most{};
+  Int<L> most{};
   Words lanes{};
   const auto add = [&](const E* some) TANDEM_INLINE_LAMBDA {
-    const auto magnitudes = reinterpret_cast<Int<float, L>>(load_floats<L>(some)) & 0x7fffffff;
+    const auto magnitudes = reinterpret_cast<Int<L>>(load_floats<L>(some)) & 0x7fffffff;
     most = magnitudes > most ? magnitudes : most;
     const auto scaled = reinterpret_cast<Vec<float, L>>(magnitudes) * factor;
-    lanes += reinterpret_cast<Words>(__builtin_convertvector(scaled, Int<float, L>));
+    lanes += reinterpret_cast<Words>(__builtin_convertvector(scaled, Int<L>));
   };
   Magnitudes seen{};
   for (int64_t k = 0; k < size;) {

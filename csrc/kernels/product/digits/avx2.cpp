@@ -35,7 +35,7 @@ TANDEM_TARGET TANDEM_INLINE void widen(__m256i (&sum)[Rows][N][2], int32_t* sums
   }
 }
 
-using Words = Int<float, 8>;
+using Words = Int<8>;
 // Two products of a count above 127 and a digit do not fit int16, so the highest bit of counts is multiplied
 // separately.
 TANDEM_TARGET TANDEM_INLINE Words dot(const Words& sum, const Words& inputs, const Words& weights) {

@@ -16,7 +16,7 @@ namespace {
 template <int N>
 constexpr int kLines = N == 1 ? 4 : 2;
 
-using Words = Int<float, 8>;
+using Words = Int<8>;
 TANDEM_TARGET TANDEM_INLINE Words dot(const Words& sum, const Words& inputs, const Words& weights) {
   return reinterpret_cast<Words>(_mm256_dpbusd_avx_epi32(
       reinterpret_cast<__m256i>(sum), reinterpret_cast<__m256i>(inputs), reinterpret_cast<__m256i>(weights)));

@@ -76,7 +76,7 @@ TANDEM_INLINE void combine(const int32_t* sums, int64_t row, int64_t digit, int6
       Vec<Total, L> sum{};
 #pragma GCC unroll 4
       for (int d = N - 1; d >= 0; --d) {
-        sum = 256 * sum + __builtin_convertvector(load<Int<float, L>>(sums + d * digit + i), Vec<Total, L>);
+        sum = 256 * sum + __builtin_convertvector(load<Int<L>>(sums + d * digit + i), Vec<Total, L>);
       }
       store(out + i, pass.first ? sum * unit : sum * unit + load<Vec<Total, L>>(out + i));
     }

@@ -16,7 +16,7 @@ namespace {
 template <int N>
 constexpr int kLines = 8;
 
-using Words = Int<float, 16>;
+using Words = Int<16>;
 TANDEM_TARGET TANDEM_INLINE Words dot(const Words& sum, const Words& inputs, const Words& weights) {
   return reinterpret_cast<Words>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(inputs),
                                                      reinterpret_cast<__m512i>(weights)));
