@@ -58,6 +58,7 @@ def recorded(encoder, timing, gate):
     return hashlib.sha256(b"".join(t.flatten().view(torch.uint8).numpy().tobytes() for t in found)).hexdigest()
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize(("timing", "gate"), RECORDED)
 def test_a_threshold_and_a_gain_of_1_give_the_networks_of_before(timing, gate):
     assert recorded(tnn.Encoder(8, gain=8), timing, gate) == RECORDED[timing, gate]

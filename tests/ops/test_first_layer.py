@@ -159,7 +159,6 @@ COLUMN = Shape(8, 1, 16, (9, 5), ((5, 5), (1, 3), (0, 0), (1, 1), 1))  # torch's
 POINT = Shape(4, 2, 48, (128, 128), ((1, 1), (2, 2), (0, 0), (1, 1), 1))  # the gradient of the weight is written beyond
 
 
-@pytest.mark.kernels
 @pytest.mark.parametrize("shapes", [  # what torch gets wrong channels last, and random ones
     [COLUMN._replace(dtype=dtype, layout=layout)
      for dtype in ("float32", "bfloat16") for layout in ("contiguous", "channels last")],

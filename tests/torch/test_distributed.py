@@ -237,7 +237,6 @@ def test_training_and_fsdp2_are_those_of_one_process(parts):
         torch.testing.assert_close(part["sharded"], sharded(World()), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.kernels
 def test_one_process_writes(tmp_path):
     """The script under torchrun; of a finished run only the tables are printed."""
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", WORLD, "--master-port"]

@@ -86,6 +86,8 @@ class FrozenNetwork(Streaming, WeightKeeper):
         """Why the network runs layer by layer; None if it runs as one call, or on a GPU as stages, in a CUDA graph."""
         program = self._program_for(1.0)
         on_gpu = any(tensor.is_cuda for tensor in (*self.net.parameters(), *self.net.buffers()))
+        if not on_gpu and not has_kernels(torch.device("cpu")):
+            return CannotLower("net", "TANDEM_KERNELS=0; step() and settle() have no other way than kernels")
         return program.unlowered if on_gpu else program.refuses(self.T)
 
     def extra_repr(self) -> str:
@@ -127,7 +129,8 @@ class FrozenNetwork(Streaming, WeightKeeper):
         if x.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
             return self._replay(x)
         program = self._program(x)
-        if x.device.type != "cpu" or program.refusal is not None or torch.compiler.is_compiling():
+        by_layers = x.device.type != "cpu" or not has_kernels(x.device) or torch.compiler.is_compiling()
+        if by_layers or program.refusal is not None:
             return program.layers(x)
         why = program.refuses(T)
         if why is None:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from tandem_ext import SpikeTrain
-from tandem_ext._load import has_kernels
 from tandem_ext._torch import autocast_active, forward_mode_active
 from tandem_ext.ops import counts_dtype
 
@@ -193,8 +192,6 @@ class Program:
         """
         if self.unlowered is not None:
             return self.unlowered
-        if not has_kernels(torch.device("cpu")):
-            return CannotLower("net", "TANDEM_KERNELS=0 turns the executor off")
         try:
             program, numbers, refusal = encode(self.layers)
         except CannotLower as reason:
