@@ -375,3 +375,18 @@ def by_onnxruntime(path, x):
             by_name[name] = by_name.get(name, 0) + torch.from_numpy(found[name])
         answers.append(torch.from_numpy(found["answer"]))
     return list(by_name.values()), answers
+
+
+def spikes(T=8, batch=7, gain=1.0):
+    return te.SpikeTrain.from_dense(torch.rand(T, batch, 30).lt(0.4).float(), gain)
+
+
+def spiking_net():
+    torch.manual_seed(1)
+    layers = tnn.Linear(30, 60, threshold=1.0), tnn.Linear(60, 20, threshold=1.0)  # for any T
+    return nn.Sequential(*layers, tnn.Readout(20, 5)).eval()
+
+
+def averaged():
+    layers = tnn.Encoder(T=8), tnn.Conv2d(1, 4, 3), tnn.AdaptiveAvgPool2d(1), tnn.Flatten(), tnn.Readout(4, 3)
+    return nn.Sequential(*layers), torch.rand(2, 1, 6, 6)
