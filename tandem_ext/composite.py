@@ -1,8 +1,8 @@
 """The ops in torch's own operators, for devices and dtypes for which this build has no kernels: float64 anywhere.
 
-The neurons are those of :mod:`tandem_ext.reference`; products are torch's, exact where its sums are. Tensors are in the
-order of memory here, [B, *space, C]. Kernels pass float64 on to ``torch.ops.tandem_composite``. With the environment
-variable TANDEM_KERNELS=0 there are no kernels.
+The neurons are those of ``rule.py``; products are torch's, exact where its sums are. Tensors are in the order of memory
+here, [B, *space, C]. Kernels pass float64 on to ``torch.ops.tandem_composite``. With the environment variable
+TANDEM_KERNELS=0 there are no kernels.
 """
 
 import math
@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.library import Library
 
-from . import checks, reference
+from . import checks
 from ._load import KERNELS, has_kernels
 from ._torch import arguments_of, schema_of
-from .functional.products import Product
+from .functional.products import Product, products_of_steps, torch_product
 from .ops import Arguments, compute_dtype, counts_dtype
-from .reference import Residual, spikes_of
+from .rule import Residual, batch_statistics, divided, fire, inverse_deviation, lost, pack, spikes_of
 
 _ops, _own = Library("tandem", "IMPL"), Library("tandem_composite", "DEF")
 _said: set[str] = set()
@@ -65,7 +65,7 @@ def _fire(a: Arguments, T: int, shape: Sequence[int], like: Tensor, y: Iterable[
         if r.dtype == torch.uint8:
             r = r.to(dtype) if window else spikes_of(r, T, "step", dtype)
         residual = Residual(r, reduce(torch.add, r), a["residual_scale"])
-    stored, counts, v, is_open = reference.fire(
+    stored, counts, v, is_open = fire(
         y, u, a["scale"], a["shift"], residual, v.expand(shape), T, a["steps"], a["threshold"], a["leak"], a["gate"],
         a["timing"], ends=a["return_v"],
     )  # fmt: skip
@@ -83,12 +83,6 @@ def check(a: Arguments, T: int) -> None:
     checks.positive("steps", a["steps"])
     checks.share("leak", a["leak"])
     checks.number("threshold", a["threshold"], "a float", "a positive number", math.ulp(0.0))
-
-
-def lost(values: Tensor) -> Tensor:
-    """Return for values [n, ...] NaN where any is infinite or NaN, else 0: [n]."""
-    flat = values.flatten(1) if values.dim() > 1 else values.unsqueeze(1)
-    return 0 * flat.amax(1) + 0 * flat.amin(1) if flat.numel() else flat.new_zeros(len(flat))
 
 
 def _given(source: str, a: Arguments) -> Any:
@@ -120,7 +114,7 @@ class Synapses:
         self.stored, self.T, self.timing, self.lost = rows(a["stored"], 2), a["T"], a["timing"], lost(self.weight)
 
     def product_of(self, x: Tensor) -> Tensor:
-        return rows(reference.torch_product(images(x, 1), self.weight, self.product), 1).add_(self.lost)
+        return rows(torch_product(images(x, 1), self.weight, self.product), 1).add_(self.lost)
 
     def window(self) -> Tensor:
         """u = W c, [B, *space, N]."""
@@ -130,7 +124,7 @@ class Synapses:
         """The products of the steps."""
         first = [8 * p for p in range(len(self.stored))]
         spikes = (spikes_of(self.stored[t // 8 :], min(8, self.T - t), "step", self.weight.dtype) for t in first)
-        return reference.products_of_steps(spikes, self.product_of)
+        return products_of_steps(spikes, self.product_of)
 
     def fire(self, a: Arguments, u: Tensor | None) -> Any:
         return _fire(a, self.T, self.shape, self.like, self.steps(), u)
@@ -157,7 +151,7 @@ def _statistics(u: Tensor, a: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor
     one = u.new_ones(u.shape[-1])
     names = {"gain": one, "gamma": one, "beta": torch.zeros_like(one)}
     gain, gamma, beta = (neutral if a[name] is None else a[name].to(u.dtype) for name, neutral in names.items())
-    return reference.batch_statistics(u.flatten(0, -2), gain, gamma, beta, a["eps"])
+    return batch_statistics(u.flatten(0, -2), gain, gamma, beta, a["eps"])
 
 
 def _bn_if(a: Arguments) -> Any:
@@ -180,7 +174,7 @@ def _bn_grad(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     gain = one if a["gain"] is None else a["gain"].to(one.dtype).expand_as(one)
     gamma = one if a["gamma"] is None else a["gamma"].to(one.dtype)
     gated = _gate_grad(a | {"grad": grad.to(product.dtype)})
-    deviation = reference.inverse_deviation(gain, a["var"], a["eps"])
+    deviation = inverse_deviation(gain, a["var"], a["eps"])
     grads = torch.ops.aten.native_batch_norm_backward.default(
         gated, images(rows(product, 1), 1), gamma, None, None, a["mean"], gain * deviation, True, a["eps"], [True] * 3
     )
@@ -192,12 +186,12 @@ def _gate_grad(a: Arguments) -> Tensor:
     """Return gate·grad/ϑ."""
     grad = rows(a["grad"], 1)
     if a["threshold"] != 1:
-        grad = reference.divided(grad.to(compute_dtype(grad.dtype)), a["threshold"]).to(grad.dtype)
+        grad = divided(grad.to(compute_dtype(grad.dtype)), a["threshold"]).to(grad.dtype)
     return images(torch.ops.aten.threshold_backward.default(grad, unpack_bits(a["mask"], grad), 0), 1)
 
 
 def _burst_planes(a: Arguments) -> Tensor:
-    return images(reference.pack(spikes_of(rows(a["counts"], 2), a["T"], "window", torch.bool)), 2)
+    return images(pack(spikes_of(rows(a["counts"], 2), a["T"], "window", torch.bool)), 2)
 
 
 # --- registration -----------------------------------------------------------------------------------------------------
@@ -245,7 +239,7 @@ _register("window_product", _window_product)
 _register("bn_statistics", lambda a: _statistics(rows(a["product"], 1) * a["factor"], a))
 _register("bn_grad", _bn_grad)
 _register("gate_grad", _gate_grad)
-_register("pack", lambda a: images(reference.pack(rows(a["spikes"], 2) != 0), 2))
+_register("pack", lambda a: images(pack(rows(a["spikes"], 2) != 0), 2))
 _register("unpack", lambda a: images(spikes_of(rows(a["planes"], 2), a["T"], "step", a["dtype"]), 2))
 _register("counts", lambda a: images(counts_of(rows(a["planes"], 2), "step", a["dtype"]), 1))
 _register("count_bytes", lambda a: images(counts_of(rows(a["planes"], 2), "step", torch.uint8).unsqueeze(0), 2))

@@ -53,7 +53,9 @@ def tensors_of(
         theta = torch.add(theta, theta.detach(), alpha=0)  # makes infinity NaN, which then shows in the potentials
     if residual is not None:
         checks.residual(residual, T, shape, device, timing)
-        factor = over(unit, 1.0 if isinstance(residual, Tensor) else residual.gain)
+        factor = 1.0 if isinstance(residual, Tensor) else residual.gain
+        if unit != 1.0:  # without adding a node to exported graphs
+            factor = factor / unit
         if isinstance(factor, Tensor) or factor != 1.0:
             scale = spread(factor, (channels,), dtype, device)
         if isinstance(residual, Tensor):
@@ -97,7 +99,7 @@ def fold(
         bias = bias if scale is None else scale * bias
         shift = bias if shift is None else bias + shift
     if unit != 1.0:
-        gain, shift = over(unit, gain), None if shift is None else shift / unit
+        gain, shift = gain / unit, None if shift is None else shift / unit
     if step is not None or not isinstance(gain, float) or gain != 1:
         scale = with_gain(scale, step, gain, (channels,), channels, like)
     return (scale, shift) if theta is None else in_units(theta, scale, shift)
@@ -113,11 +115,6 @@ def with_gain(
     if isinstance(gain, Tensor) or gain != 1.0:
         scale = spread(gain, shape, compute_dtype(like.dtype), like.device) if scale is None else scale * gain
     return scale
-
-
-def over(unit: float, gain: float | Tensor) -> float | Tensor:
-    """Return gain/unit, without adding a node to exported graphs if the unit is 1."""
-    return gain if unit == 1.0 else gain / unit
 
 
 def in_units(

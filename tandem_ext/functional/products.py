@@ -1,6 +1,7 @@
 """The product of a layer's weight with its input: its output shape, the ops that compute it, and its gradients."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import checks
-from .._torch import autocast_active
+from .._torch import autocast_active, torch_convolution
 from ..ops import output_sizes
 from ..planes import counts_of
 
@@ -145,6 +146,49 @@ def laid_out(x: Tensor, last: bool) -> Tensor:
     dense = x.movedim(1, -1) if last else x
     dense = dense.reshape(-1).view(dense.shape)
     return dense.movedim(-1, 1) if last else dense
+
+
+def products_of_steps(spikes: Iterable[Tensor], product: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+    """Yield the products [B, N, *space] of steps, whose spikes [t, B, *features] come several steps at once."""
+    for part in spikes:
+        yield from product(part.flatten(0, 1)).unflatten(0, part.shape[:2])
+
+
+def torch_product(x: Tensor, weight: Tensor, product: Product) -> Tensor:
+    """Return torch's product of spikes or counts, not rounded to TF32, with no autocast, channels-last in memory."""
+    if not product.stride:
+        with full_precision(x.device):
+            return F.linear(x, weight)
+    if weight.numel() == 0:  # torch's convolution gets the shape of this case wrong
+        return x.new_zeros(product.output_shape(x.shape, weight))
+    last, cudnn = product.runs_channels_last(weight), torch.backends.cudnn
+    with full_precision(x.device):
+        return torch_convolution(
+            laid_out(x, last), laid_out(weight, last), None, product.stride, product.padding, product.dilation, False,
+            [0] * len(product.stride), product.groups, cudnn.benchmark, cudnn.deterministic, cudnn.enabled, False,
+        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """No autocast, and no TF32 in torch's matrix products, where it is only if the user asked for it."""
+    matmul = torch.backends.cuda.matmul
+    with torch.autocast(device.type, enabled=False) if autocast_active() else contextlib.nullcontext():
+        if device.type != "cuda" or matmul.fp32_precision != "tf32":
+            yield
+            return
+        try:
+            known = torch.get_float32_matmul_precision()
+        except RuntimeError:  # it was set by the new name alone
+            known = ""
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            if known:
+                torch.set_float32_matmul_precision(known)
+            else:
+                matmul.fp32_precision = "tf32"
 
 
 def convolution(kernel: Sequence[int], stride: Any, padding: Any, dilation: Any, groups: Any) -> Product:

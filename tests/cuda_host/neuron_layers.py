@@ -7,7 +7,7 @@ import torch
 from harness import DTYPES, MARKS, OUTPUT, Buffer, Emulator, Outputs, Struct, output
 from torch import Tensor
 
-from tandem_ext.reference import pack
+from tandem_ext.rule import pack
 
 TRAIN, CONSTANT, IMPULSE = 0, 1, 2
 GATES = ["relu", "clip"]

@@ -8,7 +8,7 @@ from harness import DTYPES, Emulator, Outputs, Struct, check_same, output
 from neuron_layers import pack_mask
 from products import check_banks
 
-from tandem_ext.reference import square_root
+from tandem_ext.rule import square_root
 
 # Rows and channels: one and several slices, whole and partial tiles, channels that are not a multiple of four.
 SHAPES = [(1, 1), (2, 3), (40, 16), (65, 70), (7, 132), (1030, 8), (97, 260)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch._C import _dispatch_has_computed_kernel_for_dispatch_key as has_kernel
 
-from tandem_ext.reference import full_precision
+from tandem_ext.functional.products import full_precision
 
 ON_CPU_ALONE = {"quantise"}
 SAID = """

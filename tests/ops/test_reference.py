@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tandem_ext as te
-from tandem_ext.reference import square_root
+from tandem_ext.rule import square_root
 
 ref, seeds = te.reference, st.integers(0, 2**16)
 with lzma.open(Path(__file__).parents[1] / "data" / "golden.npz.xz") as _file:

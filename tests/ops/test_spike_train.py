@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 import tandem_ext as te
+from tandem_ext.rule import pack
 
 pytestmark = pytest.mark.usefixtures("on_device")
 shapes = st.lists(st.integers(0, 9), min_size=1, max_size=4)
@@ -26,7 +27,7 @@ DTYPES = [torch.bool, torch.uint8, torch.int32, torch.int64, torch.float16, torc
 def test_pack_is_the_reference(T, shape, seed, dtype):
     torch.manual_seed(seed)
     dense = spikes(T, *shape, dtype=dtype)
-    planes, counts = te.reference.pack(dense), dense.float().sum(0)
+    planes, counts = pack(dense), dense.float().sum(0)
     assert is_channels_last(te.planes.pack(dense), batch=1)
     for view in (dense, *views(dense)):
         assert torch.equal(te.planes.pack(view), planes)
@@ -175,7 +176,7 @@ def test_bursts(T, shape, seed):
     dense = torch.stack([counts > t for t in range(T)]).float()
     assert (x.shape, x.T, x.timing) == (torch.Size(shape), T, "window")
     assert torch.equal(x.to_dense(), dense)
-    assert torch.equal(x.planes, te.reference.pack(dense))
+    assert torch.equal(x.planes, pack(dense))
     assert is_channels_last(x.planes, batch=1)
     assert torch.equal(x.counts, counts.float())
     assert x.stored.numel() == counts.numel()  # a byte each, whatever T

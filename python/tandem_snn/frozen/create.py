@@ -23,16 +23,16 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     depend on its batch, except that torch may round the product of a real-valued input differently for other batch
     sizes. A network that has no program (because of other modules between the layers, forward hooks or float64 weights)
     runs layer by layer, and so does one in bfloat16 with T above 256 or in float16 with T above 2,048, since these
-    types cannot represent larger counts; a warning and the ``repr`` say why. Under torch.autocast it
-    computes in the type of its weights, as without. On a GPU the kernels run as one CUDA graph for each batch shape, of
-    which the latest eight are kept, and multiply float32 weights as the same integers.
+    types cannot represent larger counts; a warning and the ``repr`` say why. Under torch.autocast it computes in the
+    type of its weights, as without. On a GPU the kernels run as one CUDA graph for each batch shape, of which the
+    latest eight are kept, and multiply float32 weights as the same integers.
 
     Args:
         net: a network of this package's layers that ends in a Readout, in any mode; it is not changed. Without what
             torch.compile, DataParallel, DistributedDataParallel and AveragedModel put around it.
         weight_bits: round the weights symmetrically to 2 to 8 bits: integers times one quantisation step per output
-            channel, see ``grids``. None: round only layers that have ``weight_bits`` themselves.
-            Those that have others are rounded again, with a warning.
+            channel, see ``grids``. None: round only layers that have ``weight_bits`` themselves. Those that have others
+            are rounded again, with a warning.
         T: the number of time steps; needed for a network without Encoder that streams before it has seen a train.
 
     Returns:
