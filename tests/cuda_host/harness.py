@@ -252,8 +252,9 @@ class Emulator:
         return found
 
     def counted(self, kernel: str) -> tuple[int, ...]:
-        """Warp instructions, mma instructions and warps, executed by kernels with ``kernel`` in their name."""
-        return tuple(self.lib.emulation_counters(kernel.encode())[:3])
+        """Warp instructions, mma instructions, warps and waits of a warp for global memory, by kernels with ``kernel``
+        in their name."""
+        return tuple(self.lib.emulation_counters(kernel.encode())[:4])
 
     def touches(self, name: str) -> tuple[int, ...]:
         """The numbers of reads and writes per byte of a buffer: least reads, most reads, least writes, most writes."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from gpu import timing
+from gpu import predictions, timing
 from harness import Emulator, Struct, output
 from neuron_layers import Layer, pack
 from products import DEEP, LINEAR, NARROW, NONE, PLAIN, WIDE, check, fire, layer_of
@@ -74,6 +74,16 @@ def test_choice(plain: Emulator, change: dict[str, Any], steps: int, window: int
     geometry = LINEAR.geometry(2, 16, 16) | change
     assert choice(plain, geometry) == steps
     assert choice(plain, geometry, window=True) == window
+
+
+@pytest.mark.parametrize("layer", [predictions.LINEAR, predictions.CONV], ids=lambda layer: layer.name)
+@pytest.mark.parametrize("way", predictions.KERNELS)
+def test_what_the_predictions_assume(plain: Emulator, layer: predictions.Layer, way: str) -> None:
+    geometry = LINEAR.geometry(layer.pixels, layer.inputs, layer.outputs)
+    for name, shared in {"H100": 228, "A100": 164, "4090": 100, "T4": 64}.items():
+        card = predictions.CARDS[name]
+        chosen = choice(plain, geometry, window=way == predictions.WINDOW, card=(card.multiprocessors, shared))
+        assert chosen == {"wide": WIDE}[predictions.tile_of(card, layer, way)], name
 
 
 def test_a_layer_without_a_kernel_is_refused(plain: Emulator) -> None:

@@ -70,7 +70,7 @@ def test_instructions(plain: Emulator, K: int, most: float, conv: Conv) -> None:
     """Instructions of a warp in the whole kernel, per mma, in two digits at T = 8: the table is in docs/cuda.md. For
     gates the products of the steps are added up in 64 bits too, so that z is exact."""
     check(plain, 8, 1 if conv is IMAGE else 32, 64, K, torch.float16, seed=0, conv=conv)
-    instructions, mma, _ = plain.counted("product_if")
+    instructions, mma, *_ = plain.counted("product_if")
     # An mma has thirty-two depths, eight samples and sixteen outputs, at one step.
     assert mma == 2 * 4 * K * conv.kernel[0] * conv.kernel[1]
     assert instructions <= most * mma, instructions / mma
@@ -182,7 +182,7 @@ def test_instructions_of_windows(plain: Emulator, K: int, most: float, conv: Con
     layer = Layer(torch.zeros(64, 64), 8, IMPULSE, threshold=1e-3, window=True)
     layer.scale, layer.shift = torch.rand(2, 64).clone().unbind()
     fire(plain, conv, layer, counts, weight)
-    instructions, mma, _ = plain.counted("window_product")
+    instructions, mma, *_ = plain.counted("window_product")
     digits = 2 if dtype == torch.float16 else 4 if K * math.prod(conv.kernel) == 128 else 3
     assert mma == digits * K * math.prod(conv.kernel)
     assert instructions <= most * mma, instructions / mma

@@ -7,36 +7,61 @@ from typing import NamedTuple
 
 
 class Card(NamedTuple):
-    schedulers: int  # four on a multiprocessor
+    multiprocessors: int  # of four schedulers
     clock: float  # GHz
     mma: float  # clocks of a scheduler for an m16n8k32 of bytes
+    shared: int  # bytes of shared memory that a multiprocessor reads or writes in a clock
+    cache: float  # TB/s from the L2 cache
     memory: float  # TB/s that a copy reaches
     library: float  # 10^12 operations a second that cuBLAS reaches in 16 bits
+    waits: bool = False  # for copies to shared memory, which are not asynchronous
 
 
 CARDS = {
-    "H100": Card(528, 1.755, 6.25, 3.0, 650),
-    "A100": Card(432, 1.41, 10, 1.75, 240),
-    "4090": Card(512, 2.52, 18, 0.92, 150),
-    "T4": Card(160, 1.59, 16, 0.3, 32),
+    "H100": Card(132, 1.755, 6.25, 128, 5.6, 3.0, 650),
+    "A100": Card(108, 1.41, 10, 128, 4.3, 1.75, 240),
+    "4090": Card(128, 2.52, 18, 128, 5.0, 0.92, 150),
+    "T4": Card(40, 1.59, 16, 64, 1.27, 0.3, 32, waits=True),
 }
+LATENCY = 300  # clocks of a load from the L2 cache
 T = 8
+
+
+class Kernel(NamedTuple):
+    """A block's tile, and what an mma costs in the loop over the depth of a convolution, with two digits and three. The
+    emulator counts it (tests/cuda_host/test_emulated_costs.py)."""
+
+    outputs: int
+    pixels: int
+    shared: tuple[float, float]  # bytes of shared memory, read or written
+    cache: tuple[float, float]  # bytes from the L2 cache
+    instructions: tuple[float, float]
+    waits: tuple[float, float]  # of a warp of a T4 for loads
+    warps: int  # that share a T4's multiprocessor and wait at the same time
 
 
 class Layer(NamedTuple):
     name: str
-    neurons: int
+    pixels: int
+    outputs: int
     inputs: int  # of a neuron
-    weights: int
-    others: tuple[float, float]  # instructions of a scheduler for each mma with window timing, of two digits and three
+
+    @property
+    def weights(self) -> int:
+        return self.outputs * self.inputs
 
 
-LINEAR = Layer("Linear 4096², B = 64", 64 * 4096, 4096, 4096**2, (4.9, 5.4))
-CONV = Layer("conv 256→512, 3×3, stride 2, 16×16, B = 64", 64 * 512 * 64, 2304, 512 * 2304, (6.7, 7.2))
+LINEAR = Layer("Linear 4096², B = 64", 64, 4096, 4096)
+CONV = Layer("conv 256→512, 3×3, stride 2, 32×32, B = 64", 64 * 16 * 16, 512, 2304)
 SCAN = "scan of float32 currents [8, 16.8 million], training"
 SCANNED, SCAN_BYTES = 2**24, 37.125  # neurons, and what each of them moves: currents, planes, counts, the gate
 ANN, STEP, WINDOW, OURS = "the ANN's layer", "step timing", "window timing", "tandem"
 MAKING = "making the digits"  # which a training step does in every layer
+# By way: a layer takes the first whose blocks occupy three quarters of the multiprocessors, else the last.
+KERNELS = {
+    STEP: {"wide": Kernel(64, 32, (168, 168), (24, 24), (3.5, 3.5), (3 / 64, 3 / 64), 16)},
+    WINDOW: {"wide": Kernel(64, 64, (416, 384), (96, 256 / 3), (4.5, 5.6), (3 / 16, 1 / 6), 8)},
+}
 SHOWN = (ANN, f"{STEP}, 2 digits", f"{WINDOW}, 2 digits", OURS)
 
 
@@ -45,17 +70,31 @@ def card_of(name: str) -> Card | None:
     return next((card for key, card in CARDS.items() if re.search(rf"(?<![A-Za-z0-9]){key}(?![0-9])", name)), None)
 
 
+def blocks(layer: Layer, kernel: Kernel) -> int:
+    return math.ceil(layer.outputs / kernel.outputs) * math.ceil(layer.pixels / kernel.pixels)
+
+
+def tile_of(card: Card, layer: Layer, way: str) -> str:
+    tiles = KERNELS[way]
+    fills = (name for name, kernel in tiles.items() if 4 * blocks(layer, kernel) >= 3 * card.multiprocessors)
+    return next(fills, list(tiles)[-1])
+
+
 def layer_us(card: Card, layer: Layer, way: str, digits: int = 2) -> float:
-    """µs: the largest of what the tensor cores, the instructions and the memory take."""
+    """µs: the largest of what the multiprocessors that have a block, the L2 cache and the memory take. In a
+    multiprocessor it is the largest of tensor cores, instructions and shared memory, then the waits."""
     if way == ANN:
-        operations = 2 * layer.neurons * layer.inputs
+        operations = 2 * layer.pixels * layer.outputs * layer.inputs
         return max(operations / card.library / 1e6, 2 * layer.weights / card.memory / 1e6)
     if way == MAKING:  # of weights of two or four bytes
         return (2 * digits - 2 + digits) * layer.weights / card.memory / 1e6
-    mma = layer.neurons * layer.inputs * digits * (T if way == STEP else 1) / (16 * 8 * 32)
-    others = 0.0 if way == STEP else layer.others[digits - 2]
-    compute = mma * max(card.mma, others) / (card.schedulers * card.clock * 1e3)
-    return max(compute, digits * layer.weights / card.memory / 1e6)
+    kernel, n = KERNELS[way][tile_of(card, layer, way)], digits - 2
+    mma = layer.pixels * layer.weights * digits * (T if way == STEP else 1) / (16 * 8 * 32)
+    clocks = max(card.mma / 4, kernel.instructions[n] / 4, kernel.shared[n] / card.shared)
+    clocks += card.waits * LATENCY * kernel.waits[n] / kernel.warps
+    busy = min(blocks(layer, kernel), card.multiprocessors)
+    compute = mma * clocks / (busy * card.clock * 1e3)
+    return max(compute, mma * kernel.cache[n] / card.cache / 1e6, digits * layer.weights / card.memory / 1e6)
 
 
 def predict(name: str, case: str, way: str) -> float | None:

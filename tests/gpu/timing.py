@@ -108,7 +108,7 @@ def linears(bench: Bench) -> Iterator[Row]:
 
 @torch.inference_mode()
 def convolutions(bench: Bench) -> Iterator[Row]:
-    C, N, size, B = (4, 8, 4, 2) if bench.small else (256, 512, 16, 64)
+    C, N, size, B = (4, 8, 4, 2) if bench.small else (256, 512, 32, 64)
     weight = torch.randn(N, C, 3, 3, device=bench.device) / (9 * C) ** 0.5
     x = bench.train(B, C, size, size)
     case = f"conv {C}→{N}" if bench.small else CONV.name

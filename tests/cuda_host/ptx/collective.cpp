@@ -37,6 +37,7 @@ void multiply(const Instruction& i, Warp& w, uint32_t) {
   }
   for (size_t part = 0; part < kSums; ++part) w.rows[i.o[part].row] = sums[part];
   ++w.block->counters.mma;
+  w.loading.clear();
 }
 
 // From the lane that `source` names, within segments of the warp.

@@ -10,6 +10,17 @@ namespace ptx {
 
 namespace {
 
+// Counts the waits for loads: whoever needs one waits for all of them.
+void count_waits(const Instruction& i, Warp& w) {
+  const auto loads = [&](int r) { return std::find(w.loading.begin(), w.loading.end(), r) != w.loading.end(); };
+  const bool needs = !w.loading.empty() && std::any_of(i.reads.begin(), i.reads.end(), loads);
+  if (needs && !i.moves) {
+    ++w.block->counters.waits;
+    w.loading.clear();
+  }
+  if (i.loads || (needs && i.moves)) w.loading.insert(w.loading.end(), i.writes.begin(), i.writes.end());
+}
+
 // Reports registers that are read before they were written. Moves may read them.
 void check_registers(const Instruction& i, Warp& w, uint32_t mask) {
   uint32_t defined = kAllLanes;
@@ -137,6 +148,7 @@ class Runner {
       return;
     }
     check_registers(i, w_, mask);
+    count_waits(i, w_);
     i.execute(i, w_, mask);
     ++group.pc;
   }
@@ -158,6 +170,7 @@ void prepare(Block& block) {
     w.groups.assign(1, Group{0, w.alive, false});
     w.rows.resize(kernel.rows);
     w.defined.assign(w.rows.size(), 0);
+    w.loading.clear();
     w.epoch.fill(0);
     for (auto& copies : w.copies) copies.assign(1, {});
     for (const auto& [value, row] : kernel.immediates) {

@@ -65,6 +65,7 @@ struct Instruction {
   bool guard_negated = false;
   bool moves = false;            // may move undefined values
   bool splits = false;           // its result is a vector
+  bool loads = false;            // from global memory
   Type type, from;               // of the result, and of the operands if different
   Space space = Space::kGlobal;  // kGlobal includes generic addresses, which are never in shared memory
   int target = -1;               // of a branch
@@ -139,6 +140,7 @@ struct Warp {
   std::vector<Group> groups;
   std::vector<Row> rows;
   std::vector<uint32_t> defined;                              // by row: lanes that have written it
+  std::vector<int> loading;                                   // rows that global memory fills, since the last mma
   std::array<uint32_t, kLanes> epoch{};                       // number of bar.warp.syncs passed
   std::array<std::vector<std::vector<Copy>>, kLanes> copies;  // by lane, oldest group first; the last is uncommitted
 
@@ -171,6 +173,7 @@ struct Counters {
   uint64_t instructions = 0;  // executed by warps with at least one active lane
   uint64_t mma = 0;
   uint64_t warps = 0;
+  uint64_t waits = 0;  // for loads from global memory, unless an mma lies between the load and the use of its value
 };
 
 struct Block {

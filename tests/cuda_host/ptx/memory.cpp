@@ -115,6 +115,7 @@ Execute find_memory(std::string_view name, Instruction& i) {
   if (holds(".param")) i.space = Space::kParam;
   if (holds(".shared")) i.space = Space::kShared;
   const auto op = name.substr(0, name.find('.'));
+  i.loads = op == "ld" && i.space == Space::kGlobal;
   if (op == "ld" && knows(name)) return load;
   if (op == "st" && knows(name) && i.space != Space::kParam) return store;
   if (name == "ldmatrix.sync.aligned.m8n8.x2.shared" || name == "ldmatrix.sync.aligned.m8n8.x4.shared") {

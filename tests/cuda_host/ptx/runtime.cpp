@@ -199,15 +199,16 @@ const char* emulation_reports() {
   for (const std::string& report : machine.reports) text += report + "\n";
   return text.c_str();
 }
-// The totals of all kernels whose name contains `kernel`: {instructions of warps, mma, warps}.
+// The totals of all kernels whose name contains `kernel`: {instructions of warps, mma, warps, waits}.
 const uint64_t* emulation_counters(const char* kernel) {
-  static uint64_t out[3];
-  out[0] = out[1] = out[2] = 0;
+  static uint64_t out[4];
+  out[0] = out[1] = out[2] = out[3] = 0;
   for (const auto& [name, counters] : machine.counters) {
     if (name.find(kernel) == name.npos) continue;
     out[0] += counters.instructions;
     out[1] += counters.mma;
     out[2] += counters.warps;
+    out[3] += counters.waits;
   }
   return out;
 }
