@@ -66,13 +66,19 @@ def assert_same(result, expected):
             assert_same(a, b)
     elif isinstance(result, te.SpikeTrain):
         assert result.T == expected.T
-        assert torch.equal(result.planes, expected.planes)
+        assert_equal(result.planes, expected.planes)
         none = torch.zeros(len(result), device=result.device)
         for get in (lambda x: x.counts.detach(), lambda x: none if x.bad is None else x.bad):
             torch.testing.assert_close(get(result), get(expected), rtol=0, atol=0, equal_nan=True)
     else:
         assert result.dtype == expected.dtype
-        assert torch.equal(result, expected)
+        assert_equal(result, expected)
+
+
+def assert_equal(result, expected):
+    """Says where they differ."""
+    if not torch.equal(result, expected):
+        torch.testing.assert_close(result, expected, rtol=0, atol=0)
 
 
 def assert_reference(name, *arguments, **keywords):

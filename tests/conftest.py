@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def device(request):
-    torch.backends.cudnn.allow_tf32 = False  # else a GPU's convolutions, unlike its linear layers, round their operands
+    torch.backends.cudnn.enabled = False  # a GPU's convolutions would round operands to TF32, or by Winograd
     return torch.device(request.config.getoption("--device"))
 
 

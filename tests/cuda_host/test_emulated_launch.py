@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from gpu import predictions, timing
+from gpu import predictions
 from harness import Emulator, Struct, output
-from neuron_layers import Layer, pack
-from products import DEEP, LINEAR, NARROW, NONE, PLAIN, WIDE, check, fire, layer_of
+from neuron_layers import pack
+from products import DEEP, LINEAR, NARROW, NONE, PLAIN, WIDE, check, layer_of
 
 from build_tools.compile import ROOT
 
@@ -104,27 +104,11 @@ def test_gates_that_do_not_fill_bytes_need_their_own(checked: Emulator) -> None:
     assert not checked.lib.emulation_reports()
 
 
-def test_either_tile_by_force(plain: Emulator) -> None:
-    """Those of gpu-check's timings: the same spikes, in blocks of other sizes."""
-    g = torch.Generator().manual_seed(0)
-    spikes, weight = torch.rand(8, 33, 1, 1, 48, generator=g) < 0.3, torch.randn(64, 1, 1, 48, generator=g)
-    want = fire(plain, LINEAR, Layer(torch.zeros(8, 33, 64), 8), spikes, weight)["stored"]
-    digits, planes = plain.buffers["prepared"][1], pack(spikes).view(1, 33, 48)
-    found = {}
-    for tile, multiprocessors in timing.TILES.items():
-        plain.begin()
-        card, stream = (multiprocessors, 100 * 1024), plain.stream.value
-        got = timing.forced_linear(plain.lib._name, planes, digits, 64, card, stream)
-        assert torch.equal(got.view_as(want), want)
-        found[tile] = plain.counted("product_if")[2]
-    assert found == {"wide": 2 * 8, "deep": 3 * 2 * 8}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["75", "90"])
 def test_the_kernels_of_other_gpus(arch: str) -> None:
     """Turing needs valid addresses of lanes whose rows ldmatrix does not load."""
-    files = [f"tests/cuda_host/test_{name}.py" for name in ("checker", "emulated_product")]
+    files = [f"tests/cuda_host/test_{name}.py" for name in ("checker", "emulated_product", "emulated_smoke")]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "TANDEM_EMULATED_ARCH": arch}, capture_output=True)
     assert done.returncode == 0, done.stdout.decode()[-4000:]

@@ -1,31 +1,33 @@
 """Checks and times the CUDA kernels on a GPU, in about ten minutes: `make gpu-check`.
 
     python tests/gpu/check.py [--library _C.so] [--out FOLDER] [--only STAGE ...]
+    python tests/gpu/check.py [--stage STAGE] --case NAME      # one case in this process, for a debugger
 
 It takes a torch from 2.10 on that sees a GPU, neither pip nor a network, and compiles the kernels for that GPU first if
 there is nvcc; without nvcc, give it what `make gpu-library` makes on another machine. Exit status: 0 the kernels are
 right, 1 something is wrong, 2 there is no GPU. `--dry-run` rehearses it on the CPU, on tiny layers.
 
-Every stage is a process with a time limit, so that one that ends the GPU's context ends no other. After each of them
-result.json is written; at the end one archive holds it and all logs, and one line is to be pasted into an issue.
+Stages, in this order:
+    smoke        every kernel on small layers, one launch after the other: the reference's bits
+    memcheck, racecheck    the same under compute-sanitizer, where it is
+    verdict      every op and type on small layers; then it says whether the kernels are right
+    timings      beside predictions.py, the ANN and torch's products; profile: the time of each kernel
+    bits, device, compile, nccl    many and large layers, more than 2^31 elements, graphs, streams, two processes
+    initcheck, synccheck   the smoke under these tools
+    tests        the repository's, where pytest and hypothesis are
 
-Stages: verdict (every op and type on small layers: the bits of the reference and the CPU), timings (beside
-predictions.py), bits (many and large layers), device (more than 2^31 elements, graphs, streams), compile, nccl, tests
-(the repository's, where pytest and hypothesis are), sanitizer (compute-sanitizer's four tools, where it is).
+Every stage is a process. If a case ends it, or leaves a GPU that answers no more, that case runs again alone, with
+blocking launches, then under memcheck; a new process goes on with the next case. A stage has the time that the later
+ones are not owed. One archive holds result.json and all logs, and one line is to be pasted into an issue.
 """
 
 import argparse
-import contextlib
-import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,12 @@ sys.path[:0] = FOLDERS
 
 from build_tools.decide import OLDEST_ARCH, Plan, decide  # noqa: E402
 from gpu import report  # noqa: E402
+from gpu.processes import Runner, find_tool, joined, output_of  # noqa: E402
 
-LIMITS = {"verdict": 120, "timings": 150, "bits": 90, "device": 90, "compile": 90, "nccl": 60, "tests": 110,
-          "sanitizer": 110}  # fmt: skip
+# Seconds that every stage is owed: with half a minute for the preflight, ten minutes.
+LIMITS = {"smoke": 40, "memcheck": 60, "racecheck": 60, "verdict": 50, "timings": 130, "profile": 30, "bits": 40,
+          "device": 40, "compile": 40, "nccl": 20, "initcheck": 20, "synccheck": 20, "tests": 20}  # fmt: skip
+TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -47,50 +52,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=LIMITS, default=tuple(LIMITS), metavar="STAGE")
     parser.add_argument("--dry-run", action="store_true", help="a rehearsal on the CPU; it shows nothing about a GPU")
     parser.add_argument("--seconds", type=float, default=600, help="when it has to end")
-    parser.add_argument("--stage", choices=("preflight", *LIMITS), help="this stage alone, in this process")
+    own = [stage for stage in LIMITS if stage not in TOOLS]
+    parser.add_argument("--stage", choices=("preflight", *own), help="this stage alone, in this process")
+    parser.add_argument("--case", help="this case of --stage (smoke) alone, in this process, with blocking launches")
+    parser.add_argument("--after", help="of --stage the cases behind this one")
     parser.add_argument("--result", type=Path, help="what --stage leaves")
     return parser.parse_args(arguments)
-
-
-def output_of(command: Sequence[str]) -> str:
-    """All that a command says; nothing if it cannot run."""
-    with contextlib.suppress(OSError):
-        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
-    return ""
 
 
 def make_plan(archs: str) -> Plan:
     """What this machine would build, with CUDA if it has nvcc, for these architectures."""
     env = os.environ | {"TORCH_CUDA_ARCH_LIST": archs, "TANDEM_CUDA": "auto"}
     return decide(env, shutil.which, output_of)
-
-
-def supervise(command: Sequence[str], log: Path, seconds: float, env: dict[str, str] | None = None) -> str | None:
-    """Runs a command with all its output in a file, and kills it and its children after so many seconds. None, or what
-    went wrong with it; a status of 1 is for the command's own report."""
-    with log.open("w") as output:
-        how: dict[str, Any] = {"stderr": subprocess.STDOUT, "env": env, "start_new_session": True}
-        process = subprocess.Popen(command, cwd=ROOT, stdout=output, **how)
-        try:
-            status = process.wait(timeout=max(1.0, seconds))
-        except subprocess.TimeoutExpired:
-            return f"killed after {seconds:.0f} s"
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    if status < 0:
-        return f"ended by {signal.Signals(-status).name}"
-    return None if status in (0, 1) else f"ended with status {status}"
-
-
-def sanitizer_command(sanitizer: str, tool: str) -> list[str]:
-    """The verdict's cases under one of its tools, our kernels alone; but initcheck takes what other kernels wrote for
-    uninitialised if it does not follow them."""
-    own = ["--kernel-name", "kns=tandem"] if tool != "initcheck" else []
-    torchs = ["--report-api-errors", "no"] if tool == "memcheck" else []  # torch asks CUDA for what may not be there
-    run = [sys.executable, __file__, "--stage", "verdict"]
-    return [sanitizer, "--tool", tool, "--error-exitcode", "9", *own, *torchs, *run]
 
 
 def code_for(archs: Sequence[str], capability: str) -> str | None:
@@ -115,33 +88,24 @@ class Check:
         commit = output_of(["git", "-C", str(ROOT), "rev-parse", "HEAD"]).strip()
         driver = output_of(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]).splitlines()
         known = {"commit": commit if len(commit) == 40 else "unknown", "driver": "".join(driver[:1])}
-        empty = {"preflight": {}, "checks": {}, "peaks": {}, "rows": []}
+        empty = {"preflight": {}, "checks": {}, "peaks": {}, "rows": [], "clocks": {}, "kernels": []}
         self.result: dict[str, Any] = {"rehearsal": options.dry_run, **known, **empty}
-        options.out.mkdir(parents=True, exist_ok=True)
-        self.logs: set[Path] = set()
+        self.runner = Runner(options, __file__)
 
     def say(self, text: str) -> None:
         rehearsal = "rehearsal: " * self.options.dry_run
-        for line in text.splitlines():
-            print(f"{time.monotonic() - self.begin:6.1f} s  {rehearsal}{line}", flush=True)
+        with self.runner.log("transcript").open("a") as transcript:
+            for line in text.splitlines():
+                line = f"{self.seconds():6.1f} s  {rehearsal}{line}"
+                print(line, flush=True)
+                print(line, file=transcript)
 
-    def log_of(self, stage: str) -> Path:
-        self.logs.add(log := self.options.out / f"{stage}.log")
-        return log
+    def seconds(self) -> float:
+        return time.monotonic() - self.begin
 
     def write(self) -> None:
-        self.result["seconds"] = time.monotonic() - self.begin
+        self.result["seconds"] = self.seconds()
         report.write(self.result, self.options.out)
-
-    def process(self, stage: str, limit: float) -> tuple[dict[str, Any], str | None]:
-        """What a stage leaves, and what is wrong with how it ended."""
-        given = self.options
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, "result.json")
-            command = [sys.executable, __file__, "--stage", stage, "--result", str(file), "--seconds", str(limit)]
-            command += ["--dry-run"] * given.dry_run
-            wrong = supervise(command, self.log_of(stage), limit)
-            return json.loads(file.read_text()) if file.exists() else {}, wrong
 
     def preflight(self) -> int:
         """Says on one line what there is, and compiles what is missing. The exit status if nothing can be checked."""
@@ -174,8 +138,8 @@ class Check:
         return 0
 
     def look(self) -> dict[str, Any]:
-        found, wrong = self.process("preflight", 120)
-        found = found or {"why": f"{sys.executable} says nothing, {wrong}; see {self.log_of('preflight')}"}
+        found, wrong = self.runner.process("preflight", 120, "preflight")
+        found = found or {"why": f"{sys.executable} says nothing, {wrong}; see {self.runner.log('preflight')}"}
         self.result["preflight"] = found
         return found
 
@@ -187,59 +151,47 @@ class Check:
         self.say(plan.summary())
         env = os.environ | {"TANDEM_CUDA": "1", "TORCH_CUDA_ARCH_LIST": ";".join(plan.archs)}
         command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-        with self.log_of("build").open("w") as log:
+        with self.runner.log("build").open("w") as log:
             done = subprocess.run(command, cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT)
         if done.returncode:
             said = Path(log.name).read_text().splitlines()[-1:]
             self.say(f"not compiled: {' '.join(said)} ({log.name})")
         self.begin = time.monotonic()  # ten minutes without the compiler's
 
+    def describe(self) -> None:
+        """Leaves what compiled and what runs the kernels, and their registers, in the archive."""
+        nvcc = find_tool("nvcc") or "nvcc"
+        commands = [[nvcc, "--version"], ["g++", "--version"], ["lscpu"], ["nvidia-smi", "-q", "-d", "CLOCK,POWER"]]
+        library, cuobjdump = self.result["preflight"].get("library"), find_tool("cuobjdump")
+        if library and cuobjdump:
+            commands.append([cuobjdump, "--dump-resource-usage", library])
+        said = [f"$ {' '.join(command)}\n{output_of(command) or 'not there'}\n" for command in commands]
+        said += [] if cuobjdump else ["no cuobjdump for the registers of each kernel\n"]
+        self.runner.log("machine").write_text("\n".join(said))
+
     def run(self, stage: str) -> None:
-        """A stage, however it ends, if there is time for it."""
-        checks = self.result["checks"]
-        if self.options.seconds - (time.monotonic() - self.begin) < LIMITS[stage]:
-            checks[stage] = {"unfinished": "no time for it"}
-        elif stage == "sanitizer":
-            checks[stage] = self.sanitize()
+        """A stage, however it ends, in the time that later ones are not owed."""
+        later = self.options.only[self.options.only.index(stage) + 1 :]
+        limit = self.options.seconds - self.seconds() - sum(LIMITS[name] for name in later)
+        if limit < LIMITS[stage] / 2:
+            found = {"checks": {stage: {"unfinished": "no time for it"}}}
         else:
-            self.merge(stage, *self.process(stage, LIMITS[stage]))
-        found = checks[stage]
-        for case, why in found.get("failures", {}).items():
-            self.say(f"{stage}: {case} FAILS: {why.splitlines()[0][:300]}")
+            found = self.runner.sanitize(stage, limit) if stage in TOOLS else self.runner.stage(stage, limit)
+        self.result = joined(self.result, found)
+        found = self.result["checks"][stage]
+        failures = found.get("failures", {})
+        for case, why in list(failures.items())[:20]:
+            self.say(f"{stage}: {case} FAILS: {' '.join(why.split())[:600]}")
+        if len(failures) > 20:
+            self.say(f"{stage}: {len(failures) - 20} more FAIL, see {stage}.log")
         self.say(f"{stage}: {report.state(found)}")
         if stage == "verdict":
             self.say(report.verdict(self.result))
         if stage == "timings":
             self.say(report.table(self.result))
+        if stage == "profile":
+            self.say(report.kernels(self.result))
         self.write()
-
-    def merge(self, stage: str, found: dict[str, Any], wrong: str | None) -> None:
-        checks = found.pop("checks", {}).get(stage)
-        if wrong is not None or checks is None:
-            checks = {"failures": {}} | (checks or {})
-            checks["failures"]["process"] = wrong or "it left no result"
-        self.result |= found
-        self.result["checks"][stage] = checks
-
-    def sanitize(self) -> dict[str, Any]:
-        home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-        tool = shutil.which("compute-sanitizer", path=os.pathsep.join([os.environ["PATH"], f"{home}/bin"]))
-        if self.options.dry_run or not tool:
-            return {"skipped": "no GPU" if self.options.dry_run else f"no compute-sanitizer on PATH or in {home}"}
-        # Without torch's pool every tensor is an allocation whose ends the tool knows.
-        env = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        logs = {name: self.log_of(f"sanitizer-{name}") for name in ("memcheck", "racecheck", "initcheck", "synccheck")}
-
-        def run(name: str) -> str | None:
-            wrong = supervise(sanitizer_command(tool, name), logs[name], LIMITS["sanitizer"], env)
-            return wrong or ("a case fails" if " FAILS: " in logs[name].read_text() else None)
-
-        with ThreadPoolExecutor(len(logs)) as pool:  # each takes a minute, most of it on the host
-            wrong = {name: why for name, why in zip(logs, pool.map(run, logs), strict=True) if why}
-        slow = [name for name, why in wrong.items() if why.startswith("killed")]
-        failures = {name: f"{why}; {logs[name].name}" for name, why in wrong.items() if name not in slow}
-        found: dict[str, Any] = {"passed": len(logs) - len(wrong), "failures": failures}
-        return found | ({"unfinished": f"no time for {', '.join(slow)}"} if slow else {})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -247,6 +199,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.library is not None:
         os.environ["TANDEM_LIBRARY"] = str(options.library.resolve())
     os.environ["PYTHONPATH"] = os.pathsep.join([*FOLDERS, os.environ.get("PYTHONPATH", "")])
+    if options.case is not None:
+        options.stage = options.stage or "smoke"
+    if options.case is not None or options.stage == "smoke":
+        os.environ["CUDA_LAUNCH_BLOCKING"] = "1"  # what fails is then what was called
     if options.stage == "preflight":
         from gpu import preflight
 
@@ -258,9 +214,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check = Check(options)
     if status := check.preflight():
         return status
+    check.describe()
     for stage in options.only:
         check.run(stage)
-    archive = report.archive(check.result, options.out, check.logs)
+    archive = report.archive(check.result, options.out, check.runner.logs.values())
     check.say(f"paste this into an issue and attach {archive}:")
     check.say(report.line(check.result))
     return 0 if report.right(check.result) else 1

@@ -31,6 +31,7 @@ def look(on_gpu: bool) -> dict[str, Any]:
         import tandem_ext as te
 
         found["archs"] = te.build_info()["cuda_archs"]
+        found["library"] = te.build_info().get("library") or te._C.__file__
     except (ImportError, OSError) as error:
         found["module"] = first(error)
     return found

@@ -1,5 +1,6 @@
 """What a check found: as JSON, a table, an archive, and one line for an issue."""
 
+import itertools
 import json
 import re
 import zipfile
@@ -8,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from . import predictions
+
+PROOF = ("smoke", "memcheck", "racecheck", "verdict")
 
 
 def write(result: dict[str, Any], folder: Path) -> None:
@@ -36,17 +39,22 @@ def state(found: dict[str, Any]) -> str:
 
 
 def right(result: dict[str, Any]) -> bool:
-    """Nothing failed, and the verdict, if it was asked for, was reached. What was skipped or cut is only named."""
+    """Nothing failed, and the smoke and the verdict, if asked for, came to their ends; what else was cut is named."""
     checks = result["checks"]
-    whole = "unfinished" not in checks.get("verdict", {})
+    whole = all("unfinished" not in checks.get(stage, {}) for stage in ("smoke", "verdict"))
     return whole and not any(found.get("failures") for found in checks.values())
 
 
 def verdict(result: dict[str, Any]) -> str:
-    found = result["checks"]["verdict"]
-    if failures := found.get("failures"):
-        return f"kernels WRONG: {'; '.join(failures)}"
-    return f"no verdict, {found['unfinished']}" if "unfinished" in found else "kernels right"
+    """Of the stages up to the verdict."""
+    found = {stage: result["checks"].get(stage, {"skipped": "not asked for"}) for stage in PROOF}
+    if wrong := [f"{stage}: {case}" for stage, of in found.items() for case in of.get("failures", {})]:
+        return f"kernels WRONG: {'; '.join(wrong)}"
+    cut = [f"{stage}: {of['unfinished']}" for stage, of in found.items() if "unfinished" in of]
+    if any(part.startswith(("smoke", "verdict")) for part in cut):
+        return f"no verdict, {'; '.join(cut)}"
+    without = [stage for stage, of in found.items() if "skipped" in of or "unfinished" in of]
+    return "kernels right" + (f" (without {', '.join(without)})" if without else "")
 
 
 def number(row: dict[str, Any], key: str) -> str:
@@ -58,13 +66,25 @@ def table(result: dict[str, Any]) -> str:
     peaks = {name: f"{rate / 1e12:.3g}" for name, rate in result["peaks"].items()}
     lines = [
         f"measured: copy {peaks.pop('copy', '?')} TB/s; {', '.join(f'{n} {p}' for n, p in peaks.items())} x 10^12 "
-        "operations a second; medians, caches cold, host: putting a call into the queue",
+        "operations a second; medians, caches cold; host: putting a call into the queue; steps by wall clock",
         "| case | way | µs | predicted | host µs | % of copy |",
         "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
+    for rows, clocks in result["clocks"].items():
+        of = "; ".join(f"{low:g}, {median:g}, {high:g} {unit}" for unit, (low, median, high) in clocks.items())
+        lines.insert(0, f"during {rows}, least, median, most: {of or 'nvidia-smi says nothing'}")
     for row in result["rows"]:
         numbers = [number(row, key) for key in ("predicted_us", "host_us", "of_copy")]
         lines.append(f"| {' | '.join([row['case'], row['way'], row.get('note') or number(row, 'us'), *numbers])} |")
+    return "\n".join(lines)
+
+
+def kernels(result: dict[str, Any], most: int = 6) -> str:
+    """Of each profiled call the kernels that take longest, in Markdown."""
+    lines = ["| call | kernel | calls | µs |", "| --- | --- | ---: | ---: |"]
+    for case, rows in itertools.groupby(result["kernels"], key=lambda row: row["case"]):
+        shown = itertools.islice(rows, most)
+        lines += [f"| {case} | {row['kernel']} | {row['calls']:g} | {number(row, 'us')} |" for row in shown]
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import traceback
+import zlib
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -22,13 +23,15 @@ from torch.nn.parallel import DistributedDataParallel
 import tandem_ext as te
 import tandem_snn.nn as tnn
 
-from . import check, correctness, on_device, report, timing
-from .clock import Bench
+from . import check, correctness, on_device, report, smoke, timing
+from .clock import OUT_OF_TIME, Bench, Clocks, noted
 from .correctness import Case
 
 TESTS = ("ops/test_spike_train", "ops/test_reference", "ops/test_functional", "ops/test_gradients",
          "layers/test_layers", "layers/test_layers_shape")  # fmt: skip
-CLOCKS = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.max.sm,clocks.mem,temperature.gpu,power.draw", "--format=csv"]
+
+
+LOST = 3  # how a process ends whose GPU answers no more
 
 
 class Log:
@@ -42,31 +45,63 @@ class Log:
 
     def say(self, text: str) -> None:
         print(f"{time.monotonic() - self.begin:6.1f} s  {'rehearsal: ' * self.options.dry_run}{text}", flush=True)
+        self.write()
+
+    def write(self) -> None:
         if (result := self.options.result) is not None:  # whole, whenever this process is killed
             (part := result.with_suffix(".part")).write_text(json.dumps(self.found))
             part.replace(result)
 
-    def run(self, cases: list[Case]) -> None:
-        """Every case, whatever becomes of the others."""
+    def run(self, cases: list[Case]) -> bool:
+        """Every case, whatever becomes of the others. False: behind one of them the GPU answers no more."""
         device = torch.device("cpu" if self.options.dry_run else "cuda:0")
-        for i, (case, run) in enumerate(cases):
+        for i, case in enumerate(cases):
             if time.monotonic() > self.until:
                 self.checks["unfinished"] = f"no time for {len(cases) - i} of {len(cases)}"
                 break
-            if error := failure_of(partial(run, device)):
-                self.checks["failures"][case] = error
+            self.found["running"] = case.name
+            self.write()
+            if error := failure_of(case, device):
+                self.checks["failures"][case.name] = error
+            self.say(f"{case.name} FAILS: {error}" if error else case.name)
+            if error and is_lost(device):
+                return False
             self.checks["passed"] += error is None
-            self.say(f"{case} FAILS: {error}" if error else case)
+        self.found.pop("running", None)
+        return True
 
 
-def failure_of(run: Callable[[], object]) -> str | None:
+def failure_of(case: Case, device: torch.device) -> str | None:
+    """How a case fails. Its random numbers depend on its name alone."""
+    torch.manual_seed(zlib.crc32(case.name.encode()))
     try:
-        run()
+        case.run(device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
     except Exception as error:
         if not isinstance(error, AssertionError):
             traceback.print_exc()
         return f"{type(error).__name__}: {error}"
     return None
+
+
+def is_lost(device: torch.device) -> bool:
+    """Whether an error stays: every later call on the GPU fails too."""
+    try:
+        return device.type == "cuda" and bool(torch.zeros(1, device=device).item())
+    except RuntimeError:
+        return True
+
+
+def chosen(cases: list[Case], options: argparse.Namespace) -> list[Case]:
+    """Those that the options ask for: one, those behind one, or all."""
+    names = [case.name for case in cases]
+    for name in (options.case, options.after):
+        if name is not None and name not in names:
+            raise SystemExit(f"{options.stage} has no case {name!r}, but: {'; '.join(names)}")
+    if options.case is not None:
+        return [cases[names.index(options.case)]]
+    return cases[0 if options.after is None else names.index(options.after) + 1 :]
 
 
 def compiled(log: Log) -> list[Case]:
@@ -137,43 +172,68 @@ def tests(log: Log) -> list[Case] | str:
 
 def timings(log: Log) -> list[Case]:
     """A row that has no time is no failure, but a layer of ours that raises is one."""
+    torch.backends.cudnn.allow_tf32 = True  # as torch has it
+    found: dict[str, Any] = {"peaks": {}, "rows": [], "clocks": {}}
+    log.found |= found
+    bench: list[Bench] = []
 
-    def run(device: torch.device) -> None:
-        torch.backends.cudnn.allow_tf32 = True  # as torch has it
-        bench, rows = Bench(device, log.options.dry_run, until=log.until), []
-        log.found |= {"peaks": bench.peaks, "rows": rows, "clocks": [check.output_of(CLOCKS)]}
-        for row in timing.measure(bench):
+    def run(name: str, device: torch.device) -> None:
+        if not bench:
+            bench.append(Bench(device, log.options.dry_run, until=log.until))
+            found["peaks"] |= bench[0].measure_peaks()
+        rows, clocks = [], Clocks()
+        for row in timing.CASES[name](bench[0]):
             rows.append(row)
+            found["rows"].append(row)
             log.say(f"{row['case']}: {row['way']}: {row.get('note') or report.number(row, 'us') + ' µs'}")
-        log.found["clocks"].append(check.output_of(CLOCKS))
-        late = sum(row.get("note") == "out of time" for row in rows)
+        found["clocks"][name] = clocks.stop()
+        late = sum(row.get("note") == OUT_OF_TIME for row in found["rows"])
         log.checks |= {"unfinished": f"no time for {late} rows"} if late else {}
         bad = [
-            f"{r['case']}: {r['note']}" for r in rows if r["way"].startswith(timing.OWN) and ": " in r.get("note", "")
+            f"{r['case']}: {r['note']}" for r in rows if ": " in r.get("note", "") and r["way"].startswith(timing.OWN)
         ]
         assert not bad, "; ".join(bad)
 
-    return [Case("all rows", run)]
+    return [Case(name, partial(run, name)) for name in timing.CASES]
+
+
+def profiles(log: Log) -> list[Case]:
+    """Of each call the kernels by time, ours and torch's; a profiler that does not work here is no failure."""
+    rows = log.found["kernels"] = []
+
+    def run(name: str, device: torch.device) -> None:
+        try:
+            bench = Bench(device, log.options.dry_run)
+            rows.extend(bench.kernels(name, timing.PROFILED[name](bench)))
+        except RuntimeError as error:
+            rows.append({"case": name, "kernel": f"no profile, {noted(error)}", "calls": 0, "us": 0.0})
+
+    return [Case(name, partial(run, name)) for name in timing.PROFILED]
 
 
 CASES: dict[str, Callable[[Log], list[Case] | str]] = {  # or why there are none
-    "verdict": lambda _: correctness.cases(small=True), "timings": timings,
-    "bits": lambda log: correctness.cases(small=log.options.dry_run),
+    "smoke": lambda _: smoke.cases(), "verdict": lambda _: correctness.cases(small=True), "timings": timings,
+    "profile": profiles, "bits": lambda log: correctness.cases(small=log.options.dry_run),
     "device": lambda log: on_device.cases(log.options.dry_run), "compile": compiled, "nccl": nccl, "tests": tests,
 }  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
     """The stage that ``options`` names, in this process."""
-    torch.manual_seed(0)
-    torch.backends.cudnn.allow_tf32 = False  # the CPU's exact sums are the measure; tests/conftest.py does the same
+    # The CPU's exact sums are the measure of products of real numbers too, on dyadic numbers: no TF32, no reduction in
+    # half types, and none of cuDNN's, whose Winograd rounds where nothing has to.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.enabled = options.stage not in ("smoke", "verdict", "bits")
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     # The gradients of libraries' convolutions too: without it, two runs may differ.
     torch.use_deterministic_algorithms(options.stage == "device", warn_only=True)
     log = Log(options)
     cases = CASES[options.stage](log)
     if isinstance(cases, str):
         log.found["checks"][options.stage] = {"skipped": cases}
-    else:
-        log.run(cases)
+    elif not log.run(chosen(cases, options)):
+        log.write()
+        return LOST
     log.say(f"{options.stage}: {report.state(log.found['checks'][options.stage])}")
     return 1 if log.checks["failures"] else 0

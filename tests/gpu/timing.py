@@ -1,6 +1,5 @@
 """How long layers and training steps take, beside the ANN's and beside the bare products of torch's libraries."""
 
-import ctypes
 import functools
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,10 +14,10 @@ import tandem_snn.nn as tnn
 from architectures import create
 from tandem_snn import ann
 
-from .clock import Bench, Row, noted
+from . import smoke
+from .clock import Bench, Row
 from .on_device import capture, step_of
 from .predictions import ANN, CONV, LINEAR, MAKING, OURS, SCAN, SCANNED, STEP, WINDOW, T
-from .structures import structure
 
 OPS, DIGITS = torch.ops.tandem, {2: torch.float16, 3: torch.float32}
 OWN = (OURS, MAKING, STEP, WINDOW, "SNN")  # how a way of ours begins
@@ -26,64 +25,59 @@ OWN = (OURS, MAKING, STEP, WINDOW, "SNN")  # how a way of ours begins
 
 def layer(x: te.SpikeTrain, weight: Tensor, digits: Tensor) -> tuple[Tensor, ...]:
     """Of a frozen network, whose digits are there."""
-    neurons = (T, 1.0, 1.0, "relu", x.timing, False, False)
+    neurons = (x.T, 1.0, 1.0, "relu", x.timing, False, False)
     if weight.dim() == 2:
-        return OPS.linear_if(x.stored, T, weight, *neurons, digits=digits)
-    return OPS.conv_if(x.stored, T, weight, [2, 2], [1, 1], [1, 1], 1, *neurons, digits=digits)
+        return OPS.linear_if(x.stored, x.T, weight, *neurons, digits=digits)
+    return OPS.conv_if(x.stored, x.T, weight, [2, 2], [1, 1], [1, 1], 1, *neurons, digits=digits)
 
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x, weight) if weight.dim() == 2 else F.conv2d(x, weight, None, 2, 1)
 
 
-def beside_the_ann(bench: Bench, case: str, x: te.SpikeTrain, weight: Tensor) -> Iterator[Row]:
-    """In both numbers of digits, with both timings. ``product of all steps`` is what no layer by a library can beat."""
+def ours(bench: Bench, case: str, x: te.SpikeTrain, weight: Tensor, making: bool = False) -> Iterator[Row]:
+    """In both numbers of digits, with both timings."""
     bursts = te.SpikeTrain.from_counts(x.counts, x.T)
-    half, counts = weight.half(), x.counts.half()
-    yield bench.row(case, ANN, lambda: F.relu(product(counts, half)))
     for digits, dtype in DIGITS.items():
         w = weight.to(dtype)
         make = partial(OPS.frozen_digits, w, 1)
-        yield bench.row(case, f"{MAKING}, {digits} digits", make)
+        if making:
+            yield bench.row(case, f"{MAKING}, {digits} digits", make)
         made = make()
         yield bench.row(case, f"{STEP}, {digits} digits", partial(layer, x, w, made))
         yield bench.row(case, f"{WINDOW}, {digits} digits", partial(layer, bursts, w, made))
+
+
+def beside_the_ann(bench: Bench, case: str, weight: Tensor, *shape: int) -> Iterator[Row]:
+    """``product of all steps`` is what no layer by a library can beat."""
+    x = bench.train(*shape)
+    half, counts, matmul = weight.half(), x.counts, torch.backends.cuda.matmul
+    yield bench.row(case, ANN, partial(lambda c: F.relu(product(c, half)), counts.half()))
+    for tf32 in (False, True):
+        matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        yield bench.row(case, f"{ANN}, {'TF32' if tf32 else 'float32'}", lambda: F.relu(product(counts, weight)))
+    matmul.allow_tf32 = False  # as torch has it
+    yield from ours(bench, case, x, weight, making=True)
+    yield from either_tile(bench, case, x, weight)
     steps = x.to_dense(torch.float16).flatten(0, 1)
     yield bench.row(case, "torch, float16 product of all steps", partial(product, steps, half))
-
-
-TILES = {"wide": 1, "deep": 2**20}  # multiprocessors of cards that take them
-
-
-def forced_linear(
-    extension: str, planes: Tensor, digits: Tensor, outputs: int, card: tuple[int, int], stream: int
-) -> Tensor:
-    """The spikes of a layer with step timing at T = 8 in the tiles of ``card``: multiprocessors, shared memory."""
-    layer = structure("Layer")(prepared=digits.data_ptr(), stored=planes.data_ptr())
-    geometry, neuron = layer.geometry, layer.neuron
-    _, geometry.batch, geometry.channels = planes.shape
-    geometry.outputs = neuron.channels = outputs
-    geometry.height = geometry.width = geometry.groups = 1
-    geometry.kernel[:] = geometry.stride[:] = geometry.dilation[:] = 1, 1
-    spikes = planes.new_empty(1, geometry.batch, outputs)
-    neuron.neurons, neuron.stored = spikes.numel(), spikes.data_ptr()
-    neuron.T = neuron.steps = T
-    neuron.threshold = neuron.leak = 1
-    run_on, where = ctypes.CDLL(extension).tandem_run_on, structure("Card")(*card)
-    status = run_on(ctypes.byref(layer), ctypes.byref(where), ctypes.c_void_p(stream))
-    assert status == 0, f"CUDA error {status}"
-    return spikes
+    for other in (4, 16):
+        yield from ours(bench, f"{case}, T = {other}", bench.train(*shape, T=other), weight)
 
 
 def either_tile(bench: Bench, case: str, x: te.SpikeTrain, weight: Tensor) -> Iterator[Row]:
     """Tiles for grids that fill the card, and for those that do not, whichever the card would take."""
     if bench.device.type != "cuda":
         return
-    shared = torch.cuda.get_device_properties(bench.device).shared_memory_per_multiprocessor
-    extension = te.build_info().get("library") or te._C.__file__
-    digits, stream = OPS.frozen_digits(weight, 1), torch.cuda.current_stream(bench.device).cuda_stream
-    for tile, multiprocessors in TILES.items():
-        call = partial(forced_linear, extension, x.stored, digits, len(weight), (multiprocessors, shared), stream)
+    image = weight if weight.dim() > 2 else weight[:, :, None, None]
+    stride, padding = ([2, 2], [1, 1]) if weight.dim() > 2 else ([1, 1], [0, 0])
+    a = {
+        "stored": x.stored.view(*x.stored.shape[:3], *(x.stored.shape[3:] or (1, 1))), "T": x.T, "weight": image,
+        "stride": stride, "padding": padding, "dilation": [1, 1], "groups": 1, "steps": x.T, "threshold": 1.0,
+        "leak": 1.0, "gate": "relu", "timing": "step", "train": False, "digits": OPS.frozen_digits(weight, 1),
+    }  # fmt: skip
+    for tile in ("wide", "deep"):
+        call = partial(smoke.by_force, smoke.TILES[tile][0], a)
         yield bench.row(case, f"{STEP}, 3 digits, {tile} tiles", call)
 
 
@@ -93,10 +87,9 @@ def linears(bench: Bench) -> Iterator[Row]:
     n = bench.size(4096, 64)
     weight = torch.randn(n, n, device=bench.device) / n**0.5
     for B in (bench.size(64, 20), bench.size(32, 18)):
-        x = bench.train(B, n)
         case = LINEAR.name.replace("B = 64", f"B = {B}") if not bench.small else f"Linear {n}², B = {B}"
-        yield from beside_the_ann(bench, case, x, weight)
-        yield from either_tile(bench, case, x, weight)
+        yield from beside_the_ann(bench, case, weight, B, n)
+        x = bench.train(B, n)
         digit = torch.randint(-128, 128, (n, n), dtype=torch.int8, device=bench.device).t()
         counts, steps = x.counts.to(torch.int8), x.to_dense(torch.int8).flatten(0, 1)
         yield bench.row(case, "torch._int_mm of all steps, 1 digit", partial(torch._int_mm, steps, digit))
@@ -106,13 +99,27 @@ def linears(bench: Bench) -> Iterator[Row]:
         yield bench.row(case, "torch.mm of counts, float32 out", mm)
 
 
+def filters(bench: Bench, C: int, N: int) -> Tensor:
+    weight = torch.randn(N, C, 3, 3, device=bench.device) / (9 * C) ** 0.5
+    return weight.contiguous(memory_format=torch.channels_last)
+
+
 @torch.inference_mode()
 def convolutions(bench: Bench) -> Iterator[Row]:
     C, N, size, B = (4, 8, 4, 2) if bench.small else (256, 512, 32, 64)
-    weight = torch.randn(N, C, 3, 3, device=bench.device) / (9 * C) ** 0.5
-    x = bench.train(B, C, size, size)
     case = f"conv {C}→{N}" if bench.small else CONV.name
-    yield from beside_the_ann(bench, case, x, weight.contiguous(memory_format=torch.channels_last))
+    yield from beside_the_ann(bench, case, filters(bench, C, N), B, C, size, size)
+
+
+@torch.inference_mode()
+def events(bench: Bench) -> Iterator[Row]:
+    """The two channels of an event camera: copies of two bytes."""
+    N, size, B, steps = (8, 4, 2, 16) if bench.small else (32, 128, 32, 16)
+    x, weight = bench.train(B, 2, size, size, T=steps, rate=0.05), filters(bench, 2, N)
+    case = f"conv 2→{N}, 3×3, stride 2, {size}×{size}, B = {B}, T = {steps}"
+    counts, half = x.counts.half(), weight.half()
+    yield bench.row(case, ANN, lambda: F.relu(product(counts, half)))
+    yield from ours(bench, case, x, weight)
 
 
 @torch.inference_mode()
@@ -142,19 +149,24 @@ def replayed(step: Callable[[], Any]) -> Callable[[], None]:
     return lambda: graph().replay()
 
 
+def training_step(bench: Bench, model: str, layers: Any, mixed: bool = False, **options: Any) -> Callable[[], Any]:
+    B, width = bench.size(128, 4), bench.size(1, 0) or 1 / 16
+    shape = (3, 32, 32) if model == "cifarnet" else (784,)
+    x = torch.rand(B, *shape, device=bench.device)
+    x = x.contiguous(memory_format=torch.channels_last) if len(shape) > 1 else x
+    net = create(layers, model, shape, 10, T, width=width, **options)
+    return partial(step_of(net.to(bench.device, memory_format=torch.channels_last), mixed), x)
+
+
 def training(bench: Bench) -> Iterator[Row]:
     """A step, eager and as a CUDA graph: of an MLP, which the host bounds, and of CifarNet."""
-    B, width = bench.size(128, 4), bench.size(1, 0) or 1 / 16
-    flat = torch.rand(B, 784, device=bench.device)
-    images = torch.rand(B, 3, 32, 32, device=bench.device).contiguous(memory_format=torch.channels_last)
-    for model, x, mixed in (("FC800-FC800", flat, False), ("cifarnet", images, False), ("cifarnet", images, True)):
-        case = f"training step of {model}, B = {B}" + ", autocast" * mixed
+    for model, mixed in (("FC800-FC800", False), ("cifarnet", False), ("cifarnet", True)):
+        case = f"training step of {model}, B = {bench.size(128, 4)}" + ", autocast" * mixed
         for way, layers, options in (
             ("SNN, step timing", tnn, {}), ("SNN, window timing", tnn, {"timing": "window"}), ("ANN", ann, {}),
         ):  # fmt: skip
-            net = create(layers, model, x.shape[1:], 10, T, width=width, **options)
-            step = partial(step_of(net.to(bench.device, memory_format=torch.channels_last), mixed), x)
-            yield bench.row(case, way, step)
+            step = training_step(bench, model, layers, mixed, **options)
+            yield bench.row(case, way, step, eager=True)
             if bench.device.type == "cuda":
                 yield bench.row(case, f"{way}, CUDA graph", replayed(step))
 
@@ -166,24 +178,30 @@ def host(bench: Bench) -> Iterator[Row]:
     for way, forward in (
         (OURS, lambda: te.functional.linear_if(x, weight).counts), (ANN, lambda: F.relu(F.linear(counts, weight)))
     ):  # fmt: skip
-        yield bench.row("Linear 16², B = 1, training forward", way, forward)
-        yield bench.row("Linear 16², B = 1, forward and backward", way, lambda f=forward: f().sum().backward())
+        yield bench.row("Linear 16², B = 1, training forward", way, forward, eager=True)
+        both = partial(lambda f: f().sum().backward(), forward)
+        yield bench.row("Linear 16², B = 1, forward and backward", way, both, eager=True)
 
 
 CASES: dict[str, Callable[[Bench], Iterator[Row]]] = {
-    "linear": linears, "conv": convolutions, "elementwise": elementwise, "training": training, "host": host,
+    "linear": linears, "conv": convolutions, "events": events, "elementwise": elementwise, "training": training,
+    "host": host,
 }  # fmt: skip
 
 
-def rows_of(name: str, bench: Bench) -> Iterator[Row]:
-    try:
-        yield from CASES[name](bench)
-    except Exception as error:  # between two rows
-        yield {"case": name, "way": OURS, "note": noted(error)}
+@torch.inference_mode()
+def fixed_layer(bench: Bench, timing: str, weight: tuple[int, ...], input_: tuple[int, ...]) -> Callable[[], Any]:
+    x = bench.train(*input_)
+    x = te.SpikeTrain.from_counts(x.counts, T) if timing == "window" else x
+    weight_ = torch.randn(weight, device=bench.device) / weight[0] ** 0.5
+    return partial(layer, x, weight_, OPS.frozen_digits(weight_, 1))
 
 
-def measure(bench: Bench) -> Iterator[Row]:
-    """All rows, whatever becomes of the others."""
-    bench.measure_peaks()
-    for name in CASES:
-        yield from rows_of(name, bench)
+# What the profiler looks into, a thing at a time.
+PROFILED: dict[str, Callable[[Bench], Callable[[], Any]]] = {
+    **{f"Linear 4096², B = 64, {timing} timing": lambda bench, timing=timing: fixed_layer(
+        bench, timing, (bench.size(4096, 64),) * 2, (bench.size(64, 20), bench.size(4096, 64))
+    ) for timing in ("step", "window")},
+    **{f"training step of {model}, {name}": partial(training_step, model=model, layers=layers)
+       for model in ("FC800-FC800", "cifarnet") for name, layers in (("SNN", tnn), ("ANN", ann))},
+}  # fmt: skip

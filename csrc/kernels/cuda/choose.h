@@ -23,7 +23,7 @@ enum class Choice : int32_t {
 };
 Choice choose_kernel(const Layer& layer, const Card& card);
 
-// run() as on another card. Exported for tests/gpu, which times tiles that its card would not take.
+// run() as on another card. Exported for tests/gpu, which checks and times tiles that its card would not take.
 extern "C" __attribute__((visibility("default"))) int tandem_run_on(const Layer& layer, const Card& card, void* stream);
 
 }  // namespace tandem::cuda

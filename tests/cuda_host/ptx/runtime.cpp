@@ -199,6 +199,15 @@ const char* emulation_reports() {
   for (const std::string& report : machine.reports) text += report + "\n";
   return text.c_str();
 }
+// The kernels that were never launched, of all that are linked: a name a line.
+const char* emulation_unused() {
+  static std::string text;
+  text.clear();
+  for (const auto& [host, function] : functions()) {
+    if (function.kernel == nullptr) text += function.name + "\n";
+  }
+  return text.c_str();
+}
 // The totals of all kernels whose name contains `kernel`: {instructions of warps, mma, warps, waits}.
 const uint64_t* emulation_counters(const char* kernel) {
   static uint64_t out[4];
