@@ -110,8 +110,7 @@ gpu-check:
 	$(PYTHON) tests/gpu/check.py
 
 gpu-library: $(READY)
-	TANDEM_CUDA=1 python setup.py -q build_ext --inplace
-	@ls tandem_ext/_C*.so
+	TANDEM_CUDA=1 python -m build_tools
 
 lint: $(READY)
 	ruff check

@@ -1,9 +1,12 @@
-"""Compile tandem_ext._C: one ninja file, three kinds of source, one link.
+"""Compile the extension: one ninja file, four kinds of source, one link.
+
+It is tandem_ext._C, for this Python. `python -m build_tools` links it without its bindings, for any Python.
 
 torch's own BuildExtension is not used, because it decides about CUDA by the installed torch. This module uses torch's
 stable ABI and may hold CUDA kernels for any torch. torch is located, but never imported.
 """
 
+import fcntl
 import importlib.metadata
 import importlib.util
 import os
@@ -13,16 +16,17 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from setuptools import Extension
-from setuptools.command.build_ext import build_ext
-
-from .decide import ROOT, Plan, compiler_flags, decide, default_jobs, linker_flags, listed
+from .decide import ROOT, Plan, compiler_flags, decide, default_jobs, linker_flags, listed, read_wish
+from .toolkit import Toolkit, driver_version, find_toolkit, from_pip
 
 LAUNCHERS = ("ccache", "sccache", "distcc", "icecc")  # may precede the compiler in CXX
-TORCH_TARGET = "0x020a000000000000"  # 2.10: the oldest torch with all the stable ABI that we use
+OLDEST_COMPILER = {"GCC": 12, "clang": 14}  # with __builtin_shufflevector
+OTHER_GCC = ("g++-14", "g++-13", "g++-12")  # where g++ is too old, or too new for nvcc
+OLDEST_TORCH, TORCH_TARGET = (2, 10), "0x020a000000000000"  # with all the stable ABI that we use
+GROUPS = ("python", "ops", "cpu", "cuda")
 
 NUMERICS = listed("flag")
 HOST = shlex.split("-O3 -fPIC -fvisibility=hidden -fvisibility-inlines-hidden -Wall -Wextra -Wno-psabi") + NUMERICS
@@ -30,41 +34,41 @@ HOST = shlex.split("-O3 -fPIC -fvisibility=hidden -fvisibility-inlines-hidden -W
 
 def read_sources() -> dict[str, list[str]]:
     """The files of csrc/sources.txt by group."""
-    return {group: listed(group) for group in ("ops", "cpu", "cuda")}
+    return {group: listed(group) for group in GROUPS}
+
+
+def output_of(command: Sequence[str]) -> str:
+    """What a command says, on stdout and stderr; nothing if it cannot run."""
+    try:
+        return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
+    except OSError:
+        return ""
 
 
 def make_plan(env: Mapping[str, str] = os.environ) -> Plan:
     """decide() on this machine."""
-
-    def run(command: Sequence[str]) -> str:
-        try:
-            return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True).stdout
-        except OSError:
-            return ""
-
-    return decide(env, shutil.which, run)
+    return decide(env, shutil.which, output_of)
 
 
-class NinjaBuildExt(build_ext):  # type: ignore[misc]
-    """build_ext that builds the whole module with ninja. Objects stay in build/, so a second build compiles only what
-    has changed."""
+def missing_toolkit(env: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """What pip has to bring so that make_plan() finds a toolkit, where CUDA kernels are wanted or a driver is."""
+    wish = read_wish(env)
+    if wish == "0" or find_toolkit(env, shutil.which, output_of, Path.is_file)[0] is not None:
+        return ()
+    return from_pip(driver_version(), wish == "1")[0]
 
-    def build_extension(self, ext: Extension) -> None:
-        plan = make_plan()
-        print(plan.summary(), flush=True)
-        folder = build_folder()
-        module = folder / "_C.so"
-        rules, link = commands(plan, self.distribution.get_version())
-        sources = ((group, path) for group, paths in read_sources().items() if group in rules for path in paths)
-        parts = [(group, path, folder / (path + ".o")) for group, path in sources]
-        if not run_ninja(folder / "build.ninja", ninja_text(folder, rules, link, parts, module)):
-            hint = " TANDEM_CUDA=0 builds without the CUDA kernels." if plan.toolkit else ""
-            raise SystemExit(f"tandem_ext: the compiler failed, its message is above.{hint}")
-        target = Path(self.get_ext_fullpath(ext.name))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self.copy_file(str(ROOT / module), str(target))
-        if not self.inplace:
-            write_commit(target.parent)
+
+def build(plan: Plan, groups: Collection[str], module: Path) -> None:
+    """Compiles these groups of sources and links ``module``, relative to the root of the repository. Objects stay in
+    build/, so a second build compiles only what has changed."""
+    print(plan.summary(), flush=True)
+    folder = build_folder()
+    rules, link = commands(plan, groups)
+    sources = ((group, path) for group, paths in read_sources().items() if group in rules for path in paths)
+    parts = [(group, path, folder / (path + ".o")) for group, path in sources]
+    if not run_ninja(folder / f"{module.stem}.ninja", ninja_text(folder, rules, link, parts, module)):
+        hint = " TANDEM_CUDA=0 builds without the CUDA kernels." if plan.toolkit else ""
+        raise SystemExit(f"tandem_ext: the compiler failed, its message is above.{hint}")
 
 
 def write_commit(folder: Path) -> None:
@@ -84,31 +88,32 @@ def build_folder() -> Path:
 
 
 def run_ninja(file: Path, text: str) -> bool:
-    """Writes the ninja file and builds it; False if that failed."""
+    """Writes the ninja file and builds it, after those who build in the same folder; False if that failed."""
     (ROOT / file).parent.mkdir(parents=True, exist_ok=True)
-    (ROOT / file).write_text(text)
-    return subprocess.run([*find_ninja(), "-f", str(file), "-j", str(jobs())], cwd=ROOT).returncode == 0
+    with (ROOT / file).with_name(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        (ROOT / file).write_text(text)
+        return subprocess.run([*find_ninja(), "-f", str(file), "-j", str(jobs())], cwd=ROOT).returncode == 0
 
 
-def commands(plan: Plan, version: str) -> tuple[dict[str, list[str]], list[str]]:
-    """The compile command of each compiled group of sources, without files, and the linker's flags."""
-    torch = find_torch()
-    cxx = find_compiler()
+def commands(plan: Plan, groups: Collection[str] = GROUPS) -> tuple[dict[str, list[str]], list[str]]:
+    """The compile command of each group of sources that is compiled, without files, and the linker's flags."""
+    torch, cxx = find_torch(), find_compiler()
     user = compiler_flags(sys.platform, os.environ)
     user += shlex.split(os.environ.get("CPPFLAGS", "")) + shlex.split(os.environ.get("CXXFLAGS", ""))
-    # torch's own copy of pybind11 cannot be used together with the stable ABI.
-    system = [find_package("pybind11", "pybind11") / "include", torch / "include", find_python_headers()]
-    macros = [f'-DTANDEM_VERSION="{version}"', f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
+    (version,) = re.findall(r'^version = "(.+?)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    system, macros = [torch / "include"], [f'-DTANDEM_VERSION="{version}"', f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
     link = linker_flags(sys.platform, torch / "lib", plan.toolkit.cudart if plan.toolkit else None)
+    rules = {"cpu": [*cxx, "-std=c++17", *HOST, "-Icsrc", *user]}
     if plan.toolkit is not None:
         system.append(plan.toolkit.include)
         macros += ["-DTANDEM_WITH_CUDA", f'-DTANDEM_CUDA_ARCHS="{" ".join(plan.archs)}"']
-    rules = {
-        "ops": [*cxx, "-std=c++20", *HOST, *macros, "-Icsrc", *(f"-isystem{d}" for d in system), *user],
-        "cpu": [*cxx, "-std=c++17", *HOST, "-Icsrc", *user],
-    }
-    if plan.toolkit is not None:
         rules["cuda"] = [str(plan.toolkit.nvcc), *nvcc_flags(plan)]
+    rules["ops"] = [*cxx, "-std=c++20", *HOST, *macros, "-Icsrc", *(f"-isystem{d}" for d in system), *user]
+    if "python" in groups:
+        # torch's own copy of pybind11 cannot be used together with the stable ABI.
+        headers = find_package("pybind11", "pybind11") / "include", find_python_headers()
+        rules["python"] = [*cxx, "-std=c++20", *HOST, "-Icsrc", *(f"-isystem{d}" for d in headers), *user]
     return rules, [*link, *user, *shlex.split(os.environ.get("LDFLAGS", ""))]
 
 
@@ -140,10 +145,20 @@ def nvcc_flags(plan: Plan) -> list[str]:
     host = ",".join(["-fPIC", "-fvisibility=hidden", *NUMERICS])
     flags = ["-std=c++17", "-O3", "-fmad=false", "-Icsrc", f"-Xcompiler={host}", *plan.gencode()]
     flags.append("-Xptxas=--warn-on-spills,--warn-on-local-memory-usage")
-    chosen = [word for word in shlex.split(os.environ.get("CXX", "")) if Path(word).name not in LAUNCHERS]
-    if chosen and not os.environ.get("NVCC_CCBIN"):
-        flags.append(f"-ccbin={chosen[0]}")
+    if plan.toolkit is not None and not os.environ.get("NVCC_CCBIN"):
+        flags.append(f"-ccbin={find_host(plan.toolkit)}")
     return flags
+
+
+def find_host(toolkit: Toolkit) -> str:
+    """The compiler that nvcc calls: that of the other files, or an older one if nvcc refuses it."""
+    cxx = next(word for word in find_compiler() if Path(word).name not in LAUNCHERS)
+    for name in (cxx, *filter(shutil.which, (*OTHER_GCC, "g++-11"))):
+        said = output_of([str(toolkit.nvcc), "-E", "-x", "cu", f"-ccbin={name}", os.devnull])
+        if not re.search("unsupported (GNU|clang) version", said):
+            return name
+    older = "install an older one (apt install g++-12), or name one in NVCC_CCBIN"
+    raise SystemExit(f"tandem_ext: nvcc {toolkit.version} refuses {cxx} as too new: {older}")
 
 
 def find_package(name: str, requirement: str) -> Path:
@@ -156,11 +171,26 @@ def find_package(name: str, requirement: str) -> Path:
 
 
 def find_torch() -> Path:
-    """The folder of the installed torch."""
-    folder, version = find_package("torch", "torch>=2.10"), importlib.metadata.version("torch")
-    if tuple(map(int, version.split(".")[:2])) < (2, 10):
+    """The folder of a torch that is new enough to build with."""
+    folder, version = installed_torch() or (find_package("torch", "torch>=2.10"), "")
+    if is_old(version):
         raise SystemExit(f"tandem_ext: torch {version} is too old to build with; 2.10 or newer is needed")
     return folder
+
+
+def installed_torch() -> tuple[Path, str] | None:
+    """Folder and version of torch: this environment's, or, since pip isolates builds, that of the Python it runs in."""
+    spec = importlib.util.find_spec("torch")
+    if spec is not None and spec.submodule_search_locations:
+        return Path(spec.submodule_search_locations[0]), importlib.metadata.version("torch")
+    folders = [sysconfig.get_path(name) for name in ("purelib", "platlib")]
+    found = next(iter(importlib.metadata.distributions(name="torch", path=folders)), None)
+    return (Path(str(found.locate_file("torch"))), found.version) if found else None
+
+
+def is_old(torch: str) -> bool:
+    """Whether a version of torch lacks parts of the stable ABI."""
+    return tuple(map(int, torch.split(".")[:2])) < OLDEST_TORCH
 
 
 def find_python_headers() -> Path:
@@ -173,12 +203,26 @@ def find_python_headers() -> Path:
 
 def find_compiler() -> list[str]:
     """The C++ compiler: CXX, else preferably GCC, which builds kernels for every x86-64 level."""
-    if chosen := shlex.split(os.environ.get("CXX", "")):
-        return chosen
-    for name in ("g++", "c++", "clang++"):
-        if shutil.which(name):
-            return [name]
+    chosen, old = shlex.split(os.environ.get("CXX", "")), []
+    for command in [chosen] if chosen else [[name] for name in ("g++", *OTHER_GCC, "c++", "clang++")]:
+        if chosen or shutil.which(command[0]):
+            version = old_version(command)
+            if version is None:
+                return command
+            old.append(f"{shlex.join(command)} is {version}")
+    if old:
+        newer = "install g++-12 (apt install g++-12; it is found by this name) or a newer one, or set CXX"
+        raise SystemExit(f"tandem_ext: {old[0]}, and the kernels need GCC 12 or clang 14: {newer}")
     raise SystemExit("tandem_ext: no C++ compiler found; install g++ or set CXX")
+
+
+def old_version(compiler: Sequence[str]) -> str | None:
+    """Name and version of a compiler that is too old."""
+    macros = dict(re.findall(r"#define (\w+) (\d+)", output_of([*compiler, "-E", "-dM", "-x", "c++", os.devnull])))
+    for name, macro in ("clang", "__clang_major__"), ("GCC", "__GNUC__"):  # clang defines both
+        if macro in macros:
+            return f"{name} {macros[macro]}" if int(macros[macro]) < OLDEST_COMPILER[name] else None
+    return None
 
 
 def find_ninja() -> list[str]:

@@ -5,19 +5,20 @@ No GPU is needed or looked for: the machine that compiles is often not the machi
 Environment:
     TANDEM_CUDA           ``auto`` (default): CUDA kernels if a toolkit is found; ``1``: CUDA kernels or an error;
                           ``0``: CPU kernels only
-    CUDA_HOME, CUDA_PATH  root of the toolkit; without them, the toolkit of the ``nvcc`` on PATH
+    CUDA_HOME, CUDA_PATH  root of the toolkit; without them, that of the ``nvcc`` on PATH, /usr/local/cuda, pip's
     TORCH_CUDA_ARCH_LIST  as for any torch extension, e.g. ``8.0;9.0+PTX`` or ``Ampere``; default 7.5, 8.0, 9.0 and,
-                          from CUDA 12.8 on, 12.0, the newest also as PTX; what is older than 7.5 is left out, since the
-                          kernels multiply bytes on tensor cores
+                          from CUDA 12.8 on, 10.0 and 12.0, the newest also as PTX; what is older than 7.5 is left out,
+                          since the kernels multiply bytes on tensor cores
     MAX_JOBS              files compiled at the same time; default min(cores, free GB / 2)
 """
 
-import os
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from .toolkit import Toolkit, driver_version, find_toolkit, from_pip, numbers
 
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST_ARCH = (7, 5)  # the first whose tensor cores multiply bytes
@@ -26,18 +27,6 @@ NAMES = {  # torch's
     "Blackwell": "10.0;10.3;12.0;12.1+PTX",
     "Kepler": "3.5+PTX", "Maxwell": "5.0;5.2+PTX", "Pascal": "6.0;6.1+PTX", "Volta": "7.0+PTX",
 }  # fmt: skip
-INCLUDE_DIRS = ("include", "targets/x86_64-linux/include", "targets/sbsa-linux/include")
-LIBRARY_DIRS = ("lib64", "lib", "lib/x86_64-linux-gnu", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib")
-
-
-@dataclass(frozen=True)
-class Toolkit:
-    """A CUDA toolkit that holds all the build needs."""
-
-    nvcc: Path
-    include: Path
-    cudart: Path  # libcudart_static.a
-    version: str
 
 
 @dataclass(frozen=True)
@@ -72,6 +61,7 @@ def decide(
     which: Callable[[str], str | None],
     run: Callable[[Sequence[str]], str],
     is_file: Callable[[Path], bool] = Path.is_file,
+    driver: Callable[[], int] = driver_version,
 ) -> Plan:
     """Decide from the environment alone what is built.
 
@@ -80,31 +70,35 @@ def decide(
         which: path of a program on PATH, or None (``shutil.which``).
         run: output of a command, stdout and stderr together, empty if it cannot run.
         is_file: whether a path is a file.
+        driver: what CUDA the NVIDIA driver supports; asked only if there is no toolkit, to say how to get one.
 
     Raises:
         ValueError: TANDEM_CUDA or TORCH_CUDA_ARCH_LIST has no meaning.
         RuntimeError: TANDEM_CUDA=1, and there is no complete toolkit or no listed architecture can run the kernels.
     """
+    wish = read_wish(env)
+    if wish == "0":
+        return Plan(note="TANDEM_CUDA=0")
+    toolkit, notes = find_toolkit(env, which, run, is_file)
+    if toolkit is not None:
+        return _with_cuda(toolkit, env.get("TORCH_CUDA_ARCH_LIST") or _default_archs(toolkit), notes, wish)
+    packages, too_old = from_pip(driver(), wish == "1")
+    if packages or too_old:
+        notes.append(too_old or f"pip brings one: pip install {shlex.join(packages)}")
+    if wish == "1":
+        raise RuntimeError(
+            f"TANDEM_CUDA=1, but there is no complete CUDA toolkit: {'; '.join(notes)}. Or put the nvcc of one on PATH "
+            "or set CUDA_HOME to its root; TANDEM_CUDA=0 builds the CPU kernels only."
+        )
+    return Plan(note="; ".join(notes))
+
+
+def read_wish(env: Mapping[str, str]) -> str:
+    """TANDEM_CUDA."""
     wish = env.get("TANDEM_CUDA") or "auto"
     if wish not in ("0", "1", "auto"):
         raise ValueError(f"TANDEM_CUDA={wish}: allowed are 0, 1 and auto")
-    if wish == "0":
-        return Plan(note="TANDEM_CUDA=0")
-
-    notes: list[str] = []
-    for origin, root in _candidates(env, which, run):
-        toolkit, missing = _inspect(root, run, is_file)
-        if toolkit is not None:
-            return _with_cuda(toolkit, env.get("TORCH_CUDA_ARCH_LIST") or _default_archs(toolkit), notes, wish)
-        notes.append(f"{origin} has no {missing}")
-
-    note = "; ".join(notes) or "no nvcc on PATH, CUDA_HOME not set"
-    if wish == "1":
-        raise RuntimeError(
-            f"TANDEM_CUDA=1, but there is no complete CUDA toolkit: {note}. Install one, put its nvcc on PATH or set "
-            "CUDA_HOME to its root; or set TANDEM_CUDA=0 to build the CPU kernels only."
-        )
-    return Plan(note=note)
+    return wish
 
 
 def listed(group: str) -> list[str]:
@@ -115,17 +109,13 @@ def listed(group: str) -> list[str]:
 
 def _default_archs(toolkit: Toolkit) -> str:
     archs = dict(line.split() for line in listed("arch"))
-    return ";".join(arch for arch, oldest in archs.items() if _numbers(toolkit.version) >= _numbers(oldest)) + "+PTX"
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(map(int, re.findall(r"\d+", version)[:2]))
+    return ";".join(arch for arch, oldest in archs.items() if numbers(toolkit.version) >= numbers(oldest)) + "+PTX"
 
 
 def _with_cuda(toolkit: Toolkit, listed: str, notes: list[str], wish: str) -> Plan:
     """The kernels for those of the listed compute capabilities that can run them."""
     archs = parse_archs(listed)
-    served = tuple(arch for arch in archs if _numbers(arch) >= OLDEST_ARCH)
+    served = tuple(arch for arch in archs if numbers(arch) >= OLDEST_ARCH)
     if left_out := [arch for arch in archs if arch not in served]:
         notes = [*notes, f"no kernels for {', '.join(left_out)}: they need compute capability 7.5 or newer"]
     if served:
@@ -171,37 +161,3 @@ def linker_flags(system: str, libtorch: Path, cudart: Path | None) -> list[str]:
 def compiler_flags(system: str, env: Mapping[str, str]) -> list[str]:
     """The flags that the platform adds to every compile command: on macOS ARCHFLAGS, as for any extension."""
     return shlex.split(env.get("ARCHFLAGS", "")) if system == "darwin" else []
-
-
-def _candidates(
-    env: Mapping[str, str], which: Callable[[str], str | None], run: Callable[[Sequence[str]], str]
-) -> Iterator[tuple[str, Path]]:
-    """(origin of the hint, root of a toolkit), most explicit first."""
-    for name in ("CUDA_HOME", "CUDA_PATH"):
-        if env.get(name):
-            yield f"{name}={env[name]}", Path(env[name])
-    nvcc = which("nvcc")
-    if nvcc is not None:
-        # The nvcc on PATH may be a wrapper far from its toolkit; only nvcc itself knows the toolkit's folder.
-        top = re.search(r"^#\$ TOP=(.+)$", run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull]), re.MULTILINE)
-        root = Path(os.path.normpath(top[1].strip())) if top else Path(nvcc).parent.parent
-        yield f"the toolkit of {nvcc}", root
-
-
-def _inspect(
-    root: Path, run: Callable[[Sequence[str]], str], is_file: Callable[[Path], bool]
-) -> tuple[Toolkit | None, str]:
-    """The toolkit at ``root``, or None and the first file it lacks."""
-    nvcc = root / "bin" / "nvcc"
-    include = next((root / d for d in INCLUDE_DIRS if is_file(root / d / "cuda_runtime.h")), None)
-    libraries = next((root / d for d in LIBRARY_DIRS if is_file(root / d / "libcudart_static.a")), None)
-    if not is_file(nvcc):
-        return None, "bin/nvcc"
-    if include is None:
-        return None, "cuda_runtime.h"
-    if libraries is None:
-        return None, "libcudart_static.a"
-    release = re.search(r"release (\d+\.\d+)", run([str(nvcc), "--version"]))
-    if release is None:
-        return None, "nvcc that runs"
-    return Toolkit(nvcc, include, libraries / "libcudart_static.a", release[1]), ""

@@ -1,3 +1,1 @@
-from typing import Any
-
-def build_info() -> dict[str, Any]: ...
+"""The compiled module: importing it registers torch.ops.tandem."""

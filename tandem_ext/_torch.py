@@ -68,11 +68,6 @@ def schema_of(overload: OpOverload) -> str:
     return str(overload._schema).partition("::")[2]
 
 
-def has_kernel(op: str, backend: str) -> bool:
-    """Return whether an operator, "tandem::if_scan", has a kernel for a backend, "CUDA"."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key(op, backend)
-
-
 def has_forward_hooks(module: nn.Module) -> bool:
     """Return whether calling the module does more than its ``forward``."""
     return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -212,7 +212,7 @@ def _register(name: str, function: Callable[[Arguments], Any]) -> None:
         if where not in _said:
             _said.add(where)
             how = "its layers run by torch's operators: the same rule, sums in torch's order, slower"
-            build = "; TANDEM_CUDA=1 pip install . makes kernels where nvcc is" * (where == "cuda")
+            build = "; `TANDEM_CUDA=1 pip install .` makes kernels" * (where == "cuda")
             warnings.warn(
                 f"{where}: this tandem_ext has no kernels for it, so {how}{build}", RuntimeWarning, stacklevel=2
             )

@@ -1,7 +1,6 @@
 """Builds the kernels with nvcc, as PTX, and the machine of ptx/ that executes it; calls kernels on guarded buffers."""
 
 import ctypes
-import fcntl
 import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -59,16 +58,12 @@ def build(name: str, sources: dict[str, list[str]], toolkit: Toolkit) -> Path:
     machine = [str(path.relative_to(ROOT)) for path in sorted((HERE / "ptx").glob("*.cpp"))]
     every = [*sources.items(), ("machine", machine)]
     parts = [(rule, path, folder / FOLDERS[rule] / f"{path}.o") for rule, paths in every for path in paths]
-    rules, extension = commands(Plan(toolkit, ("emulated",)), "emulated")
+    rules, extension = commands(Plan(toolkit, (f"{ARCH[:-1]}.{ARCH[-1]}",)))
     rules["ops"] += ["-DTANDEM_EMULATION", "-O1"]  # they make few calls
     rules["ptx"] = [str(toolkit.nvcc), *nvcc_flags(Plan(toolkit)), *PTX]
     rules["machine"] = ["g++", *MACHINE, "-Icsrc", f"-isystem{toolkit.include}"]
     text = ninja_text(folder, rules, [*extension, OWN] if "ops" in sources else LINK, parts, library)
-    (ROOT / folder).mkdir(parents=True, exist_ok=True)
-    with (ROOT / folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # workers of pytest-xdist share objects and may build the same one
-        built = run_ninja(folder / f"{name}.ninja", text)
-    if not built:
+    if not run_ninja(folder / f"{name}.ninja", text):
         raise RuntimeError(f"{name} does not compile; the compiler's message is above")
     return ROOT / library
 

@@ -144,7 +144,6 @@ CHECKS = {
     "eager_apply": a_function_is_applied,
     "forward_mode_active": lambda: in_context(forward_ad.dual_level(), _torch.forward_mode_active),
     "has_forward_hooks": hooks_are_seen,
-    "has_kernel": lambda: [_torch.has_kernel("tandem::if_scan", key) for key in ("CPU", "FPGA")] == [True, False],
     "is_transformed": lambda: torch.func.vmap(lambda x: x * _torch.is_transformed(x))(ONE) == 1,
     "pytree": trees_know_classes,
     "register_collate": samples_are_joined,
