@@ -9,7 +9,7 @@ from harness import build_ops
 from build_tools.compile import ROOT
 from build_tools.decide import Toolkit
 
-# Both are prints of a set: of tiles that a case names and does not run, and of kernels that no case runs.
+# It prints the cases that do not run the tiles of their name, and the kernels that no case runs.
 SMOKE = """
 import ctypes, os, torch
 from gpu import smoke, stages
@@ -20,9 +20,7 @@ machine.emulation_unused.restype = ctypes.c_char_p
 every, other = machine.emulation_unused().split(), []
 assert len(every) > 100
 for case in smoke.cases():
-    tile = case.name.partition(", ")[0]
-    T = int(case.name.split("T = ")[1].split(",")[0]) if tile in smoke.TILES else 0
-    named = f"{tile.title()}Tiles<{4 if T <= 4 else 8 if T <= 8 else 16}>" if T else ""
+    named = smoke.tile_of(case.name) or ""
     before = machine.emulation_counters(named.encode())[0]
     assert not stages.failure_of(case, torch.device("cpu")), case.name
     if machine.emulation_counters(named.encode())[0] == before:

@@ -118,7 +118,8 @@ class Bench:
         """Of a call every kernel, on a CPU every operator of torch: how often it runs, and its µs together."""
         activity = torch.profiler.ProfilerActivity
         on_gpu = self.device.type == "cuda"
-        call()
+        if calls > 1:
+            call()
         with torch.profiler.profile(activities=[activity.CUDA if on_gpu else activity.CPU]) as found:
             for _ in range(calls):
                 call()

@@ -19,6 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 Found = dict[str, Any]
+SLOW = ("timings", "profile", "compile", "nccl", "tests")  # by compilers and hosts: that they take long proves nothing
 
 
 def output_of(command: Sequence[str]) -> str:
@@ -121,6 +122,9 @@ class Runner:
             if wrong is None:
                 return whole
             failures = checks.setdefault("failures", {})
+            if wrong.startswith("killed") and stage in SLOW:
+                checks["unfinished"] = f"{wrong}, in {after!r}"
+                return whole
             if after is None:  # it came to no case, or ended behind the last
                 failures["process"] = wrong
                 return whole

@@ -5,6 +5,7 @@ these cases run every kernel that is compiled.
 
 import itertools
 import math
+import re
 import warnings
 from collections.abc import Iterator
 from functools import partial, reduce
@@ -135,6 +136,14 @@ def by_force(multiprocessors: int, a: dict[str, Any]) -> tuple[Tensor | None, ..
     return images(spikes, 2), images(counts, 1), gates, images(v, 1), bad
 
 
+def tile_of(case: str) -> str | None:
+    """The tiles that a case forces, as the name of its kernel has them: WideTiles<8>."""
+    tile, T = case.split(", ")[0], re.search(r"T = (\d+)", case)
+    if tile not in TILES or T is None:
+        return None
+    return f"{tile.title()}Tiles<{next(n for n in (4, 8, 16) if int(T[1]) <= n or n == 16)}>"
+
+
 def moved(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
 
@@ -146,7 +155,7 @@ def products() -> Iterator[Case]:
         multiprocessors, pixels = card
         a = draw(shape, T, pixels, dtype, timing)
         given = {key: moved(value, device) for key, value in a.items()}
-        forced = hasattr(library(), "tandem_run_on")
+        forced = device.type == "cuda" or hasattr(library(), "tandem_run_on")
         results = by_force(multiprocessors, given) if forced else OPS.conv_if(**given)
         for name, got, want in zip(RESULTS, results, by_rule(a), strict=True):
             equal(name, got, want)

@@ -198,17 +198,28 @@ def timings(log: Log) -> list[Case]:
 
 
 def profiles(log: Log) -> list[Case]:
-    """Of each call the kernels by time, ours and torch's; a profiler that does not work here is no failure."""
+    """Of each call the kernels by time, ours and torch's; of the smoke, whether it ran the tiles that its cases name. A
+    profiler that does not work here is no failure."""
     rows = log.found["kernels"] = []
 
-    def run(name: str, device: torch.device) -> None:
+    def run(name: str, make: Callable[[Bench], Callable[[], Any]], calls: int, device: torch.device) -> None:
+        bench = Bench(device, log.options.dry_run)
+        call = make(bench)
         try:
-            bench = Bench(device, log.options.dry_run)
-            rows.extend(bench.kernels(name, timing.PROFILED[name](bench)))
+            rows.extend(bench.kernels(name, call, calls))
         except RuntimeError as error:
             rows.append({"case": name, "kernel": f"no profile, {noted(error)}", "calls": 0, "us": 0.0})
 
-    return [Case(name, partial(run, name)) for name in timing.PROFILED]
+    def run_smoke(device: torch.device) -> None:
+        every = smoke.cases()[:: 50 if log.options.dry_run else 1]
+        run("smoke", lambda _: lambda: [case.run(device) for case in every], 1, device)
+        ran = " ".join(row["kernel"] for row in rows if row["case"] == "smoke")
+        forced = {tile for case in every if (tile := smoke.tile_of(case.name))}
+        missing = sorted(tile for tile in forced if tile not in ran)
+        assert "product_if_kernel" not in ran or not missing, f"not run: {', '.join(missing)}"
+
+    found = [Case(name, partial(run, name, make, 5)) for name, make in timing.PROFILED.items()]
+    return [*found, Case("smoke", run_smoke)]
 
 
 CASES: dict[str, Callable[[Log], list[Case] | str]] = {  # or why there are none

@@ -82,7 +82,7 @@ def test_a_rehearsal(tmp_path):
     assert not any("host_us" in row for row in steps)  # by wall clock
     assert found["peaks"].keys() == {"copy", "float16", "int8"}
     assert found["clocks"].keys() == set(timing.CASES)
-    assert {row["case"] for row in found["kernels"]} == set(timing.PROFILED)
+    assert {row["case"] for row in found["kernels"]} == {*timing.PROFILED, "smoke"}
     assert all(row["calls"] > 0 < row["us"] for row in found["kernels"])
 
 
@@ -397,6 +397,27 @@ def test_a_stage_that_dies_outside_of_its_cases_is_a_failure(left, wrong, state,
     result = runner_of(tmp_path, "").stage("bits", 90)
     assert report.right(result) == ("skipped" in left)
     assert report.state(result["checks"]["bits"]) == state
+
+
+@pytest.mark.parametrize(("stage", "right"), [("bits", False), ("compile", True)])
+def test_a_stage_that_takes_too_long(stage, right, tmp_path, monkeypatch):
+    """A compiler may be slow; a case of kernels hangs."""
+    found = {"running": "step", "checks": {stage: {"passed": 1, "failures": {}}}}
+    monkeypatch.setattr(processes.Runner, "process", lambda *_, **__: (dict(found), "killed after 40 s"))
+    result = runner_of(tmp_path, "").stage(stage, 0)
+    assert report.right(result) == right
+    assert report.state(result["checks"][stage]).startswith("1 right, " + "unfinished: killed" * right)
+
+
+@pytest.mark.parametrize("without", [(), ("DeepTiles<16>",)])
+def test_the_profile_knows_which_tiles_ran(without, monkeypatch, tmp_path):
+    tiles = [f"{tile}Tiles<{steps}>" for tile in ("Wide", "Deep", "Narrow") for steps in (4, 8, 16)]
+    kernels = [f"product_if_kernel<TileShape<{tile}> >" for tile in tiles if tile not in without]
+    rows = [{"case": "smoke", "kernel": kernel, "calls": 1, "us": 1.0} for kernel in kernels]
+    monkeypatch.setattr(clock.Bench, "kernels", lambda *_: rows)
+    log = stages.Log(check.parse(["--out", str(tmp_path), "--stage", "profile"]))
+    error = stages.failure_of(stages.profiles(log)[-1], CPU)
+    assert error == (f"AssertionError: not run: {without[0]}" if without else None)
 
 
 def test_the_sanitizer(tmp_path, monkeypatch):
