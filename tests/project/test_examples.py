@@ -54,9 +54,10 @@ def test_everything_that_is_called_has_one(name):
             assert any(test.examples for test in finder.find(inspect.unwrap(thing), public)), public
 
 
-def run(name, folder, *arguments, error=""):
+def run(name, folder, *arguments, error="", by=()):
     pytest.importorskip("sklearn")
-    done = subprocess.run([sys.executable, EXAMPLES / name, *arguments], cwd=folder, capture_output=True, text=True)
+    command = [sys.executable, *by, EXAMPLES / name, *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert bool(done.returncode) == bool(error), done.stderr
     assert error in ("", done.stderr)
     return done.stdout
@@ -89,6 +90,18 @@ def test_convert(tmp_path):
     assert percent(text, "converted") > ann - 3
     assert percent(text, "after one tandem epoch") > ann - 2
     assert percent(text, "as an ANN again:") > 95
+
+
+@pytest.mark.parametrize("name", ["autocast", "captured_step"])
+def test_what_runs_on_a_gpu_runs_here(name, tmp_path):
+    assert percent(run(f"{name}.py", tmp_path, "--epochs", "4"), "test accuracy") > 90
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_two_processes(name, tmp_path):
+    torchrun = "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"
+    said = run(f"{name}.py", tmp_path, "--epochs", "2", by=torchrun)
+    assert percent(said, "2 processes on cpu: test accuracy" if not torch.cuda.is_available() else "accuracy") > 95
 
 
 def test_stream(tmp_path):

@@ -4,6 +4,7 @@ is replayed is what was captured. Without a GPU a graph keeps the calls of opera
 
 import contextlib
 import copy
+import runpy
 from unittest.mock import Mock
 
 import pytest
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from cases import train
 from gpu.on_device import capture
 from networks import Net, conv, in_windows, lif, line, mlp, projection, residual, trained
-from pages import ROOT, blocks
+from pages import ROOT
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -126,21 +127,20 @@ def test_a_graph_trains_as_the_step_does(make, timing):
         assert torch.equal(value, twin.state_dict()[name]), name
 
 
-def test_the_example_of_the_page():
-    """It runs in test_docs.py too, where its graph needs a GPU."""
-    (code,) = blocks(ROOT / "docs" / "cuda.md", "python")
-    names = {}
-    exec(code, names)
-    twin = copy.deepcopy(names["net"])
-    eager = step_of(twin, names["images"], names["labels"])
-    graph, loss = names["capture"](names["step"])
-    assert torch.equal(loss, [eager() for _ in range(2)][-1])
-    names["images"].copy_(torch.rand_like(names["images"]))
-    names["labels"].copy_(names["labels"].flip(0))
-    graph.replay()
-    assert torch.equal(loss, eager())
-    compiled = torch.compile(names["net"], fullgraph=True, backend="aot_eager")  # raises where the graph breaks
-    assert torch.equal(compiled(names["images"]), names["net"](names["images"]))
+def test_the_example():
+    """It runs in test_examples.py too, where its graph needs a GPU."""
+    example = runpy.run_path(str(ROOT / "python/examples/captured_step.py"))
+    net, images, labels, step = example["make_step"]("cpu")
+    eager = step_of(copy.deepcopy(net), images, labels)
+    captured = example["capture"](step)
+    for _ in range(2):
+        eager()  # the recording graph does what it records
+    for _ in range(2):
+        images.copy_(torch.rand_like(images))
+        labels.copy_(labels.flip(0))
+        assert torch.equal(captured(), eager())
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")  # raises where the graph breaks
+    assert torch.equal(compiled(images), net(images))
 
 
 @pytest.mark.parametrize("read", [torch.Tensor.item, torch.Tensor.nonzero, lambda x: x.new_tensor([1.0])])
