@@ -68,8 +68,6 @@ def make_plan(archs: str) -> Plan:
 
 def code_for(archs: Sequence[str], capability: str) -> str | None:
     """How kernels built for ``archs`` get to run on a card; None: they do not."""
-    if list(archs) == ["unknown"]:
-        return "JIT unknown"
     card, newest = tuple(map(int, capability.split("."))), ""
     for arch in archs:
         number = arch.removesuffix("+PTX")

@@ -137,14 +137,15 @@ class Runner:
         """What becomes of a case alone, with blocking launches, then under memcheck."""
         said, number = [], sum(name.startswith(f"{stage}-") for name in self.logs) + 1
         for how, tool in (("alone", []), ("memcheck", under("memcheck"))):
-            seconds = min(60, until - time.monotonic())
-            if seconds < 5 or (how == "memcheck" and not tool):
-                continue
-            log = f"{stage}-{number}-{how}"
-            found, wrong = self.process(stage, seconds, log, tool, case=case)
-            failures = found.get("checks", {}).get(stage, {}).get("failures", {})
-            what = first_report(self.log(log)) or failures.get(case) or wrong or "right"
-            said.append(f"{how}: {what} ({log}.log)")
+            log, seconds = f"{stage}-{number}-{how}", min(60, until - time.monotonic())
+            if seconds < 5:
+                said.append(f"{how}: no time")
+            elif how == "memcheck" and not tool:
+                said.append(f"{how}: no compute-sanitizer")
+            else:
+                found, wrong = self.process(stage, seconds, log, tool, case=case)
+                failure = found.get("checks", {}).get(stage, {}).get("failures", {}).get(case)
+                said.append(f"{how}: {first_report(self.log(log)) or failure or wrong or 'right'} ({log}.log)")
         return said
 
     def sanitize(self, tool: str, seconds: float) -> Found:
