@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -95,6 +96,21 @@ def test_names_of_kernels():
 def test_the_order_and_the_limits():
     assert list(check.LIMITS)[:6] == ["smoke", "memcheck", "racecheck", "verdict", "timings", "profile"]
     assert sum(check.LIMITS.values()) + 30 == check.parse([]).seconds == 600
+
+
+def test_tools_run_side_by_side(tmp_path, monkeypatch, capsys):
+    both = threading.Barrier(2, timeout=20)
+
+    def take(_, tool, seconds):
+        both.wait()
+        return {"checks": {tool: {"passed": int(seconds), "failures": {}}}}
+
+    monkeypatch.setattr(processes.Runner, "sanitize", take)
+    monkeypatch.setattr(check.Check, "preflight", lambda _: 0)
+    given = ["--dry-run", "--out", str(tmp_path), "--only", "memcheck", "racecheck", "--seconds", "99.5"]
+    assert check.main(given) == 0
+    right = re.findall(r"rehearsal: (\w+check): 9\d right$", capsys.readouterr().out, re.MULTILINE)
+    assert right == ["memcheck", "racecheck"]
 
 
 def test_a_stage_has_the_time_that_later_ones_are_not_owed(tmp_path, monkeypatch):
