@@ -156,11 +156,11 @@ class Runner:
             return {"checks": {tool: {"skipped": why}}}
         found, wrong = self.process("smoke", seconds, tool, command)
         checks = found.get("checks", {}).get("smoke", {"passed": 0, "failures": {}})
-        reported = first_report(self.log(tool)) or wrong
-        if wrong is not None and wrong.startswith("killed"):
+        reported = first_report(self.log(tool))
+        if reported is None and wrong is not None and wrong.startswith("killed"):
             checks["unfinished"] = f"{wrong}, in {found.get('running')!r}"
-        elif tool == "initcheck" and reported:  # it may be about torch's kernels
-            checks["unfinished"] = f"look at {tool}.log: {reported}"
-        elif reported:
-            checks["failures"][tool] = f"{reported} ({tool}.log)"
+        elif tool == "initcheck" and (reported or wrong):  # it may be about torch's kernels
+            checks["unfinished"] = f"look at {tool}.log: {reported or wrong}"
+        elif reported or wrong:
+            checks["failures"][tool] = f"{reported or wrong} ({tool}.log)"
         return {"checks": {tool: checks}}

@@ -465,6 +465,22 @@ case "$2" in racecheck|initcheck) echo "========= Error: Race" && exit 9;; esac"
     assert all(" --stage smoke " in text for text in said.values())
 
 
+@pytest.mark.parametrize("said", ["", "========= Invalid __global__ read\n"])
+def test_a_sanitizer_that_takes_too_long(said, tmp_path, monkeypatch):
+    """What it found by then counts."""
+
+    def process(runner, stage, seconds, log, tool):
+        runner.log(log).write_text(said)
+        return {"running": "ring"}, "killed after 9 s"
+
+    monkeypatch.setattr(processes, "under", lambda tool: [tool])
+    monkeypatch.setattr(processes.Runner, "process", process)
+    found = runner_of(tmp_path, "").sanitize("memcheck", 9)["checks"]["memcheck"]
+    failures = {"memcheck": "Invalid __global__ read (memcheck.log)"} if said else {}
+    assert found["failures"] == failures
+    assert found.get("unfinished") == (None if said else "killed after 9 s, in 'ring'")
+
+
 def test_without_a_sanitizer(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "find_tool", lambda _: None)
     found = runner_of(tmp_path, "").sanitize("memcheck", 30)["checks"]
