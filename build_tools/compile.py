@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import shutil
+import site
 import subprocess
 import sys
 import sysconfig
@@ -183,7 +184,7 @@ def installed_torch() -> tuple[Path, str] | None:
     spec = importlib.util.find_spec("torch")
     if spec is not None and spec.submodule_search_locations:
         return Path(spec.submodule_search_locations[0]), importlib.metadata.version("torch")
-    folders = [sysconfig.get_path(name) for name in ("purelib", "platlib")]
+    folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), site.getusersitepackages()]
     found = next(iter(importlib.metadata.distributions(name="torch", path=folders)), None)
     return (Path(str(found.locate_file("torch"))), found.version) if found else None
 

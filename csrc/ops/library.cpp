@@ -59,15 +59,11 @@ namespace tandem::ops {
 
 namespace {
 
-std::string compiler() {
-#if defined(__clang__)
-  return "clang " __clang_version__;
-#elif defined(__GNUC__)
-  return "gcc " __VERSION__;
+#ifdef __clang__
+constexpr char kCompiler[] = "clang " __clang_version__;
 #else
-  return "unknown";
+constexpr char kCompiler[] = "gcc " __VERSION__;
 #endif
-}
 
 const char* byte_products() {
   constexpr const char* kNames[] = {"none", "avx2", "avx-vnni", "avx512-vnni", "amx"};  // in the order of ByteProducts
@@ -83,7 +79,7 @@ std::string build_info() {
   info += "\ncuda_driver " + std::to_string(cuda::driver_version());
 #endif
   info += std::string("\ncpu_capability ") + cpu::capability_name(cpu::capability());
-  return info + "\nbyte_products " + byte_products() + "\ncompiler " + compiler();
+  return info + "\nbyte_products " + byte_products() + "\ncompiler " + kCompiler;
 }
 
 }  // namespace

@@ -39,6 +39,7 @@ def find_toolkit() -> Toolkit | None:
 # In addition to the build's flags: PTX as text instead of machine code, with source lines. TANDEM_EMULATED_ARCH: which
 # GPU's, since kernels and the toolkit's headers have branches; an H100 takes those of 90, a T4 those of 75.
 ARCH = os.environ.get("TANDEM_EMULATED_ARCH", "80")
+CAPABILITY = f"{ARCH[:-1]}.{ARCH[-1]}"
 CODE = f"-gencode=arch=compute_{ARCH},code=compute_{ARCH}"
 PTX = [CODE, "-no-compress", "-lineinfo", "-Xcompiler=-fvisibility=default"]
 MACHINE = ["-std=c++20", "-O2", "-ftree-vectorize", "-fwrapv", "-fPIC", "-Wall", "-Wextra", *NUMERICS]
@@ -58,7 +59,7 @@ def build(name: str, sources: dict[str, list[str]], toolkit: Toolkit) -> Path:
     machine = [str(path.relative_to(ROOT)) for path in sorted((HERE / "ptx").glob("*.cpp"))]
     every = [*sources.items(), ("machine", machine)]
     parts = [(rule, path, folder / FOLDERS[rule] / f"{path}.o") for rule, paths in every for path in paths]
-    rules, extension = commands(Plan(toolkit, (f"{ARCH[:-1]}.{ARCH[-1]}",)))
+    rules, extension = commands(Plan(toolkit, (CAPABILITY,)))
     rules["ops"] += ["-DTANDEM_EMULATION", "-O1"]  # they make few calls
     rules["ptx"] = [str(toolkit.nvcc), *nvcc_flags(Plan(toolkit)), *PTX]
     rules["machine"] = ["g++", *MACHINE, "-Icsrc", f"-isystem{toolkit.include}"]

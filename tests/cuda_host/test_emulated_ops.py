@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import build_ops
+from harness import CAPABILITY, build_ops
 
 from build_tools.compile import ROOT
 from build_tools.decide import Toolkit
@@ -53,7 +53,7 @@ def test_ops(library: Path, group: str) -> None:
 
 @pytest.mark.parametrize(
     ("status", "remedy"),
-    [(35, "update it, or build with an older nvcc"), (98, "built for emulated and not for this GPU"),
+    [(35, "update it, or build with an older nvcc"), (98, f"built for {CAPABILITY} and not for this GPU"),
      (209, "in TORCH_CUDA_ARCH_LIST"), (222, "update the driver, or build again")],
 )  # fmt: skip
 def test_a_card_or_driver_that_cannot_run_the_kernels(library: Path, status: int, remedy: str) -> None:

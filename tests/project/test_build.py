@@ -164,6 +164,7 @@ def test_an_isolated_build_uses_the_torch_outside_of_it(monkeypatch, tmp_path):
     monkeypatch.setenv("TANDEM_CUDA", "0")
     monkeypatch.setattr(compile.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(compile.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(compile.site, "getusersitepackages", lambda: str(tmp_path / "user"))
     assert backend.get_requires_for_build_editable() == ["torch>=2.10"]
     with pytest.raises(SystemExit, match=r"needs torch in this Python: pip install 'torch>=2\.10'"):
         compile.find_torch()
