@@ -47,8 +47,11 @@ def output_of(command: Sequence[str]) -> str:
 
 
 def make_plan(env: Mapping[str, str] = os.environ) -> Plan:
-    """decide() on this machine."""
-    return decide(env, shutil.which, output_of)
+    """decide() on this machine; what it refuses is one line."""
+    try:
+        return decide(env, shutil.which, output_of)
+    except (RuntimeError, ValueError) as error:
+        raise SystemExit(f"tandem_ext: {error}") from error
 
 
 def missing_toolkit(env: Mapping[str, str] = os.environ) -> tuple[str, ...]:

@@ -115,6 +115,13 @@ def test_what_cannot_be_built_is_an_error(machine, env, error, message):
         machine.decide(**env)
 
 
+def test_what_cannot_be_built_is_one_line(monkeypatch):
+    """As without isolation, where pip does not ask the backend what it needs."""
+    monkeypatch.setattr("build_tools.decide.find_toolkit", lambda *_: (None, [NO_NVCC]))
+    with pytest.raises(SystemExit, match=r"^tandem_ext: TANDEM_CUDA=1, but .* pip install 'nvidia-cuda-nvcc==13\.0"):
+        compile.make_plan({"TANDEM_CUDA": "1"})
+
+
 def test_linker_and_architectures_are_what_the_platform_and_the_list_say():
     linux = linker_flags("linux", Path("/torch"), Path("/cuda/libcudart_static.a"))
     assert "-Wl,--exclude-libs,ALL" in linux
