@@ -10,7 +10,7 @@ from torch import Tensor
 
 WEIGHTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 4}  # DType
 MOST_DIGITS = {torch.float32: 4, torch.bfloat16: 2, torch.float16: 2, torch.int8: 1}
-NONE, PLAIN, NARROW, DEEP, WIDE = range(5)  # cuda::Choice
+NONE, PLAIN, NARROW, DEEP, WIDE, LARGE = range(6)  # cuda::Choice
 
 
 @dataclass(frozen=True)

@@ -28,15 +28,15 @@ T = 8
 
 
 class Kernel(NamedTuple):
-    """A block's tile, and what an mma costs in the loop over the depth of a convolution, with two digits and three. The
+    """A block's tile, and what an mma costs in the loop over the depth of a convolution, with two digits and three: the
     emulator counts it (tests/cuda_host/test_emulated_costs.py)."""
 
     outputs: int
     pixels: int
-    shared: tuple[float, float]  # bytes of shared memory, read or written
-    cache: tuple[float, float]  # bytes from the L2 cache
-    instructions: tuple[float, float]
-    waits: tuple[float, float]  # of a warp of a T4 for loads
+    shared: tuple[float, ...]  # bytes of shared memory, read or written
+    cache: tuple[float, ...]  # bytes from the L2 cache
+    instructions: tuple[float, ...]
+    waits: tuple[float, ...]  # of a warp of a T4 for loads
     warps: int  # that share a T4's multiprocessor and wait at the same time
 
 
@@ -58,9 +58,13 @@ SCANNED, SCAN_BYTES = 2**24, 37.125  # neurons, and what each of them moves: cur
 ANN, STEP, WINDOW, OURS = "the ANN's layer", "step timing", "window timing", "tandem"
 MAKING = "making the digits"  # which a training step does in every layer
 # By way: a layer takes the first whose blocks occupy three quarters of the multiprocessors, else the last.
-KERNELS = {
-    STEP: {"wide": Kernel(64, 32, (168, 168), (24, 24), (3.5, 3.5), (3 / 64, 3 / 64), 16)},
-    WINDOW: {"wide": Kernel(64, 64, (416, 384), (96, 256 / 3), (4.5, 5.6), (3 / 16, 1 / 6), 8)},
+KERNELS: dict[str, dict[str, Kernel]] = {
+    STEP: {"wide": Kernel(64, 32, (168, 168), (24, 24), (3.5, 3.5), (0, 0), 8)},
+    WINDOW: {
+        "large": Kernel(128, 256, (128,), (32,), (6.4,), (0,), 8),
+        "wide": Kernel(128, 128, (176, 448 / 3), (48, 128 / 3), (3.6, 5.6), (0, 0), 8),
+        "narrow": Kernel(32, 64, (448, 1216 / 3), (128, 320 / 3), (6.9, 8.1), (0, 0), 8),
+    },
 }
 SHOWN = (ANN, f"{STEP}, 2 digits", f"{WINDOW}, 2 digits", OURS)
 
@@ -74,10 +78,12 @@ def blocks(layer: Layer, kernel: Kernel) -> int:
     return math.ceil(layer.outputs / kernel.outputs) * math.ceil(layer.pixels / kernel.pixels)
 
 
-def tile_of(card: Card, layer: Layer, way: str) -> str:
-    tiles = KERNELS[way]
-    fills = (name for name, kernel in tiles.items() if 4 * blocks(layer, kernel) >= 3 * card.multiprocessors)
-    return next(fills, list(tiles)[-1])
+def tile_of(card: Card, layer: Layer, way: str, digits: int) -> str:
+    def fills(kernel: Kernel) -> bool:
+        half = 2 * layer.pixels > kernel.pixels and 2 * layer.outputs > kernel.outputs
+        return len(kernel.shared) > digits - 2 and half and 4 * blocks(layer, kernel) >= 3 * card.multiprocessors
+
+    return next((name for name, kernel in KERNELS[way].items() if fills(kernel)), list(KERNELS[way])[-1])
 
 
 def layer_us(card: Card, layer: Layer, way: str, digits: int = 2) -> float:
@@ -88,7 +94,7 @@ def layer_us(card: Card, layer: Layer, way: str, digits: int = 2) -> float:
         return max(operations / card.library / 1e6, 2 * layer.weights / card.memory / 1e6)
     if way == MAKING:  # of weights of two or four bytes
         return (2 * digits - 2 + digits) * layer.weights / card.memory / 1e6
-    kernel, n = KERNELS[way][tile_of(card, layer, way)], digits - 2
+    kernel, n = KERNELS[way][tile_of(card, layer, way, digits)], digits - 2
     mma = layer.pixels * layer.weights * digits * (T if way == STEP else 1) / (16 * 8 * 32)
     clocks = max(card.mma / 4, kernel.instructions[n] / 4, kernel.shared[n] / card.shared)
     clocks += card.waits * LATENCY * kernel.waits[n] / kernel.warps

@@ -26,9 +26,9 @@ OPS = torch.ops.tandem
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 # The types of weights by their digits: float32 has three or four.
 DIGITS = {1: (torch.int8,), 2: (torch.float16, torch.bfloat16), 3: (torch.float32,)}
-# Step timing: how many multiprocessors a card has that takes these tiles, and the pixels of a layer.
+# How many multiprocessors a card has that takes these tiles, and the pixels of a layer; with window timing for counts.
 TILES = {"wide": (1, 36), "deep": (2**20, 36), "narrow": (1, 6)}
-GRIDS = {"window": (1, 36), "window, small grid": (2**20, 36)}
+COUNT_TILES = {"large counts": (1, 132), "wide counts": (1, 66), "narrow counts": (2**20, 36)}
 RESULTS = ("spikes", "counts", "gates", "potentials", "bad")
 
 
@@ -137,11 +137,13 @@ def by_force(multiprocessors: int, a: dict[str, Any]) -> tuple[Tensor | None, ..
 
 
 def tile_of(case: str) -> str | None:
-    """The tiles that a case forces, as the name of its kernel has them: WideTiles<8>."""
+    """The tiles that a case forces, as the name of its kernel has them: Wide8."""
     tile, T = case.split(", ")[0], re.search(r"T = (\d+)", case)
+    if tile in COUNT_TILES:
+        return tile.title().replace(" ", "")
     if tile not in TILES or T is None:
         return None
-    return f"{tile.title()}Tiles<{next(n for n in (4, 8, 16) if int(T[1]) <= n or n == 16)}>"
+    return f"{tile.title()}{next(n for n in (4, 8, 16) if int(T[1]) <= n or n == 16)}"
 
 
 def moved(value: Any, device: torch.device) -> Any:
@@ -162,11 +164,14 @@ def products() -> Iterator[Case]:
         fired = results[1].count_nonzero()
         assert 0 < fired < results[1].numel(), f"{fired} neurons fire"
 
-    windows = itertools.product(GRIDS.items(), (8, 21), ("window",), SHAPES.items())
+    filling = {name: shape._replace(outputs=72 * shape.groups) for name, shape in SHAPES.items()}
+    windows = itertools.product(COUNT_TILES.items(), (8, 21), ("window",), filling.items())
     steps = itertools.product(TILES.items(), (4, 8, 16, 21), ("step",), SHAPES.items())
     plain = itertools.product([("plain", (1, 36))], (8, 21), ("step", "window"), PLAIN.items())
     for (tile, card), T, timing, (name, shape) in itertools.chain(steps, windows, plain):
         for digits, types in DIGITS.items():
+            if tile == "large counts" and digits > 2:
+                continue  # they take wide tiles
             dtype = types[T // 4 % 2 % len(types)]
             title = f"{tile}, T = {T}, {digits} digits, {name}" + f", {timing}" * (tile == "plain")
             yield Case(title, partial(run, shape=shape, T=T, dtype=dtype, timing=timing, card=card))

@@ -88,9 +88,9 @@ def test_a_rehearsal(tmp_path):
 
 
 def test_names_of_kernels():
-    tiles = "tandem::cuda::TileShape<tandem::cuda::WideTiles<16> >"
+    tiles = "tandem::cuda::TileShape<tandem::cuda::Wide16>"
     kernel = f"void tandem::cuda::(anonymous namespace)::product_if_kernel<{tiles} >(tandem::cuda::DeviceGeometry)"
-    assert clock.short(kernel) == "product_if_kernel<TileShape<WideTiles<16> > >"
+    assert clock.short(kernel) == "product_if_kernel<TileShape<Wide16> >"
 
 
 def test_the_order_and_the_limits():
@@ -432,10 +432,11 @@ def test_a_stage_that_takes_too_long(stage, right, tmp_path, monkeypatch):
     assert report.state(result["checks"][stage]).startswith("1 right, " + "unfinished: killed" * right)
 
 
-@pytest.mark.parametrize("without", [(), ("DeepTiles<16>",)])
+@pytest.mark.parametrize("without", [(), ("Deep16",)])
 def test_the_profile_knows_which_tiles_ran(without, monkeypatch, tmp_path):
-    tiles = [f"{tile}Tiles<{steps}>" for tile in ("Wide", "Deep", "Narrow") for steps in (4, 8, 16)]
-    kernels = [f"product_if_kernel<TileShape<{tile}> >" for tile in tiles if tile not in without]
+    tiles = [f"{tile}{kind}" for tile in ("Wide", "Deep", "Narrow") for kind in (4, 8, 16)]
+    tiles += ["LargeCounts", "WideCounts", "NarrowCounts"]
+    kernels = [f"product_if_kernel<TileShape<{tile}>>" for tile in tiles if tile not in without]
     rows = [{"case": "smoke", "kernel": kernel, "calls": 1, "us": 1.0} for kernel in kernels]
     monkeypatch.setattr(clock.Bench, "kernels", lambda *_: rows)
     log = stages.Log(check.parse(["--out", str(tmp_path), "--stage", "profile"]))

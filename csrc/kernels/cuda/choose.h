@@ -12,14 +12,15 @@ struct Card {
 };
 Card current_card();
 
-// A block shares each value that it reads among its outputs and pixels, so wide tiles are best for a grid that fills
-// the card. Deep ones are smaller, and their warps split the depth.
+// A block shares each value that it reads among its outputs and pixels, so large tiles are best for a grid that fills
+// the card. product_tile.cuh has the sizes.
 enum class Choice : int32_t {
   kNone = 0,    // no kernel: a size exceeds 32-bit numbers
   kPlain = 1,   // groups that would leave tiles almost empty, sums of counts that exceed int32
-  kNarrow = 2,  // up to eight pixels
-  kDeep = 3,
-  kWide = 4,  // with window timing always
+  kNarrow = 2,  // step timing: up to eight pixels; window timing: the smallest
+  kDeep = 3,    // step timing: smaller than wide ones, and their warps split the depth
+  kWide = 4,
+  kLarge = 5,  // window timing, weights of one or two digits
 };
 Choice choose_kernel(const Layer& layer, const Card& card);
 

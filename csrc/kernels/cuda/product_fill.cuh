@@ -1,6 +1,7 @@
-// Fills a block's stages in shared memory by asynchronous copies of sixteen bytes, or of fewer where the number of
-// channels allows no more. A thread copies the same piece of every stage, in one or more rows, and keeps its position:
-// in the depth, and in the receptive field by tap and channel.
+// Fills a block's stages in shared memory. A thread copies the same piece of sixteen bytes of every stage, in one or
+// more rows, and keeps its position: in the depth, and in the receptive field by tap and channel. Copies are
+// asynchronous, of fewer bytes each where the number of channels allows no more. Those of single bytes, and all on
+// Turing, pass through registers: all are loaded, then each piece is stored.
 #pragma once
 
 #include <climits>
@@ -28,12 +29,13 @@ struct DeviceGeometry {
   int kernel_width;
   bool is_linear;
   int stride[2], padding[2], dilation[2];
-  int field_width;       // of the receptive field
-  Tap stage;             // the move by a stage
-  int depth;             // inputs of an output
-  int spike_bytes;       // that one copy can move: 16, 8, 4 or 1
-  bool is_matrix;        // the kernel has one tap, as in linear layers, and spike_bytes is 16
-  int stages;            // of the ring
+  int field_width;  // of the receptive field
+  Tap stage;        // the move by a stage
+  int depth;        // inputs of an output
+  int spike_bytes;  // that one copy can move: 16, 8, 4 or 1
+  bool is_matrix;   // the kernel has one tap, as in linear layers, and spike_bytes is 16
+  int stages;       // of the ring
+  int stage_bytes;
   bool outputs_aligned;  // four neighbouring outputs can be loaded and stored together
   bool gate_bytes;       // the mask has a byte for each neuron instead of a bit
 };
@@ -86,105 +88,154 @@ __device__ __forceinline__ Patch find_patch(const DeviceGeometry& g, const uint8
 
 template <class S>
 class Filler {
-  static constexpr int kPieces = S::kDepth / 16;       // copies in a row of a stage
+  static constexpr int kPieces = S::kDepth / 16;       // in a row of a stage
   static constexpr int kRows = S::kThreads / kPieces;  // rows that the block copies at once
   static constexpr int kRowBytes = kRows * S::kDepth;
-  static constexpr int kWeightRows = S::kOutputs / kRows;  // neighbouring outputs that a thread copies
+  static constexpr int kWeightRows = S::kOutputs / kRows;  // that a thread copies
   static constexpr int kSpikeRows = S::kPlanes * S::kPixels;
   static constexpr int kSpikeCopies = (kSpikeRows + kRows - 1) / kRows;
-  static_assert(S::kOutputs % kRows == 0 && kWeightRows <= 4 && kRowBytes % 1024 == 0,
-                "the rows of a thread are permuted alike");
+  static_assert(S::kOutputs % kRows == 0 && kRows % 16 == 0, "a thread's rows are permuted alike");
+  using Piece = Vec<uint32_t, 4>;
 
  public:
   __device__ __forceinline__ Filler(const DeviceGeometry& g, uint32_t ring, unsigned thread, int first_plane,
                                     int digits)
       : k_(first()), digits_(digits), digit_(S::kTiming == Timing::kWindow ? 0 : digits - 1) {
     const int row = static_cast<int>(thread / kPieces);
-    weights_to_ = kept(ring + S::swizzled(S::row_of(row * kWeightRows), k_));
-    spikes_to_ = kept(ring + S::kDigits * S::kDigitBytes + S::swizzled(row, k_));
-    const int output = static_cast<int>(blockIdx.y) * S::kOutputs + row * kWeightRows;
+    weights_to_ = kept(ring + S::kSpikeBytes + S::swizzled(row, k_));
+    spikes_to_ = kept(ring + S::swizzled(row, k_));
+    const int output = static_cast<int>(blockIdx.y) * S::kOutputs + S::output_of(row);
     const int64_t channel = blockIdx.z * static_cast<int64_t>(g.group_outputs) + output;
     weights_ = g.weights.digits + channel * g.weights.output + digit_ * g.weights.row + k_;
     unroll<kWeightRows>([&](int copy) {
-      digit_counts_[copy] = output + copy < g.group_outputs ? g.weights.counts[channel + copy] : 0;
+      const int further = S::output_of(copy * kRows);
+      digit_counts_[copy] = output + further < g.group_outputs ? g.weights.counts[channel + further] : 0;
     });
-    if (!g.is_matrix) tap_ = tap_at(g, k_);
+    tap_ = tap_at(g, k_);
     unroll<kSpikeCopies>([&](int copy) {
       const int spike_row = row + copy * kRows;
       const int plane = first_plane + spike_row / S::kPixels;
       const bool exists = spike_row < kSpikeRows && plane < g.P;
       const int64_t pixel = static_cast<int64_t>(blockIdx.x) * S::kPixels + spike_row % S::kPixels;
-      Patch& patch = patches_[copy];
-      patch = find_patch(g, g.stored + plane * g.plane + static_cast<int64_t>(blockIdx.z) * g.group_channels,
-                         exists ? pixel : g.pixels);
-      if (g.is_matrix && !patch.has(g, {})) patch.x = INT_MIN;
+      const uint8_t* spikes = g.stored + plane * g.plane + static_cast<int64_t>(blockIdx.z) * g.group_channels;
+      patches_[copy] = find_patch(g, spikes, exists ? pixel : g.pixels);
     });
   }
 
-  // Starts the copies of the next stage. With counts it has all digits of a depth. With steps, whose digits share their
-  // sums, it has one: stages follow the depth, for the highest digit first.
-  __device__ __forceinline__ void fill(int slot, const DeviceGeometry& g) {
+  // Starts the copies of the next stage to its slot; store() ends those that pass through registers.
+  __device__ __forceinline__ void load(int slot, const DeviceGeometry& g) {
     const uint32_t to = kept(weights_to_ + slot);
-    unroll_while<kWeightRows>([&](auto copy) {
-      const int8_t* from = weights_ + copy.value * g.weights.output;
+    each_weight([&](auto copy, auto digit, auto offset) {
+      const int8_t* from = weights_ + S::output_of(copy.value * kRows) * g.weights.output + digit.value * g.weights.row;
       const int count = k_ < g.depth ? digit_counts_[copy.value] : 0;
-      unroll_while<S::kDigits>([&](auto digit) {
-        if (digit.value > 0 && digit.value >= digits_) return false;
-        constexpr int kTo = digit.value * S::kDigitBytes + S::row_of(copy.value) * S::kDepth;
-        cp_async<16, kTo>(to, from, (S::kTiming == Timing::kWindow ? digit.value : digit_) < count);
-        from += g.weights.row;
-        return true;
-      });
-      return true;
+      const bool exists = (S::kTiming == Timing::kWindow ? digit.value : digit_) < count;
+      copy_piece<offset.value>(to, from, exists, weight_pieces_[copy.value][digit.value]);
     });
-    fill_spikes(spikes_to_ + slot, g);
+    load_spikes(spikes_to_ + slot, g);
     k_ += S::kDepth;
     weights_ += S::kDepth;
     if (S::kTiming == Timing::kWindow || k_ - first() < g.depth) return;
     weights_ -= k_ - first() + g.weights.row;
     --digit_;
     k_ = first();
-    if (!g.is_matrix) tap_ = tap_at(g, k_);
+    tap_ = tap_at(g, k_);
+  }
+
+  __device__ __forceinline__ void store(int slot) const {
+    if constexpr (kAmpere) return;
+    each_weight([&](auto copy, auto digit, auto offset) {
+      store_shared<offset.value>(weights_to_ + slot, weight_pieces_[copy.value][digit.value].at);
+    });
+    store_spikes(spikes_to_ + slot);
   }
 
  private:
   static __device__ __forceinline__ int first() { return static_cast<int>(threadIdx.x % kPieces * 16); }
 
-  __device__ __forceinline__ void fill_spikes(uint32_t to, const DeviceGeometry& g) {
-    if (g.is_matrix) {
-      each_row([&](auto copy, const Patch& patch) {
-        cp_async<16, copy.value * kRowBytes>(to, patch.corner + k_, (k_ < g.depth) & (patch.x != INT_MIN));
-      });
-      return;
+  template <int offset>
+  static __device__ __forceinline__ void copy_piece(uint32_t to, const void* from, bool exists, Piece& piece) {
+    if constexpr (kAmpere) {
+      cp_async<16, offset>(to, from, exists);
+    } else {
+      piece = exists ? *static_cast<const Piece*>(from) : Piece{};
     }
-    g.spike_bytes == 16  ? copy_spikes<16>(to, g)
-    : g.spike_bytes == 8 ? copy_spikes<8>(to, g)
-    : g.spike_bytes == 4 ? copy_spikes<4>(to, g)
-                         : copy_spikes<1>(to, g);
-    advance(tap_, g, g.stage);
   }
 
   // Copies what the image has behind the last tap, too: there the weights are zeros.
+  __device__ __forceinline__ void load_spikes(uint32_t to, const DeviceGeometry& g) {
+    if (g.spike_bytes == 16) {
+      each_row([&](auto copy, const Patch& patch) {
+        const bool exists = patch.has(g, tap_);
+        copy_piece<copy.value * kRowBytes>(to, patch.address(g, tap_), exists, spike_pieces_[copy.value]);
+      });
+    } else if (g.spike_bytes == 1) {
+      load_words<1>(g);
+      if constexpr (kAmpere) store_spikes(to);
+    } else if constexpr (!kAmpere) {
+      load_words<4>(g);
+    } else {
+      g.spike_bytes == 8 ? copy_parts<8>(to, g) : copy_parts<4>(to, g);
+    }
+    advance(tap_, g, g.stage);
+  }
+
   template <int bytes>
-  __device__ __forceinline__ void copy_spikes(uint32_t to, const DeviceGeometry& g) const {
+  __device__ __forceinline__ void copy_parts(uint32_t to, const DeviceGeometry& g) const {
     Tap tap = tap_;
 #pragma unroll 1
     for (int i = 0; i < 16; i += bytes) {
       each_row([&](auto copy, const Patch& patch) {
         cp_async<bytes, copy.value * kRowBytes>(to + i, patch.address(g, tap), patch.has(g, tap));
       });
-      if constexpr (bytes < 16) advance(tap, g, {0, 0, bytes});
+      advance(tap, g, {0, 0, bytes});
     }
   }
 
-  // Calls fill(copy, patch) for the rows of spikes that the thread copies.
-  template <class Fill>
-  __device__ __forceinline__ void each_row(const Fill& fill) const {
+  // Loads the bytes of a word one by one, or all four.
+  template <int bytes>
+  __device__ __forceinline__ void load_words(const DeviceGeometry& g) {
+    using Part = std::conditional_t<bytes == 1, uint8_t, uint32_t>;
+    Tap tap = tap_;
+    unroll<4>([&](int word) {
+      uint32_t parts[4 / bytes][kSpikeCopies];
+      unroll<4 / bytes>([&](int i) {
+        each_row([&](auto copy, const Patch& patch) {
+          const auto* from = reinterpret_cast<const Part*>(patch.address(g, tap));
+          parts[i][copy.value] = patch.has(g, tap) ? *from : 0;
+        });
+        advance(tap, g, {0, 0, bytes});
+      });
+      each_row([&](auto copy, const Patch&) {
+        uint32_t& all = spike_pieces_[copy.value].at[word] = 0;
+        unroll<4 / bytes>([&](int i) { all |= parts[i][copy.value] << 8 * i; });
+      });
+    });
+  }
+
+  __device__ __forceinline__ void store_spikes(uint32_t to) const {
+    each_row([&](auto copy, const Patch&) { store_shared<copy.value * kRowBytes>(to, spike_pieces_[copy.value].at); });
+  }
+
+  // Calls use(copy, digit, offset) for the weights that the thread copies: of a row, a digit, to an offset in the
+  // stage.
+  template <class Use>
+  __device__ __forceinline__ void each_weight(const Use& use) const {
+    unroll_while<kWeightRows>([&](auto copy) {
+      unroll_while<S::kDigits>([&](auto digit) {
+        if (digit.value > 0 && digit.value >= digits_) return false;
+        use(copy, digit, Constant<digit.value * S::kDigitBytes + copy.value * kRowBytes>{});
+        return true;
+      });
+      return true;
+    });
+  }
+
+  // Calls use(copy, patch) for the rows of spikes that the thread copies.
+  template <class Use>
+  __device__ __forceinline__ void each_row(const Use& use) const {
     unroll_while<kSpikeCopies>([&](auto copy) {
       const bool all = kSpikeRows % kRows == 0;
-      if (all || copy.value * kRows + threadIdx.x / kPieces < kSpikeRows) {
-        fill(copy, patches_[copy.value]);
-      }
+      if (all || copy.value * kRows + threadIdx.x / kPieces < kSpikeRows) use(copy, patches_[copy.value]);
       return true;
     });
   }
@@ -196,6 +247,7 @@ class Filler {
   int digit_counts_[kWeightRows];  // of the thread's rows
   Tap tap_;
   Patch patches_[kSpikeCopies];
+  Piece weight_pieces_[kWeightRows][S::kDigits], spike_pieces_[kSpikeCopies];  // on their way through registers
 };
 
 // The largest number of digits among the block's outputs, at least one.
@@ -214,6 +266,7 @@ __device__ __forceinline__ int count_digits(const DeviceGeometry& g) {
 
 // Waits until so many stages of the ring, less two, are in flight at most.
 __device__ __forceinline__ void wait_for_copies(int stages) {
+  if constexpr (!kAmpere) return;
   if (stages == 2) return cp_async_wait<0>();
   if (stages == 4) return cp_async_wait<2>();
   if (stages == 3) return cp_async_wait<1>();
@@ -224,45 +277,52 @@ __device__ __forceinline__ void wait_for_copies(int stages) {
 template <class S>
 __device__ __forceinline__ void multiply_depth(const DeviceGeometry& g, int first_plane, int steps, int digits,
                                                unsigned char* memory, const typename S::Position& position,
-                                               Sums<S> (&sums)[S::kDigits]) {
+                                               Sums<S> (&sums)[S::kSums]) {
   const uint32_t ring = shared_address(memory);
   const int depths = static_cast<int>((static_cast<unsigned>(g.depth) + S::kDepth - 1) / S::kDepth);
   Filler<S> filler(g, ring, position.thread, first_plane, digits);
-  // The upper lanes point to the second group of pixels, or to the spikes of the next slice if a stage has one.
-  const int rows = position.step / kPlaneSteps * S::kPixels + position.column + position.lane % 8 +
-                   (S::kTiming == Timing::kWindow ? position.lane / 16 * kMmaPixels : 0);
-  const int depth = position.depth * kMmaDepth;
-  const uint32_t weights = kept(ring + S::swizzled(position.row + position.lane % 16, depth + position.lane / 16 * 16));
-  const int ahead = S::kTiming == Timing::kWindow || S::kSlices == 1 ? 0 : position.lane / 16 * S::kSliceBytes;
+  // The upper lanes point to the second group of pixels or, if a warp has one, to the next slice if a stage has one.
+  constexpr bool kNextGroup = S::kGroups > 1, kNextSlice = !kNextGroup && S::kSlices > 1;
+  const int half = position.lane / 16, depth = position.depth * kMmaDepth;
+  const int row = position.step / kPlaneSteps * S::kPixels + position.column + position.lane % 8;
   const uint32_t spikes =
-      kept(ring + S::kDigits * S::kDigitBytes + S::swizzled(rows, depth + ahead + position.lane / 8 % 2 * 16));
+      kept(ring + S::swizzled(row + (kNextGroup ? half * kMmaPixels : 0),
+                              depth + position.lane / 8 % 2 * 16 + (kNextSlice ? half * S::kSliceBytes : 0)));
+  const uint32_t weights =
+      kept(ring + S::kSpikeBytes + S::swizzled(position.row + position.lane % 16, depth + half * 16));
   const int step = kept(position.step % kPlaneSteps);  // its first
   const int own = kept(steps - position.step);         // steps from it on
-  const int last = kept((g.stages - 1) * S::kStageBytes);
-  const auto next = [&](int slot) { return slot == last ? 0 : slot + S::kStageBytes; };
-  int filled = 0, full = 0;  // slots of the ring
-  const int stages = kept(S::kTiming == Timing::kWindow ? depths : digits * depths);
-  int stage = 1 - g.stages;  // below 0 the ring is filled
+  const int last = kept((g.stages - 1) * g.stage_bytes);
+  const auto next = [&](int slot) { return slot == last ? 0 : slot + g.stage_bytes; };
+  const int stages = kept(S::kTiming == Timing::kWindow ? depths : digits * depths), ahead = g.stages - 1;
+  int filled = 0;  // the slot of the ring that is filled next
 #pragma unroll 1
-  for (int pass_end = depths;; pass_end += depths) {
+  for (int stage = 0; stage < ahead; ++stage) {
+    if (stage < stages) {
+      filler.load(filled, g);
+      filler.store(filled);
+    }
+    if constexpr (kAmpere) cp_async_commit();
+    filled = next(filled);
+  }
+  int stage = 0, slot = 0;
+#pragma unroll 1
+  for (int pass_end = depths;; pass_end += depths) {  // with steps a pass for each digit
 #pragma unroll 1
     for (; stage < pass_end; ++stage) {
-      if (stage >= 0) {
-        wait_for_copies(g.stages);
-        __syncthreads();  // this stage has arrived, and the slot that is filled next is no longer read
-      }
-      if (stage + g.stages <= stages) {
-        filler.fill(filled, g);
-        filled = next(filled);
-      }
-      cp_async_commit();
-      if (stage < 0) continue;
-      if (!S::kRounds || own > 0) multiply_stage<S>(weights + full, spikes + full, digits, step, own, sums);
-      full = next(full);
+      wait_for_copies(g.stages);
+      __syncthreads();  // this stage has arrived, and the slot that is filled next is no longer read
+      const bool more = stage + ahead < stages;
+      if (more) filler.load(filled, g);
+      if constexpr (kAmpere) cp_async_commit();
+      if (!S::kRounds || own > 0) multiply_stage<S>(weights + slot, spikes + slot, digits, step, own, sums);
+      if (more) filler.store(filled);  // what was loaded while this stage was multiplied
+      filled = next(filled);
+      slot = next(slot);
     }
     if (S::kTiming == Timing::kWindow || pass_end == stages) break;
-    unroll<S::kSums>([&](int i) {  // modulo 2^32; the final sums fit
-      int32_t& sum = sums[0][i / 4][i % 4];
+    unroll<S::kTiles * S::kColumns * 4>([&](int i) {  // modulo 2^32; the final sums fit
+      int32_t& sum = sums[0][i / 4 / S::kColumns][i / 4 % S::kColumns][i % 4];
       sum = static_cast<int32_t>(static_cast<uint32_t>(sum) << 8);
     });
   }

@@ -28,7 +28,7 @@ struct Ending {
   };
   __device__ __forceinline__ Item item(int i) const {
     const int number = position.warp + i * S::kWarps;
-    const int output = static_cast<int>(blockIdx.y) * S::kOutputs + (number / S::kPixelWarps * 8 + position.g) * 4;
+    const int output = static_cast<int>(blockIdx.y) * S::kOutputs + (number / S::kPixelItems * 8 + position.g) * 4;
     const int live = number < S::kItems ? min(g.group_outputs - output, 4) : 0;
     Item out{number, {a, blockIdx.z * static_cast<uint32_t>(g.group_outputs) + output, live, g.outputs_aligned}, {}};
     if (live > 0) out.units = out.neurons.take(g.weights.units + out.neurons.channel);
@@ -44,7 +44,7 @@ struct Ending {
   // `first`.
   __device__ __forceinline__ void integrate(const Item& item, int first, int side) const {
     auto neurons = item.neurons;
-    const int64_t pixel = static_cast<int64_t>(blockIdx.x) * S::kPixels + item.number % S::kPixelWarps * kMmaPixels +
+    const int64_t pixel = static_cast<int64_t>(blockIdx.x) * S::kPixels + item.number % S::kPixelItems * kMmaPixels +
                           2 * position.q + side;
     const int64_t n = pixel * a.channels + neurons.channel;
     const bool last = !S::kRounds || first + kPlaneSteps >= a.T;
@@ -52,14 +52,14 @@ struct Ending {
     if (pixel >= g.pixels) neurons.live = 0;
     if (neurons.live > 0) {
       Vec<int64_t, 2> total[2] = {};
-      unsigned char* state =
-          memory + S::ring_bytes(g.stages) + 16 * (32 * (side * S::kItems + item.number) + position.lane);
+      const int owner = 32 * (side * S::kItems + item.number) + position.lane;
+      unsigned char* state = memory + S::ring_bytes(g.stages, 1);
       const auto each_state = [&](const auto& move) {  // between two planes
-        move(neurons.v, state);
-        move(neurons.r, state + S::kStateRow);
-        move(neurons.counts, state + 2 * S::kStateRow - 8 * position.lane);  // of eight bytes
-        move(total[0], state + 3 * S::kStateRow);
-        move(total[1], state + 4 * S::kStateRow);
+        move(neurons.v, state + 16 * owner);
+        move(neurons.r, state + 16 * owner + S::kStateRow);
+        move(total[0], state + 16 * owner + 2 * S::kStateRow);
+        move(total[1], state + 16 * owner + 3 * S::kStateRow);
+        move(neurons.counts, state + 8 * owner + 4 * S::kStateRow);
       };
       if (!S::kRounds || first == 0) {
         neurons.begin(a, n);
@@ -124,9 +124,10 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
       unroll<2>([&](int its_side) {
         if (its_side != side || position.step / kPlaneSteps != plane) return;
         unroll<S::kPairs * S::kColumns>([&](int j) {
-          const int pair = j / S::kColumns, t = j % S::kColumns;
-          FourSums* to = ending.exchange(pair * S::kPixelWarps + position.pixel_warp, position.depth);
-          to[32 * (position.step % kPlaneSteps + t)] = sums_of<S>(all[0], pair, its_side, t);
+          const int pair = j / S::kColumns, column = j % S::kColumns, group = column / S::kWarpSteps;
+          const int item = (position.row / 32 + pair) * S::kPixelItems + position.column / kMmaPixels + group;
+          FourSums* to = ending.exchange(item, position.depth);
+          to[32 * (position.step % kPlaneSteps + column % S::kWarpSteps)] = sums_of<S>(all[0], pair, its_side, column);
         });
       });
       __syncthreads();
@@ -152,8 +153,8 @@ int run_chosen(const Layer& layer, float* u, const Card& card, void* stream) {
   const Choice choice = choose_kernel(layer, card);
   if (choice == Choice::kNone || layer.prepared == nullptr) return cudaErrorInvalidValue;
   if (choice == Choice::kPlain) return run_plain(layer, u, stream);
-  if (layer.timing() == Timing::kWindow) return run_window(layer, u, card, stream);
-  return with_shape(layer, choice, [&](auto shape) {
+  if (layer.timing() == Timing::kWindow) return run_window(layer, choice, u, card, stream);
+  return with_step_shape(layer, choice, [&](auto shape) {
     using S = decltype(shape);
     return launch_tiles<S>(layer, u, card, &product_if_kernel<S>, layer.neuron, stream);
   });
@@ -188,13 +189,24 @@ Choice choose_kernel(const Layer& layer, const Card& card) {
   const bool fits =
       layer.timing() == Timing::kStep || geometry.inputs() < (int64_t{1} << 31) / 128 / 255;  // sums of a digit
   if (!launchable || !filled || !fits) return Choice::kPlain;
-  if (layer.timing() == Timing::kWindow) return Choice::kWide;
-  if (geometry.rows() <= kMmaPixels) return Choice::kNarrow;
-  const bool few = with_shape(layer, Choice::kWide, [&](auto wide) {
-    const dim3 grid = grid_of<decltype(wide)>(geometry);
-    return 4 * int64_t{grid.x} * grid.y * grid.z < 3 * card.multiprocessors;
-  });
-  return few ? Choice::kDeep : Choice::kWide;
+  const auto occupies = [&](auto shape) {  // three quarters of the multiprocessors
+    using S = decltype(shape);
+    const dim3 grid = grid_of<S>(geometry);
+    return 4 * int64_t{grid.x} * grid.y * grid.z >= 3 * card.multiprocessors;
+  };
+  if (layer.timing() == Timing::kStep) {
+    if (geometry.rows() <= kMmaPixels) return Choice::kNarrow;
+    return with_step_shape(layer, Choice::kWide, occupies) ? Choice::kWide : Choice::kDeep;
+  }
+  const auto suits = [&](auto shape) {
+    using S = decltype(shape);
+    const bool half = 2 * geometry.rows() > S::kPixels && 2 * geometry.group_outputs() > S::kOutputs;
+    return half && S::stages(card.shared, stage_digits<S>(layer)) > 0 && occupies(shape);
+  };
+  // Two digits, of up to 32,639 in all, times counts up to T: their sum fits.
+  const bool one_sum = most_digits(layer.weights.dtype) <= 2 && geometry.inputs() * layer.neuron.T <= 65'793;
+  if (one_sum && suits(TileShape<LargeCounts>{})) return Choice::kLarge;
+  return suits(TileShape<WideCounts>{}) ? Choice::kWide : Choice::kNarrow;
 }
 
 bool can_run(const Layer& layer) { return choose_kernel(layer, Card{}) != Choice::kNone; }
@@ -220,6 +232,7 @@ int window_product(const Layer& layer, float* u, void* stream) {
   Layer used = layer;
   used.neuron = {};
   used.neuron.timing = Timing::kWindow;
+  used.neuron.T = layer.neuron.T;
   return run_chosen(used, u, current_card(), stream);
 }
 

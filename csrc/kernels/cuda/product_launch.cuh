@@ -38,7 +38,6 @@ inline DeviceGeometry geometry_of(const Layer& layer, const float* u) {
   for (const int bytes : {1, 4, 8, 16}) {
     if (g.group_channels % bytes == 0 && is_aligned(g.stored, bytes)) g.spike_bytes = bytes;
   }
-  g.is_matrix = g.spike_bytes == 16 && geometry.taps() == 1;
   for (int axis = 0; axis < 2; ++axis) {
     g.stride[axis] = narrow(geometry.stride[axis]);
     g.padding[axis] = narrow(geometry.padding[axis]);
@@ -52,15 +51,19 @@ inline DeviceGeometry geometry_of(const Layer& layer, const float* u) {
 
 // Calls use(S{}) for the shape of the tiles of a layer with step timing.
 template <class Use>
-auto with_shape(const Layer& layer, Choice choice, const Use& use) {
-  const auto with_steps = [&](auto steps) {
-    if (choice == Choice::kNarrow) return use(TileShape<NarrowTiles<steps.value>>{});
-    if (choice == Choice::kDeep) return use(TileShape<DeepTiles<steps.value>>{});
-    return use(TileShape<WideTiles<steps.value>>{});
+auto with_step_shape(const Layer& layer, Choice choice, const Use& use) {
+  const auto one_of = [&](auto narrow, auto deep, auto wide) {
+    return choice == Choice::kNarrow ? use(narrow) : choice == Choice::kDeep ? use(deep) : use(wide);
   };
-  if (layer.neuron.T <= 4) return with_steps(Constant<4>{});
-  if (layer.neuron.T <= 8) return with_steps(Constant<8>{});
-  return with_steps(Constant<16>{});
+  if (layer.neuron.T <= 4) return one_of(TileShape<Narrow4>{}, TileShape<Deep4>{}, TileShape<Wide4>{});
+  if (layer.neuron.T <= 8) return one_of(TileShape<Narrow8>{}, TileShape<Deep8>{}, TileShape<Wide8>{});
+  return one_of(TileShape<Narrow16>{}, TileShape<Deep16>{}, TileShape<Wide16>{});
+}
+
+// The digits that a stage has room for.
+template <class S>
+int stage_digits(const Layer& layer) {
+  return S::kTiming == Timing::kStep ? 1 : most_digits(layer.weights.dtype);
 }
 
 // Launches kernel<<<>>>(g, argument) with a ring for the card.
@@ -68,17 +71,19 @@ template <class S, class Kernel, class Argument>
 int launch_tiles(const Layer& layer, const float* u, const Card& card, const Kernel& kernel, const Argument& argument,
                  void* stream) {
   DeviceGeometry g = geometry_of(layer, u);
-  g.stages = S::stages(card.shared);
+  const int digits = stage_digits<S>(layer);
+  g.stages = S::stages(card.shared, digits);
+  g.stage_bytes = S::stage_bytes(digits);
   g.stage = tap_at(g, S::kDepth);
   // The same for every layer: another host thread may be between this call and its launch.
-  const int bytes = S::block_bytes(g.stages);
-  const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  const int most = card.shared - reserved(card.shared);
+  const cudaError_t status = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
   if (status != cudaSuccess) return cudaGetLastError();  // clears the error
-  return launch(kernel, grid_of<S>(layer.geometry), S::kThreads, bytes, stream, g, argument);
+  return launch(kernel, grid_of<S>(layer.geometry), S::kThreads, S::block_bytes(g.stages, digits), stream, g, argument);
 }
 
 // Of window timing, and of any layer that tiles do not take.
-int run_window(const Layer& layer, float* u, const Card& card, void* stream);
+int run_window(const Layer& layer, Choice choice, float* u, const Card& card, void* stream);
 int run_plain(const Layer& layer, float* u, void* stream);
 
 }  // namespace tandem::cuda

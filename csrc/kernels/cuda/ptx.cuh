@@ -33,27 +33,10 @@ constexpr int kArch = 800;
 constexpr bool kAmpere = kArch >= 800;         // copies to shared memory asynchronously, and multiplies larger tiles
 constexpr bool kFewRegisters = kArch >= 1200;  // GeForce's Blackwell, for which ptxas needs more registers
 
-// Copies 16, 8, 4 bytes or one to shared memory, `offset` further on; writes zeros if not `valid`. Turing has no copies
-// that pass by the registers, and none has them for a byte: these are done on return.
+// Copies 16, 8 or 4 bytes to shared memory, `offset` further on; writes zeros if not `valid`. Not on Turing.
 template <int bytes, int offset = 0>
 __device__ __forceinline__ void cp_async(uint32_t to, const void* global, bool valid) {
-  if constexpr (bytes == 1) {
-    const uint32_t byte = valid ? *static_cast<const uint8_t*>(global) : 0;
-    asm volatile("st.shared.u8 [%0+%2], %1;" ::"r"(to), "r"(byte), "n"(offset) : "memory");
-  } else if constexpr (!kAmpere) {
-    uint32_t w[4] = {};
-    if (valid) memcpy(w, __builtin_assume_aligned(global, bytes), bytes);
-    if constexpr (bytes == 16) {
-      asm volatile("st.shared.v4.b32 [%0+%5], {%1,%2,%3,%4};" ::"r"(to), "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3]),
-                   "n"(offset)
-                   : "memory");
-    } else {
-#pragma unroll
-      for (int i = 0; i < bytes / 4; ++i) {
-        asm volatile("st.shared.b32 [%0+%2], %1;" ::"r"(to + 4 * i), "r"(w[i]), "n"(offset) : "memory");
-      }
-    }
-  } else if constexpr (bytes == 16) {
+  if constexpr (bytes == 16) {
     asm volatile("cp.async.cg.shared.global [%0+%3], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(valid ? 16 : 0),
                  "n"(offset)
                  : "memory");
@@ -64,14 +47,20 @@ __device__ __forceinline__ void cp_async(uint32_t to, const void* global, bool v
   }
 }
 
-__device__ __forceinline__ void cp_async_commit() {
-  if constexpr (kAmpere) asm volatile("cp.async.commit_group;" ::: "memory");
-}
+__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // Waits until at most this many of the last groups are in flight.
 template <int kGroupsInFlight>
 __device__ __forceinline__ void cp_async_wait() {
-  if constexpr (kAmpere) asm volatile("cp.async.wait_group %0;" ::"n"(kGroupsInFlight) : "memory");
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroupsInFlight) : "memory");
+}
+
+// Stores sixteen bytes, `offset` further on.
+template <int offset>
+__device__ __forceinline__ void store_shared(uint32_t to, const uint32_t (&words)[4]) {
+  asm volatile("st.shared.v4.b32 [%0+%5], {%1,%2,%3,%4};" ::"r"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]),
+               "r"(words[3]), "n"(offset)
+               : "memory");
 }
 
 // Loads four matrices of eight rows of sixteen bytes: lane i points to row i % 8 of matrix i / 8, and receives bytes 4
@@ -126,7 +115,11 @@ __device__ __forceinline__ void mma(int32_t (&d)[4], const uint32_t (&a)[4], con
   }
 }
 
-// sum += factor x, for which the compiler takes two instructions or more.
+// sum += factor x, for which the compiler takes two instructions or more. The first is modulo 2^32.
+template <int factor>
+__device__ __forceinline__ void add_product(int32_t& sum, int32_t x) {
+  asm("mad.lo.s32 %0, %1, %2, %0;" : "+r"(sum) : "r"(x), "n"(factor));
+}
 template <int factor = 1>
 __device__ __forceinline__ void add_wide(int64_t& sum, int32_t x) {
   asm("mad.wide.s32 %0, %1, %2, %0;" : "+l"(sum) : "r"(x), "n"(factor));
