@@ -78,7 +78,7 @@ def test_plain_over_a_long_window(plain: Emulator, seed: int) -> None:
 
 @AMPERE
 @pytest.mark.parametrize(
-    ("K", "bits", "digits", "most"), [(128, 0, 3, 11.0), (1024, 0, 3, 4.15), (4096, 0, 3, 3.41), (1024, 4, 1, 5.9)]
+    ("K", "bits", "digits", "most"), [(128, 0, 3, 11.8), (1024, 0, 3, 5), (4096, 0, 3, 4.3), (1024, 4, 1, 6.7)]
 )
 def test_instructions(plain: Emulator, K: int, bits: int, digits: int, most: float) -> None:
     """Instructions of a warp in the whole kernel, per mma, at T = 8: the table is in docs/cuda.md. Few-bit weights have

@@ -21,7 +21,7 @@ SHARED = {"75": [64], "80": [164, 100], "90": [228], "120": [100]}  # of a multi
 # By file: the most registers per thread, and the fewest warps per multiprocessor. In the product shared memory limits
 # the number of blocks.
 LIMITS = {
-    "if_scan": (64, 32), "spike_bits": (48, 40), "product_if": (176, 11), "window_product": (255, 8),
+    "if_scan": (64, 32), "spike_bits": (48, 40), "product_if": (184, 11), "window_product": (255, 8),
     "batch_norm": (64, 32), "digits": (64, 32), "plain": (64, 32),
 }  # fmt: skip
 REGISTER_FILE = 64 * 1024

@@ -59,11 +59,11 @@ ANN, STEP, WINDOW, OURS = "the ANN's layer", "step timing", "window timing", "ta
 MAKING = "making the digits"  # which a training step does in every layer
 # By way: a layer takes the first whose blocks occupy three quarters of the multiprocessors, else the last.
 KERNELS: dict[str, dict[str, Kernel]] = {
-    STEP: {"wide": Kernel(64, 32, (168, 168), (24, 24), (3.5, 3.5), (0, 0), 8)},
+    STEP: {"wide": Kernel(64, 32, (168, 168), (24, 24), (4.1, 4.1), (0, 0), 8)},
     WINDOW: {
-        "large": Kernel(128, 256, (128,), (32,), (6.4,), (0,), 8),
-        "wide": Kernel(128, 128, (176, 448 / 3), (48, 128 / 3), (3.6, 5.6), (0, 0), 8),
-        "narrow": Kernel(32, 64, (448, 1216 / 3), (128, 320 / 3), (6.9, 8.1), (0, 0), 8),
+        "large": Kernel(128, 256, (128,), (32,), (6.9,), (0,), 8),
+        "wide": Kernel(128, 128, (176, 448 / 3), (48, 128 / 3), (4.7, 6.3), (0, 0), 8),
+        "narrow": Kernel(32, 64, (448, 1216 / 3), (128, 320 / 3), (8.8, 9.4), (0, 0), 8),
     },
 }
 SHOWN = (ANN, f"{STEP}, 2 digits", f"{WINDOW}, 2 digits", OURS)

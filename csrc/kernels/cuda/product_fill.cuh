@@ -102,8 +102,8 @@ class Filler {
                                     int digits)
       : k_(first()), digits_(digits), digit_(S::kTiming == Timing::kWindow ? 0 : digits - 1) {
     const int row = static_cast<int>(thread / kPieces);
-    weights_to_ = kept(ring + S::kSpikeBytes + S::swizzled(row, k_));
-    spikes_to_ = kept(ring + S::swizzled(row, k_));
+    weights_to_ = ring + S::kSpikeBytes + S::swizzled(row, k_);
+    spikes_to_ = ring + S::swizzled(row, k_);
     const int output = static_cast<int>(blockIdx.y) * S::kOutputs + S::output_of(row);
     const int64_t channel = blockIdx.z * static_cast<int64_t>(g.group_outputs) + output;
     weights_ = g.weights.digits + channel * g.weights.output + digit_ * g.weights.row + k_;
@@ -124,7 +124,7 @@ class Filler {
 
   // Starts the copies of the next stage to its slot; store() ends those that pass through registers.
   __device__ __forceinline__ void load(int slot, const DeviceGeometry& g) {
-    const uint32_t to = kept(weights_to_ + slot);
+    const uint32_t to = weights_to_ + slot;
     each_weight([&](auto copy, auto digit, auto offset) {
       const int8_t* from = weights_ + S::output_of(copy.value * kRows) * g.weights.output + digit.value * g.weights.row;
       const int count = k_ < g.depth ? digit_counts_[copy.value] : 0;
@@ -286,15 +286,14 @@ __device__ __forceinline__ void multiply_depth(const DeviceGeometry& g, int firs
   const int half = position.lane / 16, depth = position.depth * kMmaDepth;
   const int row = position.step / kPlaneSteps * S::kPixels + position.column + position.lane % 8;
   const uint32_t spikes =
-      kept(ring + S::swizzled(row + (kNextGroup ? half * kMmaPixels : 0),
-                              depth + position.lane / 8 % 2 * 16 + (kNextSlice ? half * S::kSliceBytes : 0)));
-  const uint32_t weights =
-      kept(ring + S::kSpikeBytes + S::swizzled(position.row + position.lane % 16, depth + half * 16));
-  const int step = kept(position.step % kPlaneSteps);  // its first
-  const int own = kept(steps - position.step);         // steps from it on
-  const int last = kept((g.stages - 1) * g.stage_bytes);
+      ring + S::swizzled(row + (kNextGroup ? half * kMmaPixels : 0),
+                         depth + position.lane / 8 % 2 * 16 + (kNextSlice ? half * S::kSliceBytes : 0));
+  const uint32_t weights = ring + S::kSpikeBytes + S::swizzled(position.row + position.lane % 16, depth + half * 16);
+  const int step = position.step % kPlaneSteps;  // its first
+  const int own = steps - position.step;         // steps from it on
+  const int last = (g.stages - 1) * g.stage_bytes;
   const auto next = [&](int slot) { return slot == last ? 0 : slot + g.stage_bytes; };
-  const int stages = kept(S::kTiming == Timing::kWindow ? depths : digits * depths), ahead = g.stages - 1;
+  const int stages = S::kTiming == Timing::kWindow ? depths : digits * depths, ahead = g.stages - 1;
   int filled = 0;  // the slot of the ring that is filled next
 #pragma unroll 1
   for (int stage = 0; stage < ahead; ++stage) {

@@ -40,6 +40,16 @@ struct Ending {
     return reinterpret_cast<FourSums*>(memory) + (depth * S::kItems + item) * S::kPlaneSums * 32 + position.lane;
   }
 
+  // Stores the warp's sums of every second pixel, from `side` on.
+  __device__ __forceinline__ void put(const Sums<S>& sums, int side) const {
+    unroll<S::kPairs * S::kColumns>([&](int i) {
+      const int pair = i / S::kColumns, column = i % S::kColumns;
+      const int group = column / S::kWarpSteps, step = position.step % kPlaneSteps + column % S::kWarpSteps;
+      const int item = (position.row / 32 + pair) * S::kPixelItems + position.column / kMmaPixels + group;
+      exchange(item, position.depth)[32 * step] = sums_of<S>(sums, pair, side, column);
+    });
+  }
+
   // Integrates an item's neurons at every second pixel, from `side` on, over the steps of the plane that begins at step
   // `first`.
   __device__ __forceinline__ void integrate(const Item& item, int first, int side) const {
@@ -115,26 +125,23 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     Sums<S> all[1] = {};
     multiply_depth<S>(g, round / kPlaneSteps, a.T - round, digits, memory, position, all);
     const typename Ending<S>::Item items[] = {ending.item(0), ending.item(S::kWarpItems - 1)};
-#pragma unroll(3 - S::kPlanes)
-    for (int i = 0; i < 2 * S::kPlanes; ++i) {
-      const int side = i / S::kPlanes, plane = i % S::kPlanes;
-      const int first = round + plane * kPlaneSteps;
-      if (first >= a.T) continue;
-      __syncthreads();  // what lies in the shared memory has been read
-      unroll<2>([&](int its_side) {
-        if (its_side != side || position.step / kPlaneSteps != plane) return;
-        unroll<S::kPairs * S::kColumns>([&](int j) {
-          const int pair = j / S::kColumns, column = j % S::kColumns, group = column / S::kWarpSteps;
-          const int item = (position.row / 32 + pair) * S::kPixelItems + position.column / kMmaPixels + group;
-          FourSums* to = ending.exchange(item, position.depth);
-          to[32 * (position.step % kPlaneSteps + column % S::kWarpSteps)] = sums_of<S>(all[0], pair, its_side, column);
+    // With rounds, where a plane is one of two, this is a loop: unrolled it would be long.
+#pragma unroll(S::kRounds ? 1 : 2)
+    for (int side = 0; side < 2; ++side) {
+#pragma unroll 1
+      for (int plane = 0; plane < S::kPlanes; ++plane) {
+        const int first = round + plane * kPlaneSteps;
+        if (first >= a.T) break;
+        __syncthreads();  // what lies in the shared memory has been read
+        unroll<2>([&](int its_side) {
+          if (its_side == side && position.step / kPlaneSteps == plane) ending.put(all[0], its_side);
         });
-      });
-      __syncthreads();
-      unroll<S::kWarpItems>([&](int i) {
-        if (S::kItems % S::kWarps != 0 && items[i].number >= S::kItems) return;
-        ending.integrate(items[i], first, side);
-      });
+        __syncthreads();
+        unroll<S::kWarpItems>([&](int i) {
+          if (S::kItems % S::kWarps != 0 && items[i].number >= S::kItems) return;
+          ending.integrate(items[i], first, side);
+        });
+      }
     }
     if (S::kRounds) __syncthreads();
   }

@@ -132,10 +132,9 @@ struct TileShape : Tiles {
     return 0;
   }
 
-  // The thread's position in the block's tile. What follows from it is not computed ahead of the loop in which it is
-  // made.
+  // The thread's position in the block's tile.
   struct Position {
-    unsigned thread = kept(threadIdx.x);
+    unsigned thread = threadIdx.x;
     int lane = thread % 32;
     int g = lane / 4;
     int q = lane % 4;
@@ -158,8 +157,6 @@ using Sums = int32_t[S::kTiles][S::kColumns][4];
 template <class S>
 __device__ __forceinline__ void multiply_stage(uint32_t weights_at, uint32_t spikes_at, int digits, int step, int steps,
                                                Sums<S> (&sums)[S::kSums]) {
-  weights_at = kept(weights_at);
-  spikes_at = kept(spikes_at);
   // Words of spikes: for each slice and group of pixels the halves of the depth. An ldmatrix loads four, of two groups
   // or, if a warp has one group, of two slices.
   constexpr int kWords = 2 * S::kGroups, kLoad = S::kSlices * kWords < 4 ? 2 : 4;
@@ -178,7 +175,7 @@ __device__ __forceinline__ void multiply_stage(uint32_t weights_at, uint32_t spi
     const auto word = [&](int i) {
       return spikes[(slice.value * kWords + i) / kLoad][(slice.value * kWords + i) % kLoad];
     };
-    const uint32_t rows = slice.value == 0 ? weights_at : kept(weights_at ^ slice.value * S::kSliceBytes);
+    const uint32_t rows = weights_at ^ slice.value * S::kSliceBytes;
     unroll_while<S::kDigits>([&](auto digit) {
       if (digit.value > 0 && digit.value >= digits) return false;
       uint32_t weights[S::kTiles][4];

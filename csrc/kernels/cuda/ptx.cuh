@@ -9,20 +9,9 @@
 
 namespace tandem::cuda {
 
-// x in a register of its own: the compiler would rather compute it again wherever it is used.
-template <class E>
-__device__ __forceinline__ E kept(E x) {
-  if constexpr (sizeof(E) == 8) {
-    asm volatile("" : "+l"(x));
-  } else {
-    asm volatile("" : "+r"(x));
-  }
-  return x;
-}
-
 // An address in shared memory as inline PTX takes it.
 __device__ __forceinline__ uint32_t shared_address(const void* at) {
-  return kept(static_cast<uint32_t>(__cvta_generic_to_shared(at)));
+  return static_cast<uint32_t>(__cvta_generic_to_shared(at));
 }
 
 #if defined(__CUDA_ARCH__)
