@@ -29,6 +29,9 @@ FakeTensor = torch._subclasses.FakeTensor
 # Sees each operator that is called while it is entered. torch documents it, in this private module.
 DispatchMode = torch.utils._python_dispatch.TorchDispatchMode
 
+# No mode sees the operators that are called within it: what the garbage collector calls is no part of a trace.
+unseen = torch.utils._python_dispatch._disable_current_modes
+
 # The type of the operators in exported graphs.
 OpOverload = torch._ops.OpOverload
 

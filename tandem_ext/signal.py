@@ -63,6 +63,32 @@ class Signal:
         """Concatenate along dimension ``dim`` of [B, *features] without checks. Use :func:`cat` instead."""
         raise NotImplementedError
 
+    @classmethod
+    def check_fit(cls, signals: Sequence[Any], dim: int) -> int:
+        """Raise an error unless these signals can be concatenated along ``dim``; return it, counted from the front."""
+        first = signals[0]
+        dims = len(first.shape)
+        if dim not in range(-dims, dims):
+            raise ValueError(f"dim: expected a dimension of {list(first.shape)}, got {dim}")
+        dim %= dims
+        for other in signals[1:]:
+            if type(other) is not type(first):
+                raise TypeError(f"signals: expected one kind, got {type(first).__name__} and {type(other).__name__}")
+            if other.T != first.T:
+                raise ValueError(f"signals: expected the same T, got {first.T} and {other.T}")
+            outside, others = ([*s.shape[:dim], *s.shape[dim + 1 :]] for s in (first, other))
+            if len(other.shape) != dims or outside != others:
+                raise ValueError(f"signals: {list(first.shape)} and {list(other.shape)} differ outside dimension {dim}")
+            gains: list[Any] = [first.gain, other.gain]
+            tensors = [isinstance(gain, Tensor) for gain in gains]
+            # Comparing the values of tensors would synchronise, and one of two gradients would be lost.
+            same = gains[0] is gains[1] if any(tensors) else gains[0] == gains[1]
+            if not same and not (dim == 1 and all(tensors) and all(gain.dim() for gain in gains)):
+                raise ValueError(
+                    f"signals: expected the same gain in all signals, got gain {first.gain} and {other.gain}"
+                )
+        return dim
+
     @property
     def shape(self) -> torch.Size:
         """[B, *features]."""
@@ -131,7 +157,12 @@ class Signal:
             message = f"{type(self).__name__!r} object has no attribute {name!r}" + (hint and f": {hint}")
             raise AttributeError(message, name=name, obj=self)
 
-        __add__ = __radd__ = lambda self, _: self.__torch_function__(torch.add, ())
+        def __add__(self, other: Any) -> Any:
+            if isinstance(other, Signal) and type(other) is not type(self):
+                return NotImplemented  # currents know what their sum is
+            return self.__torch_function__(torch.add, ())
+
+        __radd__ = __add__
 
     @classmethod
     def __torch_function__(
@@ -230,7 +261,8 @@ def cat(signals: Sequence[S], dim: int = 0) -> S:
 
     Args:
         signals: at least one :class:`SpikeTrain`, :class:`ConstantInput` or :class:`ImpulseInput`. All have the same
-            class, T and gain. Trains joined along the channels may each have their own gain [C].
+            class, T and gain. Trains joined along the channels may each have their own gain [C]. Or tensors, which an
+            ANN twin has in their place.
         dim: the dimension of [B, *features], by default the batch.
 
     Returns:
@@ -244,31 +276,15 @@ def cat(signals: Sequence[S], dim: int = 0) -> S:
     >>> te.cat([train, train[0]])
     SpikeTrain(T=8, shape=[3, 3], gain=1.0, device=cpu)
     """
+    if isinstance(signals, (list, tuple)) and signals and all(isinstance(s, Tensor) for s in signals):
+        return torch.cat(signals, dim)  # type: ignore[return-value]
     if not isinstance(signals, (list, tuple)) or not all(isinstance(s, Signal) for s in signals):
         found = [type(s).__name__ for s in signals] if isinstance(signals, (list, tuple)) else type(signals).__name__
         raise TypeError(f"signals: expected a sequence of SpikeTrain, ConstantInput or ImpulseInput, got {found}")
     if not signals:
         raise ValueError("signals: expected at least one, got an empty sequence")
     first = signals[0]
-    dims = len(first.shape)
-    if dim not in range(-dims, dims):
-        raise ValueError(f"dim: expected a dimension of {list(first.shape)}, got {dim}")
-    dim %= dims
-    for other in signals[1:]:
-        if type(other) is not type(first):
-            raise TypeError(f"signals: expected one kind, got {type(first).__name__} and {type(other).__name__}")
-        if other.T != first.T:
-            raise ValueError(f"signals: expected the same T, got {first.T} and {other.T}")
-        outside, others = ([*s.shape[:dim], *s.shape[dim + 1 :]] for s in (first, other))
-        if len(other.shape) != dims or outside != others:
-            raise ValueError(f"signals: {list(first.shape)} and {list(other.shape)} differ outside dimension {dim}")
-        gains: list[Any] = [first.gain, other.gain]
-        tensors = [isinstance(gain, Tensor) for gain in gains]
-        # Comparing the values of tensors would synchronise, and one of two gradients would be lost.
-        same = gains[0] is gains[1] if any(tensors) else gains[0] == gains[1]
-        if not same and not (dim == 1 and all(tensors) and all(gain.dim() for gain in gains)):
-            raise ValueError(f"signals: expected the same gain in all signals, got gain {first.gain} and {other.gain}")
-    return first.concatenate(signals, dim)
+    return first.concatenate(signals, first.check_fit(signals, dim))
 
 
 def collate(samples: Sequence[Any]) -> Any:

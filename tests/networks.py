@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_snn import freeze, load, to_ann
-from tandem_snn.nn.general import Neurons
+from tandem_snn.nn import Neurons
 from tandem_snn.nn.maximum import MaxPool
 from tandem_snn.nn.signals import effective_counts
 
@@ -331,6 +331,28 @@ def assert_same(ours, theirs, least=1):
         assert c.max() >= least
         assert torch.equal(c, other)
     assert torch.equal(getattr(ours[1], "counts", ours[1]), theirs[1])
+
+
+def check_frozen(net, x, tmp_path, timing):
+    """Evaluation, one call, a file, and the stream have the same bits."""
+    frozen = freeze(net)
+    assert frozen.why_slow is None
+    with torch.no_grad():
+        expected = net(x)
+    assert torch.equal(frozen(x), expected)
+    frozen.save(tmp_path / "net.tandem")
+    loaded = load(tmp_path / "net.tandem")
+    assert torch.equal(loaded(x), expected)
+    for each in (frozen, loaded):
+        each.reset()
+        if timing == "window":
+            for frame in (x, x.flip(0), x):
+                assert torch.equal(each.settle(frame)[0], each(frame))
+        else:
+            steps = [each.step(x) for _ in range(frozen.T)]
+            assert torch.equal(steps[-1], expected)
+            assert torch.equal(each.readouts(x), torch.stack(steps))
+    return frozen
 
 
 def at_the_counts(snn, x):

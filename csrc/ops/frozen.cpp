@@ -9,6 +9,7 @@
 #include <random>
 #include <tuple>
 
+#include "../kernels/cpu/halves.h"
 #include "../kernels/network/executor.h"
 #include "aten.h"
 #include "neuron.h"
@@ -97,10 +98,14 @@ class TorchNumbers : public network::Host {
       : input_(input), type_(type), address_(address != nullptr ? address : input.data_ptr()) {}
 
   bool computes_in(DType type) const override { return type != DType::kFloat64; }
+  float as_type(float x) const override {
+    if (type_ == ScalarType::BFloat16) return cpu::to_float(cpu::from_float<cpu::BFloat16>(x));
+    return type_ == ScalarType::Half ? cpu::to_float(cpu::from_float<cpu::Float16>(x)) : x;
+  }
 
   const float* product(const RealLayer& layer, const float* weight, const float* bias, const float* x) override {
     const Instruction& i = layer.instruction;
-    Tensor images = tensor(x, batched(layer.batch, layer.in));
+    Tensor images = tensor(layer, x);
     if (i.after_h + i.after_w > 0) {
       images = torch::stable::pad(images, i.axes == 1 ? Shape{0, i.after_w} : Shape{0, i.after_w, 0, i.after_h});
     }
@@ -125,10 +130,9 @@ class TorchNumbers : public network::Host {
     return keep(layer, to_channels_last(rounded(y), 1));
   }
 
-  const float* mean(const RealLayer& layer, bool channels_last, const float* x) override {
+  const float* mean(const RealLayer& layer, const float* x) override {
     const Instruction& i = layer.instruction;
-    const Shape shape = batched(layer.batch, layer.in);
-    const Tensor images = channels_last ? rounded(from_memory(x, shape, 1)) : tensor(x, shape);
+    const Tensor images = pooled(layer, x);
     const Shape kernel{i.kernel_h, i.kernel_w};
     if (static_cast<network::Kind>(i.kind) == network::Kind::adaptive_mean) {
       return keep(layer, to_contiguous(aten::call("aten::adaptive_avg_pool2d", images, kernel)));
@@ -140,15 +144,33 @@ class TorchNumbers : public network::Host {
 
   const float* maximum(const RealLayer& layer, const float* x) override {
     const Instruction& i = layer.instruction;
-    return keep(layer, to_contiguous(aten::call("aten::max_pool2d", tensor(x, batched(layer.batch, layer.in)),
-                                                Shape{i.kernel_h, i.kernel_w}, Shape{i.stride_h, i.stride_w},
-                                                Shape{i.padding_h, i.padding_w}, Shape{i.dilation_h, i.dilation_w},
-                                                i.ceil != 0)));
+    return keep(layer, to_contiguous(aten::call("aten::max_pool2d", pooled(layer, x), Shape{i.kernel_h, i.kernel_w},
+                                                Shape{i.stride_h, i.stride_w}, Shape{i.padding_h, i.padding_w},
+                                                Shape{i.dilation_h, i.dilation_w}, i.ceil != 0)));
+  }
+
+  const float* upsampled(const RealLayer& layer, const float* x) override {
+    const Shape size{layer.out.height, layer.out.width};
+    const std::optional<double> scale;
+    return keep(layer, to_contiguous(aten::call("aten::upsample_bilinear2d", pooled(layer, x), size,
+                                                layer.instruction.ceil != 0, scale, scale)));
+  }
+
+  const float* gathered(const RealLayer& layer, const int32_t* index, const float* x) override {
+    const Tensor images = to_contiguous(aten::to_type(tensor(layer, x), ScalarType::Float));
+    const Tensor result = empty(layer.batch * layer.out.features(), ScalarType::Float, images);
+    network::gather_features(layer, index, pointer<float>(images), pointer<float>(result));
+    return keep(layer, result);
   }
 
  private:
-  // The network's input may have any layout; all later values are contiguous.
-  Tensor tensor(const float* x, const Shape& shape) const {
+  Tensor pooled(const RealLayer& layer, const float* x) const {
+    return layer.currents ? from_memory(x, batched(layer.batch, layer.in), 1) : tensor(layer, x);
+  }
+  // The network's input may have any layout; later values are contiguous, or channels last.
+  Tensor tensor(const RealLayer& layer, const float* x) const {
+    const Shape shape = batched(layer.batch, layer.in);
+    if (layer.channels_last) return rounded(from_memory(x, shape, 1));
     if (input_.scalar_type() != ScalarType::Float || x != address_) return rounded(from_memory(x, shape));
     return rounded(shape_of(input_) == shape ? input_ : torch::stable::reshape(input_, shape));
   }
@@ -239,7 +261,8 @@ Held& held(const Tensor& handle) { return *reinterpret_cast<Held*>(words_of(hand
 std::tuple<bool, int64_t, std::string> frozen_check(Tensor program, Tensor numbers) {
   check_program(program);
   try {
-    const auto read = network::read(pointer<int64_t>(program), program.numel(), numbers.numel());
+    const uint8_t* bytes = bytes_of(numbers, numbers.numel(), 8, "numbers must be");
+    const auto read = network::read(pointer<int64_t>(program), program.numel(), bytes, numbers.numel());
     if (!read.not_run.has_value()) return {true, -1, ""};
     return {true, read.not_run->instruction, read.not_run->why};
   } catch (const Refusal& refusal) {

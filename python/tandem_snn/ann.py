@@ -9,25 +9,45 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import AdaptiveAvgPool2d, Dropout, Flatten, MaxPool2d
+from torch.nn import (
+    AdaptiveAvgPool2d,
+    AdaptiveMaxPool1d,
+    AdaptiveMaxPool2d,
+    Dropout,
+    Flatten,
+    MaxPool1d,
+    MaxPool2d,
+    Upsample,
+)
 
 from tandem_ext import SpikeTrain
 
+from .nn.batch_norm import AnyBatchNorm
 from .nn.passing import Mode, Residual
 from .nn.signals import effective_counts
+from .nn.synapses import by_token
 
 __all__ = [
     "AdaptiveAvgPool2d",
+    "AdaptiveMaxPool1d",
+    "AdaptiveMaxPool2d",
+    "AvgPool1d",
     "AvgPool2d",
     "Conv1d",
     "Conv2d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
     "Dropout",
     "Encoder",
     "Flatten",
     "Linear",
+    "MaxPool1d",
     "MaxPool2d",
+    "Neurons",
     "Readout",
+    "ReadoutConv2d",
     "Residual",
+    "Upsample",
 ]
 
 
@@ -58,6 +78,18 @@ class AvgPool2d(nn.AvgPool2d):
         super().__init__(kernel_size, stride, padding)
 
 
+class AvgPool1d(nn.AvgPool1d):
+    """``nn.AvgPool1d``, with the arguments of :class:`tandem_snn.nn.AvgPool1d`.
+
+    >>> from tandem_snn import ann
+    >>> ann.AvgPool1d(2)(torch.ones(1, 3, 4)).shape
+    torch.Size([1, 3, 2])
+    """
+
+    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, **_: Any) -> None:
+        super().__init__(kernel_size, stride, padding)
+
+
 class _Activated(nn.Module):
     """Product, optional batch norm, optional residual, ReLU, and optional scaling by ``units``."""
 
@@ -66,23 +98,51 @@ class _Activated(nn.Module):
     norm: nn.Module | None
     units: nn.Module | None
 
-    def __init__(self, *sizes: Any, norm: bool = False, **options: Any) -> None:
+    def __init__(self, *sizes: Any, norm: bool = False, neurons: bool = True, **options: Any) -> None:
         torchs = options.keys() & inspect.signature(super().__init__).parameters.keys()
         super().__init__(*sizes, **{name: options[name] for name in torchs})
         names = ("eps", "momentum", "device", "dtype")
         known = {name: options[name] for name in names if options.get(name) is not None}
-        self.norm = self._norm_class(len(self.weight), **known) if norm else None
-        self.units = None
+        channels = getattr(self, "out_channels", len(self.weight))
+        self.norm = self._norm_class(channels, **known) if norm else None
+        self.neurons, self.units = neurons, None
 
-    def preactivation(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def _product(self, x: Tensor) -> Tensor:
         z: Tensor = super().forward(x)
+        return z
+
+    def _preactivation(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        z = self._product(x)
         z = z if self.norm is None else self.norm(z)
         return z if residual is None else z + residual
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, *, fire: bool = True) -> Tensor:
-        z = self.preactivation(x, residual)
-        if not fire:
+    def preactivation(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self._preactivation(x, residual)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        z = self._preactivation(x, residual)
+        if not self.neurons:
             return z
+        return torch.relu(z) if self.units is None else self.units(torch.relu(z))
+
+
+class Neurons(nn.Module):
+    """Optional batch norm, ReLU, and optional scaling by ``units``.
+
+    >>> from tandem_snn import ann
+    >>> ann.Neurons(3, norm=True)(torch.rand(5, 3)).shape
+    torch.Size([5, 3])
+    """
+
+    def __init__(self, channels: Any = None, *, norm: bool = False, **options: Any) -> None:
+        super().__init__()
+        names = ("eps", "momentum", "device", "dtype")
+        known = {name: options[name] for name in names if options.get(name) is not None}
+        self.norm: nn.Module | None = AnyBatchNorm(channels, **known) if norm else None
+        self.units: nn.Module | None = None
+
+    def forward(self, z: Tensor) -> Tensor:
+        z = z if self.norm is None else self.norm(z)
         return torch.relu(z) if self.units is None else self.units(torch.relu(z))
 
 
@@ -98,14 +158,39 @@ class Readout(nn.Linear):
         super().__init__(in_features, out_features, bias, options.get("device"), options.get("dtype"))
 
 
+class ReadoutConv2d(nn.Conv2d):
+    """``nn.Conv2d``, with the arguments of :class:`tandem_snn.nn.ReadoutConv2d`.
+
+    >>> from tandem_snn import ann
+    >>> ann.ReadoutConv2d(3, 2, 1)(torch.ones(5, 3, 4, 4)).shape
+    torch.Size([5, 2, 4, 4])
+    """
+
+    def __init__(self, *sizes: Any, weight_bits: int | None = None, **options: Any) -> None:
+        super().__init__(*sizes, **options)
+
+
 class Linear(_Activated, nn.Linear):
-    """``nn.Linear`` (+ ``nn.BatchNorm1d``) + ReLU: [B, in_features] -> [B, out_features].
+    """``nn.Linear`` (+ ``nn.BatchNorm1d``) + ReLU: [B, in_features] -> [B, out_features], or tokens.
 
     >>> from tandem_snn import ann
     >>> layer = ann.Linear(3, 2, norm=True, threshold=0.5)  # arguments of neurons are ignored
     >>> layer(torch.rand(5, 3)).shape, sorted(layer.state_dict()) == sorted(tnn.Linear(3, 2, norm=True).state_dict())
     (torch.Size([5, 2]), True)
     """
+
+    _norm_class = AnyBatchNorm
+
+    def _product(self, x: Tensor) -> Tensor:
+        return super()._product(x) if x.dim() == 2 else super()._product(x.movedim(1, -1)).movedim(-1, 1)
+
+    def preactivation(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        z: Tensor = by_token(self._preactivation, x, residual)
+        return z
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        a: Tensor = by_token(super().forward, x, residual)
+        return a
 
 
 class Conv1d(_Activated, nn.Conv1d):
@@ -123,6 +208,26 @@ class Conv2d(_Activated, nn.Conv2d):
     >>> from tandem_snn import ann
     >>> ann.Conv2d(1, 4, 3, padding=1, norm=True)(torch.rand(5, 1, 8, 8)).shape
     torch.Size([5, 4, 8, 8])
+    """
+
+    _norm_class = nn.BatchNorm2d
+
+
+class ConvTranspose1d(_Activated, nn.ConvTranspose1d):  # type: ignore[misc]  # no output_size
+    """``nn.ConvTranspose1d`` (+ ``nn.BatchNorm1d``) + ReLU: [B, in_channels, L] -> [B, out_channels, L'].
+
+    >>> from tandem_snn import ann
+    >>> ann.ConvTranspose1d(1, 4, 2, stride=2)(torch.rand(5, 1, 8)).shape
+    torch.Size([5, 4, 16])
+    """
+
+
+class ConvTranspose2d(_Activated, nn.ConvTranspose2d):  # type: ignore[misc]  # no output_size
+    """``nn.ConvTranspose2d`` (+ ``nn.BatchNorm2d``) + ReLU: [B, in_channels, H, W] -> [B, out_channels, H', W'].
+
+    >>> from tandem_snn import ann
+    >>> ann.ConvTranspose2d(1, 4, 2, stride=2, norm=True)(torch.rand(5, 1, 8, 8)).shape
+    torch.Size([5, 4, 16, 16])
     """
 
     _norm_class = nn.BatchNorm2d

@@ -1,6 +1,7 @@
 """The first step of every export: list the stages of a network in evaluation mode, with names and shapes."""
 
 import copy
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +22,11 @@ class NamedStage:
     """One stage of the list, with its name, inputs and shapes.
 
     Attributes:
-        name: a unique identifier.
+        name: a unique identifier; of the neurons of a layer, and of what it computes before them with "_currents".
         layer: the frozen stage, a copy that the export may change.
         x, residual: the names of the stages that it reads; "input" is the input of the network.
-        fires: whether it has neurons. False for the synapses of a projection and for averages of real numbers.
+        reads, signal: the types of its input x and its result: SpikeTrain, Currents, ConstantInput or ImpulseInput of
+            an image, or Tensor.
         in_shape, shape: the shapes [*features] of its input and its result.
     """
 
@@ -32,13 +34,19 @@ class NamedStage:
     layer: Stage
     x: str
     residual: str | None
-    fires: bool
+    reads: type
+    signal: type
     in_shape: tuple[int, ...]
     shape: tuple[int, ...]
 
     @property
     def instruction(self) -> Instruction:
         return self.layer.instruction
+
+    @property
+    def fires(self) -> bool:
+        """Whether it has neurons. Layers without neurons and averages of real numbers have none."""
+        return self.signal is SpikeTrain and self.instruction.kind in FIRES
 
     @property
     def window_timing(self) -> bool:
@@ -54,13 +62,28 @@ class NamedStage:
         shift = torch.zeros(len(weight)) if layer.shift is None else layer.shift.detach().float() / T
         return weight, shift
 
-    def pooling(self) -> tuple[tuple[int, ...], ...]:
-        """Return kernel, stride and padding of an average."""
+    def places(self) -> Tensor:
+        """Return for each feature of a gather's result its place in the flat input in C, H, W order; -1 is 0.
+
+        The input is that of x and the residual, joined along the channels.
+        """
+        i, index, pixels = self.instruction, self.layer.index, math.prod(self.in_shape[1:])
+        if i.by_channel:
+            channels = torch.arange(i.channels) if index is None else index.long().cpu()
+            places = channels.unsqueeze(1) * pixels + torch.arange(pixels)
+            return torch.where(channels.unsqueeze(1) < 0, -1, places).view(self.shape)
+        assert index is not None
+        index, number = index.long().cpu(), i.channels // pixels
+        places = torch.where(index < 0, -1, index % number * pixels + index // number)
+        return places.view(*self.shape[1:], self.shape[0]).movedim(-1, 0)
+
+    def pooling(self) -> tuple[tuple[int, ...], ...] | None:
+        """Return kernel, stride and padding of an average; None: the kernels of its adaptive pooling differ."""
         i, sizes = self.instruction, list(zip(self.in_shape[1:], self.shape[1:], strict=True))
         if i.kind != "adaptive_mean":
             return i.kernel, i.stride, i.padding
         if any(size % out for size, out in sizes):
-            raise CannotLower(self.name, "adaptive pooling with kernels of different sizes: use AvgPool2d")
+            return None
         kernel = tuple(size // out for size, out in sizes)
         return kernel, kernel, (0, 0)
 
@@ -84,9 +107,10 @@ def listing_of(net: nn.Module, x: Any) -> Listing:
     """List the stages of ``net``, which must end in numbers, for inputs like x."""
     net = net.net if isinstance(net, FrozenNetwork) else snapshot(net)
     x = x[:1]
-    network = copy.deepcopy(lower(net, T=x.T if isinstance(x, SpikeTrain) else None))
+    network = copy.deepcopy(lower(net, T=x.T if isinstance(x, SpikeTrain) else None, shape=tuple(x.shape[1:])))
     names = {INPUT: "input"}
     listed: list[NamedStage] = []
+    firing = {s.name for s in network.stages if s.instruction.fires and s.instruction.kind in FIRES}
 
     def watch(number: int, x: Any, y: Any) -> None:
         layer = network.stages[number]
@@ -94,14 +118,14 @@ def listing_of(net: nn.Module, x: Any) -> Listing:
         if i.kind in CONVERSIONS or (i.kind == "flatten" and len(x.shape) <= 2):
             names[number] = names[i.input]
             return
-        names[number] = identifier(layer.name or "layer", {*names.values(), "output"})
-        fires = isinstance(y, SpikeTrain) and i.kind in FIRES
+        name, fires = layer.name or "layer", i.fires and i.kind in FIRES
+        name = name if fires or layer.name not in firing else f"{name}_currents"
+        names[number] = identifier(name, {*names.values(), "output"})
         residual = None if i.residual == ABSENT else names[i.residual]
-        shapes = tuple(x.shape[1:]), tuple(y.shape[1 if i.fires else 2 :])  # currents are [T, B, *features]
-        listed.append(NamedStage(names[number], layer, names[i.input], residual, fires, *shapes))
+        shapes = tuple(x.shape[1:]), tuple(y.shape[1:])
+        listed.append(NamedStage(names[number], layer, names[i.input], residual, type(x), type(y), *shapes))
 
-    numbers = isinstance(network(x, watch), Tensor)
-    if not listed or listed[-1].instruction.kind == "layer" or not numbers:
+    if not isinstance(network(x, watch), Tensor) or not listed:
         raise CannotLower("net", "it must end in a Readout or in mean counts")
     T = x.T if isinstance(x, SpikeTrain) else network.T
     assert T is not None

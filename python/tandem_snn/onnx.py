@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tandem_ext import SpikeTrain
+from tandem_ext import ConstantInput, SpikeTrain
 
 from .container import write_atomically
 from .errors import extra
@@ -58,8 +58,9 @@ class OnnxGraph:
     """Builds the ONNX graph.
 
     If the layers have timing "window", the graph is a whole window, like a call of a :class:`FrozenNetwork`, and the
-    value of a train is its counts. Otherwise it is one time step, like :meth:`FrozenNetwork.step`, with the state of
-    the neurons as inputs and outputs, and the value of a train is the spikes of the step.
+    value of a train is its counts, of currents their sum. Otherwise it is one time step, like
+    :meth:`FrozenNetwork.step`, with the state of the neurons as inputs and outputs, and the value of a train is the
+    spikes of the step, of currents those of the step.
 
     A node and its value have the same name.
     """
@@ -69,7 +70,6 @@ class OnnxGraph:
         self.network = network
         self.T, self.streams = network.T, not network.window_timing
         self.values: dict[str, str] = {}  # by the name of the stage
-        self.real = {"input"} if network.mode != "events" else set()  # stages whose result is not a train
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
         self.inputs: list[Any] = []
@@ -113,27 +113,35 @@ class OnnxGraph:
         if stage.fires and stage.window_timing == self.streams:
             why = 'it has timing "step" and others "window", but the graph is one step or one window: use one timing'
             raise CannotLower(stage.name, why)
-        if kind == "layer":
+        if kind in ("layer", "neurons", "sum"):
             result = self._currents(stage, x)
         elif stage.fires:
             result = self.spiking_average(stage, x)
+        elif kind == "gather":
+            result = self._gather(stage, x)
         elif kind == "max_pool":
             result = self.op("MaxPool", x, **kernel_of(stage.instruction), ceil_mode=int(stage.instruction.ceil))
         elif kind == "flatten":
-            result = self.op("Reshape", x, self.constant(f"{stage.name}.shape", torch.tensor([-1, *stage.shape])))
+            result = self.reshaped(x, stage.shape)
+        elif kind == "readout":
+            result = self._readout(stage, self._counts(stage, x))
         else:
-            result = (self._readout if kind == "readout" else self.average)(stage, self._counts(stage, x))
+            result = self.average(stage, self._counts(stage, x) if stage.signal is Tensor else x)
         self.values[stage.name] = self._fire(stage, result) if stage.fires else result
-        if kind in ("mean", "adaptive_mean") or (kind != "layer" and not stage.fires and stage.x in self.real):
-            self.real.add(stage.name)
 
     def _counts(self, stage: NamedStage, x: str) -> str:
-        """Return the sum of a stage's input over the steps so far; for real numbers, the present input."""
-        if not self.streams or stage.x in self.real:
+        """Return the sum of a stage's input over the steps so far; for numbers, the present input."""
+        if not self.streams:
+            return self._window_sum(stage, x)
+        if stage.reads is Tensor:
             return x
         so_far = self.op("Add", self.input(f"{stage.name}.counts", stage.in_shape), x)
         self.output(f"{stage.name}.counts.next", so_far, stage.in_shape)
         return so_far
+
+    def _window_sum(self, stage: NamedStage, y: str) -> str:
+        """Return y, which the stage makes of its input, as a sum over the steps of the graph."""
+        return y if self.streams or stage.reads is not ConstantInput else self.times(y, float(self.T))
 
     def _readout(self, stage: NamedStage, counts: str) -> str:
         """Return the answer at the counts so far, with the share of the bias that belongs to these steps."""
@@ -141,7 +149,7 @@ class OnnxGraph:
         y = self.product(stage.name, layer, self.times(counts, stage.instruction.gain))
         if layer.shift is None:
             return y
-        bias = self.constant(f"{stage.name}.bias", layer.shift.float())
+        bias = self.constant(f"{stage.name}.bias", along_channels(stage, layer.shift))
         if self.streams:
             steps = self.op("Add", "step", self.number(1.0))
             bias = self.op("Mul", bias, self.op("Div", steps, self.number(float(self.T))))
@@ -149,20 +157,35 @@ class OnnxGraph:
 
     def _currents(self, stage: NamedStage, x: str) -> str:
         """Return the currents of the step or the window, with its part of the shift."""
-        y, shift = self.product(stage.name, stage.layer, x), stage.layer.shift
-        if not self.streams and stage.x in self.real and self.network.mode == "direct":
-            y = self.times(y, float(self.T))
-        y = self.per_channel("Mul", y, stage, "current_scale", stage.layer.scale)
-        shift = None if shift is None else shift.float() / (self.T if self.streams else 1)
-        return self.per_channel("Add", y, stage, "current_shift", shift)
+        layer = stage.layer
+        y = x if layer.weight is None else self.product(stage.name, layer, x)
+        y = self.per_channel("Mul", self._window_sum(stage, y), stage, "current_scale", layer.scale)
+        shift = None if layer.shift is None else layer.shift.float() / (self.T if self.streams else 1)
+        y = self.per_channel("Add", y, stage, "current_shift", shift)
+        if stage.residual is None:
+            return y
+        added = self.per_channel("Mul", self.values[stage.residual], stage, "residual_scale", layer.residual_scale)
+        return self.op("Add", y, added)
+
+    def _gather(self, stage: NamedStage, x: str) -> str:
+        x = x if stage.residual is None else self.op("Concat", x, self.values[stage.residual], axis=1)
+        i, index = stage.instruction, stage.layer.index
+        if index is None:
+            return x
+        index = index.long() if i.by_channel else stage.places().flatten()
+        name = f"{stage.name}.index"
+        y = self.op(
+            "Gather", x if i.by_channel else self.reshaped(x, (i.channels,)), self.constant(name, index.clamp(min=0)),
+            axis=1,
+        )  # fmt: skip
+        y = y if i.by_channel else self.reshaped(y, stage.shape)
+        if not bool((index < 0).any()):
+            return y
+        inside = index.view(-1, *[1] * (len(stage.shape) - 1)) if i.by_channel else index.view(stage.shape)
+        return self.op("Where", self.constant(f"{name}.inside", inside >= 0), y, self.number(0.0))
 
     def _fire(self, stage: NamedStage, current: str) -> str:
         name, i = stage.name, stage.instruction
-        if stage.residual is not None:
-            added = self.per_channel(
-                "Mul", self.values[stage.residual], stage, "residual_scale", stage.layer.residual_scale
-            )
-            current = self.op("Add", current, added)
         v = self.start(stage)
         if self.streams:
             before = self.input(f"{name}.v", stage.shape)
@@ -214,8 +237,11 @@ class OnnxGraph:
         """Add a value of each channel to x, or multiply x by it; None leaves x as it is."""
         if values is None:
             return x
-        values = values.detach().float().view(-1, *[1] * (len(stage.shape) - 1))
-        return self.op(kind, x, self.constant(f"{stage.name}.{name}", values))
+        return self.op(kind, x, self.constant(f"{stage.name}.{name}", along_channels(stage, values)))
+
+    def reshaped(self, x: str, shape: tuple[int, ...]) -> str:
+        sizes = (-1, *shape)
+        return self.op("Reshape", x, self.constant(f"shape {sizes}", torch.tensor(sizes)))
 
     def info(self, name: str, shape: tuple[int, ...], batch: bool, steps: int | None = None) -> Any:
         dims: list[Any] = [] if steps is None else [steps]
@@ -259,7 +285,8 @@ class OnnxGraph:
         if v_init is None or not bool(v_init.any()):
             return None
         v_init = v_init.detach().float()
-        return self.constant(f"{stage.name}.v_init", v_init if v_init.dim() else v_init.view(1))
+        v_init = v_init if v_init.dim() > 1 else along_channels(stage, v_init)
+        return self.constant(f"{stage.name}.v_init", v_init)
 
     def spikes(self, v: str, threshold: float, kept: str) -> tuple[str, str]:
         """Return the spikes of potentials v, and what is left of ``kept``, their potentials after the leak."""
@@ -274,14 +301,34 @@ class OnnxGraph:
         return self.op("Conv", spikes, ones, group=channels, **kernel_of(stage.instruction))
 
     def average(self, stage: NamedStage, x: str) -> str:
-        kernel, strides, padding = stage.pooling()
         x = self.per_channel("Mul", self.times(x, stage.instruction.gain), stage, "gain", stage.layer.scale)
+        pooling = stage.pooling()
+        if pooling is None:
+            return self._uneven_average(stage, x)
+        kernel, strides, padding = pooling
         return self.op("AveragePool", x, count_include_pad=1, kernel_shape=kernel, strides=strides, pads=padding * 2)
+
+    def _uneven_average(self, stage: NamedStage, x: str) -> str:
+        """Return adaptive means whose kernels differ: sums of rows and of columns, and a division."""
+        rows, columns = map(_adaptive, stage.in_shape[1:], stage.shape[1:])
+        x = self.op("MatMul", self.constant(f"{stage.name}.rows", rows), x)
+        x = self.op("MatMul", x, self.constant(f"{stage.name}.columns", columns.T))
+        return self.op("Div", x, self.constant(f"{stage.name}.sizes", rows.sum(1, keepdim=True) * columns.sum(1)))
+
+
+def along_channels(stage: NamedStage, values: Tensor) -> Tensor:
+    return values.detach().float().view(-1, *[1] * (len(stage.shape) - 1))
+
+
+def _adaptive(size: int, outputs: int) -> Tensor:
+    """Return which of ``size`` pixels are in each of the means of an adaptive pooling, [outputs, size]."""
+    pixels, n = torch.arange(size), torch.arange(outputs).unsqueeze(1)
+    return ((pixels >= n * size // outputs) & (pixels * outputs < (n + 1) * size)).float()
 
 
 def kernel_of(i: Instruction) -> dict[str, Any]:
     kernel, strides, padding, after = map(i.over_axes, (i.kernel, i.stride, i.padding, i.after))
     attributes = {"kernel_shape": kernel, "strides": strides}
     attributes["pads"] = (*padding, *(p + added for p, added in zip(padding, after, strict=True)))
-    dilates = i.kind in ("layer", "max_pool")
+    dilates = i.kind in ("layer", "max_pool", "readout")
     return attributes | ({"dilations": i.over_axes(i.dilation)} if dilates else {})

@@ -1,6 +1,7 @@
 // Frozen networks from fuzzed bytes: the words of a program, its numbers, and the file around them. A bad program is
-// refused by an exception; any other runs within its memory. The seed is the example's file, in which some bytes are
-// changed; its checksum is renewed, or every change would be refused.
+// refused by an exception; any other runs within its memory. The seeds are the example's file, and one with currents
+// (test_currents.py: its blocks, with 8 bits), in which some bytes are changed; the checksum is renewed, or every
+// change would be refused.
 #include <cstring>
 #include <fstream>
 #include <iterator>
@@ -20,13 +21,16 @@ using namespace tandem::test;
 
 namespace {
 
-const std::string& seed() {
-  static const std::string content = [] {
-    std::ifstream stream(TANDEM_SEED, std::ios::binary);
-    return std::string{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
-  }();
-  CHECK(!content.empty(), "no file %s", TANDEM_SEED);
+std::string read_seed(const char* path) {
+  std::ifstream stream(path, std::ios::binary);
+  const std::string content{std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>()};
+  CHECK(!content.empty(), "no file %s", path);
   return content;
+}
+
+const std::string& seed(Input& in) {
+  static const std::string digits = read_seed(TANDEM_SEED), currents = read_seed(TANDEM_CURRENTS);
+  return in.flag() ? digits : currents;
 }
 
 std::string signed_anew(std::string content) {
@@ -137,6 +141,7 @@ void wait(FrozenFile& file, Input& in) {
     move.kernel_h = move.kernel_w = move.stride_h = move.stride_w = move.dilation_h = move.dilation_w = 1;
     move.padding_h = move.padding_w = move.after_h = move.after_w = 0;
     move.weight = move.step = move.scale = move.shift = move.residual_scale = move.residual = move.v_init = kAbsent;
+    move.index = kAbsent, move.by_channel = 0;
     for (int64_t i = where; i < size; ++i) {
       all[i].input += all[i].input >= where ? 1 : 0;
       all[i].residual += all[i].residual >= where ? 1 : 0;
@@ -159,7 +164,7 @@ FUZZ(in) {
   };
   try {
     if (in.flag()) {  // change bytes of the file
-      std::string content = seed();
+      std::string content = seed(in);
       for (int64_t changes = in.range(0, 4); changes > 0; --changes) {
         const auto header = std::min<int64_t>(600, static_cast<int64_t>(content.size()));
         const int64_t at = in.range(0, in.flag() ? header : static_cast<int64_t>(content.size()));
@@ -172,7 +177,7 @@ FUZZ(in) {
       }
       run(FrozenFile::read(signed_anew(content)), in);
     } else {  // change words of the program
-      FrozenFile file = FrozenFile::read(seed());
+      FrozenFile file = FrozenFile::read(seed(in));
       if (in.flag()) {  // instructions that the example's network lacks
         constexpr size_t header = sizeof(network::Header) / sizeof(int64_t),
                          row = sizeof(Instruction) / sizeof(int64_t);

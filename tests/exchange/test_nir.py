@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from between import BETWEEN, converted, separable
 from networks import Net, assert_same, differing, dyadic, images, in_windows, network, own_counts
 from nir_simulators import T, file_of, simulated
 from torch import nn
@@ -16,7 +17,6 @@ import tandem_snn.nn as tnn
 from architectures import create
 from tandem_snn import calibrate, convert, freeze, from_nir, to_nir
 from tandem_snn.frozen.instruction import CannotLower
-from tandem_snn.nn.general import Neurons
 
 nir = pytest.importorskip("nir")
 CONV, FLAT = tnn.Conv2d(1, 2, 3, padding=1), tnn.Flatten()
@@ -88,73 +88,19 @@ def named():
 
     def forward(m, x):
         x = m.first(m.encoder(x))
-        return m.readout(m.second_neurons(m.second(x, m.second_shortcut(x, fire=False))))
+        return m.readout(m.second_neurons(m.second(x, m.second_shortcut(x))))
 
     layers = {"first": tnn.Linear(8, 8, gain=0.5), "second": tnn.Linear(8, 8, threshold=powers_of_two(8))}
     others = {"second_shortcut": tnn.Linear(8, 8), "second_neurons": tnn.Linear(8, 8), "readout": tnn.Readout(8, 3)}
     return dyadic(Net(forward, encoder=tnn.Encoder(T), **layers, **others)), image(4, 4, 8)
 
 
-def separable():
-    """Two products in a row, and branches added and subtracted."""
-
-    def forward(m, x):
-        x = F.relu(m.norm(m.first(x)))
-        x = F.relu(m.norm2(m.point(m.depth(x))) + m.other(x) - 0.5 * m.point(x) + m.shift)
-        return m.last(F.relu(m.down(x) + m.down2(F.avg_pool2d(x, 2)) + F.avg_pool2d(x, 2)).mean([2, 3]))
-
-    net = Net(
-        forward, first=nn.Conv2d(1, 8, 3, padding=1), norm=nn.BatchNorm2d(8),
-        depth=nn.Conv2d(8, 8, 3, padding="same", groups=8, bias=False), point=nn.Conv2d(8, 8, 1, bias=False),
-        norm2=nn.BatchNorm2d(8), other=nn.Conv2d(8, 8, 1), down=nn.Conv2d(8, 8, 3, 2, 1), down2=nn.Conv2d(8, 8, 1),
-        last=nn.Linear(8, 5),
-    )  # fmt: skip
-    net.shift = nn.Parameter(torch.randint(-8, 8, (8, 1, 1)) / 64)
-    return net
-
-
-def preactivated():
-    """Batch norm of a sum, before the ReLU, whose sum goes on, is pooled and normalised."""
-
-    def forward(m, x):
-        x = m.stem(x)
-        x = x + m.a(F.relu(m.norm(x)))
-        return m.last(F.adaptive_avg_pool2d(F.relu(m.norm2(F.avg_pool2d(x, 2))), 1).flatten(1))
-
-    stem, a = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
-    return Net(forward, stem=stem, a=a, last=nn.Linear(6, 4), norm=nn.BatchNorm2d(6), norm2=nn.BatchNorm2d(6))
-
-
-def lines():
-    """Products in a row, of lines and of vectors, with their sign changed."""
-
-    def forward(m, x):
-        x = F.relu(m.a(x.flatten(2)))
-        x = F.relu(m.c(m.b(x)) + x).flatten(1)
-        return m.g(m.f(F.relu(-m.e(m.d(x)) / 2)))
-
-    convs = {"a": nn.Conv1d(1, 4, 3, padding=1), "b": nn.Conv1d(4, 4, 5, padding=2), "c": nn.Conv1d(4, 4, 1)}
-    return Net(forward, **convs, d=nn.Linear(256, 7), e=nn.Linear(7, 12), f=nn.Linear(12, 6), g=nn.Linear(6, 3))
-
-
-@torch.no_grad()
-def converted(make, timing):
-    """A spiking network whose thresholds per channel are powers of two."""
-    x = image(16)
-    net = convert(dyadic(make()), T, example=x, timing=timing, v_init=0.0)
-    assert any(way.startswith("general") for way in net.meta["ways"].values())
-    for layer in net.modules():
-        if isinstance(layer, (tnn.SpikingLayer, Neurons)):
-            layer.threshold = 2.0 ** torch.randint(-5, -2, layer.threshold.shape)
-    return net, x
-
-
 def every_other():
     return in_windows(network(), "even"), images()
 
 
-GENERAL = {f"{make.__name__}, {timing}": lambda make=make, timing=timing: converted(make, timing)
-           for make in (separable, preactivated, lines) for timing in ("step", "window")}  # fmt: skip
+GENERAL = {f"{name}, {timing}": lambda make=make, timing=timing: converted(make, timing)
+           for name, make in BETWEEN.items() for timing in ("step", "window")}  # fmt: skip
 NETWORKS = {
     "digits": lambda: (network(), images()), "pooled": pooled, "line": line, "named": named, "events": events,
     "thirds": lambda: (encoded(
@@ -264,16 +210,18 @@ def two(body, after=lambda y: y):
     (lambda: encoded(CONV, tnn.MaxPool2d(2), FLAT, tnn.Readout(32, 2)), "n2: NIR has no MaxP"),
     (lambda: encoded(tnn.Conv2d(1, 2, 2, padding="same"), FLAT, tnn.Readout(128, 2)), "both"),
     (lambda: encoded(CONV), "Readout"),
+    (lambda: encoded(tnn.Conv2d(1, 2, 3), tnn.AdaptiveAvgPool2d(4), FLAT, tnn.Readout(32, 2)), "n2: adaptive pooling"),
     (lambda: encoded(tnn.Conv2d(1, 2, (1, 2)), FLAT, tnn.Readout(112, 2)), "n1: nir 1.0.8 infers a wrong .* 1x2"),
     (lambda: encoded(tnn.AvgPool2d(2, spiking=False), FLAT, tnn.Readout(16, 2)), "nothing in the network spikes"),
-    (lambda: two(lambda m, x: m.c(torch.cat([x, m.c(x)], 1)[:, :6])), "cat: NIR has no node for cat"),
-    (lambda: two(lambda m, x: m.c(F.interpolate(m.c(x), scale_factor=2))), "NIR has no node for upsample_nearest2d"),
-    (lambda: two(lambda m, x: m.c(m.c(F.max_pool2d(x, 2)))), "no node for max_pool2d: use AvgPool2d or strides"),
-    (lambda: two(lambda m, x: m.c(F.pad(m.c(x), [1, 0, 0, 0]))), "NIR has no node for pad"),
-    (lambda: two(lambda m, x: m.c(m.c(x).mean(1, keepdim=True) + x)), "means other than those over the space"),
-    (lambda: two(lambda m, x: m.c(m.c(x)), lambda y: y.softmax(1)), "NIR has no node for softmax"),
-    (lambda: two(lambda m, x: m.c(m.c(x)), lambda y: y * y), "NIR has no node for mul of activations"),
-    (lambda: two(lambda m, x: m.c(m.c(x)), lambda y: F.linear(y, y)), "linear: its weights depend on the input"),
+    (lambda: two(lambda m, x: m.c(F.interpolate(m.c(x), scale_factor=2))), "no node that moves the neurons of an im"),
+    (lambda: two(lambda m, x: m.c(m.c(F.max_pool2d(x, 2)))), "max_pool2d: NIR has no MaxPool2d: use AvgPool2d or stri"),
+    (lambda: two(lambda m, x: m.c(F.pad(m.c(x), [1, 0, 0, 0]))), "NIR has no node that moves the neurons of an image"),
+    (lambda: two(lambda m, x: m.c(m.c(x).mean(1, keepdim=True) + x)), "function mean. is not a layer"),
+    (lambda: two(lambda m, x: m.c(m.c(x)), lambda y: y.softmax(1)), "function softmax. is not a layer"),
+    (lambda: two(lambda m, x: m.c(m.c(x)), lambda y: y * y), "function mul. is not a layer"),
+    (lambda: two(lambda m, x: m.c(m.c(x)), lambda y: F.linear(y, y)), "function linear. is not a layer"),
+    (lambda: encoded(FLAT, tnn.Linear(64, 2100), tnn.Neurons(2100, norm=True, v_init=0.0), tnn.Readout(2100, 2)),
+     "n3: NIR has no node for it but one of 4,410,000 weights"),
 ])  # fmt: skip
 def test_what_has_no_counterpart_is_named(make, message):
     with pytest.raises(CannotLower, match=message):

@@ -10,12 +10,14 @@ import pytest
 import torch
 from networks import NETWORKS, average, dyadic, lif, own_counts, trained
 from pages import ROOT, blocks
+from test_currents import BLOCKS, network
 from test_frozen_file import converted, events
 from torch import Tensor
 
 import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
+from tandem_snn.frozen.instruction import FIRES
 from tandem_snn.frozen.lowering import lower
 
 EXAMPLE = ROOT / "python" / "examples" / "cpp"
@@ -29,7 +31,7 @@ def text(frozen, x, answers=False):
 
     def watch(number, _, y):
         stage = stages.stages[number]
-        if isinstance(y, te.SpikeTrain) and stage.instruction.kind in ("layer", "average"):
+        if isinstance(y, te.SpikeTrain) and stage.instruction.kind in FIRES:
             lines.append(f"layer {stage.name}: {int(y.counts.sum())} spikes")
 
     with torch.no_grad():
@@ -92,9 +94,16 @@ def run(program, *arguments):
     return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=60)
 
 
+def made_of(block):
+    return lambda: (network(block, "step"), torch.rand(4, 3, 8, 8))
+
+
+CURRENTS = [pytest.param(made_of(block), id=block.__name__) for block in BLOCKS]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", [None, 4])
-@pytest.mark.parametrize("make", [lif, converted, events, average, *NETWORKS])
+@pytest.mark.parametrize("make", [lif, converted, events, average, *NETWORKS, *CURRENTS])
 def test_networks(make, bits, timing, classify, tmp_path):
     """The sums of the first layer and of the readout, which are floats there and here, are exact."""
     net, x = make()
@@ -149,9 +158,9 @@ def test_files_that_are_not_ours(classify, tmp_path):
         path.write_bytes(damaged)
         done = run(classify, path, x)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    older = content.replace(b"tandem_snn frozen 1", b"tandem_snn frozen 2")
+    older = content.replace(b"tandem_snn frozen 2", b"tandem_snn frozen 3")
     path.write_bytes(older)
-    assert "is not one of tandem_snn frozen 1" in run(classify, path, x).stderr
+    assert "is not one of tandem_snn frozen 2" in run(classify, path, x).stderr
     assert run(classify, path).returncode == 2
     net, spikes = events()
     frozen = ts.freeze(net, T=11)

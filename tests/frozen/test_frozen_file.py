@@ -134,9 +134,12 @@ def test_what_a_file_cannot_hold_is_named(tmp_path):
     layers = {"layer": tnn.Linear(4, 4), "readout": tnn.Readout(4, 2)}
     doubled = Net(lambda m, x: 2 * m.readout(m.layer(x)), **layers)
     layers = {"a": nn.Linear(4, 4), "b": nn.Linear(4, 4), "readout": nn.Linear(8, 2)}
-    joined = Net(lambda m, x: m.readout(torch.cat([m.a(x).relu(), m.b(x).relu()], 1)), **layers)
+    joined = Net(lambda m, x: m.readout(torch.cat([m.a(x).relu(), m.b(m.a(x).cumsum(1)).relu()], 1)), **layers)
     for net, message in (
-        (ts.convert(joined, T=4, example=torch.rand(1, 4)), r"\(call_function cat\) is not a layer of tandem_snn.nn"),
+        (
+            ts.convert(joined, T=4, example=torch.rand(1, 4)),
+            r"\(call_function cumsum\) is not a layer of tandem_snn.nn",
+        ),
         (doubled, r"layer 'net' .* step by step .*\(unsupported operand type.*\*: 'int' and 'SpikeTrain'"),
         (nn.Sequential(Own(4, 3), tnn.Readout(3, 2)), "layer '0' cannot be saved: Own is not a layer"),
         (nn.Sequential(tnn.Linear(4, 3), nn.Linear(3, 2)), "layer '1' cannot be saved"),
@@ -209,7 +212,7 @@ def test_other_files_are_refused(small):
     surrogate = rb'{"__metadata__":{"checksum":"\ud800"}}'
     refused(path, len(surrogate).to_bytes(8, "little") + surrogate, "do not have the checksum")
     refused(path, container.pack(tensors, "tandem_snn 1"), "not a frozen network, or")
-    refused(path, container.pack(tensors, "tandem_snn frozen 2"), "another version.*format is 'tandem_snn frozen 2'")
+    refused(path, container.pack(tensors, "tandem_snn frozen 3"), "another version.*format is 'tandem_snn frozen 3'")
     with pytest.raises(UserError, match="no frozen network"):
         ts.load(path.parent)
     with pytest.raises(UserError, match="no frozen network"):
@@ -232,7 +235,7 @@ def with_field(path, instruction, field, to):
 
 # The instruction of "small", None for the header; its layers are 1, 2.body and 3.
 HOSTILE = [
-    (None, "format", 2, "another version"), (None, "T", 10**9, "T: expected"), (None, "T", 0, "T: expected"),
+    (None, "format", 3, "another version"), (None, "T", 10**9, "T: expected"), (None, "T", 0, "T: expected"),
     (None, "any_T", 1, "any_T: expected"), (None, "weight_bits", 64, "weight_bits"), (None, "dtype", 4, "dtype"),
     (None, "source", -1, "source"), (None, "dims", 4, "dims"), (None, "channels", 2**62, "shape"),
     (None, "instructions", 0, "instructions"), (None, "instructions", 2**62, "instructions"),
@@ -255,7 +258,7 @@ HOSTILE = [
     (0, "leak", bits(float("inf")), "leak"),
     (0, "timing", 2, "timing"), (1, "timing", 1, "layer '2.body': timing: it reads spikes with the other timing"),
     (2, "gain", bits(float("nan")), "layer '3': gain: expected a finite number, got nan"),
-    (2, "axes", 1, "axes: a readout has none"),
+    (0, "index", 0, "index: only a gather"), (0, "by_channel", 2, "by_channel"),
 ]  # fmt: skip
 
 

@@ -176,14 +176,14 @@ def test_projection_residual_feeds_one_neuron(norm, train_mode, timing):
     values = effective_counts(net(x)), at_the_counts(net, x)
     torch.testing.assert_close(*(torch.autograd.grad((y * w).sum(), [*net.parameters()]) for y in values))
     spikes = first(net[0](x))
-    torch.testing.assert_close(block.shortcut(spikes, fire=False).sum(0), block.shortcut.preactivation(spikes))
+    torch.testing.assert_close(block.shortcut(spikes).total, block.shortcut.preactivation(spikes))
 
 
 @pytest.mark.parametrize("kind", DIRECT)
 def test_projection_of_a_direct_input(kind):
     x = kind(torch.randn(3, 4, 6, 6), 8)
-    shortcut = tnn.Conv2d(4, 4, 1)
-    currents = shortcut(x, fire=False)
+    shortcut = tnn.Conv2d(4, 4, 1, neurons=False)
+    currents = shortcut(x).residual("step")
     per_step = [F.conv2d(x.x * (t == 0 or kind is te.ConstantInput), shortcut.weight) for t in range(8)]
     expected = torch.stack(per_step) + shortcut.bias.view(-1, 1, 1) / 8
     torch.testing.assert_close(currents, expected)

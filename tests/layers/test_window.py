@@ -52,7 +52,7 @@ def test_by_default_counts_are_rounded_to_nearest_and_steps_start_at_zero(timing
     same.load_state_dict(layer.state_dict(), strict=False)
     assert torch.equal(layer(y).stored, same(y).stored)
     assert torch.equal(layer.potentials(y), same.potentials(y))
-    general_, same_ = general.Neurons(threshold, timing=timing), general.Neurons(threshold, start, timing=timing)
+    general_, same_ = (tnn.Neurons(9, **options, **given) for given in ({}, {"v_init": start}))
     assert torch.equal(general_(y).stored, same_(y).stored)
     nets = [nn.Sequential(tnn.Encoder(8, "events"), each, tnn.Readout(9, 2)).eval() for each in (layer, same)]
     nets[1].load_state_dict(nets[0].state_dict(), strict=False)
@@ -121,12 +121,12 @@ def test_dropout_flatten_and_join_keep_the_form():
 
 
 @pytest.mark.parametrize("T", [3, 8, 11])
-def test_the_general_way_is_the_fused_layer(T):
+def test_neurons_on_currents_are_the_fused_layer(T):
     """As the fused layer, and as many products as the ANN: the steps' currents are never asked for."""
     x, linear = bursts(T, 5, 12), dyadic_(nn.Linear(12, 9))
     u = general.linear_map(linear, x)
-    u.steps = None
-    neurons = general.Neurons(0.5, 0.25, timing="window")
+    u._steps = None
+    neurons = tnn.Neurons(9, threshold=torch.tensor(0.5), v_init=0.25, timing="window")
     fused = tnn.Linear(12, 9, threshold=torch.tensor(0.5), v_init=0.25, timing="window")
     fused.load_state_dict(linear.state_dict() | {"threshold": torch.tensor(0.5)})
     assert_same(neurons(u), fused(x))

@@ -13,7 +13,6 @@ from torch import nn
 import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_snn import freeze
-from tandem_snn.nn import general
 
 f, nan = te.functional, math.nan
 X, IMAGE, W = train(8, 3, 7), train(8, 3, 4, 6, 6), dyadic(5, 7)
@@ -153,7 +152,7 @@ def layer_of(threshold):
     (linear(gate="sigmoid"), ValueError, "gate: expected one of 'relu', 'clip', got 'sigmoid'"),
     *((call, ValueError, "gate: expected one of 'relu', 'clip'") for call in (
         linear(gate=None), linear(timing="window", gate="Clip"), lambda: tnn.Linear(3, 2, gate="none"),
-        lambda: general.Neurons(gate="none"), lambda: te.functional.couple(train(8, 3), torch.ones(3), gate="none"),
+        lambda: tnn.Neurons(gate="none"), lambda: te.functional.couple(train(8, 3), torch.ones(3), gate="none"),
     )),
     (linear(steps=0), ValueError, "steps: expected a positive int"), (linear(steps=1.5), TypeError, "steps: expected"),
     (linear(bias=torch.ones(4)), ValueError, "bias: expected shape [5], one value per channel, got [4]"),
@@ -305,7 +304,7 @@ def layer_of(threshold):
     (lambda: tnn.AvgPool2d(2, v_init=nan), ValueError, "v_init: expected a finite"),
     (lambda: tnn.AvgPool2d(0), ValueError, "kernel_size: expected at least 1, got 0"),
     (lambda: tnn.MaxPool2d(2, 0.5), TypeError, "stride: expected an int or 2 ints, got 0.5"),
-    (lambda: tnn.Linear(4, 4)(ONES, residual=ONES, fire=False), ValueError, "residual"),
+    (lambda: tnn.Linear(4, 4, neurons=False)(ONES, residual=ONES), ValueError, "residual"),
     (lambda: tnn.Linear(4, 4, norm=nn.BatchNorm1d(4)), TypeError, "norm: expected True or False"),
     (lambda: tnn.Linear(4, 4, norm=True, gamma="3"), TypeError, "gamma: expected None or a finite number"),
     *((lambda bits=bits: tnn.Readout(3, 2, weight_bits=bits), error, "weight_bits: expected None or an int from 2 to 8")

@@ -22,7 +22,7 @@ import tandem_snn.nn as tnn
 from data import load
 from recipe import Recipe
 from tandem_snn import ann, freeze, to_ann
-from tandem_snn.nn import batch_norm, general
+from tandem_snn.nn import batch_norm, currents
 from train import build, processes
 from training import World, train, with_shared_statistics
 
@@ -154,12 +154,12 @@ def test_alone_it_is_batch_norm(shape, affine):
         sync.train()(torch.empty(0, *shape[1:], dtype=torch.float64))
 
 
-def test_the_general_way_has_the_statistics_of_all_processes(monkeypatch):
+def test_currents_have_the_statistics_of_all_processes(monkeypatch):
     """Those of its currents, too, so that their sum is z."""
     other = torch.tensor([64.0, 10.0, 20.0, 30.0, 10.0, 90.0, 40.0], dtype=torch.float64)
     monkeypatch.setattr(batch_norm, "_total", lambda sums, group: sums + other)
     x = spikes(8, 6, 3)
-    u = general.normalise(x, tnn.SyncBatchNorm(nn.BatchNorm1d(3)))
+    u = currents.normalise(x, tnn.SyncBatchNorm(nn.BatchNorm1d(3)))
     torch.testing.assert_close(u.steps(0, 8).sum(0), u.total)
 
 

@@ -45,6 +45,14 @@ def operators_are_seen():
     return in_context(Seen(), lambda: torch.add(ONE, ONE)) == 6
 
 
+def nothing_is_seen():
+    class Seen(_torch.DispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            raise AssertionError(op)
+
+    return in_context(Seen(), lambda: in_context(_torch.unseen(), lambda: torch.add(ONE, ONE))) == 2
+
+
 def fakes_are_known():
     return isinstance(in_context(FakeTensorMode(), lambda: torch.empty(2)), _torch.FakeTensor)
 
@@ -131,6 +139,7 @@ def samples_are_joined():
 
 
 CHECKS = {
+    "unseen": nothing_is_seen,
     "BatchNorm": lambda: all(isinstance(kind(3), _torch.BatchNorm) for kind in (nn.BatchNorm1d, nn.SyncBatchNorm)),
     "Convolution": lambda: all(isinstance(k(2, 3, 1), _torch.Convolution) for k in (nn.Conv1d, nn.ConvTranspose2d)),
     "DispatchMode": operators_are_seen,

@@ -7,8 +7,8 @@
 //   step              a stream: with step timing a time step, the same loop with potentials that are kept; with window
 //                     timing steps towards the answer for the present input (follow.cpp)
 //
-// The kernels multiply spikes. Real-valued products and pools (direct encoding, mean counts, the readout) are computed
-// by the caller's functions and so have the same bits as the caller's own network.
+// The kernels multiply spikes. Products and pools of real numbers (images, currents, mean counts, the readout) are
+// computed by the caller's functions and so have the same bits as the caller's own network.
 #pragma once
 
 #include "program.h"
@@ -26,24 +26,39 @@ struct Shape {
   }
 };
 
-// A product or a pooling of real-valued images [batch, in], with the instruction's kernel.
+// A product or a pooling of real-valued images [batch, in], in C, H, W order or channels last, with the instruction's
+// kernel.
 struct RealLayer {
   const Instruction& instruction;
   int64_t batch;
   Shape in, out;
+  bool channels_last;
+  bool currents;  // which are float32 whatever the type of the weights, until a weight multiplies them
 };
 
-// The caller's functions for real numbers. x is the network's input or an earlier result, in C, H, W order unless
-// stated otherwise. Results are [batch, ...] and stay valid until the run ends. All numbers are passed as float32: if
-// the program computes in a half type, the caller rounds inputs and results to it.
+// What Host::gathered does with contiguous images.
+inline void gather_features(const RealLayer& layer, const int32_t* index, const float* x, float* to) {
+  const int64_t size = layer.out.features();
+  for (int64_t b = 0; b < layer.batch; ++b, x += layer.in.features(), to += size) {
+    for (int64_t k = 0; k < size; ++k) to[k] = index[k] < 0 ? 0.f : x[index[k]];
+  }
+}
+
+// The caller's functions for real numbers. x is the network's input or an earlier result. Results are [batch, ...], in
+// C, H, W order unless stated otherwise, and stay valid until the run ends. All numbers are passed as float32: if the
+// program computes in a half type, the caller rounds inputs and results to it.
 class Host {
  public:
   virtual ~Host() = default;
   virtual bool computes_in(DType type) const { return type == DType::kFloat32; }
+  virtual float as_type(float x) const { return x; }  // to the type in which the program computes
   // weight: [outputs, channels, kernel], bias: [outputs] or null. The result is channels last.
   virtual const float* product(const RealLayer& layer, const float* weight, const float* bias, const float* x) = 0;
-  virtual const float* mean(const RealLayer& layer, bool channels_last, const float* x) = 0;
+  virtual const float* mean(const RealLayer& layer, const float* x) = 0;
   virtual const float* maximum(const RealLayer& layer, const float* x) = 0;
+  virtual const float* upsampled(const RealLayer& layer, const float* x) = 0;
+  // Features of each sample by their numbers in C, H, W order; -1: 0.
+  virtual const float* gathered(const RealLayer& layer, const int32_t* index, const float* x) = 0;
   // Receives the spike trains of an instruction with neurons: planes or, with kWindow, counts.
   virtual void fired(int64_t /*instruction*/, Timing /*of the bytes*/, const uint8_t* /*train*/, int64_t /*bytes*/) {}
 };

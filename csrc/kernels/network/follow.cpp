@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "../cpu/vectors.h"
+#include "../neuron/scan.h"
 #include "../planes/bits.h"
 #include "../planes/moves.h"
 #include "../product/moving.h"
@@ -46,10 +47,15 @@ class Follower : public Run {
     }
     std::vector<uint8_t> worked(batch, frame_.begins);
     if (std::find(rests_, rests_ + batch, 0) != rests_ + batch) make_parts();
-    cpu::for_workers(frame_.parallel, batch, 1, [&](int64_t begin, int64_t end, cpu::Workspace& memory) {
-      Changes changes = no_changes(memory);
-      for (int64_t b = begin; b < end; ++b) take_steps(b, changes, worked[b]);
-    });
+    if (derives()) {
+      take_steps_together(worked);
+    } else {
+      cpu::for_workers(frame_.parallel, batch, 1, [&](int64_t begin, int64_t end, cpu::Workspace& memory) {
+        Changes changes = no_changes(memory);
+        const Scratch scratch = take_scratch(memory);
+        for (int64_t b = begin; b < end; ++b) take_steps(b, changes, scratch, worked[b]);
+      });
+    }
     const int64_t last = *std::max_element(frame_.taken, frame_.taken + batch);
     for (int64_t b = 0; b < batch; ++b) {
       if (frame_.taken[b] < last) frame_.moved[b] = 0;
@@ -65,6 +71,12 @@ class Follower : public Run {
   };
 
   bool has_moves(int64_t i) const { return program_.values[i] == Value::kWindowTrain; }
+  bool derives() const {
+    for (int64_t i = 0; i < program_.size(); ++i) {
+      if (program_.derives(i)) return true;
+    }
+    return false;
+  }
   int64_t features(int64_t i) const { return plan_.steps[i].out.features(); }
   int64_t rows(int64_t i) const { return plan_.steps[i].out.height * plan_.steps[i].out.width; }
   uint8_t* counts_of(int64_t i, int64_t b) const { return all<uint8_t>(kept(i).counts) + b * features(i); }
@@ -72,7 +84,8 @@ class Follower : public Run {
   void begin() {
     std::memset(frame_.state, 0, plan_.state);
     for (int64_t i = 0; i < program_.size(); ++i) {
-      if (program_.has_neurons(i)) std::memset(all<uint8_t>(kept(i).marks), kDue, plan_.batch * rows(i));
+      if (!program_.has_neurons(i) && !program_.derives(i)) continue;
+      std::memset(all<uint8_t>(kept(i).marks), kDue, plan_.batch * rows(i));
     }
   }
 
@@ -85,7 +98,7 @@ class Follower : public Run {
     if (!anew && std::memcmp(image_, image, plan_.batch * n * sizeof(float)) == 0) return;
     for (int64_t i = 0; i < program_.size(); ++i) {
       if (program_.values[i] == Value::kReal) execute(i);
-      if (!program_.has_neurons(i) || program_.reads_train(i)) continue;
+      if (!program_.has_neurons(i) || program_.value(instruction(i).input) != Value::kReal) continue;
       update_product(i, direct_product(i));
       for (int64_t b = 0; b < plan_.batch; ++b) {
         const bool changed = anew || std::memcmp(image_ + b * n, image + b * n, n * sizeof(float)) != 0;
@@ -162,66 +175,150 @@ class Follower : public Run {
   struct Changes {
     std::vector<Moves> moves;                // by value
     std::vector<std::vector<int64_t>> rows;  // of currents: those that were computed again
-    int32_t* sums;                           // of the layer that is computed; zeros before and after
+  };
+
+  // What one layer of one sample needs while it is computed.
+  struct Scratch {
+    int32_t* sums;  // zeros before and after
     cpu::Workspace& memory;
   };
 
   Changes no_changes(cpu::Workspace& memory) const {
     std::vector<Moves> moves(program_.size());
-    int64_t most_sums = 0;
     for (int64_t i = 0; i < program_.size(); ++i) {
       if (has_moves(i)) moves[i] = Moves(memory.take<int32_t>(features(i)));
-      most_sums = std::max(most_sums, kept(i).sums_size);
     }
-    return {std::move(moves), std::vector<std::vector<int64_t>>(program_.size()), memory.zeros(most_sums), memory};
+    return {std::move(moves), std::vector<std::vector<int64_t>>(program_.size())};
   }
 
-  void take_steps(int64_t b, Changes& changes, uint8_t& worked) {
+  Scratch take_scratch(cpu::Workspace& memory) const {
+    int64_t most_sums = 0;
+    for (int64_t i = 0; i < program_.size(); ++i) most_sums = std::max(most_sums, kept(i).sums_size);
+    return {memory.zeros(most_sums), memory};
+  }
+
+  void take_steps(int64_t b, Changes& changes, const Scratch& scratch, uint8_t& worked) {
     frame_.moved[b] = frame_.taken[b] = 0;
     while (rests_[b] == 0 && frame_.taken[b] < frame_.steps) {
       worked = 1;
-      const int64_t moved = step(b, changes);
+      rests_[b] = 1;
+      int64_t moved = 0;
+      for (int64_t i = 0; i < program_.size(); ++i) moved += move(i, b, changes, scratch);
       if (moved == 0) return;
       frame_.moved[b] = moved;
       ++frame_.taken[b];
     }
   }
 
-  int64_t step(int64_t b, Changes& changes) {
-    int64_t moved = 0;
-    rests_[b] = 1;
+  // The same for all samples, instruction by instruction, because what is computed from currents is computed for the
+  // whole batch at once: by the host's same call as in a window.
+  void take_steps_together(std::vector<uint8_t>& worked) {
+    const int64_t batch = plan_.batch;
+    std::fill_n(frame_.moved, batch, 0), std::fill_n(frame_.taken, batch, 0);
+    cpu::Workspace memory(memory_);
+    std::vector<Changes> changes;
+    for (int64_t b = 0; b < batch; ++b) changes.push_back(no_changes(memory));
     for (int64_t i = 0; i < program_.size(); ++i) {
-      Moves& moves = changes.moves[i];
-      moves.clear();
-      const Kind kind = program_.kind(i);
-      const int64_t from = instruction(i).input;
-      if (kind == Kind::readout && program_.reads_train(i)) {
-        frame_.synapses[b] += changes.moves[from].size() * instruction(i).outputs;
-      } else if (program_.has_neurons(i)) {
-        find_targets(i, b, changes);
-      } else if (program_.values[i] == Value::kWindowTrain && kind == Kind::flatten) {
-        flatten(i, b, changes.moves[from], moves);
-      } else if (program_.values[i] == Value::kWindowTrain && kind == Kind::max_pool) {
-        if (changes.moves[from].size() > 0) pool(i, b, moves);
+      if (has_moves(i)) values_[i] = counts_of(i, 0);
+      if (program_.values[i] == Value::kCurrents) values_[i] = all<float>(kept(i).currents);
+    }
+    std::vector<uint8_t> active(batch);
+    std::vector<int64_t> moved(batch);
+    for (int64_t taken = 0; taken < frame_.steps; ++taken) {
+      for (int64_t b = 0; b < batch; ++b) {
+        active[b] = rests_[b] == 0;
+        worked[b] |= active[b];
+        rests_[b] = 1;
+        moved[b] = 0;
+        for (Moves& none : changes[b].moves) none.clear();
+        for (std::vector<int64_t>& none : changes[b].rows) none.clear();
       }
-      if (program_.fires(i) || kind == Kind::popcount) {
-        follow_targets(i, b, moves);
-        moved += moves.size();
+      if (std::find(active.begin(), active.end(), 1) == active.end()) return;
+      for (int64_t i = 0; i < program_.size(); ++i) {
+        if (program_.derives(i)) {
+          if (is_due(i, changes)) derive(i, changes, active);
+          continue;
+        }
+        cpu::for_workers(frame_.parallel, batch, 1, [&](int64_t begin, int64_t end, cpu::Workspace& workspace) {
+          const Scratch scratch = take_scratch(workspace);
+          for (int64_t b = begin; b < end; ++b) {
+            if (active[b] != 0) moved[b] += move(i, b, changes[b], scratch);
+          }
+        });
       }
-      if (frame_.moves != nullptr && has_moves(i)) {
-        int8_t* to = frame_.moves[i] + b * features(i);
-        for (const int32_t move : moves) to[neuron_of(move)] = move < 0 ? -1 : 1;
+      for (int64_t b = 0; b < batch; ++b) {
+        if (moved[b] > 0) frame_.moved[b] = moved[b], ++frame_.taken[b];
       }
     }
-    return moved;
+  }
+
+  bool is_due(int64_t i, const std::vector<Changes>& changes) const {
+    if (*marks_of(i, 0) != 0) return true;  // all or none
+    const auto changed = [&](int64_t v, const Changes& of) {
+      return v >= 0 && (of.moves[v].size() > 0 || !of.rows[v].empty());
+    };
+    return std::any_of(changes.begin(), changes.end(), [&](const Changes& of) {
+      return changed(instruction(i).input, of) || changed(instruction(i).residual, of);
+    });
+  }
+
+  // Computes currents again, and lists the rows that differ.
+  void derive(int64_t i, std::vector<Changes>& changes, std::vector<uint8_t>& active) {
+    const int64_t channels = plan_.steps[i].out.channels;
+    execute(i);
+    const float* now = real(i);
+    auto* before = all<float>(kept(i).currents);
+    values_[i] = before;
+    for (int64_t b = 0; b < plan_.batch; ++b) {
+      uint8_t* marks = marks_of(i, b);
+      for (int64_t row = 0; row < rows(i); ++row, now += channels, before += channels) {
+        if (marks[row] == 0 && std::memcmp(before, now, channels * sizeof(float)) == 0) continue;
+        std::copy_n(now, channels, before);
+        changes[b].rows[i].push_back(row);
+        marks[row] = 0;
+      }
+      if (changes[b].rows[i].empty()) continue;
+      active[b] = 1;
+      if (program_.kind(i) == Kind::layer) {
+        frame_.synapses[b] += instruction(i).weights() / instruction(i).outputs * features(i);
+      }
+    }
+  }
+
+  // One step of one instruction: lists its moves, and returns how many neurons moved.
+  int64_t move(int64_t i, int64_t b, Changes& changes, const Scratch& scratch) {
+    Moves& moves = changes.moves[i];
+    moves.clear();
+    const Kind kind = program_.kind(i);
+    const int64_t from = instruction(i).input;
+    if (kind == Kind::readout && program_.reads_train(i)) {
+      frame_.synapses[b] += changes.moves[from].size() * instruction(i).outputs;
+    } else if (program_.has_neurons(i)) {
+      find_targets(i, b, changes, scratch);
+    } else if (has_moves(i) && kind == Kind::flatten) {
+      flatten(i, b, changes.moves[from], moves);
+    } else if (has_moves(i) && (kind == Kind::max_pool || kind == Kind::gather)) {
+      const int64_t joined = instruction(i).residual;
+      if (changes.moves[from].size() > 0 || (joined >= 0 && changes.moves[joined].size() > 0)) pool(i, b, moves);
+    }
+    const bool fires = program_.fires(i) || kind == Kind::popcount;
+    if (fires) follow_targets(i, b, moves);
+    if (frame_.moves != nullptr && has_moves(i)) {
+      int8_t* to = frame_.moves[i] + b * features(i);
+      for (const int32_t move : moves) to[neuron_of(move)] = move < 0 ? -1 : 1;
+    }
+    return fires ? moves.size() : 0;
   }
 
   // Adds the moves of a layer's inputs, and computes the targets that depend on them.
-  void find_targets(int64_t i, int64_t b, Changes& changes) {
+  void find_targets(int64_t i, int64_t b, Changes& changes, const Scratch& scratch) {
     const Instruction& in = instruction(i);
     const Part& part = parts_[i];
     uint8_t* marks = marks_of(i, b);
-    if (part.sums) frame_.synapses[b] += part.sums->add(changes.moves[in.input], changes.sums, marks, changes.memory);
+    if (part.sums) frame_.synapses[b] += part.sums->add(changes.moves[in.input], scratch.sums, marks, scratch.memory);
+    if (program_.kind(i) == Kind::neurons) {
+      for (const int64_t row : changes.rows[in.input]) marks[row] |= kDue;
+    }
     std::vector<int64_t>& rows_done = changes.rows[i];
     rows_done.clear();
     if (in.residual != kAbsent && program_.value(in.residual) == Value::kCurrents) {
@@ -235,13 +332,13 @@ class Follower : public Run {
     for_marked(i, b, [&](int64_t row) {
       if ((marks[row] & kDue) == 0) return;
       if (row != last) {
-        if (first < last) compute_targets(i, b, first, last - first, changes);
+        if (first < last) compute_targets(i, b, first, last - first, scratch);
         first = row;
       }
       last = row + 1;
       if (!program_.fires(i)) rows_done.push_back(row), marks[row] = 0;
     });
-    if (first < last) compute_targets(i, b, first, last - first, changes);
+    if (first < last) compute_targets(i, b, first, last - first, scratch);
   }
 
   uint8_t* marks_of(int64_t i, int64_t b) const { return all<uint8_t>(kept(i).marks) + b * rows(i); }
@@ -262,7 +359,7 @@ class Follower : public Run {
 
   double* sums_of(int64_t i, int64_t b) const { return all<double>(kept(i).sums) + b * kept(i).sums_size; }
 
-  void compute_targets(int64_t i, int64_t b, int64_t first_row, int64_t n, Changes& changes) {
+  void compute_targets(int64_t i, int64_t b, int64_t first_row, int64_t n, const Scratch& scratch) {
     const Instruction& in = instruction(i);
     Neuron a = parts_[i].neuron;
     const int64_t channels = a.channels, size = features(i);
@@ -279,13 +376,17 @@ class Follower : public Run {
     } else {
       a.v = all<float>(kept(i).currents) + b * size;
     }
-    if (parts_[i].sums) return parts_[i].sums->fire(changes.sums, sums_of(i, b), first_row, n, a);
+    if (parts_[i].sums) return parts_[i].sums->fire(scratch.sums, sums_of(i, b), first_row, n, a);
     const int64_t first = first_row * channels;  // the scan begins at its first neuron
     const auto shift = [&](auto*& p) { p = p == nullptr ? nullptr : p + first; };
     a.neurons = n * channels;
     shift(a.stored), shift(a.v), shift(a.residual_currents), shift(a.residual_stored);
     if (a.bad != nullptr) a.bad += first_row;
     if (a.v_init_size > channels) shift(a.v_init), a.v_init_size -= first;
+    if (program_.kind(i) == Kind::neurons) {
+      const float* currents = all<float>(kept(in.input).currents) + b * size + first;
+      return cpu::if_scan(currents, DType::kFloat32, Source::kImpulse, a, serial_for);
+    }
     scan(all<float>(kept(i).product) + b * size + first, a, serial_for);
   }
 
@@ -341,10 +442,16 @@ class Follower : public Run {
     }
   }
 
-  // A maximum of counts moves by at most one, as they do.
+  // A maximum of counts moves by at most one, as they do, and a gather moves as its inputs do.
   void pool(int64_t i, int64_t b, Moves& moves) const {
+    const int64_t joined = instruction(i).residual;
+    const uint8_t* counts = counts_of(instruction(i).input, b);
     uint8_t* target = all<uint8_t>(kept(i).target) + b * features(i);
-    cpu::max_pool(geometry(i, 1), Timing::kWindow, counts_of(instruction(i).input, b), target, serial_for);
+    if (program_.kind(i) == Kind::gather) {
+      gather(i, 1, counts, joined < 0 ? nullptr : counts_of(joined, b), target, serial_for);
+    } else {
+      cpu::max_pool(geometry(i, 1), Timing::kWindow, counts, target, serial_for);
+    }
     follow(target, 0, features(i), counts_of(i, b), moves);
   }
 

@@ -18,7 +18,7 @@ void widen_halves(const void* from, int64_t n, float* to) {
 }  // namespace
 
 Network::Network(const int64_t* words, int64_t count, const uint8_t* numbers, int64_t bytes)
-    : program_(read(words, count, bytes)), numbers_(numbers) {
+    : program_(read(words, count, numbers, bytes)), numbers_(numbers) {
   if (program_.not_run.has_value()) throw Refusal(*program_.not_run);
   int64_t size = 0;
   for (int64_t i = 0; i < program_.size(); ++i) {

@@ -31,10 +31,37 @@ Shape place_kernel(Geometry& g, const Shape& in, bool ceil = false) {
   return {in.dims, g.outputs, g.out_height(), g.out_width()};
 }
 
-Shape result(const Program& program, int64_t number, const Shape& in, Geometry& g) {
+Shape gathered(const Instruction& i, const Shape& in, const Shape* joined) {
+  if (i.by_channel == 0) {
+    if (in.features() != i.channels) {
+      refuse("it takes " + std::to_string(i.channels) + " features, its input is " + text(in));
+    }
+    return {i.axes + 1, i.outputs, i.kernel_h, i.kernel_w};
+  }
+  if (joined != nullptr && (joined->dims != in.dims || joined->height != in.height || joined->width != in.width)) {
+    refuse("it joins channels of " + text(in) + " and " + text(*joined) + ", which differ in other sizes");
+  }
+  const int64_t channels = in.channels + (joined == nullptr ? 0 : joined->channels);
+  if (channels != i.channels) {
+    refuse("it takes " + std::to_string(i.channels) + " channels, its inputs have " + std::to_string(channels));
+  }
+  return {in.dims, i.outputs, in.height, in.width};
+}
+
+// `other`: the shape of the residual, or null.
+Shape result(const Program& program, int64_t number, const Shape& in, const Shape* other, Geometry& g) {
   const Instruction& i = program.instructions[number];
   const Kind kind = program.kind(number);
   switch (kind) {
+    case Kind::gather:
+      return gathered(i, in, other);
+    case Kind::neurons:
+    case Kind::sum:
+      if (in.channels != i.outputs) {
+        refuse("it takes " + std::to_string(i.outputs) + " channels, its input is " + text(in));
+      }
+      if (other != nullptr && !(*other == in)) refuse("it adds " + text(*other) + " to " + text(in));
+      return in;
     case Kind::layer:
     case Kind::readout:
       if (in.dims != i.axes + 1 || in.channels != i.channels * i.groups) {
@@ -52,11 +79,16 @@ Shape result(const Program& program, int64_t number, const Shape& in, Geometry& 
       return {1, in.features(), 1, 1};
     }
     default:  // pooling
-      if (in.dims != 3) refuse("it takes images, its input is " + text(in));
+      if (in.dims != i.axes + 1 || in.dims == 1) {
+        refuse("it takes " + std::string(i.axes == 1 ? "lines" : "images") + ", its input is " + text(in));
+      }
       if (i.outputs > 0 && i.outputs != in.channels) {
         refuse("scale: expected one value for each channel of its input " + text(in));
       }
-      if (kind == Kind::adaptive_mean) return {3, in.channels, i.kernel_h, i.kernel_w};
+      if (kind == Kind::adaptive_mean || kind == Kind::upsample) {
+        if (in.dims != 3) refuse("it takes images, its input is " + text(in));
+        return {3, in.channels, i.kernel_h, i.kernel_w};
+      }
       g.outputs = g.channels = g.groups = in.channels;
       return place_kernel(g, in, kind == Kind::max_pool && i.ceil != 0);
   }
@@ -89,7 +121,9 @@ class Planner {
     Plan::Step step{};
     step.in = shape_of(program_.instructions[number].input);
     step.geometry = program_.instructions[number].geometry();
-    step.out = result(program_, number, step.in, step.geometry);
+    const int64_t residual = program_.instructions[number].residual;
+    const Shape other = residual == kAbsent ? Shape{} : shape_of(residual);
+    step.out = result(program_, number, step.in, residual == kAbsent ? nullptr : &other, step.geometry);
     step.out.check();
     if (program_.fires(number)) check_neurons(program_.instructions[number], step.out);
     if (plan_.mode == Mode::kFollowing) {
@@ -163,9 +197,11 @@ class Planner {
       refuse("it reads the network's input, which does not spike after the window");
     }
     const int64_t neurons = step.out.features(), rows = step.out.height * step.out.width;
-    if (value == Value::kStepTrain) step.place = take(number, neurons);
+    if (value == Value::kStepTrain || program_.derives(number)) step.place = take(number, neurons);
     Kept& k = step.kept;
-    if (program_.has_neurons(number) && program_.reads_train(number)) {
+    if (kind == Kind::neurons) {
+      // their input is kept as currents
+    } else if (program_.has_neurons(number) && program_.reads_train(number)) {
       const bool by_channel = kind == Kind::average || (in.groups > 1 && in.channels == 1);
       k.sums_size = cpu::MovingSums::size(step.out.channels, by_channel ? 1 : in.groups, rows);
       k.sums = keep_array<double>(k.sums_size);

@@ -18,11 +18,11 @@ void check_range(const char* name, int64_t value, int64_t least, int64_t most) {
 // Checks one instruction after its inputs have been checked.
 class Checker {
  public:
-  Checker(Program& program, int64_t number, int64_t bytes)
-      : program_(program), i_(program.instructions[number]), number_(number), bytes_(bytes) {}
+  Checker(Program& program, int64_t number, const uint8_t* numbers, int64_t bytes)
+      : program_(program), i_(program.instructions[number]), number_(number), numbers_(numbers), bytes_(bytes) {}
 
   Value check() const {
-    check_range("kind", i_.kind, 0, static_cast<int64_t>(Kind::readout));
+    check_range("kind", i_.kind, 0, static_cast<int64_t>(Kind::upsample));
     const Kind kind = static_cast<Kind>(i_.kind);
     check_value("input", i_.input);
     if (i_.residual != kAbsent) check_value("residual", i_.residual);
@@ -39,9 +39,20 @@ class Checker {
     check_double("gain", i_.gain, -kLargest, kLargest);
     check_range("timing", i_.timing, 0, static_cast<int64_t>(Timing::kWindow));
     if (has_window_timing() && real(i_.leak) != 1) refuse("timing: neurons that integrate a window have no leak");
+    check_range("by_channel", i_.by_channel, 0, 1);
+    if (kind != Kind::gather && i_.index != kAbsent) refuse("index: only a gather has one");
     if (kind == Kind::layer || kind == Kind::readout) {
       check_weights();
+    } else if (kind == Kind::neurons || kind == Kind::sum) {
+      check_range("outputs", i_.outputs, 1, kLargestSize);
+      if (i_.weight != kAbsent || i_.step != kAbsent) refuse("weight, step: only layers and readouts have them");
+      check_numbers("scale", i_.scale, i_.outputs);
+      check_numbers("shift", i_.shift, i_.outputs);
+      check_numbers("residual_scale", i_.residual_scale, i_.outputs);
+    } else if (kind == Kind::gather) {
+      check_gather();
     } else {
+      check_axes();
       const bool scales = i_.scale != kAbsent;
       for (const int64_t numbers : {i_.weight, i_.step, i_.shift, i_.residual_scale, i_.residual}) {
         if (numbers != kAbsent) refuse("weight, step, shift, residual: only layers and readouts have them");
@@ -62,12 +73,26 @@ class Checker {
  private:
   // The kind of value that the instruction makes of x.
   Value value(Kind kind, Value x) const {
-    if (x == Value::kCurrents) refuse("input: expected spikes or real numbers, got currents");
+    if (x == Value::kCurrents) check_currents("input", i_.input);
     switch (kind) {
       case Kind::layer:
         return check_layer(x);
+      case Kind::neurons:
+        if (x != Value::kCurrents) refuse("input: expected currents");
+        return has_window_timing() ? Value::kWindowTrain : Value::kStepTrain;
+      case Kind::sum:
+        check_term(x);
+        if (i_.residual != kAbsent) check_term(program_.value(i_.residual), "residual", i_.residual);
+        return Value::kCurrents;
+      case Kind::gather:
+        if (x == Value::kReal && i_.by_channel == 0) return x;
+        check_term(x);
+        if (i_.residual != kAbsent && program_.value(i_.residual) != x)
+          refuse("residual: expected a value like the input");
+        return x;
       case Kind::average:
-        if (x != Value::kStepTrain && x != Value::kWindowTrain) return x;
+        if (x == Value::kReal || x == Value::kMeans) return x;
+        if (x == Value::kCurrents) refuse("input: expected spikes or real numbers, got currents");
         check_timing(x);
         if (real(i_.threshold) != static_cast<double>(i_.kernel_h * i_.kernel_w)) {
           refuse("threshold: expected the number of values in a pooling kernel");
@@ -83,21 +108,57 @@ class Checker {
         return kind == Kind::popcount ? Value::kWindowTrain : Value::kStepTrain;
       case Kind::max_pool:
         if (x == Value::kMeans) not_run("the maximum of mean counts is not supported");
+        if (x == Value::kCurrents && !has_window_timing()) refuse("timing: the maximum of the currents of steps");
+        return x;
+      case Kind::upsample:
+        if (x != Value::kReal && x != Value::kCurrents) refuse("input: expected real numbers");
         return x;
       case Kind::mean:
       case Kind::adaptive_mean:
-        return x == Value::kReal ? x : Value::kMeans;
+        return x == Value::kReal || x == Value::kCurrents ? x : Value::kMeans;
       default:
-        if (i_.axes != 0) refuse("axes: a readout has none");
         if (x == Value::kReal) not_run("nothing in the network spikes");
+        if (x == Value::kCurrents) refuse("input: expected spikes or means, got currents");
         return Value::kMeans;
     }
+  }
+
+  // Checks what is added or moved: a train or currents.
+  void check_term(Value x, const char* name = "input", int64_t value = kAbsent) const {
+    if (x == Value::kReal || x == Value::kMeans) refuse(std::string(name) + ": expected spikes or currents");
+    x == Value::kCurrents ? check_currents(name, value == kAbsent ? i_.input : value) : check_timing(x);
+  }
+
+  void check_currents(const char* name, int64_t value) const {
+    if (program_.has_window_timing(value) != has_window_timing()) {
+      refuse(std::string(name) + ": it is currents with another timing");
+    }
+  }
+
+  void check_gather() const {
+    for (const int64_t numbers : {i_.weight, i_.step, i_.scale, i_.shift, i_.residual_scale}) {
+      if (numbers != kAbsent) refuse("weight, scale, shift: a gather has none");
+    }
+    check_range("outputs", i_.outputs, 1, kLargestSize);
+    check_range("channels", i_.channels, 1, kMostFeatures);
+    if (i_.residual != kAbsent && i_.by_channel == 0) refuse("residual: it is joined by channel");
+    const int64_t pixels = i_.by_channel != 0 ? 1 : checked_product({i_.kernel_h, i_.kernel_w}, kMostFeatures);
+    const int64_t size = checked_product({pixels, i_.outputs}, kMostFeatures);
+    check_numbers("index", i_.index, size, sizeof(int32_t));
+    if (i_.index == kAbsent) {
+      if (i_.by_channel == 0 || i_.channels != i_.outputs)
+        refuse("index: without one all channels are joined in order");
+      return;
+    }
+    const auto* index = reinterpret_cast<const int32_t*>(numbers_ + i_.index);
+    for (int64_t k = 0; k < size; ++k) check_range("index", index[k], -1, i_.channels - 1);
   }
 
   Value check_layer(Value x) const {
     if (x == Value::kMeans) not_run("it reads mean counts, which only a Readout may read");
     if (x == Value::kStepTrain || x == Value::kWindowTrain) check_timing(x);
     if (i_.fires == 0) return Value::kCurrents;
+    if (x == Value::kCurrents) refuse("fires: neurons on a product of currents are an instruction of their own");
     if (i_.residual != kAbsent) {
       const Value residual = program_.value(i_.residual);
       if (program_.is_train(i_.residual)) {
@@ -154,11 +215,15 @@ class Checker {
     check_range("padding", after, 0, 1);
   }
 
-  void check_weights() const {
+  void check_axes() const {
     if ((i_.axes < 2 && (i_.kernel_h * i_.stride_h * i_.dilation_h != 1 || i_.padding_h + i_.after_h != 0)) ||
         (i_.axes < 1 && (i_.kernel_w * i_.stride_w * i_.dilation_w != 1 || i_.padding_w + i_.after_w != 0))) {
       refuse("kernel_size, stride, padding, dilation: expected 1, 1, 0, 1 for axes that it does not have");
     }
+  }
+
+  void check_weights() const {
+    check_axes();
     check_range("groups", i_.groups, 1, i_.axes == 0 ? 1 : kLargestSize);
     check_range("outputs", i_.outputs, 1, kLargestSize);
     check_range("channels", i_.channels, 1, kLargestSize);
@@ -185,7 +250,9 @@ class Checker {
 
   Program& program_;
   const Instruction& i_;
-  int64_t number_, bytes_;
+  const int64_t number_;
+  const uint8_t* numbers_;
+  const int64_t bytes_;
 };
 
 void check_header(const Header& header) {
@@ -255,7 +322,7 @@ int64_t Program::most_steps() const {
   return tandem::most_steps(Timing::kStep);
 }
 
-Program read(const int64_t* words, int64_t count, int64_t bytes) {
+Program read(const int64_t* words, int64_t count, const uint8_t* numbers, int64_t bytes) {
   constexpr int64_t header_words = sizeof(Header) / sizeof(int64_t), row = sizeof(Instruction) / sizeof(int64_t);
   Program program;
   if (count < header_words) refuse("the program is too short");
@@ -269,9 +336,10 @@ Program read(const int64_t* words, int64_t count, int64_t bytes) {
   std::memcpy(program.instructions.data(), words + header_words, n * sizeof(Instruction));
   for (int64_t i = 0; i < n; ++i) {
     try {
-      program.values.push_back(Checker(program, i, bytes).check());
+      program.values.push_back(Checker(program, i, numbers, bytes).check());
       Instruction& read = program.instructions[i];
-      if (program.kind(i) != Kind::layer || read.fires == 0) read.residual = kAbsent;
+      const bool joins = program.kind(i) == Kind::sum || program.kind(i) == Kind::gather;
+      if (!joins && (program.kind(i) != Kind::layer || read.fires == 0)) read.residual = kAbsent;
       if (read.fires == 0) read.v_init = kAbsent;
     } catch (const Refusal& refusal) {
       throw Refusal(i, refusal.why);

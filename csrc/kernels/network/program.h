@@ -14,7 +14,7 @@
 
 namespace tandem::network {
 
-constexpr int64_t kFormat = 1;         // the first word of a program
+constexpr int64_t kFormat = 2;         // the first word of a program
 constexpr int64_t kAbsent = -1;        // no value, or no offset
 constexpr int64_t kNetworkInput = -2;  // the network's input as a value
 constexpr int64_t kMostInstructions = 65535;
@@ -39,14 +39,14 @@ constexpr int64_t kMostWorkspace = int64_t{1} << 46;  // bytes of one run
 #define TANDEM_INSTRUCTION_FIELDS(X)                                                                \
   X(kind)                                                                                           \
   X(input)           /* value read: the number of an earlier instruction, or kNetworkInput */       \
-  X(residual)        /* value added to the currents; none if `fires` is 0 */                        \
+  X(residual)        /* value added to the currents, or joined to the input of a gather */          \
   X(fires)           /* 0: no neurons, the result is the currents of every step */                  \
   X(axes)            /* spatial axes: 0 (linear), 1, 2 */                                           \
   X(outputs) X(channels) X(groups)  /* weights are [outputs, channels, kernel_h, kernel_w] */       \
   X(kernel_h) X(kernel_w) X(stride_h) X(stride_w)                                                   \
   X(padding_h) X(padding_w) X(after_h) X(after_w)  /* on both sides; more at the end */             \
   X(dilation_h) X(dilation_w)                                                                       \
-  X(ceil)            /* max_pool: the kernel may reach beyond the end */                            \
+  X(ceil)            /* max_pool: the kernel may reach beyond the end; upsample: align_corners */   \
   X(first) X(last)   /* flatten: dimensions of [B, ...], from the end if negative */                \
   X(few_bits)        /* 1: weights are int8, in units of `step` */                                  \
   X(weight) X(step)  /* step: [outputs]; part of scale, but a readout multiplies by it */           \
@@ -55,7 +55,9 @@ constexpr int64_t kMostWorkspace = int64_t{1} << 46;  // bytes of one run
   X(v_size_h) X(v_size_w)  /* [v_size_h, v_size_w, outputs]; 0: one number */                         \
   X(threshold) X(leak)    /* bits of a double */                                                    \
   X(gain)            /* bits of a double: factor of the counts that a readout or a mean reads */    \
-  X(timing)          /* as Timing */
+  X(timing)          /* as Timing: of neurons, or of the currents that it makes or reads */         \
+  X(index)           /* of a gather, int32: where each result comes from, -1: 0; absent: in order */ \
+  X(by_channel)      /* 1: index is [outputs], of channels; 0: [kernel_h, kernel_w, outputs] */
 // clang-format on
 
 #define TANDEM_FIELD(name) int64_t name;
@@ -74,7 +76,10 @@ struct Instruction {
 enum class InputSource : int64_t { kDirect, kImpulse, kSpikes };
 
 #define TANDEM_KINDS(X)                                                          \
-  X(layer)         /* weights, then neurons */                                   \
+  X(layer)         /* weights, then neurons; of currents, without neurons */     \
+  X(neurons)       /* neurons on currents */                                     \
+  X(sum)           /* currents: scale x + shift + residual_scale residual */     \
+  X(gather)        /* moves, repeats, drops or joins channels or features */     \
   X(average)       /* neurons with weights of 1; of real numbers, the mean */    \
   X(max_pool)      /* the OR of planes, the maximum of counts or real numbers */ \
   X(mean)          /* the mean of counts */                                      \
@@ -82,7 +87,8 @@ enum class InputSource : int64_t { kDirect, kImpulse, kSpikes };
   X(flatten)       /* in C, H, W order */                                        \
   X(popcount)      /* planes to counts */                                        \
   X(burst)         /* counts to planes */                                        \
-  X(readout)       /* counts times weights plus shift */
+  X(readout)       /* counts times weights plus shift */                         \
+  X(upsample)      /* bilinear, of real numbers, to kernel_h x kernel_w pixels */
 enum class Kind : int64_t {
 #define TANDEM_KIND(name) name,
   TANDEM_KINDS(TANDEM_KIND)
@@ -90,7 +96,8 @@ enum class Kind : int64_t {
 };
 
 // The kind of value that an instruction makes. A spike train stores planes (kStepTrain) or counts (kWindowTrain), by
-// its timing. kMeans: real numbers computed from counts; the last ones are the answer.
+// its timing. kCurrents: real numbers of each neuron, with step timing of each step. kMeans: real numbers computed from
+// counts; the last ones are the answer.
 enum class Value { kReal, kStepTrain, kWindowTrain, kCurrents, kMeans };
 
 // The names that a writer of programs needs, a line each: fields of the header, fields of an instruction, kinds, and
@@ -123,22 +130,29 @@ struct Program {
   bool is_train(int64_t v) const { return value(v) == Value::kStepTrain || value(v) == Value::kWindowTrain; }
   bool reads_train(int64_t i) const { return is_train(instructions[i].input); }
   // Whether the instruction has neurons that fire.
-  bool fires(int64_t i) const { return is_train(i) && (kind(i) == Kind::layer || kind(i) == Kind::average); }
-  // The same, or a layer whose result is its currents.
-  bool has_neurons(int64_t i) const { return fires(i) || values[i] == Value::kCurrents; }
+  bool fires(int64_t i) const {
+    return is_train(i) && (kind(i) == Kind::layer || kind(i) == Kind::average || kind(i) == Kind::neurons);
+  }
+  bool reads_currents(int64_t i) const { return value(instructions[i].input) == Value::kCurrents; }
+  // Whether it computes currents from values of the same window that are not only the input of a product.
+  bool derives(int64_t i) const {
+    return values[i] == Value::kCurrents && (kind(i) != Kind::layer || reads_currents(i));
+  }
+  // Whether it has neurons, or is a layer of spikes or numbers whose result is its currents.
+  bool has_neurons(int64_t i) const { return fires(i) || (values[i] == Value::kCurrents && !derives(i)); }
   // Whether a layer or an average integrates a window and fires in the next.
   bool has_window_timing(int64_t i) const { return static_cast<Timing>(instructions[i].timing) == Timing::kWindow; }
   // Whether a layer's current is the same at every step as long as the input is.
   bool keeps_product(int64_t i) const {
-    return kind(i) == Kind::layer && !reads_train(i) && !has_window_timing(i) &&
+    return kind(i) == Kind::layer && value(instructions[i].input) == Value::kReal && !has_window_timing(i) &&
            static_cast<InputSource>(header.source) == InputSource::kDirect;
   }
   // The largest T: 255 if the program has counts, which are bytes.
   int64_t most_steps() const;
 };
 
-// Reads `count` words that refer to `bytes` bytes of numbers. Throws a Refusal if they are not a program.
-Program read(const int64_t* words, int64_t count, int64_t bytes);
+// Reads `count` words that refer to `bytes` bytes of numbers, aligned to 8. Throws a Refusal if they are not a program.
+Program read(const int64_t* words, int64_t count, const uint8_t* numbers, int64_t bytes);
 
 // The double with these bits: a threshold, a leak or a gain.
 double real(int64_t bits);

@@ -19,7 +19,8 @@ Run::Run(const Network& network, const Plan& plan, const Call& call, uint8_t* st
       T_(plan.mode == Mode::kSteps ? 1 : plan.T),
       planes_(plan.planes),
       values_(program_.size()),
-      so_far_(program_.size()) {
+      so_far_(program_.size()),
+      answers_(program_.size()) {
   if (!call.host->computes_in(program_.dtype())) refuse("dtype: this host does not compute in the type of its weights");
   results_ = memory_.take<uint8_t>(plan.workspace);
   bad_ = streams() ? all<float>(plan.bad) : memory_.take<float>(plan.batch);
@@ -53,7 +54,14 @@ void Run::execute(int64_t i) {
   switch (program_.kind(i)) {
     case Kind::layer:
       return program_.values[i] == Value::kCurrents ? currents(i) : fire(i);
+    case Kind::neurons:
+      return fire(i);
+    case Kind::sum:
+      return sum(i);
+    case Kind::gather:
+      return gather(i);
     case Kind::max_pool:
+      if (program_.reads_currents(i)) return move_currents(i);
       if (from_train) {
         const Timing timing =
             program_.value(instruction(i).input) == Value::kWindowTrain ? Timing::kWindow : Timing::kStep;
@@ -62,18 +70,24 @@ void Run::execute(int64_t i) {
       values_[i] = call_.host->maximum(real_layer(i), real(instruction(i).input));
       return;
     case Kind::flatten:
-      if (!from_train || in.dims == 1) {
+      if ((!from_train && !program_.reads_currents(i)) || in.dims == 1) {
         values_[i] = value(instruction(i).input);
         return;
       }
+      if (!from_train) return move_currents(i);
       return cpu::to_channels_first(train(instruction(i).input), images(i), in.height * in.width, in.channels,
                                     result(i), call_.parallel);
     case Kind::popcount:
     case Kind::burst:
       return change_timing(i);
+    case Kind::upsample:
+      if (program_.reads_currents(i)) return move_currents(i);
+      values_[i] = call_.host->upsampled(real_layer(i), real(instruction(i).input));
+      return;
     default:
       if (from_train) return fire(i);  // an average
-      values_[i] = call_.host->mean(real_layer(i), false, real(instruction(i).input));
+      if (program_.reads_currents(i)) return move_currents(i);
+      values_[i] = call_.host->mean(real_layer(i), real(instruction(i).input));
   }
 }
 
@@ -127,6 +141,9 @@ void Run::fire(int64_t i) {
   }
   if (program_.reads_train(i)) {
     cpu::run(layer(i, plan_.batch, a), call_.parallel);
+  } else if (program_.kind(i) == Kind::neurons) {
+    const Source source = program_.has_window_timing(i) ? Source::kImpulse : Source::kTrain;
+    cpu::if_scan(real(in.input), DType::kFloat32, source, a, call_.parallel);
   } else {
     scan(now(i, a.neurons), a, call_.parallel);
   }
@@ -154,32 +171,6 @@ const float* Run::now(int64_t i, int64_t neurons) {
     std::copy_n(x, inputs, before);
   }
   return y;
-}
-
-// The currents of a layer without neurons, of every step or of one window.
-void Run::currents(int64_t i) {
-  const Neuron a = neurons(i);
-  const bool once = a.timing == Timing::kWindow;
-  const int64_t n = a.neurons, steps = once ? 1 : T_;
-  auto* out = reinterpret_cast<float*>(result(i));
-  int64_t computed = steps;  // the others are as the last of them
-  if (program_.reads_train(i)) {
-    multiply_steps(layer(i, plan_.batch, a), steps, out);
-  } else {
-    const float* y = now(i, n);
-    const float times = once && !is_impulse() ? static_cast<float>(plan_.T) : 1.f;
-    std::transform(y, y + n, out, [&](float x) { return rounded_mul(times, x); });
-    computed = std::min<int64_t>(steps, is_impulse() ? 2 : 1);
-    std::fill_n(out + n, (computed - 1) * n, 0.f);
-  }
-  const float share = once ? 1.f : static_cast<float>(a.steps);
-  for (float* to = out; to < out + computed * n; to += a.channels) {
-    for (int64_t c = 0; c < a.channels; ++c) {
-      const float scale = a.scale == nullptr ? 1.f : a.scale[c], k = a.shift == nullptr ? 0.f : a.shift[c] / share;
-      to[c] = input_current(to[c], scale, k);
-    }
-  }
-  for (int64_t t = computed; t < steps; ++t) std::copy_n(out + (computed - 1) * n, n, out + t * n);
 }
 
 // The products of a spike train. All steps are samples of one batch.
@@ -216,12 +207,22 @@ const float* Run::means(int64_t i, int64_t t, int64_t steps) {
   const bool from_train = program_.reads_train(i);
   const float* x = from_train ? counts(i, t) : real(in.input);
   if (program_.kind(i) == Kind::flatten) return x;
-  if (program_.kind(i) != Kind::readout) return call_.host->mean(real_layer(i), from_train, x);
+  if (program_.kind(i) != Kind::readout) return call_.host->mean(real_layer(i), x);
   const float* bias = floats(in.shift);
   const float share = static_cast<float>(steps) / static_cast<float>(plan_.T);
   std::vector<float> so_far;
   for (int64_t n = 0; n < in.outputs && bias != nullptr; ++n) so_far.push_back(bias[n] * share);
-  return call_.host->product(real_layer(i), weights(i), bias == nullptr ? nullptr : so_far.data(), x);
+  if (in.axes == 0) return call_.host->product(real_layer(i), weights(i), bias == nullptr ? nullptr : so_far.data(), x);
+  const Shape& out = plan_.steps[i].out;
+  std::vector<float>& answer = answers_[i];
+  answer.resize(plan_.batch * out.features());
+  transpose(call_.host->product(real_layer(i), weights(i), nullptr, x), out.height * out.width, out.channels,
+            answer.data());
+  const int64_t pixels = out.height * out.width;
+  for (size_t k = 0; k < answer.size() && bias != nullptr; ++k) {
+    answer[k] = call_.host->as_type(answer[k] + call_.host->as_type(so_far[k / pixels % out.channels]));
+  }
+  return answer.data();
 }
 
 // The spike counts after step t times the gain, channels last.

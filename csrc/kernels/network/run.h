@@ -22,7 +22,10 @@ class Run {
   const void* value(int64_t v) const { return v >= 0 ? values_[v] : call_.input; }
   const uint8_t* train(int64_t v) const { return static_cast<const uint8_t*>(value(v)); }
   const float* real(int64_t v) const { return static_cast<const float*>(value(v)); }
-  RealLayer real_layer(int64_t i) const { return {instruction(i), plan_.batch, plan_.steps[i].in, plan_.steps[i].out}; }
+  RealLayer real_layer(int64_t i) const {
+    const bool currents = program_.reads_currents(i), channels_last = currents || program_.reads_train(i);
+    return {instruction(i), plan_.batch, plan_.steps[i].in, plan_.steps[i].out, channels_last, currents};
+  }
   bool is_impulse() const { return static_cast<InputSource>(program_.header.source) == InputSource::kImpulse; }
 
   void execute(int64_t i);
@@ -42,6 +45,10 @@ class Run {
   // A layer that reads a train; an average is a depthwise convolution with weights of 1.
   Layer layer(int64_t i, int64_t batch, const Neuron& neuron);
   const uint8_t* prepared(int64_t i) const { return call_.prepared + network_.parts_[i]; }
+
+  // Moves, repeats, drops or joins the numbers of samples, in currents.cpp.
+  template <class E>
+  void gather(int64_t i, int64_t samples, const E* x, const E* joined, E* out, ParallelFor parallel) const;
 
   Stream& stream() const { return *reinterpret_cast<Stream*>(state_); }
   // The array [batch, ...] of a stream at this offset.
@@ -76,13 +83,21 @@ class Run {
   void change_timing(int64_t i);
   void fire(int64_t i);
   const float* now(int64_t i, int64_t neurons);
+  // currents.cpp
+  int64_t sheets(int64_t i) const;
+  float share(int64_t i) const;
   void currents(int64_t i);
+  void sum(int64_t i);
+  void gather(int64_t i);
+  void move_currents(int64_t i);
+  void transpose(const float* x, int64_t rows, int64_t columns, float* out) const;
   void multiply_steps(Layer train_layer, int64_t steps, float* y);
   const float* means(int64_t i, int64_t t, int64_t steps);
   const float* counts(int64_t i, int64_t t);
 
   uint8_t* results_;
-  std::vector<std::vector<float>> so_far_;  // by instruction: the counts that it reads
+  std::vector<std::vector<float>> so_far_;   // by instruction: the counts that it reads
+  std::vector<std::vector<float>> answers_;  // of readouts for each pixel, channels first
   std::vector<float> scaled_, silence_;
 };
 

@@ -20,7 +20,7 @@ class Header {
   explicit Header(const std::string& text) : text_(text) {}
 
   void expect(const char* words) {
-    require(text_.compare(at_, std::strlen(words), words) == 0, "the file's header is not one of tandem_snn frozen 1");
+    require(text_.compare(at_, std::strlen(words), words) == 0, "the file's header is not one of tandem_snn frozen 2");
     at_ += std::strlen(words);
   }
   size_t skip(size_t n) {
@@ -67,7 +67,7 @@ FrozenFile FrozenFile::read(const std::string& content) {
   Header header(text);
   header.expect("{\"__metadata__\":{\"checksum\":\"");
   const size_t checksum = header.skip(kDigits);
-  header.expect("\",\"format\":\"tandem_snn frozen 1\"},");
+  header.expect("\",\"format\":\"tandem_snn frozen 2\"},");
   std::string unsigned_content = content;
   unsigned_content.replace(sizeof(length) + checksum, kDigits, kDigits, '0');
   require(Sha256::of(unsigned_content) == text.substr(checksum, kDigits), "the file is damaged: its checksum differs");

@@ -17,7 +17,8 @@ class PlainNumbers : public tandem::network::Host {
     const auto& i = w.instruction;
     std::vector<float>& y = keep(w);
     float* out = y.data();
-    const int64_t group = i.outputs / i.groups, pixels = w.in.height * w.in.width;
+    const int64_t step = step_of(w);
+    const int64_t group = i.outputs / i.groups;
     for (int64_t b = 0; b < w.batch; ++b, x += w.in.features()) {
       for (int64_t row = 0; row < w.out.height; ++row) {
         for (int64_t column = 0; column < w.out.width; ++column) {
@@ -25,8 +26,8 @@ class PlainNumbers : public tandem::network::Host {
             const float* taps = weight + n * i.channels * i.kernel_h * i.kernel_w;
             double sum = bias == nullptr ? 0 : bias[n];
             for (int64_t c = 0; c < i.channels; ++c, taps += i.kernel_h * i.kernel_w) {
-              const float* image = x + (n / group * i.channels + c) * pixels;
-              over_patch(w, row, column, [&](int64_t tap, int64_t at) { sum += double{taps[tap]} * image[at]; });
+              const float* image = plane(w, x, n / group * i.channels + c);
+              over_patch(w, row, column, [&](int64_t tap, int64_t at) { sum += double{taps[tap]} * image[at * step]; });
             }
             *out++ = static_cast<float>(sum);
           }
@@ -36,12 +37,12 @@ class PlainNumbers : public tandem::network::Host {
     return y.data();
   }
 
-  const float* mean(const RealLayer& w, bool channels_last, const float* x) override {
+  const float* mean(const RealLayer& w, const float* x) override {
     const bool adaptive =
         static_cast<tandem::network::Kind>(w.instruction.kind) == tandem::network::Kind::adaptive_mean;
-    const int64_t step = channels_last ? w.in.channels : 1;
+    const int64_t step = step_of(w);
     return pool(w, [&](int64_t b, int64_t c, int64_t row, int64_t column) {
-      const float* image = x + b * w.in.features() + (channels_last ? c : c * w.in.height * w.in.width);
+      const float* image = plane(w, x + b * w.in.features(), c);
       double sum = 0, taps = static_cast<double>(w.instruction.kernel_h * w.instruction.kernel_w);
       if (!adaptive) {
         over_patch(w, row, column, [&](int64_t, int64_t at) { sum += image[at * step]; });
@@ -60,14 +61,54 @@ class PlainNumbers : public tandem::network::Host {
 
   const float* maximum(const RealLayer& w, const float* x) override {
     return pool(w, [&](int64_t b, int64_t c, int64_t row, int64_t column) {
-      const float* image = x + b * w.in.features() + c * w.in.height * w.in.width;
+      const float* image = plane(w, x + b * w.in.features(), c);
       float most = -std::numeric_limits<float>::infinity();
-      over_patch(w, row, column, [&](int64_t, int64_t at) { most = std::max(most, image[at]); });
+      over_patch(w, row, column, [&](int64_t, int64_t at) { most = std::max(most, image[at * step_of(w)]); });
       return most;
     });
   }
 
+  const float* upsampled(const RealLayer& w, const float* x) override {
+    const int64_t step = step_of(w);
+    const bool corners = w.instruction.ceil != 0;
+    return pool(w, [&](int64_t b, int64_t c, int64_t row, int64_t column) {
+      const float* image = plane(w, x + b * w.in.features(), c);
+      const Between y(row, w.out.height, w.in.height, corners), z(column, w.out.width, w.in.width, corners);
+      const auto at = [&](int64_t i, int64_t j) { return double{image[(i * w.in.width + j) * step]}; };
+      const double above = (1 - z.share) * at(y.first, z.first) + z.share * at(y.first, z.second);
+      const double below = (1 - z.share) * at(y.second, z.first) + z.share * at(y.second, z.second);
+      return static_cast<float>((1 - y.share) * above + y.share * below);
+    });
+  }
+
+  const float* gathered(const RealLayer& w, const int32_t* index, const float* x) override {
+    std::vector<float>& y = keep(w);
+    tandem::network::gather_features(w, index, x, y.data());
+    return y.data();
+  }
+
  private:
+  // The two places of a line of n between which place i of its upsampled line lies, and the share of the second.
+  struct Between {
+    int64_t first, second;
+    double share;
+
+    Between(int64_t i, int64_t upsampled, int64_t n, bool corners) {
+      const double scale =
+          corners ? (upsampled > 1 ? double(n - 1) / double(upsampled - 1) : 0) : double(n) / double(upsampled);
+      const double at = corners ? scale * double(i) : std::max(0.0, scale * (double(i) + 0.5) - 0.5);
+      first = std::min(static_cast<int64_t>(at), n - 1);
+      second = std::min(first + 1, n - 1);
+      share = at - double(first);
+    }
+  };
+
+  // Where a channel of a sample begins, and the distance between its pixels.
+  static const float* plane(const RealLayer& w, const float* x, int64_t channel) {
+    return x + channel * (w.channels_last ? 1 : w.in.height * w.in.width);
+  }
+  static int64_t step_of(const RealLayer& w) { return w.channels_last ? w.in.channels : 1; }
+
   // Calls f(tap, pixel) for every tap of the kernel at this position that is inside of the image.
   template <class F>
   static void over_patch(const RealLayer& w, int64_t row, int64_t column, const F& f) {

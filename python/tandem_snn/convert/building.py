@@ -1,5 +1,6 @@
-"""Build the graph of the spiking network: layers, operations of the ANN, and currents of the general way."""
+"""Build the graph of the spiking network: layers, currents between them, and operations of the ANN."""
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,10 +13,10 @@ from tandem_ext._torch import pytree
 from tandem_ext.functional.neuron import over_space
 
 from .. import nn as tnn
-from ..nn import general, maximum
+from ..nn import currents, general, maximum
 from . import kinds
 from .graph import Op, OpGraph, refuse
-from .layers import VIEWS, max_pool_geometry, norm_of
+from .layers import VIEWS, flatten_of, max_pool_geometry, max_pool_of, means_of, norm_of, upsample_of
 
 
 @dataclass
@@ -38,9 +39,14 @@ class Counterpart:
     @property
     def by_channel(self) -> bool:
         """Whether these are spikes with one value per channel, which layers of ``tandem_snn.nn`` require."""
+        return self.by_features(1)
+
+    def by_features(self, dim: int) -> bool:
+        """Whether these are spikes with one value for each index of a dimension."""
         if self.kind != "spikes" or not isinstance(self.labels, Tensor):
             return False
-        labels = self.labels.flatten(2) if self.labels.dim() > 2 else self.labels.unsqueeze(-1)
+        several = self.labels.dim() > 2
+        labels = self.labels.movedim(dim, 1).flatten(2) if several else self.labels.unsqueeze(-1)
         return bool(((labels == 0) | (labels == labels.amax(-1, keepdim=True))).all())
 
 
@@ -108,22 +114,70 @@ class Builder:
     def _constant(self, op: Op) -> fx.Node:
         return self.get(op.target, self.attributes[op.target]) if op.kind == "attribute" else self.copy(op)
 
-    # --- the general way ----------------------------------------------------------------------------------------------
+    # --- currents -----------------------------------------------------------------------------------------------------
 
     def _currents(self, op: Op) -> fx.Node:
+        term = self.term(op, alone=True)
+        if term is not None:
+            return self.call_term(op, term, neurons=False)
         if op.kind == "getitem":
             return self.graph.call_function(operator.getitem, (self.signal(op.x), op.call[0][1]))
         if op.kind == "batch_norm":
-            return self.function(general.normalise, (self.signal(op.x), self.get(self.path(op), self.norm(op))))
+            return self.function(currents.normalise, (self.signal(op.x), self.get(self.path(op), self.norm(op))))
         if op.kind in kinds.DROPOUT:
             module = op.module if op.alone else nn.Dropout(op.args["p"]).train(self.mode(op))
             return self.function(general.dropped, (self.signal(op.x), self.get(self.path(op), module)))
-        if op.kind in kinds.MAX_POOLS:
+        if op.kind in ("max_pool3d", "amax"):
             return self.function(maximum.largest, (op.kind, self.signal(op.x), *max_pool_geometry(op)))
+        if op.kind in ("add", "sub") and all(self._is_signal(op, op.args[name]) for name in ("self", "other")):
+            alpha = op.args["alpha"] * (1 if op.kind == "add" else -1)
+            return self.function(general.add, (self.signal(op.args["self"]), self.signal(op.args["other"]), alpha))
+        if op.kind in ("mul", "div", "neg", "add", "sub", "rsub") and (found := self._with_constant(op)) is not None:
+            x, constant = self.signal(found[0]), found[1]
+            if op.kind in ("mul", "div", "neg"):
+                return self.function(general.scaled, (x, constant))
+            x = self.function(general.scaled, (x, -1.0)) if op.kind == "rsub" else x
+            return self.function(general.shifted, (x, constant))
+        sized = self.source.sized
+        pooled = max_pool_of(op, "window", sized) if op.kind in kinds.MAX_POOLS else means_of(op, sized)
+        moved = pooled or flatten_of(op) or upsample_of(op)
+        if moved is not None:
+            return self.call(op, moved, self.function(currents.currents_of, (self.signal(op.x),)))
         if op.alone and op.kind in kinds.SYNAPSES:
             return self.function(general.linear_map, (self.get(op.path, op.module), self.signal(op.x)))
         args, kwargs = pytree.tree_map_only(Op, self.signal, _any_batch(op))
-        return self.function(general.linear_map, (_reshaping(op), *args), kwargs)
+        moves = op.kind in kinds.REARRANGE and not op.args.get("value")
+        moves &= all(self.env[value].kind != "constant" for value in op.inputs)
+        f = general.rearranged if moves else general.linear_map
+        by_channel = (True,) if f is general.rearranged else ()
+        return self.function(f, (_reshaping(op), *by_channel, *args), kwargs)
+
+    def _is_signal(self, op: Op, value: Any) -> bool:
+        return isinstance(value, Op) and value.shape == op.shape and self.env[value].kind not in ("constant", "size")
+
+    def _with_constant(self, op: Op) -> tuple[Op, Any] | None:
+        """Return the signal of an Op and the number or Parameter that it multiplies by or adds; None for other Ops."""
+        if op.kind == "neg":
+            return op.x, -1.0
+        x, constant = op.args["self"], op.args["other"]
+        if op.kind in ("mul", "add") and not self._is_signal(op, x):
+            x, constant = constant, x
+        if not self._is_signal(op, x) or op.args.get("alpha", 1) != 1:
+            return None
+        if op.kind == "div":  # by a power of two, which is the same as a product
+            exact = isinstance(constant, (int, float)) and abs(math.frexp(constant)[0]) == 0.5
+            return (x, 1 / constant) if exact and not op.args.get("rounding_mode") else None
+        if isinstance(constant, Op):
+            return (x, self.tensor(constant)) if constant.kind == "attribute" and op.kind != "sub" else None
+        return x, -constant if op.kind == "sub" else constant
+
+    def term(self, op: Op, alone: bool = False) -> Any:
+        """Return the synapses and perhaps the batch norm of an Op that one layer computes, or None."""
+        raise NotImplementedError
+
+    def call_term(self, op: Op, term: Any, **settings: Any) -> fx.Node:
+        """Call a layer that computes a term."""
+        raise NotImplementedError
 
     def rearrange(self, op: Op) -> Counterpart:
         """Add an Op that rearranges spikes, and return its spikes."""

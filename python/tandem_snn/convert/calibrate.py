@@ -14,7 +14,6 @@ from tandem_ext.functional.neuron import over_space
 
 from .. import ann
 from .. import nn as tnn
-from ..nn import general
 from ..nn.hooks import evaluating, watching
 from ..nn.signals import check_network, describe, effective_counts
 from .to_ann import to_ann
@@ -65,8 +64,7 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
     check_network("net", net)
     if percentile is not None:
         checks.number("percentile", percentile, "a number", "a number in (0, 100]", math.ulp(0.0), 100)
-    firing = (tnn.SpikingLayer, general.Neurons)
-    layers = {n: m for n, m in net.named_modules() if isinstance(m, firing) and m.gain is None}
+    layers = {n: m for n, m in net.named_modules() if isinstance(m, tnn.SpikingLayer) and m.neurons and m.gain is None}
     if not layers:
         raise ValueError("net: expected layers with neurons and gain=None, found none")
     windows = {m.T for m in net.modules() if isinstance(m, tnn.Encoder)}
@@ -74,7 +72,7 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
     every = dict.fromkeys(layers, 1)  # one of so many activations is kept
 
     def keep(name: str, layer: nn.Module, x: Any, keywords: dict[str, Any], activation: Tensor) -> None:
-        if name in seen and keywords.get("fire", True):
+        if name in seen:
             values = sample_by_channel(activation)
             if not bool(values.isfinite().all()):
                 raise ValueError(f"data: in a batch the activations of {name!r} are infinite or NaN")
@@ -91,7 +89,7 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
             ratio = (values.var(1) + norm.eps) / (norm.running_var.float().cpu() + norm.eps)
             spreads.setdefault(name, []).append(ratio.median().sqrt().item())
 
-    twin, kinds = to_ann(net), (ann.Linear, ann.Conv1d, ann.Conv2d, nn.ReLU, nn.Hardtanh)
+    twin, kinds = to_ann(net), (ann.Linear, ann.Conv1d, ann.Conv2d, ann.Neurons)
     norms = (BatchNorm,)
     with evaluating(net), evaluating(twin), watching(twin, kinds, keep), watching(twin, norms, compare):
         for x in batches_of(data):
@@ -105,7 +103,7 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
         raise ValueError(f"T: expected one number of steps in the network and its inputs, got {sorted(windows)}")
     (T,) = windows
     for name, layer in layers.items():
-        if seen[name]:  # nothing was recorded for a projection, whose own neurons never fire
+        if seen[name]:
             _set(layer, torch.cat(seen[name], 1), T, percentile)
     _warn_of_training({name: sum(values) / len(values) for name, values in spreads.items()})
     return net
@@ -136,9 +134,9 @@ def batches_of(data: Iterable[Any]) -> Iterator[Tensor | SpikeTrain]:
         yield x
 
 
-def _set(layer: tnn.SpikingLayer | general.Neurons, values: Tensor, T: int, percentile: float | None) -> None:
+def _set(layer: tnn.SpikingLayer, values: Tensor, T: int, percentile: float | None) -> None:
     """Set the threshold of a layer from activations [C, N]. A layer that never fires keeps its threshold."""
-    like = layer.weight.new_ones(len(values)) if layer.threshold is None else layer.threshold
+    like = torch.ones(len(values)) if layer.threshold is None else layer.threshold
     threshold = torch.as_tensor(like)
     values = values if threshold.dim() else values.reshape(1, -1)
     if percentile is None:
@@ -195,7 +193,7 @@ def covering(values: Tensor, T: int, start: float) -> Tensor:
     return torch.lerp(common * scale, least_error(values, T, start), positive / (positive + _FEW))
 
 
-def set_threshold(layer: tnn.SpikingLayer | general.Neurons, value: float | Tensor) -> None:
+def set_threshold(layer: tnn.SpikingLayer, value: float | Tensor) -> None:
     """Set the threshold of a layer, in place if it is a tensor, and scale its initial potential by the same ratio."""
     threshold, v_init = layer.threshold, layer.v_init
     before = 1.0 if threshold is None else threshold  # without one, potentials count in thresholds

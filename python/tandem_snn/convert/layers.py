@@ -1,7 +1,7 @@
 """Translate Ops to layers of tandem_snn.nn."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,19 +31,21 @@ def parameters(op: Op, attributes: Mapping[str, Any]) -> tuple[str, Any, Any]:
     return path, attributes[weight], None if bias is None else attributes[bias.target]
 
 
-def sizes_of(op: Op) -> list[Any]:
-    """Return stride, padding, dilation and groups of a convolution; [] for a linear operator."""
-    if op.kind == "linear":
-        return []
-    sizes = [op.args[name] for name in ("stride", "padding", "dilation")]
-    return [*(value if isinstance(value, str) else tuple(value) for value in sizes), op.args["groups"]]
+def sizes_of(op: Op) -> dict[str, Any]:
+    """Return stride, padding, dilation, groups and output_padding of a convolution; {} for a linear operator."""
+    names = ("stride", "padding", "dilation", "groups", "output_padding")
+    sizes = {name: op.args[name] for name in names if name in op.args}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in sizes.items()}
 
 
-def layer_of(classes: Sequence[Any], weight: Tensor, bias: Tensor | None, geometry: Sequence[Any] = ()) -> Any:
-    """Make a layer that shares weight and bias, of the class for the weight's number of spatial dimensions."""
+def layer_of(cls: Any, weight: Tensor, bias: Tensor | None, sizes: Mapping[str, Any] | None = None) -> Any:
+    """Make a layer of this class that shares weight and bias."""
     outputs, inputs, *kernel = weight.shape
-    size = (inputs * geometry[-1], outputs, tuple(kernel), *geometry) if kernel else (inputs, outputs)
-    layer = classes[len(kernel)](*size, bias=bias is not None, device="meta")
+    sizes = sizes or {}
+    size = (inputs * sizes.get("groups", 1), outputs)
+    if "output_padding" in sizes:  # the weight of a transposed convolution is [in, out / groups, *kernel]
+        size = size[::-1]
+    layer = cls(*size, *[tuple(kernel)] * bool(kernel), **sizes, bias=bias is not None, device="meta")
     for name, value in (("weight", weight), ("bias", bias)):
         if isinstance(value, nn.Parameter) or value is None:
             setattr(layer, name, value)
@@ -91,23 +93,25 @@ def max_pool_geometry(op: Op) -> list[Any]:
 def max_pool_of(op: Op, timing: str, sized: bool) -> nn.Module:
     """Return maximum pooling of spikes. ``sized``: the shapes in the graph are those of all inputs."""
     geometry = max_pool_geometry(op)
-    if timing == "window" and op.kind == "max_pool2d":
+    if timing == "window" and op.kind in ("max_pool1d", "max_pool2d"):
         size, stride, padding, dilation, ceil_mode = geometry
-        return tnn.MaxPool2d(size, stride or None, padding, dilation, ceil_mode=ceil_mode)
+        pool = tnn.MaxPool1d if op.kind == "max_pool1d" else tnn.MaxPool2d
+        return pool(size, stride or None, padding, dilation, ceil_mode=ceil_mode)
     if timing == "window" and sized and is_over_space(op):
-        pool = tnn.MaxPool2d(op.x.features[1:])  # type: ignore[arg-type]
-        return pool if op.args["keepdim"] else nn.Sequential(pool, tnn.Flatten())
+        over = tnn.MaxPool2d(op.x.features[1:])
+        return over if op.args["keepdim"] else nn.Sequential(over, tnn.Flatten())
     return maximum.MaxPool(op.kind, *geometry)
 
 
-def average_of(op: Op) -> tnn.AvgPool2d | None:
+def average_of(op: Op, sized: bool = True) -> tnn.AvgPool2d | None:
     """Return spiking average pooling if its kernel has one size everywhere (adaptive pooling needs known shapes)."""
-    if op.kind == "avg_pool2d":
+    if op.kind in ("avg_pool1d", "avg_pool2d"):
         args = op.args
-        border = any(args["padding"]) and not args["count_include_pad"]
-        if args["ceil_mode"] or args["divisor_override"] is not None or border:
-            return None
-        return tnn.AvgPool2d(args["kernel_size"], args["stride"] or None, args["padding"])
+        pool = (tnn.AvgPool1d if op.kind == "avg_pool1d" else tnn.AvgPool2d)(
+            args["kernel_size"], args["stride"] or None, args["padding"]
+        )
+        border = (any(pool.padding) and not args["count_include_pad"]) or args.get("divisor_override") is not None
+        return None if border or (args["ceil_mode"] and not (sized and _fits(op, pool))) else pool
     if op.x.dims != 4 or not (op.kind == "adaptive_avg_pool2d" or (op.kind == "mean" and is_over_space(op))):
         return None
     sizes = op.x.features[1:]
@@ -118,17 +122,33 @@ def average_of(op: Op) -> tnn.AvgPool2d | None:
     return tnn.AvgPool2d((height, width))
 
 
-def means_of(op: Op) -> nn.Module | None:
+def _fits(op: Op, pool: tnn.AvgPool2d) -> bool:
+    """Return whether the last kernel ends where the image does, so that ceil_mode changes nothing."""
+    axes = zip(op.x.features[1:], pool.padding, pool.kernel_size, pool.stride, strict=True)
+    return all((size + 2 * padding - kernel) % stride == 0 for size, padding, kernel, stride in axes)
+
+
+def means_of(op: Op, sized: bool = True) -> nn.Module | None:
     """Return average pooling whose result is a tensor of mean counts."""
     if op.kind == "adaptive_avg_pool2d":
         return tnn.AdaptiveAvgPool2d(tuple(op.args["output_size"]))
     if op.kind == "mean" and is_over_space(op):
         pool = tnn.AdaptiveAvgPool2d(1)
         return pool if op.args["keepdim"] else nn.Sequential(pool, tnn.Flatten())
-    layer = average_of(op) if op.kind == "avg_pool2d" else None
+    layer = average_of(op, sized) if op.kind in ("avg_pool1d", "avg_pool2d") else None
     if layer is not None:
         layer.spiking = False
     return layer
+
+
+def upsample_of(op: Op) -> tnn.Upsample | None:
+    """Return bilinear upsampling."""
+    if op.kind != "upsample_bilinear2d":
+        return None
+    given = op.args.get("scale_factors") or [op.args.get(name) for name in ("scales_h", "scales_w")]
+    if None in given:  # only the size is
+        return tnn.Upsample(tuple(op.args["output_size"]), None, "bilinear", op.args["align_corners"])
+    return tnn.Upsample(None, tuple(given), "bilinear", op.args["align_corners"])
 
 
 def is_over_space(op: Op) -> bool:

@@ -1,4 +1,4 @@
-"""Lower the graph of an ANN to that of the spiking network: fused layers where possible, else the general way."""
+"""Lower the graph of an ANN to that of the spiking network: layers, and currents between them."""
 
 import math
 import operator
@@ -11,13 +11,15 @@ from tandem_ext.checks import Timing
 from tandem_ext.functional.neuron import over_space
 
 from .. import nn as tnn
-from ..nn import general
 from . import kinds
 from .building import ONE, Builder, Counterpart
 from .graph import CannotConvert, Op, OpGraph, refuse
 from .layers import average_of, flatten_of, is_plain, layer_of, max_pool_of, means_of, parameters, sizes_of
 
-FUSED = {"linear": tnn.Linear, "conv1d": tnn.Conv1d, "conv2d": tnn.Conv2d}
+FUSED = {
+    "linear": tnn.Linear, "conv1d": tnn.Conv1d, "conv2d": tnn.Conv2d,
+    "conv_transpose1d": tnn.ConvTranspose1d, "conv_transpose2d": tnn.ConvTranspose2d,
+}  # fmt: skip
 Term = tuple[Op, Op | None]  # synapses and perhaps batch norm, which a fused layer can compute
 
 
@@ -28,7 +30,7 @@ class Conversion(Builder):
         threshold, v_init, timing: see :func:`convert`.
 
     Attributes:
-        ways: for each layer of neurons, by name, whether it is fused or general, and its operations.
+        ways: for each layer of neurons, by name, whether it is one layer with its synapses, and its operations.
     """
 
     def __init__(self, graph: OpGraph, encoder: tnn.Encoder, threshold: float, v_init: float, timing: Timing) -> None:
@@ -122,15 +124,17 @@ class Conversion(Builder):
         if op.kind not in kinds.REARRANGE or not only_spikes or op.args.get("value"):  # a pad of other values
             return None
         flat = flatten_of(op)
-        return self.rearrange(op) if flat is None else self._layer(op, flat, x)
+        if flat is None or (flat.start_dim, flat.end_dim) != (1, -1):  # its gains may differ within a channel
+            return self.rearrange(op)
+        return self._layer(op, flat, x)
 
     def _average(self, op: Op, x: Counterpart) -> Counterpart | None:
         """Lower average pooling to a layer with its own neurons, if there is one."""
-        size_known = self.source.sized or op.kind == "avg_pool2d"
-        layer = average_of(op) if x.by_channel and size_known else None
+        size_known = self.source.sized or op.kind in ("avg_pool1d", "avg_pool2d")
+        layer = average_of(op, self.source.sized) if x.by_channel and size_known else None
         if layer is None:
             return None
-        if op.kind != "avg_pool2d" and layer.kernel_size == (1, 1):
+        if op.kind not in ("avg_pool1d", "avg_pool2d") and layer.kernel_size == (1, 1):
             return x
         layer.v_init, layer.timing = self.v_init, self.timing  # in units of the threshold
         pooled = self._layer(op, layer, x)
@@ -152,18 +156,28 @@ class Conversion(Builder):
         x = self.env[op.x]
         if op.kind.endswith("_with_indices"):
             self._check(op)
-        if len(self.signals(op)) == 1 and x.kind in ("spikes", "counts"):
+        if op.kind in kinds.REARRANGE and all(self.env[value].kind in ("spikes", "size") for value in op.inputs):
+            moved = self._of_spikes(op, x)
+            if moved is not None:
+                return moved
+        if x.kind == "answer" and (flat := flatten_of(op)) is not None:
+            return Counterpart("answer", self.call(op, flat, x.node))
+        alone = len(self.signals(op)) == 1
+        product = op.kind == "conv2d" or (op.kind == "linear" and op.dims == 2)
+        if product and alone and x.kind in ("spikes", "counts", "answer") and is_plain(op):
+            path, weight, bias = parameters(op, self.attributes)
+            cls = tnn.Readout if op.kind == "linear" else tnn.ReadoutConv2d
+            readout = layer_of(cls, weight, bias, sizes_of(op))
+            return Counterpart("answer", self.call_as(path, readout, x.node))
+        if alone and x.kind in ("spikes", "counts"):
             if op.kind in kinds.SAME:
                 return x
-            if op.kind == "linear" and op.dims == 2 and is_plain(op):
-                path, weight, bias = parameters(op, self.attributes)
-                return Counterpart("answer", self.call_as(path, layer_of([tnn.Readout], weight, bias), x.node))
             layer: nn.Module | None = tnn.Dropout(op.args["p"]) if op.kind == "dropout" else flatten_of(op)
             if kinds.is_max_pool(op) and x.by_channel:
                 return self._max_pool(op, x)
             if layer is not None:
                 return self._layer(op, layer, x)
-            pool = means_of(op)
+            pool = means_of(op, self.source.sized)
             if pool is not None:
                 return Counterpart("counts", self.call(op, pool, x.node))
         return Counterpart("answer", self.copy(op))
@@ -192,7 +206,7 @@ class Conversion(Builder):
         fused = self._fused(source)
         if fused is None and not any(kinds.is_max_pool(member) for member in passed):
             source, passed = op.x, []
-        node = self._general(op, source) if fused is None else self._fuse(op, *fused)
+        node = self._alone(op, source) if fused is None else self._fuse(op, *fused)
         value = self.fired(source, node)
         for member in reversed(passed):
             if kinds.is_max_pool(member):
@@ -205,12 +219,22 @@ class Conversion(Builder):
         """Return whether it may also come after the neurons instead of before them."""
         return kinds.is_max_pool(op) or op.kind in ("dropout", "flatten", *kinds.SAME)
 
-    def _general(self, op: Op, source: Op) -> fx.Node:
+    def _alone(self, op: Op, source: Op) -> fx.Node:
+        """Add neurons that read currents, with the batch norm before them."""
         device = next(self.ann.parameters(), torch.empty(0)).device
-        neurons = general.Neurons(**self._neurons(op, source, device), sums=self.sums(source))
-        node = self.call(op, neurons, self.signal(source))
-        self.ways[str(node.target)] = f"general: {neurons.sums or 'spikes'}"
+        neurons, norm, before = tnn.Neurons(next(iter(source.features), None)), None, source
+        if source.kind == "batch_norm" and len(source.users) == 1 and source.args["weight"] is not None:
+            norm, before = self.norm(source), source.x
+        self._set(neurons, self._neurons(op, source, device))
+        node = self.call(op, neurons, self.signal(before))
+        neurons.norm = norm  # after the call, which sets the mode of the layer but not of the norm
+        self.ways[str(node.target)] = f"currents: {self.sums(source) or 'spikes'}"
         return node
+
+    def _set(self, layer: Any, settings: dict[str, Any]) -> None:
+        layer.gate = "clip" if settings.get("ceiling") else "relu"
+        for name, value in settings.items():
+            setattr(layer, name, value)
 
     def _neurons(self, op: Op, source: Op, device: torch.device) -> dict[str, Any]:
         """Return settings of the neurons that stand for the ReLU ``op``, on the currents ``source``."""
@@ -220,51 +244,51 @@ class Conversion(Builder):
         return tensors | {"timing": self.timing, "ceiling": ceiling}
 
     def _fused(self, op: Op) -> tuple[Term, Op | None] | None:
-        """Return the body of a fused layer and its residual, spikes or a projection's currents, or None."""
+        """Return the body of a fused layer and its residual, spikes or currents, or None."""
         if op.kind != "add" or len(op.users) > 1 or op.args["alpha"] != 1:
-            term = self._term(op)
+            term = self.term(op)
             return None if term is None else (term, None)
         pair = [op.args["self"], op.args["other"]]
         if not all(isinstance(value, Op) and value.shape == op.shape for value in pair):
             return None
         for body, other in (pair, pair[::-1]):
-            term = self._term(body)
-            if term is not None and (self.env[other].by_channel or self._term(other) is not None):
-                return term, other
+            term = self.term(body)
+            if term is not None and (self.env[other].by_channel or self.env[other].kind == "currents"):
+                return None if self.env[term[0].x].kind == "currents" else (term, other)
         return None
 
-    def _term(self, op: Op) -> Term | None:
-        norm = None
-        if op.kind == "batch_norm" and len(op.users) == 1:
-            norm, op = op, op.x
-        if op.kind not in FUSED or len(op.users) != 1 or self.env[op].kind != "currents" or not is_plain(op):
+    def term(self, op: Op, alone: bool = False) -> Term | None:
+        norm, shared = None, alone
+        if op.kind == "batch_norm" and (alone or len(op.users) == 1):
+            norm, op, shared = op, op.x, False
+        if op.kind not in FUSED or self.env[op].kind != "currents" or not is_plain(op):
             return None
-        x = self.env[op.x]
-        if not (x.kind == "image" or x.by_channel):
+        if len(op.users) != 1 and not shared:
             return None
-        if (op.kind == "linear" and op.dims != 2) or (norm is not None and norm.args["weight"] is None):
+        x, tokens = self.env[op.x], op.kind == "linear" and op.dims != 2
+        if not (x.kind in ("image", "currents") or x.by_features(-1 if tokens else 1)):
             return None
-        return op, norm
+        if tokens and (not alone or norm is not None or op.dims > 4):  # channels of neurons are those of dimension 1
+            return None
+        return None if norm is not None and norm.args["weight"] is None else (op, norm)
 
     def _fuse(self, op: Op, body: Term, residual: Op | None) -> fx.Node:
         parts, keywords = [body[0].kind, *["batch norm"] * (body[1] is not None)], {}
         if residual is not None:
-            projection = self._term(residual)
-            parts.append("shortcut" if projection is None else "projection")
-            spikes = self.env[residual].node
-            keywords["residual"] = spikes if projection is None else self._call_term(op, projection, fire=False)
-        node = self._call_term(op, body, **keywords)
+            spikes = self.env[residual].by_channel
+            parts.append("shortcut" if spikes else "currents" if self.term(residual) is None else "projection")
+            keywords["residual"] = self.env[residual].node if spikes else self.signal(residual)
+        settings = self._neurons(op, body[0], self.attributes[body[0].args["weight"].target].device)
+        node = self.call_term(op, body, keywords, **settings)
         self.ways[str(node.target)] = f"fused: {', '.join(parts)}"
         return node
 
-    def _call_term(self, op: Op, term: Term, **keywords: Any) -> fx.Node:
+    def call_term(self, op: Op, term: Term, keywords: Any = None, **settings: Any) -> fx.Node:
         synapses, batch_norm = term
         path, weight, bias = parameters(synapses, self.attributes)
-        layer = layer_of([*FUSED.values()], weight, bias, sizes_of(synapses))
+        layer = layer_of(FUSED[synapses.kind], weight, bias, sizes_of(synapses))
         norm = None if batch_norm is None else self.norm(batch_norm)
-        layer.gate = "clip" if kinds.ceiling_of(op) else "relu"
-        for name, value in self._neurons(op, synapses, weight.device).items():
-            setattr(layer, name, value)
-        node = self.call_as(path, layer, self.signal(synapses.x), **keywords)
+        self._set(layer, {"timing": self.timing} | settings)
+        node = self.call_as(path, layer, self.signal(synapses.x), **(keywords or {}))
         layer.norm = norm  # after the call, which sets the mode of the layer but not of the norm
         return node

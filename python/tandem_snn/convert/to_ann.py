@@ -13,8 +13,8 @@ from .. import ann
 from .. import nn as tnn
 from ..frozen import FrozenNetwork
 from ..frozen.stages import Stages
-from ..nn.general import Neurons
-from ..nn.hooks import is_own
+from ..nn.hooks import READOUTS, is_own
+from ..nn.places import transposed
 from ..nn.quantise import rounded
 from ..nn.signals import check_network
 from .layers import layer_of
@@ -38,12 +38,14 @@ class Scale(nn.Module):
 class Rounded(nn.Module):
     """A parametrisation that rounds weights as a layer with ``weight_bits`` does."""
 
-    def __init__(self, bits: int) -> None:
+    def __init__(self, bits: int, groups: int | None) -> None:
         super().__init__()
-        self.bits = bits
+        self.bits, self.groups = bits, groups  # groups: of a transposed convolution
 
     def forward(self, weight: Tensor) -> Tensor:
-        return rounded(weight, self.bits)
+        if self.groups is None:
+            return rounded(weight, self.bits)
+        return transposed(rounded(transposed(weight, self.groups), self.bits), self.groups)
 
 
 def _with_map(name: str, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -92,7 +94,8 @@ def to_ann(net: nn.Module) -> nn.Module:
     windows = [module.T for module in net.modules() if isinstance(module, tnn.Encoder)]
     memo: dict[int, Any] = {id(t): t for t in (*net.parameters(), *net.buffers())}
     for name, module in net.named_modules():
-        if isinstance(module, tnn.SpikingLayer | tnn.Readout) and not isinstance(module.weight, nn.Parameter):
+        given = isinstance(module, (tnn.SpikingLayer, *READOUTS)) and module.weight is not None
+        if given and not isinstance(module.weight, nn.Parameter):
             raise ValueError(
                 f"net: the weight of {name!r} is made before each forward pass; make it permanent first, by "
                 "prune.remove or parametrize.remove_parametrizations of torch.nn.utils"
@@ -113,35 +116,47 @@ def _twin(layer: nn.Module, T: int | None) -> nn.Module | None:
     """Return the ANN layer that replaces a spiking layer; None if the layer can stay."""
     if isinstance(layer, tnn.Encoder):
         return ann.Encoder() if layer.mode == "events" or layer.gain == 1 else Scale(layer.gain)
-    if isinstance(layer, Neurons):
-        return nn.ReLU() if layer.ceiling is None else nn.Hardtanh(0.0, layer.ceiling)
     if isinstance(layer, tnn.SpikingLayer):
         return _activated(layer, T)
     if isinstance(layer, tnn.AvgPool2d | tnn.MaxPool2d):
         pooling: Any = {"kernel_size": layer.kernel_size, "stride": layer.stride, "padding": layer.padding}
         if isinstance(layer, tnn.AvgPool2d):
-            return nn.AvgPool2d(**pooling)
-        return nn.MaxPool2d(**pooling, dilation=layer.dilation, ceil_mode=layer.ceil_mode)
+            return (nn.AvgPool1d if layer.axes == 1 else nn.AvgPool2d)(**pooling)
+        most = nn.MaxPool1d if layer.axes == 1 else nn.MaxPool2d
+        return most(**pooling, dilation=layer.dilation, ceil_mode=layer.ceil_mode)
+    if isinstance(layer, tnn.AdaptiveMaxPool2d):
+        return (nn.AdaptiveMaxPool1d if layer.axes == 1 else nn.AdaptiveMaxPool2d)(layer.output_size)
     if isinstance(layer, tnn.AdaptiveAvgPool2d):
         return nn.AdaptiveAvgPool2d(layer.output_size)
+    if isinstance(layer, tnn.Upsample):
+        return nn.Upsample(layer.size, layer.scale_factor, layer.mode, layer.align_corners)
     if isinstance(layer, tnn.Flatten):
         return nn.Flatten(layer.start_dim, layer.end_dim)
     if isinstance(layer, tnn.Dropout):
         return nn.Dropout(layer.p)
     if isinstance(layer, tnn.Readout):
-        return _rounded(layer_of([nn.Linear], layer.weight, layer.bias), layer)
+        return _rounded(layer_of(nn.Linear, layer.weight, layer.bias), layer)
+    if isinstance(layer, tnn.ReadoutConv2d):
+        names = "stride", "padding", "dilation", "groups"
+        sizes = {name: getattr(layer, name) for name in names}
+        return _rounded(layer_of(nn.Conv2d, layer.weight, layer.bias, sizes), layer)
     return None
 
 
 def _rounded(twin: Any, layer: Any) -> Any:
     if layer.weight_bits is not None:
-        parametrize.register_parametrization(twin, "weight", Rounded(layer.weight_bits))
+        groups = layer.groups if isinstance(layer, tnn.ConvTranspose1d | tnn.ConvTranspose2d) else None
+        parametrize.register_parametrization(twin, "weight", Rounded(layer.weight_bits, groups))
     return twin
 
 
 def _activated(layer: Any, T: int | None) -> nn.Module:
-    twin = layer_of([ann.Linear, ann.Conv1d, ann.Conv2d], layer.weight, layer.bias, layer._geometry())
-    twin.norm = layer.norm
+    if isinstance(layer, tnn.Neurons):
+        twin: Any = ann.Neurons()
+    else:
+        kind = next(cls.__name__ for cls in type(layer).__mro__ if hasattr(ann, cls.__name__))
+        twin = layer_of(getattr(ann, kind), layer.weight, layer.bias, layer.geometry())
+    twin.norm, twin.neurons = layer.norm, layer.neurons
     numbers = not isinstance(layer.gain, Tensor) and not isinstance(layer.threshold, Tensor)
     follows = layer.gain is None or (numbers and layer.gain == layer.threshold)
     ceiling = getattr(layer, "ceiling", None)

@@ -13,7 +13,7 @@ from torch import fx, nn
 from tandem_ext import checks
 
 from .. import nn as tnn
-from ..nn import general, maximum
+from ..nn import maximum
 from ..nn.passing import Mode
 from ..nn.signals import check_network
 from .calibrate import batches_of, calibrate
@@ -21,7 +21,7 @@ from .exported import Example, exported
 from .graph import CannotConvert
 from .lowering import Conversion
 
-SPIKING = (tnn.Encoder, tnn.SpikingLayer, tnn.AvgPool2d, tnn.MaxPool2d, tnn.Readout, general.Neurons, maximum.MaxPool)
+SPIKING = (tnn.Encoder, tnn.SpikingLayer, tnn.AvgPool2d, tnn.MaxPool2d, tnn.Readout, maximum.MaxPool)
 
 
 def convert(
@@ -38,10 +38,9 @@ def convert(
     """Convert an ANN to a spiking network that shares its Parameters and batch norms: training one trains the other.
 
     Every ReLU (module, function or method) becomes a layer of neurons. Their input can be any sum of linear operators
-    on spikes. If it is a layer of ``tandem_snn.nn``, that layer is used (the fused way). Otherwise torch's operators
-    compute the currents of all steps for :class:`tandem_snn.nn.general.Neurons` (the general way, with T times the
-    products of the ANN). ReLU6 and hardtanh(0, c) become neurons with the ceiling ϑT = c. Operations before the first
-    synapses and after the last neurons are kept.
+    on spikes: products of spikes are layers of ``tandem_snn.nn``, and what stands between these and the neurons are
+    currents, for :class:`tandem_snn.nn.Neurons`. ReLU6 and hardtanh(0, c) become neurons with the ceiling ϑT = c.
+    Operations before the first synapses and after the last neurons are kept.
 
     The graph comes from ``torch.export`` for an input like ``example``, with batches of any size. The network calls the
     live modules of the ANN, so it follows their mode, momentum, hooks and parametrisations. Without an example, convert

@@ -4,17 +4,25 @@ import warnings
 from os import PathLike
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from tandem_ext import SpikeTrain
 
 from ..nn.hooks import FIRING, SYNAPTIC, check_layers
 from ..nn.quantise import check_bits
-from ..nn.signals import check_network, inputs_of
+from ..nn.signals import check_batch, check_network, inputs_of
 from .network import FrozenNetwork
 from .program import read
 from .stages import Stages
 
 
-def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = None) -> FrozenNetwork:
+def freeze(
+    net: nn.Module,
+    weight_bits: int | None = None,
+    *,
+    T: int | None = None,
+    example: Tensor | SpikeTrain | None = None,
+) -> FrozenNetwork:
     """Freeze a network for inference: a snapshot in evaluation mode that runs as a single call.
 
     Batch norm is folded into scale and shift, weights are packed once, and no Python runs between the layers. Sums over
@@ -34,6 +42,9 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
             channel, see ``grids``. None: round only layers that have ``weight_bits`` themselves. Those that have others
             are rounded again, with a warning.
         T: the number of time steps; needed for a network without Encoder that streams before it has seen a train.
+        example: an input, of any batch size. Layers that move features need its shape to become part of the one call:
+            transposed convolutions, upsampling, other padding than zeros, and Linear on tokens. Networks of
+            :func:`convert` with an example have one.
 
     Returns:
         A FrozenNetwork.
@@ -41,7 +52,7 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     Raises:
         TypeError: net is not a module, or weight_bits or T is not an int.
         ValueError: net has no layers of this package, ends in spikes or has several inputs; weight_bits or T is out of
-            range; weight_bits is given, but no layer can be rounded, or neurons use the general way; or a weight,
+            range; weight_bits is given, but no layer can be rounded, or a weight,
             scale, threshold or statistic is not finite (the message names the layer).
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5, norm=True), tnn.Linear(5, 5), tnn.Readout(5, 3)).eval()
@@ -51,7 +62,7 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     """
     net = check_network("net", net)
     if isinstance(net, FrozenNetwork):
-        return freeze(net.net, weight_bits, T=net.T if T is None else T)
+        return freeze(net.net, weight_bits, T=net.T if T is None else T, example=example)
     check_bits(weight_bits)
     inputs = inputs_of(net)
     if len(inputs) > 1:
@@ -65,7 +76,9 @@ def freeze(net: nn.Module, weight_bits: int | None = None, *, T: int | None = No
     if own and weight_bits is not None:
         what = f"weight_bits={weight_bits} replaces {min(own)} bits, with which a layer was trained"
         warnings.warn(f"freeze: {what}", stacklevel=2)
-    frozen = FrozenNetwork(net, weight_bits, T)
+    if example is not None:
+        check_batch(example)
+    frozen = FrozenNetwork(net, weight_bits, T, None if example is None else tuple(example.shape[1:]))
     layers = frozen._program_for(1.0).layers
     if isinstance(layers, Stages) and layers.timing is not None:
         last = f"its last layer, {layers.stages[-1].name!r}, gives spikes"

@@ -16,9 +16,9 @@ Pair = tuple[int, int]
 HEADER, FIELDS, KINDS, _constants = (line.split() for line in torch.ops.tandem.frozen_fields.default().splitlines())
 CONSTANTS = {name: int(value) for name, value in (each.split("=") for each in _constants)}
 ABSENT, INPUT = CONSTANTS["absent"], CONSTANTS["input"]  # the numbers of two special values: none, the network's input
-FIRES = ("layer", "average")  # kinds with neurons
+FIRES = ("layer", "average", "neurons")  # kinds with neurons
 CONVERSIONS = {"popcount": "window", "burst": "step"}  # kinds that convert trains to another timing
-TENSORS = ("weight", "step", "scale", "shift", "residual_scale", "v_init")
+TENSORS = ("weight", "step", "scale", "shift", "residual_scale", "v_init", "index")
 _NAMES = {"kind": KINDS, "timing": checks.TIMINGS}  # words are indices of these
 
 
@@ -35,20 +35,22 @@ class Instruction:
     """One layer, or one move (pooling, flatten): the fields of an instruction (``csrc/kernels/network/program.h``).
 
     Attributes:
-        kind: "layer": synapses and neurons; "readout"; or a move.
+        kind: "layer": synapses and neurons; "neurons" on currents; "sum" of currents or trains; "readout"; or a move.
         input, residual: the numbers of the values it reads: earlier instructions, or INPUT.
-        fires: False returns the currents of every step, for the residual of another layer.
+        fires: False returns currents: of every step, or with timing "window" their sum.
         axes: the number of spatial dimensions.
-        outputs, channels: N and C / groups of the weight [N, C / groups, *kernel]. outputs: also of a mean's scale.
+        outputs, channels: N and C / groups of the weight [N, C / groups, *kernel]. Of other kinds outputs is the number
+            of channels; channels, of a gather, how many channels or features its index may name.
         kernel, stride, padding, after, dilation: (vertical, horizontal); ``after`` is extra padding at the end.
         ceil: ceil_mode of a max_pool. first, last: the dimensions of a flatten.
         few_bits: whether the weight is int8, in units of ``step``.
-        weight, step, scale, shift, residual_scale, v_init: where a program's numbers have these tensors, or ABSENT; see
-            :class:`tandem_snn.frozen.stages.Stage`, which holds them.
+        weight, step, scale, shift, residual_scale, v_init, index: where a program's numbers have these tensors, or
+            ABSENT; see :class:`tandem_snn.frozen.stages.Stage`, which holds them.
         v_size: the spatial sizes of a v_init for each neuron, which may be 1; (0, 0): it is one number.
         gain: a factor of counts, for an instruction that reads counts instead of spikes.
         timing: the timing of neurons or currents, which is also that of the trains that it reads. The kinds
             "popcount" and "burst" convert it.
+        by_channel: whether the index of a gather names channels; else features, and ``kernel`` is the result's size.
     """
 
     kind: str
@@ -79,6 +81,8 @@ class Instruction:
     leak: float = 1.0
     gain: float = 1.0
     timing: str = "step"
+    index: int = ABSENT
+    by_channel: bool = False
 
     def over_axes(self, sizes: Pair) -> tuple[int, ...]:
         return sizes[2 - self.axes :]

@@ -1,24 +1,26 @@
 """Lower a network to a list of stages; round it to few bits."""
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from tandem_ext import SpikeTrain
 from tandem_ext._torch import remove_weight_hooks
 from tandem_ext.functional.neuron import Tensors, fold, over_inputs, tensors_of
 from tandem_ext.functional.products import LINEAR, Product
 
 from .. import nn as tnn
 from ..nn.batch_norm import fold_norm
-from ..nn.general import Neurons
+from ..nn.hooks import READOUTS
 from ..nn.maximum import MaxPool
-from ..nn.options import INTEGRATE_ONLY
 from ..nn.quantise import quantise
+from .functions import apply_function, joined, rearranged
 from .instruction import CONVERSIONS, INPUT, CannotLower, Instruction
 from .stages import Stage, Stages
 from .trace import LAYERS, LEAVES, MOVES, Value, trace
@@ -27,13 +29,14 @@ _Gain = float | Tensor
 
 
 @torch.no_grad()
-def lower(net: nn.Module, gain: _Gain = 1.0, T: int | None = None) -> Stages:
+def lower(net: nn.Module, gain: _Gain = 1.0, T: int | None = None, shape: tuple[int, ...] | None = None) -> Stages:
     """Return the evaluation of ``net`` as stages, for a gain of its input; raise CannotLower if that is impossible.
 
-    T is the number of time steps of a network without Encoder, for the default thresholds of its layers.
+    T is the number of time steps of a network without Encoder, for the default thresholds of its layers; ``shape`` is
+    that of a sample, which layers that move features need.
     """
     if not isinstance(net, Stages):
-        return Lowering(net, gain, T).stages()
+        return Lowering(net, gain, T, shape).stages()
     if torch.as_tensor(gain).ne(1).any():
         raise ValueError(f"x: the gain of its spikes is {gain}, but a network from a file was saved for a gain of 1")
     return net
@@ -60,25 +63,43 @@ def snapshot(net: nn.Module) -> nn.Module:
 class Lowering:
     """Makes the stages of a network while its layers are called with values."""
 
-    def __init__(self, net: nn.Module, gain: _Gain, T: int | None) -> None:
+    def __init__(self, net: nn.Module, gain: _Gain, T: int | None, shape: tuple[int, ...] | None) -> None:
         self.net = nn.Sequential(net) if isinstance(net, LEAVES) else net
         self.list: list[Stage] = []
         self.gain = gain  # of the input
         self.mode: str | None = None
         self.T: int | None = None  # None: any
         self.default_T = T
+        self.shape = shape
+        self.samples: dict[int, tuple[int, ...]] = {}  # by number the shape of a value
+        self.joins: dict[tuple[int, int], Value] = {}  # by the numbers of two values that were joined
 
     def stages(self) -> Stages:
         timing: str | None = "step"
         for name, layer in self.net.named_modules():
-            _refuse_the_general_way(name, layer)
+            _refuse_max_pool(name, layer)
             timing = None if isinstance(layer, tnn.Encoder) and layer.mode != "events" else timing
-        answer = trace(self.net, Value(INPUT, timing, self.gain, is_image=True), self.call)
+        image = Value(INPUT, timing, self.gain, is_image=True, owner=self)
+        answer = trace(self.net, image, self.call, partial(apply_function, self))
         if not isinstance(answer, Value) or answer.number != len(self.list) - 1:
             raise CannotLower("net", "its output is not that of its last layer, a Readout")
-        return Stages(self.list, self.mode or "events", self.T, answer.timing)
+        return Stages(self._read(), self.mode or "events", self.T, answer.timing)
 
-    def call(self, name: str, layer: Any, x: Value, residual: Value | None = None, fire: bool = True) -> Value:
+    def _read(self) -> list[Stage]:
+        """Return the stages without gathers that none reads, because a move and its way back are none."""
+        read = {len(self.list) - 1}
+        for number in reversed(range(len(self.list))):
+            i = self.list[number].instruction
+            if number in read or i.kind != "gather":
+                read |= {number, i.input, i.residual}
+        numbers = {number: n for n, number in enumerate(sorted(n for n in read if n >= 0))}
+        for number in numbers:
+            i = self.list[number].instruction
+            places = {name: numbers.get(getattr(i, name), getattr(i, name)) for name in ("input", "residual")}
+            self.list[number].instruction = replace(i, **places)
+        return [self.list[number] for number in numbers]
+
+    def call(self, name: str, layer: Any, x: Value, residual: Value | None = None) -> Value:
         """Append what a layer does; return the value of its result."""
         if type(layer) in (tnn.Dropout, nn.Identity):
             return x
@@ -88,12 +109,19 @@ class Lowering:
             if any(stage.weight is not None for stage in self.list):
                 raise CannotLower(name, "an Encoder after a layer is not supported")
             self.mode, self.T = layer.mode, layer.T
-            return x if layer.mode == "events" else Value(x.number, x.timing, layer.signal_gain, x.is_image)
+            return x if layer.mode == "events" else Value(x.number, x.timing, layer.signal_gain, x.is_image, owner=self)
+        if type(layer) is tnn.Flatten and x.pending:
+            return rearranged(self, name, "flatten", True, x, layer.start_dim, layer.end_dim)
+        some = type(layer) is tnn.Flatten and (layer.start_dim, layer.end_dim) != (1, -1)
+        if some and x.timing is not None:  # of a train or currents
+            dims = len(self.features_of(name, x))
+            if (layer.start_dim % (dims + 1), layer.end_dim % (dims + 1)) != (1, dims):
+                return rearranged(self, name, "flatten", True, x, layer.start_dim, layer.end_dim)
         if type(layer) in MOVES:
             return self._move(name, layer, x)
         if type(layer) in LAYERS:
-            return self._layer(name, layer, x, residual, fire)
-        if type(layer) is tnn.Readout:
+            return self._layer(name, layer, x, residual)
+        if type(layer) in READOUTS:
             weight, gain = _weighted(layer, x.gain)
             tensors = _weights(layer, weight) | {"shift": layer.bias}
             return self._add(name, "readout", x, None, 1.0, tensors, gain=float(gain), **_geometry(layer, weight))
@@ -105,18 +133,102 @@ class Lowering:
         """Append an instruction that reads x; the result has this timing, None for numbers, and gain."""
         tensors = {key: None if tensor is None else tensor.detach() for key, tensor in tensors.items()}
         self.list.append(Stage(name, Instruction(kind, x.number, **fields), **tensors))
-        return Value(len(self.list) - 1, result, worth)
+        return Value(len(self.list) - 1, result, worth, owner=self)
 
-    def _converted(self, name: str, x: Value, timing: str) -> Value:
+    def currents(self, name: str, kind: str, x: Value, channels: int | None, fields: Any, **tensors: Any) -> Value:
+        """Append an instruction that makes currents, by default with the timing of x."""
+        fields = {"timing": x.timing, **fields}
+        u = self._add(name, kind, x, fields["timing"], 1.0, tensors, **fields)
+        u.is_currents, u.channels = True, channels
+        return u
+
+    def sum(self, name: str, a: Value, b: Value) -> Value:
+        timing = (a if a.is_currents else b).timing
+        a, b = (value if value.is_currents else self.converted(name, value, str(timing)) for value in (a, b))
+        if a.timing != b.timing:
+            raise CannotLower(name, "timing: it adds currents of different timings")
+        channels = self.channels_of(name, a)
+        gains = {"scale": _spread(a.gain, channels), "residual_scale": _spread(b.gain, channels)}
+        return self.currents(name, "sum", a, channels, {"residual": b.number, "outputs": channels}, **gains)
+
+    def join(self, name: str, values: list[Value], dim: int) -> Value:
+        if dim != 1:
+            raise CannotLower(name, f"it joins values along dimension {dim}, not along the channels")
+        return joined(self, name, values)
+
+    def affine(self, name: str, x: Value, scale: Tensor | None, shift: Tensor | None) -> Value:
+        """Append scale * x + shift, where the gain of a train is multiplied first."""
+        channels = self.channels_of(name, x)
+        fields = {"outputs": channels}
+        if not x.is_currents and (_by_channel(x.gain) or float(x.gain) != 1.0):
+            x = self.currents(name, "sum", x, channels, fields, scale=_spread(x.gain, channels))
+        if x.is_currents and scale is None and shift is None:
+            return x
+        each = [None if t is None else t.expand(channels).contiguous() for t in (scale, shift)]
+        return self.currents(name, "sum", x, channels, fields, scale=each[0], shift=each[1])
+
+    def moved(self, name: str, x: Value, gain: _Gain, index: Tensor | None, outputs: int, **fields: Any) -> Value:
+        """Append a gather."""
+        tensors = {"index": None if index is None else index.int()}
+        fields |= {"outputs": outputs, "timing": x.timing or "step"}
+        y = self._add(name, "gather", x, x.timing, gain, tensors, **fields)
+        y.is_currents, y.channels, y.is_image = x.is_currents, outputs, x.is_image
+        return y
+
+    def features_of(self, name: str, x: Value) -> tuple[int, ...]:
+        """Return the shape of a value of one sample, by running the stages so far."""
+        if self.shape is None:
+            raise CannotLower(name, "it depends on the size of the input: give freeze an example")
+        if x.number == INPUT:
+            return self.shape
+        if x.number not in self.samples:
+            T = self.T or self.default_T or 1
+            zeros = torch.zeros((T + 7) // 8, 1, *self.shape, dtype=torch.uint8)
+            so_far = Stages(self.list[: x.number + 1], self.mode or "events", T)
+            given = SpikeTrain(zeros, T) if so_far.mode == "events" else zeros[0].to(so_far.dtype)
+            so_far(given, lambda number, _, y: self.samples.setdefault(number, tuple(y.shape[1:])))
+        found: tuple[int, ...] = self.samples[x.number]
+        return found
+
+    def channels_of(self, name: str, x: Value) -> int:
+        return self.features_of(name, x)[0] if x.channels is None else x.channels
+
+    def converted(self, name: str, x: Value, timing: str) -> Value:
         """Return a value for a reader with this timing: a train of the other timing is first converted, once."""
         if x.timing in (None, timing):
             return x
+        if x.is_currents:
+            raise CannotLower(name, f'its timing is "{timing}", but it reads currents with timing "{x.timing}"')
         if x.converted is None:
             kind = next(kind for kind, other in CONVERSIONS.items() if other == timing)
             x.converted = self._add(name, kind, x, timing, x.gain, {})
         return x.converted
 
+    def _upsample(self, name: str, layer: tnn.Upsample, x: Value) -> Value:
+        if layer.mode != "bilinear":
+            return rearranged(self, name, layer, True, x)
+        features = self.features_of(name, x)
+        size = tuple(layer(torch.empty(1, *features)).shape[2:])
+        factors = _both(layer.scale_factor or 1)
+        if layer.size is None and size != tuple(f * n for f, n in zip(factors, features[1:], strict=True)):
+            raise CannotLower(name, f"scale_factor: expected one that gives whole sizes, got {factors}")
+        fields = {"kernel": size, "ceil": bool(layer.align_corners)}
+        if x.timing is None and not x.is_currents:
+            y = self._add(name, "upsample", x, None, x.gain, {}, **fields)
+            y.is_image = x.is_image
+            return y
+        x = self.affine(name, x, None, None)
+        x = x if x.is_currents else self.currents(name, "sum", x, features[0], {"outputs": features[0]})
+        return self.currents(name, "upsample", x, features[0], fields)
+
     def _move(self, name: str, layer: Any, x: Value) -> Value:
+        if isinstance(layer, tnn.Upsample):
+            return self._upsample(name, layer, x)
+        if isinstance(layer, tnn.AdaptiveMaxPool2d):
+            pool = layer.pool(self.features_of(name, x)[1:])
+            return self._move(name, pool, rearranged(self, name, layer.arranged, True, x))
+        if x.is_currents:
+            return self._move_currents(name, layer, x)
         means = isinstance(layer, tnn.AdaptiveAvgPool2d) or (isinstance(layer, tnn.AvgPool2d) and not layer.spiking)
         if means and self.mode not in (None, "events") and x.is_image:
             raise CannotLower(name, "it averages the input, so nothing in the network spikes")
@@ -126,60 +238,130 @@ class Lowering:
             tensors["scale"] = x.gain
         elif means:
             fields["gain"] = float(x.gain)
-        if isinstance(layer, tnn.Flatten):
-            kind, fields = "flatten", {"first": layer.start_dim, "last": layer.end_dim}
-        elif isinstance(layer, tnn.AdaptiveAvgPool2d):
-            size = layer.output_size if isinstance(layer.output_size, tuple) else (layer.output_size,) * 2
-            if None in size:
-                raise CannotLower(name, f"output_size: expected two sizes, got {size}")
-            kind, fields["kernel"] = "adaptive_mean", _pair(size, 1)
-        else:
-            kind = "mean" if means else "average" if isinstance(layer, tnn.AvgPool2d) else "max_pool"
-            fields |= {"kernel": layer.kernel_size, "stride": layer.stride, "padding": layer.padding}
-            fields |= {"dilation": layer.dilation}
-        if kind == "max_pool":
-            fields["ceil"] = layer.ceil_mode
+        kind, geometry = _pooling(name, layer, means)
+        gain = gain.flatten() if isinstance(gain, Tensor) and kind == "flatten" else gain
+        fields = geometry if kind == "flatten" else fields | geometry
         if kind == "average":
-            read = self._converted(name, x, layer.timing)
+            read = self.converted(name, x, layer.timing)
             tensors["v_init"] = torch.tensor(layer.initial_potential)
             fields |= {"threshold": float(layer.threshold), "timing": layer.timing}
         y = self._add(name, kind, read, None if means else read.timing, gain, tensors, **fields)
-        y.is_image = x.is_image
+        y.is_image, y.channels = x.is_image, None if kind == "flatten" else x.channels
         return y
 
-    def _layer(self, name: str, layer: Any, x: Value, residual: Value | None, fire: bool) -> Value:
-        weight, gain = _weighted(layer, x.gain)
-        neuron = layer.numbers() | ({} if fire else INTEGRATE_ONLY)
-        del neuron["gate"]  # there is no backward pass
-        made, channels, unit, tensors = Tensors(), len(weight), 1.0, _weights(layer, weight)
-        if fire:
-            if layer.threshold is None:
-                self.T = self.T or self.default_T
-            unit = layer.unit(self.T)
-            given = layer.v_init.shape if isinstance(layer.v_init, Tensor) and layer.v_init.dim() > 1 else ()
-            shape = (1, *(given or (channels, *[1] * (weight.dim() - 2))))
-            made = tensors_of(weight, 1, shape, None, layer.dynamics()["threshold"], layer.v_init, layer.timing)
-        scaled = (*fold_norm(layer.norm), tensors["step"], gain, channels, tensors["weight"], unit)
-        tensors["scale"], tensors["shift"] = fold(made.theta, layer.bias, *scaled)
+    def _move_currents(self, name: str, layer: Any, x: Value) -> Value:
+        kind, fields = _pooling(name, layer, True)
+        if kind == "max_pool" and x.timing != "window":
+            raise CannotLower(name, 'the maximum of currents step by step: convert with timing="window"')
+        return self.currents(name, kind, x, None if kind == "flatten" else x.channels, fields)
+
+    def _layer(self, name: str, layer: Any, x: Value, residual: Value | None) -> Value:
+        if layer.neurons and layer.threshold is None:
+            self.T = self.T or self.default_T
+        if isinstance(layer, tnn.Neurons):
+            if not x.is_currents:
+                x = self.affine(name, self.converted(name, x, layer.timing), None, None)
+            return self._neurons(name, layer, self.converted(name, x, layer.timing), None)
+        if isinstance(layer, tnn.Linear) and self._has_tokens(name, x):
+            x = rearranged(self, name, "movedim", True, x, -1, 1)
+            if residual is not None:
+                residual = rearranged(self, name, "movedim", True, residual, -1, 1)
+            y = self._connected(name, layer, x, residual, len(self.features_of(name, x)) - 1)
+            return rearranged(self, name, "movedim", False, y, 1, -1)
+        if layer.arranges:
+            x = rearranged(self, name, layer.arranged, True, x)
+        return self._connected(name, layer, x, residual)
+
+    def _has_tokens(self, name: str, x: Value) -> bool:
+        i = None if x.number == INPUT else self.list[x.number].instruction
+        are_rows = i is not None and (i.kind == "flatten" or (i.kind == "layer" and i.axes == 0))
+        return self.shape is not None and not are_rows and len(self.features_of(name, x)) > 1
+
+    def _connected(self, name: str, layer: Any, x: Value, residual: Value | None, axes: int = 0) -> Value:
+        """Append the product of a layer and its neurons, for an input as the product takes it; axes of its tokens."""
+        weight, gain = _weighted(layer, x.gain, axes)
+        tensors, geometry = _weights(layer, weight), _geometry(layer, weight)
+        x = self.converted(name, x, layer.timing)
+        without = {"fires": False, "timing": layer.timing}
+        folded = (layer.bias, *fold_norm(layer.norm), tensors["step"], gain, len(weight), weight)
+        if layer.neurons and x.is_currents:
+            if residual is not None:
+                raise CannotLower(name, "a residual of a layer that reads currents: add it by +")
+            bare = self.currents(name, "layer", x, len(weight), without | geometry, **tensors)
+            return self._neurons(name, layer, bare, tensors["step"])
+        if not layer.neurons:
+            tensors["scale"], tensors["shift"] = fold(None, *folded)
+            return self.currents(name, "layer", x, len(weight), without | geometry, **tensors)
+        made, unit = self._threshold(layer, weight, weight.dim() - 2)
+        tensors["scale"], tensors["shift"] = fold(made.theta, *folded, unit)
         tensors["v_init"] = made.v_init
-        x = self._converted(name, x, layer.timing)
+        fields = layer.numbers() | geometry
+        del fields["gate"]  # there is no backward pass
         if residual is not None:
             worth = residual.gain
             if isinstance(worth, Tensor) and worth.dim():  # a channel may have become several features
-                worth = worth.repeat_interleave(channels // len(worth))
-            scale, _ = fold(made.theta, None, None, None, None, worth, channels, tensors["weight"], unit)
-            residual, tensors["residual_scale"] = self._converted(name, residual, layer.timing), scale
-            neuron["residual"] = residual.number
-        worth = layer.spike_value(self.T) if fire else 1.0
-        result = layer.timing if fire else None
-        return self._add(name, "layer", x, result, worth, tensors, fires=fire, **neuron, **_geometry(layer, weight))
+                worth = worth.repeat_interleave(len(weight) // len(worth))
+            scale, _ = fold(made.theta, None, None, None, None, worth, len(weight), weight, unit)
+            residual, tensors["residual_scale"] = self.converted(name, residual, layer.timing), scale
+            fields["residual"] = residual.number
+        y = self._add(name, "layer", x, layer.timing, layer.spike_value(self.T), tensors, **fields)
+        y.channels = len(weight)
+        return y
+
+    def _neurons(self, name: str, layer: Any, u: Value, step: Tensor | None) -> Value:
+        """Append the neurons of a layer, for currents without its bias, batch norm and the step of its weights."""
+        channels = self.channels_of(name, u)
+        like = torch.empty(channels) if layer.weight is None else layer.weight
+        made, unit = self._threshold(layer, like, 2)
+        scale, shift = fold(made.theta, layer.bias, *fold_norm(layer.norm), step, 1.0, channels, like, unit)
+        fields = layer.numbers()
+        del fields["gate"]
+        v_init = made.v_init
+        if isinstance(v_init, Tensor) and v_init.numel() == channels:  # of each channel, of any number of axes
+            v_init = v_init.flatten()
+        tensors = {"scale": scale, "shift": shift, "v_init": v_init}
+        y = self._add(name, "neurons", u, layer.timing, layer.spike_value(self.T), tensors, outputs=channels, **fields)
+        y.channels = channels
+        return y
+
+    def _threshold(self, layer: Any, like: Tensor, axes: int) -> tuple[Tensors, Any]:
+        """Return the tensors of the neurons of a layer, and the unit of their potentials."""
+        given = layer.v_init.shape if isinstance(layer.v_init, Tensor) and layer.v_init.dim() > 1 else ()
+        shape = (1, *(given or (len(like), *[1] * axes)))
+        made = tensors_of(like, 1, shape, None, layer.dynamics()["threshold"], layer.v_init, layer.timing)
+        return made, layer.unit(self.T)
 
 
-def _refuse_the_general_way(name: str, layer: nn.Module) -> None:
-    """Raise an error that names the neurons, which is clearer than an error about an operator before them."""
-    if isinstance(layer, Neurons):
-        why = f"it uses the general way ({layer.sums or 'any sum of linear maps'})"
-        raise CannotLower(name, f"{why}, so it is not a layer of tandem_snn.nn, and cannot run step by step")
+def _both(value: Any) -> Any:
+    return value if isinstance(value, tuple) else (value, value)
+
+
+def _pooling(name: str, layer: Any, means: bool) -> tuple[str, dict[str, Any]]:
+    """Return the kind of a layer that moves or pools, and its fields."""
+    if isinstance(layer, tnn.Flatten):
+        return "flatten", {"first": layer.start_dim, "last": layer.end_dim}
+    if isinstance(layer, tnn.AdaptiveAvgPool2d):
+        size = _both(layer.output_size)
+        if None in size:
+            raise CannotLower(name, f"output_size: expected two sizes, got {size}")
+        return "adaptive_mean", {"kernel": _pair(size, 1)}
+    neutral = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
+    fields: dict[str, Any] = {name: _pair(getattr(layer, name), one) for name, one in neutral.items()}
+    fields |= {"kernel": fields.pop("kernel_size"), "axes": layer.axes}
+    if isinstance(layer, tnn.AvgPool2d):
+        return "mean" if means else "average", fields
+    return "max_pool", fields | {"ceil": layer.ceil_mode}
+
+
+def _spread(gain: _Gain, channels: int) -> Tensor | None:
+    """Return a gain for each channel; None if it is 1."""
+    if not isinstance(gain, Tensor):
+        return None if gain == 1.0 else torch.full((channels,), gain)
+    gain = gain.detach().float()
+    return gain.repeat_interleave(channels // len(gain)) if gain.dim() else gain.expand(channels).contiguous()
+
+
+def _refuse_max_pool(name: str, layer: nn.Module) -> None:
     if isinstance(layer, MaxPool):
         why = f"{layer.f} is not a layer of tandem_snn.nn"
         other = 'convert with timing="window", or put tnn.MaxPool2d in its place'
@@ -190,12 +372,18 @@ def _by_channel(gain: object) -> bool:
     return isinstance(gain, Tensor) and gain.dim() > 0
 
 
-def _weighted(layer: Any, gain: _Gain) -> tuple[Tensor, _Gain]:
+def kernel_of(layer: Any) -> Callable[[Tensor], Tensor]:
+    """Return the function that gives a layer's weights as its product takes them, or, from these, as it has them."""
+    return layer.kernel_of if isinstance(layer, tnn.SpikingLayer) else lambda weight: weight
+
+
+def _weighted(layer: Any, gain: _Gain, axes: int = 0) -> tuple[Tensor, _Gain]:
     """Multiply a gain per channel into the layer's weight; return the weight and the remaining gain."""
-    weight = layer.weight.detach()
+    weight = kernel_of(layer)(layer.weight.detach())
+    weight = weight.view(*weight.shape, *[1] * (axes + 2 - weight.dim()))
     if not _by_channel(gain):
         return weight, gain
-    product = layer.synapses() if isinstance(layer, tnn.SpikingLayer) else LINEAR
+    product = LINEAR if isinstance(layer, tnn.Readout) else layer.synapses(axes)
     each = weight.shape[1] * product.groups // len(gain)  # type: ignore[arg-type]  # features per channel, if flattened
     return product.weighted(weight, gain.detach().repeat_interleave(each)), 1.0  # type: ignore[union-attr]
 
@@ -209,7 +397,7 @@ def _weights(layer: Any, weight: Tensor) -> dict[str, Any]:
 
 
 def _geometry(layer: Any, weight: Tensor) -> dict[str, Any]:
-    return geometry_of(layer.synapses(), weight.shape[2:]) if weight.dim() > 2 else {}
+    return geometry_of(layer.synapses(weight.dim() - 2), weight.shape[2:]) if weight.dim() > 2 else {}
 
 
 def geometry_of(product: Product, kernel: Sequence[int]) -> dict[str, Any]:
@@ -247,16 +435,14 @@ class Grid:
 @torch.no_grad()
 def round_(net: nn.Module, bits: int | None) -> None:
     """Round weights in place to ``bits``, or to each layer's own. Layers with gains per channel round when they run."""
-    general = next((name for name, layer in net.named_modules() if isinstance(layer, Neurons)), None)
-    if bits is not None and general is not None:
-        raise ValueError(f"weight_bits: {general!r} uses the general way, in which weights cannot be rounded")
-    layers: list[Any] = [layer for layer in net.modules() if isinstance(layer, tnn.SpikingLayer | tnn.Readout)]
+    layers: list[Any] = [layer for layer in net.modules() if isinstance(layer, (tnn.SpikingLayer, *READOUTS))]
     firing = [layer for layer in layers if isinstance(layer, tnn.SpikingLayer)]
     by_channel = any(_by_channel(layer.threshold if layer.gain is None else layer.gain) for layer in firing)
     for layer in layers:
         layer.weight_bits = layer.weight_bits if bits is None else bits
-        if layer.weight_bits is not None and not by_channel:
-            layer.weight.copy_(Grid(*quantise(layer.weight, layer.weight_bits)).weight())
+        if layer.weight_bits is not None and layer.weight is not None and not by_channel:
+            kernel = kernel_of(layer)
+            layer.weight.copy_(kernel(Grid(*quantise(kernel(layer.weight), layer.weight_bits)).weight()))
 
 
 @torch.no_grad()
@@ -266,7 +452,7 @@ def grids_of(net: nn.Module) -> dict[str, Grid]:
         return {stage.name: Grid(stage.weight, stage.step) for stage in net.stages if stage.step is not None}
     grids = {}
     for name, layer in net.named_modules():
-        if getattr(layer, "weight_bits", None) is not None:
-            q, step = quantise(layer.weight, layer.weight_bits)
+        if getattr(layer, "weight_bits", None) is not None and layer.weight is not None:
+            q, step = quantise(kernel_of(layer)(layer.weight), layer.weight_bits)
             grids[name] = Grid(q.to(torch.int8), step)
     return grids

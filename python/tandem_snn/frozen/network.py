@@ -47,7 +47,13 @@ class FrozenNetwork(Streaming, WeightKeeper):
     (torch.Size([4, 2]), 8, (3,))
     """
 
-    def __init__(self, net: nn.Module, weight_bits: int | None = None, T: int | None = None) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        weight_bits: int | None = None,
+        T: int | None = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> None:
         super().__init__()
         self.net = snapshot(net)
         self.weight_bits = weight_bits
@@ -61,7 +67,8 @@ class FrozenNetwork(Streaming, WeightKeeper):
             checks.T("T", self._T, "window" if in_windows else "step")
         if T is not None and windows - {T}:
             raise ValueError(f"T: the network's Encoder has T={windows.pop()}, got {T}")
-        self.shape: tuple[int, ...] | None = net.meta.get("shape") if isinstance(net, fx.GraphModule) else None
+        self.shape = net.meta.get("shape") if shape is None and isinstance(net, fx.GraphModule) else shape
+        self._example = self.shape  # for layers that move features
         self._programs: dict[Any, Program] = {}  # by the gain of the input
         self._graphs: dict[Any, Graph | None] = {}
         check_finite(self._program_for(1.0).layers)  # trace before several threads may use the network
@@ -179,7 +186,7 @@ class FrozenNetwork(Streaming, WeightKeeper):
         >>> tandem_snn.freeze(net).save("net.tandem")
         """
         try:
-            write(path, lower(self.net, T=self._T), Metadata(self.T, self.weight_bits, self.shape))
+            write(path, lower(self.net, T=self._T, shape=self._example), Metadata(self.T, self.weight_bits, self.shape))
         except CannotLower as error:
             raise ValueError(f"net: layer {error.layer!r} cannot be saved: {error.why}") from error
         unknown = [name for name in ("shape", "T") if getattr(self, name) is None]
@@ -192,6 +199,9 @@ class FrozenNetwork(Streaming, WeightKeeper):
 
     def _program(self, x: Tensor | SpikeTrain) -> Program:
         self.shape = tuple(x.shape[1:])
+        if self._example is None and any(program.needs(self.shape) for program in [*self._programs.values()]):
+            self._example = self.shape
+            self._programs.clear()
         return self._program_for(x.gain if isinstance(x, SpikeTrain) else 1.0)
 
     def _program_for(self, gain: float | Tensor) -> Program:
@@ -199,9 +209,8 @@ class FrozenNetwork(Streaming, WeightKeeper):
         if isinstance(key, tuple) and any(getattr(layer, "weight_bits", None) for layer in self.net.modules()):
             raise ValueError("x: weights of few bits are rounded already, so the gain must be one for all channels")
         with _KEEPING:
-            return _kept(
-                self._programs, key, lambda: Program(self.net, gain if isinstance(key, tuple) else key, self._T)
-            )
+            worth = gain if isinstance(key, tuple) else key
+            return _kept(self._programs, key, lambda: Program(self.net, worth, self._T, self._example))
 
 
 def _kept(values: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:

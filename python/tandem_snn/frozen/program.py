@@ -20,20 +20,20 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from tandem_ext import SpikeTrain
-from tandem_ext._torch import autocast_active, forward_mode_active
+from tandem_ext._torch import autocast_active, forward_mode_active, unseen
 from tandem_ext.ops import counts_dtype
 
 from ..container import pack, unpack, write_atomically
 from ..errors import UserError
 from ..nn.passing import SIGNALS
-from .instruction import ABSENT, CONSTANTS, FIELDS, HEADER, TENSORS, CannotLower, Instruction
+from .instruction import ABSENT, CONSTANTS, FIELDS, HEADER, INPUT, TENSORS, CannotLower, Instruction
 from .lowering import lower
 from .stages import Stage, Stages, check_finite
 
 _ops = torch.ops.tandem
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in the order of the kernels' enum
 _ALIGNMENT = 64
-FORMAT = "tandem_snn frozen 1"
+FORMAT = "tandem_snn frozen 2"
 _MODES = list(SIGNALS)
 _NO_GRADIENTS = "x: a frozen network has no gradients: use the network that was frozen, or x.detach()"
 Answer = TypeVar("Answer", bound=Callable[..., Any])
@@ -176,13 +176,27 @@ def read(path: str | PathLike[str]) -> tuple[Stages, Metadata]:
 class Program:
     """A network for one gain of its input, as a program; ``layers`` runs layer by layer, as stages if possible."""
 
-    def __init__(self, net: nn.Module, gain: float | Tensor, T: int | None = None) -> None:
+    def __init__(
+        self, net: nn.Module, gain: float | Tensor, T: int | None = None, shape: tuple[int, ...] | None = None
+    ) -> None:
         self.layers: Any = net
         self.unlowered: CannotLower | None = None  # why there are no stages
         try:
-            self.layers = lower(net, gain, T)
+            self.layers = lower(net, gain, T, shape)
         except CannotLower as reason:
             self.unlowered = reason.with_traceback(None)  # the frames would keep all tensors of the network alive
+
+    def needs(self, shape: tuple[int, ...]) -> bool:
+        """Return whether the shape of a sample, which lowering did not know, may change the stages."""
+        if self.unlowered is not None:
+            return True
+        are_rows = {INPUT: len(shape) == 1}
+        for number, stage in enumerate(self.layers.stages):
+            i = stage.instruction
+            if i.kind == "layer" and i.axes == 0 and not are_rows[i.input]:
+                return True  # it may read tokens
+            are_rows[number] = i.kind == "flatten" or (i.axes == 0 if i.kind == "layer" else are_rows[i.input])
+        return False
 
     @functools.cached_property
     def refusal(self) -> CannotLower | None:
@@ -198,7 +212,7 @@ class Program:
             return reason.with_traceback(None)
         if refusal is None:
             self.network: Tensor = _ops.frozen_read.default(program, numbers)
-            weakref.finalize(self, _ops.frozen_free.default, self.network).atexit = False
+            weakref.finalize(self, _free, self.network).atexit = False
             dtype = self.layers.dtype
             self.most_steps = max(T for T in (256, 2048, 65535) if counts_dtype(dtype, T) == dtype)
         return refusal
@@ -231,6 +245,11 @@ class Program:
         if (refusal := _refusal([stage.name for stage in self.layers.stages], instruction, why)) is not None:
             raise refusal
         return state, follows
+
+
+def _free(network: Tensor) -> None:
+    with unseen():
+        _ops.frozen_free.default(network)
 
 
 class _Block:
@@ -272,7 +291,10 @@ def _words(stage: Stage, block: _Block, dtype: torch.dtype) -> list[int]:
 def _stage(name: str, i: Instruction, numbers: Tensor, dtype: torch.dtype) -> Stage:
     """Return the stage of an instruction, whose offsets the executor has checked."""
     start = (*i.over_axes(i.v_size), i.outputs) if any(i.v_size) else ()
-    shapes = {"weight": (i.outputs, i.channels, *i.over_axes(i.kernel)), "v_init": start}
+    pixels = () if i.by_channel else i.kernel
+    shapes = {
+        "weight": (i.outputs, i.channels, *i.over_axes(i.kernel)), "v_init": start, "index": (*pixels, i.outputs),
+    }  # fmt: skip
     tensors = {}
     for key in TENSORS:
         if (offset := getattr(i, key)) == ABSENT:
@@ -283,12 +305,14 @@ def _stage(name: str, i: Instruction, numbers: Tensor, dtype: torch.dtype) -> St
             tensor = tensor.movedim(-1, 0).contiguous()
         of_weights = key == "step" or (key, i.kind) == ("shift", "readout")
         of_weights |= key == "weight" and dtype == torch.float64  # int8 kernels do not support a float64 scale
-        tensors[key] = tensor.to(dtype) if of_weights else tensor
+        tensors[key] = tensor.to(dtype) if of_weights else tensor.flatten() if key == "index" else tensor
     return Stage(name, i, **tensors)
 
 
 def _stored(name: str, few_bits: bool, dtype: torch.dtype) -> torch.dtype:
     """Return the type in which a program holds a tensor of a stage."""
+    if name == "index":
+        return torch.int32
     if name != "weight":
         return torch.promote_types(dtype, torch.float32)
     return torch.int8 if few_bits else dtype

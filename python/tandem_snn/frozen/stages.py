@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.neuron import over_inputs
 from tandem_ext.functional.products import Product
+from tandem_ext.functional.settings import Settings
 from tandem_ext.ops import counts_dtype
 from tandem_ext.train import add_flags
 
 from .. import nn as tnn
-from ..nn.currents import NEVER, step_currents
-from ..nn.passing import SIGNALS
+from ..nn.currents import Currents, combined, currents_of, fire, product
+from ..nn.passing import SIGNALS, product_of_counts
 from ..nn.signals import describe, map_counts
 from .instruction import ABSENT, CONVERSIONS, INPUT, TENSORS, Instruction
 
@@ -39,6 +40,8 @@ class Stage(nn.Module):
             step; a readout's weights are step·weight.
         scale, shift, residual_scale: [N], None if neutral. For a readout, shift is the bias; for a mean, scale is the
             gain of each channel.
+        index: int32, where each channel [N] or feature [H, W, N], of an image [N, H, W], flat, of a gather
+            comes from; -1 is 0.
         v_init: 0-dim, [N], or [N, *space], where spatial sizes may be 1.
         move: the module or function of a stage without weights.
     """
@@ -49,17 +52,22 @@ class Stage(nn.Module):
     shift: Tensor | None
     residual_scale: Tensor | None
     v_init: Tensor | None
+    index: Tensor | None
 
     def __init__(self, name: str, instruction: Instruction, **tensors: Tensor | None) -> None:
         super().__init__()
         for tensor in TENSORS:
             self.register_buffer(tensor, tensors.get(tensor))
-        outputs, channels = (0, 0) if self.weight is None else self.weight.shape[:2]
+        outputs, channels = instruction.outputs, instruction.channels
+        if self.weight is not None:
+            outputs, channels = self.weight.shape[:2]
+        elif self.scale is not None:
+            outputs = len(self.scale)
         self.name = name
         self.instruction = replace(
             instruction,
-            axes=2 if self.weight is None else self.weight.dim() - 2,
-            outputs=len(self.scale) if self.weight is None and self.scale is not None else outputs,
+            axes=instruction.axes if self.weight is None else self.weight.dim() - 2,
+            outputs=outputs,
             channels=channels,
             few_bits=self.step is not None,
             v_size=(0, 0) if self.v_init is None or not self.v_init.dim() else (1, 1, *self.v_init.shape[1:])[-2:],
@@ -91,6 +99,13 @@ class Stage(nn.Module):
 
     def forward(self, x: Any, residual: Any = None) -> Any:
         i = self.instruction
+        if i.kind == "gather":
+            return self._gathered(x, residual)
+        if i.kind == "sum":
+            y = _numbers(x).affine(self.scale, self.shift)
+            return y if residual is None else y + _numbers(residual).affine(self.residual_scale, None)
+        if i.kind == "neurons":
+            return self._fired(x)
         if self.move is not None:
             if isinstance(x, (ConstantInput, ImpulseInput)):
                 return x.replace(x=self.move(x.x), gain=1.0)
@@ -98,30 +113,68 @@ class Stage(nn.Module):
             return self.move(x.replace(gain=gain) if isinstance(x, SpikeTrain) else x)
         if i.kind == "readout":
             return map_counts(x, partial(self._answer, 1 if isinstance(x, Tensor) else x.T))
-        return self._spikes(x, residual) if i.fires else step_currents(x, None, self._current, i.timing)
+        return self._spikes(x, residual) if i.fires else self._currents(x)
 
-    def _move(self) -> Callable[[Any], Any]:
+    def _gathered(self, x: Any, joined: Any) -> Any:
+        if isinstance(x, (ConstantInput, ImpulseInput)):
+            return x.replace(x=self._gather(x.x, in_order=True))
+        if isinstance(x, Currents):
+            return combined(self._gather, [x] if joined is None else [x, joined])
+        parts = [value.stored.flatten(0, 1) for value in (x, joined) if value is not None]
+        stored = self._gather(*parts).unflatten(0, x.stored.shape[:2])
+        return x.replace(stored=stored, counts=None, bad=add_flags(x.bad, None if joined is None else joined.bad))
+
+    def _gather(self, *parts: Tensor, in_order: bool = False) -> Tensor:
+        i, index = self.instruction, self.index
+        x = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        if index is None:
+            return x
+        x = x if i.by_channel else (x if in_order else x.movedim(1, -1)).flatten(1)
+        y = x.index_select(1, index.clamp(min=0))
+        outside = (index < 0).view(-1, *[1] * (y.dim() - 2))
+        y = y.masked_fill(outside, 0)
+        if in_order:
+            return y.view(len(y), i.outputs, *i.over_axes(i.kernel))
+        return y if i.by_channel else y.view(len(y), *i.over_axes(i.kernel), i.outputs).movedim(-1, 1)
+
+    def _fired(self, u: Currents) -> SpikeTrain:
+        i, v_init = self.instruction, self.v_init
+        if v_init is not None and v_init.dim() > 1:
+            v_init = v_init.expand(u.shape[1:])
+        neuron: Any = i.threshold, i.leak, 0.0 if v_init is None else v_init, "relu", i.timing
+        settings = Settings(u.T, None, self.scale, self.shift, None, None, 1.0, *neuron)
+        train: SpikeTrain = fire(u, settings)[0]
+        return train
+
+    def _move(self) -> Callable[[Any], Any] | None:
         i = self.instruction
+        if i.kind in ("sum", "neurons", "gather"):
+            return None
         if i.kind == "flatten":
             return tnn.Flatten(i.first, i.last)
         if i.kind in CONVERSIONS:
             return partial(_converted, CONVERSIONS[i.kind])
         if i.kind == "adaptive_mean":
             return tnn.AdaptiveAvgPool2d(i.kernel)
+        if i.kind == "upsample":
+            return tnn.Upsample(i.kernel, mode="bilinear", align_corners=i.ceil)
         if i.kind == "max_pool":
-            return tnn.MaxPool2d(i.kernel, i.stride, i.padding, i.dilation, ceil_mode=i.ceil)
+            most = tnn.MaxPool1d if i.axes == 1 else tnn.MaxPool2d
+            return most(*map(i.over_axes, (i.kernel, i.stride, i.padding, i.dilation)), ceil_mode=i.ceil)
         v_init = 0.0 if self.v_init is None else float(self.v_init) / i.threshold
         neuron: dict[str, Any] = {"v_init": v_init, "timing": i.timing, "spiking": i.kind == "average"}
-        return tnn.AvgPool2d(i.kernel, i.stride, i.padding, **neuron)
+        average = tnn.AvgPool1d if i.axes == 1 else tnn.AvgPool2d
+        return average(*map(i.over_axes, (i.kernel, i.stride, i.padding)), **neuron)
 
     def _spikes(self, x: Any, residual: Any) -> SpikeTrain:
         shape = self._output_shape(tuple(x.shape))
         v_init = self.v_init
         if v_init is not None and v_init.dim() > 1:
             v_init = v_init.expand(shape[1:])
-        if residual is not None and not isinstance(residual, Tensor):
+        if residual is not None and not isinstance(residual, Currents):
             checks.train("residual", residual)
         more = residual.stored if isinstance(residual, SpikeTrain) else residual
+        more = residual.residual(self.instruction.timing) if isinstance(residual, Currents) else more
         before = reduce(add_flags, [signal.bad for signal in (x, residual) if isinstance(signal, SpikeTrain)], None)
         i = self.instruction
         spikes, *_, bad = self._run(
@@ -130,9 +183,12 @@ class Stage(nn.Module):
         )  # fmt: skip
         return SpikeTrain.unchecked(spikes, x.T, None, 1.0, self.dtype, i.timing, bad)
 
-    def _current(self, step: Any, T: int) -> Tensor:
-        self._output_shape(tuple(step.shape))
-        return self._run(step, steps=T, threshold=NEVER, return_v=True)[3]
+    def _currents(self, x: Any) -> Currents:
+        weight = self.weight if isinstance(x, SpikeTrain) else self.real_weight()
+        assert weight is not None
+        u = product(x, weight, self._synapses()).affine(self.scale, self.shift)
+        u.dtype = self.dtype
+        return u
 
     def _run(self, x: Any, **neuron: Any) -> tuple[Tensor, ...]:
         """Run the neurons by their op; return (stored, counts, mask, v, bad)."""
@@ -148,7 +204,9 @@ class Stage(nn.Module):
 
     def _synapses(self) -> Product:
         i = self.instruction
-        return Product(i.over_axes(i.stride), i.over_axes(i.padding), i.over_axes(i.dilation), i.groups)
+        below, right = i.after
+        sides = (0, right, 0, below)[: 2 * i.axes] if below or right else ()
+        return Product(i.over_axes(i.stride), i.over_axes(i.padding), i.over_axes(i.dilation), i.groups, sides)
 
     def _product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         weight = self.real_weight()
@@ -160,13 +218,10 @@ class Stage(nn.Module):
         return F.pad(x, (0, right, 0, below)[: 2 * self.instruction.axes]) if below or right else x
 
     def _answer(self, T: int, counts: Tensor) -> Tensor:
-        wide, gain = counts_dtype(self.dtype, T), self.instruction.gain
-        counts = counts.to(wide)
+        gain = self.instruction.gain
+        counts = counts.to(counts_dtype(self.dtype, T))
         counts = counts if gain == 1.0 else counts * gain
-        if wide == self.dtype:
-            return self._product(counts, self.shift)
-        shift = None if self.shift is None else self.shift.to(wide)
-        return F.linear(counts, self.real_weight().to(wide), shift).to(self.dtype)
+        return product_of_counts(counts, self.real_weight(), self.shift, self._synapses(), T)
 
     def _output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the neurons, [B, N, *space]; raise ValueError if the input does not fit."""
@@ -174,6 +229,11 @@ class Stage(nn.Module):
         more = self.instruction.over_axes(self.instruction.after)
         space = (size + after for size, after in zip(shape[2:], more, strict=False))
         return self._synapses().output_shape((*shape[:2], *space), self.weight)
+
+
+def _numbers(x: SpikeTrain | Currents) -> Currents:
+    """Return counts or spikes as currents, without a gain."""
+    return currents_of(x.replace(gain=1.0) if isinstance(x, SpikeTrain) else x)
 
 
 def _converted(timing: str, x: SpikeTrain) -> SpikeTrain:

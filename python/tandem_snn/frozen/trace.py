@@ -4,47 +4,96 @@ torch.fx's tracer patches ``nn.Module`` for all threads while it traces. Here on
 changed: its modules share everything with their originals, but the forward of a layer is what the caller gives.
 """
 
+import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
+from tandem_ext import signal
 from tandem_ext._torch import children_of, has_forward_hooks, set_children, uncompiled
 
 from .. import nn as tnn
-from ..nn.general import Neurons, rearranged, total
-from ..nn.hooks import call_inputs
+from ..nn import currents, general
+from ..nn.hooks import READOUTS, call_inputs
 from ..nn.maximum import MaxPool, largest
 from .instruction import CannotLower
 
-MOVES = (tnn.MaxPool2d, tnn.AvgPool2d, tnn.AdaptiveAvgPool2d, tnn.Flatten)
-LAYERS = (tnn.Linear, tnn.Conv1d, tnn.Conv2d)
-LEAVES = (*MOVES, *LAYERS, tnn.Encoder, tnn.Dropout, tnn.Readout)
+POOLS = (tnn.MaxPool2d, tnn.MaxPool1d, tnn.AvgPool2d, tnn.AvgPool1d, tnn.AdaptiveAvgPool2d)
+MOVES = (*POOLS, tnn.AdaptiveMaxPool2d, tnn.AdaptiveMaxPool1d, tnn.Flatten, tnn.Upsample)
+LAYERS = (tnn.Linear, tnn.Conv1d, tnn.Conv2d, tnn.ConvTranspose1d, tnn.ConvTranspose2d, tnn.Neurons)
+LEAVES = (*MOVES, *LAYERS, *READOUTS, tnn.Encoder, tnn.Dropout)
 
 
-class Value:
-    """What flows from layer to layer, a train or numbers. It has nothing of them: what is no layer cannot use it.
+class Value(signal.Signal):
+    """What flows from layer to layer: a train, currents or numbers. What is no layer can only add them.
 
     Attributes:
         number: the number of the instruction, or INPUT.
-        timing: that of a train; None if it is no train.
+        timing: that of a train or of currents; None of numbers.
         gain: what a count of it is worth, a number or one for each channel.
         is_image: whether it is the input, also after moves such as pooling.
+        is_currents: whether it is currents.
+        channels: their number; None if it is not known.
+        owner: the lowering that made it, which adds and joins values.
         converted: the train of the other timing, once it is needed.
+        origin: of moved features, the value from which they come, and for each its number there.
+        pending: whether it has more dimensions than an instruction, so that only ``origin`` says what it is.
     """
 
-    def __init__(self, number: int, timing: str | None, gain: float | Tensor, is_image: bool = False) -> None:
+    def __init__(
+        self,
+        number: int,
+        timing: str | None,
+        gain: float | Tensor,
+        is_image: bool = False,
+        is_currents: bool = False,
+        channels: int | None = None,
+        owner: Any = None,
+    ) -> None:
         self.number, self.timing, self.gain, self.is_image = number, timing, gain, is_image
+        self.is_currents, self.channels, self.owner = is_currents, channels, owner
         self.converted: Value | None = None
+        self.origin: tuple[Value, Tensor] | None = None
+        self.pending = False
+
+    def __add__(self, other: Any) -> Any:
+        if isinstance(other, Value) and (self.is_currents or other.is_currents):
+            return self.owner.sum("sum", self, other)
+        raise TypeError("spikes are 0 and 1, and cannot be added")
+
+    def __mul__(self, factor: Any) -> Any:
+        if not self.is_currents or not isinstance(factor, int | float):
+            return NotImplemented
+        return self.owner.affine("scaled", self, torch.tensor([float(factor)]), None)
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    @classmethod
+    def check_fit(cls, signals: Any, dim: int) -> int:
+        return dim
+
+    @classmethod
+    def concatenate(cls, signals: Any, dim: int) -> Any:
+        return signals[0].owner.join("cat", list(signals), dim)
 
     def __bool__(self) -> bool:
         raise TypeError("a branch that depends on the input")
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"it uses {name!r} of a train")
+        return _lacking(name, self)
 
     __repr__ = lambda _: "a train"  # noqa: E731
+
+
+def _lacking(name: str, _: Value) -> Any:
+    raise AttributeError(f"it uses {name!r} of a train")
+
+
+for _name in ("map", "replace", "to", "detach", "shape", "device"):  # what it inherits and has not
+    setattr(Value, _name, property(partial(_lacking, _name)))
 
 
 def refuse_hooks(net: nn.Module) -> None:
@@ -53,15 +102,18 @@ def refuse_hooks(net: nn.Module) -> None:
             raise CannotLower(name or "net", "it has a forward hook, which only its own forward calls: remove the hook")
 
 
-def trace(net: nn.Module, x: Value, call: Callable[..., Value]) -> Any:
-    """Return what the network makes of x, where ``call(name, layer, x, **further)`` is the forward of each layer."""
+def trace(net: nn.Module, x: Value, call: Callable[..., Value], function: Callable[..., Any]) -> Any:
+    """Return what the network makes of x, where ``call(name, layer, x, **further)`` is the forward of each layer.
+
+    ``function(name, f, *args)`` stands for the functions of a converted network.
+    """
     refuse_hooks(net)
-    return _Tracer(call).copy(net)(x)
+    return _Tracer(call, function).copy(net)(x)
 
 
 class _Tracer:
-    def __init__(self, call: Callable[..., Value]) -> None:
-        self.call = call
+    def __init__(self, call: Callable[..., Value], function: Callable[..., Any]) -> None:
+        self.call, self.function = call, function
         self.failed: Exception | None = None  # the error of a call
         self.copies: dict[nn.Module, nn.Module] = {}
 
@@ -78,10 +130,10 @@ class _Tracer:
             copy, {key: child and self.copy(child, prefix + key) for key, child in children_of(module).items()}
         )
         torchs = type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
-        if isinstance(module, (*LEAVES, tnn.SpikingLayer, Neurons, MaxPool)) or torchs:
+        if isinstance(module, (*LEAVES, tnn.SpikingLayer, MaxPool)) or torchs:
             forward = partial(self._layer, name, module)
         else:
-            run = partial(_run_graph, name, copy) if isinstance(module, fx.GraphModule) else copy.forward
+            run = partial(_run_graph, name, copy, self.function) if isinstance(module, fx.GraphModule) else copy.forward
             forward = partial(self._run, name, module, run)
         copy.__dict__["forward"] = forward
         return copy
@@ -89,8 +141,12 @@ class _Tracer:
     def _layer(self, name: str, layer: nn.Module, *args: Any, **kwargs: Any) -> Value:
         x, further = call_inputs(args, kwargs)
         known = isinstance(x, Value) and isinstance(further.get("residual"), Value | None)
-        if not known or further.keys() - {"residual", "fire"}:
+        if not known or further.keys() - {"residual"}:
             raise CannotLower(name, "its input does not come from a layer of tandem_snn.nn")
+        values: Any = (x, *further.values())
+        pending = any(value is not None and value.pending for value in values)
+        if pending and not isinstance(layer, tnn.Flatten):
+            raise CannotLower(name, "its input has more dimensions than channels, height and width")
         try:
             return self.call(name, layer, x, **further)
         except Exception as error:
@@ -110,8 +166,8 @@ class _Tracer:
             raise CannotLower(name or "net", why) from error
 
 
-def _run_graph(name: str, copy: fx.GraphModule, *args: Any) -> Any:
-    """Run the graph of a GraphModule, whose functions are refused instead of called."""
+def _run_graph(name: str, copy: fx.GraphModule, function: Callable[..., Any], *args: Any) -> Any:
+    """Run the graph of a GraphModule, whose functions are lowered or refused instead of called."""
     values, inputs = dict[fx.Node, Any](), iter(args)
     for node in copy.graph.nodes:
         arguments, named = fx.map_arg((node.args, node.kwargs), values.__getitem__)
@@ -119,17 +175,35 @@ def _run_graph(name: str, copy: fx.GraphModule, *args: Any) -> Any:
             values[node] = next(inputs)
         elif node.op == "call_module":
             values[node] = copy.get_submodule(str(node.target))(*arguments, **named)
+        elif node.op == "get_attr":
+            values[node] = _attribute(copy, str(node.target))
         elif node.op == "output":
             return arguments[0]
+        elif node.op == "call_function" and node.target in FUNCTIONS:
+            values[node] = function(node.name, node.target, *arguments, **named)
         else:
             raise CannotLower(name or "net", f"{_operator_of(node)} is not a layer of tandem_snn.nn")
     return None
 
 
+FUNCTIONS = (
+    operator.getitem, currents.currents_of, currents.normalise, general.add, general.scaled, general.shifted,
+    general.dropped,
+    general.rearranged, largest,
+)  # fmt: skip
+
+
+def _attribute(module: Any, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
+
+
 def _operator_of(node: fx.Node) -> str:
     """Name the operator of the user's network, for which :func:`tandem_snn.convert` may have put other functions."""
-    if node.target is total and node.users:
+    if node.target is general.total and node.users:
         return _operator_of(next(iter(node.users)))
-    target: Any = node.args[0] if node.target in (rearranged, largest) else node.target
+    named = general.linear_map, general.rearranged, largest
+    target: Any = node.args[0] if node.target in named and isinstance(node.args[0], str) else node.target
     target = getattr(target, "overloadpacket", target)
     return f"{node.name!r} ({node.op} {target if isinstance(target, str) else getattr(target, '__name__', target)})"

@@ -106,9 +106,9 @@ def activations(net: nn.Module, x: Any) -> list[Activation]:
 
 def _product(layer: Any, counts: Tensor) -> Tensor:
     """W·counts, without the bias."""
-    if isinstance(layer, tnn.Readout):
+    if isinstance(layer, tnn.Readout | tnn.Linear):
         return nn.functional.linear(counts.to(layer.weight.dtype), layer.used_weight())
-    return layer.real_product(counts)
+    return layer.real_product(layer.arranged(counts))
 
 
 def _compare(layer: Activation) -> Mismatch:

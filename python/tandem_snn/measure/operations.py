@@ -1,6 +1,7 @@
 """Synaptic operations of a network, an estimate of their energy, and a penalty on them for training."""
 
 import copy
+import math
 import operator
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
@@ -14,7 +15,6 @@ from tandem_ext import SpikeTrain, checks
 
 from .. import nn as tnn
 from ..frozen import FrozenNetwork
-from ..nn.general import Neurons
 from ..nn.hooks import SYNAPTIC, call_inputs, check_layers, evaluating, only_layers_fire, watching
 from ..nn.signals import describe
 
@@ -71,9 +71,9 @@ def synops(net: nn.Module, x: Any) -> SynOps | Tensor:
 
     The fan-out of a spike is the number of synapses it reaches: exact at borders, strides, dilations and groups. The
     fan-in counts the products that an ANN computes, padding included, as is usual in publications. A layer with
-    real-valued input (direct encoding, mean counts) costs the ANN's MACs once, whatever T. Average pooling is a layer
-    with k² synapses per neuron; the identity of a residual block is one synapse per neuron. Pooling to counts has no
-    synapses.
+    real-valued input (direct encoding, mean counts) costs the ANN's MACs once, whatever T, and so do currents, with
+    step timing at each step. Average pooling is a layer with k² synapses per neuron; the identity of a residual block
+    is one synapse per neuron. Pooling to counts, and sums and moves of currents, have no synapses.
 
     A frozen network with window timing sees frames one after the other, from silence, and settles in each: an operation
     for each move of a neuron and each synapse it reaches, and the MACs of a layer with real-valued input for each
@@ -88,7 +88,7 @@ def synops(net: nn.Module, x: Any) -> SynOps | Tensor:
 
     Raises:
         ValueError: the batch is empty, or there are no frames; the network has no such layers, or layers whose
-            synapses cannot be counted: ``general.Neurons`` of a converted network, or your own.
+            synapses cannot be counted, such as your own.
 
     >>> net = torch.nn.Sequential(tnn.Encoder(T=8), tnn.Linear(4, 3), tnn.Readout(3, 2))
     >>> synops(net, torch.rand(5, 4)).layers["1"]
@@ -102,14 +102,12 @@ def synops(net: nn.Module, x: Any) -> SynOps | Tensor:
     layers: dict[str, LayerOps] = {}
 
     def record(name: str, layer: nn.Module, x: Any, kwargs: dict[str, Any], output: Any) -> None:
-        if isinstance(layer, Neurons):
-            raise ValueError(f"net: layer {name!r} receives a sum of linear maps, whose synapses cannot be counted")
         if (spent := _spent(layer, x, kwargs.get("residual"), output)) is not None:
             before = astuple(layers[name]) if name in layers else (0.0, 0.0, 0.0)  # a layer can be used more than once
             layers[name] = LayerOps(*map(operator.add, before, (*spent[:2], spent[2].item())))
 
     check_layers(net, SYNAPTIC, x)
-    with evaluating(net), only_layers_fire(net), watching(net, (*SYNAPTIC, Neurons), record):
+    with evaluating(net), only_layers_fire(net), watching(net, SYNAPTIC, record):
         net(x)
     return SynOps(layers)
 
@@ -130,14 +128,18 @@ def _of_frames(frozen: FrozenNetwork, frames: Iterable[Tensor | SpikeTrain]) -> 
 def _spent(layer: Any, x: Any, residual: Any, output: Any) -> tuple[float, float, Tensor] | None:
     """Per sample: the ANN's MACs, the SNN's MACs of real values, and its ACs, differentiable; None without synapses."""
     pool = isinstance(layer, tnn.AvgPool2d)
-    if pool and not isinstance(output, SpikeTrain):
+    if isinstance(layer, tnn.Neurons) or (pool and not isinstance(output, SpikeTrain)):
         return None
-    outputs = output.shape[1:] if isinstance(output, SpikeTrain) or output.dim() < 4 else output.shape[-3:]
-    fan_in = layer.kernel_size[0] * layer.kernel_size[1] if pool else layer.weight[0].numel()
-    ann = macs = float(fan_in * outputs.numel())
+    outputs = output.shape[1:]
+    fan_in = math.prod(layer.kernel_size) if pool else layer.weight[0].numel()
+    transposed = isinstance(layer, tnn.ConvTranspose1d | tnn.ConvTranspose2d)  # each input reaches fan_in outputs
+    ann = macs = float(fan_in * (x.shape[1:] if transposed else outputs).numel())
+    if isinstance(x, tnn.Currents) and layer.timing == "step" and not x.constant:
+        macs *= x.T
     acs = torch.zeros((), dtype=torch.float64)
     if isinstance(x, SpikeTrain):
-        macs, acs = 0.0, _acs(layer, x.counts, outputs)
+        counts = layer.arranged(x.counts) if isinstance(layer, tnn.SpikingLayer) else x.counts
+        macs, acs = 0.0, _acs(layer, counts, outputs)
     if isinstance(residual, SpikeTrain):
         ann, acs = ann + outputs.numel(), acs + residual.counts.sum(dtype=torch.float64) / len(residual)
     return ann, macs, acs
@@ -145,11 +147,11 @@ def _spent(layer: Any, x: Any, residual: Any, output: Any) -> tuple[float, float
 
 def _acs(layer: Any, spikes: Tensor, outputs: torch.Size) -> Tensor:
     """The number of synapses, per sample, that ``spikes`` [B, *features], numbers of spikes, reach."""
+    if spikes.dim() == 2 or isinstance(layer, tnn.Linear):
+        return spikes.sum(dtype=torch.float64) * (outputs[-1] / len(spikes))
     # A sum over samples as a matrix product: exact, since these are integers, and faster than torch's sum.
     innermost = spikes.movedim(1, -1).float()
     total = (innermost.new_ones(len(spikes)) @ innermost.flatten(1)).double().view(innermost.shape[1:])  # [*space, C]
-    if total.dim() == 1:
-        return total.sum() * (outputs[-1] / len(spikes))
     groups = total.shape[-1] if isinstance(layer, tnn.AvgPool2d) else layer.groups
     reached = fan_out(layer, total.shape[:-1]).to(total.device) * (outputs[0] // groups / len(spikes))
     return (total.sum(-1) * reached).sum()
@@ -163,7 +165,10 @@ def fan_out(layer: Any, space: torch.Size) -> Tensor:
     >>> fan_out(tnn.Conv1d(1, 1, 3, padding=1), torch.Size([4]))
     tensor([2., 3., 3., 2.], dtype=torch.float64)
     """
-    return _fan_out(space, layer.kernel_size, layer.stride, layer.padding, getattr(layer, "dilation", 1)).clone()
+    stride, padding = layer.stride, layer.padding
+    if getattr(layer, "arranges", False):  # the product reads what it has padded
+        stride, padding = layer.synapses().geometry()[:2]
+    return _fan_out(space, layer.kernel_size, stride, padding, layer.dilation).clone()
 
 
 @lru_cache(256)  # a penalty calls this at every training step

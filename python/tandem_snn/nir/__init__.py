@@ -14,13 +14,11 @@ from .. import info
 from .. import nn as tnn
 from ..errors import UserError, extra
 from ..listing import listing_of
-from ..nn.general import Neurons
 from ..nn.passing import Mode
 from ..nn.signals import check_batch, check_network
-from .maps import graph_of_maps
 from .reader import Reader
 from .values import plain
-from .writer import Writer
+from .writer import Writer, folded
 
 HARD_RESET_SINCE = (1, 0, 8)
 _DENSEST = 1100  # the largest compression ratio to accept; gzip's is 1,032
@@ -31,10 +29,9 @@ def to_nir(net: nn.Module, x: Any, *, dt: float = 1.0, window: bool = False) -> 
     """Export a network in evaluation mode as a NIR graph, for inputs shaped like x.
 
     One run of the graph is one time step; the sum of its outputs over T steps is the answer of the network. Gains,
-    batch norm, per-channel thresholds and the bias of a step (bias/T) are folded into weights and biases. Neurons of
-    the general way, such as :func:`convert` makes, are exported operator by operator. Neurons are IF and LIF nodes with
-    the metadata ``reset = "subtract"``: since nir 1.0.8 the nodes alone mean a reset to ``v_reset``. docs/nir.md
-    describes the metadata, which mark neurons with timing "window" too.
+    batch norm, per-channel thresholds and the bias of a step (bias/T) are folded into weights and biases. Neurons are
+    IF and LIF nodes with the metadata ``reset = "subtract"``: since nir 1.0.8 the nodes alone mean a reset to
+    ``v_reset``. docs/nir.md describes the metadata, which mark neurons with timing "window" too.
 
     Args:
         net: a network of layers of ``tandem_snn.nn``, or a frozen network.
@@ -47,8 +44,8 @@ def to_nir(net: nn.Module, x: Any, *, dt: float = 1.0, window: bool = False) -> 
 
     Raises:
         CannotLower: not supported are maximum pooling, one-sided padding, an initial potential with timing "step",
-            layers that are not a chain to the Readout, and operators without a NIR node, such as upsampling or
-            concatenation. It is a ValueError that names the layer.
+            layers that are not a chain to the Readout, and moves without a NIR node, such as upsampling. It is a
+            ValueError that names the layer.
         TypeError, ValueError: net, x or dt is not allowed.
         UserError: the package nir is not installed.
 
@@ -59,8 +56,13 @@ def to_nir(net: nn.Module, x: Any, *, dt: float = 1.0, window: bool = False) -> 
     net = check_network("net", net)
     check_batch(x)
     checks.number("dt", dt, "a number", "a positive number", math.ulp(0.0))
-    general = any(isinstance(module, Neurons) for module in net.modules())
-    graph = (graph_of_maps if general else _graph_of_stages)(net, x, dt)
+    network = folded(listing_of(net, x))
+    writer = Writer(network.shape, network.T, dt, network.window_timing)
+    writer.taken |= {stage.name for stage in network.stages}
+    for stage in network.stages:
+        writer.write(stage)
+    last = network.stages[-1]
+    graph = writer.graph(writer.result[last.name], last.shape, network.mode)
     if "timing" in graph.metadata and not window:
         warnings.warn(
             'to_nir: readers that ignore the metadata of timing "window" run other spikes and give other answers; pass '
@@ -68,16 +70,6 @@ def to_nir(net: nn.Module, x: Any, *, dt: float = 1.0, window: bool = False) -> 
             stacklevel=2,
         )
     return graph
-
-
-def _graph_of_stages(net: nn.Module, x: Any, dt: float) -> Any:
-    network = listing_of(net, x)
-    writer = Writer(network.shape, network.T, dt, network.window_timing)
-    writer.taken |= {stage.name for stage in network.stages}
-    for stage in network.stages:
-        writer.write(stage)
-    last = network.stages[-1]
-    return writer.graph(writer.result[last.name], last.shape, network.mode)
 
 
 def from_nir(
@@ -88,8 +80,8 @@ def from_nir(
     Supported nodes are Conv1d, Conv2d, Affine, Linear, AvgPool2d, SumPool2d, Flatten, Scale, IF and LIF. The network
     runs T steps and returns the sum of the graph's outputs, or the spike train if the graph ends in neurons. Synapses
     that are followed by neurons, optionally with a shortcut or a projection, become a layer of ``tandem_snn.nn``; Scale
-    nodes are folded into its weights and threshold. Other sums of operators use the general way
-    (:class:`tandem_snn.nn.general.Neurons`). The bias of a layer is T times the bias of a step. A graph of
+    nodes are folded into its weights and threshold. Other sums of operators are currents of
+    :class:`tandem_snn.nn.Neurons`. The bias of a layer is T times the bias of a step. A graph of
     :func:`to_nir` gives the same spikes, except for rounding by factors that are not powers of two.
 
     Args:

@@ -1,4 +1,4 @@
-"""Read a NIR graph node by node: layers of tandem_snn.nn where possible, else the general way."""
+"""Read a NIR graph node by node: layers of tandem_snn.nn, and currents between them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tandem_ext.functional.neuron import over_inputs
 from .. import nn as tnn
 from ..convert.layers import layer_of
 from ..nn import general
+from ..nn.currents import currents_of
 from .values import by_channel, compact, near_one, numbers, per_channel, plain, tensor, uniform, with_arrays
 
 _SPIKING = (tnn.Linear, tnn.Conv1d, tnn.Conv2d)
@@ -107,7 +108,8 @@ class Reader:
         self.graph = fx.Graph()
         self.root: dict[str, Any] = {"encoder": encoder}
         self.values: dict[str, Any] = {}
-        self.before_neurons: set[str] = set()
+        self.timings: dict[str, str] = {}  # of currents, by the nodes that make them: that of the neurons they reach
+        self.shape: tuple[int, ...] = ()  # [*features] of the input
 
     def network(self) -> fx.GraphModule:
         name = ""
@@ -116,8 +118,10 @@ class Reader:
             neurons = (self.nir.IF, self.nir.LIF)
             for name in reversed(order):
                 readers = [b for a, b in self.edges if a == name]
-                if any(b in self.before_neurons or isinstance(self.nodes[b], neurons) for b in readers):
-                    self.before_neurons.add(name)
+                for b in readers:
+                    timing = _timing(self.nodes[b]) if isinstance(self.nodes[b], neurons) else self.timings.get(b)
+                    if timing is not None:
+                        self.timings[name] = timing if self.timings.get(name, timing) == timing else "step"
             for name in order:
                 self._import(name, self.nodes[name])
         except CycleError as error:
@@ -125,7 +129,9 @@ class Reader:
         # a file may have arrays of any shape and type
         except (ArithmeticError, AttributeError, LookupError, TypeError, RuntimeError) as error:
             raise ValueError(f"node {name!r}: {type(error).__name__}: {error}") from error
-        return fx.GraphModule(self.root, self.graph, "FromNIR")
+        network = fx.GraphModule(self.root, self.graph, "FromNIR")
+        network.meta["shape"] = self.shape
+        return network
 
     def _sources(self, name: str) -> list[str]:
         return [a for a, b in self.edges if b == name]
@@ -135,6 +141,7 @@ class Reader:
     def _import(self, name: str, node: Any) -> None:
         nir, values = self.nir, [self.values[source] for source in self._sources(name)]
         if isinstance(node, nir.Input):
+            self.shape = tuple(int(size) for size in np.ravel(node.input_type["input"]))
             encoded = self.graph.call_module("encoder", (self.graph.placeholder("x"),))
             self.values[name] = _Signal(encoded, "spikes" if self.encoder.mode == "events" else "image")
             return
@@ -174,7 +181,7 @@ class Reader:
                 f"node {name!r}: {type(node).__name__} resets to v_reset (nir 1.0.8), where these layers subtract "
                 'the threshold: give reset="subtract" if that is what the graph means'
             )
-        timing, v_init = plain(node.metadata.get("timing", "step")), node.metadata.get("v_init")
+        timing, v_init = _timing(node), node.metadata.get("v_init")
         if timing not in checks.TIMINGS or (timing == "window" and isinstance(node, self.nir.LIF)):
             raise ValueError(f"node {name!r}: {type(node).__name__} with timing {timing!r:.80} has no counterpart")
         if v_init is not None and np.shape(v_init) != np.shape(node.v_threshold):
@@ -209,16 +216,16 @@ class Reader:
         if isinstance(x, _Signal):
             return x
         image = x.x.kind == "image"  # a pooled image is an image
-        way = name in self.before_neurons or x.x.kind == "currents"
+        way = name in self.timings or x.x.kind == "currents"
         if isinstance(x, _Pool):
             if not x.x.scale.dim() and (image or not way):
                 node = self._call(x.name, _pool(x.nir, spiking=image), x.x.node)
                 return _Signal(node, "image" if image else "counts", x.times * x.x.scale)
-        elif x.weight.dim() == 2 and not way:
-            return _Signal(self._call(x.name, self._layer(x, tnn.Readout), x.x.node), "counts")
+        elif x.weight.dim() != 3 and not way:
+            return _Signal(self._call(x.name, self._layer(x, tnn.Readout, None, tnn.ReadoutConv2d), x.x.node), "counts")
         return _Signal(self._currents(x), "currents")
 
-    # --- the general way ----------------------------------------------------------------------------------------------
+    # --- currents -----------------------------------------------------------------------------------------------------
 
     def _function(self, f: Callable[..., Any], *args: Any) -> fx.Node:
         node = self.graph.call_function(f, args)
@@ -227,26 +234,29 @@ class Reader:
 
     def _currents(self, x: Any) -> fx.Node:
         if isinstance(x, _Signal):
-            return x.node if x.unscaled else self._function(general.linear_map, "mul", x.node, self._get(x.scale))
+            if x.unscaled:
+                return x.node
+            scale, rows = x.scale, x.scale.flatten(1) if x.scale.dim() > 1 else x.scale.view(-1, 1)
+            if bool((rows == rows[:, :1]).all()):  # one for each channel, which can be frozen
+                scale = rows[:, 0].view(-1, *[1] * (scale.dim() - 1))
+            return self._function(general.scaled, x.node, self._get(scale))
         if isinstance(x, _Pool):
-            pool = _pool(x.nir)
-            pooling = map(list, (pool.kernel_size, pool.stride, pool.padding))
-            as_sum = () if x.times == 1 else (False, True, 1)  # ceil_mode, count_include_pad, divisor_override
-            return self._function(general.linear_map, "avg_pool2d", self._currents(x.x), *pooling, *as_sum)
-        layer = self._layer(x, nn.Linear, nn.Conv1d, nn.Conv2d)
-        return self._function(general.linear_map, self._get(layer, x.name), x.x.node)
+            given = self._function(currents_of, self._currents(x.x))
+            mean = self._call(x.name, _pool(x.nir, spiking=False), given)
+            return mean if x.times == 1 else self._function(general.scaled, mean, float(x.times))
+        layer = self._layer(x, *_SPIKING, timing=self.timings.get(x.name, "step"), neurons=False)
+        return self._call(x.name, layer, x.x.node)
 
     def _sum(self, values: list[Any]) -> fx.Node:
         currents = [self._currents(value) for value in values]
-        return reduce(lambda a, b: self._function(general.linear_map, "add", a, b), currents)
+        return reduce(lambda a, b: self._function(general.add, a, b), currents)
 
     def _layer(self, path: _Synapses, *classes: Any, **options: Any) -> Any:
         """Make a layer with these synapses: the first class if they are dense, else the class for their dimensions."""
-        geometry: list[Any] = []
-        if path.weight.dim() > 2:
-            geometry = [numbers(getattr(path.nir, name)) for name in ("stride", "padding", "dilation", "groups")]
+        names = ("stride", "padding", "dilation", "groups") if path.weight.dim() > 2 else ()
+        sizes = {name: numbers(getattr(path.nir, name)) for name in names}
         weight, bias = nn.Parameter(path.weight), nn.Parameter(path.bias * self.encoder.T)
-        layer = layer_of(classes, weight, bias, geometry)
+        layer = layer_of(classes[weight.dim() - 2], weight, bias, sizes)
         for name, value in options.items():
             setattr(layer, name, value)
         return layer
@@ -260,8 +270,6 @@ class Reader:
         start, end = int(node.start_dim), int(node.end_dim)
         scale = x.scale.flatten(start, end) if x.scale.dim() else x.scale
         start, end = (d + 1 if d >= 0 else d for d in (start, end))
-        if x.kind == "currents":
-            return _Signal(self._function(general.linear_map, "flatten", x.node, start, end), x.kind, scale)
         return _Signal(self._call(name, tnn.Flatten(start, end), x.node), x.kind, scale)
 
     def _synapses(self, name: str, node: Any, x: _Signal) -> _Synapses:
@@ -283,12 +291,16 @@ class Reader:
             return fused
         currents = self._sum(values)
         if neurons.factor != 1:
-            currents = self._function(general.linear_map, "mul", currents, neurons.factor)
+            currents = self._function(general.scaled, currents, neurons.factor)
         v_init = per_channel(name, "the initial potential", neurons.v_init)
         threshold = per_channel(name, "v_threshold", neurons.threshold)
         offset = per_channel(name, "the current of the reset", neurons.offset)
-        options: dict[str, Any] = {"leak": neurons.leak, "timing": neurons.timing, "gain": 1.0, "offset": offset}
-        return self._call(name, general.Neurons(threshold, v_init, **options), currents)
+        options: Any = {"leak": neurons.leak, "timing": neurons.timing, "gain": 1.0, "gate": "relu", "v_init": v_init}
+        layer = tnn.Neurons(**options)
+        layer.threshold = threshold
+        if bool(torch.as_tensor(offset).any()):
+            layer.bias = nn.Parameter(torch.as_tensor(offset) * self.encoder.T)
+        return self._call(name, layer, currents)
 
     def _fused(self, name: str, neurons: Neuron, values: list[Any]) -> fx.Node | None:
         """Make one layer of neurons, their synapses, and at most one shortcut or projection; None if impossible."""
@@ -307,7 +319,8 @@ class Reader:
         keywords: dict[str, Any] = {}
         if len(paths) == 2:
             layer = self._layer(paths[1].times(neurons.factor), *_SPIKING, timing=neurons.timing)
-            keywords["residual"] = self._call(f"{name}_shortcut", layer, paths[1].x.node, fire=False)
+            layer.neurons = False
+            keywords["residual"] = self._call(f"{name}_shortcut", layer, paths[1].x.node)
         elif shortcuts:
             keywords["residual"] = shortcuts[0].node
         options: dict[str, Any] = {"threshold": threshold, "leak": neurons.leak, "timing": neurons.timing, "gain": 1.0}
@@ -332,6 +345,10 @@ class Reader:
         name = _identifier(name, self.root)
         self.root[name] = module
         return self.graph.call_module(name, (x,), keywords)
+
+
+def _timing(neurons: Any) -> Any:
+    return plain(neurons.metadata.get("timing", "step"))
 
 
 def _identifier(name: str, taken: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Write a NIR graph, stage by stage."""
 
 import math
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -9,8 +10,12 @@ import torch
 from torch import Tensor
 
 from ..errors import extra
-from ..frozen.instruction import CannotLower
-from ..listing import NamedStage
+from ..frozen.instruction import INPUT, CannotLower, Instruction
+from ..frozen.stages import Stage
+from ..listing import Listing, NamedStage
+from ..nn.currents import Currents
+
+_MOST = 1 << 22  # the largest number of weights of a product that only moves
 
 
 class Writer:
@@ -37,25 +42,83 @@ class Writer:
         return self.nir.NIRGraph(self.nodes, self.edges, metadata=metadata)
 
     def write(self, stage: NamedStage) -> None:
-        kind = stage.instruction.kind
+        kind, x = stage.instruction.kind, self.result[stage.x]
+        if kind == "neurons":
+            self.result[stage.name] = [self.neurons(stage, self._scaled(stage, x))]
+            return
+        if kind in ("sum", "gather"):
+            self.result[stage.name] = (self._sum if kind == "sum" else self._gather)(stage, x)
+            return
         if kind in ("layer", "readout"):
             node = self._synapses(stage)
         elif kind == "flatten":
-            # negative dimensions, because tools disagree on whether positive ones count the batch
-            dims = len(stage.in_shape) + 1
-            first, last = (d % dims - dims for d in (stage.instruction.first, stage.instruction.last))
-            node = self.nir.Flatten({"input": np.array(stage.in_shape)}, first, last)
+            node = self._flatten(stage.in_shape, stage.instruction.first, stage.instruction.last)
         elif kind in ("average", "mean", "adaptive_mean"):
             node = self._average(stage)
         else:
             raise CannotLower(stage.name, "NIR has no MaxPool2d: use AvgPool2d or strides")
-        name = self.add(stage.name, node, *self.result[stage.x])
+        name = self.add(stage.name, node, *x)
         if stage.fires:
             name = self.neurons(stage, [name])
         elif kind in ("mean", "adaptive_mean") and (stage.layer.scale is not None or stage.instruction.gain != 1.0):
             gain = torch.tensor(stage.instruction.gain) if stage.layer.scale is None else stage.layer.scale
             name = self.add(self.free(f"{name}_gain"), self.nir.Scale(full(stage.shape, gain)), name)
         self.result[stage.name] = [name]
+
+    def _scaled(self, stage: NamedStage, x: list[str]) -> list[str]:
+        """Return scale * x + shift / T, of the tensors of a stage."""
+        layer = stage.layer
+        if layer.shift is not None:
+            each = torch.ones(len(layer.shift)) if layer.scale is None else layer.scale.detach().float().cpu()
+            return [self._matrix(stage, stage.name, torch.diag(each), x, layer.shift)]
+        return x if layer.scale is None else [self._scale(stage, stage.name, layer.scale, x)]
+
+    def _scale(self, stage: NamedStage, name: str, scale: Tensor, x: list[str]) -> str:
+        return self.add(name, self.nir.Scale(full(stage.shape, scale)), *x)
+
+    def _sum(self, stage: NamedStage, x: list[str]) -> list[str]:
+        terms = self._scaled(stage, x)
+        return terms if stage.residual is None else terms + self._residual(stage, terms)
+
+    def _residual(self, stage: NamedStage, others: list[str]) -> list[str]:
+        """Return the nodes of a residual; one that is already among its sum's nodes gets a node of its own."""
+        residual, scale = self.result[str(stage.residual)], stage.layer.residual_scale
+        if scale is None and set(residual) & set(others):
+            scale = torch.ones(())
+        return residual if scale is None else [self._scale(stage, self.free(f"{stage.name}_shortcut"), scale, residual)]
+
+    def _matrix(self, stage: NamedStage, name: str, matrix: Tensor, x: list[str], shift: Tensor | None = None) -> str:
+        """Add a product with a matrix [N, C] at each pixel."""
+        if matrix.numel() > _MOST:
+            raise CannotLower(stage.name, f"NIR has no node for it but one of {matrix.numel():,} weights")
+        weight = matrix.view(*matrix.shape, *[1] * (len(stage.in_shape) - 1))
+        layer = Stage(name, Instruction("layer", INPUT), weight=weight, shift=shift)
+        return self.add(name, self._synapses(replace(stage, layer=layer)), *x)
+
+    def _gather(self, stage: NamedStage, x: list[str]) -> list[str]:
+        """Write a move of channels, or of any features of a vector, as products with 0 and 1; a view as a Flatten."""
+        i, parts = stage.instruction, [x] if stage.residual is None else [x, self.result[stage.residual]]
+        if i.by_channel:
+            index = torch.arange(i.channels) if stage.layer.index is None else stage.layer.index.long().cpu()
+            moves = (index.unsqueeze(1) == torch.arange(i.channels)).float()
+            split = stage.in_shape[0]
+            pieces = moves[:, :split], moves[:, split:]
+            names = [stage.name, self.free(f"{stage.name}_joined")][: len(parts)]
+            return [self._matrix(stage, *each) for each in zip(names, pieces, parts, strict=False)]
+        places, shape = stage.places(), stage.in_shape
+        count = math.prod(shape)
+        if len(parts) == 1 and torch.equal(places.flatten(), torch.arange(count)):
+            for first in range(len(shape)):
+                for last in range(first + 1, len(shape)):
+                    if (*shape[:first], math.prod(shape[first : last + 1]), *shape[last + 1 :]) == stage.shape:
+                        return [self.add(stage.name, self._flatten(shape, first + 1, last + 1), *x)]
+        if len(parts) > 1 or len(stage.shape) > 1:
+            raise CannotLower(stage.name, "NIR has no node that moves the neurons of an image")
+        if len(shape) > 1:
+            flat = self._flatten(shape, 1, len(shape))
+            x = [self.add(self.free(f"{stage.name}_flat"), flat, *x)]
+        moves = (places.unsqueeze(1) == torch.arange(count)).float()
+        return [self._matrix(replace(stage, in_shape=(count,)), stage.name, moves, x)]
 
     def add(self, name: str, node: Any, *sources: str) -> str:
         self.nodes[name] = node
@@ -68,6 +131,11 @@ class Writer:
             name += "_"
         self.taken.add(name)
         return name
+
+    def _flatten(self, shape: tuple[int, ...], first: int, last: int) -> Any:
+        # negative dimensions, because tools disagree on whether positive ones count the batch
+        dims = len(shape) + 1
+        return self.nir.Flatten({"input": np.array(shape)}, *(d % dims - dims for d in (first, last)))
 
     def _synapses(self, stage: NamedStage) -> Any:
         i, (weight, bias) = stage.instruction, (values.cpu().numpy() for values in stage.folded(self.T))
@@ -92,18 +160,17 @@ class Writer:
             assert layer.v_init is not None
             layer.v_init = layer.v_init / stage.instruction.threshold
             layer.instruction = replace(stage.instruction, threshold=1.0)
-        node = cls(*map(np.array, stage.pooling()))
+        pooling = stage.pooling()
+        if pooling is None:
+            raise CannotLower(stage.name, "adaptive pooling with kernels of different sizes: use AvgPool2d")
+        node = cls(*map(np.array, pooling))
         node.input_type, node.output_type = {"input": np.array(stage.in_shape)}, {"output": np.array(stage.shape)}
         return node
 
     def neurons(self, stage: NamedStage, sources: list[str]) -> str:
         """Add the neurons of a stage, which receive the currents of ``sources``; return the node of their spikes."""
         if stage.residual is not None:
-            residual = self.result[stage.residual]
-            if stage.layer.residual_scale is not None:
-                scale = self.nir.Scale(full(stage.shape, stage.layer.residual_scale))
-                residual = [self.add(self.free(f"{stage.name}_shortcut"), scale, *residual)]
-            sources = sources + residual
+            sources = sources + self._residual(stage, sources)
         return self.add(self.free(f"{stage.name}_neurons"), self._if(stage), *sources)
 
     def _if(self, stage: NamedStage) -> Any:
@@ -128,6 +195,30 @@ class Writer:
             return {"r": np.full(stage.shape, 1 / self.dt, np.float32)}
         tau, r = np.full(stage.shape, self.dt / lost), np.full(stage.shape, 1.0 / lost)
         return {"tau": tau, "r": r, "v_leak": np.zeros(stage.shape, np.float32)}
+
+
+def folded(network: Listing) -> Listing:
+    """Fold scales and shifts of currents into the layer whose product they are, if nothing else reads it."""
+    made = {stage.name: stage.layer for stage in network.stages if stage.signal is Currents}
+    read = Counter(name for stage in network.stages for name in (stage.x, stage.residual))
+    alone = {name: layer for name, layer in made.items() if layer.weight is not None and read[name] == 1}
+    for stage in network.stages:
+        layer = stage.layer
+        if stage.instruction.kind in ("sum", "neurons") and stage.x in alone:
+            _scale_and_shift(alone[stage.x], layer.scale, layer.shift)
+            layer.scale = layer.shift = None
+        if stage.residual in alone:
+            _scale_and_shift(alone[stage.residual], layer.residual_scale)
+            layer.residual_scale = None
+    return network
+
+
+def _scale_and_shift(layer: Stage, scale: Tensor | None, shift: Tensor | None = None) -> None:
+    if scale is not None:
+        layer.scale = scale if layer.scale is None else layer.scale * scale
+        layer.shift = None if layer.shift is None else layer.shift * scale
+    if shift is not None:
+        layer.shift = shift if layer.shift is None else layer.shift + shift
 
 
 def without_groups(weight: np.ndarray, groups: int) -> np.ndarray:

@@ -7,28 +7,49 @@ torch.Size([2, 10])
 """
 
 from .batch_norm import SyncBatchNorm
-from .neuron import SpikingLayer
+from .currents import Currents, currents_of
+from .neuron import Neurons, SpikingLayer
 from .options import NeuronOptions, default_threshold
-from .passing import Dropout, Encoder, Flatten, Readout, Residual
-from .pooling import AdaptiveAvgPool2d, AvgPool2d, MaxPool2d
+from .passing import Dropout, Encoder, Flatten, Readout, ReadoutConv2d, Residual
+from .places import Upsample
+from .pooling import (
+    AdaptiveAvgPool2d,
+    AdaptiveMaxPool1d,
+    AdaptiveMaxPool2d,
+    AvgPool1d,
+    AvgPool2d,
+    MaxPool1d,
+    MaxPool2d,
+)
 from .precision import set_T
-from .synapses import Conv1d, Conv2d, Linear
+from .synapses import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d, Linear
 
 __all__ = [
     "AdaptiveAvgPool2d",
+    "AdaptiveMaxPool1d",
+    "AdaptiveMaxPool2d",
+    "AvgPool1d",
     "AvgPool2d",
     "Conv1d",
     "Conv2d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "Currents",
     "Dropout",
     "Encoder",
     "Flatten",
     "Linear",
+    "MaxPool1d",
     "MaxPool2d",
     "NeuronOptions",
+    "Neurons",
     "Readout",
+    "ReadoutConv2d",
     "Residual",
     "SpikingLayer",
     "SyncBatchNorm",
+    "Upsample",
+    "currents_of",
     "default_threshold",
     "set_T",
 ]

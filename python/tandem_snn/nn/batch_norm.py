@@ -44,6 +44,17 @@ def track(norm: BatchNorm, mean: Tensor, var: Tensor, unbiased: float | Tensor) 
     norm.running_var.lerp_(var.to(norm.running_var.dtype) * unbiased, momentum)
 
 
+class AnyBatchNorm(BatchNorm):
+    """Batch norm of [B, C, *space] with any number of dimensions.
+
+    >>> AnyBatchNorm(3)(torch.ones(2, 3, 4, 5)).shape
+    torch.Size([2, 3, 4, 5])
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
 class SyncBatchNorm(BatchNorm):
     """Batch norm that trains with the statistics of the batches of all processes in a group, on any device.
 

@@ -1,74 +1,291 @@
-"""Input currents and membrane potentials of neurons, step by step."""
+"""Currents: the input of neurons as real numbers, their sum over the window and step by step; and neurons on them."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tandem_ext import ConstantInput, SpikeTrain
+from tandem_ext._torch import BatchNorm
 from tandem_ext.functional import if_scan
 from tandem_ext.functional.autograd import apply
-from tandem_ext.functional.layer import Input
+from tandem_ext.functional.layer import Input, current_if, fitted, window_product
+from tandem_ext.functional.neuron import cast, over_space
+from tandem_ext.functional.products import Product
+from tandem_ext.functional.settings import Settings
+from tandem_ext.ops import compute_dtype
 from tandem_ext.planes import pack, unpack
+from tandem_ext.signal import Signal
 from tandem_ext.train import with_flags
 
+from .batch_norm import fold_norm, normalised, uses_batch
 from .quantise import StraightThrough
 from .signals import effective_counts
 
 AT_ONCE = 8  # number of steps whose currents are in memory at the same time: one plane of spikes
-NEVER = torch.finfo(torch.float32).max  # a threshold that no potential reaches
+Steps = Callable[[int, int], Tensor]
 
 
-def residual_total(residual: SpikeTrain | Tensor, z: Tensor) -> Tensor:
+class Currents(Signal):
+    """Input currents of neurons: real numbers, the pre-activations of the ANN, which add up where spikes cannot.
+
+    Layers with ``neurons=False`` return them; ``a + b`` is their sum, with each other or with the spikes of a train
+    times its gain, and ``a * 0.5`` scales them. :class:`tandem_snn.nn.Neurons` and all layers read them.
+
+    Args:
+        total: [B, *features], the sum over the window: the value of the ANN at the real counts, with its gradient; or a
+            function that computes it.
+        steps: (start, stop) -> the currents of these steps, [stop - start, B, *features], without a gradient; start is
+            a multiple of 8. They are computed on demand, so that memory does not grow with T.
+        T: the number of time steps.
+        constant: whether every step has the same currents; ``steps`` then returns one step for any range.
+        dtype: that of the network's weights, and of the counts of neurons on these currents.
+
+    >>> layer = tnn.Linear(3, 5, neurons=False)
+    >>> u = layer(te.SpikeTrain.from_dense(torch.ones(8, 2, 3)))
+    >>> (u + u * 0.5).shape, tnn.Neurons()(u).T
+    (torch.Size([2, 5]), 8)
+    """
+
+    _fields = ("total", "T")
+    gain = 1.0
+
+    def __init__(
+        self,
+        total: Tensor | Callable[[], Tensor],
+        steps: Steps,
+        T: int,
+        constant: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._total, self._steps, self.T, self.constant, self.dtype = total, steps, T, constant, dtype
+        self._last: tuple[tuple[int, int], Tensor] | None = None  # the steps that were computed last
+
+    @property
+    def total(self) -> Tensor:
+        """The sum over the window, [B, *features]."""
+        if not isinstance(self._total, Tensor):
+            self._total = self._total()
+        return self._total
+
+    @property
+    def counts(self) -> Tensor:
+        """The same, under the name that it has for trains and direct inputs."""
+        return self.total
+
+    @property
+    def shape(self) -> torch.Size:
+        """[B, *features]."""
+        return self.total.shape
+
+    @property
+    def device(self) -> torch.device:
+        """The device of its tensors."""
+        return self.total.device
+
+    def steps(self, start: int, stop: int) -> Tensor:
+        """Return the currents of steps start .. stop - 1, [stop - start, B, *features], without a gradient."""
+        if self._last is None or self._last[0] != (start, stop):
+            with torch.no_grad():
+                self._last = (start, stop), self._steps(start, stop)
+        return self._last[1]
+
+    def replace(self, gain: float = 1.0) -> "Currents":  # type: ignore[override]
+        """Currents have the gain 1."""
+        return self
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> "Currents":
+        """Return f of the currents, where f is linear and has no constant."""
+        return combined(f, [self])
+
+    def affine(self, scale: Tensor | None, shift: Tensor | None) -> "Currents":
+        """Return scale * currents + shift, of each channel; each step receives shift/T. None is neutral."""
+        if scale is None and shift is None:
+            return self
+        scale, shift = (None if t is None else cast(t, compute_dtype(t.dtype)) for t in (scale, shift))
+        share = None if shift is None else shift.detach() / self.T
+        return Currents(
+            _made(lambda: _affine(self.total, self.total.shape, scale, shift)),
+            lambda start, stop: _affine(u := self.steps(start, stop), u.shape[1:], scale, share),
+            self.T,
+            self.constant,
+            self.dtype,
+        )
+
+    def plus(self, term: Any) -> "Currents":
+        """Return the currents plus a constant that broadcasts with one sample; each step receives its T-th part."""
+        part = (term.detach() if isinstance(term, Tensor) else term) / self.T
+        total = _made(lambda: self.total + term)
+        return Currents(total, lambda start, stop: self.steps(start, stop) + part, self.T, self.constant, self.dtype)
+
+    def residual(self, timing: str) -> Tensor:
+        """Return the currents as the residual of a layer: of every step or, with timing "window", their sum."""
+        if timing == "window":
+            return self.total.unsqueeze(0)
+        starts = range(0, 1 if self.constant else self.T, AT_ONCE)
+        steps = torch.cat([self.steps(start, min(start + AT_ONCE, self.T)) for start in starts])
+        steps = steps.expand(self.T, *steps.shape[1:]) if self.constant else steps
+        if not torch.is_grad_enabled():
+            return steps
+        # The gradients of all parts are the same, since only their sum affects the loss.
+        parts = (self.total.to(steps.dtype) / self.T).expand_as(steps)
+        return apply(StraightThrough, parts, steps, None)
+
+    @classmethod
+    def concatenate(cls, signals: Any, dim: int) -> "Currents":
+        return combined(lambda *parts: torch.cat(parts, dim), list(signals))
+
+    def __add__(self, other: Any) -> "Currents":
+        return combined(torch.add, [self, currents_of(other)]) if isinstance(other, Signal) else NotImplemented
+
+    __radd__ = __add__
+
+    def __mul__(self, factor: float) -> "Currents":
+        return self.map(lambda u: u * factor) if isinstance(factor, int | float) else NotImplemented
+
+    __rmul__ = __mul__
+
+
+def _made(f: Callable[[], Tensor]) -> Tensor | Callable[[], Tensor]:
+    """Compute a sum now if it may get a gradient, else when it is needed."""
+    return f() if torch.is_grad_enabled() else f
+
+
+def _affine(u: Tensor, shape: torch.Size, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    if scale is not None:
+        u = u * over_space(scale, shape)
+    return u if shift is None else u + over_space(shift, shape)
+
+
+def combined(f: Callable[..., Tensor], inputs: list[Currents]) -> Currents:
+    """Return f of several currents with the same T, where f is linear in all of them together."""
+    windows = {x.T for x in inputs}
+    if len(windows) != 1:
+        raise ValueError(f"T: the trains of a sum have different numbers of steps, {sorted(windows)}")
+
+    def steps(start: int, stop: int) -> Tensor:
+        parts = [x.steps(start, stop) for x in inputs]
+        n = max(len(part) for part in parts)
+        # one by one: torch may round otherwise in a batch of another size
+        return torch.stack([f(*(part[t if len(part) > 1 else 0] for part in parts)) for t in range(n)])
+
+    constant = all(x.constant for x in inputs)
+    return Currents(_made(lambda: f(*(x.total for x in inputs))), steps, windows.pop(), constant, inputs[0].dtype)
+
+
+def currents_of(x: Any) -> Any:
+    """Return the spikes or values of a signal, times its gain, as currents; a tensor is returned unchanged.
+
+    >>> currents_of(te.SpikeTrain.from_dense(torch.ones(4, 1, 2), gain=0.5)).total
+    tensor([[2., 2.]])
+    """
+    if isinstance(x, Currents | Tensor):
+        return x
+    T, shape, detached = x.T, x.shape, x.gain.detach() if isinstance(x.gain, Tensor) else x.gain
+    gain = over_space(detached, shape)
+    if isinstance(x, SpikeTrain):
+        planes, dtype, bad = x.planes, compute_dtype(x._dtype), x.bad
+        total = _made(lambda: x.counts.to(dtype) * over_space(x.gain, shape))
+        return Currents(
+            total, lambda start, stop: _flagged(spikes_of(planes, start, stop, dtype) * gain, bad), T, dtype=x._dtype
+        )
+    total = _made(lambda: effective_counts(x))
+    first = (x.x.detach() * gain).unsqueeze(0)
+    return Currents(total, *_direct(first, T, isinstance(x, ConstantInput)))
+
+
+def _direct(first: Tensor, T: int, constant: bool) -> tuple[Steps, int, bool]:
+    def impulse(start: int, stop: int) -> Tensor:
+        later = torch.zeros_like(first).expand(stop - start - (start == 0), *first.shape[1:])
+        return torch.cat([first, later]) if start == 0 else later
+
+    return (lambda start, stop: first) if constant else impulse, T, constant
+
+
+def _flagged(steps: Tensor, bad: Tensor | None) -> Tensor:
+    """Add NaN flags to the first of some steps, which is enough, because potentials stay NaN."""
+    return steps if bad is None else torch.cat([with_flags(steps[0], bad).unsqueeze(0), steps[1:]])
+
+
+def product(x: Input | Currents, weight: Tensor, synapses: Product) -> Currents:
+    """Return the product of a weight with a signal, without its gain: exact for a train, torch's for real numbers."""
+    if isinstance(x, Currents):
+        dtype = compute_dtype(weight.dtype)
+        u = x.map(lambda u: real_product(u, weight, synapses).to(dtype))
+        u.dtype = weight.dtype
+        return u
+    T = x.T
+    if not isinstance(x, SpikeTrain):
+        read, used, _ = fitted(x, weight, synapses)
+        y = synapses.direct(read.x, used).to(compute_dtype(weight.dtype))
+        constant = isinstance(x, ConstantInput)
+        return Currents(y * T if constant else y, *_direct(y.detach().unsqueeze(0), T, constant), weight.dtype)
+    planes, bad, dtype = x.planes, x.bad, x._dtype
+
+    def steps(start: int, stop: int) -> Tensor:  # as samples of one batch
+        spikes = spikes_of(planes, start, stop)
+        samples = SpikeTrain.unchecked(spikes.flatten(0, 1).unsqueeze(0), 1, None, 1.0, dtype)
+        return _flagged(window_product(samples, weight, synapses).unflatten(0, spikes.shape[:2]), bad)
+
+    counted = dtype if weight.dtype == torch.int8 else weight.dtype
+    return Currents(_made(lambda: window_product(x, weight, synapses)), steps, T, dtype=counted)
+
+
+def real_product(x: Tensor, weight: Tensor, synapses: Product, bias: Tensor | None = None) -> Tensor:
+    """Return torch's product with real numbers, in the dtype of the weight."""
+    x = x.to(weight.dtype)
+    return synapses.direct(F.pad(x, synapses.sides) if synapses.sides else x, weight, bias)
+
+
+def normalise(x: Any, norm: BatchNorm, batch: bool = True) -> Any:
+    """Apply batch norm to currents, with the same statistics for the currents and the ANN branch.
+
+    In training these are the statistics of z over the batch, which also update the running statistics; in evaluation
+    they are the running statistics. ``batch=False`` takes scale and shift from the running statistics in any case.
+
+    >>> norm = torch.nn.BatchNorm1d(2)
+    >>> x = te.SpikeTrain.from_dense((torch.rand(4, 8, 2) < 0.5).float())
+    >>> torch.equal(normalise(x, norm).total, norm(x.counts))
+    True
+    """
+    if isinstance(x, Tensor):
+        return norm(x)
+    u = currents_of(x)
+    if not uses_batch(norm):
+        return u.affine(*fold_norm(norm))
+    z, scale, shift = normalised(norm, u.total, batch)
+    return Currents(z, u.affine(scale, shift).steps, u.T, u.constant, u.dtype)
+
+
+def fire(u: Currents, settings: Settings) -> Any:
+    """Run neurons on currents, as ``product_if`` does on a product. With timing "step" without gradients."""
+    outcome, mean, var = _fire(u, settings)
+    train = outcome[0] if settings.return_v else outcome
+    train = train if train._dtype == u.dtype else train.to(u.dtype)
+    return (train, outcome[1]) if settings.return_v else train, mean, var
+
+
+def _fire(u: Currents, settings: Settings) -> Any:
+    if settings.timing == "window":
+        return current_if(u.total, "impulse", 1.0, settings)
+    if u.constant:
+        return current_if(u.steps(0, 1)[0], "constant", 1.0, settings)
+    v, parts = settings.v_init, []
+    for start in range(0, u.T, AT_ONCE):
+        stop = min(start + AT_ONCE, u.T)
+        of_part = settings._replace(T=stop - start, v_init=v, steps=u.T, return_v=True)
+        (part, v), *_ = current_if(u.steps(start, stop), "train", 1.0, of_part)
+        parts.append(part.stored)
+    train = SpikeTrain.unchecked(torch.cat(parts), u.T, None, 1.0, part._dtype, bad=part.bad)
+    return (train, v) if settings.return_v else train, None, None
+
+
+def residual_total(residual: SpikeTrain | Currents | Tensor, z: Tensor) -> Tensor:
     if isinstance(residual, Tensor):
         return residual.sum(0) if residual.dim() > z.dim() else residual
-    return effective_counts(residual)
-
-
-def step_currents(
-    x: Input, z: Tensor | None, potential: Callable[[Input, int], Tensor], timing: str = "step"
-) -> Tensor:
-    """Return the input currents I[t] of a layer, [T, B, *features]; with timing "window" their sum [1, B, *features].
-
-    Their gradient is the gradient of their sum z. ``potential(x, T)`` returns the potential of neurons that start at 0
-    and never fire, after one step of T: the current of this step, computed by the same kernel that fires.
-    """
-    with torch.no_grad():
-        if timing == "window":
-            currents = potential(x, x.T).unsqueeze(0)
-        elif isinstance(x, SpikeTrain):  # compute all steps at once, as samples of one batch
-            steps = x.to_dense(torch.uint8).flatten(0, 1).unsqueeze(0)
-            samples = potential(SpikeTrain.unchecked(steps, 1, None, x.gain, x._dtype), x.T)
-            currents = samples.unflatten(0, (x.T, x.shape[0]))
-        else:
-            first = potential(part_of(x, 0, 1), x.T)
-            later = first if isinstance(x, ConstantInput) else potential(part_of(x, 1, 2), x.T)
-            currents = torch.cat([first.unsqueeze(0), later.expand(x.T - 1, *later.shape)])
-        if isinstance(x, SpikeTrain) and x.bad is not None:  # one step is enough, because potentials stay NaN
-            currents = torch.cat([with_flags(currents[0], x.bad).unsqueeze(0), currents[1:]])
-    if z is None:
-        return currents
-    # The gradients of all parts are the same, since only their sum z affects the loss.
-    parts = (z.to(currents.dtype) / len(currents)).expand_as(currents)
-    return apply(StraightThrough, parts, currents, None)
-
-
-def fire_steps(
-    steps: Callable[[int, int], Tensor], T: int, v: float | Tensor, dtype: torch.dtype, **neuron: Any
-) -> SpikeTrain:
-    """Run neurons whose currents are computed on demand, so that memory does not grow with T.
-
-    ``steps(start, stop)`` returns currents [stop - start, B, *features]; start is a multiple of 8. v is the initial
-    membrane potential, and the counts have this dtype. ``neuron`` holds further arguments of if_scan.
-    """
-    parts = []
-    for start in range(0, T, AT_ONCE):
-        currents = steps(start, min(start + AT_ONCE, T))
-        part, v = if_scan(currents, v_init=v, steps=T, return_v=True, **neuron)  # type: ignore[misc]
-        parts.append(part.stored)
-    stored = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return SpikeTrain.unchecked(stored, T, None, 1.0, dtype, bad=part.bad)
+    return residual.total if isinstance(residual, Currents) else effective_counts(residual)
 
 
 def scan_trace(currents: Tensor, v: float | Tensor, **neuron: Any) -> Tensor:
@@ -94,8 +311,11 @@ def spikes_of(planes: Tensor, start: int, stop: int, dtype: torch.dtype = torch.
     return unpack(planes[start // 8 : (stop + 7) // 8], stop - start, dtype)
 
 
-def part_of(x: Input, start: int, stop: int) -> Input:
+def part_of(x: Any, start: int, stop: int) -> Any:
     """Return steps start .. stop - 1 of a signal; if there are several, start is a multiple of 8."""
+    if isinstance(x, Currents):
+        steps = x.residual("step")[start:stop]
+        return Currents(steps.sum(0), lambda first, end: steps[first:end], stop - start)
     if not isinstance(x, SpikeTrain):
         later = start > 0 and not isinstance(x, ConstantInput)
         return x.replace(T=stop - start, x=torch.zeros_like(x.x) if later else x.x)

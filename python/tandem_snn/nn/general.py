@@ -1,8 +1,6 @@
-"""The general way: neurons driven by any linear operators of torch, where there is no fused layer.
+"""Operators of torch on trains and currents, for converted networks: sums, moves, and the general way, any linear map.
 
-Such operators map spike trains to :class:`Currents`: the input currents I[t] of each step, which make the neurons
-spike, and their sum z, the ANN branch, through which gradients flow. The functions of this module take trains, currents
-and tensors. With tensors only, they compute what the ANN computes.
+The functions of this module take trains, currents and tensors. With tensors only, they compute what the ANN computes.
 """
 
 from collections.abc import Callable
@@ -12,70 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import tandem_ext as te
-from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
-from tandem_ext._torch import BatchNorm, pytree
-from tandem_ext.functional.layer import Input
+from tandem_ext import SpikeTrain
+from tandem_ext._torch import pytree
 from tandem_ext.functional.neuron import over_space
-from tandem_ext.functional.settings import NeuronSettings, declared
+from tandem_ext.signal import Signal
 from tandem_ext.train import add_flags
 
-from .batch_norm import normalised
-from .currents import AT_ONCE, fire_steps, scan_trace, spikes_of, window_trace
-from .options import Gain, HasNeurons
-from .signals import describe, effective_counts
+from .currents import Currents, currents_of
+from .signals import effective_counts
 
-Steps = Callable[[int, int], Tensor]
 SEVERAL = ("split", "split_with_sizes", "chunk", "unbind", "tensor_split")  # return a tuple, even of one tensor
-
-
-class Currents:
-    """Input currents of neurons, computed on demand so that memory does not grow with T.
-
-    Args:
-        total: [B, *features], the sum over the window: the value of the ANN at the real counts, with its gradient.
-        steps: (start, stop) -> the currents of these steps, [stop - start, B, *features], without a gradient; start is
-            a multiple of 8.
-        T: the number of time steps.
-        constant: whether every step has the same currents; ``steps`` then returns one step for any range.
-
-    >>> currents = torch.rand(8, 2, 3)
-    >>> u = Currents(currents.sum(0), lambda start, stop: currents[start:stop], T=8)
-    >>> Neurons()(u).shape
-    torch.Size([2, 3])
-    """
-
-    def __init__(self, total: Tensor, steps: Steps, T: int, constant: bool = False) -> None:
-        self.total, self.steps, self.T, self.constant = total, steps, T, constant
-
-    @property
-    def shape(self) -> torch.Size:
-        """[B, *features]."""
-        return self.total.shape
-
-
-def currents_of(x: Input | Currents) -> Currents:
-    """Return the spikes or values of a signal, times its gain, as currents.
-
-    >>> currents_of(te.SpikeTrain.from_dense(torch.ones(4, 1, 2), gain=0.5)).total
-    tensor([[2., 2.]])
-    """
-    if isinstance(x, Currents):
-        return x
-    total = effective_counts(x)
-    gain = over_space(x.gain.detach() if isinstance(x.gain, Tensor) else x.gain, x.shape)
-    if isinstance(x, SpikeTrain):
-        planes, dtype = x.planes, total.dtype
-        return Currents(total, lambda start, stop: spikes_of(planes, start, stop, dtype) * gain, x.T)
-    first = (x.x.detach() * gain).unsqueeze(0)
-    if isinstance(x, ConstantInput):
-        return Currents(total, lambda start, stop: first, x.T, constant=True)
-
-    def impulse(start: int, stop: int) -> Tensor:
-        later = torch.zeros_like(first).expand(stop - start - (start == 0), *first.shape[1:])
-        return torch.cat([first, later]) if start == 0 else later
-
-    return Currents(total, impulse, x.T)
 
 
 def total(x: Any) -> Tensor:
@@ -84,7 +28,37 @@ def total(x: Any) -> Tensor:
     >>> total(te.ConstantInput(torch.tensor([[0.25]]), T=8))
     tensor([[2.]])
     """
-    return x.total if isinstance(x, Currents) else effective_counts(x)
+    return effective_counts(x)
+
+
+def add(a: Any, b: Any, alpha: float = 1) -> Any:
+    """Return a + alpha * b, of trains and currents or of tensors.
+
+    >>> add(te.SpikeTrain.from_dense(torch.ones(4, 1, 2)), te.SpikeTrain.from_dense(torch.ones(4, 1, 2)), -1).total
+    tensor([[0., 0.]])
+    """
+    if isinstance(a, Tensor):
+        return torch.add(a, b, alpha=alpha)
+    a, b = currents_of(a), currents_of(b)
+    return a + (b if alpha == 1 else b * alpha)
+
+
+def scaled(x: Any, factor: Any) -> Any:
+    """Return x times a number, or a tensor that broadcasts with one sample.
+
+    >>> scaled(te.SpikeTrain.from_dense(torch.ones(4, 1, 2)), 0.5).total
+    tensor([[2., 2.]])
+    """
+    return x * factor if isinstance(x, Tensor) else currents_of(x).map(lambda u: u * factor)
+
+
+def shifted(x: Any, term: Any) -> Any:
+    """Return x plus a number, or a tensor that broadcasts with one sample; each step receives its T-th part.
+
+    >>> shifted(te.SpikeTrain.from_dense(torch.ones(4, 1, 2)), 0.5).total
+    tensor([[4.5000, 4.5000]])
+    """
+    return x + term if isinstance(x, Tensor) else currents_of(x).plus(term)
 
 
 def linear_map(f: str | nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -217,25 +191,6 @@ def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
     return results[0] if len(results) == 1 and f not in SEVERAL else results
 
 
-def normalise(x: Any, norm: BatchNorm) -> Any:
-    """Apply batch norm to currents, with the same statistics for the currents and the ANN branch, as fused layers do.
-
-    In training these are the statistics of z over the batch, which also update the running statistics; in evaluation
-    they are the running statistics.
-
-    >>> norm = torch.nn.BatchNorm1d(2)
-    >>> x = te.SpikeTrain.from_dense((torch.rand(4, 8, 2) < 0.5).float())
-    >>> torch.equal(normalise(x, norm).total, norm(x.counts))
-    True
-    """
-    if isinstance(x, Tensor):
-        return norm(x)
-    u = currents_of(x)
-    z, scale, shift = normalised(norm, u.total)
-    scale, shift = (over_space(value, u.shape) for value in (scale, shift / u.T))
-    return Currents(z, lambda start, stop: torch.addcmul(shift, u.steps(start, stop), scale), u.T, u.constant)
-
-
 def dropped(x: Any, dropout: nn.Module) -> Any:
     """Apply dropout to currents, with one mask for the whole window.
 
@@ -245,112 +200,11 @@ def dropped(x: Any, dropout: nn.Module) -> Any:
     if isinstance(x, Tensor):
         return dropout(x)
     u = currents_of(x)
-    return linear_map("mul", u, PerSample(dropout(torch.ones_like(u.total)))) if dropout.training else u
-
-
-_OTHERS = {name: s.default for name, s in declared(NeuronSettings).items() if name not in ("threshold", "v_init")}
-
-
-class Neurons(HasNeurons):
-    """A layer of IF or LIF neurons driven by trains or :class:`Currents`: the general way, for any linear operators.
-
-    Args:
-        threshold, v_init: threshold and initial membrane potential in units of z: floats, or tensors, 0-dim or one per
-            channel. They become float32 buffers.
-        offset: a constant current at every step, a float or tensor like threshold.
-        gain: the value of a spike; None: ϑ, so that gain times count approximates ρ(z).
-        ceiling: c of a ReLU6 or hardtanh(0, c), the largest activation. None: a ReLU.
-        sums: names of the operators that feed the neurons, for repr and error messages.
-        neuron: other settings of ``tandem_ext.functional.NeuronSettings``. With timing "window" there are as many
-            products as in the ANN.
-
-    Shape: train or currents [B, *features] -> SpikeTrain of the same shape.
-
-    Raises:
-        TypeError, ValueError: a setting is out of range; or, when called, x is a plain tensor.
-
-    >>> layer = Neurons(threshold=0.5)
-    >>> layer(te.ConstantInput(torch.tensor([[0.25, -1.0]]), T=4)).counts
-    tensor([[2., 0.]])
-    """
-
-    threshold: Tensor
-    v_init: Tensor | None
-    offset: Tensor
-
-    def __init__(
-        self,
-        threshold: float | Tensor = 1.0,
-        v_init: float | Tensor | None = None,
-        *,
-        offset: float | Tensor = 0.0,
-        gain: Gain = None,
-        ceiling: float | None = None,
-        sums: str = "",
-        **neuron: Any,
-    ) -> None:
-        super().__init__()
-        for name, value in (("threshold", threshold), ("v_init", v_init), ("offset", offset)):
-            buffer = None if value is None else torch.as_tensor(value, dtype=torch.float32).detach().clone()
-            self.register_buffer(name, buffer)
-        checks.threshold(self.threshold, self.threshold.numel(), self.threshold.device)
-        if neuron.keys() - _OTHERS.keys():
-            raise TypeError(f"{min(neuron.keys() - _OTHERS.keys())}: no such argument; there are {', '.join(_OTHERS)}")
-        self.gain, self.ceiling, self.sums = gain, ceiling, sums
-        for name, setting in neuron.items():
-            setattr(self, name, setting)
-        self.has_offset = bool(self.offset.any())
-
-    def forward(self, x: Input | Currents) -> SpikeTrain:
-        if not _is_signal(x):
-            raise TypeError(f"x: Neurons takes trains or currents, got {describe(x)}")
-        u = currents_of(x)
-        with torch.no_grad():
-            train = self._fire(u)
-        z = u.total
-        if self.has_offset:
-            z = z + u.T * over_space(self.offset, u.shape)
-        if self.ceiling is not None:
-            z = nn.functional.hardtanh(z, -1.0, self.ceiling)  # no gradient beyond the ceiling
-        sums = u.total.detach().flatten(1).sum(1)  # not finite if any current is not; spikes would not show it
-        train = train.replace(bad=add_flags(train.bad, (sums - sums).float()))
-        train = te.functional.couple(train, z, threshold=self.threshold, gate=self.gate)
-        return self.with_gain(train)
-
-    def _fire(self, u: Currents) -> SpikeTrain:
-        v = self._before(u)
-        offset = over_space(self.offset, u.shape) if self.has_offset else 0.0
-        neuron = self.dynamics()
-        if self.timing == "window":
-            total = ImpulseInput(u.total + u.T * offset, u.T)
-            return te.functional.if_scan(total, v_init=v, timing="window", **neuron)  # type: ignore[return-value]
-        if u.constant:
-            current = ConstantInput(u.steps(0, 1)[0] + offset, u.T)
-            return te.functional.if_scan(current, v_init=v, **neuron)  # type: ignore[return-value]
-        return fire_steps(lambda start, stop: u.steps(start, stop) + offset, u.T, v, u.total.dtype, **neuron)
-
-    def _before(self, u: Currents) -> Any:
-        v = over_space(self.initial_potential, u.shape)
-        return v.expand(u.shape) if isinstance(v, Tensor) and v.dim() else v
-
-    @torch.no_grad()
-    def potentials(self, x: Input | Currents) -> Tensor:
-        """Return membrane potentials, like ``potentials`` of :class:`tandem_snn.nn.SpikingLayer`."""
-        u = currents_of(x)
-        starts = range(0, 1 if u.constant else u.T, AT_ONCE)
-        chunks = [u.steps(start, min(start + AT_ONCE, u.T)) for start in starts]
-        currents = torch.cat(chunks) + over_space(self.offset, u.shape)
-        currents = currents.expand(u.T, *u.shape) if u.constant else currents
-        v_init = self._before(u)
-        if self.timing == "window":
-            return window_trace(u.T, lambda t: v_init + currents[:t].sum(0), self.threshold)
-        return scan_trace(currents, v_init, **self.dynamics())
-
-    def extra_repr(self) -> str:
-        shown = [f"the general way: {self.sums}" if self.sums else "the general way"]
-        shown += [f"ceiling={self.ceiling}"] * (self.ceiling is not None)
-        return ", ".join(shown + self.changed(_OTHERS | {"gain": None}))
+    if not dropout.training:
+        return u
+    kept = dropout(torch.ones_like(u.total))
+    return u.map(lambda part: part * kept)
 
 
 def _is_signal(x: Any) -> bool:
-    return isinstance(x, (Currents, SpikeTrain, ConstantInput, ImpulseInput))
+    return isinstance(x, Signal)

@@ -10,16 +10,16 @@ from torch import nn
 
 from tandem_ext._torch import DispatchMode, arguments_of
 
-from .general import Neurons
 from .neuron import SpikingLayer
-from .passing import Readout
+from .passing import Readout, ReadoutConv2d
 from .pooling import AvgPool2d
 from .signals import check_network
 
 Watcher = Callable[[str, nn.Module, Any, dict[str, Any], Any], None]
 Kinds = tuple[type[nn.Module], ...]
-SYNAPTIC = (SpikingLayer, Readout, AvgPool2d)
-FIRING = (SpikingLayer, AvgPool2d, Neurons)
+READOUTS = (Readout, ReadoutConv2d)
+SYNAPTIC = (SpikingLayer, *READOUTS, AvgPool2d)
+FIRING = (SpikingLayer, AvgPool2d)
 
 
 def is_own(module: nn.Module) -> bool:
@@ -88,7 +88,7 @@ def only_layers_fire(net: nn.Module) -> Iterator[None]:
     class Check(DispatchMode):
         def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             name, layer = running[-1]
-            neurons = op.namespace == "tandem" and any(argument.name == "timing" for argument in arguments_of(op))
+            neurons = op.namespace == "tandem" and any(argument.name == "threshold" for argument in arguments_of(op))
             if neurons and not isinstance(layer, FIRING):
                 what = f"{name!r} ({type(layer).__name__}) has neurons of its own, whose synapses cannot be counted"
                 raise ValueError(f"net: {what}")

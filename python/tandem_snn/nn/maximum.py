@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain
+from tandem_ext.functional.products import laid_out
 from tandem_ext.planes import pack
 
-from .currents import AT_ONCE
-from .general import Currents, currents_of
+from .currents import AT_ONCE, Currents, currents_of
 
 
 class MaxPool(nn.Module):
@@ -69,7 +69,7 @@ def largest(f: str, x: Any, *args: Any) -> Any:
     if isinstance(x, Tensor):
         return function(x, *args)
     u = currents_of(x)
-    z = function(u.total, *args)
+    z = function(laid_out(u.total, u.total.dim() == 4), *args)
     if u.constant:
         return Currents(z, lambda start, stop: (z.detach() / u.T).unsqueeze(0), u.T, constant=True)
     before: dict[int, Tensor] = {}  # the sums of the currents before the steps that were requested last and come next

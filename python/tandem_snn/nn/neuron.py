@@ -4,7 +4,6 @@ import math
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -12,13 +11,23 @@ from tandem_ext import SpikeTrain, checks
 from tandem_ext._torch import BatchNorm
 from tandem_ext.functional.couple import couple
 from tandem_ext.functional.layer import Input, by_channel, product_if, window_product
-from tandem_ext.functional.neuron import over_space
+from tandem_ext.functional.neuron import fold, over_space
 from tandem_ext.functional.products import LINEAR, Product
 from tandem_ext.functional.settings import Settings
 from tandem_ext.signal import needs_grad
 
-from .batch_norm import SyncBatchNorm, fold_norm, normalised, own_norm, track, uses_batch
-from .currents import part_of, residual_total, step_currents, window_trace
+from .batch_norm import AnyBatchNorm, SyncBatchNorm, fold_norm, normalised, own_norm, track, uses_batch
+from .currents import (
+    Currents,
+    currents_of,
+    fire,
+    normalise,
+    part_of,
+    product,
+    real_product,
+    residual_total,
+    window_trace,
+)
 from .options import DEFAULTS, INTEGRATE_ONLY, BNStats, HasNeurons, NeuronOptions, checked_options
 from .quantise import byte_integers, integers, rounded
 from .signals import check_signal, effective_counts
@@ -33,6 +42,7 @@ class SpikingLayer(HasNeurons):
     """
 
     _norm_class: ClassVar[type[BatchNorm]]
+    arranges: ClassVar[Any] = False
 
     weight: Tensor
     bias: Tensor | None
@@ -40,9 +50,9 @@ class SpikingLayer(HasNeurons):
     bn_stats: BNStats
     weight_bits: int | None
 
-    def _add_neurons(self, channels: int, **keywords: Unpack[NeuronOptions]) -> None:
+    def _add_neurons(self, channels: Any, like: Tensor, **keywords: Unpack[NeuronOptions]) -> None:
         options = checked_options(type(self), keywords, channels)
-        device, dtype = self.weight.device, self.weight.dtype
+        device, dtype = like.device, like.dtype
         if options["threshold"] is not None:
             checks.threshold(options["threshold"], channels, device)
         self._channels = channels
@@ -62,37 +72,47 @@ class SpikingLayer(HasNeurons):
         """Like torch's, but converts ``nn.SyncBatchNorm``, which runs on GPUs only."""
         super().add_module(name, own_norm(module) if name == "norm" else module)
 
-    def _geometry(self) -> tuple[Any, ...]:
-        """The arguments of the product after weight and bias."""
-        return ()
+    def geometry(self) -> dict[str, Any]:
+        """Return the arguments of the product after weight and bias."""
+        return {}
 
-    def synapses(self) -> Product:
-        """Return the product that applies the weights to spikes."""
+    def synapses(self, axes: int = 0) -> Product:
+        """Return the product that applies the weights to spikes with this number of axes beside the channels."""
         return LINEAR
 
-    def forward(
-        self, x: Input, residual: SpikeTrain | Tensor | None = None, *, fire: bool = True
-    ) -> SpikeTrain | Tensor:
-        """Return the output spikes of the layer.
+    def arranged(self, x: Any) -> Any:
+        """Return the input as the product takes it, for example padded; only if ``arranges`` is True another one."""
+        return x
+
+    def kernel_of(self, weight: Tensor) -> Tensor:
+        """Return the weights as the product takes them, [N, ...], or, from these, ``weight`` again."""
+        return weight
+
+    def forward(self, x: Input | Currents, residual: SpikeTrain | Currents | Tensor | None = None) -> Any:
+        """Return the output spikes of the layer; with ``neurons=False`` the currents.
 
         Args:
-            x: the input signal.
-            residual: further input currents of the neurons: a train with the output's shape, or currents
-                [T, B, *features]; with timing "window" also their sum [1, B, *features].
-            fire: False returns the input currents [T, B, *features] instead of spikes; with timing "window" their sum
-                [1, B, *features].
+            x: the input signal, or currents.
+            residual: further input currents of the neurons: a train with the output's shape, currents, or a tensor of
+                currents [T, B, *features]; with timing "window" also their sum [1, B, *features].
 
         Raises:
             TypeError: x is a plain tensor.
-            ValueError: shapes, devices or T do not fit, or a residual is given with fire=False.
+            ValueError: shapes, devices or T do not fit, or a residual is given to a layer without neurons.
         """
         check_signal(x, type(self).__name__)
-        if not fire:
+        x = self.arranged(x)
+        if not self.neurons:
             if residual is not None:
-                raise ValueError("residual: with fire=False there are no neurons to receive it")
+                raise ValueError("residual: with neurons=False there are no neurons to receive it: add it by +")
             return self._currents(x)
         norm = self.norm
-        if norm is None or not uses_batch(norm):
+        batch = norm is not None and uses_batch(norm)
+        if isinstance(residual, Currents):
+            residual = residual.residual(self.timing)
+        if isinstance(x, Currents) and self.timing == "step" and (batch or torch.is_grad_enabled()):
+            train = self._coupled(x, norm, residual)
+        elif norm is None or not batch:
             train = self._fire(*self._arguments(x, *fold_norm(norm), residual))[0]
         elif self.bn_stats == "running" or isinstance(norm, SyncBatchNorm):
             train = self._coupled(x, norm, residual)
@@ -114,18 +134,25 @@ class SpikingLayer(HasNeurons):
 
         Quantised weights are int8 if the input is a train and no gradient is needed.
         """
-        weight = self.weight
+        weight = self._kernel(x)
         if isinstance(x.gain, Tensor):
-            x, weight = by_channel(x, weight, self.synapses())
+            x, weight = by_channel(x, weight, self.synapses(weight.dim() - 2))
         if self.weight_bits is None:
             return x, weight, None
         exact = isinstance(x, SpikeTrain) and not (torch.is_grad_enabled() and needs_grad(weight))
         return x, *(byte_integers if exact else integers)(weight, self.weight_bits)
 
-    def _fire(self, x: Any, weight: Tensor, settings: Settings) -> tuple[Any, Any, Any]:
-        return product_if(x, weight, self.synapses(), settings)
+    def _kernel(self, x: Any) -> Tensor:
+        weight = self.kernel_of(self.weight)
+        return weight.view(*weight.shape, *[1] * (len(x.shape) - weight.dim()))
 
-    def _normed(self, x: Input, norm: BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
+    def _fire(self, x: Any, weight: Any, settings: Settings) -> tuple[Any, Any, Any]:
+        synapses = self.synapses(weight.dim() - 2)
+        if isinstance(x, Currents):
+            return fire(product(x, weight, synapses), settings)
+        return product_if(x, weight, synapses, settings)
+
+    def _normed(self, x: Input | Currents, norm: BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
         """Return the spikes, with batch norm that uses the statistics of this batch."""
         # A bias cancels, but needs a zero gradient, because distributed training waits for every parameter.
         beta: Tensor | None = norm.bias
@@ -138,9 +165,11 @@ class SpikingLayer(HasNeurons):
             track(norm, mean, var, n / (n - 1))
         return train
 
-    def _coupled(self, x: Input, norm: BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
-        """Return the spikes, with separate products for z and spikes, for statistics that the fused layer lacks."""
-        z, scale, shift = normalised(norm, self._window_product(x), self.bn_stats == "batch")
+    def _coupled(self, x: Input | Currents, norm: BatchNorm | None, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
+        """Return the spikes, with separate products for z and spikes, where the fused layer cannot compute both."""
+        z, scale, shift = self._window_product(x), None, None
+        if norm is not None:
+            z, scale, shift = normalised(norm, z, self.bn_stats == "batch")
         z = z if residual is None else z + residual_total(residual, z)
         with torch.no_grad():
             train = self._fire(*self._arguments(x, scale, shift, residual))[0]
@@ -148,14 +177,14 @@ class SpikingLayer(HasNeurons):
 
     def used_weight(self) -> Tensor:
         """Return the weights that the layer computes with: rounded if it has ``weight_bits``."""
-        return rounded(self.weight, self.weight_bits)
+        return self.kernel_of(rounded(self.kernel_of(self.weight), self.weight_bits))
 
     def preactivation(self, x: Input | Tensor, residual: SpikeTrain | Tensor | None = None) -> Tensor:
         """Return z, the pre-activation of the ANN branch at the real counts of the input, [B, *features].
 
         With batch norm in training mode this updates the running statistics, as torch's batch norm does.
         """
-        u = self.real_product(effective_counts(x), self.bias)
+        u = self.real_product(self.arranged(effective_counts(x)), self.bias)
         z = u if self.norm is None else self.norm(u)
         return z if residual is None else z + residual_total(residual, z)
 
@@ -172,7 +201,9 @@ class SpikingLayer(HasNeurons):
         check_signal(x, type(self).__name__)
         if self.norm is not None and uses_batch(self.norm):
             raise ValueError("potentials: batch norm must be in evaluation mode, call eval() first")
-        x, weight, settings = self._arguments(x, *fold_norm(self.norm))
+        if isinstance(residual, Currents):
+            residual = residual.residual("step")
+        x, weight, settings = self._arguments(self.arranged(x), *fold_norm(self.norm))
         settings = settings._replace(return_v=True, steps=x.T)
 
         def after(start: int, stop: int, v: float | Tensor, settings: Settings) -> Tensor:
@@ -193,39 +224,94 @@ class SpikingLayer(HasNeurons):
         return torch.stack(trace[1:])
 
     def real_product(self, counts: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Return the product of the weights with real numbers, [B, *features]."""
-        product, counts = self.synapses(), counts.to(self.weight.dtype)
-        return product.direct(F.pad(counts, product.sides) if product.sides else counts, self.used_weight(), bias)
+        """Return the product of the weights with real numbers as :meth:`arranged` returns them, [B, *features]."""
+        weight = rounded(self._kernel(counts), self.weight_bits)
+        return real_product(counts, weight, self.synapses(weight.dim() - 2), bias)
 
-    def _window_product(self, x: Input) -> Tensor:
+    def _window_product(self, x: Any) -> Tensor:
         """Return the input of batch norm: the product at the counts of x, computed by the same kernel as the spikes."""
         if not isinstance(x, SpikeTrain):
             return self.real_product(effective_counts(x), self.bias)
         read: Any
         read, weight, step = self._weights(x)
-        u = window_product(read, weight, self.synapses()).to(self.weight.dtype)
+        u = window_product(read, weight, self.synapses(weight.dim() - 2)).to(self.weight.dtype)
         scale = read.gain if step is None else step * read.gain
         if isinstance(scale, Tensor) or scale != 1.0:
             u = u * over_space(scale, u.shape)
         return u if self.bias is None else u + over_space(self.bias, u.shape)
 
-    def _currents(self, x: Input) -> Tensor:
-        """Return the input currents of each step, with the gradient of their sum."""
-        norm, z = self.norm, None
-        if torch.is_grad_enabled() or (norm is not None and uses_batch(norm)):
-            z = self._window_product(x)
-        if norm is not None and z is not None:
-            z, scale, shift = normalised(norm, z, self.bn_stats == "batch")
-        else:
-            scale, shift = fold_norm(norm)
-        with torch.no_grad():
-            x, weight, settings = self._arguments(x, scale, shift)
-        quiet = settings._replace(unit=1.0, return_v=True, v_init=0.0, **INTEGRATE_ONLY)
-
-        def potential(signal: Input, T: int) -> Tensor:
-            return self._fire(signal, weight, quiet._replace(T=signal.T, steps=T))[0][1]
-
-        return step_currents(x, z, potential, self.timing)
+    def _currents(self, x: Input | Currents) -> Currents:
+        norm = self.norm
+        read: Any
+        read, weight, step = self._weights(x)
+        channels = len(weight)
+        u, gain = product(read, weight, self.synapses(weight.dim() - 2)), read.gain
+        if norm is None or not uses_batch(norm):
+            return u.affine(*fold(None, self.bias, *fold_norm(norm), step, gain, channels, weight))
+        scale, _ = fold(None, None, None, None, step, gain, channels, weight)
+        return normalise(u.affine(scale, self.bias), norm, self.bn_stats == "batch")
 
     def extra_repr(self) -> str:
-        return ", ".join([super().extra_repr(), *self.changed(DEFAULTS | {"range_T": None})])
+        shown = [super().extra_repr(), *self.changed(DEFAULTS | {"range_T": None})]
+        return ", ".join(filter(None, shown))
+
+
+class Neurons(SpikingLayer):
+    """Neurons on currents, one for each: what layers with ``neurons=False`` and sums of these are for.
+
+    With ``norm=True`` batch norm comes first, as in a ResNet that normalises before the activation.
+
+    Args:
+        channels: the number of channels, which batch norm and settings of each channel need. None: any.
+        device, dtype: of the batch norm.
+        norm and other settings of the neurons: see :class:`NeuronOptions`.
+
+    Shape: currents or train [B, channels, *space] -> SpikeTrain of the same shape.
+
+    State: ``norm.*`` as in torch's batch norm.
+
+    Raises:
+        TypeError, ValueError: a setting has the wrong type or is out of range; or, when called, x is a plain tensor.
+
+    >>> first, fire = tnn.Linear(3, 5, neurons=False), tnn.Neurons(5, norm=True)
+    >>> u = first(te.SpikeTrain.from_dense(torch.ones(8, 2, 3)))
+    >>> u = u + tnn.Linear(5, 5, neurons=False)(fire(u))  # a residual stream of currents
+    """
+
+    _norm_class = AnyBatchNorm
+
+    def __init__(
+        self,
+        channels: int | None = None,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **neuron: Unpack[NeuronOptions],
+    ) -> None:
+        super().__init__()
+        if channels is not None:
+            checks.positive("channels", channels)
+        elif neuron.get("norm"):
+            raise ValueError("channels: batch norm needs their number")
+        if not neuron.get("neurons", True):
+            raise ValueError("neurons: there is nothing else here")
+        self.register_parameter("weight", None)
+        self.register_parameter("bias", None)
+        self._add_neurons(channels, torch.empty(0, device=device, dtype=dtype), **neuron)
+
+    def forward(self, x: Any) -> Any:  # type: ignore[override]
+        check_signal(x, "Neurons")
+        return super().forward(currents_of(x))
+
+    def potentials(self, x: Any) -> Tensor:  # type: ignore[override]
+        check_signal(x, "Neurons")
+        return super().potentials(currents_of(x))
+
+    def _weights(self, x: Any) -> tuple[Any, Any, None]:
+        return x, None, None
+
+    def _fire(self, x: Currents, weight: None, settings: Settings) -> tuple[Any, Any, Any]:
+        return fire(x, settings)
+
+    def real_product(self, counts: Tensor, bias: Tensor | None = None) -> Tensor:
+        return counts if bias is None else counts + over_space(bias, counts.shape)

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Annotated, Any, Literal, NoReturn, TypedDict, get_args
 
+import torch
 from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain, checks
 from tandem_ext.functional.settings import NeuronSettings, Setting, check_together, declared, default_v_init, shows
 from tandem_ext.ops import refuse_graph
 
-from .currents import NEVER
 from .quantise import check_bits
 from .signals import describe
 
@@ -20,9 +20,9 @@ BNStats = Literal["batch", "running"]
 _MOST = sys.float_info.max
 
 
-def _check_norm(value: object) -> None:
+def _check_bool(name: str, value: object) -> None:
     if not isinstance(value, bool):
-        raise TypeError(f"norm: expected True or False, got {describe(value)}")
+        raise TypeError(f"{name}: expected True or False, got {describe(value)}")
 
 
 def _check_number(name: str, value: Any, within: str, least: float, most: float) -> None:
@@ -57,7 +57,7 @@ def default_threshold(T: int, timing: checks.Timing = "step") -> float:
 class BatchNormOptions(TypedDict, total=False):
     """The keyword arguments that make the batch norm of a layer; its submodule ``norm`` then has them."""
 
-    norm: Annotated[bool, Setting(False, lambda value, _: _check_norm(value))]
+    norm: Annotated[bool, Setting(False, lambda value, _: _check_bool("norm", value))]
     eps: Annotated[float, Setting(1e-5, lambda value, _: checks.eps(value))]
     momentum: Annotated[
         float | None, Setting(None, lambda value, _: _check_number("momentum", value, "a number from 0 to 1", 0, 1))
@@ -76,6 +76,7 @@ class LayerSettings(NeuronSettings, total=False):
     ]
     gate: Annotated[checks.Gate, Setting("clip", lambda value, _: checks.one_of("gate", value, checks.GATES))]
     gain: Annotated[Gain, Setting(None, lambda value, n: value is None or checks.gain("gain", value, n))]
+    neurons: Annotated[bool, Setting(True, lambda value, _: _check_bool("neurons", value))]
     bn_stats: Annotated[BNStats, Setting("batch", lambda value, _: checks.one_of("bn_stats", value, get_args(BNStats)))]
     weight_bits: Annotated[int | None, Setting(None, lambda value, _: check_bits(value))]
 
@@ -94,6 +95,8 @@ class NeuronOptions(BatchNormOptions, LayerSettings, total=False):
             and buffers of torch's batch norm; ``layer.norm.eval()`` freezes its statistics.
         gain: the value of a spike for the next layer, a float or a tensor, 0-dim or one per channel. None: ϑ, so that
             gain times count approximates ρ(z), the activation of an ANN with the same weights.
+        neurons: False: the layer has no neurons and returns its currents, after batch norm, to which others can be
+            added (:class:`Currents`).
         eps, momentum: of the batch norm. momentum None: 0.1, or 0.9 with ``bn_stats="running"``.
         bn_stats: the statistics of the currents in training. "batch": of the batch. "running": the running statistics,
             as in the first release of the rule, while the gradient uses batch statistics; this takes a second product.
@@ -209,4 +212,5 @@ class HasNeurons(nn.Module):
         return shown
 
 
+NEVER = torch.finfo(torch.float32).max  # a threshold that no potential reaches
 INTEGRATE_ONLY: dict[str, Any] = {"threshold": NEVER, "leak": 1.0}  # settings; see HasNeurons.numbers

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
 from tandem_ext.functional.layer import Input, by_channel
-from tandem_ext.functional.neuron import cast
-from tandem_ext.functional.products import LINEAR, autocast_dtype
+from tandem_ext.functional.neuron import cast, over_space
+from tandem_ext.functional.products import LINEAR, Product, autocast_dtype, convolution
 from tandem_ext.ops import counts_dtype
 
+from .currents import Currents, real_product
 from .quantise import check_bits, rounded
-from .signals import X, check_input, describe, map_counts, map_features
+from .signals import X, check_images, check_input, describe, map_counts, map_features
 
 Mode = Literal["direct", "zero_expand", "events"]
 SIGNALS: dict[str, Any] = {"direct": ConstantInput, "zero_expand": ImpulseInput, "events": SpikeTrain}
@@ -102,7 +103,8 @@ class Flatten(nn.Flatten):
         flat: Any = map_features(x, lambda t: t.flatten(start, end))
         gain = 1.0 if isinstance(x, Tensor) else x.gain
         if isinstance(gain, Tensor) and gain.dim() and start == 1 - dims:  # one channel becomes several features
-            flat = flat.replace(gain=gain.repeat_interleave(flat.shape[1] // len(gain)))
+            gain = gain.flatten() if gain.dim() > 1 else gain.repeat_interleave(flat.shape[1] // len(gain))
+            flat = flat.replace(gain=gain)
         return flat
 
 
@@ -131,6 +133,9 @@ class Dropout(nn.Dropout):
             return x
         if isinstance(x, Tensor):
             return super().forward(x)  # type: ignore[return-value]
+        if isinstance(x, Currents):
+            mask = super().forward(torch.ones_like(x.total))
+            return x.map(lambda u: u * mask)
         values = x.stored[0] if isinstance(x, SpikeTrain) else x.x
         keep = torch.empty_like(values, dtype=torch.float32).bernoulli_(1 - self.p).bool()
         kept: Any = map_features(x, lambda t: t * keep)
@@ -177,25 +182,13 @@ class Readout(nn.Linear):
 
     def forward(self, x: Input | Tensor) -> Tensor:
         check_input(x, "Readout")
-        shape, weight, T = x.shape, self.weight, 1
-        if not isinstance(x, Tensor):
-            T = x.T
-            x, weight = by_channel(x, weight, LINEAR)  # bit-identical to frozen networks
+        shape = x.shape
         if shape[-1] != self.in_features or (len(shape) > 2 and not isinstance(x, Tensor)):
             raise ValueError(
                 f"x: Readout takes {self.in_features} features per sample, got shape {list(shape)}"
                 + (": put tnn.Flatten() before it" if len(shape) > 2 else "")
             )
-        return map_counts(x, lambda counts: self._product(counts, weight, T))
-
-    def _product(self, counts: Tensor, weight: Tensor, T: int) -> Tensor:
-        weight = rounded(weight, self.weight_bits)
-        dtype = autocast_dtype(weight)
-        if counts_dtype(dtype, T) == dtype:
-            return F.linear(cast(counts, weight.dtype), weight, self.bias)
-        with torch.autocast(weight.device.type, enabled=False):
-            bias = None if self.bias is None else self.bias.float()
-            return F.linear(counts.float(), weight.float(), bias).to(dtype)
+        return read_out(self, x, LINEAR)
 
     def extra_repr(self) -> str:
         bits = "" if self.weight_bits is None else f", weight_bits={self.weight_bits}"
@@ -204,6 +197,88 @@ class Readout(nn.Linear):
     def used_weight(self) -> Tensor:
         """Return the weights that the layer computes with: rounded if it has ``weight_bits``."""
         return rounded(self.weight, self.weight_bits)
+
+
+class ReadoutConv2d(nn.Conv2d):
+    """The output layer of a network that answers for each pixel: a convolution of spike counts, without spikes.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, device, dtype: as in
+            ``torch.nn.Conv2d``; padding may be "same" or "valid".
+        weight_bits: as in :class:`NeuronOptions`.
+
+    Shape: a signal, currents or a tensor of counts [B, in_channels, H, W] -> Tensor [B, out_channels, H', W'].
+
+    Raises:
+        ValueError: a setting is out of range; or, when called, x does not fit.
+        TypeError: a setting has the wrong type; or, when called, x is neither a signal nor a tensor.
+
+    >>> train = te.SpikeTrain.from_dense(torch.ones(8, 2, 3, 5, 5))
+    >>> tnn.ReadoutConv2d(3, 10, 1)(train).shape
+    torch.Size([2, 10, 5, 5])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        *,
+        weight_bits: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_bits(weight_bits)
+        geometry: Any = (kernel_size, stride, padding, dilation, groups)
+        super().__init__(in_channels, out_channels, *geometry, bias, "zeros", device, dtype)  # type: ignore[call-arg]
+        self.weight_bits = weight_bits
+
+    def synapses(self, axes: int = 0) -> Product:
+        return convolution(self.kernel_size, self.stride, self.padding, self.dilation, self.groups)
+
+    def forward(self, x: Input | Tensor) -> Tensor:
+        check_images(x, "ReadoutConv2d")
+        return read_out(self, x, self.synapses())
+
+    def extra_repr(self) -> str:
+        bits = "" if self.weight_bits is None else f", weight_bits={self.weight_bits}"
+        return str(super().extra_repr()) + bits  # type: ignore[no-untyped-call]
+
+    def used_weight(self) -> Tensor:
+        """Return the weights that the layer computes with: rounded if it has ``weight_bits``."""
+        return rounded(self.weight, self.weight_bits)
+
+
+def read_out(layer: Any, x: Input | Tensor, synapses: Product) -> Tensor:
+    """Return the product of a readout with counts; in float32 if the weights' type cannot represent T."""
+    T, weight = 1, layer.weight
+    if not isinstance(x, Tensor):
+        T = x.T
+        x, weight = by_channel(x, weight, synapses)  # bit-identical to frozen networks
+    weight = rounded(weight, layer.weight_bits)
+    return map_counts(x, lambda counts: product_of_counts(counts, weight, layer.bias, synapses, T))
+
+
+def product_of_counts(counts: Tensor, weight: Tensor, bias: Tensor | None, synapses: Product, T: int) -> Tensor:
+    dtype = autocast_dtype(weight)
+    wide = dtype if counts_dtype(dtype, T) == dtype else torch.float32
+    if wide == dtype:
+        return _product(cast(counts, weight.dtype), weight, bias, synapses)
+    with torch.autocast(weight.device.type, enabled=False):
+        bias = None if bias is None else bias.float()
+        return _product(counts.float(), weight.float(), bias, synapses).to(dtype)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, synapses: Product) -> Tensor:
+    if not synapses.stride:
+        return F.linear(x, weight, bias)
+    y = real_product(x, weight, synapses)
+    return y if bias is None else y + over_space(cast(bias, y.dtype), y.shape)  # in any order of the products
 
 
 class Residual(nn.Module):
@@ -215,7 +290,7 @@ class Residual(nn.Module):
         body: a layer of this package with neurons (Linear, Conv1d, Conv2d), or a Sequential that ends in one.
         shortcut: None: the spikes of the input, times its gain, are the currents; the input must then be a SpikeTrain
             with the body's output shape. Otherwise a module like ``body``, whose last layer only contributes its
-            currents; its neurons do not fire.
+            currents: its setting ``neurons`` becomes False.
 
     Shape: the input of ``body`` -> SpikeTrain with the body's output shape.
 
@@ -239,13 +314,16 @@ class Residual(nn.Module):
                 raise TypeError(f"{name}: expected {expected}, got {describe(last)}{hint}")
         self.body = body
         self.shortcut = shortcut
+        if shortcut is not None:
+            end: Any = _layers(shortcut)[-1]
+            end.neurons = False
 
     def forward(self, x: Any) -> Any:
         paths = [path for path in (self.body, self.shortcut) if path is not None]
         timings = [getattr(_layers(path)[-1], "timing", None) for path in paths]
         if len(set(timings)) > 1:
             raise ValueError(f"timing: both paths need the same, got body {timings[0]!r}, shortcut {timings[1]!r}")
-        residual = x if self.shortcut is None else _run(self.shortcut, x, fire=False)
+        residual = x if self.shortcut is None else _run(self.shortcut, x)
         return _run(self.body, x, residual=residual)
 
 

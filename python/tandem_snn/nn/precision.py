@@ -50,7 +50,7 @@ def set_T(net: nn.Module, T: int) -> nn.Module:
             raise ValueError(f'T: layer {name!r} has step timing, whose T is part of what was trained, not "window"')
     tensors: dict[int, Tensor] = {}  # layers may share one
     for layer in layers.values():
-        names = ["gain", "offset"]
+        names = ["gain"]
         if layer.threshold is None:
             layer.range_T = layer.range_T or before
         elif not isinstance(layer, AvgPool2d):  # which averages counts, whatever they stand for

@@ -31,11 +31,12 @@ def check_input(x: object, layer: str) -> None:
         raise TypeError(f"x: {layer} takes a SpikeTrain, ConstantInput, ImpulseInput or counts, got {describe(x)}")
 
 
-def check_images(x: object, layer: str) -> None:
+def check_images(x: object, layer: str, axes: int = 2) -> None:
     """Check the input of a pooling layer."""
     check_input(x, layer)
-    if len(x.shape) != 4:  # type: ignore[attr-defined]
-        raise ValueError(f"x: {layer} takes [B, C, H, W], got shape {list(x.shape)}")  # type: ignore[attr-defined]
+    if len(x.shape) != 2 + axes:  # type: ignore[attr-defined]
+        takes = "[B, C, L]" if axes == 1 else "[B, C, H, W]"
+        raise ValueError(f"x: {layer} takes {takes}, got shape {list(x.shape)}")  # type: ignore[attr-defined]
 
 
 def check_batch(x: object) -> None:

@@ -1,0 +1,152 @@
+"""Lower the functions between the layers of a converted network: sums, batch norm, moves of channels or features."""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tandem_ext._torch import pytree
+
+from ..nn import currents, general
+from ..nn.batch_norm import fold_norm
+from ..nn.maximum import largest
+from .instruction import CannotLower
+from .trace import Value
+
+if TYPE_CHECKING:
+    from .lowering import Lowering
+
+JOINS = ("cat", "concat", "concatenate")
+
+
+def apply_function(lowering: Lowering, name: str, f: Any, *args: Any, **kwargs: Any) -> Any:
+    """Append what a function does with values; return the value of its result."""
+    if f is operator.getitem:
+        return args[0][args[1]]
+    if not any(isinstance(value, Value) for value in pytree.tree_leaves((args, kwargs))):
+        return f(*args, **kwargs)
+    if f is general.rearranged:
+        return rearranged(lowering, name, *args, **kwargs)
+    if f is currents.currents_of and args[0].is_currents:
+        return args[0]
+    if any(value.pending for value in args if isinstance(value, Value)):
+        raise CannotLower(name, "its input has more dimensions than channels, height and width")
+    if f is largest:
+        raise CannotLower(name, "a maximum that is not tnn.MaxPool2d")
+    x = args[0]
+    if f is general.dropped:
+        return x
+    if f is currents.currents_of:
+        return lowering.affine(name, x, None, None)
+    if f is currents.normalise:
+        return lowering.affine(name, x, *fold_norm(args[1]))
+    if f is general.scaled:
+        return lowering.affine(name, x, _of_channels(lowering, name, x, args[1]), None)
+    if f is general.shifted:
+        return lowering.affine(name, x, None, _of_channels(lowering, name, x, args[1]))
+    alpha = args[2] if len(args) > 2 else kwargs.get("alpha", 1)
+    other = args[1] if alpha == 1 else lowering.affine(name, args[1], torch.tensor([float(alpha)]), None)
+    return lowering.sum(name, x, other)
+
+
+def _of_channels(lowering: Lowering, name: str, x: Value, constant: Any) -> Tensor:
+    """Return a constant that broadcasts with a sample as a tensor of one or of each channel."""
+    constant = torch.as_tensor(constant, dtype=torch.float32).detach()
+    at = constant.dim() - len(lowering.features_of(name, x)) if constant.numel() > 1 else 0
+    if constant.numel() > 1 and (at < 0 or constant.numel() != constant.shape[at]):
+        raise CannotLower(name, f"a constant of shape {list(constant.shape)}, which is not one for each channel")
+    return constant.flatten()
+
+
+def rearranged(lowering: Lowering, name: str, f: Any, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
+    """Append what an operator of torch.ops.aten, by its name, or a function does that only moves features."""
+    values = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Value)]
+    if f in JOINS and args[1:2] in ((1,), ()) and kwargs.get("dim", 1) == 1:
+        return joined(lowering, name, values)
+    if len(values) > 1:
+        raise CannotLower(name, f"{f} of several values along another dimension than the channels")
+    (x,) = values
+    source, index = x.origin or (x, None)
+    features = lowering.features_of(name, source)
+    if index is None:
+        index = torch.arange(torch.Size(features).numel()).view(features)
+    places = (index + 1).double().unsqueeze(0)  # some operators take no integers; 0 is what they pad with
+    call = pytree.tree_map_only(Value, lambda _: places, (args, kwargs))
+    moved = (getattr(torch.ops.aten, f) if isinstance(f, str) else f)(*call[0], **call[1])
+    each = [_gathered(lowering, name, source, features, part[0].long() - 1, by_channel) for part in _listed(moved)]
+    return each[0] if isinstance(moved, Tensor) else each
+
+
+def _listed(moved: Any) -> list[Tensor]:
+    return [moved] if isinstance(moved, Tensor) else list(moved)
+
+
+def joined(lowering: Lowering, name: str, values: list[Value]) -> Value:
+    """Join channels, two values after the other; a join that begins as another one shares its beginning."""
+    if len({(value.timing, value.is_currents) for value in values}) > 1:
+        timing = next((str(value.timing) for value in values if value.is_currents), "window")
+        values = [lowering.converted(name, value, timing) for value in values]
+        if any(value.is_currents for value in values):
+            values = [lowering.affine(name, value, None, None) for value in values]
+    x = values[0]
+    for other in values[1:]:
+        key = x.number, other.number
+        if key not in lowering.joins:
+            sizes = lowering.channels_of(name, x), lowering.channels_of(name, other)
+            gain = _joined_gain(x, other, sizes)
+            lowering.joins[key] = lowering.moved(
+                name, x, gain, None, sum(sizes), residual=other.number, channels=sum(sizes), by_channel=True
+            )
+        x = lowering.joins[key]
+    return x
+
+
+def _joined_gain(x: Value, other: Value, sizes: tuple[int, int]) -> Any:
+    gains = x.gain, other.gain
+    if not any(isinstance(gain, Tensor) for gain in gains) and gains[0] == gains[1]:
+        return gains[0]
+    each = [_by_channel(gain, size) for gain, size in zip(gains, sizes, strict=True)]
+    return torch.cat(each)
+
+
+def _by_channel(gain: Any, channels: int) -> Tensor:
+    gain = torch.as_tensor(gain, dtype=torch.float32).detach().flatten()
+    return gain.repeat_interleave(channels // len(gain))
+
+
+def _gathered(
+    lowering: Lowering, name: str, x: Value, features: tuple[int, ...], index: Tensor, by_channel: bool
+) -> Value:
+    """Append a gather for the index of each feature of the result, in C, H, W order."""
+    if index.dim() > 3:
+        later = Value(x.number, x.timing, x.gain, is_currents=x.is_currents, owner=lowering)
+        later.origin, later.pending = (x, index), True
+        return later
+    if torch.equal(index.flatten(), torch.arange(torch.Size(features).numel())) and index.shape == features:
+        return x  # a move and its way back
+    gain = x.gain
+    if isinstance(gain, Tensor) and gain.dim():
+        each = gain if gain.dim() > 1 else _by_channel(gain, features[0]).view(-1, *[1] * (len(features) - 1))
+        spread = each.expand(features).flatten()
+        gain = torch.where(index < 0, 0, spread[index.clamp(min=0)])
+        gain = gain.flatten(1).amax(1) if by_channel and gain.dim() > 1 else gain
+    pixels = torch.Size(features[1:]).numel()
+    is_real = x.timing is None and not x.is_currents
+    if not is_real and len(features) == index.dim() and tuple(index.shape[1:]) == features[1:]:
+        channel = index.flatten(1)[:, 0] // pixels
+        if torch.equal(index.flatten(1), channel.unsqueeze(1) * pixels + torch.arange(pixels)):
+            return lowering.moved(
+                name, x, gain, channel, len(index), channels=features[0], by_channel=True, axes=len(features) - 1
+            )
+    height, width = (1, 1, *index.shape[1:])[-2:]
+    size = {"axes": index.dim() - 1, "kernel": (height, width), "channels": torch.Size(features).numel()}
+    at = index
+    if not is_real:  # neurons are channels-last in memory
+        places = torch.arange(torch.Size(features).numel()).view(pixels, features[0]).t().flatten()
+        at = torch.where(index < 0, -1, places[index.clamp(min=0)]).movedim(0, -1)
+    y = lowering.moved(name, x, gain, at.flatten(), len(index), by_channel=False, **size)
+    y.origin = x, index
+    return y

@@ -1,0 +1,108 @@
+"""Upsample, and other places for features along the axes of images and lines: padding, zeros in between."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tandem_ext import SpikeTrain, checks
+from tandem_ext.functional.products import laid_out
+
+from .currents import Currents, currents_of
+from .signals import check_input, map_features
+
+Ruler = Callable[[Tensor, int], Tensor]
+
+
+def placed(x: Any, ruler: Ruler, zeros: bool = True) -> Any:
+    """Move the features of a signal or tensor [B, C, *space] along each axis of space.
+
+    Args:
+        x: a signal, or a tensor.
+        ruler: (places, axis) -> the places that the result takes, [1, 1, n']. ``places`` are the numbers 1 to n of
+            those of x, [1, 1, n], as floats, so that torch's functions on lines move them.
+        zeros: whether some results are 0, which stands for no place.
+
+    >>> placed(torch.tensor([[[5.0, 7.0]]]), lambda places, axis: F.pad(places, (1, 0)))
+    tensor([[[0., 5., 7.]]])
+    """
+    index = [ruler(torch.arange(1.0, n + 1, device=x.device).view(1, 1, n), d) for d, n in enumerate(x.shape[2:])]
+    return map_features(x, lambda t: _taken(t, [places.flatten().long() - 1 for places in index], zeros))
+
+
+def _taken(x: Tensor, index: Sequence[Tensor], zeros: bool) -> Tensor:
+    axes = len(index)
+    x = x.movedim(-1 - axes, -1)  # channels are last in memory
+    for axis, places in enumerate(index):
+        x = x.index_select(axis - axes - 1, places.clamp(min=0))
+        if zeros:
+            x = x.masked_fill((places < 0).view(-1, *[1] * (axes - axis)), 0)
+    return x.movedim(-1, -1 - axes)
+
+
+def padding_of(mode: str, sides: Sequence[int]) -> Ruler:
+    """Return the ruler of torch's padding mode for ``sides``, as F.pad takes them: those of the last axis first."""
+    padded = "constant" if mode == "zeros" else mode
+    return lambda places, axis: F.pad(places, list(sides)[len(sides) - 2 * axis - 2 :][:2], padded)
+
+
+def spread(stride: Sequence[int], before: Sequence[int], after: Sequence[int]) -> Ruler:
+    """Return the ruler that puts stride - 1 zeros between places, and some before and after; below 0 it drops them."""
+
+    def ruler(places: Tensor, axis: int) -> Tensor:
+        apart = F.pad(places.unsqueeze(-1), (0, stride[axis] - 1)).flatten(2)
+        return F.pad(apart, (before[axis], after[axis] - stride[axis] + 1))
+
+    return ruler
+
+
+def transposed(weight: Tensor, groups: int) -> Tensor:
+    """Return the kernel of the convolution that a transposed one [in, out / groups, *kernel] is, or the way back."""
+    swapped = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return swapped.flip([*range(2, weight.dim())])
+
+
+class Upsample(nn.Upsample):
+    """Upsampling: repeated spikes, or currents that are interpolated.
+
+    Args:
+        size, scale_factor, align_corners: as in ``torch.nn.Upsample``.
+        mode: "nearest" or "nearest-exact", which repeat the spikes of a train; or "bilinear".
+
+    Shape: train, currents or direct input [B, C, H, W], with "nearest" also [B, C, L] -> the same kind of signal [B, C,
+    H', W']; with "bilinear" a train becomes currents. Tensors of counts stay tensors.
+
+    Raises:
+        ValueError: mode is not one of these; or, when called, x does not fit.
+        TypeError: x is neither a signal nor a tensor.
+
+    >>> tnn.Upsample(scale_factor=2)(te.SpikeTrain.from_dense(torch.ones(8, 1, 3, 4, 4))).shape
+    torch.Size([1, 3, 8, 8])
+    """
+
+    def __init__(
+        self,
+        size: int | tuple[int, ...] | None = None,
+        scale_factor: float | tuple[float, ...] | None = None,
+        mode: str = "nearest",
+        align_corners: bool | None = None,
+    ) -> None:
+        checks.one_of("mode", mode, ("nearest", "nearest-exact", "bilinear"))
+        super().__init__(size, scale_factor, mode, align_corners)
+
+    def forward(self, x: Any) -> Any:
+        check_input(x, "Upsample")
+        if self.mode != "bilinear":
+            return placed(x, self._nearest, zeros=False)
+        if isinstance(x, SpikeTrain | Currents):
+            return currents_of(x).map(lambda u: self._bilinear(laid_out(u, True)))
+        return map_features(x, self._bilinear)
+
+    def _nearest(self, places: Tensor, axis: int) -> Tensor:
+        size, scale = (v[axis] if isinstance(v, tuple) else v for v in (self.size, self.scale_factor))  # type: Any, Any
+        return F.interpolate(places, size, scale, self.mode)
+
+    def _bilinear(self, x: Tensor) -> Tensor:
+        return super().forward(x)

@@ -1,0 +1,202 @@
+"""Currents between layers: what is written with them trains as the ANN, and freezes with the same bits."""
+
+import pytest
+import torch
+from networks import at_the_counts, check_frozen, trained
+from torch import nn
+
+import tandem_ext as te
+import tandem_snn as ts
+import tandem_snn.nn as tnn
+
+
+class PreActivation(nn.Module):
+    def __init__(self, channels, timing):
+        super().__init__()
+        self.fire = nn.ModuleList(tnn.Neurons(channels, norm=True, timing=timing) for _ in range(2))
+        options = {"padding": 1, "bias": False, "neurons": False, "timing": timing}
+        self.conv = nn.ModuleList(tnn.Conv2d(channels, channels, 3, **options) for _ in range(2))
+
+    def forward(self, x):
+        for fire, conv in zip(self.fire, self.conv, strict=True):
+            x = x + conv(fire(x))
+        return x
+
+
+class InvertedBottleneck(nn.Module):
+    def __init__(self, channels, timing):
+        super().__init__()
+        options = {"norm": True, "timing": timing}
+        self.expand = tnn.Conv2d(channels, 3 * channels, 1, **options)
+        self.depthwise = tnn.Conv2d(3 * channels, 3 * channels, 3, padding=1, groups=3 * channels, **options)
+        self.project = tnn.Conv2d(3 * channels, channels, 1, neurons=False, **options)
+
+    def forward(self, x):
+        return x + self.project(self.depthwise(self.expand(x)))
+
+
+class Dense(nn.Module):
+    def __init__(self, channels, timing):
+        super().__init__()
+        self.fire = tnn.Neurons(channels, norm=True, timing=timing)
+        self.conv = tnn.Conv2d(channels, 8, 3, padding=1, neurons=False, timing=timing)
+        self.again = tnn.Neurons(channels + 8, norm=True, timing=timing, v_init=torch.rand(channels + 8))
+        self.last = tnn.Conv2d(channels + 8, channels, 1, neurons=False, timing=timing, weight_bits=4)
+
+    def forward(self, x):
+        return self.last(self.again(te.cat([x, self.conv(self.fire(x))], 1))) * 0.5
+
+
+class Both(nn.Module):
+    """Spikes and currents in a sum, averages of currents, a product of currents as a residual."""
+
+    def __init__(self, channels, timing):
+        super().__init__()
+        self.fire = tnn.Neurons(channels, timing=timing, threshold=torch.rand(channels) + 0.5)
+        self.conv = tnn.Conv2d(channels, channels, 3, padding=1, timing=timing)
+        self.average = tnn.AvgPool2d(3, 1, 1, spiking=False)
+        self.shortcut = tnn.Conv2d(channels, channels, 1, neurons=False, timing=timing, norm=True)
+
+    def forward(self, x):
+        spikes = self.fire(x)
+        return self.conv(spikes, self.shortcut(self.average(x))) + (spikes + x)
+
+
+BLOCKS = [PreActivation, InvertedBottleneck, Dense, Both]
+
+
+def network(block, timing, channels=16, T=6, inputs=3):
+    return nn.Sequential(
+        tnn.Encoder(T), tnn.Conv2d(inputs, channels, 3, padding=1, norm=True, neurons=False, timing=timing),
+        block(channels, timing), block(channels, timing), tnn.Neurons(channels, norm=True, timing=timing),
+        tnn.AdaptiveAvgPool2d(1), tnn.Flatten(), tnn.Readout(channels, 5),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_blocks_of_currents_freeze(block, timing, tmp_path):
+    net, x = network(block, timing), torch.rand(4, 3, 9, 7)
+    frozen = check_frozen(trained(net, x), x, tmp_path, timing)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        assert torch.equal(frozen(x[:1]), frozen(x[:1]))
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_gradients_are_the_ann_s_at_the_counts(block, timing):
+    net = network(block, timing).double()
+    x, target = torch.rand(4, 3, 9, 7, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
+    net.train()
+    for _ in range(2):
+        net(x)
+    for layer in net.modules():
+        if isinstance(layer, tnn.SpikingLayer):
+            layer.gate = "relu"  # as the twin's
+    answers = net(x), at_the_counts(net, x)
+    torch.testing.assert_close(*answers)
+    parameters = [p for name, p in net.named_parameters() if not name.endswith("last.weight")]
+    torch.testing.assert_close(*(torch.autograd.grad((y * target).sum(), parameters) for y in answers))
+
+
+def test_few_bits(timing, tmp_path):
+    net, x = network(InvertedBottleneck, timing), torch.rand(4, 3, 9, 7)
+    frozen = ts.freeze(trained(net, x), weight_bits=8)
+    assert torch.equal(frozen(x), frozen.net(x))
+    frozen.save(tmp_path / "net.tandem")
+    assert torch.equal(ts.load(tmp_path / "net.tandem")(x), frozen(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("block", BLOCKS)
+def test_half_types(block, dtype, timing, tmp_path):
+    net, x = network(block, timing), torch.rand(4, 3, 9, 7)
+    check_frozen(trained(net, x).to(dtype), x.to(dtype), tmp_path, timing)
+
+
+def test_events(timing, tmp_path):
+    net = network(PreActivation, timing, inputs=2)
+    net[0] = tnn.Encoder(6, mode="events")
+    x = te.SpikeTrain.from_dense((torch.rand(6, 4, 2, 9, 7) < 0.3).float())
+    frozen = ts.freeze(trained(net, x))
+    assert torch.equal(frozen(x), net(x))
+    if timing == "window":
+        assert torch.equal(frozen.settle(x)[0], net(x))
+
+
+def test_answers_for_each_pixel(timing, tmp_path):
+    down = tnn.Conv2d(3, 16, 3, padding=1, norm=True, timing=timing)
+    net = nn.Sequential(tnn.Encoder(6), down, tnn.ReadoutConv2d(16, 5, 3, padding=1))
+    x = torch.rand(4, 3, 9, 7)
+    frozen = check_frozen(trained(net, x), x, tmp_path, timing)
+    assert frozen(x).shape == (4, 5, 9, 7)
+
+
+def test_errors():
+    u = tnn.Linear(4, 4, neurons=False)(te.ConstantInput(torch.rand(2, 4), 3))
+    with pytest.raises(ValueError, match="T: the trains of a sum have different numbers of steps"):
+        u + te.SpikeTrain.from_dense(torch.ones(5, 2, 4))
+    with pytest.raises(TypeError, match="unsupported operand"):
+        u + 1
+    with pytest.raises(ValueError, match="channels: batch norm needs their number"):
+        tnn.Neurons(norm=True)
+    mixed = nn.Sequential(
+        tnn.Encoder(4), tnn.Linear(4, 4, neurons=False), tnn.Neurons(4, timing="window"), tnn.Readout(4, 2)
+    )
+    with pytest.raises(ValueError, match='"window", but it reads currents with timing "step"'):
+        ts.freeze(mixed).save("none")
+
+
+class Fired(nn.Module):
+    """Neurons, a residual block of spikes, and currents again."""
+
+    def __init__(self, channels, timing):
+        super().__init__()
+        options = {"timing": timing, "norm": True}
+        body = nn.Sequential(*(tnn.Conv2d(channels, channels, 3, padding=1, groups=4, **options) for _ in range(2)))
+        last = tnn.Conv2d(channels, channels, 3, padding="same", neurons=False, timing=timing)
+        self.layers = nn.Sequential(tnn.Neurons(channels, timing=timing), tnn.Residual(body), last)
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+class Pooled(nn.Module):
+    def __init__(self, channels, timing):
+        super().__init__()
+        self.pool = tnn.MaxPool2d(3, 2, 1) if timing == "window" else tnn.AvgPool2d(3, 2, 1, spiking=False)
+
+    def forward(self, x):
+        return self.pool(x) * 1.5
+
+
+def random_network(seed):
+    torch.manual_seed(seed)
+
+    def pick(*values):
+        return values[int(torch.randint(len(values), ()))]
+
+    timing, channels, T = pick("step", "window"), pick(16, 24, 32), pick(1, 3, 4, 8, 9, 17)
+    bits, size = pick(None, None, 8, 4), (pick(7, 8, 14), pick(7, 9, 16))
+    options = {"norm": pick(True, False), "neurons": False, "timing": timing}
+    blocks = [pick(*BLOCKS, Fired, Pooled)(channels, timing) for _ in range(pick(1, 2, 3))]
+    end = [tnn.ReadoutConv2d(channels, 3, pick(1, 3), padding=1)]
+    if pick(True, False):
+        end = [tnn.AdaptiveAvgPool2d(1), tnn.Flatten(), tnn.Readout(channels, 5)]
+    net = nn.Sequential(
+        tnn.Encoder(T, mode=pick("direct", "zero_expand")), tnn.Conv2d(3, channels, 3, padding=1, **options), *blocks,
+        tnn.Neurons(channels, norm=True, timing=timing), *end,
+    )  # fmt: skip
+    for layer in net.modules():
+        if isinstance(layer, (tnn.SpikingLayer, tnn.Readout)) and not isinstance(layer, tnn.Neurons):
+            layer.weight_bits = bits
+    return net, torch.rand(pick(1, 2, 5), 3, *size), timing
+
+
+@pytest.mark.parametrize("seeds", [range(20), pytest.param(range(20, 1000), marks=pytest.mark.slow)], ids=len)
+def test_random_networks(seeds, tmp_path):
+    for seed in seeds:
+        net, x, timing = random_network(seed)
+        if len(x) == 1:
+            net.eval()
+        check_frozen(trained(net, x.repeat(2, 1, 1, 1)), x, tmp_path, timing)
