@@ -25,10 +25,14 @@ _INSTEAD = {
     "size": "shape is [B, *features], T the number of time steps",
     "t": "T is the number of time steps, not a transpose",
 }  # attributes of tensors that users may expect
-_LAYERS = ("AdaptiveAvgPool2d", "AvgPool2d", "Conv1d", "Conv2d", "Dropout", "Flatten", "MaxPool2d")
+_LAYERS = (
+    *("AdaptiveAvgPool2d", "AdaptiveMaxPool1d", "AdaptiveMaxPool2d", "AvgPool1d", "AvgPool2d", "Conv1d", "Conv2d"),
+    *("ConvTranspose1d", "ConvTranspose2d", "Dropout", "Flatten", "MaxPool1d", "MaxPool2d"),
+)
 _LAYER_INSTEAD = {name.lower(): f"use tandem_snn.nn.{name}" for name in _LAYERS} | {
     "batchnorm": "give the layer before it norm=True",
     "add": "tandem_snn.nn.Residual adds the currents of two paths; spikes are 0 and 1, and cannot be added",
+    "interpolate": "use tandem_snn.nn.Upsample",
     "linear": "use tandem_snn.nn.Linear, or Readout for the outputs of the network",
     "relu": "remove it, the neurons are in the layer before it",
     **dict.fromkeys(("cat", "concat", "concatenate", "stack"), "tandem_ext.cat joins them"),

@@ -8,6 +8,8 @@ from torch import nn
 import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
+from tandem_snn.frozen.instruction import INPUT, Instruction
+from tandem_snn.frozen.stages import Stage, Stages
 
 
 class PreActivation(nn.Module):
@@ -138,6 +140,14 @@ def test_errors():
         u + te.SpikeTrain.from_dense(torch.ones(5, 2, 4))
     with pytest.raises(TypeError, match="unsupported operand"):
         u + 1
+    with pytest.raises(ValueError, match=r"\+: expected currents of one shape, got \[2, 4\] and \[2, 1\]"):
+        u + tnn.Linear(4, 1, neurons=False)(te.ConstantInput(torch.rand(2, 4), 3))
+    with pytest.raises(ValueError, match="x: expected 5 channels, got shape"):
+        tnn.Neurons(5)(u)
+    with pytest.raises(ValueError, match="weight_bits: a setting of synapses"):
+        tnn.Neurons(4, weight_bits=4)
+    with pytest.raises(ValueError, match="size: expected either a size or a scale_factor"):
+        tnn.Upsample()
     with pytest.raises(ValueError, match="channels: batch norm needs their number"):
         tnn.Neurons(norm=True)
     mixed = nn.Sequential(
@@ -200,3 +210,56 @@ def test_random_networks(seeds, tmp_path):
         if len(x) == 1:
             net.eval()
         check_frozen(trained(net, x.repeat(2, 1, 1, 1)), x, tmp_path, timing)
+
+
+def test_another_size_is_lowered_anew_or_refused(tmp_path):
+    """Layers that move features have an index for one size."""
+    layers = tnn.Upsample(scale_factor=2), tnn.Conv2d(3, 3, 3, padding=1, padding_mode="circular")
+    net = nn.Sequential(tnn.Encoder(4), tnn.Conv2d(1, 3, 3), *layers, tnn.ReadoutConv2d(3, 2, 1)).eval()
+    frozen = ts.freeze(net, example=torch.rand(2, 1, 6, 6))
+    for size in (6, 8, 5, 6):
+        x = torch.rand(2, 1, size, size)
+        assert torch.equal(frozen(x), net(x))
+        assert frozen.why_slow is None
+    frozen.save(tmp_path / "net.tandem")
+    loaded = ts.load(tmp_path / "net.tandem")
+    assert torch.equal(loaded(x), net(x))
+    with pytest.raises(ValueError, match="x: layer '2' was frozen for 48 features, got 147"):
+        loaded(torch.rand(2, 1, 9, 9))
+
+
+def test_a_sample_that_is_not_a_number_spoils_itself(timing):
+    net = nn.Sequential(
+        tnn.Encoder(12), tnn.Linear(3, 4, timing=timing), tnn.Linear(4, 4, neurons=False, timing=timing),
+        tnn.Neurons(4, timing=timing), tnn.Readout(4, 2),
+    ).eval()  # fmt: skip
+    x = torch.rand(3, 3)
+    expected = net(x)
+    x[1, 0] = torch.nan
+    for each in (net, ts.freeze(net)):
+        assert each(x)[1].isnan().all()
+        assert torch.equal(each(x)[[0, 2]], expected[[0, 2]])
+
+
+def test_without_gradients_currents_have_none():
+    layer, x = tnn.Linear(3, 4, neurons=False), te.SpikeTrain.from_dense(torch.ones(4, 2, 3))
+    with torch.no_grad():
+        u = layer(x)
+    assert not tnn.Neurons()(u).counts.requires_grad
+    assert tnn.Neurons()(layer(x)).counts.requires_grad
+
+
+def test_hostile_streams():
+    """Currents of steps in a stream whose neurons follow, and samples without features."""
+    of_steps = Stage("sum", Instruction("sum", INPUT, outputs=1, timing="step"))
+    counts = Stage("count", Instruction("popcount", INPUT))
+    layer = Stage("layer", Instruction("layer", 1, timing="window"), weight=torch.ones(1, 1))
+    readout = Stage("readout", Instruction("readout", 2), weight=torch.ones(1, 1))
+    frozen = ts.freeze(Stages([of_steps, counts, layer, readout], "events", None), T=200)
+    x = te.SpikeTrain.from_dense(torch.ones(200, 2, 1))
+    with pytest.raises(ValueError, match="timing: a network runs step by step if all"):
+        frozen.settle(x)
+    moved = [Stage("sum", Instruction("sum", INPUT, outputs=1)), Stage("flat", Instruction("flatten", 0))]
+    mean = Stage("mean", Instruction("adaptive_mean", INPUT, kernel=(1, 1)))
+    empty = ts.freeze(Stages([*moved, mean], "events", None), T=3)
+    assert empty(te.SpikeTrain.from_dense(torch.ones(3, 2, 1, 0, 5))).isnan().all()

@@ -108,17 +108,18 @@ void Run::gather(int64_t i, int64_t samples, const E* x, const E* joined, E* out
   const int64_t size = by_channel ? in.outputs : step.out.features();
   const int64_t inputs = by_channel ? step.in.channels : step.in.features(), others = in.channels - inputs;
   const int64_t rows = samples * (by_channel ? step.in.height * step.in.width : 1);
-  parallel_ranges(parallel, rows, std::max<int64_t>(1, kGrain / size), [=](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const E *from = x + row * inputs, *other = joined + row * others;
-      E* to = out + row * size;
-      if (index == nullptr) std::copy_n(other, others, std::copy_n(from, inputs, to));
-      for (int64_t k = 0; k < size && index != nullptr; ++k) {
-        const int64_t at = index[k];
-        to[k] = at < 0 ? E{} : at < inputs ? from[at] : other[at - inputs];
-      }
-    }
-  });
+  parallel_ranges(parallel, rows, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, size)),
+                  [=](int64_t begin, int64_t end) {
+                    for (int64_t row = begin; row < end; ++row) {
+                      const E *from = x + row * inputs, *other = joined + row * others;
+                      E* to = out + row * size;
+                      if (index == nullptr) std::copy_n(other, others, std::copy_n(from, inputs, to));
+                      for (int64_t k = 0; k < size && index != nullptr; ++k) {
+                        const int64_t at = index[k];
+                        to[k] = at < 0 ? E{} : at < inputs ? from[at] : other[at - inputs];
+                      }
+                    }
+                  });
 }
 
 template void Run::gather(int64_t, int64_t, const uint8_t*, const uint8_t*, uint8_t*, ParallelFor) const;
@@ -161,13 +162,15 @@ void Run::move_currents(int64_t i) {
 // Of each sample [rows, columns].
 void Run::transpose(const float* x, int64_t rows, int64_t columns, float* out) const {
   const int64_t size = rows * columns;
-  parallel_ranges(call_.parallel, plan_.batch, std::max<int64_t>(1, kGrain / size), [=](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) {
-      for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t c = 0; c < columns; ++c) out[b * size + c * rows + r] = x[b * size + r * columns + c];
-      }
-    }
-  });
+  parallel_ranges(call_.parallel, plan_.batch, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, size)),
+                  [=](int64_t begin, int64_t end) {
+                    for (int64_t b = begin; b < end; ++b) {
+                      for (int64_t r = 0; r < rows; ++r) {
+                        for (int64_t c = 0; c < columns; ++c)
+                          out[b * size + c * rows + r] = x[b * size + r * columns + c];
+                      }
+                    }
+                  });
 }
 
 }  // namespace tandem::network

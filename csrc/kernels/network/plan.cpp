@@ -190,7 +190,8 @@ class Planner {
     const Instruction& in = program_.instructions[number];
     const Value value = program_.values[number];
     const Kind kind = program_.kind(number);
-    if (kind == Kind::burst || (program_.has_neurons(number) && !program_.has_window_timing(number))) {
+    const bool in_time = program_.has_neurons(number) || value == Value::kCurrents;
+    if (kind == Kind::burst || (in_time && !program_.has_window_timing(number))) {
       refuse("timing: a network runs step by step if all of its neurons have timing \"window\", or none");
     }
     if (value == Value::kMeans && program_.value(in.input) == Value::kStepTrain) {

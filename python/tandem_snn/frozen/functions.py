@@ -80,6 +80,12 @@ def rearranged(lowering: Lowering, name: str, f: Any, by_channel: bool, *args: A
     return each[0] if isinstance(moved, Tensor) else each
 
 
+def check_times(name: str, *values: Value) -> None:
+    """Raise CannotLower for what is neither a train nor currents."""
+    if any(value.timing is None for value in values):
+        raise CannotLower(name, "it reads the image or means: expected spikes or currents, which layers make")
+
+
 def _listed(moved: Any) -> list[Tensor]:
     return [moved] if isinstance(moved, Tensor) else list(moved)
 
@@ -91,6 +97,7 @@ def joined(lowering: Lowering, name: str, values: list[Value]) -> Value:
         values = [lowering.converted(name, value, timing) for value in values]
         if any(value.is_currents for value in values):
             values = [lowering.affine(name, value, None, None) for value in values]
+    check_times(name, *values)
     x = values[0]
     for other in values[1:]:
         key = x.number, other.number

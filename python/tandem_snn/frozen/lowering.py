@@ -20,7 +20,7 @@ from ..nn.batch_norm import fold_norm
 from ..nn.hooks import READOUTS
 from ..nn.maximum import MaxPool
 from ..nn.quantise import quantise
-from .functions import apply_function, joined, rearranged
+from .functions import apply_function, check_times, joined, rearranged
 from .instruction import CONVERSIONS, INPUT, CannotLower, Instruction
 from .stages import Stage, Stages
 from .trace import LAYERS, LEAVES, MOVES, Value, trace
@@ -72,6 +72,7 @@ class Lowering:
         self.default_T = T
         self.shape = shape
         self.samples: dict[int, tuple[int, ...]] = {}  # by number the shape of a value
+        self.sized = False  # whether the stages are for samples of this shape alone
         self.joins: dict[tuple[int, int], Value] = {}  # by the numbers of two values that were joined
 
     def stages(self) -> Stages:
@@ -83,7 +84,10 @@ class Lowering:
         answer = trace(self.net, image, self.call, partial(apply_function, self))
         if not isinstance(answer, Value) or answer.number != len(self.list) - 1:
             raise CannotLower("net", "its output is not that of its last layer, a Readout")
-        return Stages(self._read(), self.mode or "events", self.T, answer.timing)
+        stages = Stages(self._read(), self.mode or "events", self.T, answer.timing)
+        moves = (stage.instruction for stage in self.list if stage.instruction.kind == "gather")
+        stages.sized = self.sized or any(not i.by_channel for i in moves)
+        return stages
 
     def _read(self) -> list[Stage]:
         """Return the stages without gathers that none reads, because a move and its way back are none."""
@@ -121,6 +125,8 @@ class Lowering:
             return self._move(name, layer, x)
         if type(layer) in LAYERS:
             return self._layer(name, layer, x, residual)
+        if type(layer) in READOUTS and x.is_currents:
+            raise CannotLower(name, "a readout of currents: put tnn.Neurons before it")
         if type(layer) in READOUTS:
             weight, gain = _weighted(layer, x.gain)
             tensors = _weights(layer, weight) | {"shift": layer.bias}
@@ -143,6 +149,7 @@ class Lowering:
         return u
 
     def sum(self, name: str, a: Value, b: Value) -> Value:
+        check_times(name, a, b)
         timing = (a if a.is_currents else b).timing
         a, b = (value if value.is_currents else self.converted(name, value, str(timing)) for value in (a, b))
         if a.timing != b.timing:
@@ -158,6 +165,7 @@ class Lowering:
 
     def affine(self, name: str, x: Value, scale: Tensor | None, shift: Tensor | None) -> Value:
         """Append scale * x + shift, where the gain of a train is multiplied first."""
+        check_times(name, x)
         channels = self.channels_of(name, x)
         fields = {"outputs": channels}
         if not x.is_currents and (_by_channel(x.gain) or float(x.gain) != 1.0):
@@ -275,7 +283,10 @@ class Lowering:
     def _has_tokens(self, name: str, x: Value) -> bool:
         i = None if x.number == INPUT else self.list[x.number].instruction
         are_rows = i is not None and (i.kind == "flatten" or (i.kind == "layer" and i.axes == 0))
-        return self.shape is not None and not are_rows and len(self.features_of(name, x)) > 1
+        if are_rows:
+            return False
+        self.sized = True
+        return self.shape is not None and len(self.features_of(name, x)) > 1
 
     def _connected(self, name: str, layer: Any, x: Value, residual: Value | None, axes: int = 0) -> Value:
         """Append the product of a layer and its neurons, for an input as the product takes it; axes of its tokens."""

@@ -198,10 +198,14 @@ class FrozenNetwork(Streaming, WeightKeeper):
             )
 
     def _program(self, x: Tensor | SpikeTrain) -> Program:
-        self.shape = tuple(x.shape[1:])
-        if self._example is None and any(program.needs(self.shape) for program in [*self._programs.values()]):
-            self._example = self.shape
+        shape = self.shape = tuple(x.shape[1:])
+        unknown = self._example is None
+        if shape != self._example and any(
+            program.needs(shape) if unknown else program.sized for program in [*self._programs.values()]
+        ):
+            self._example = shape
             self._programs.clear()
+            self._graphs.clear()
         return self._program_for(x.gain if isinstance(x, SpikeTrain) else 1.0)
 
     def _program_for(self, gain: float | Tensor) -> Program:

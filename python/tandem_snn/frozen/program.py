@@ -186,6 +186,11 @@ class Program:
         except CannotLower as reason:
             self.unlowered = reason.with_traceback(None)  # the frames would keep all tensors of the network alive
 
+    @property
+    def sized(self) -> bool:
+        """Whether the stages are for samples of one shape, and could be for another."""
+        return isinstance(self.layers, Stages) and self.layers.sized
+
     def needs(self, shape: tuple[int, ...]) -> bool:
         """Return whether the shape of a sample, which lowering did not know, may change the stages."""
         if self.unlowered is not None:

@@ -129,7 +129,10 @@ class Stage(nn.Module):
         x = parts[0] if len(parts) == 1 else torch.cat(parts, 1)
         if index is None:
             return x
-        x = x if i.by_channel else (x if in_order else x.movedim(1, -1)).flatten(1)
+        if not i.by_channel:
+            x = (x if in_order else x.movedim(1, -1)).flatten(1)
+            if x.shape[1] != i.channels:
+                raise ValueError(f"x: layer {self.name!r} was frozen for {i.channels} features, got {x.shape[1]}")
         y = x.index_select(1, index.clamp(min=0))
         outside = (index < 0).view(-1, *[1] * (y.dim() - 2))
         y = y.masked_fill(outside, 0)
@@ -257,7 +260,10 @@ class Stages(nn.Module):
         mode: the kind of input, as in ``tnn.Encoder``.
         T: the number of time steps; None: the T of each input train.
         timing: the timing of the train that it returns; None: it returns numbers.
+        sized: whether they were lowered for samples of one shape.
     """
+
+    sized = False
 
     def __init__(self, stages: Iterable[Stage], mode: str, T: int | None, timing: str | None = None) -> None:
         super().__init__()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tandem_ext import ConstantInput, SpikeTrain
-from tandem_ext._torch import BatchNorm
+from tandem_ext._torch import BatchNorm, autocast_active
 from tandem_ext.functional import if_scan
 from tandem_ext.functional.autograd import apply
 from tandem_ext.functional.layer import Input, current_if, fitted, window_product
@@ -67,7 +67,8 @@ class Currents(Signal):
     def total(self) -> Tensor:
         """The sum over the window, [B, *features]."""
         if not isinstance(self._total, Tensor):
-            self._total = self._total()
+            with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+                self._total = self._total()
         return self._total
 
     @property
@@ -138,7 +139,7 @@ class Currents(Signal):
         return combined(lambda *parts: torch.cat(parts, dim), list(signals))
 
     def __add__(self, other: Any) -> "Currents":
-        return combined(torch.add, [self, currents_of(other)]) if isinstance(other, Signal) else NotImplemented
+        return combined(_added, [self, currents_of(other)]) if isinstance(other, Signal) else NotImplemented
 
     __radd__ = __add__
 
@@ -148,9 +149,15 @@ class Currents(Signal):
     __rmul__ = __mul__
 
 
+def _added(a: Tensor, b: Tensor) -> Tensor:
+    if a.shape != b.shape:
+        raise ValueError(f"+: expected currents of one shape, got {list(a.shape)} and {list(b.shape)}")
+    return a + b
+
+
 def _made(f: Callable[[], Tensor]) -> Tensor | Callable[[], Tensor]:
-    """Compute a sum now if it may get a gradient, else when it is needed."""
-    return f() if torch.is_grad_enabled() else f
+    """Compute a sum now if it may get a gradient or depends on autocast, else when it is needed."""
+    return f() if torch.is_grad_enabled() or autocast_active() else f
 
 
 def _affine(u: Tensor, shape: torch.Size, scale: Tensor | None, shift: Tensor | None) -> Tensor:
@@ -275,6 +282,8 @@ def _fire(u: Currents, settings: Settings) -> Any:
     v, parts = settings.v_init, []
     for start in range(0, u.T, AT_ONCE):
         stop = min(start + AT_ONCE, u.T)
+        if isinstance(v, Tensor):  # NaN is no initial potential; infinity marks the sample as bad, too
+            v = v.nan_to_num(torch.inf, torch.inf, -torch.inf)
         of_part = settings._replace(T=stop - start, v_init=v, steps=u.T, return_v=True)
         (part, v), *_ = current_if(u.steps(start, stop), "train", 1.0, of_part)
         parts.append(part.stored)

@@ -18,6 +18,7 @@ from tandem_ext.signal import needs_grad
 
 from .batch_norm import AnyBatchNorm, SyncBatchNorm, fold_norm, normalised, own_norm, track, uses_batch
 from .currents import (
+    AT_ONCE,
     Currents,
     currents_of,
     fire,
@@ -144,7 +145,8 @@ class SpikingLayer(HasNeurons):
 
     def _kernel(self, x: Any) -> Tensor:
         weight = self.kernel_of(self.weight)
-        return weight.view(*weight.shape, *[1] * (len(x.shape) - weight.dim()))
+        axes = len(x.shape) - weight.dim()  # of tokens; without them exported graphs have no further node
+        return weight.view(*weight.shape, *[1] * axes) if axes > 0 else weight
 
     def _fire(self, x: Any, weight: Any, settings: Settings) -> tuple[Any, Any, Any]:
         synapses = self.synapses(weight.dim() - 2)
@@ -293,8 +295,9 @@ class Neurons(SpikingLayer):
             checks.positive("channels", channels)
         elif neuron.get("norm"):
             raise ValueError("channels: batch norm needs their number")
-        if not neuron.get("neurons", True):
-            raise ValueError("neurons: there is nothing else here")
+        for name, given in (("neurons", not neuron.get("neurons", True)), ("weight_bits", neuron.get("weight_bits"))):
+            if given:
+                raise ValueError(f"{name}: a setting of synapses, of which Neurons has none, got {neuron[name]}")  # type: ignore[literal-required]
         self.register_parameter("weight", None)
         self.register_parameter("bias", None)
         self._add_neurons(channels, torch.empty(0, device=device, dtype=dtype), **neuron)
@@ -311,6 +314,9 @@ class Neurons(SpikingLayer):
         return x, None, None
 
     def _fire(self, x: Currents, weight: None, settings: Settings) -> tuple[Any, Any, Any]:
+        shape = x.shape if self.timing == "window" else x.steps(0, min(x.T, AT_ONCE)).shape[1:]
+        if self._channels is not None and (len(shape) < 2 or shape[1] != self._channels):
+            raise ValueError(f"x: expected {self._channels} channels, got shape {list(shape)}")
         return fire(x, settings)
 
     def real_product(self, counts: Tensor, bias: Tensor | None = None) -> Tensor:

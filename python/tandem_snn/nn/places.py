@@ -90,10 +90,16 @@ class Upsample(nn.Upsample):
         align_corners: bool | None = None,
     ) -> None:
         checks.one_of("mode", mode, ("nearest", "nearest-exact", "bilinear"))
+        if (size is None) == (scale_factor is None):
+            raise ValueError(f"size: expected either a size or a scale_factor, got {size} and {scale_factor}")
         super().__init__(size, scale_factor, mode, align_corners)
 
     def forward(self, x: Any) -> Any:
         check_input(x, "Upsample")
+        axes = len(x.shape) - 2
+        sizes = self.size if self.scale_factor is None else self.scale_factor
+        if axes not in (1, 2) or (isinstance(sizes, (tuple, list)) and len(sizes) != axes):
+            raise ValueError(f"x: Upsample to {sizes} takes as many spatial sizes, 1 or 2, got shape {list(x.shape)}")
         if self.mode != "bilinear":
             return placed(x, self._nearest, zeros=False)
         if isinstance(x, SpikeTrain | Currents):
