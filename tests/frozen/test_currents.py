@@ -224,7 +224,7 @@ def test_another_size_is_lowered_anew_or_refused(tmp_path):
     frozen.save(tmp_path / "net.tandem")
     loaded = ts.load(tmp_path / "net.tandem")
     assert torch.equal(loaded(x), net(x))
-    with pytest.raises(ValueError, match="x: layer '2' was frozen for 48 features, got 147"):
+    with pytest.raises(ValueError, match="x: layer '3' was frozen for 48 features, got 147"):
         loaded(torch.rand(2, 1, 9, 9))
 
 
