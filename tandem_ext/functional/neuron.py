@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import checks
 from ..ops import compute_dtype
+from ..rule import divided
 from ..train import SpikeTrain
 from .settings import default_v_init
 
@@ -55,7 +56,7 @@ def tensors_of(
         checks.residual(residual, T, shape, device, timing)
         factor = 1.0 if isinstance(residual, Tensor) else residual.gain
         if unit != 1.0:  # without adding a node to exported graphs
-            factor = factor / unit
+            factor = over(factor, unit)
         if isinstance(factor, Tensor) or factor != 1.0:
             scale = spread(factor, (channels,), dtype, device)
         if isinstance(residual, Tensor):
@@ -99,7 +100,7 @@ def fold(
         bias = bias if scale is None else scale * bias
         shift = bias if shift is None else bias + shift
     if unit != 1.0:
-        gain, shift = gain / unit, None if shift is None else shift / unit
+        gain, shift = over(gain, unit), None if shift is None else over(shift, unit)
     if step is not None or not isinstance(gain, float) or gain != 1:
         scale = with_gain(scale, step, gain, (channels,), channels, like)
     return (scale, shift) if theta is None else in_units(theta, scale, shift)
@@ -124,7 +125,13 @@ def in_units(
     if theta is None:
         return factor, term
     unit: Any = theta.detach() if isinstance(theta, Tensor) else theta
-    return 1 / unit if factor is None else factor / unit, None if term is None else term / unit
+    return 1 / unit if factor is None else over(factor, unit), None if term is None else over(term, unit)
+
+
+def over(value: Any, unit: Any) -> Any:
+    """Return value / unit, of numbers or tensors, rounded once on a GPU too."""
+    on_gpu = isinstance(value, Tensor) and value.device.type != "cpu" and not isinstance(unit, Tensor)
+    return divided(value, unit) if on_gpu else value / unit
 
 
 def channels_of(shape: tuple[int, ...]) -> int:

@@ -1,6 +1,7 @@
 """Currents: the input of neurons as real numbers, their sum over the window and step by step; and neurons on them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from tandem_ext._torch import BatchNorm, autocast_active
 from tandem_ext.functional import if_scan
 from tandem_ext.functional.autograd import apply
 from tandem_ext.functional.layer import Input, current_if, fitted, window_product
-from tandem_ext.functional.neuron import cast, over_space
+from tandem_ext.functional.neuron import cast, over, over_space
 from tandem_ext.functional.products import Product
 from tandem_ext.functional.settings import Settings
 from tandem_ext.ops import compute_dtype
@@ -67,7 +68,7 @@ class Currents(Signal):
     def total(self) -> Tensor:
         """The sum over the window, [B, *features]."""
         if not isinstance(self._total, Tensor):
-            with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+            with torch.no_grad(), _no_autocast():
                 self._total = self._total()
         return self._total
 
@@ -106,7 +107,7 @@ class Currents(Signal):
         if scale is None and shift is None:
             return self
         scale, shift = (None if t is None else cast(t, compute_dtype(t.dtype)) for t in (scale, shift))
-        share = None if shift is None else shift.detach() / self.T
+        share = None if shift is None else over(shift.detach(), self.T)
         return Currents(
             _made(lambda: _affine(self.total, self.total.shape, scale, shift)),
             lambda start, stop: _affine(u := self.steps(start, stop), u.shape[1:], scale, share),
@@ -117,7 +118,7 @@ class Currents(Signal):
 
     def plus(self, term: Any) -> "Currents":
         """Return the currents plus a constant that broadcasts with one sample; each step receives its T-th part."""
-        part = (term.detach() if isinstance(term, Tensor) else term) / self.T
+        part = over(term.detach() if isinstance(term, Tensor) else term, self.T)
         total = _made(lambda: self.total + term)
         return Currents(total, lambda start, stop: self.steps(start, stop) + part, self.T, self.constant, self.dtype)
 
@@ -147,6 +148,15 @@ class Currents(Signal):
         return self.map(lambda u: u * factor) if isinstance(factor, int | float) else NotImplemented
 
     __rmul__ = __mul__
+
+
+@contextmanager
+def _no_autocast() -> Iterator[None]:
+    if not autocast_active():  # exported graphs name each context
+        yield
+        return
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
 
 
 def _added(a: Tensor, b: Tensor) -> Tensor:
