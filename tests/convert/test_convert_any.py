@@ -350,6 +350,7 @@ def test_memory_does_not_grow_with_the_steps():
     assert largest[0] == largest[1]
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("name", [
     "depthwise, pointwise", "batch norm of spikes", "batch norm without gamma", "three branches", "two readers",
     "current read twice", "trains side by side", "shuffled", "split", "averages of uneven windows", "lines",

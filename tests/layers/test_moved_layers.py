@@ -75,6 +75,7 @@ def test_padding_modes_are_torchs(mode, timing):
         assert torch.equal(to_ann(nn.Sequential(layer))(x.counts), expected(x.counts))
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("norm", [False, True])
 def test_tokens_are_rows(norm, timing):
     for space in ((196,), (7, 5), (1,)):
@@ -173,6 +174,7 @@ NETWORKS = {
 }  # fmt: skip
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("bits", [None, 4])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_frozen_networks_files_and_streams(name, bits, timing, tmp_path):
@@ -198,6 +200,7 @@ def test_frozen_networks_files_and_streams(name, bits, timing, tmp_path):
             assert torch.equal(answer, expected)
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("name", ["currents", "tokens"])
 @pytest.mark.filterwarnings("ignore:freeze")
 def test_the_first_input_is_an_example(name):
