@@ -157,7 +157,7 @@ def products() -> Iterator[Case]:
         multiprocessors, pixels = card
         a = draw(shape, T, pixels, dtype, timing)
         given = {key: moved(value, device) for key, value in a.items()}
-        forced = device.type == "cuda" or hasattr(library(), "tandem_run_on")
+        forced = device.type == "cuda" or hasattr(library(), "emulation_shared")
         results = by_force(multiprocessors, given) if forced else OPS.conv_if(**given)
         for name, got, want in zip(RESULTS, results, by_rule(a), strict=True):
             equal(name, got, want)
