@@ -102,6 +102,11 @@ class Currents(Signal):
         """Return f of the currents, where f is linear and has no constant."""
         return combined(f, [self])
 
+    def masked(self, dropout: Callable[[Tensor], Tensor]) -> "Currents":
+        """Return the currents times a dropout of ones, with one mask for the whole window."""
+        mask = dropout(torch.ones_like(self.total))
+        return self.map(lambda u: u * mask)
+
     def affine(self, scale: Tensor | None, shift: Tensor | None) -> "Currents":
         """Return scale * currents + shift, of each channel; each step receives shift/T. None is neutral."""
         if scale is None and shift is None:

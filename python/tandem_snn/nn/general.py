@@ -200,10 +200,7 @@ def dropped(x: Any, dropout: nn.Module) -> Any:
     if isinstance(x, Tensor):
         return dropout(x)
     u = currents_of(x)
-    if not dropout.training:
-        return u
-    kept = dropout(torch.ones_like(u.total))
-    return u.map(lambda part: part * kept)
+    return u.masked(dropout) if dropout.training else u
 
 
 def _is_signal(x: Any) -> bool:

@@ -134,8 +134,7 @@ class Dropout(nn.Dropout):
         if isinstance(x, Tensor):
             return super().forward(x)  # type: ignore[return-value]
         if isinstance(x, Currents):
-            mask = super().forward(torch.ones_like(x.total))
-            return x.map(lambda u: u * mask)
+            return x.masked(super().forward)
         values = x.stored[0] if isinstance(x, SpikeTrain) else x.x
         keep = torch.empty_like(values, dtype=torch.float32).bernoulli_(1 - self.p).bool()
         kept: Any = map_features(x, lambda t: t * keep)
@@ -144,7 +143,22 @@ class Dropout(nn.Dropout):
         return kept
 
 
-class Readout(nn.Linear):
+class _FewBits(nn.Module):
+    """Base class of readouts: their weights may be of few bits."""
+
+    weight: Tensor
+    weight_bits: int | None
+
+    def extra_repr(self) -> str:
+        bits = "" if self.weight_bits is None else f", weight_bits={self.weight_bits}"
+        return super().extra_repr() + bits
+
+    def used_weight(self) -> Tensor:
+        """Return the weights that the layer computes with: rounded if it has ``weight_bits``."""
+        return rounded(self.weight, self.weight_bits)
+
+
+class Readout(_FewBits, nn.Linear):
     """The output layer of a spiking network: a linear map of spike counts to logits, without spikes.
 
     The result is the membrane potential that neurons without a threshold would reach after the whole window. Its
@@ -190,16 +204,8 @@ class Readout(nn.Linear):
             )
         return read_out(self, x, LINEAR)
 
-    def extra_repr(self) -> str:
-        bits = "" if self.weight_bits is None else f", weight_bits={self.weight_bits}"
-        return super().extra_repr() + bits
 
-    def used_weight(self) -> Tensor:
-        """Return the weights that the layer computes with: rounded if it has ``weight_bits``."""
-        return rounded(self.weight, self.weight_bits)
-
-
-class ReadoutConv2d(nn.Conv2d):
+class ReadoutConv2d(_FewBits, nn.Conv2d):
     """The output layer of a network that answers for each pixel: a convolution of spike counts, without spikes.
 
     Args:
@@ -244,14 +250,6 @@ class ReadoutConv2d(nn.Conv2d):
     def forward(self, x: Input | Tensor) -> Tensor:
         check_images(x, "ReadoutConv2d")
         return read_out(self, x, self.synapses())
-
-    def extra_repr(self) -> str:
-        bits = "" if self.weight_bits is None else f", weight_bits={self.weight_bits}"
-        return str(super().extra_repr()) + bits  # type: ignore[no-untyped-call]
-
-    def used_weight(self) -> Tensor:
-        """Return the weights that the layer computes with: rounded if it has ``weight_bits``."""
-        return rounded(self.weight, self.weight_bits)
 
 
 def read_out(layer: Any, x: Input | Tensor, synapses: Product) -> Tensor:
