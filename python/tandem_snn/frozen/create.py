@@ -52,8 +52,8 @@ def freeze(
     Raises:
         TypeError: net is not a module, or weight_bits or T is not an int.
         ValueError: net has no layers of this package, ends in spikes or has several inputs; weight_bits or T is out of
-            range; weight_bits is given, but no layer can be rounded, or a weight,
-            scale, threshold or statistic is not finite (the message names the layer).
+            range; weight_bits is given, but no layer can be rounded; or a weight, scale, threshold or statistic is not
+            finite (the message names the layer).
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5, norm=True), tnn.Linear(5, 5), tnn.Readout(5, 3)).eval()
     >>> x = torch.rand(4, 6)
