@@ -22,6 +22,8 @@ from torch.nn import (
 
 from tandem_ext import SpikeTrain
 
+from .nn import attention
+from .nn.attention import Attention, Permute
 from .nn.batch_norm import AnyBatchNorm
 from .nn.passing import Mode, Residual
 from .nn.signals import effective_counts
@@ -31,6 +33,7 @@ __all__ = [
     "AdaptiveAvgPool2d",
     "AdaptiveMaxPool1d",
     "AdaptiveMaxPool2d",
+    "Attention",
     "AvgPool1d",
     "AvgPool2d",
     "Conv1d",
@@ -44,9 +47,11 @@ __all__ = [
     "MaxPool1d",
     "MaxPool2d",
     "Neurons",
+    "Permute",
     "Readout",
     "ReadoutConv2d",
     "Residual",
+    "SelfAttention",
     "Upsample",
 ]
 
@@ -231,3 +236,14 @@ class ConvTranspose2d(_Activated, nn.ConvTranspose2d):  # type: ignore[misc]  # 
     """
 
     _norm_class = nn.BatchNorm2d
+
+
+class SelfAttention(attention.SelfAttention):
+    """The twin of :class:`tandem_snn.nn.SelfAttention`: ReLU in the place of neurons, and no softmax either.
+
+    >>> from tandem_snn import ann
+    >>> ann.SelfAttention(64, heads=4)(torch.rand(2, 16, 64)).shape
+    torch.Size([2, 16, 64])
+    """
+
+    _layers = (Linear, Neurons)

@@ -42,7 +42,7 @@ _INSTEAD = {
     "put nn.ReLU there, and train on": "gelu silu swish leakyrelu elu selu celu mish prelu rrelu softplus hardswish "
     "hardtanh clamp tanh",
     "a gate or a squashing function; use nn.ReLU, or a network without it": "sigmoid hardsigmoid logsigmoid",
-    "attention; use a convolutional network": "softmax scaleddotproductattention multiheadattention",
+    "a softmax; build the network with tnn.SelfAttention": "softmax scaleddotproductattention multiheadattention",
     "a recurrent layer; use convolutions over time": "lstm gru rnntanh rnnrelu",
     "use max_pool1d, max_pool2d or max_pool3d": "adaptivemaxpool1d adaptivemaxpool2d adaptivemaxpool3d",
     "it normalises each sample by itself; use batch norm": "layernorm groupnorm instancenorm rmsnorm",

@@ -6,6 +6,7 @@
 torch.Size([2, 10])
 """
 
+from .attention import Attention, Permute, SelfAttention
 from .batch_norm import SyncBatchNorm
 from .currents import Currents, currents_of
 from .neuron import Neurons, SpikingLayer
@@ -28,6 +29,7 @@ __all__ = [
     "AdaptiveAvgPool2d",
     "AdaptiveMaxPool1d",
     "AdaptiveMaxPool2d",
+    "Attention",
     "AvgPool1d",
     "AvgPool2d",
     "Conv1d",
@@ -43,9 +45,11 @@ __all__ = [
     "MaxPool2d",
     "NeuronOptions",
     "Neurons",
+    "Permute",
     "Readout",
     "ReadoutConv2d",
     "Residual",
+    "SelfAttention",
     "SpikingLayer",
     "SyncBatchNorm",
     "Upsample",

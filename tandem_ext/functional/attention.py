@@ -1,0 +1,89 @@
+"""Attention without a softmax, of spike trains: exact products of counts."""
+
+from contextlib import nullcontext
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from .._torch import autocast_active
+from ..ops import compute_dtype
+from ..train import SpikeTrain, add_flags, with_flags
+from .neuron import cast
+
+
+def attention(q: SpikeTrain, k: SpikeTrain, v: SpikeTrain, heads: int) -> Tensor:
+    """Attend with the counts of a window, z = 2^-s·g_q·g_k·g_v·u with u = c_q (c_kᵀ c_v) in each head.
+
+    u is a sum of integers, so (c_q c_kᵀ) c_v is the same: the shapes say which is cheaper, and whether float32 holds
+    every sum. The power of two with 2^s ≥ N√d takes the mean over N tokens, and divides by √d as other attention does.
+    There is no softmax. The gradient is that of the ANN's products at the counts.
+
+    Args:
+        q, k, v: trains with timing "window", [B, M, D], [B, N, D] and [B, N, E]; each has one gain.
+        heads: the number of heads, which divides D and E; each has d = D / heads channels of q and k.
+
+    Returns:
+        z, the currents of the window, [1, B, M, E], in float32 (float64 for trains with counts of that type).
+
+    Raises:
+        TypeError: q, k or v is not a SpikeTrain, or heads is not an int.
+        ValueError: shapes, devices or the number of heads do not fit; a train has timing "step", or gains of channels;
+            or a sum could exceed 2^53.
+
+    >>> q, k, v = (te.SpikeTrain.from_counts(torch.randint(9, (2, 5, 6)), T=8) for _ in "qkv")
+    >>> te.functional.attention(q, k, v, heads=2).shape
+    torch.Size([1, 2, 5, 6])
+    """
+    u = products_of_counts(q, k, v, heads)
+    return (u * (q.gain * k.gain * v.gain * mean_gain(k.shape[1], k.shape[2] // heads))).unsqueeze(0)
+
+
+def products_of_counts(q: SpikeTrain, k: SpikeTrain, v: SpikeTrain, heads: int) -> Tensor:
+    """Return u, rounded once to the compute dtype."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        checks.train(name, x)
+        if x.timing != "window":
+            why = "attention reads the counts of whole windows"
+            raise ValueError(f'{name}: {why}: expected a train with timing "window", got "{x.timing}"')
+        if isinstance(x.gain, Tensor) and x.gain.dim():
+            raise ValueError(f"{name}: attention takes trains of one gain, got gains of shape {list(x.gain.shape)}")
+        checks.same_device(name, x, "q", q.device)
+        if len(x.shape) != 3:
+            raise ValueError(f"{name}: expected tokens [B, N, features], got shape {list(x.shape)}")
+    checks.positive("heads", heads)
+    if k.shape[:2] != v.shape[:2] or (q.shape[0], q.shape[2]) != (k.shape[0], k.shape[2]):
+        shapes = ", ".join(str(list(x.shape)) for x in (q, k, v))
+        raise ValueError(f"q, k, v: expected [B, M, D], [B, N, D], [B, N, E], got {shapes}")
+    if q.shape[2] % heads or v.shape[2] % heads:
+        raise ValueError(f"heads: expected a divisor of {q.shape[2]} and {v.shape[2]} channels, got {heads}")
+    largest = k.shape[1] * (q.shape[2] // heads) * q.T * k.T * v.T
+    if largest > 2**53:
+        raise ValueError(f"q, k, v: their sums could reach {largest}, more than 2^53, the most that float64 holds")
+    dtype, fits = compute_dtype(v._dtype), largest <= 2**24 and _multiplies_float32(q.device.type)
+    cq, ck, cv = (cast(x.clean_counts(), dtype if fits else torch.float64) for x in (q, k, v))
+    with torch.autocast(q.device.type, enabled=False) if autocast_active() else nullcontext():
+        u = cast(product(cq, ck, cv, heads), dtype)
+    return with_flags(u, reduce(add_flags, (q.bad, k.bad, v.bad)))
+
+
+def mean_gain(tokens: int, channels: int) -> float:
+    """Return 2^-s, for the least s with 2^s ≥ tokens·√channels."""
+    return 2.0 ** -((max(1, tokens * tokens * channels) - 1).bit_length() + 1 >> 1)
+
+
+def product(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Return q kᵀ v in each head, [B, M, E], in the cheaper order."""
+    M, N, d, e = q.shape[1], k.shape[1], q.shape[2] // heads, v.shape[2] // heads
+    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    u = q @ (k.mT @ v) if (M + N) * d * e <= M * N * (d + e) else (q @ k.mT) @ v
+    return u.transpose(1, 2).flatten(2)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # Dynamo does not read, but guards settings
+def _multiplies_float32(device: str) -> bool:
+    """Return whether torch multiplies float32 matrices as such, not with fewer bits (TF32, bfloat16)."""
+    backend: Any = torch.backends.cuda if device == "cuda" else torch.backends.mkldnn
+    return backend.matmul.fp32_precision in ("ieee", "none")

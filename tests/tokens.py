@@ -1,0 +1,35 @@
+"""A small transformer of spikes, or of another module's layers."""
+
+from torch import nn
+
+import tandem_snn.nn as tnn
+
+
+class Block(nn.Module):
+    """Attention and two layers, each of which adds to a stream of currents."""
+
+    def __init__(self, layers, dim, heads, **options):
+        super().__init__()
+        bias = not options["norm"]
+        bare = {name: options[name] for name in ("timing", "gate")}
+        self.fire = nn.ModuleList(layers.Neurons(**bare) for _ in range(2))
+        self.attention = layers.SelfAttention(dim, heads, **options)
+        self.fc1 = layers.Linear(dim, 2 * dim, bias, **options)
+        self.fc2 = layers.Linear(2 * dim, dim, bias, neurons=False, **options)
+
+    def forward(self, x):
+        x = x + self.attention(self.fire[0](x))
+        return x + self.fc2(self.fc1(self.fire[1](x)))
+
+
+def transformer(layers=tnn, dim=24, heads=3, depth=2, T=4, tokens=6, outputs=5, gate="clip", **options):
+    """For images [B, 3, H, W]: patches by convolutions, blocks, the mean over tokens."""
+    options = {"timing": "window", "norm": True, "gate": gate, **options}
+    patches = [
+        layers.Conv2d(3, dim, 3, 2, 1, **options), layers.Conv2d(dim, dim, 3, 2, 1, neurons=False, **options),
+        layers.Flatten(2), layers.Permute([0, 2, 1]),
+    ]  # fmt: skip
+    blocks = [Block(layers, dim, heads, **options) for _ in range(depth)]
+    mean = [layers.Permute([0, 2, 1]), layers.AvgPool1d(tokens, spiking=False), layers.Flatten()]
+    fire = layers.Neurons(timing="window", gate=gate)
+    return nn.Sequential(layers.Encoder(T), *patches, *blocks, fire, *mean, layers.Readout(dim, outputs))
