@@ -5,6 +5,7 @@ from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, __version__, bui
 from . import ann, measure, nn, plots, tonic
 from .convert import calibrate, convert, to_ann
 from .frozen import FrozenNetwork, freeze, load
+from .integer import to_c
 from .nir import from_nir, to_nir
 from .onnx import to_onnx
 
@@ -25,6 +26,7 @@ __all__ = [
     "nn",
     "plots",
     "to_ann",
+    "to_c",
     "to_nir",
     "to_onnx",
     "tonic",

@@ -90,12 +90,16 @@ class NamedStage:
 
 @dataclass
 class Listing:
-    """All stages in order. ``mode`` is as in ``tnn.Encoder``, and ``shape`` is [*features] of the input."""
+    """All stages in order. ``mode`` is as in ``tnn.Encoder``, and ``shape`` is [*features] of the input.
+
+    ``levels`` is the largest count of each train by its name.
+    """
 
     stages: list[NamedStage]
     mode: str
     T: int
     shape: tuple[int, ...]
+    levels: dict[str, int]
 
     @property
     def window_timing(self) -> bool:
@@ -110,11 +114,14 @@ def listing_of(net: nn.Module, x: Any) -> Listing:
     network = copy.deepcopy(lower(net, T=x.T if isinstance(x, SpikeTrain) else None, shape=tuple(x.shape[1:])))
     names = {INPUT: "input"}
     listed: list[NamedStage] = []
+    levels = dict[str, int]()
     firing = {s.name for s in network.stages if s.instruction.fires and s.instruction.kind in FIRES}
 
     def watch(number: int, x: Any, y: Any) -> None:
         layer = network.stages[number]
         i = layer.instruction
+        if isinstance(x, SpikeTrain):
+            levels.setdefault(names[i.input], x.T)
         if i.kind in CONVERSIONS or (i.kind == "flatten" and len(x.shape) <= 2):
             names[number] = names[i.input]
             return
@@ -124,12 +131,14 @@ def listing_of(net: nn.Module, x: Any) -> Listing:
         residual = None if i.residual == ABSENT else names[i.residual]
         shapes = tuple(x.shape[1:]), tuple(y.shape[1:])
         listed.append(NamedStage(names[number], layer, names[i.input], residual, type(x), type(y), *shapes))
+        if isinstance(y, SpikeTrain):
+            levels[names[number]] = y.T
 
     if not isinstance(network(x, watch), Tensor) or not listed:
         raise CannotLower("net", "it must end in a Readout or in mean counts")
     T = x.T if isinstance(x, SpikeTrain) else network.T
     assert T is not None
-    return Listing(listed, network.mode, T, tuple(x.shape[1:]))
+    return Listing(listed, network.mode, T, tuple(x.shape[1:]), levels)
 
 
 def identifier(name: str, taken: set[str]) -> str:

@@ -1,0 +1,258 @@
+"""The integer graph of a network: neurons with timing "window" as thresholds of integer sums.
+
+The count of such a neuron is a monotone function of the sum u of its weights times the counts that it reads, with every
+rounding of the rule. So its channel has integers θ_1 <= ... <= θ_T with count(u) = #{k : u >= θ_k}, which bisection
+finds by the rule itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tandem_ext import SpikeTrain
+from tandem_ext.functional.neuron import over_inputs
+from tandem_ext.rule import affine, fire_after_window, times
+
+from ..frozen import FrozenNetwork
+from ..frozen.instruction import CannotLower, Instruction
+from ..listing import Listing, NamedStage, listing_of
+from ..nn.currents import Currents
+
+LARGEST_SUM = 2**31 - 2  # a threshold may be one more
+LARGEST_TABLE = 2048  # thresholds of a channel with a residual; with more its neurons compute in floats
+MOVES = ("gather", "flatten", "max_pool")
+
+
+@dataclass
+class Node:
+    """A stage as integers.
+
+    Attributes:
+        most: the largest count of its train, or the largest magnitude of its sums.
+        weight: int64 [N, C / groups, *kernel]; negated where the scale is negative, if there are thresholds.
+        sums: the largest magnitude of the sums of its weights.
+        thresholds: int64 [counts of the residual, places, N, T]. None: it has no neurons, or they compute in floats.
+        start: float32 [places, N], the potentials before the window.
+        place: int64 [pixels], which of the places each pixel is.
+        ends: float32 [2, N or 1], the least and the largest of its currents.
+        divisor, gain: what a sum of means is divided by, and then multiplied by.
+    """
+
+    stage: NamedStage
+    most: int
+    weight: Tensor | None = None
+    sums: int = 0
+    thresholds: Tensor | None = None
+    start: Tensor | None = None
+    place: Tensor | None = None
+    ends: Tensor | None = None
+    divisor: int = 1
+    gain: float = 1.0
+
+    @property
+    def geometry(self) -> Instruction:
+        """The geometry of its product, also if that is a mean."""
+        i, pooling = self.stage.instruction, self.stage.layer.weight is None and self.stage.pooling()
+        if not pooling:
+            return i
+        sizes: Any = dict(zip(("kernel", "stride", "padding"), pooling, strict=True))
+        return replace(i, **sizes, groups=self.stage.in_shape[0])
+
+
+class IntegerGraph:
+    """The nodes of a listing by name; ``refusals`` say which stages have no integer form, and why."""
+
+    def __init__(self, network: Listing) -> None:
+        self.network = network
+        self.nodes: dict[str, Node] = {}
+        self.refusals: list[CannotLower] = []
+        for stage in network.stages:
+            self._add(stage)
+
+    @classmethod
+    def of(cls, frozen: FrozenNetwork) -> IntegerGraph:
+        """Return the graph of a frozen network all of whose stages have an integer form; else raise CannotLower."""
+        if not isinstance(frozen, FrozenNetwork):
+            raise TypeError(f"frozen: expected what tandem_snn.freeze returns, got {type(frozen).__name__}")
+        if frozen.T is None or frozen.shape is None:
+            raise ValueError("frozen: its T and shape are not known yet: call it on an input first")
+        x: Any = torch.zeros(1, *frozen.shape)
+        graph = cls(listing_of(frozen, x if frozen._takes_images else SpikeTrain.from_counts(x, frozen.T)))
+        for refusal in graph.refusals:
+            raise refusal
+        return graph
+
+    def most(self, name: str) -> int:
+        """Return the largest count of a train, or the largest magnitude of a sum."""
+        return self.nodes[name].most if name in self.nodes else self.network.levels[name]
+
+    def sums(self, counts: Tensor) -> Tensor:
+        """Return the integer sums, int64, at counts of the input [B, *features]."""
+        values: dict[str | None, Any] = {"input": SpikeTrain.from_counts(counts, self.network.levels["input"])}
+        for name, node in self.nodes.items():
+            stage, x = node.stage, values[node.stage.x]
+            if stage.signal is not Tensor:
+                values[name] = stage.layer(x, values.get(stage.residual))
+                continue
+            x = (x.counts if isinstance(x, SpikeTrain) else x).double()
+            values[name] = x.flatten(1) if node.weight is None else _product(node, x).view(-1, *stage.shape)
+        return values[name].long()
+
+    def _add(self, stage: NamedStage) -> None:
+        try:
+            self.nodes[stage.name] = self._node(stage)
+        except CannotLower as refusal:
+            self.refusals.append(refusal)
+
+    def _node(self, stage: NamedStage) -> Node:
+        i = stage.instruction
+        if stage.reads not in (SpikeTrain, Currents) and i.kind not in ("flatten", "readout"):
+            raise CannotLower(stage.name, "it reads real numbers: put counts into the network")
+        unknown = [name for name in (stage.x, stage.residual) if name not in (None, *self.network.levels, *self.nodes)]
+        if unknown:
+            raise CannotLower(stage.name, f"it reads real numbers, of layer {unknown[0]!r}")
+        if i.timing != "window" and (stage.fires or stage.signal is Currents):
+            raise CannotLower(stage.name, 'its timing is "step": only neurons with timing "window" have thresholds')
+        if i.kind in MOVES:
+            return self._moved(stage)
+        node = Node(stage, self.network.levels.get(stage.name, 0))
+        if i.kind in ("sum", "neurons"):
+            u = self._ends(stage.x)
+        else:
+            if stage.reads is Currents:
+                raise CannotLower(stage.name, "its sums of currents are rounded in torch's order")
+            self._multiply(node)
+            u = torch.tensor([[-1.0], [1.0]]) * node.sums
+        if stage.signal is Tensor:
+            node.most = node.sums
+            self._average(node)
+            return node
+        if stage.fires:
+            node.start, node.place = _starts(stage)
+        self._check_ends(node, u)
+        if stage.fires and i.kind != "neurons":
+            self._find_thresholds(node)
+        return node
+
+    def _moved(self, stage: NamedStage) -> Node:
+        names = [name for name in (stage.x, stage.residual) if name is not None]
+        node = Node(stage, max(self.most(name) for name in names))
+        if stage.reads is Currents:
+            ends = torch.cat([self._ends(name) for name in names], 1)
+            node.ends = torch.stack([ends.amin().clamp(max=0), ends.amax().clamp(min=0)]).view(2, 1)
+        self._average(node)
+        return node
+
+    def _multiply(self, node: Node) -> None:
+        """Set the weights of a product, or of a mean or its neurons."""
+        stage = node.stage
+        layer = stage.layer
+        if layer.weight is None:
+            pooling = stage.pooling()
+            if pooling is None or layer.scale is not None:
+                what = "kernels of different sizes" if pooling is None else "a gain for each channel"
+                raise CannotLower(stage.name, f"its means have {what}")
+            node.weight = torch.ones(stage.in_shape[0], 1, *pooling[0], dtype=torch.int64)
+        else:
+            if layer.step is None or layer.dtype != torch.float32:
+                raise CannotLower(stage.name, "its weights are not of 2 to 8 bits, in a network of float32")
+            node.weight = layer.weight.long()
+        node.sums = int(node.weight.flatten(1).abs().sum(1).max()) * self.most(stage.x)
+        if node.sums > LARGEST_SUM or bool((node.weight < -127).any()):
+            raise CannotLower(stage.name, f"its sums reach {node.sums}, more than 32 bits hold, or a weight is -128")
+
+    def _average(self, node: Node) -> None:
+        """Set what the sums of a mean, and of what reads it, are divided and multiplied by."""
+        i, before = node.stage.instruction, self.nodes.get(node.stage.x)
+        node.divisor = 1 if node.weight is None or i.kind == "readout" else node.weight[0].numel()
+        node.gain = i.gain
+        if before is not None:
+            node.divisor, node.gain = node.divisor * before.divisor, node.gain * before.gain
+
+    def _ends(self, name: str) -> Tensor:
+        """Return the least and the largest of currents of each channel, or of all or of counts: [2, channels or 1]."""
+        node = self.nodes.get(name)
+        if node is not None and node.ends is not None:
+            return node.ends
+        return torch.tensor([[0.0], [self.network.levels[name]]])
+
+    def _check_ends(self, node: Node, u: Tensor) -> None:
+        """Compute the potentials, or currents, at the ends of u and of the residual: between them all are finite."""
+        stage = node.stage
+        r = None if stage.residual is None else self._ends(stage.residual).view(1, 2, 1, -1)
+        v = _potential(node, u.view(2, 1, 1, -1), r).flatten(0, -2)
+        lost = (~v.isfinite()).any(0).nonzero()
+        if len(lost):
+            raise CannotLower(stage.name, f"potentials of its channel {int(lost[0])} may overflow")
+        if stage.signal is Currents:
+            node.ends = torch.stack([v.amin(0), v.amax(0)])
+
+    def _find_thresholds(self, node: Node) -> None:
+        """Bisect for the least sums that reach the least potential of each count."""
+        stage, T = node.stage, node.most
+        assert node.start is not None
+        assert node.weight is not None
+        more = 0 if stage.residual is None else self.network.levels.get(stage.residual, LARGEST_TABLE)
+        if more and (more + 1) * T > LARGEST_TABLE:
+            return
+        r = None if stage.residual is None else torch.arange(more + 1.0).view(1, -1, 1, 1)
+        scale = stage.layer.scale
+        if scale is not None:
+            node.weight = node.weight * over_inputs(torch.where(scale < 0, -1, 1), node.weight)
+            scale = scale.abs()
+        needed = least_potentials(stage.instruction.threshold, T).view(-1, 1, 1, 1)
+        below = torch.full((T, more + 1, *node.start.shape), -node.sums - 1)  # the count is too small, or no sum is
+        reached = torch.full_like(below, node.sums + 1)  # the count is large enough, or no sum is larger
+        while bool((reached - below > 1).any()):
+            u = (below + reached) // 2
+            reaches = _potential(node, u.float(), r, scale) >= needed
+            below, reached = u.where(~reaches, below), u.where(reaches, reached)
+        node.thresholds = reached.movedim(0, -1)
+
+
+def _product(node: Node, x: Tensor) -> Tensor:
+    """Return the product with integers in float64, which is exact."""
+    g, weight = node.geometry, node.weight
+    assert weight is not None
+    x, weight = (t.double().view(*t.shape[:2], *[1] * (4 - t.dim()), *t.shape[2:]) for t in (x, weight))
+    return F.conv2d(F.pad(x, (0, g.after[1], 0, g.after[0])), weight, None, g.stride, g.padding, g.dilation, g.groups)
+
+
+def _potential(node: Node, u: Tensor, r: Tensor | None, scale: Tensor | None = None) -> Tensor:
+    """Return potentials [..., places, N], or currents, for sums u and the residual r that broadcast to them."""
+    layer = node.stage.layer
+    z = affine(u, layer.scale if scale is None else scale, layer.shift)
+    z = z if r is None else z + times(layer.residual_scale, r)
+    return z if node.start is None else node.start + z
+
+
+def _starts(stage: NamedStage) -> tuple[Tensor, Tensor | None]:
+    """Return the different potentials of a pixel's neurons before the window, [places, N], and the place of each."""
+    v_init, channels = stage.layer.v_init, stage.shape[0]
+    v_init = torch.zeros(()) if v_init is None else v_init.float()
+    if v_init.dim() < 2:
+        return v_init.expand(1, channels), None
+    places, place = v_init.expand(stage.shape).flatten(1).t().unique(dim=0, return_inverse=True)
+    return places, place if len(places) > 1 else None
+
+
+@lru_cache
+def least_potentials(threshold: float, T: int) -> Tensor:
+    """Return for k = 1..T the least potential from which a neuron fires k times; positive floats order as their bits.
+
+    >>> least_potentials(0.5, 3)
+    tensor([0.5000, 1.0000, 1.5000])
+    """
+    k = torch.arange(1, T + 1)
+    below, reached = torch.zeros(T, dtype=torch.int32), torch.full((T,), 0x7F7FFFFF, dtype=torch.int32)
+    while bool((reached - below > 1).any()):
+        bits = below + (reached - below) // 2
+        fires = fire_after_window(bits.view(torch.float32), threshold, T)[0] >= k
+        below, reached = bits.where(~fires, below), bits.where(fires, reached)
+    return reached.view(torch.float32)

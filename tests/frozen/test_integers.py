@@ -1,0 +1,235 @@
+"""Networks in integers, as C99: their sums, and so the counts of every layer, are those of the frozen network."""
+
+import copy
+import ctypes
+import random
+import subprocess
+
+import networks
+import pytest
+import torch
+from networks import conv, depthwise, few_bits, line, mlp, of_timing, residual
+from test_currents import Dense, Fired, Pooled, PreActivation
+from torch import nn
+
+import tandem_ext as te
+import tandem_snn as ts
+import tandem_snn.nn as tnn
+from tandem_snn.frozen.instruction import INPUT, CannotLower, Instruction
+from tandem_snn.frozen.stages import Stage, Stages
+from tandem_snn.integer.graph import IntegerGraph
+
+pytestmark = pytest.mark.kernels
+STRICT = ["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
+
+
+def of_counts(frozen, x):
+    """The network after its first layer, and the counts of that layer."""
+    stages = copy.deepcopy(frozen._program_for(1.0).layers)
+    seen = {}
+    stages(x, lambda number, _, y: seen.setdefault(number, y))
+    _, *others = stages.stages
+    assert all(stage.instruction.input != INPUT for stage in others)
+    popcount = Stage("input", Instruction("popcount", INPUT, timing="window"))
+    rest = ts.FrozenNetwork(Stages([popcount, *others], "events", frozen.T), frozen.weight_bits, frozen.T)
+    counts = te.SpikeTrain.from_counts(seen[0].counts.clone(), frozen.T)
+    assert torch.equal(rest(counts), frozen(x))
+    return rest, counts
+
+
+def compiled(frozen, folder, *command):
+    """The program as a function of counts: its sums and its logits."""
+    footprint = ts.to_c(frozen, folder)
+    command = command or ("gcc", "-O1")
+    subprocess.run([*command, *STRICT, "-shared", "-fPIC", "-o", folder / "net.so", folder / "net.c"], check=True)
+    library = ctypes.CDLL(str(folder / "net.so"))
+    assert library.net_test() == 0
+    assert f"RAM: {footprint.ram} bytes, constants: {footprint.flash} bytes" in (folder / "net.h").read_text()
+    pointer = lambda t: ctypes.c_void_p(t.data_ptr())  # noqa: E731
+
+    def run(counts, shape):
+        sums, logits = torch.zeros(len(counts), *shape, dtype=torch.int32), torch.zeros(len(counts), *shape)
+        for x, y, z in zip(counts.to(torch.uint8).contiguous(), sums, logits, strict=True):
+            assert library.net_run(pointer(x), pointer(y)) == 0
+            library.net_logits(pointer(y), pointer(z))
+        return sums, logits
+
+    return run
+
+
+def check(frozen, x, folder, *command):
+    """The sums are the network's, and so are the logits."""
+    expected = frozen(x)
+    sums, logits = compiled(frozen, folder, *command)(x.counts, expected.shape[1:])
+    assert torch.equal(sums.long(), IntegerGraph.of(frozen).sums(x.counts))
+    torch.testing.assert_close(logits, expected)
+
+
+def hostile(random, norm):
+    """Scales that are negative, zero, huge or denormal, and shifts as large."""
+    for n in range(len(norm.weight)):
+        norm.weight.data[n] = random.choice([1.0, 0.5, -1.0, 0.0, -0.0, 1e-42, -1e-30, 1e6, -1e4, 3e33])
+        norm.bias.data[n] = random.choice([0.0, 0.25, -2.0, 1e-42, 1e6, -1e30])
+
+
+class Block(nn.Module):
+    """Layers of any kind on trains of one shape, of which some add or join."""
+
+    def __init__(self, random, axes, channels):
+        super().__init__()
+        self.kind = random.choice(["plain", "plain", "identity", "projection", "cat", "sum"])
+        wide, groups = random.choice([(4, 1), (8, 2), (8, 8), (6, 1)])
+        self.outputs = channels if self.kind == "identity" else wide
+        groups = groups if channels % groups == 0 and self.outputs % groups == 0 else 1
+        gain = 1.0 if self.kind == "cat" else None  # that of both
+        self.first = layer(random, axes, channels, self.outputs, groups, gain)
+        if self.kind in ("projection", "cat", "sum"):
+            self.second = layer(random, axes, channels, self.outputs, 1, gain)
+        if self.kind == "sum":
+            self.first.neurons = self.second.neurons = False
+            self.fires = tnn.Neurons(timing="window", threshold=random.choice([None, 0.7]))
+        if self.kind in ("identity", "projection"):
+            body, shortcut = self.first, None if self.kind == "identity" else self.second
+            self.first = self.second = None
+            self.body = tnn.Residual(body, shortcut)
+        self.outputs *= 2 if self.kind == "cat" else 1
+
+    def forward(self, x):
+        if self.kind == "plain":
+            return self.first(x)
+        if self.kind == "cat":
+            return te.cat([self.first(x), self.second(x)], 1)
+        if self.kind == "sum":
+            return self.fires(self.first(x) + self.second(x))
+        return self.body(x)
+
+
+def layer(random, axes, channels, outputs, groups, gain):
+    neuron = {"timing": "window", "threshold": random.choice([None, 1.0, 0.7, torch.rand(outputs) + 0.3]), "norm": True}
+    neuron["v_init"] = random.choice([None, 0.0, 0.3, torch.rand(outputs)])
+    neuron["gain"] = 1.0 if isinstance(neuron["threshold"], torch.Tensor) else gain
+    if axes == 0:
+        return tnn.Linear(channels, outputs, **neuron)
+    kernel, dilation = random.choice([(1, 1), (3, 1), (2, 1), (3, 2), (5, 1)])
+    geometry = {"padding": "same", "dilation": dilation, "groups": groups}
+    return (tnn.Conv1d if axes == 1 else tnn.Conv2d)(channels, outputs, kernel, **geometry, **neuron)
+
+
+def drawn(seed, tame=False):
+    """A frozen network of any layers, and trains of counts for it."""
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    axes, T, channels = draw.choice([0, 1, 2, 2]), draw.choice([1, 2, 4, 8, 15, 40, 255]), draw.choice([1, 2, 3, 4])
+    channels = 7 if axes == 0 else channels
+    space, layers = tuple(draw.choice([8, 9, 12]) for _ in range(axes)), []
+    counts = torch.randint(T + 1, (6, channels, *space)) * torch.randint(2, (6, channels, *space))
+    if axes == 2 and draw.random() < 0.2:
+        layers.append(tnn.MaxPool2d(2, 1))
+    for _ in range(draw.randint(1, 3)):
+        layers.append(Block(draw, axes, channels))
+        channels = layers[-1].outputs
+        if axes:
+            maximum, average = (tnn.MaxPool1d, tnn.AvgPool1d) if axes == 1 else (tnn.MaxPool2d, tnn.AvgPool2d)
+            pools = [maximum(2, 1), maximum(3, 2, 1, ceil_mode=True), average(2, 1, timing="window"),
+                     average(3, 1, 1, timing="window", v_init=0.25)]  # fmt: skip
+            layers += draw.choice([[], [draw.choice(pools)]])
+    if axes == 2:
+        layers += draw.choice([[], [tnn.AvgPool2d(2, spiking=False)], [tnn.AdaptiveAvgPool2d(1)]])
+    net = nn.Sequential(*layers, *[tnn.Flatten()] * bool(axes))
+    x = te.SpikeTrain.from_counts(counts, T)
+    norms = [module for module in net.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    net.train()
+    net(x)
+    if not tame and draw.random() < 0.5:
+        hostile(draw, draw.choice(norms))
+    net.append(tnn.Readout(net(x).shape[1], 5))
+    return ts.freeze(net.eval(), weight_bits=draw.choice([2, 3, 4, 8, 8]), T=T, example=x), x
+
+
+@pytest.mark.parametrize("seeds", [range(24), pytest.param(range(24, 1000), marks=pytest.mark.slow)])
+def test_random_networks(seeds, tmp_path):
+    done = 0
+    for seed in seeds:
+        frozen, x = drawn(seed)
+        try:
+            check(frozen, x, tmp_path / str(seed), "gcc", "-O0")
+            done += 1
+        except CannotLower as refusal:
+            assert "overflow" in refusal.why  # noqa: PT017
+    assert done > 0.7 * len(seeds)
+
+
+@pytest.mark.parametrize("make", [mlp, conv, residual, line, few_bits, depthwise])
+def test_every_layer(make, tmp_path):
+    net, x = of_timing(make, 8)
+    check(*of_counts(ts.freeze(net, weight_bits=8), x), tmp_path)
+
+
+@pytest.mark.parametrize("block", [PreActivation, Dense, Fired, Pooled])
+def test_currents(block, tmp_path):
+    torch.manual_seed(0)
+    first = tnn.Conv2d(3, 16, 3, padding=1, neurons=False, timing="window")
+    last = tnn.Neurons(16, norm=True, timing="window"), tnn.ReadoutConv2d(16, 5, 3, padding=1)
+    x = te.SpikeTrain.from_counts(torch.randint(7, (4, 3, 7, 9)), T=6)
+    net = networks.trained(nn.Sequential(first, block(16, "window"), *last), x)
+    frozen = ts.freeze(net, weight_bits=8, T=6)
+    check(frozen, x, tmp_path)
+    assert "Neurons that compute in floats" in (tmp_path / "net.h").read_text()
+
+
+@torch.no_grad()
+def wide(inputs, bias=0.0):
+    """Two neurons whose sums reach 127 * 255 * inputs, and trains that reach both ends."""
+    layer = tnn.Linear(inputs, 2, timing="window", threshold=1.0, v_init=0.0)
+    layer.weight.copy_(torch.tensor([[1.0], [-1.0]]).expand(2, inputs))
+    layer.bias.fill_(bias)
+    x = te.SpikeTrain.from_counts(torch.tensor([[255], [254], [0], [1]]).expand(4, inputs), T=255)
+    return ts.freeze(nn.Sequential(layer, tnn.Readout(2, 3)).eval(), weight_bits=8, T=255, example=x), x
+
+
+@pytest.mark.parametrize("bias", [0.0, 1e7, -1e7, -16909560.0, 16909560.0])
+def test_thresholds_at_the_ends_of_32_bits(bias, tmp_path):
+    frozen, x = wide(66311, bias)
+    check(frozen, x, tmp_path)
+    assert IntegerGraph.of(frozen).nodes["n0"].sums == 127 * 255 * 66311 > 2**31 - 2**16
+    with pytest.raises(CannotLower, match="n0: its sums reach 2147514120, more than 32 bits hold"):
+        IntegerGraph.of(wide(66312)[0])
+
+
+def of_layers(*layers, T=8, inputs=4, bits=8):
+    x = te.SpikeTrain.from_counts(torch.ones(1, inputs), T)
+    frozen = ts.freeze(nn.Sequential(*layers).eval(), weight_bits=bits, T=T)
+    frozen(x)
+    return frozen
+
+
+def test_what_has_no_integer_form_is_refused_by_name(tmp_path):
+    window, readout = tnn.Linear(4, 3, timing="window"), tnn.Readout(3, 2)
+    large = copy.deepcopy(window)
+    large.weight.data.fill_(1e38)
+    image = ts.freeze(nn.Sequential(tnn.Encoder(8), window, readout).eval(), weight_bits=8)
+    image(torch.rand(1, 4))
+    for frozen, why in [
+        (of_layers(tnn.Linear(4, 3), readout), 'n0: its timing is "step"'),
+        (of_layers(window, readout, bits=None), "n0: its weights are not of 2 to 8 bits"),
+        (of_layers(large, readout), "n0: potentials of its channel 0 may overflow"),
+        (image, "n1: it reads real numbers"),
+        (
+            of_layers(tnn.Linear(4, 4, neurons=False, timing="window"), window, readout),
+            "n1_currents: its sums of currents",
+        ),
+        (ts.freeze(nn.Sequential(window, readout).eval(), weight_bits=8, T=8), "frozen: its T and shape are not known"),
+    ]:
+        with pytest.raises(ValueError, match=why):
+            ts.to_c(frozen, tmp_path / "net")
+    with pytest.raises(TypeError, match=r"frozen: expected .*, got Sequential"):
+        ts.to_c(nn.Sequential(window, readout), tmp_path / "net")
+    assert not list(tmp_path.iterdir())
+
+
+def test_counts_that_are_too_large(tmp_path):
+    frozen = of_layers(tnn.Linear(4, 3, timing="window"), tnn.Readout(3, 2))
+    compiled(frozen, tmp_path)
+    x, sums = (ctypes.c_uint8 * 4)(1, 9, 0, 8), (ctypes.c_int32 * 2)(7, 7)
+    assert ctypes.CDLL(str(tmp_path / "net.so")).net_run(x, sums) == 1
+    assert list(sums) == [7, 7]
