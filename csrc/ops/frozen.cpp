@@ -302,9 +302,28 @@ Shape check_input(const Network& net, const Tensor& input, int64_t P, int64_t T)
   return shape;
 }
 
+// Memory for the answers of a run, each [batch, *features], or with T > 0 [T, batch, *features].
+struct Answers {
+  Answers(const Plan& plan, int64_t T, const Tensor& device_of) {
+    for (const network::Shape& shape : plan.answers) {
+      const Shape out = batched(plan.batch, shape);
+      tensors.push_back(empty_channels_last(T > 0 ? prepend(T, out) : out, kContiguous, ScalarType::Float, device_of));
+      places.push_back(pointer<float>(tensors.back()));
+    }
+  }
+  std::vector<Tensor> as(ScalarType type) const {
+    std::vector<Tensor> typed;
+    for (const Tensor& tensor : tensors) typed.push_back(aten::to_type(tensor, type));
+    return typed;
+  }
+
+  std::vector<Tensor> tensors;
+  std::vector<float*> places;
+};
+
 // input: planes uint8 [P, B, *features], counts uint8 [1, B, *features], or numbers [B, *features] of the program's
-// type. Returns the readout [B, outputs], or [T, B, outputs] with every_step.
-Tensor frozen_run(Tensor input, int64_t T, std::string timing, Tensor handle, bool every_step) {
+// type. Returns the answers [B, *features], or [T, B, *features] with every_step.
+std::vector<Tensor> frozen_run(Tensor input, int64_t T, std::string timing, Tensor handle, bool every_step) {
   Held& own = held(handle);
   const Network& net = own.network;
   const bool spikes = net.program().value(network::kNetworkInput) == network::Value::kStepTrain;
@@ -318,13 +337,11 @@ Tensor frozen_run(Tensor input, int64_t T, std::string timing, Tensor handle, bo
     input_timing = Timing::kStep;
   }
   const auto plan = own.plan(shape, T, network::Mode::kWindow);
-  Shape out = batched(plan->batch, plan->answer());
-  if (every_step) out = prepend(T, out);
-  Tensor answer = empty_channels_last(out, kContiguous, ScalarType::Float, input);
+  Answers answers(*plan, every_step ? T : 0, input);
   TorchNumbers host(dense, type);
   const uint8_t* weights = own.prepared();
-  net.run(*plan, {dense.data_ptr(), input_timing, weights, every_step, pointer<float>(answer), &host, torch_parallel});
-  return aten::to_type(answer, type);
+  net.run(*plan, {dense.data_ptr(), input_timing, weights, every_step, answers.places, &host, torch_parallel});
+  return answers.as(type);
 }
 
 // Memory for the state of a stream of inputs [batch, *features], of any values, and whether its neurons follow; or why
@@ -342,12 +359,13 @@ std::tuple<Tensor, bool, int64_t, std::string> frozen_state(Tensor handle, Shape
 
 // Takes steps of a stream. input: as of frozen_run, or, of neurons that follow, absent: the one before. With `advances`
 // planes [1, B, *features] of one step, by which the last T steps advance. Changes the state; with `begins` the state's
-// values are ignored. Returns the readout [B, outputs], facts int64 [3, B]: the steps that a sample took, the neurons
+// values are ignored. Returns the answers [B, *features], facts int64 [3, B]: the steps that a sample took, the neurons
 // that moved in the last step, and synaptic operations; and with_moves, of a single step of neurons that follow, the
 // moves by instruction, int8 [B, *features] where it has counts.
-std::tuple<Tensor, Tensor, std::vector<Tensor>> frozen_step(OptionalTensor input, bool advances, Shape shape, int64_t T,
-                                                            Tensor handle, Tensor state, bool begins, int64_t steps,
-                                                            bool with_moves) {
+std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> frozen_step(OptionalTensor input, bool advances,
+                                                                         Shape shape, int64_t T, Tensor handle,
+                                                                         Tensor state, bool begins, int64_t steps,
+                                                                         bool with_moves) {
   Held& own = held(handle);
   const Network& net = own.network;
   const network::Mode mode = net.stepwise();
@@ -370,7 +388,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> frozen_step(OptionalTensor input
   }
   const auto plan = own.plan(shape, T, mode);
   uint8_t* bytes = bytes_of(state, plan->state, 64, "state must be what frozen_state gives");
-  Tensor answer = empty_channels_last(batched(plan->batch, plan->answer()), kContiguous, ScalarType::Float, state);
+  const Answers answers(*plan, 0, state);
   Tensor facts = empty_channels_last({3, plan->batch}, kContiguous, ScalarType::Long, state);
   auto* taken = pointer<int64_t>(facts);
   std::vector<Tensor> moves;
@@ -385,7 +403,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> frozen_step(OptionalTensor input
   network::Frame frame;
   frame.input = input.has_value() ? dense.data_ptr() : nullptr;
   frame.prepared = own.prepared();
-  frame.answer = pointer<float>(answer);
+  frame.answers = answers.places;
   frame.host = &host;
   frame.parallel = torch_parallel;
   frame.advances = advances;
@@ -396,7 +414,7 @@ std::tuple<Tensor, Tensor, std::vector<Tensor>> frozen_step(OptionalTensor input
   frame.taken = taken, frame.moved = taken + plan->batch, frame.synapses = taken + 2 * plan->batch;
   frame.moves = with_moves ? places.data() : nullptr;
   net.step(*plan, frame);
-  return {aten::to_type(answer, type), facts, moves};
+  return {answers.as(type), facts, moves};
 }
 
 }  // namespace

@@ -15,6 +15,7 @@ from .frozen import FrozenNetwork
 from .frozen.instruction import ABSENT, CONVERSIONS, FIRES, INPUT, CannotLower, Instruction
 from .frozen.lowering import lower, snapshot
 from .frozen.stages import Stage
+from .nn.currents import Currents
 
 
 @dataclass
@@ -68,6 +69,8 @@ class NamedStage:
         The input is that of x and the residual, joined along the channels.
         """
         i, index, pixels = self.instruction, self.layer.index, math.prod(self.in_shape[1:])
+        if index is not None and not issubclass(self.reads, SpikeTrain | Currents):
+            return index.long().cpu().view(self.shape)
         if i.by_channel:
             channels = torch.arange(i.channels) if index is None else index.long().cpu()
             places = channels.unsqueeze(1) * pixels + torch.arange(pixels)
@@ -105,6 +108,11 @@ class Listing:
     def window_timing(self) -> bool:
         return any(stage.window_timing for stage in self.stages)
 
+    @property
+    def answers(self) -> list[NamedStage]:
+        """The stages of kind "output", whose layers have the names of the answers, or the last stage."""
+        return [stage for stage in self.stages if stage.instruction.kind == "output"] or self.stages[-1:]
+
 
 @torch.no_grad()
 def listing_of(net: nn.Module, x: Any) -> Listing:
@@ -134,11 +142,13 @@ def listing_of(net: nn.Module, x: Any) -> Listing:
         if isinstance(y, SpikeTrain):
             levels[names[number]] = y.T
 
-    if not isinstance(network(x, watch), Tensor) or not listed:
-        raise CannotLower("net", "it must end in a Readout or in mean counts")
+    network(x, watch)
     T = x.T if isinstance(x, SpikeTrain) else network.T
     assert T is not None
-    return Listing(listed, network.mode, T, tuple(x.shape[1:]), levels)
+    listing = Listing(listed, network.mode, T, tuple(x.shape[1:]), levels)
+    if not listed or any(stage.signal is not Tensor for stage in listing.answers):
+        raise CannotLower("net", "it must end in a Readout or in mean counts")
+    return listing
 
 
 def identifier(name: str, taken: set[str]) -> str:

@@ -89,12 +89,13 @@ class OnnxGraph:
         self.values["input"] = x
         for stage in self.network.stages:
             self._write(stage)
-        last = self.network.stages[-1]
-        answer = self.values[last.name]
-        if self._not_finite:
-            axis = self.constant("1 axes", torch.tensor([1]))
-            answer = self.op("Add", answer, self.op("Unsqueeze", self.op("Sum", *self._not_finite), axis))
-        self.output("answer", answer, last.shape)
+        for stage in self.network.answers:
+            answer = self.values[stage.name]
+            if self._not_finite:
+                bad = self.op("Unsqueeze", self.op("Sum", *self._not_finite), self._axes(stage.shape))
+                answer = self.op("Add", answer, bad)
+            several = stage.instruction.kind == "output"
+            self.output(f"answer.{stage.layer.name}" if several else "answer", answer, stage.shape)
         helper, name = self.onnx.helper, "step" if self.streams else "window"
         graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, list(self.constants.values()))
         versions: dict[str, Any] = {"opset_imports": [helper.make_opsetid("", OPSET)], "ir_version": IR_VERSION}
@@ -113,7 +114,9 @@ class OnnxGraph:
         if stage.fires and stage.window_timing == self.streams:
             why = 'it has timing "step" and others "window", but the graph is one step or one window: use one timing'
             raise CannotLower(stage.name, why)
-        if kind in ("layer", "neurons", "sum"):
+        if kind == "output":
+            result = x
+        elif kind in ("layer", "neurons", "sum"):
             result = self._currents(stage, x)
         elif stage.fires:
             result = self.spiking_average(stage, x)
@@ -123,6 +126,8 @@ class OnnxGraph:
             result = self.op("MaxPool", x, **kernel_of(stage.instruction), ceil_mode=int(stage.instruction.ceil))
         elif kind == "flatten":
             result = self.reshaped(x, stage.shape)
+        elif kind == "upsample":
+            result = self._upsampled(stage, x)
         elif kind == "readout":
             result = self._readout(stage, self._counts(stage, x))
         else:
@@ -149,19 +154,26 @@ class OnnxGraph:
         y = self.product(stage.name, layer, self.times(counts, stage.instruction.gain))
         if layer.shift is None:
             return y
-        bias = self.constant(f"{stage.name}.bias", along_channels(stage, layer.shift))
-        if self.streams:
-            steps = self.op("Add", "step", self.number(1.0))
-            bias = self.op("Mul", bias, self.op("Div", steps, self.number(float(self.T))))
-        return self.op("Add", y, bias)
+        return self.op("Add", y, self._bias(stage, layer.shift))
+
+    def _bias(self, stage: NamedStage, shift: Tensor) -> str:
+        """Return the share of the shift of an answer that belongs to the steps so far."""
+        bias = self.constant(f"{stage.name}.bias", along_channels(stage, shift))
+        if not self.streams:
+            return bias
+        steps = self.op("Add", "step", self.number(1.0))
+        return self.op("Mul", bias, self.op("Div", steps, self.number(float(self.T))))
 
     def _currents(self, stage: NamedStage, x: str) -> str:
         """Return the currents of the step or the window, with its part of the shift."""
         layer = stage.layer
         y = x if layer.weight is None else self.product(stage.name, layer, x)
         y = self.per_channel("Mul", self._window_sum(stage, y), stage, "current_scale", layer.scale)
-        shift = None if layer.shift is None else layer.shift.float() / (self.T if self.streams else 1)
-        y = self.per_channel("Add", y, stage, "current_shift", shift)
+        if stage.signal is Tensor:
+            y = y if layer.shift is None else self.op("Add", y, self._bias(stage, layer.shift))
+        else:
+            shift = None if layer.shift is None else layer.shift.float() / (self.T if self.streams else 1)
+            y = self.per_channel("Add", y, stage, "current_shift", shift)
         if stage.residual is None:
             return y
         added = self.per_channel("Mul", self.values[stage.residual], stage, "residual_scale", layer.residual_scale)
@@ -183,6 +195,12 @@ class OnnxGraph:
             return y
         inside = index.view(-1, *[1] * (len(stage.shape) - 1)) if i.by_channel else index.view(stage.shape)
         return self.op("Where", self.constant(f"{name}.inside", inside >= 0), y, self.number(0.0))
+
+    def _upsampled(self, stage: NamedStage, x: str) -> str:
+        shape = self.constant(f"{stage.name}.shape", torch.tensor(stage.shape))
+        sizes = self.op("Concat", self.op("Shape", x, end=1), shape, axis=0)
+        places = "align_corners" if stage.instruction.ceil else "half_pixel"
+        return self.op("Resize", x, "", "", sizes, mode="linear", coordinate_transformation_mode=places)
 
     def _fire(self, stage: NamedStage, current: str) -> str:
         name, i = stage.name, stage.instruction
@@ -258,8 +276,10 @@ class OnnxGraph:
 
     def watch(self, stage: NamedStage, v: str) -> None:
         """Make the answer of a sample NaN if one of its potentials is infinite or NaN."""
-        axes = self.constant(f"{len(stage.shape)} axes", torch.arange(len(stage.shape)) + 1)
-        self._not_finite.append(self.op("ReduceSum", self.op("Sub", v, v), axes, keepdims=0))
+        self._not_finite.append(self.op("ReduceSum", self.op("Sub", v, v), self._axes(stage.shape), keepdims=0))
+
+    def _axes(self, shape: tuple[int, ...]) -> str:
+        return self.constant(f"{len(shape)} axes", torch.arange(len(shape)) + 1)
 
     def weight(self, name: str, layer: Stage) -> str:
         """Add the weight. Quantised weights are integers; their step is in the scale, except for a readout."""

@@ -40,11 +40,21 @@ std::string signed_anew(std::string content) {
   return content.replace(at, 64, Sha256::of(content));
 }
 
+// Memory for the answers after each of some steps.
+struct Answers {
+  Answers(const Plan& plan, int64_t steps) {
+    for (const Shape& answer : plan.answers) rows.emplace_back(steps * plan.batch * answer.features());
+    for (std::vector<float>& row : rows) places.push_back(row.data());
+  }
+  std::vector<std::vector<float>> rows;
+  std::vector<float*> places;
+};
+
 // Steps of a stream. At rest, neurons that follow have the answer of the window.
 void step(const Network& network, const Plan& plan, const uint8_t* prepared, const void* input, bool spikes,
           uint8_t* state, int64_t most, Input& in) {
   const bool follows = plan.mode == Mode::kFollowing;
-  std::vector<float> answer(plan.batch * plan.answer().features()), whole(answer.size());
+  Answers answers(plan, 1), whole(plan, 1);
   std::vector<int64_t> facts(3 * plan.batch);
   std::vector<std::vector<int8_t>> moves;
   std::vector<int8_t*> places;
@@ -56,7 +66,7 @@ void step(const Network& network, const Plan& plan, const uint8_t* prepared, con
   Frame frame;
   frame.input = input;
   frame.prepared = prepared;
-  frame.answer = answer.data();
+  frame.answers = answers.places;
   frame.parallel = cut_for;
   frame.state = state;
   frame.taken = each, frame.moved = each + plan.batch, frame.synapses = each + 2 * plan.batch;
@@ -75,8 +85,11 @@ void step(const Network& network, const Plan& plan, const uint8_t* prepared, con
   if (!follows) return;
   PlainNumbers host;
   const Plan window = network.plan(plan.sample, plan.batch, plan.T, Mode::kWindow);
-  network.run(window, {input, Timing::kStep, prepared, false, whole.data(), &host, cut_for});
-  CHECK(std::memcmp(answer.data(), whole.data(), answer.size() * sizeof(float)) == 0, "at rest, another answer");
+  network.run(window, {input, Timing::kStep, prepared, false, whole.places, &host, cut_for});
+  for (size_t k = 0; k < answers.rows.size(); ++k) {
+    const std::vector<float>&at_rest = answers.rows[k], &expected = whole.rows[k];
+    CHECK(std::memcmp(at_rest.data(), expected.data(), at_rest.size() * sizeof(float)) == 0, "at rest, another answer");
+  }
 }
 
 // Runs a network as a whole and step by step, unless it needs much memory or time.
@@ -112,16 +125,15 @@ void run(const FrozenFile& file, Input& in) {
   const std::vector<uint8_t> planes(spikes ? plan.planes * batch * shape.features() : 0, 0x55);
   const std::vector<float> image(spikes ? 0 : batch * shape.features(), 0.5f);
   const void* input = spikes ? static_cast<const void*>(planes.data()) : image.data();
-  const int64_t outputs = batch * plan.answer().features();
 
   uint8_t* state = memory.take<uint8_t>(plan.state);
   const int64_t most = std::min<int64_t>(in.range(2, 40), 2 + (1 << 24) / std::max<int64_t>(work, 1));
   if (mode != Mode::kWindow) return step(network, plan, prepared, input, spikes, state, most, in);
   const bool every_step = in.flag(), window = spikes && network.reads_counts() && in.flag();
-  std::vector<float> answer((every_step ? T : 1) * outputs);
+  const Answers answers(plan, every_step ? T : 1);
   PlainNumbers host;
   network.run(plan,
-              {input, window ? Timing::kWindow : Timing::kStep, prepared, every_step, answer.data(), &host, cut_for});
+              {input, window ? Timing::kWindow : Timing::kStep, prepared, every_step, answers.places, &host, cut_for});
 }
 
 // Gives window timing to the layers before some instruction, or to those from it on, and puts a conversion of trains

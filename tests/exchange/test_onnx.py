@@ -6,12 +6,14 @@ import networks
 import pytest
 import torch
 from between import BETWEEN, converted, grown
+from heads import STRUCTURES, Heads
 from networks import NETWORKS, dyadic, images, in_windows, network, of_timing, own_counts, spiking, trained
 from torch import nn
 
 import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
+from tandem_snn.frozen.answers import named
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -140,3 +142,30 @@ def test_thresholds_whose_multiples_are_rounded(threshold, tmp_path):
     assert torch.equal(counts, ours)
     divided = (layer.weight.detach().T / threshold).floor().clamp(0, 200)
     assert torch.equal(counts, divided) == (threshold != 0.1)
+
+
+@pytest.mark.kernels
+def test_several_answers(timing, tmp_path):
+    net, x = trained(Heads(STRUCTURES["nested"], timing), torch.rand(3, 3, 7, 6)), torch.rand(3, 3, 7, 6)
+    frozen, path = ts.freeze(net), tmp_path / "net.onnx"
+    ts.to_onnx(frozen, path, x)
+    session = pytest.importorskip("onnxruntime").InferenceSession(path)
+    names = [o.name for o in session.get_outputs() if o.name.startswith("answer")]
+    assert names == [f"answer.{name}" for name, _ in named(net(x))]
+    if timing == "window":
+        found = map(torch.from_numpy, session.run(names, {"x": x.numpy()}))
+        torch.testing.assert_close([*found], [y for _, y in named(net(x))], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("corners", [False, True])
+def test_pixels_upsampled_and_padded(corners, tmp_path):
+    layers = tnn.Conv2d(3, 8, 3, padding=1, padding_mode="circular", timing="window"), tnn.ReadoutConv2d(8, 2, 1)
+    up = tnn.Upsample((9, 11), mode="bilinear", align_corners=corners)
+    for net in (nn.Sequential(tnn.Encoder(4), *layers), nn.Sequential(tnn.Encoder(4), *layers, up)):
+        x, frozen = torch.rand(3, 3, 6, 5), ts.freeze(net.eval(), example=torch.rand(1, 3, 6, 5))
+        assert frozen.why_slow is None
+        assert torch.equal(frozen(x), net(x))
+        ts.to_onnx(frozen, tmp_path / "net.onnx", x)
+        answer = networks.by_onnxruntime(tmp_path / "net.onnx", x)[1][-1]
+        torch.testing.assert_close(answer, frozen(x), atol=1e-4, rtol=1e-4)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from heads import STRUCTURES, Heads
 from networks import NETWORKS, average, dyadic, lif, own_counts, trained
 from pages import ROOT, blocks
 from test_currents import BLOCKS, network
@@ -17,12 +18,19 @@ from torch import Tensor
 import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
+from tandem_snn.frozen.answers import named
 from tandem_snn.frozen.instruction import FIRES
 from tandem_snn.frozen.lowering import lower
 
 EXAMPLE = ROOT / "python" / "examples" / "cpp"
 PAGE = ROOT / "docs" / "howto" / "cpp.md"
 pytest.importorskip("safetensors")
+
+
+def rows(answer):
+    """Of each sample the answers, (", name" or "", numbers)."""
+    each = [(name and f", {name}", y.flatten(1)) for name, y in named(answer)]
+    return [[(name, y[b]) for name, y in each] for b in range(len(each[0][1]))]
 
 
 def text(frozen, x, answers=False):
@@ -36,9 +44,10 @@ def text(frozen, x, answers=False):
 
     with torch.no_grad():
         answer = stages(x, watch)
-    for i, row in enumerate(answer):
-        numbers = "".join(f" {value:.9g}" for value in row.tolist()) if answers else ""
-        lines.append(f"sample {i}: class {int(row.argmax())}{numbers}")
+    for i, sample in enumerate(rows(answer)):
+        for name, row in sample:
+            numbers = "".join(f" {value:.9g}" for value in row.tolist()) if answers else ""
+            lines.append(f"sample {i}{name}: class {int(row.argmax())}{numbers}")
     return "\n".join(lines) + "\n"
 
 
@@ -51,10 +60,11 @@ def text_of_stream(frozen, x, follows):
             frozen.reset()
             steps = sample.to_dense(torch.float32) if isinstance(x, te.SpikeTrain) else [sample] * frozen.T
         for t, answer in enumerate([frozen.settle(sample)[0]] if follows else map(frozen.step, steps), 1):
-            numbers = "".join(f" {value:.9g}" for value in answer[0].tolist())
             taken, _, operations = frozen._stream.facts.flatten().tolist()
             spent = f"{taken} steps, {operations} operations" if follows else f"{t} steps"
-            lines.append(f"sample {i}: class {int(answer.argmax())}{numbers}; {spent}")
+            for name, row in rows(answer)[0]:
+                numbers = "".join(f" {value:.9g}" for value in row.tolist())
+                lines.append(f"sample {i}{name}: class {int(row.argmax())}{numbers}; {spent}")
     return "\n".join(lines) + "\n"
 
 
@@ -98,12 +108,16 @@ def made_of(block):
     return lambda: (network(block, "step"), torch.rand(4, 3, 8, 8))
 
 
+def heads():
+    return Heads(STRUCTURES["nested"], "step"), torch.rand(4, 3, 8, 8)
+
+
 CURRENTS = [pytest.param(made_of(block), id=block.__name__) for block in BLOCKS]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", [None, 4])
-@pytest.mark.parametrize("make", [lif, converted, events, average, *NETWORKS, *CURRENTS])
+@pytest.mark.parametrize("make", [lif, converted, events, average, heads, *NETWORKS, *CURRENTS])
 def test_networks(make, bits, timing, classify, tmp_path):
     """The sums of the first layer and of the readout, which are floats there and here, are exact."""
     net, x = make()

@@ -76,7 +76,7 @@ enum class Mode : int32_t { kWindow = 0, kSteps = 1, kFollowing = 2 };
 //                      (follow.cpp), and NaN if a potential is not finite
 //   popcount           the last T steps of spikes
 //   any train          its counts, and where they go; of a layer without neurons, its currents
-//   last               the answer
+//   an answer          the last one
 struct alignas(64) Stream {
   int64_t steps;     // that neurons with step timing have taken
   int64_t oldest;    // which of the T steps of spikes enters last and leaves first
@@ -98,6 +98,7 @@ struct Plan {
     Kept kept;
   };
   std::vector<Step> steps;
+  std::vector<Shape> answers;
   Shape sample;
   int64_t batch, T;
   Mode mode;
@@ -107,16 +108,14 @@ struct Plan {
   int64_t bad = 0;               // in the state of kSteps: Neuron::bad of the steps so far
   int64_t rests = 0, image = 0;  // in the state of kFollowing: whether a sample is at rest, which means that no count
                                  // differs from its target and no target must be computed; and the image
-
-  const Shape& answer() const { return steps.back().out; }
 };
 
 struct Call {
   const void* input = nullptr;    // a train, [sheets, batch, height, width, channels], or what Host takes
   Timing timing = Timing::kStep;  // of an input that spikes; kWindow only where reads_counts() says so
   const uint8_t* prepared = nullptr;
-  bool every_step = false;  // an answer after every step
-  float* answer = nullptr;  // [batch, *plan.answer()], with every_step [T, ...]
+  bool every_step = false;      // an answer after every step
+  std::vector<float*> answers;  // each [batch, *plan.answers[k]], with every_step [T, ...]
   Host* host = nullptr;
   ParallelFor parallel = serial_for;
 };

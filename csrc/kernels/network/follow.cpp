@@ -458,8 +458,9 @@ class Follower : public Run {
   // --- the answer ----------------------------------------------------------------------------------------------------
 
   void answer_for(const std::vector<uint8_t>& worked) {
-    const int64_t batch = plan_.batch, last = program_.size() - 1;
-    auto* kept_answer = all<float>(kept(last).answer);
+    const int64_t batch = plan_.batch;
+    std::vector<float*> kept_answers;
+    for (const int64_t i : program_.answers) kept_answers.push_back(all<float>(kept(i).answer));
     if (std::find(worked.begin(), worked.end(), 1) != worked.end()) stream().answered = 0;
     if (stream().answered == 0) {
       std::fill_n(bad_, batch, 0.f);
@@ -475,10 +476,12 @@ class Follower : public Run {
         if (program_.kind(i) != Kind::readout || program_.reads_train(i)) continue;
         for (int64_t b = 0; b < batch; ++b) frame_.synapses[b] += worked[b] * instruction(i).weights();
       }
-      answer(plan_.T - 1, plan_.T, kept_answer);
+      answer(plan_.T - 1, plan_.T, kept_answers);
       stream().answered = 1;
     }
-    std::copy_n(kept_answer, batch * features(last), frame_.answer);
+    for (size_t k = 0; k < kept_answers.size(); ++k) {
+      std::copy_n(kept_answers[k], batch * plan_.answers[k].features(), frame_.answers[k]);
+    }
   }
 
   const Frame& frame_;

@@ -71,6 +71,7 @@ Shape result(const Program& program, int64_t number, const Shape& in, const Shap
       return place_kernel(g, in);
     case Kind::popcount:
     case Kind::burst:
+    case Kind::output:
       return in;
     case Kind::flatten: {
       const int64_t first = i.first < 0 ? i.first + in.dims + 1 : i.first;
@@ -215,7 +216,9 @@ class Planner {
     k.target = keep_array<uint8_t>(neurons);
     k.currents = keep_array<float>(value == Value::kCurrents ? neurons : 0);
     k.counts = keep_array<uint8_t>(value == Value::kWindowTrain ? neurons : 0);
-    k.answer = keep_array<float>(number + 1 == program_.size() ? neurons : 0);
+    const auto& answers = program_.answers;
+    const bool is_answer = std::find(answers.begin(), answers.end(), number) != answers.end();
+    k.answer = keep_array<float>(is_answer ? neurons : 0);
   }
 
   const Program& program_;
@@ -230,7 +233,7 @@ Plan Network::plan(const Shape& sample, int64_t batch, int64_t T, Mode mode) con
   }
   if (mode != Mode::kWindow && mode != stepwise()) refuse("its neurons do not run in this mode");
   sample.check();
-  Plan plan{{}, sample, batch, T, mode, mode == Mode::kSteps ? 1 : (T + 7) / 8};
+  Plan plan{{}, {}, sample, batch, T, mode, mode == Mode::kSteps ? 1 : (T + 7) / 8};
   Planner planner(program_, plan);
   if (mode == Mode::kSteps) plan.bad = planner.keep_array<float>(1);
   if (mode == Mode::kFollowing) {
@@ -244,6 +247,7 @@ Plan Network::plan(const Shape& sample, int64_t batch, int64_t T, Mode mode) con
       throw Refusal(n, refusal.why);
     }
   }
+  for (const int64_t answer : program_.answers) plan.answers.push_back(plan.steps[answer].out);
   plan.workspace = checked_product({batch, plan.workspace}, kMostWorkspace);
   plan.state = checked_product({batch, plan.state}, kMostWorkspace) + (mode == Mode::kWindow ? 0 : sizeof(Stream));
   return plan;

@@ -22,7 +22,7 @@ class Checker {
       : program_(program), i_(program.instructions[number]), number_(number), numbers_(numbers), bytes_(bytes) {}
 
   Value check() const {
-    check_range("kind", i_.kind, 0, static_cast<int64_t>(Kind::upsample));
+    check_range("kind", i_.kind, 0, static_cast<int64_t>(Kind::output));
     const Kind kind = static_cast<Kind>(i_.kind);
     check_value("input", i_.input);
     if (i_.residual != kAbsent) check_value("residual", i_.residual);
@@ -80,15 +80,26 @@ class Checker {
       case Kind::neurons:
         if (x != Value::kCurrents) refuse("input: expected currents");
         return has_window_timing() ? Value::kWindowTrain : Value::kStepTrain;
+      case Kind::output:
+        if (x != Value::kMeans) not_run("an answer that does not come from a Readout or means");
+        return Value::kMeans;
       case Kind::sum:
+        if (x == Value::kMeans) {
+          if (i_.residual != kAbsent && program_.value(i_.residual) != x) refuse("residual: expected means");
+          return x;
+        }
         check_term(x);
         if (i_.residual != kAbsent) check_term(program_.value(i_.residual), "residual", i_.residual);
         return Value::kCurrents;
       case Kind::gather:
-        if (x == Value::kReal && i_.by_channel == 0) return x;
-        check_term(x);
         if (i_.residual != kAbsent && program_.value(i_.residual) != x)
           refuse("residual: expected a value like the input");
+        if (x == Value::kReal || x == Value::kMeans) {
+          const bool joins = x == Value::kMeans && i_.index == kAbsent && i_.residual != kAbsent;
+          if (i_.by_channel != 0 && !joins) refuse("by_channel: real numbers are moved by feature");
+          return x;
+        }
+        check_term(x);
         return x;
       case Kind::average:
         if (x == Value::kReal || x == Value::kMeans) return x;
@@ -107,11 +118,10 @@ class Checker {
         }
         return kind == Kind::popcount ? Value::kWindowTrain : Value::kStepTrain;
       case Kind::max_pool:
-        if (x == Value::kMeans) not_run("the maximum of mean counts is not supported");
         if (x == Value::kCurrents && !has_window_timing()) refuse("timing: the maximum of the currents of steps");
         return x;
       case Kind::upsample:
-        if (x != Value::kReal && x != Value::kCurrents) refuse("input: expected real numbers");
+        if (program_.is_train(i_.input)) refuse("input: expected real numbers");
         return x;
       case Kind::mean:
       case Kind::adaptive_mean:
@@ -346,7 +356,11 @@ Program read(const int64_t* words, int64_t count, const uint8_t* numbers, int64_
     }
   }
   check_range("T", program.header.T, 0, program.most_steps());
-  if (program.values.back() != Value::kMeans) {
+  for (int64_t i = 0; i < n; ++i) {
+    if (program.kind(i) == Kind::output) program.answers.push_back(i);
+  }
+  if (program.answers.empty()) program.answers.push_back(n - 1);
+  if (program.values[program.answers.back()] != Value::kMeans) {
     program.not_run.emplace(-1, "the network does not end in a Readout or in means");
   }
   if (program.dtype() == DType::kFloat64) program.not_run.emplace(-1, "it does not compute in float64");

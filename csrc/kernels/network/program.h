@@ -78,7 +78,7 @@ enum class InputSource : int64_t { kDirect, kImpulse, kSpikes };
 #define TANDEM_KINDS(X)                                                          \
   X(layer)         /* weights, then neurons; of currents, without neurons */     \
   X(neurons)       /* neurons on currents */                                     \
-  X(sum)           /* currents: scale x + shift + residual_scale residual */     \
+  X(sum)           /* real numbers: scale x + shift + residual_scale residual */ \
   X(gather)        /* moves, repeats, drops or joins channels or features */     \
   X(average)       /* neurons with weights of 1; of real numbers, the mean */    \
   X(max_pool)      /* the OR of planes, the maximum of counts or real numbers */ \
@@ -88,7 +88,8 @@ enum class InputSource : int64_t { kDirect, kImpulse, kSpikes };
   X(popcount)      /* planes to counts */                                        \
   X(burst)         /* counts to planes */                                        \
   X(readout)       /* counts times weights plus shift */                         \
-  X(upsample)      /* bilinear, of real numbers, to kernel_h x kernel_w pixels */
+  X(upsample)      /* bilinear, of numbers, to kernel_h x kernel_w pixels */     \
+  X(output)        /* an answer; if there is none, the last result is it */
 enum class Kind : int64_t {
 #define TANDEM_KIND(name) name,
   TANDEM_KINDS(TANDEM_KIND)
@@ -97,7 +98,7 @@ enum class Kind : int64_t {
 
 // The kind of value that an instruction makes. A spike train stores planes (kStepTrain) or counts (kWindowTrain), by
 // its timing. kCurrents: real numbers of each neuron, with step timing of each step. kMeans: real numbers computed from
-// counts; the last ones are the answer.
+// counts, as answers are.
 enum class Value { kReal, kStepTrain, kWindowTrain, kCurrents, kMeans };
 
 // The names that a writer of programs needs, a line each: fields of the header, fields of an instruction, kinds, and
@@ -118,6 +119,7 @@ struct Program {
   Header header;
   std::vector<Instruction> instructions;
   std::vector<Value> values;       // by instruction
+  std::vector<int64_t> answers;    // the instructions whose results they are
   std::optional<Refusal> not_run;  // if the executor does not support it, although Python may
 
   int64_t size() const { return header.instructions; }

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <limits>
 
+#include "../neuron/if_neuron.h"
 #include "../neuron/scan.h"
 #include "../planes/bits.h"
 #include "../planes/moves.h"
@@ -20,7 +21,7 @@ Run::Run(const Network& network, const Plan& plan, const Call& call, uint8_t* st
       planes_(plan.planes),
       values_(program_.size()),
       so_far_(program_.size()),
-      answers_(program_.size()) {
+      means_(program_.size()) {
   if (!call.host->computes_in(program_.dtype())) refuse("dtype: this host does not compute in the type of its weights");
   results_ = memory_.take<uint8_t>(plan.workspace);
   bad_ = streams() ? all<float>(plan.bad) : memory_.take<float>(plan.batch);
@@ -32,19 +33,22 @@ void Run::operator()() {
   for (int64_t i = 0; i < program_.size(); ++i) {
     if (program_.values[i] != Value::kMeans) execute(i);
   }
-  const int64_t size = plan_.batch * plan_.answer().features();
+  std::vector<float*> to = call_.answers;
   for (int64_t t = call_.every_step ? 0 : T_ - 1; t < T_; ++t) {
-    answer(t, (streams() ? stream().steps : t) + 1, call_.answer + (call_.every_step ? t : 0) * size);
+    answer(t, (streams() ? stream().steps : t) + 1, to);
+    for (size_t k = 0; k < to.size(); ++k) to[k] += plan_.batch * plan_.answers[k].features();
   }
 }
 
-void Run::answer(int64_t t, int64_t steps, float* to) {
+void Run::answer(int64_t t, int64_t steps, const std::vector<float*>& to) {
   for (int64_t i = 0; i < program_.size(); ++i) {
     if (program_.values[i] == Value::kMeans) values_[i] = means(i, t, steps);
   }
-  const int64_t outputs = plan_.answer().features();
-  const float* last = real(program_.size() - 1);
-  for (int64_t k = 0; k < plan_.batch * outputs; ++k) to[k] = last[k] + bad_[k / outputs];
+  for (size_t n = 0; n < to.size(); ++n) {
+    const int64_t outputs = plan_.answers[n].features();
+    const float* answer = real(program_.answers[n]);
+    for (int64_t k = 0; k < plan_.batch * outputs; ++k) to[n][k] = answer[k] + bad_[k / outputs];
+  }
 }
 
 void Run::execute(int64_t i) {
@@ -204,17 +208,34 @@ Layer Run::layer(int64_t i, int64_t batch, const Neuron& neuron) {
 // The result of an instruction that reads counts, after step t of this run and `steps` steps of the window.
 const float* Run::means(int64_t i, int64_t t, int64_t steps) {
   const Instruction& in = instruction(i);
-  const bool from_train = program_.reads_train(i);
-  const float* x = from_train ? counts(i, t) : real(in.input);
-  if (program_.kind(i) == Kind::flatten) return x;
-  if (program_.kind(i) != Kind::readout) return call_.host->mean(real_layer(i), x);
-  const float* bias = floats(in.shift);
+  const Kind kind = program_.kind(i);
   const float share = static_cast<float>(steps) / static_cast<float>(plan_.T);
+  if (kind == Kind::sum) return sum_of_means(i, share);
+  const float* x = program_.reads_train(i) ? counts(i, t) : real(in.input);
+  if (kind == Kind::flatten || kind == Kind::output) return x;
+  if (kind == Kind::upsample) return call_.host->upsampled(real_layer(i), x);
+  if (kind == Kind::max_pool) return call_.host->maximum(real_layer(i), x);
+  if (kind == Kind::gather && in.residual != kAbsent) {
+    const int64_t size = plan_.steps[i].in.features(), all = plan_.steps[i].out.features();
+    std::vector<float>& joined = means_[i];
+    joined.clear();
+    for (int64_t b = 0; b < plan_.batch; ++b) {
+      joined.insert(joined.end(), x + b * size, x + (b + 1) * size);
+      const float* other = real(in.residual) + b * (all - size);
+      joined.insert(joined.end(), other, other + all - size);
+    }
+    return joined.data();
+  }
+  if (kind == Kind::gather) {
+    return call_.host->gathered(real_layer(i), reinterpret_cast<const int32_t*>(floats(in.index)), x);
+  }
+  if (kind != Kind::readout) return call_.host->mean(real_layer(i), x);
+  const float* bias = floats(in.shift);
   std::vector<float> so_far;
   for (int64_t n = 0; n < in.outputs && bias != nullptr; ++n) so_far.push_back(bias[n] * share);
   if (in.axes == 0) return call_.host->product(real_layer(i), weights(i), bias == nullptr ? nullptr : so_far.data(), x);
   const Shape& out = plan_.steps[i].out;
-  std::vector<float>& answer = answers_[i];
+  std::vector<float>& answer = means_[i];
   answer.resize(plan_.batch * out.features());
   transpose(call_.host->product(real_layer(i), weights(i), nullptr, x), out.height * out.width, out.channels,
             answer.data());
@@ -223,6 +244,26 @@ const float* Run::means(int64_t i, int64_t t, int64_t steps) {
     answer[k] = call_.host->as_type(answer[k] + call_.host->as_type(so_far[k / pixels % out.channels]));
   }
   return answer.data();
+}
+
+// Of values in C, H, W order, with a share of the shift.
+const float* Run::sum_of_means(int64_t i, float share) {
+  const Instruction& in = instruction(i);
+  const Shape& shape = plan_.steps[i].out;
+  const int64_t pixels = shape.height * shape.width;
+  const float *scale = floats(in.scale), *shift = floats(in.shift), *residual_scale = floats(in.residual_scale);
+  const float *x = real(in.input), *added = in.residual == kAbsent ? nullptr : real(in.residual);
+  const auto scaled = [&](const float* by, float value, int64_t k) {
+    return by == nullptr ? value : call_.host->as_type(rounded_mul(by[k / pixels % shape.channels], value));
+  };
+  std::vector<float>& y = means_[i];
+  y.resize(plan_.batch * shape.features());
+  for (int64_t k = 0; k < static_cast<int64_t>(y.size()); ++k) {
+    y[k] = scaled(scale, x[k], k);
+    if (shift != nullptr) y[k] = call_.host->as_type(rounded_add(y[k], shift[k / pixels % shape.channels] * share));
+    if (added != nullptr) y[k] = call_.host->as_type(rounded_add(y[k], scaled(residual_scale, added[k], k)));
+  }
+  return y.data();
 }
 
 // The spike counts after step t times the gain, channels last.

@@ -57,8 +57,8 @@ class Run {
     return reinterpret_cast<E*>(state_ + sizeof(Stream) + offset * plan_.batch);
   }
 
-  // Computes the answer after step t of this run and `steps` steps of the window.
-  void answer(int64_t t, int64_t steps, float* to);
+  // Computes the answers after step t of this run and `steps` steps of the window.
+  void answer(int64_t t, int64_t steps, const std::vector<float*>& to);
 
   const Network& network_;
   const Program& program_;
@@ -94,10 +94,11 @@ class Run {
   void multiply_steps(Layer train_layer, int64_t steps, float* y);
   const float* means(int64_t i, int64_t t, int64_t steps);
   const float* counts(int64_t i, int64_t t);
+  const float* sum_of_means(int64_t i, float share);
 
   uint8_t* results_;
-  std::vector<std::vector<float>> so_far_;   // by instruction: the counts that it reads
-  std::vector<std::vector<float>> answers_;  // of readouts for each pixel, channels first
+  std::vector<std::vector<float>> so_far_;  // by instruction: the counts that it reads
+  std::vector<std::vector<float>> means_;   // by instruction: sums, and readouts for each pixel, channels first
   std::vector<float> scaled_, silence_;
 };
 

@@ -3,7 +3,8 @@
 //
 // NETWORK is a file of FrozenNetwork.save(). INPUT has raw float32 numbers: samples
 // in the network's input shape, one after the other. For a network that takes spikes they are 0 or 1, and a sample is T
-// such arrays: [batch, T, C, H, W]. With --answers the network's outputs follow the class. With --follow the samples
+// such arrays: [batch, T, C, H, W]. With --answers the network's outputs follow the class. A network with several
+// answers has a line for each, with its name. With --follow the samples
 // are a stream. A network with window timing sees them as the frames of a video; its neurons follow from one answer to
 // the next. One with step timing has an answer after each of its T steps, and begins anew with each sample.
 #include <kernels/cpu/workspace.h>
@@ -70,18 +71,46 @@ class CountingNumbers : public PlainNumbers {
   const std::vector<std::string>& names_;
 };
 
-void print(int64_t sample, const float* row, int64_t outputs, bool answers) {
-  std::printf("sample %ld: ", static_cast<long>(sample));
-  if (std::any_of(row, row + outputs, [](float value) { return std::isnan(value); }))
-    std::printf("no class, as a potential is not finite");
-  else
-    std::printf("class %td", std::max_element(row, row + outputs) - row);
-  for (int64_t n = 0; n < outputs && answers; ++n) std::printf(" %.9g", row[n]);
-}
+// The memory of a network's answers.
+class Answers {
+ public:
+  Answers(const Network& network, const Plan& plan, const std::vector<std::string>& names) : plan_(plan) {
+    for (size_t k = 0; k < plan.answers.size(); ++k) {
+      rows_.emplace_back(plan.batch * plan.answers[k].features());
+      if (plan.answers.size() > 1) names_.push_back(", " + names.at(network.program().answers[k]));
+    }
+  }
+
+  std::vector<float*> places() {
+    std::vector<float*> places;
+    for (std::vector<float>& row : rows_) places.push_back(row.data());
+    return places;
+  }
+
+  // `end` follows on each line.
+  void print(int64_t b, int64_t sample, bool values, const std::string& end) const {
+    for (size_t k = 0; k < rows_.size(); ++k) {
+      const int64_t outputs = plan_.answers[k].features();
+      const float* row = rows_[k].data() + b * outputs;
+      std::printf("sample %ld%s: ", static_cast<long>(sample), names_.empty() ? "" : names_[k].c_str());
+      if (std::any_of(row, row + outputs, [](float value) { return std::isnan(value); }))
+        std::printf("no class, as a potential is not finite");
+      else
+        std::printf("class %td", std::max_element(row, row + outputs) - row);
+      for (int64_t n = 0; n < outputs && values; ++n) std::printf(" %.9g", row[n]);
+      std::printf("%s\n", end.c_str());
+    }
+  }
+
+ private:
+  const Plan& plan_;
+  std::vector<std::vector<float>> rows_;
+  std::vector<std::string> names_;
+};
 
 // Shows the samples one after the other, as a stream.
-void follow(const Network& network, const Shape& shape, const uint8_t* prepared, const std::vector<float>& x,
-            bool answers) {
+void follow(const Network& network, const std::vector<std::string>& names, const Shape& shape, const uint8_t* prepared,
+            const std::vector<float>& x, bool values) {
   const int64_t T = network.program().header.T;
   const bool spikes = network.program().value(kNetworkInput) == Value::kStepTrain;
   const bool by_step = network.stepwise() == Mode::kSteps;
@@ -91,11 +120,11 @@ void follow(const Network& network, const Shape& shape, const uint8_t* prepared,
 
   const Plan plan = network.plan(shape, 1, T, network.stepwise());
   tandem::cpu::Workspace memory;
-  std::vector<float> answer(plan.answer().features());
+  Answers answers(network, plan, names);
   int64_t steps = 0, moved = 0, operations = 0;
   Frame frame;  // what stays the same
   frame.prepared = prepared;
-  frame.answer = answer.data();
+  frame.answers = answers.places();
   frame.state = memory.take<uint8_t>(plan.state);
   frame.steps = kUntilRest;
   frame.taken = &steps, frame.moved = &moved, frame.synapses = &operations;
@@ -110,16 +139,15 @@ void follow(const Network& network, const Shape& shape, const uint8_t* prepared,
       frame.host = &host;
       frame.begins = by_step ? t == 0 : sample == 0;
       network.step(plan, frame);
-      print(sample, answer.data(), plan.answer().features(), answers);
-      std::printf("; %ld steps", static_cast<long>(by_step ? t + 1 : steps));
-      if (!by_step) std::printf(", %ld operations", static_cast<long>(operations));
-      std::printf("\n");
+      std::string facts = "; " + std::to_string(by_step ? t + 1 : steps) + " steps";
+      if (!by_step) facts += ", " + std::to_string(operations) + " operations";
+      answers.print(0, sample, values, facts);
       if (spikes || t == inputs - 1) from += size;  // else the image again
     }
   }
 }
 
-void classify(const char* path, const char* input, bool answers, bool follows) {
+void classify(const char* path, const char* input, bool values, bool follows) {
   const FrozenFile file = FrozenFile::read(read_bytes(path));
   const Network network(file.program.data(), file.program.size(), file.numbers(), file.bytes);
   tandem::cpu::Workspace memory;
@@ -138,32 +166,28 @@ void classify(const char* path, const char* input, bool answers, bool follows) {
     throw std::runtime_error("the input is not a number of samples of " + std::to_string(sample) + " floats");
   }
   const auto batch = static_cast<int64_t>(x.size() / sample);
-  if (follows) return follow(network, shape, prepared, x, answers);
+  if (follows) return follow(network, file.names, shape, prepared, x, values);
   const std::vector<uint8_t> planes = spikes ? planes_of(x.data(), batch, header.T, shape) : std::vector<uint8_t>();
   const Plan plan = network.plan(shape, batch, header.T, Mode::kWindow);
-  const int64_t outputs = plan.answer().features();
-  std::vector<float> answer(batch * outputs);
+  Answers answers(network, plan, file.names);
   CountingNumbers host(file.names);
   Call call;
   call.input = spikes ? static_cast<const void*>(planes.data()) : x.data();
   call.prepared = prepared;
-  call.answer = answer.data();
+  call.answers = answers.places();
   call.host = &host;
   network.run(plan, call);
 
-  for (int64_t b = 0; b < batch; ++b) {
-    print(b, answer.data() + b * outputs, outputs, answers);
-    std::printf("\n");
-  }
+  for (int64_t b = 0; b < batch; ++b) answers.print(b, b, values, "");
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  bool answers = false, follows = false, known = argc >= 3;
+  bool values = false, follows = false, known = argc >= 3;
   for (int i = 3; i < argc; ++i) {
     const std::string option = argv[i];
-    answers |= option == "--answers";
+    values |= option == "--answers";
     follows |= option == "--follow";
     known &= option == "--answers" || option == "--follow";
   }
@@ -172,7 +196,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   try {
-    classify(argv[1], argv[2], answers, follows);
+    classify(argv[1], argv[2], values, follows);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "classify: %s\n", error.what());
     return 1;

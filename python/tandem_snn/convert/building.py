@@ -129,15 +129,9 @@ class Builder:
             return self.function(general.dropped, (self.signal(op.x), self.get(self.path(op), module)))
         if op.kind in ("max_pool3d", "amax"):
             return self.function(maximum.largest, (op.kind, self.signal(op.x), *max_pool_geometry(op)))
-        if op.kind in ("add", "sub") and all(self._is_signal(op, op.args[name]) for name in ("self", "other")):
-            alpha = op.args["alpha"] * (1 if op.kind == "add" else -1)
-            return self.function(general.add, (self.signal(op.args["self"]), self.signal(op.args["other"]), alpha))
-        if op.kind in ("mul", "div", "neg", "add", "sub", "rsub") and (found := self._with_constant(op)) is not None:
-            x, constant = self.signal(found[0]), found[1]
-            if op.kind in ("mul", "div", "neg"):
-                return self.function(general.scaled, (x, constant))
-            x = self.function(general.scaled, (x, -1.0)) if op.kind == "rsub" else x
-            return self.function(general.shifted, (x, constant))
+        affine = self._affine(op)
+        if affine is not None:
+            return affine
         sized = self.source.sized
         pooled = max_pool_of(op, "window", sized) if op.kind in kinds.MAX_POOLS else means_of(op, sized)
         moved = pooled or flatten_of(op) or upsample_of(op)
@@ -151,6 +145,37 @@ class Builder:
         f = general.rearranged if moves else general.linear_map
         by_channel = (True,) if f is general.rearranged else ()
         return self.function(f, (_reshaping(op), *by_channel, *args), kwargs)
+
+    def of_answers(self, op: Op) -> fx.Node | None:
+        """Add a sum, a move or an upsampling of answers; return None for other Ops, which no program has."""
+        values = [self.env[value].kind for value in op.inputs]
+        if not set(values) <= {"answer", "constant", "size"} or op.args.get("alpha", 1) not in (1, -1):
+            return None  # torch rounds a + alpha * b once
+        if (affine := self._affine(op)) is not None:
+            return affine
+        pools = kinds.is_max_pool(op) and op.kind != "amax"
+        layer = max_pool_of(op, "window", self.source.sized) if pools else upsample_of(op)
+        if layer is not None:
+            return self.call(op, layer, self.tensor(op.x))
+        if op.kind not in kinds.REARRANGE or "constant" in values or op.batch is None or op.args.get("value"):
+            return None
+        if values.count("answer") > 1 and op.args.get("dim") != 1:
+            return None
+        args, kwargs = pytree.tree_map_only(Op, self.tensor, _any_batch(op))
+        return self.function(general.rearranged, (_reshaping(op), True, *args), kwargs)
+
+    def _affine(self, op: Op) -> fx.Node | None:
+        """Add a sum of two values, or a product or a sum with a constant; return None for other Ops."""
+        if op.kind in ("add", "sub") and all(self._is_signal(op, op.args[name]) for name in ("self", "other")):
+            alpha = op.args["alpha"] * (1 if op.kind == "add" else -1)
+            return self.function(general.add, (self.signal(op.args["self"]), self.signal(op.args["other"]), alpha))
+        if op.kind not in ("mul", "div", "neg", "add", "sub", "rsub") or (found := self._with_constant(op)) is None:
+            return None
+        x, constant = self.signal(found[0]), found[1]
+        if op.kind in ("mul", "div", "neg"):
+            return self.function(general.scaled, (x, constant))
+        x = self.function(general.scaled, (x, -1.0)) if op.kind == "rsub" else x
+        return self.function(general.shifted, (x, constant))
 
     def _is_signal(self, op: Op, value: Any) -> bool:
         return isinstance(value, Op) and value.shape == op.shape and self.env[value].kind not in ("constant", "size")
@@ -168,7 +193,8 @@ class Builder:
             exact = isinstance(constant, (int, float)) and abs(math.frexp(constant)[0]) == 0.5
             return (x, 1 / constant) if exact and not op.args.get("rounding_mode") else None
         if isinstance(constant, Op):
-            return (x, self.tensor(constant)) if constant.kind == "attribute" and op.kind != "sub" else None
+            known = self.env[constant].kind == "constant" and constant.batch is None
+            return (x, self.tensor(constant)) if known and op.kind != "sub" else None
         return x, -constant if op.kind == "sub" else constant
 
     def term(self, op: Op, alone: bool = False) -> Any:

@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 from tandem_ext import SpikeTrain
 from tandem_ext._torch import Convolution, OpOverload, arguments_of, pytree
 
+from ..frozen.answers import numbered
 from ..nn.hooks import evaluating
 from ..nn.signals import describe, effective_counts, inputs_of
 from . import kinds
@@ -43,13 +44,7 @@ def exported(ann: nn.Module, example: Example | None = None) -> OpGraph:
         raise CannotConvert(f"its forward has a second input, {needed[1]!r}: a spiking network has one")
     with evaluating(ann):
         examples = examples_for(ann) if example is None else [_doubled(example)]
-        answer = _answer(ann, examples[0])
-        if not isinstance(answer, Tensor):
-            several = isinstance(answer, (tuple, list, dict))
-            what = f"{len(answer)} values, {type(answer).__name__}" if several else describe(answer)
-            name = type(ann).__name__
-            why = kinds.INSTEAD.get(name.lower(), "a spiking network has one answer, a tensor")
-            raise CannotConvert(f"{name} returns {what}: {why}")
+        _check_answer(ann, _answer(ann, examples[0]))
         graph, *others = (_graph(ann, x) for x in examples)
     if any(_numbers(graph) != _numbers(other) for other in others):
         raise CannotConvert(f"the operations of the ANN depend on the size of its input: {GIVE}")
@@ -74,6 +69,15 @@ def _answer(ann: nn.Module, x: Tensor) -> Any:
     except Exception as error:  # a user's forward may raise anything
         of = f"samples of shape {list(x.shape[1:])} (dimension 0 is the batch)"
         raise ValueError(f"example: the ANN does not accept {of}: {str(error).splitlines()[0]}") from error
+
+
+def _check_answer(ann: nn.Module, answer: Any) -> None:
+    name = type(ann).__name__
+    instead = kinds.INSTEAD.get(name.lower())
+    for value in pytree.tree_leaves(answer):
+        if not isinstance(value, Tensor) or (value is not answer and instead):
+            why = instead or "expected tensors, alone or in dicts, lists and tuples"
+            raise CannotConvert(f"{name} returns {describe(value)}: {why}")
 
 
 def _graph(ann: nn.Module, x: Tensor) -> OpGraph:
@@ -152,7 +156,10 @@ class _Reader:
         return Op(node.name, "attribute", target=path)
 
     def _output(self, node: fx.Node) -> Op:
-        return Op("output", "output", call=fx.map_arg((node.args[0], {}), self.ops.__getitem__))  # type: ignore[arg-type]
+        answers: Any = fx.map_arg(node.args[0], self.ops.__getitem__)  # type: ignore[arg-type]
+        spec = self.program.call_spec.out_spec
+        assert spec is not None
+        return Op("output", "output", call=((numbered(pytree.tree_unflatten([*answers], spec), iter(answers)),), {}))
 
     def _call(self, node: fx.Node) -> Op:
         args, kwargs = call = fx.map_arg((node.args, node.kwargs), self.ops.__getitem__)  # type: ignore[arg-type]

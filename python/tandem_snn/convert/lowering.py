@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from tandem_ext._torch import pytree
 from tandem_ext.checks import Timing
 from tandem_ext.functional.neuron import over_space
 
@@ -79,7 +80,7 @@ class Conversion(Builder):
         if op.kind in ("attribute", "size"):
             return Counterpart("constant" if op.kind == "attribute" else "size")
         if op.kind == "output":
-            self.graph.output(self.tensor(op.x))
+            self.graph.output(pytree.tree_map_only(Op, self.tensor, op.call[0][0]))
             return Counterpart("answer")
         sources = {self.env[value].kind for value in op.inputs}
         found = sources - {"constant", "size"}
@@ -180,7 +181,8 @@ class Conversion(Builder):
             pool = means_of(op, self.source.sized)
             if pool is not None:
                 return Counterpart("counts", self.call(op, pool, x.node))
-        return Counterpart("answer", self.copy(op))
+        known = self.of_answers(op) if x.kind == "answer" else None
+        return Counterpart("answer", self.copy(op) if known is None else known)
 
     def _max_pool(self, op: Op, x: Counterpart) -> Counterpart:
         return self._layer(op, max_pool_of(op, self.timing, self.source.sized), x)

@@ -80,8 +80,8 @@ def freeze(
         check_batch(example)
     frozen = FrozenNetwork(net, weight_bits, T, None if example is None else tuple(example.shape[1:]))
     layers = frozen._program_for(1.0).layers
-    if isinstance(layers, Stages) and layers.timing is not None:
-        last = f"its last layer, {layers.stages[-1].name!r}, gives spikes"
+    if isinstance(layers, Stages) and layers.fired is not None:
+        last = f"its last layer, {layers.fired!r}, gives spikes"
         raise ValueError(f"net: expected a network that ends in a Readout or in mean counts: {last}")
     if frozen.why_slow is not None:
         warnings.warn(f"freeze: the network runs layer by layer, which takes longer: {frozen.why_slow}", stacklevel=2)

@@ -97,7 +97,8 @@ def joined(lowering: Lowering, name: str, values: list[Value]) -> Value:
         values = [lowering.converted(name, value, timing) for value in values]
         if any(value.is_currents for value in values):
             values = [lowering.affine(name, value, None, None) for value in values]
-    check_times(name, *values)
+    if not all(value.is_numbers for value in values):
+        check_times(name, *values)
     x = values[0]
     for other in values[1:]:
         key = x.number, other.number

@@ -1,11 +1,13 @@
 """A frozen network on a GPU as a CUDA graph."""
 
 from collections.abc import Hashable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain
+from tandem_ext._torch import pytree
 
 from .stages import Stage
 
@@ -35,12 +37,12 @@ class Graph:
     def record(self, net: nn.Module) -> None:
         # Other threads, such as a DataLoader's that pins memory, may do meanwhile what a capture forbids.
         with torch.cuda.graph(self._graph, stream=self._side, capture_error_mode="thread_local"):
-            self._answer: Tensor = net(self._x)
+            self._answer = net(self._x)
 
-    def __call__(self, x: Tensor | SpikeTrain) -> Tensor:
+    def __call__(self, x: Tensor | SpikeTrain) -> Any:
         self._given.copy_(x.stored if isinstance(x, SpikeTrain) else x)
         self._graph.replay()
-        return self._answer.clone()
+        return pytree.tree_map(torch.clone, self._answer)
 
 
 def capture(net: nn.Module, x: Tensor | SpikeTrain) -> Graph | None:

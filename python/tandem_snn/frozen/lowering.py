@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -20,8 +21,9 @@ from ..nn.batch_norm import fold_norm
 from ..nn.hooks import READOUTS
 from ..nn.maximum import MaxPool
 from ..nn.quantise import quantise
+from .answers import named, numbered
 from .functions import apply_function, check_times, joined, rearranged
-from .instruction import CONVERSIONS, INPUT, CannotLower, Instruction
+from .instruction import ABSENT, CONVERSIONS, INPUT, CannotLower, Instruction
 from .stages import Stage, Stages
 from .trace import LAYERS, LEAVES, MOVES, Value, trace
 
@@ -82,20 +84,25 @@ class Lowering:
             timing = None if isinstance(layer, tnn.Encoder) and layer.mode != "events" else timing
         image = Value(INPUT, timing, self.gain, is_image=True, owner=self)
         answer = trace(self.net, image, self.call, partial(apply_function, self))
-        if not isinstance(answer, Value) or answer.number != len(self.list) - 1:
-            raise CannotLower("net", "its output is not that of its last layer, a Readout")
-        stages = Stages(self._read(), self.mode or "events", self.T, answer.timing)
+        answers = dict(named(answer))
+        for path, value in answers.items():
+            if not isinstance(value, Value) or value.number == INPUT or value.pending:
+                raise CannotLower("net", f"its output {path!r} is not that of a Readout".replace(" ''", ""))
+            if path:
+                answers[path] = self._add(path, "output", value, None, 1.0, {})
+        stages = Stages(self._read(answers), self.mode or "events", self.T, numbered(answer, count()))
+        fired = (self.list[value.number].name for _, value in named(answer) if value.timing is not None)
+        stages.fired = next(fired, None)
         moves = (stage.instruction for stage in self.list if stage.instruction.kind == "gather")
         stages.sized = self.sized or any(not i.by_channel for i in moves)
         return stages
 
-    def _read(self) -> list[Stage]:
-        """Return the stages without gathers that none reads, because a move and its way back are none."""
-        read = {len(self.list) - 1}
+    def _read(self, answers: dict[str, Value]) -> list[Stage]:
+        """Return the stages that are read. Others are layers without readers, and a move whose way back came next."""
+        read = {value.number for value in answers.values()}
         for number in reversed(range(len(self.list))):
-            i = self.list[number].instruction
-            if number in read or i.kind != "gather":
-                read |= {number, i.input, i.residual}
+            if number in read:
+                read |= {self.list[number].instruction.input, self.list[number].instruction.residual}
         numbers = {number: n for n, number in enumerate(sorted(n for n in read if n >= 0))}
         for number in numbers:
             i = self.list[number].instruction
@@ -117,7 +124,7 @@ class Lowering:
         if type(layer) is tnn.Flatten and x.pending:
             return rearranged(self, name, "flatten", True, x, layer.start_dim, layer.end_dim)
         some = type(layer) is tnn.Flatten and (layer.start_dim, layer.end_dim) != (1, -1)
-        if some and x.timing is not None:  # of a train or currents
+        if some and (x.timing is not None or x.is_numbers):
             dims = len(self.features_of(name, x))
             if (layer.start_dim % (dims + 1), layer.end_dim % (dims + 1)) != (1, dims):
                 return rearranged(self, name, "flatten", True, x, layer.start_dim, layer.end_dim)
@@ -130,7 +137,9 @@ class Lowering:
         if type(layer) in READOUTS:
             weight, gain = _weighted(layer, x.gain)
             tensors = _weights(layer, weight) | {"shift": layer.bias}
-            return self._add(name, "readout", x, None, 1.0, tensors, gain=float(gain), **_geometry(layer, weight))
+            y = self._add(name, "readout", x, None, 1.0, tensors, gain=float(gain), **_geometry(layer, weight))
+            y.channels = len(weight)
+            return y
         raise CannotLower(name, f"{type(layer).__name__} is not a layer of tandem_snn.nn")
 
     def _add(
@@ -148,7 +157,18 @@ class Lowering:
         u.is_currents, u.channels = True, channels
         return u
 
+    def numbers(self, name: str, x: Value, other: Value | None = None, **tensors: Tensor | None) -> Value:
+        """Append a sum of numbers, with a scale or a shift of each channel."""
+        channels = self.channels_of(name, x)
+        fields = {"residual": ABSENT if other is None else other.number, "outputs": channels}
+        each: Any = {key: None if t is None else t.expand(channels).contiguous() for key, t in tensors.items()}
+        y = self._add(name, "sum", x, None, 1.0, each, **fields)
+        y.channels = channels
+        return y
+
     def sum(self, name: str, a: Value, b: Value) -> Value:
+        if a.is_numbers and b.is_numbers:
+            return self.numbers(name, a, b)
         check_times(name, a, b)
         timing = (a if a.is_currents else b).timing
         a, b = (value if value.is_currents else self.converted(name, value, str(timing)) for value in (a, b))
@@ -165,6 +185,8 @@ class Lowering:
 
     def affine(self, name: str, x: Value, scale: Tensor | None, shift: Tensor | None) -> Value:
         """Append scale * x + shift, where the gain of a train is multiplied first."""
+        if x.is_numbers:
+            return self.numbers(name, x, scale=scale, shift=shift)
         check_times(name, x)
         channels = self.channels_of(name, x)
         fields = {"outputs": channels}
@@ -223,7 +245,7 @@ class Lowering:
         fields = {"kernel": size, "ceil": bool(layer.align_corners)}
         if x.timing is None and not x.is_currents:
             y = self._add(name, "upsample", x, None, x.gain, {}, **fields)
-            y.is_image = x.is_image
+            y.is_image, y.channels = x.is_image, features[0]
             return y
         x = self.affine(name, x, None, None)
         x = x if x.is_currents else self.currents(name, "sum", x, features[0], {"outputs": features[0]})

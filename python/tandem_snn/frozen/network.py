@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from tandem_ext import SpikeTrain, checks
 from tandem_ext._load import has_kernels
-from tandem_ext._torch import WeightKeeper
+from tandem_ext._torch import WeightKeeper, pytree
 from tandem_ext.train import with_flags
 
 from .. import nn as tnn
@@ -118,10 +118,14 @@ class FrozenNetwork(Streaming, WeightKeeper):
         return grids_of(self._program_for(1.0).layers)
 
     @inference
-    def forward(self, x: Tensor | SpikeTrain) -> Tensor:
-        """Return the readout [B, outputs] of the whole window, for a batch x of images or a SpikeTrain."""
-        T = self._window_of(x)
-        return with_flags(self._answer(x, T), x.bad) if isinstance(x, SpikeTrain) else self._answer(x, T)
+    def forward(self, x: Tensor | SpikeTrain) -> Any:
+        """Return the answer of the whole window, for a batch x of images or a SpikeTrain.
+
+        It is a readout [B, outputs], or what the network returns of such: a dict, list or tuple.
+        """
+        answer = self._answer(x, self._window_of(x))
+        bad = x.bad if isinstance(x, SpikeTrain) else None
+        return answer if bad is None else pytree.tree_map(lambda y: with_flags(y, bad), answer)
 
     def _window_of(self, x: Tensor | SpikeTrain) -> int | None:
         """Return T of this call, which self.T may not be if another thread calls with another T."""
@@ -132,7 +136,7 @@ class FrozenNetwork(Streaming, WeightKeeper):
             return x.T
         return self._T
 
-    def _answer(self, x: Tensor | SpikeTrain, T: int | None) -> Tensor:
+    def _answer(self, x: Tensor | SpikeTrain, T: int | None) -> Any:
         if x.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
             return self._replay(x)
         program = self._program(x)
@@ -142,16 +146,16 @@ class FrozenNetwork(Streaming, WeightKeeper):
         why = program.refuses(T)
         if why is None:
             try:
-                return program.run(x, T)
+                return program.layers.answer(program.run(x, T))
             except (RuntimeError, ValueError):  # the layers may support x, or raise a clearer error
                 pass
-        answer: Tensor = program.layers(x)
+        answer = program.layers(x)
         if why is None or program.layers.T is None:  # else freeze() said it
             said = f"one call does not take {describe(x)}" if why is None else why
             warnings.warn(f"x: the network runs layer by layer on it, which takes longer: {said}", stacklevel=6)
         return answer
 
-    def _replay(self, x: Tensor | SpikeTrain) -> Tensor:
+    def _replay(self, x: Tensor | SpikeTrain) -> Any:
         """Run on a GPU, as one CUDA graph, or layer by layer if there can be no graph."""
         layers, key = self._program(x).layers, key_of(x)
         graph = None if key is None else _kept(self._graphs, key, lambda: capture(layers, x))

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from tandem_ext import SpikeTrain
-from tandem_ext._torch import autocast_active, forward_mode_active, unseen
+from tandem_ext._torch import autocast_active, forward_mode_active, pytree, unseen
 from tandem_ext.ops import counts_dtype
 
 from ..container import pack, unpack, write_atomically
 from ..errors import UserError
 from ..nn.passing import SIGNALS
+from .answers import structured
 from .instruction import ABSENT, CONSTANTS, FIELDS, HEADER, INPUT, TENSORS, CannotLower, Instruction
 from .lowering import lower
 from .stages import Stage, Stages, check_finite
@@ -55,8 +56,8 @@ def inference(answer: Answer) -> Answer:
         with torch.set_grad_enabled(False):  # tensors of inference mode are of no use to a loss
             y = answer(*args, **kwargs)
         edge = _edge(args)
-        if isinstance(y, Tensor) and edge is not None and edge.requires_grad:
-            return _Constant.apply(y, edge)  # type: ignore[no-untyped-call]
+        if edge is not None and edge.requires_grad:
+            return pytree.tree_map_only(Tensor, functools.partial(_without_gradient, edge), y)
         return y
 
     return run  # type: ignore[return-value]
@@ -66,6 +67,10 @@ def _edge(args: tuple[Any, ...]) -> Tensor | None:
     """Return what gradients of a call would flow to: its input, or the counts of a train."""
     x = args[1] if len(args) > 1 else None
     return x.edge if isinstance(x, SpikeTrain) else x if isinstance(x, Tensor) else None
+
+
+def _without_gradient(edge: Tensor, answer: Tensor) -> Tensor:
+    return _Constant.apply(answer, edge) if answer.is_floating_point() else answer  # type: ignore
 
 
 class _Constant(torch.autograd.Function):
@@ -131,7 +136,9 @@ def decode(program: Tensor, numbers: Tensor, names: Sequence[str]) -> tuple[Stag
     stages = [_stage(name, row, numbers, _DTYPES[header["dtype"]]) for name, row in zip(names, rows, strict=True)]
     sizes = [header[name] for name in ("channels", "height", "width")]
     shape = (*sizes[:1], *sizes[4 - header["dims"] :]) if header["dims"] else None
-    network = Stages(stages, _MODES[header["source"]], None if header["any_T"] else header["T"])
+    answers = [stage.name for stage in stages if stage.instruction.kind == "output"]
+    T = None if header["any_T"] else header["T"]
+    network = Stages(stages, _MODES[header["source"]], T, structured(answers) if answers else 0)
     check_finite(network)
     return network, Metadata(header["T"] or None, header["weight_bits"] or None, shape)
 
@@ -236,8 +243,8 @@ class Program:
             raise why
         return self
 
-    def run(self, x: Tensor | SpikeTrain, T: int | None, every_step: bool = False) -> Tensor:
-        """Return the readout of the whole window, or after each of its steps."""
+    def run(self, x: Tensor | SpikeTrain, T: int | None, every_step: bool = False) -> list[Tensor]:
+        """Return the answers of the whole window, or after each of its steps."""
         source, timing = (x.stored, x.timing) if isinstance(x, SpikeTrain) else (x, "step")
         return _ops.frozen_run.default(source, T, timing, self.network, every_step)
 

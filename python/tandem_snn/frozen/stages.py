@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
-from tandem_ext.functional.neuron import over_inputs
+from tandem_ext._torch import pytree
+from tandem_ext.functional.neuron import over_inputs, over_space
 from tandem_ext.functional.products import Product
 from tandem_ext.functional.settings import Settings
-from tandem_ext.ops import counts_dtype
+from tandem_ext.ops import compute_dtype, counts_dtype
 from tandem_ext.train import add_flags
 
 from .. import nn as tnn
@@ -101,6 +102,11 @@ class Stage(nn.Module):
         i = self.instruction
         if i.kind == "gather":
             return self._gathered(x, residual)
+        if i.kind == "output":
+            return x
+        if i.kind == "sum" and isinstance(x, Tensor):
+            x = _each(torch.add, _each(torch.mul, x, self.scale), self.shift)
+            return x if residual is None else x + _each(torch.mul, residual, self.residual_scale)
         if i.kind == "sum":
             y = _numbers(x).affine(self.scale, self.shift)
             return y if residual is None else y + _numbers(residual).affine(self.residual_scale, None)
@@ -116,6 +122,8 @@ class Stage(nn.Module):
         return self._spikes(x, residual) if i.fires else self._currents(x)
 
     def _gathered(self, x: Any, joined: Any) -> Any:
+        if isinstance(x, Tensor):
+            return self._gather(x, in_order=True) if joined is None else torch.cat([x, joined], 1)
         if isinstance(x, (ConstantInput, ImpulseInput)):
             return x.replace(x=self._gather(x.x, in_order=True))
         if isinstance(x, Currents):
@@ -151,7 +159,7 @@ class Stage(nn.Module):
 
     def _move(self) -> Callable[[Any], Any] | None:
         i = self.instruction
-        if i.kind in ("sum", "neurons", "gather"):
+        if i.kind in ("sum", "neurons", "gather", "output"):
             return None
         if i.kind == "flatten":
             return tnn.Flatten(i.first, i.last)
@@ -234,6 +242,11 @@ class Stage(nn.Module):
         return self._synapses().output_shape((*shape[:2], *space), self.weight)
 
 
+def _each(f: Callable[[Tensor, Tensor], Tensor], x: Tensor, values: Tensor | None) -> Tensor:
+    """Return f of numbers and a value of each channel, rounded once."""
+    return x if values is None else f(x.to(compute_dtype(x.dtype)), over_space(values, x.shape)).to(x.dtype)
+
+
 def _numbers(x: SpikeTrain | Currents) -> Currents:
     """Return counts or spikes as currents, without a gain."""
     return currents_of(x.replace(gain=1.0) if isinstance(x, SpikeTrain) else x)
@@ -259,16 +272,18 @@ class Stages(nn.Module):
     Attributes:
         mode: the kind of input, as in ``tnn.Encoder``.
         T: the number of time steps; None: the T of each input train.
-        timing: the timing of the train that it returns; None: it returns numbers.
+        structure: of the answers, with their numbers among the stages of kind "output"; 0: the last result alone.
+        fired: the name of a layer whose spikes or currents are an answer, or None.
         sized: whether they were lowered for samples of one shape.
     """
 
+    fired: str | None = None
     sized = False
 
-    def __init__(self, stages: Iterable[Stage], mode: str, T: int | None, timing: str | None = None) -> None:
+    def __init__(self, stages: Iterable[Stage], mode: str, T: int | None, structure: Any = 0) -> None:
         super().__init__()
         self.stages: Any = nn.ModuleList(stages)
-        self.mode, self.T, self.timing = mode, T, timing
+        self.mode, self.T, self.structure = mode, T, structure
         read: Any = enumerate(stage.instruction for stage in self.stages)
         readers = {value: n for n, i in read for value in (i.input, i.residual)}
         self._done: Any = {n: [value for value, last in readers.items() if last == n] for n in readers.values()}
@@ -290,13 +305,20 @@ class Stages(nn.Module):
         return x.replace(gain=1.0)
 
     def forward(self, x: Any, watch: Callable[[int, Any, Any], None] | None = None) -> Any:
-        """Return the answer. ``watch(number, x, y)`` is called with the input and output of each stage."""
+        """Return the answers. ``watch(number, x, y)`` is called with the input and output of each stage."""
         values = {ABSENT: None, INPUT: self.signal(x)}
+        answers = []
         for number, stage in enumerate(self.stages):
             x = values[stage.instruction.input]
             y = values[number] = stage(x, values[stage.instruction.residual])
+            if stage.instruction.kind == "output":
+                answers.append(y)
             if watch is not None:
                 watch(number, x, y)
             for value in self._done.get(number, ()):
                 del values[value]
-        return y
+        return self.answer(answers or [y])
+
+    def answer(self, answers: list[Tensor]) -> Any:
+        """Return answers in the structure of the network's."""
+        return answers[0] if self.structure == 0 else pytree.tree_map(answers.__getitem__, self.structure)

@@ -69,35 +69,43 @@ class Stream:
             return "x: the gain of its spikes differs from that of the steps before"
         return "" if x.device.type == "cpu" else f"x: the steps before were on the CPU, now on {x.device}"
 
-    def step(self, x: Tensor | SpikeTrain | None, steps: int = 1, moves: bool = False) -> tuple[Tensor, list[Tensor]]:
+    def step(
+        self, x: Tensor | SpikeTrain | None, steps: int = 1, moves: bool = False
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """Show an input and take a step. Neurons that follow may go on with the input before, and take several steps.
 
         Returns:
-            (readout [B, outputs], with ``moves`` those of a single step by stage [B, *features]).
+            (the answers [B, *features], with ``moves`` those of a single step by stage [B, *features]).
         """
         source: Any = x
         if isinstance(x, SpikeTrain):
             source = x.planes
             if self._bad or x.bad is not None:
                 self._bad.extend([x.bad] * x.T)
-        answer, self.facts, moved = explained(
+        answers, self.facts, moved = explained(
             self.program, x, self.T, _step,
             source, isinstance(x, SpikeTrain) and x.T == 1, self.shape, self.T, self.program.network, self._state,
             self.is_new, steps, moves,
         )  # fmt: skip
         self.is_new = False
-        return (with_flags(answer, reduce(add_flags, self._bad, None)) if self._bad else answer), moved
+        if self._bad:
+            bad = reduce(add_flags, self._bad, None)
+            answers = [with_flags(answer, bad) for answer in answers]
+        return answers, moved
 
     def until_rest(self, x: Tensor | SpikeTrain, steps: int | None = None, moves: bool = False) -> Iterator[Any]:
-        """Show an input; yield (readout, moves) after each step, until nothing moves or for a number of steps."""
+        """Show an input; yield (answers, moves) after each step, until nothing moves or for a number of steps."""
         yield self.step(x, 1, moves)
         for taken in count(1):
             if taken == steps:
                 return
-            answer = self.step(None, 1, moves)
+            after = self.step(None, 1, moves)
             if steps is None and not bool(self.facts[1].any()):
                 return
-            yield answer
+            yield after
+
+    def answer(self, answers: list[Tensor]) -> Any:
+        return self.program.layers.answer(answers)
 
     def by_layer(self, moves: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return the moves of a step by the name of the layer, and "input", as int8 [B, *features]."""
@@ -137,7 +145,7 @@ class Streaming:
         return torch.zeros(0, dtype=torch.int64) if self._stream is None else self._stream.facts[1]
 
     @inference
-    def step(self, x: Tensor | SpikeTrain | None = None) -> Tensor:
+    def step(self, x: Tensor | SpikeTrain | None = None) -> Any:
         """Run one time step of a stream.
 
         With timing "step" the state carries over from step to step, also beyond T; call :meth:`reset` before the next
@@ -152,7 +160,7 @@ class Streaming:
                 is. On the CPU.
 
         Returns:
-            The readout so far, [B, outputs]. With timing "step" it has t/T of the bias, and after T steps equals the
+            The answer so far, as of a call. With timing "step" it has t/T of the bias, and after T steps equals the
             readout of the window.
 
         Raises:
@@ -172,12 +180,12 @@ class Streaming:
         stream, signal = self._shown(x)
         if not stream.follows and (signal is None or (isinstance(signal, SpikeTrain) and signal.T != 1)):
             raise ValueError(f"x: expected one step, got {describe(x)}")
-        answer, _ = stream.step(signal)
+        answers, _ = stream.step(signal)
         self._go_on(stream)
-        return answer
+        return stream.answer(answers)
 
     @inference
-    def settle(self, x: Tensor | SpikeTrain | None = None, steps: int | None = None) -> tuple[Tensor, Tensor]:
+    def settle(self, x: Tensor | SpikeTrain | None = None, steps: int | None = None) -> tuple[Any, Tensor]:
         """Show an input to a network with window timing, and take steps until no neuron moves any more.
 
         At rest every count is that of the window, whatever came before: the readout is that of :meth:`forward` for the
@@ -189,7 +197,7 @@ class Streaming:
                 needed.
 
         Returns:
-            (readouts, steps): the readouts [B, outputs], and the number of steps in which anything of the sample moved,
+            (answer, steps): the answer as of a call, and the number of steps in which anything of the sample moved,
             int64 [B].
 
         Raises:
@@ -205,9 +213,9 @@ class Streaming:
             checks.T("steps", steps)
         stream, signal = self._shown(x)
         _check_follows(stream)
-        answer, _ = stream.step(signal, UNTIL_REST if steps is None else steps)
+        answers, _ = stream.step(signal, UNTIL_REST if steps is None else steps)
         self._go_on(stream)
-        return answer, stream.facts[0]
+        return stream.answer(answers), stream.facts[0]
 
     def _go_on(self, stream: Stream) -> None:
         """Keep the stream of a call that did not fail."""
@@ -252,7 +260,7 @@ class Streaming:
         return Stream(self._program(x).streaming(x.device, T), x, T)
 
     @inference
-    def readouts(self, x: Tensor | SpikeTrain, steps: int | None = None) -> Tensor:
+    def readouts(self, x: Tensor | SpikeTrain, steps: int | None = None) -> Any:
         """Return the readout after each step, from silence, and leave the stream as it is.
 
         Args:
@@ -260,7 +268,7 @@ class Streaming:
             steps: the number of steps; None: T with timing "step", and until everything is at rest with "window".
 
         Returns:
-            [steps, B, outputs].
+            [steps, B, outputs], or a structure of such.
 
         Raises:
             TypeError: x is not a batch, or steps is not an int.
@@ -272,35 +280,40 @@ class Streaming:
         >>> torch.equal(frozen.readouts(x), torch.stack([frozen.step(x) for _ in range(4)]))
         True
         """
-        return self._over_time(x, steps)[0]
+        stream = self._stream_of(x, steps)
+        return stream.answer(self._over_time(stream, x, steps)[0])
 
     def _over_time(
-        self, x: Tensor | SpikeTrain, steps: int | None = None, enough: Callable[[Tensor], Tensor] | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the readouts [steps, B, outputs] from silence, and in which steps a neuron moved, [steps, B].
+        self,
+        stream: Stream,
+        x: Tensor | SpikeTrain,
+        steps: int | None = None,
+        enough: Callable[[Tensor], Tensor] | None = None,
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Return the answers, each [steps, B, ...], from silence, and in which steps a neuron moved, [steps, B].
 
-        With timing "window" no step follows once ``enough(readout)`` was true for each sample.
+        With timing "window" no step follows once ``enough(answer)`` was true for each sample.
         """
-        stream = self._stream_of(x, steps)
         if stream.follows:
-            answers, moves, done = [], [], torch.zeros(len(x), dtype=torch.bool)
-            for answer, _ in stream.until_rest(x, steps):
-                answers.append(answer)
+            after, moves, done = [], [], torch.zeros(len(x), dtype=torch.bool)
+            for answers, _ in stream.until_rest(x, steps):
+                after.append(answers)
                 moves.append(stream.facts[1] > 0)
-                if enough is not None and bool((done := done | enough(answer)).all()):
+                if enough is not None and bool((done := done | enough(answers[0])).all()):
                     break
-            return torch.stack(answers), torch.stack(moves)
+            return [torch.stack(each) for each in zip(*after, strict=True)], torch.stack(moves)
         T = stream.T
         if steps is not None and steps > T:
             raise ValueError(f'steps: expected at most T={T} with timing "step", got {steps}')
         each = explained(stream.program, x, T, stream.program.run, x, T, every_step=True)
-        if each.isnan().any():  # a potential may have become NaN at a later step
-            for t in range(len(each)):
+        if any(bool(answer.isnan().any()) for answer in each):  # a potential may have become NaN at a later step
+            for t in range(T):
                 now: Any = part_of(x, t, t + 1) if isinstance(x, SpikeTrain) else x
-                each[t], _ = stream.step(now)
+                for answer, then in zip(each, stream.step(now)[0], strict=True):
+                    answer[t] = then
         if isinstance(x, SpikeTrain):
-            each = with_flags(each.movedim(1, 0), x.bad).movedim(0, 1)
-        return each[:steps], None
+            each = [with_flags(answer.movedim(1, 0), x.bad).movedim(0, 1) for answer in each]
+        return [answer[:steps] for answer in each], None
 
     @torch.no_grad()
     def anytime(self, x: Tensor | SpikeTrain, confidence: float = 0.9) -> tuple[Tensor, Tensor]:
@@ -321,7 +334,8 @@ class Streaming:
 
         Raises:
             TypeError: x is not a batch, or confidence is not a number.
-            ValueError: confidence is out of range, the network has one output, or it cannot stream (see :meth:`step`).
+            ValueError: confidence is out of range, the network has one output or several answers, or it cannot
+                stream (see :meth:`step`).
 
         >>> net = nn.Sequential(tnn.Encoder(T=4), tnn.Linear(3, 5), tnn.Readout(5, 2))
         >>> logits, steps = tandem_snn.freeze(net).anytime(torch.rand(6, 3), confidence=0.6)
@@ -333,7 +347,10 @@ class Streaming:
         def sure(answers: Tensor) -> Tensor:
             return answers.flatten(1).softmax(1).amax(1) >= confidence
 
-        answers, moves = self._over_time(x, None, sure)
+        stream = self._stream_of(x, None)
+        if stream.program.layers.structure != 0:
+            raise ValueError("confidence: it is that of one answer, and the network has several: call readouts")
+        (answers,), moves = self._over_time(stream, x, None, sure)
         if answers.shape[2:].numel() == 1:
             raise ValueError("confidence: the softmax of a single output is always 1, so it cannot be a confidence")
         ends = sure(answers.flatten(0, 1)).view(answers.shape[:2])
@@ -344,7 +361,7 @@ class Streaming:
         return answers[last, torch.arange(len(last))], last + 1
 
     @torch.no_grad()
-    def follow(self, x: Tensor | SpikeTrain, steps: int | None = None) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    def follow(self, x: Tensor | SpikeTrain, steps: int | None = None) -> Iterator[tuple[Any, dict[str, Tensor]]]:
         """Yield, after each step of a network with window timing, the readout and the moves of every layer.
 
         It starts from silence, ends at rest or after ``steps``, and leaves the stream as it is.
@@ -354,7 +371,7 @@ class Streaming:
             steps: the most steps; None: until rest.
 
         Yields:
-            (readout [B, outputs], moves): by the name of the layer int8 [B, *features], 1 where a count rises and -1
+            (answer as of a call, moves): by the name of the layer int8 [B, *features], 1 where a count rises and -1
             where it falls; the moves of spikes that come in have the name "input".
 
         Raises:
@@ -366,8 +383,8 @@ class Streaming:
         """
         stream = self._stream_of(x, steps)
         _check_follows(stream)
-        for answer, moves in stream.until_rest(x, steps, moves=True):
-            yield answer, stream.by_layer(moves)
+        for answers, moves in stream.until_rest(x, steps, moves=True):
+            yield stream.answer(answers), stream.by_layer(moves)
 
 
 def _check_follows(stream: Stream) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from tandem_ext import signal
-from tandem_ext._torch import children_of, has_forward_hooks, set_children, uncompiled
+from tandem_ext._torch import children_of, has_forward_hooks, pytree, set_children, uncompiled
 
 from .. import nn as tnn
 from ..nn import currents, general
@@ -59,13 +59,24 @@ class Value(signal.Signal):
         self.origin: tuple[Value, Tensor] | None = None
         self.pending = False
 
+    @property
+    def is_numbers(self) -> bool:
+        """Whether it is mean counts, or what a readout or a function makes of them."""
+        return self.timing is None and not self.is_image
+
     def __add__(self, other: Any) -> Any:
-        if isinstance(other, Value) and (self.is_currents or other.is_currents):
+        adds = self.is_numbers or self.is_currents or (isinstance(other, Value) and other.is_currents)
+        if adds and isinstance(other, Value) and other.is_numbers == self.is_numbers:
             return self.owner.sum("sum", self, other)
+        if self.is_numbers and isinstance(other, int | float):
+            return self.owner.affine("shifted", self, None, torch.tensor([float(other)]))
         raise TypeError("spikes are 0 and 1, and cannot be added")
 
+    def __sub__(self, other: Any) -> Any:
+        return self + -1.0 * other if self.is_numbers else NotImplemented
+
     def __mul__(self, factor: Any) -> Any:
-        if not self.is_currents or not isinstance(factor, int | float):
+        if not (self.is_currents or self.is_numbers) or not isinstance(factor, int | float):
             return NotImplemented
         return self.owner.affine("scaled", self, torch.tensor([float(factor)]), None)
 
@@ -179,7 +190,7 @@ def _run_graph(name: str, copy: fx.GraphModule, function: Callable[..., Any], *a
             values[node] = _attribute(copy, str(node.target))
         elif node.op == "output":
             return arguments[0]
-        elif node.op == "call_function" and node.target in FUNCTIONS:
+        elif node.op == "call_function" and (node.target in FUNCTIONS or _are_constant((arguments, named))):
             values[node] = function(node.name, node.target, *arguments, **named)
         else:
             raise CannotLower(name or "net", f"{_operator_of(node)} is not a layer of tandem_snn.nn")
@@ -191,6 +202,10 @@ FUNCTIONS = (
     general.dropped,
     general.rearranged, largest,
 )  # fmt: skip
+
+
+def _are_constant(arguments: Any) -> bool:
+    return not any(isinstance(value, Value) for value in pytree.tree_leaves(arguments))
 
 
 def _attribute(module: Any, path: str) -> Any:

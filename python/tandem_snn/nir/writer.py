@@ -43,6 +43,10 @@ class Writer:
 
     def write(self, stage: NamedStage) -> None:
         kind, x = stage.instruction.kind, self.result[stage.x]
+        if kind == "output":
+            raise CannotLower(
+                "net", f"it returns several answers, of which {stage.layer.name!r} is one: a graph has one"
+            )
         if kind == "neurons":
             self.result[stage.name] = [self.neurons(stage, self._scaled(stage, x))]
             return
