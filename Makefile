@@ -18,7 +18,7 @@ help:
 	@echo "make mutants   200 changes of the Python, C++ and CUDA code, and which of them no test notices; hours"
 	@echo "make fuzz      hostile calls of every op, then of the kernels by libFuzzer, each for MINUTES (60)"
 	@echo "make coverage  coverage of lines and branches, Python and C++, in build/coverage"
-	@echo "make results   docs/results.md, performance.md, measuring.md, pictures, from the measurements in docs/results"
+	@echo "make results   docs/results.md, paper.md, performance.md, measuring.md, tables, pictures, from the measurements in docs/results"
 	@echo "make gpu-check check and time the CUDA kernels on this machine's GPU, in ten minutes, by PYTHON with its own torch"
 	@echo "make gpu-library   the file that gpu-check takes on a GPU machine without nvcc"
 	@echo "make test-arm  the C++ tests for aarch64 Linux, cross-compiled and under qemu; needs g++-aarch64-linux-gnu, qemu-user"
@@ -102,6 +102,7 @@ mutants: $(READY) ext
 
 results: $(READY) ext
 	python docs/pages/results.py
+	python docs/pages/claims.py
 	python docs/pages/performance.py
 	python docs/pages/names.py
 

@@ -31,7 +31,6 @@ REMARKS = {
     "n-mnist": "A subset of the recordings: not comparable with published results.",
 }
 HEAD = ("run", "T", "timing", "start", "seeds", "SNN", "twin", "twin, trained on", "{}", "SynOps")
-CONFIDENCES = (0.9, 0.99)  # at which a sample stops
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -63,10 +62,10 @@ def mean(run: dict[str, Any], kind: str = "") -> str:
 
 
 def beside(run: dict[str, Any], kind: str) -> str:
-    """The metric beside that of another kind of network."""
+    """The metric beside that of another kind of network; the p of single seeds is left to the files."""
     if run["metric"] == "mse":
         return f"{run[metric(run)] / run[f'{kind}{metric(run)}']:.2f}"
-    return compared(run["per_seed"], kind)
+    return compared(run["per_seed"], kind).partition(", p =")[0]
 
 
 def timing(run: dict[str, Any]) -> str:
@@ -85,7 +84,7 @@ def row(run: dict[str, Any]) -> list[str]:
     control = "ann_continued_" if apart else "ann_"
     return [
         name(run), str(run["T"]), timing(run), start or "random", str(len(run["per_seed"])),
-        mean(run), mean(run, "ann_"), mean(run, control) if apart else "the twin", beside(run, control),
+        mean(run), mean(run, "ann_"), mean(run, control) if apart else "", beside(run, control),
         f"{run['synops_ratio']:.2f}",
     ]  # fmt: skip
 
@@ -97,21 +96,6 @@ def section(runs: list[dict[str, Any]]) -> Iterator[str]:
     measured, difference = ("Mean squared error", "SNN / it") if regression else ("Accuracy in %", "difference to it")
     yield from (f"{measured}; {samples} samples. {REMARKS.get(data, '')}".rstrip(), "")
     yield from markdown([column.format(difference) for column in HEAD], map(row, runs))
-
-
-def exits(runs: list[dict[str, Any]]) -> Iterator[str]:
-    """What stopping at a confidence costs, with step timing."""
-    stepping = [run for run in runs if run.get("early_exit") and timing(run) == "step"]
-    if not stepping:
-        return
-    yield from ("## Stopping early", "")
-    yield from ("Accuracy in % (mean number of steps) if samples stop at a confidence; first seed, step timing.", "")
-    rows = []
-    for run in stepping:
-        at = {one["confidence"]: one for one in run["early_exit"]}
-        cells = (f"{100 * one['accuracy']:.2f} ({one['steps']:.1f})" for one in (at[c] for c in (*CONFIDENCES, 1)))
-        rows.append([name(run), *cells])
-    yield from markdown(("run", *(f"{confidence:g}" for confidence in CONFIDENCES), "all steps"), rows)
 
 
 def origins(runs: list[dict[str, Any]]) -> Iterator[str]:
@@ -130,7 +114,6 @@ def tables(runs: list[dict[str, Any]]) -> Iterator[str]:
     runs = sorted(filter(shown, runs), key=order)
     for _, group in groupby(runs, key=lambda run: order(run)[:2]):
         yield from section(list(group))
-    yield from exits(runs)
     yield from origins(runs)
 
 

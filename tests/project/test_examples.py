@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+import json
 import os
 import pkgutil
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision.io import write_png
 
 import tandem_ext as te
 import tandem_snn as ts
@@ -90,6 +92,25 @@ def test_convert(tmp_path):
     assert percent(text, "converted") > ann - 3
     assert percent(text, "after one tandem epoch") > ann - 2
     assert percent(text, "as an ANN again:") > 95
+
+
+def test_resnet(tmp_path):
+    """On images of one's own, whose classes are brightness and colour."""
+    for part, number in ("train", 40), ("test", 10):
+        for label, level in enumerate([(40, 40, 200), (200, 40, 40), (200, 200, 200)]):
+            folder = tmp_path / part / str(label)
+            folder.mkdir(parents=True)
+            for i in range(number):
+                pixels = torch.randint(-40, 41, (3, 16, 16)) + torch.tensor(level).view(3, 1, 1)
+                write_png(pixels.clamp(0, 255).byte(), str(folder / f"{i}.png"))
+    out = tmp_path / "resnet.json"
+    options = "--blocks 1 1 1 1 --epochs 8 --samples 90 --T 4 --out"
+    text = run("resnet.py", tmp_path, "--images", str(tmp_path), *options.split(), str(out))
+    result = json.loads(out.read_text())
+    assert percent(text, "ANN:") == pytest.approx(result["ann"], abs=0.01)
+    assert set(result["T"]) == {"4"}
+    assert result["T"]["4"]["distilled"] > 60
+    assert (result["samples"], "ann_further_epoch" in result) == (90, True)
 
 
 @pytest.mark.parametrize("name", ["autocast", "captured_step"])

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+import converted
 import recipe as recipes
 import tandem_snn as ts
 import tandem_snn.nn as tnn
@@ -220,6 +221,21 @@ def test_the_control_is_taught_by_the_twin_too(start, digits, monkeypatch):
     assert [teacher for _, teacher in seen] == [None, nets["ANN"], nets["ANN"]]
     for weight, _ in seen[1:]:
         assert_same(weight, seen[0][0] if start is None else torch.ones_like(weight))
+
+
+def test_twins_of_a_run_are_converted(tmp_path):
+    run, out = tmp_path / "run", tmp_path / "converted.json"
+    assert main("--model", "FC16", "--epochs", "4", "--seeds", "2", "--out", run) == 0
+    converted.main([str(run), "--T", "4", "64", "--seeds", "1", "--out", str(out)])
+    (found,) = json.loads(out.read_text())
+    summary = json.loads((run / "summary.json").read_text())
+    assert (found["recipe"], found["T"], found["seeds"]) == ("run", 8, 2)
+    assert found["synops_ratio"] == summary["synops_ratio"]
+    few, many = (found["converted"][T] for T in ("4", "64"))
+    twin = summary["per_seed"][0]["ann_test_accuracy"]
+    assert many["to_ann"] == pytest.approx(many["test_accuracy"] - twin, abs=1e-3)
+    assert abs(many["to_ann"]) < 3
+    assert few["synops_ratio"] < many["synops_ratio"]
 
 
 def test_one_network_for_all_T(tmp_path):
