@@ -81,7 +81,7 @@ def to_c(frozen: FrozenNetwork, folder: str | PathLike[str]) -> Footprint:
     >>> frozen = tandem_snn.freeze(nn.Sequential(layer, tnn.Readout(3, 2)), weight_bits=4, T=8)
     >>> logits = frozen(te.SpikeTrain.from_counts(torch.ones(1, 4), T=8))
     >>> tandem_snn.to_c(frozen, "net")
-    Footprint(ram=3, flash=206)
+    Footprint(ram=15, flash=142)
     """
     program = _Program(IntegerGraph.of(frozen))
     folder = Path(folder)
