@@ -5,7 +5,8 @@ from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, __version__, bui
 from . import ann, measure, nn, plots, tonic
 from .convert import calibrate, convert, to_ann
 from .frozen import FrozenNetwork, freeze, load
-from .integer import to_c
+from .integer.c import to_c
+from .integer.qonnx import to_qonnx
 from .nir import from_nir, to_nir
 from .onnx import to_onnx
 
@@ -29,6 +30,7 @@ __all__ = [
     "to_c",
     "to_nir",
     "to_onnx",
+    "to_qonnx",
     "tonic",
 ]
 

@@ -1,10 +1,10 @@
 """to_onnx: export a network as an ONNX graph of one time step or of a whole window."""
 
 import math
-from functools import cached_property
+from functools import cached_property, partial, reduce
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,10 +17,11 @@ from .errors import extra
 from .frozen import FrozenNetwork, freeze
 from .frozen.instruction import CannotLower, Instruction
 from .frozen.stages import Stage
+from .integer.graph import LARGEST_SUM, IntegerGraph, Node
 from .listing import Listing, NamedStage, listing_of
 from .nn.signals import check_batch
 
-OPSET, IR_VERSION = 21, 10  # the first versions with 4-bit integers
+EXACT = 2**24  # sums of integers below it are exact in float32
 
 
 def to_onnx(net: nn.Module, path: str | PathLike[str], x: Any) -> None:
@@ -65,10 +66,15 @@ class OnnxGraph:
     A node and its value have the same name.
     """
 
+    opsets: ClassVar = {"": 21}  # the first with 4-bit integers
+    ir_version = 10
+
     def __init__(self, network: Listing) -> None:
         self.onnx = extra("onnx", "the export to ONNX")
         self.network = network
         self.T, self.streams = network.T, not network.window_timing
+        nodes = IntegerGraph(network).nodes.values()
+        self.tables = {node.stage.name: node for node in nodes if self.has_table(node)}
         self.values: dict[str, str] = {}  # by the name of the stage
         self.nodes: list[Any] = []
         self.constants: dict[str, Any] = {}
@@ -78,15 +84,7 @@ class OnnxGraph:
 
     def model(self) -> Any:
         """Return the model, after onnx's checker has accepted it."""
-        in_time = self.network.mode == "events" and not self.streams
-        x = self.input("x", self.network.shape, steps=self.T if in_time else None)
-        if in_time:
-            x = self.op("ReduceSum", x, self.constant("time", torch.tensor([0])), keepdims=0)
-        if self.streams:
-            self.input("step", (), batch=False)
-            if self.network.mode == "zero_expand":
-                x = self.op("Mul", x, self.op("Cast", self._is_first, to=self.onnx.TensorProto.FLOAT))
-        self.values["input"] = x
+        self.values["input"] = self.begin()
         for stage in self.network.stages:
             self._write(stage)
         for stage in self.network.answers:
@@ -98,12 +96,25 @@ class OnnxGraph:
             self.output(f"answer.{stage.layer.name}" if several else "answer", answer, stage.shape)
         helper, name = self.onnx.helper, "step" if self.streams else "window"
         graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, list(self.constants.values()))
-        versions: dict[str, Any] = {"opset_imports": [helper.make_opsetid("", OPSET)], "ir_version": IR_VERSION}
+        versions: dict[str, Any] = {"ir_version": self.ir_version}
+        versions["opset_imports"] = [helper.make_opsetid(domain, version) for domain, version in self.opsets.items()]
         model = helper.make_model(graph, producer_name="tandem_snn", **versions)
         timing = {} if self.streams else {"timing": "window"}
         helper.set_model_props(model, {"T": str(self.T), "input": self.network.mode, **timing})
         self.onnx.checker.check_model(model, full_check=True)
         return model
+
+    def begin(self) -> str:
+        """Add the inputs that are no state; return the value of the network's input."""
+        in_time = self.network.mode == "events" and not self.streams
+        x = self.input("x", self.network.shape, steps=self.T if in_time else None)
+        if in_time:
+            x = self.op("ReduceSum", x, self.constant("time", torch.tensor([0])), keepdims=0)
+        if self.streams:
+            self.input("step", (), batch=False)
+            if self.network.mode == "zero_expand":
+                x = self.op("Mul", x, self.op("Cast", self._is_first, to=self.onnx.TensorProto.FLOAT))
+        return x
 
     @cached_property
     def _is_first(self) -> str:
@@ -114,6 +125,9 @@ class OnnxGraph:
         if stage.fires and stage.window_timing == self.streams:
             why = 'it has timing "step" and others "window", but the graph is one step or one window: use one timing'
             raise CannotLower(stage.name, why)
+        if stage.name in self.tables:
+            self.values[stage.name] = self.fire_by_table(self.tables[stage.name])
+            return
         if kind == "output":
             result = x
         elif kind in ("layer", "neurons", "sum"):
@@ -129,7 +143,7 @@ class OnnxGraph:
         elif kind == "upsample":
             result = self._upsampled(stage, x)
         elif kind == "readout":
-            result = self._readout(stage, self._counts(stage, x))
+            result = self.readout(stage, self._counts(stage, x))
         else:
             result = self.average(stage, self._counts(stage, x) if stage.signal is Tensor else x)
         self.values[stage.name] = self._fire(stage, result) if stage.fires else result
@@ -148,7 +162,7 @@ class OnnxGraph:
         """Return y, which the stage makes of its input, as a sum over the steps of the graph."""
         return y if self.streams or stage.reads is not ConstantInput else self.times(y, float(self.T))
 
-    def _readout(self, stage: NamedStage, counts: str) -> str:
+    def readout(self, stage: NamedStage, counts: str) -> str:
         """Return the answer at the counts so far, with the share of the bias that belongs to these steps."""
         layer = stage.layer
         y = self.product(stage.name, layer, self.times(counts, stage.instruction.gain))
@@ -220,6 +234,44 @@ class OnnxGraph:
         self.output(f"{name}.spikes", spikes, stage.shape)
         return spikes
 
+    def has_table(self, node: Node) -> bool:
+        """Whether neurons are written as thresholds of integer sums. Averages are exact without."""
+        table = node.thresholds if node.stage.layer.weight is not None else None
+        return table is not None and node.apart * len(table) <= LARGEST_SUM
+
+    def fire_by_table(self, node: Node) -> str:
+        """Return counts from integer sums: how many thresholds they reach. Any engine finds the same."""
+        stage, T, to_int = node.stage, node.most, self.onnx.TensorProto.INT32
+        parts = [self.op("Cast", part, to=to_int) for part in self._sums(node)]
+        if stage.residual is not None:
+            steps = self.constant(f"{stage.name}.apart", torch.tensor(node.apart, dtype=torch.int32))
+            r = self.op("Cast", self.values[stage.residual], to=to_int)
+            parts.append(self.op("Mul", r, steps))
+        u = reduce(partial(self.op, "Add"), parts)
+        space = stage.shape[1:] if node.place is not None else (1,) * (len(stage.shape) - 1)
+        levels = self.constant(f"{stage.name}.thresholds", node.staircase().int().view(stage.shape[0], *space, -1))
+        last = self.constant("last axis", torch.tensor([-1]))
+        reached = self.op("GreaterOrEqual", self.op("Unsqueeze", u, last), levels)
+        counts = self.op("ReduceSum", self.op("Cast", reached, to=self.onnx.TensorProto.FLOAT), last, keepdims=0)
+        if stage.residual is not None:
+            counts = self.op("Sub", counts, self.times(self.values[stage.residual], float(T)))
+        self.output(f"{stage.name}.counts", counts, stage.shape)
+        return counts
+
+    def _sums(self, node: Node) -> list[str]:
+        """Return a product in parts whose sums are less than 2^24, which floats add exactly in any order."""
+        stage, weight, x = node.stage, node.weight, self.values[node.stage.x]
+        assert weight is not None
+        flat = weight.flatten(1)
+        place, number, parts = torch.arange(flat.shape[1]), 1, [flat]
+        while any(int(part.abs().sum(1).max()) * self.network.levels[stage.x] >= EXACT for part in parts):
+            number *= 2
+            parts = [flat.where(place * number // len(place) == n, 0) for n in range(number)]
+        names = [f"{stage.name}.{n}" for n in range(number)] if number > 1 else [stage.name]
+        ones = torch.ones(len(weight))
+        weights = [self.quantised(name, part.view_as(weight), ones) for name, part in zip(names, parts, strict=True)]
+        return [self.multiply(weight, node.geometry, x) for weight in weights]
+
     def _burst(self, v: str, threshold: float) -> str:
         """Return the counts for timing "window": by a division if ϑ is a power of two, else by repeated subtraction."""
         if math.frexp(threshold)[0] == 0.5:
@@ -286,18 +338,24 @@ class OnnxGraph:
         assert layer.weight is not None
         if layer.step is None:
             return self.constant(f"{name}.weight", layer.weight.float())
-        proto = self.onnx.TensorProto
-        fewest = proto.INT4 if int(layer.weight.abs().max()) <= 7 else proto.INT8
-        q = self.constant(f"{name}.weight", layer.weight, fewest)
         step = layer.step.float() if layer.instruction.kind == "readout" else torch.ones(len(layer.step))
-        return self.op("DequantizeLinear", q, self.constant(f"{name}.scale", step), axis=0)
+        return self.quantised(name, layer.weight, step)
+
+    def quantised(self, name: str, q: Tensor, step: Tensor) -> str:
+        """Add integer weights of the type that has the fewest bits, times a step for each output."""
+        proto = self.onnx.TensorProto
+        fewest = proto.INT4 if int(q.abs().max()) <= 7 else proto.INT8
+        q_name = self.constant(f"{name}.weight", q, fewest)
+        return self.op("DequantizeLinear", q_name, self.constant(f"{name}.scale", step), axis=0)
 
     def product(self, name: str, layer: Stage, x: str) -> str:
+        return self.multiply(self.weight(name, layer), layer.instruction, x)
+
+    def multiply(self, weight: str, i: Instruction, x: str) -> str:
         """Add a product: Gemm, because onnxruntime rounds the input of MatMul to 8 bits if weights are dequantised."""
-        weight = self.weight(name, layer)
-        if layer.instruction.axes == 0:
+        if i.axes == 0:
             return self.op("Gemm", x, weight, transB=1)
-        return self.op("Conv", x, weight, group=layer.instruction.groups, **kernel_of(layer.instruction))
+        return self.op("Conv", x, weight, group=i.groups, **kernel_of(i))
 
     def start(self, stage: NamedStage) -> str | None:
         """Return the initial potential, or None if it is 0."""
@@ -316,16 +374,16 @@ class OnnxGraph:
 
     def spiking_average(self, stage: NamedStage, spikes: str) -> str:
         """Count the spikes under each place of a pooling kernel, which is exact."""
-        channels = stage.in_shape[0]
-        ones = self.constant(f"{stage.name}.weight", torch.ones(channels, 1, *stage.instruction.kernel))
-        return self.op("Conv", spikes, ones, group=channels, **kernel_of(stage.instruction))
+        channels, kernel = stage.in_shape[0], kernel_of(stage.instruction)
+        ones = self.constant(f"{stage.name}.weight", torch.ones(channels, 1, *kernel["kernel_shape"]))
+        return self.op("Conv", spikes, ones, group=channels, **kernel)
 
     def average(self, stage: NamedStage, x: str) -> str:
         x = self.per_channel("Mul", self.times(x, stage.instruction.gain), stage, "gain", stage.layer.scale)
         pooling = stage.pooling()
         if pooling is None:
             return self._uneven_average(stage, x)
-        kernel, strides, padding = pooling
+        kernel, strides, padding = (stage.instruction.over_axes((sizes[0], sizes[1])) for sizes in pooling)
         return self.op("AveragePool", x, count_include_pad=1, kernel_shape=kernel, strides=strides, pads=padding * 2)
 
     def _uneven_average(self, stage: NamedStage, x: str) -> str:

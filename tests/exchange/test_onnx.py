@@ -5,6 +5,7 @@ from itertools import product
 import networks
 import pytest
 import torch
+from any_window import counts_of, drawn
 from between import BETWEEN, converted, grown
 from heads import STRUCTURES, Heads
 from networks import NETWORKS, dyadic, images, in_windows, network, of_timing, own_counts, spiking, trained
@@ -81,6 +82,34 @@ def test_weights_of_few_bits(bits, timing, tmp_path):
     for c, other in zip(own_counts(frozen.net, x)[0], counts, strict=True):
         assert torch.equal(c, other)
     assert torch.equal(answers[-1], expected)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("seeds", [range(20), pytest.param(range(20, 1000), marks=pytest.mark.slow)])
+def test_windows_of_few_bits_are_thresholds_of_integers(seeds, tmp_path):
+    """No count differs, whatever the scales are."""
+    for seed in seeds:
+        frozen, x = drawn(seed)
+        ts.to_onnx(frozen, tmp_path / "net.onnx", x)
+        counts, (answer,) = networks.by_onnxruntime(tmp_path / "net.onnx", x)
+        for (name, c), other in zip(counts_of(frozen, x).items(), counts, strict=True):
+            assert torch.equal(c.float(), other), (seed, name)
+        torch.testing.assert_close(answer, frozen(x))
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("bias", [0.0, 50000.0, -50000.0])
+def test_sums_that_floats_cannot_hold_are_split(bias, tmp_path):
+    layer = tnn.Linear(700, 8, timing="window", threshold=1.0, v_init=0.0)
+    layer.weight.data = layer.weight.sign() * (1 + torch.rand(8, 700) / 4)
+    layer.weight.data[:4].abs_()
+    layer.bias.data.fill_(bias)
+    x = te.SpikeTrain.from_counts(torch.cat([torch.full((1, 700), 255), torch.randint(256, (3, 700))]), T=255)
+    frozen = ts.freeze(nn.Sequential(layer, tnn.Readout(8, 3)).eval(), weight_bits=8, T=255)
+    ts.to_onnx(frozen, tmp_path / "net.onnx", x)
+    assert [node.op_type for node in onnx.load(tmp_path / "net.onnx").graph.node].count("Gemm") > 2
+    (counts,), _ = networks.by_onnxruntime(tmp_path / "net.onnx", x)
+    assert torch.equal(counts, counts_of(frozen, x)["n0"].float())
 
 
 @pytest.mark.parametrize(("make", "T", "shape"), [

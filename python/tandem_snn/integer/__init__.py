@@ -1,3 +1,1 @@
 """Networks in integers: thresholds of integer sums, and their exports to C99 and to QONNX."""
-
-from .c import to_c as to_c

@@ -11,8 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tandem_ext.functional.neuron import fold
-
 from ..container import write_atomically
 from ..frozen import FrozenNetwork
 from ..listing import NamedStage
@@ -351,10 +349,10 @@ const int8_t *w = {weight} + ((i * {g.kernel[1]} + j) * {channels} + k) * {each}
 
     def _logits(self, node: Node) -> None:
         """Each logit is a sum, rounded to float, times a number, plus a number, as in the network."""
-        layer, size = node.stage.layer, math.prod(node.stage.shape)
+        size = math.prod(node.stage.shape)
         u = "(float)sums[n]" if node.divisor == 1 else f"(float)(sums[n] / {node.divisor}.0)"
         channel = f"n / {size // node.stage.shape[0]}"
-        scale, shift = fold(None, layer.shift, None, None, layer.step, node.gain, node.stage.shape[0], torch.zeros(()))
+        scale, shift = node.logits()
         if scale is not None:
             u = f"mul({self._constant('float', 's', scale)}[{channel}], {u})"
         if shift is not None:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tandem_ext import SpikeTrain
-from tandem_ext.functional.neuron import over_inputs
+from tandem_ext.functional.neuron import fold, over_inputs
 from tandem_ext.rule import affine, fire_after_window, times
 
 from ..frozen import FrozenNetwork
@@ -63,6 +63,26 @@ class Node:
             return i
         sizes: Any = dict(zip(("kernel", "stride", "padding"), pooling, strict=True))
         return replace(i, **sizes, groups=self.stage.in_shape[0])
+
+    @property
+    def apart(self) -> int:
+        """What a count of the residual adds to the sums, so that they lie beyond those of the count before."""
+        return 2 * self.sums + 1
+
+    def logits(self) -> tuple[Tensor | None, Tensor | None]:
+        """Return by what a readout's sums, or their quotients by the divisor, are multiplied, and what is added."""
+        layer = self.stage.layer
+        return fold(None, layer.shift, None, None, layer.step, self.gain, self.stage.shape[0], torch.zeros(()))
+
+    def staircase(self) -> Tensor:
+        """Return all thresholds [N, 1 or pixels, n] as one table of sums and residual.
+
+        Of sums u and the count r of a residual, u + apart·r reaches count + T·r of them.
+        """
+        assert self.thresholds is not None
+        levels = self.thresholds + self.apart * torch.arange(len(self.thresholds)).view(-1, 1, 1, 1)
+        levels = levels if self.place is None else levels[:, self.place]
+        return levels.permute(2, 1, 0, 3).flatten(2)
 
 
 class IntegerGraph:
@@ -160,7 +180,8 @@ class IntegerGraph:
             if pooling is None or layer.scale is not None:
                 what = "kernels of different sizes" if pooling is None else "a gain for each channel"
                 raise CannotLower(stage.name, f"its means have {what}")
-            node.weight = torch.ones(stage.in_shape[0], 1, *pooling[0], dtype=torch.int64)
+            kernel = node.geometry.over_axes(node.geometry.kernel)
+            node.weight = torch.ones(stage.in_shape[0], 1, *kernel, dtype=torch.int64)
         else:
             if layer.step is None or layer.dtype != torch.float32:
                 raise CannotLower(stage.name, "its weights are not of 2 to 8 bits, in a network of float32")
