@@ -333,9 +333,9 @@ def assert_same(ours, theirs, least=1):
     assert torch.equal(getattr(ours[1], "counts", ours[1]), theirs[1])
 
 
-def check_frozen(net, x, tmp_path, timing):
+def check_frozen(net, x, tmp_path, timing, example=None):
     """Evaluation, one call, a file, and the stream have the same bits."""
-    frozen = freeze(net)
+    frozen = freeze(net, example=example)
     assert frozen.why_slow is None
     with torch.no_grad():
         expected = net(x)

@@ -134,6 +134,8 @@ class OnnxGraph:
             result = self._currents(stage, x)
         elif stage.fires:
             result = self.spiking_average(stage, x)
+        elif kind == "attention":
+            result = self._attention(stage, x)
         elif kind == "gather":
             result = self._gather(stage, x)
         elif kind == "max_pool":
@@ -192,6 +194,20 @@ class OnnxGraph:
             return y
         added = self.per_channel("Mul", self.values[stage.residual], stage, "residual_scale", layer.residual_scale)
         return self.op("Add", y, added)
+
+    def _attention(self, stage: NamedStage, x: str) -> str:
+        i, (channels, tokens) = stage.instruction, stage.in_shape
+        keys, heads = (channels - i.outputs) // 2, i.groups
+        wide = tokens * keys // heads * self.T**3 > 2**24  # than float32 holds
+        x = self.op("Cast", x, to=self.onnx.TensorProto.DOUBLE) if wide else x
+        sizes = self.constant(f"{stage.name}.sizes", torch.tensor([keys, keys, i.outputs]))
+        parts = [f"{stage.name}.{name}" for name in "qkv"]
+        self.nodes.append(self.onnx.helper.make_node("Split", [x, sizes], parts, f"{stage.name}.split", axis=1))
+        each = zip(parts, (keys, keys, i.outputs), strict=True)
+        q, k, v = (self.reshaped(part, (heads, size // heads, tokens)) for part, size in each)
+        memory = self.op("MatMul", v, self.op("Transpose", k, perm=[0, 1, 3, 2]))
+        u = self.reshaped(self.op("MatMul", memory, q), stage.shape)
+        return self.times(self.op("Cast", u, to=self.onnx.TensorProto.FLOAT) if wide else u, i.gain)
 
     def _gather(self, stage: NamedStage, x: str) -> str:
         x = x if stage.residual is None else self.op("Concat", x, self.values[stage.residual], axis=1)

@@ -1,7 +1,7 @@
 // Frozen networks from fuzzed bytes: the words of a program, its numbers, and the file around them. A bad program is
-// refused by an exception; any other runs within its memory. The seeds are the example's file, and one with currents
-// (test_currents.py: its blocks, with 8 bits), in which some bytes are changed; the checksum is renewed, or every
-// change would be refused.
+// refused by an exception; any other runs within its memory. The seeds are the example's file, one with currents
+// (test_currents.py: its blocks, with 8 bits) and one with attention (tokens.py), in which some bytes are changed; the
+// checksum is renewed, or every change would be refused.
 #include <cstring>
 #include <fstream>
 #include <iterator>
@@ -29,8 +29,9 @@ std::string read_seed(const char* path) {
 }
 
 const std::string& seed(Input& in) {
-  static const std::string digits = read_seed(TANDEM_SEED), currents = read_seed(TANDEM_CURRENTS);
-  return in.flag() ? digits : currents;
+  static const std::string digits = read_seed(TANDEM_SEED), currents = read_seed(TANDEM_CURRENTS),
+                           tokens = read_seed(TANDEM_TOKENS);
+  return in.flag() ? digits : in.flag() ? currents : tokens;
 }
 
 std::string signed_anew(std::string content) {

@@ -13,6 +13,7 @@ from networks import NETWORKS, average, dyadic, lif, own_counts, trained
 from pages import ROOT, blocks
 from test_currents import BLOCKS, network
 from test_frozen_file import converted, events
+from tokens import transformer
 from torch import Tensor
 
 import tandem_ext as te
@@ -35,7 +36,7 @@ def rows(answer):
 
 def text(frozen, x, answers=False):
     """What it prints: spikes of each layer with neurons, and the answers, layer by layer."""
-    stages, lines = lower(frozen.net), []
+    stages, lines = lower(frozen.net, shape=tuple(x.shape[1:])), []
 
     def watch(number, _, y):
         stage = stages.stages[number]
@@ -115,11 +116,17 @@ def heads():
 CURRENTS = [pytest.param(made_of(block), id=block.__name__) for block in BLOCKS]
 
 
+def tokens():
+    return transformer(tokens=8), torch.rand(4, 3, 16, 8)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", [None, 4])
-@pytest.mark.parametrize("make", [lif, converted, events, average, heads, *NETWORKS, *CURRENTS])
+@pytest.mark.parametrize("make", [lif, converted, events, average, heads, tokens, *NETWORKS, *CURRENTS])
 def test_networks(make, bits, timing, classify, tmp_path):
     """The sums of the first layer and of the readout, which are floats there and here, are exact."""
+    if make is tokens and timing == "step":
+        pytest.skip("attention reads whole windows")
     net, x = make()
     net, x = dyadic(trained(net, x)), (x * 16).round() / 16 if isinstance(x, Tensor) else x
     for layer in net.modules():

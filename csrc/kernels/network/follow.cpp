@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <optional>
 
 #include "../cpu/vectors.h"
@@ -281,8 +282,21 @@ class Follower : public Run {
       active[b] = 1;
       if (program_.kind(i) == Kind::layer) {
         frame_.synapses[b] += instruction(i).weights() / instruction(i).outputs * features(i);
+      } else if (program_.kind(i) == Kind::attention) {
+        frame_.synapses[b] += rows_added(i, b) * (instruction(i).outputs / instruction(i).groups);
       }
     }
+  }
+
+  // The spikes of q and k of a sample, each of which adds a row of values.
+  int64_t rows_added(int64_t i, int64_t b) const {
+    const Shape& in = plan_.steps[i].in;
+    const uint8_t* counts = counts_of(instruction(i).input, b);
+    int64_t spikes = 0;
+    for (int64_t row = 0; row < in.width; ++row, counts += in.channels) {
+      spikes = std::accumulate(counts, counts + in.channels - instruction(i).outputs, spikes);
+    }
+    return spikes;
   }
 
   // One step of one instruction: lists its moves, and returns how many neurons moved.

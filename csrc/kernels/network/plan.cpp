@@ -73,6 +73,13 @@ Shape result(const Program& program, int64_t number, const Shape& in, const Shap
     case Kind::burst:
     case Kind::output:
       return in;
+    case Kind::attention: {
+      const int64_t keys = in.channels - i.outputs;  // of q and k
+      if (in.dims != 2 || keys <= 0 || keys % (2 * i.groups) != 0) {
+        refuse("it takes q, k and v of tokens in " + std::to_string(i.groups) + " heads, its input is " + text(in));
+      }
+      return {2, i.outputs, 1, in.width};
+    }
     case Kind::flatten: {
       const int64_t first = i.first < 0 ? i.first + in.dims + 1 : i.first;
       const int64_t last = i.last < 0 ? i.last + in.dims + 1 : i.last;
@@ -126,6 +133,10 @@ class Planner {
     const Shape other = residual == kAbsent ? Shape{} : shape_of(residual);
     step.out = result(program_, number, step.in, residual == kAbsent ? nullptr : &other, step.geometry);
     step.out.check();
+    if (program_.kind(number) == Kind::attention) {  // float64 holds its sums
+      checked_product({step.in.features(), plan_.T, plan_.T, plan_.T}, int64_t{1} << 53);
+      checked_product({step.in.channels, step.in.channels + step.in.width}, kMostFeatures);  // its scratch
+    }
     if (program_.fires(number)) check_neurons(program_.instructions[number], step.out);
     if (plan_.mode == Mode::kFollowing) {
       follow(number, step);

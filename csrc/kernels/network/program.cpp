@@ -22,7 +22,7 @@ class Checker {
       : program_(program), i_(program.instructions[number]), number_(number), numbers_(numbers), bytes_(bytes) {}
 
   Value check() const {
-    check_range("kind", i_.kind, 0, static_cast<int64_t>(Kind::output));
+    check_range("kind", i_.kind, 0, static_cast<int64_t>(Kind::attention));
     const Kind kind = static_cast<Kind>(i_.kind);
     check_value("input", i_.input);
     if (i_.residual != kAbsent) check_value("residual", i_.residual);
@@ -51,6 +51,13 @@ class Checker {
       check_numbers("residual_scale", i_.residual_scale, i_.outputs);
     } else if (kind == Kind::gather) {
       check_gather();
+    } else if (kind == Kind::attention) {
+      for (const int64_t numbers : {i_.weight, i_.step, i_.scale, i_.shift, i_.residual_scale, i_.residual}) {
+        if (numbers != kAbsent) refuse("weight, step, scale, shift, residual: attention has none");
+      }
+      check_range("outputs", i_.outputs, 1, kLargestSize);
+      check_range("groups", i_.groups, 1, i_.outputs);
+      if (i_.outputs % i_.groups != 0) refuse("groups: expected a divisor of the outputs");
     } else {
       check_axes();
       const bool scales = i_.scale != kAbsent;
@@ -101,6 +108,9 @@ class Checker {
         }
         check_term(x);
         return x;
+      case Kind::attention:
+        if (x != Value::kWindowTrain || !has_window_timing()) refuse("input: expected spikes with timing window");
+        return Value::kCurrents;
       case Kind::average:
         if (x == Value::kReal || x == Value::kMeans) return x;
         if (x == Value::kCurrents) refuse("input: expected spikes or real numbers, got currents");

@@ -89,7 +89,8 @@ enum class InputSource : int64_t { kDirect, kImpulse, kSpikes };
   X(burst)         /* counts to planes */                                        \
   X(readout)       /* counts times weights plus shift */                         \
   X(upsample)      /* bilinear, of numbers, to kernel_h x kernel_w pixels */     \
-  X(output)        /* an answer; if there is none, the last result is it */
+  X(output)        /* an answer; if there is none, the last result is it */      \
+  X(attention)     /* currents: gain q (k' v) in `groups` heads, of a train */
 enum class Kind : int64_t {
 #define TANDEM_KIND(name) name,
   TANDEM_KINDS(TANDEM_KIND)

@@ -64,6 +64,8 @@ void Run::execute(int64_t i) {
       return sum(i);
     case Kind::gather:
       return gather(i);
+    case Kind::attention:
+      return attend(i);
     case Kind::max_pool:
       if (program_.reads_currents(i)) return move_currents(i);
       if (from_train) {

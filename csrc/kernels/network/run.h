@@ -89,6 +89,7 @@ class Run {
   void currents(int64_t i);
   void sum(int64_t i);
   void gather(int64_t i);
+  void attend(int64_t i);  // attention.cpp
   void move_currents(int64_t i);
   void transpose(const float* x, int64_t rows, int64_t columns, float* out) const;
   void multiply_steps(Layer train_layer, int64_t steps, float* y);

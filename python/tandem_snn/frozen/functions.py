@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -78,6 +79,25 @@ def rearranged(lowering: Lowering, name: str, f: Any, by_channel: bool, *args: A
     moved = (getattr(torch.ops.aten, f) if isinstance(f, str) else f)(*call[0], **call[1])
     each = [_gathered(lowering, name, source, features, part[0].long() - 1, by_channel) for part in _listed(moved)]
     return each[0] if isinstance(moved, Tensor) else each
+
+
+def before_moves(lowering: Lowering, name: str, *values: Value) -> tuple[list[Value], Callable[[Value], Value]] | None:
+    """Return values as they were before a permutation that all have in common, and what moves a result likewise.
+
+    What acts on each feature alone may come before it, and then it is often undone. None: they have none in common.
+    """
+    origins = [value.origin for value in values if value.origin is not None]
+    if len(origins) < len(values):
+        return None
+    sources, index = [source for source, _ in origins], origins[0][1]
+    shapes = [lowering.features_of(name, source) for source in sources]
+    same = all(index.shape == other.shape and torch.equal(index, other) for _, other in origins)
+    if not same or index.numel() != torch.Size(shapes[0]).numel() or bool((index < 0).any()):
+        return None
+    shape = min(shapes, key=len)
+    view = torch.arange(index.numel()).view(shape)
+    sources = [_gathered(lowering, name, x, size, view, True) for x, size in zip(sources, shapes, strict=True)]
+    return sources, lambda y: _gathered(lowering, name, y, shape, index, False)
 
 
 def check_times(name: str, *values: Value) -> None:

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from tandem_ext import SpikeTrain
 from tandem_ext._torch import remove_weight_hooks
+from tandem_ext.functional.attention import mean_gain
 from tandem_ext.functional.neuron import Tensors, fold, over_inputs, tensors_of
 from tandem_ext.functional.products import LINEAR, Product
 
@@ -22,7 +23,7 @@ from ..nn.hooks import READOUTS
 from ..nn.maximum import MaxPool
 from ..nn.quantise import quantise
 from .answers import named, numbered
-from .functions import apply_function, check_times, joined, rearranged
+from .functions import apply_function, before_moves, check_times, joined, rearranged
 from .instruction import ABSENT, CONVERSIONS, INPUT, CannotLower, Instruction
 from .stages import Stage, Stages
 from .trace import LAYERS, LEAVES, MOVES, Value, trace
@@ -128,6 +129,10 @@ class Lowering:
             dims = len(self.features_of(name, x))
             if (layer.start_dim % (dims + 1), layer.end_dim % (dims + 1)) != (1, dims):
                 return rearranged(self, name, "flatten", True, x, layer.start_dim, layer.end_dim)
+        if type(layer) is tnn.Permute:
+            return rearranged(self, name, "permute", False, x, layer.dims)
+        if type(layer) is tnn.Attention:
+            return self._attention(name, layer, x)
         if type(layer) in MOVES:
             return self._move(name, layer, x)
         if type(layer) in LAYERS:
@@ -170,6 +175,9 @@ class Lowering:
         if a.is_numbers and b.is_numbers:
             return self.numbers(name, a, b)
         check_times(name, a, b)
+        if (moved := before_moves(self, name, a, b)) is not None:
+            (a, b), again = moved
+            return again(self.sum(name, a, b))
         timing = (a if a.is_currents else b).timing
         a, b = (value if value.is_currents else self.converted(name, value, str(timing)) for value in (a, b))
         if a.timing != b.timing:
@@ -234,6 +242,17 @@ class Lowering:
             x.converted = self._add(name, kind, x, timing, x.gain, {})
         return x.converted
 
+    def _attention(self, name: str, layer: tnn.Attention, x: Value) -> Value:
+        if x.timing != "window" or x.is_currents or _by_channel(x.gain):
+            raise CannotLower(name, 'attention reads a train with timing "window" and one gain')
+        tokens, channels = self.features_of(name, x)
+        gain = x.gain * x.gain * x.gain * mean_gain(tokens, channels // 3 // layer.heads)
+        fields = {"axes": 1, "outputs": channels // 3, "groups": layer.heads, "gain": float(gain)}
+        self.sized = True
+        x = rearranged(self, name, "movedim", False, x, -1, 1)
+        u = self.currents(name, "attention", x, channels // 3, fields)
+        return rearranged(self, name, "movedim", False, u, 1, -1)
+
     def _upsample(self, name: str, layer: tnn.Upsample, x: Value) -> Value:
         if layer.mode != "bilinear":
             return rearranged(self, name, layer, True, x)
@@ -289,6 +308,11 @@ class Lowering:
         if layer.neurons and layer.threshold is None:
             self.T = self.T or self.default_T
         if isinstance(layer, tnn.Neurons):
+            settings = layer.norm, layer.threshold, layer.v_init, layer.gain
+            alike = all(value is None or isinstance(value, float) for value in settings)
+            if alike and (moved := before_moves(self, name, x)) is not None:
+                (x,), again = moved
+                return again(self._layer(name, layer, x, None))
             if not x.is_currents:
                 x = self.affine(name, self.converted(name, x, layer.timing), None, None)
             return self._neurons(name, layer, self.converted(name, x, layer.timing), None)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
 from tandem_ext._torch import pytree
+from tandem_ext.functional.attention import products_of_counts
 from tandem_ext.functional.neuron import over_inputs, over_space
 from tandem_ext.functional.products import Product
 from tandem_ext.functional.settings import Settings
@@ -23,6 +24,7 @@ from tandem_ext.ops import compute_dtype, counts_dtype
 from tandem_ext.train import add_flags
 
 from .. import nn as tnn
+from ..nn.attention import no_steps
 from ..nn.currents import Currents, combined, currents_of, fire, product
 from ..nn.passing import SIGNALS, product_of_counts
 from ..nn.signals import describe, map_counts
@@ -112,6 +114,8 @@ class Stage(nn.Module):
             return y if residual is None else y + _numbers(residual).affine(self.residual_scale, None)
         if i.kind == "neurons":
             return self._fired(x)
+        if i.kind == "attention":
+            return self._attended(x)
         if self.move is not None:
             if isinstance(x, (ConstantInput, ImpulseInput)):
                 return x.replace(x=self.move(x.x), gain=1.0)
@@ -157,9 +161,20 @@ class Stage(nn.Module):
         train: SpikeTrain = fire(u, settings)[0]
         return train
 
+    def _attended(self, x: SpikeTrain) -> Currents:
+        i = self.instruction
+        keys, rest = divmod(x.shape[1] - i.outputs, 2)
+        if rest or keys < 1:
+            raise ValueError(f"x: expected channels of q, k and {i.outputs} of v, got shape {list(x.shape)}")
+        sizes = (0, keys), (keys, keys), (2 * keys, i.outputs)
+        parts = (x.map(partial(torch.narrow, dim=-2, start=at, length=n)) for at, n in sizes)
+        q, k, v = (part.map(lambda t: t.mT) for part in parts)
+        u = products_of_counts(q, k, v, i.groups) * i.gain
+        return Currents(u.mT, no_steps, x.T, dtype=x._dtype)
+
     def _move(self) -> Callable[[Any], Any] | None:
         i = self.instruction
-        if i.kind in ("sum", "neurons", "gather", "output"):
+        if i.kind in ("sum", "neurons", "gather", "attention", "output"):
             return None
         if i.kind == "flatten":
             return tnn.Flatten(i.first, i.last)

@@ -24,7 +24,7 @@ from .instruction import CannotLower
 POOLS = (tnn.MaxPool2d, tnn.MaxPool1d, tnn.AvgPool2d, tnn.AvgPool1d, tnn.AdaptiveAvgPool2d)
 MOVES = (*POOLS, tnn.AdaptiveMaxPool2d, tnn.AdaptiveMaxPool1d, tnn.Flatten, tnn.Upsample)
 LAYERS = (tnn.Linear, tnn.Conv1d, tnn.Conv2d, tnn.ConvTranspose1d, tnn.ConvTranspose2d, tnn.Neurons)
-LEAVES = (*MOVES, *LAYERS, *READOUTS, tnn.Encoder, tnn.Dropout)
+LEAVES = (*MOVES, *LAYERS, *READOUTS, tnn.Encoder, tnn.Dropout, tnn.Permute, tnn.Attention)
 
 
 class Value(signal.Signal):
@@ -156,7 +156,7 @@ class _Tracer:
             raise CannotLower(name, "its input does not come from a layer of tandem_snn.nn")
         values: Any = (x, *further.values())
         pending = any(value is not None and value.pending for value in values)
-        if pending and not isinstance(layer, tnn.Flatten):
+        if pending and not isinstance(layer, tnn.Flatten | tnn.Permute):
             raise CannotLower(name, "its input has more dimensions than channels, height and width")
         try:
             return self.call(name, layer, x, **further)

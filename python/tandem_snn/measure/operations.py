@@ -131,6 +131,9 @@ def _spent(layer: Any, x: Any, residual: Any, output: Any) -> tuple[float, float
     if isinstance(layer, tnn.Neurons) or (pool and not isinstance(output, SpikeTrain)):
         return None
     outputs = output.shape[1:]
+    if isinstance(layer, tnn.Attention):  # a spike of q or k adds a row of the values of its head
+        row = outputs[1] // layer.heads
+        return 2.0 * outputs.numel() * row, 0.0, x.counts[..., : -outputs[1]].sum(dtype=torch.float64) * (row / len(x))
     fan_in = math.prod(layer.kernel_size) if pool else layer.weight[0].numel()
     transposed = isinstance(layer, tnn.ConvTranspose1d | tnn.ConvTranspose2d)  # each input reaches fan_in outputs
     ann = macs = float(fan_in * (x.shape[1:] if transposed else outputs).numel())

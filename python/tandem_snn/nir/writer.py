@@ -59,6 +59,8 @@ class Writer:
             node = self._flatten(stage.in_shape, stage.instruction.first, stage.instruction.last)
         elif kind in ("average", "mean", "adaptive_mean"):
             node = self._average(stage)
+        elif kind == "attention":
+            raise CannotLower(stage.name, "NIR has no attention")
         else:
             raise CannotLower(stage.name, "NIR has no MaxPool2d: use AvgPool2d or strides")
         name = self.add(stage.name, node, *x)

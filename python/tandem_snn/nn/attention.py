@@ -89,13 +89,13 @@ class Attention(nn.Module):
         q, k, v = (map_features(x, partial(torch.narrow, dim=-1, start=i * D, length=D)) for i in range(3))
         if isinstance(x, Tensor):
             return product(q, k, v, self.heads) * mean_gain(x.shape[1], D // self.heads)
-        return Currents(attention(q, k, v, self.heads)[0], _no_steps, x.T, dtype=x._dtype)
+        return Currents(attention(q, k, v, self.heads)[0], no_steps, x.T, dtype=x._dtype)
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}"
 
 
-def _no_steps(start: int, stop: int) -> Tensor:
+def no_steps(start: int, stop: int) -> Tensor:
     raise ValueError('timing: attention gives the currents of a whole window, so their readers need timing "window"')
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from tandem_ext._torch import DispatchMode, arguments_of
 
+from .attention import Attention
 from .neuron import SpikingLayer
 from .passing import Readout, ReadoutConv2d
 from .pooling import AvgPool2d
@@ -18,7 +19,7 @@ from .signals import check_network
 Watcher = Callable[[str, nn.Module, Any, dict[str, Any], Any], None]
 Kinds = tuple[type[nn.Module], ...]
 READOUTS = (Readout, ReadoutConv2d)
-SYNAPTIC = (SpikingLayer, *READOUTS, AvgPool2d)
+SYNAPTIC = (SpikingLayer, *READOUTS, AvgPool2d, Attention)
 FIRING = (SpikingLayer, AvgPool2d)
 
 

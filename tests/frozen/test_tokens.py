@@ -1,0 +1,123 @@
+"""Transformers of spikes: evaluation, frozen, from a file, in C++ and at rest they have the same bits."""
+
+import pytest
+import torch
+from networks import by_onnxruntime, check_frozen, trained
+from tokens import transformer
+from torch import nn
+
+import tandem_ext as te
+import tandem_snn as ts
+import tandem_snn.nn as tnn
+from tandem_snn.frozen.instruction import INPUT, Instruction
+from tandem_snn.frozen.stages import Stage, Stages
+
+pytestmark = pytest.mark.kernels
+
+
+def images(batch=4, height=12, width=8):
+    return torch.rand(batch, 3, height, width)
+
+
+def test_moves_between_layers_are_none():
+    frozen = ts.freeze(trained(transformer(), images()), example=images())
+    kinds = [stage.instruction.kind for stage in frozen._program(images()).layers.stages]
+    assert kinds.count("gather") == 2  # of the patches, once for spikes and once for currents
+    assert kinds.count("attention") == 2
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_few_bits(bits, tmp_path):
+    net, x = trained(transformer(weight_bits=bits), images()), images()
+    check_frozen(net, x, tmp_path, "window", x)
+    frozen = ts.freeze(net, weight_bits=8)
+    assert torch.equal(frozen(x), frozen.net(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_types(dtype, tmp_path):
+    check_frozen(trained(transformer(), images()).to(dtype), images().to(dtype), tmp_path, "window", images().to(dtype))
+
+
+def test_events(tmp_path):
+    net = nn.Sequential(tnn.Encoder(6, mode="events"), *transformer()[1:])
+    x = te.SpikeTrain.from_dense((torch.rand(6, 4, 3, 12, 8) < 0.3).float())
+    frozen = ts.freeze(trained(net, x))
+    assert torch.equal(frozen(x), net(x))
+    assert torch.equal(frozen.settle(x)[0], net(x))
+
+
+def test_sums_that_need_float64(tmp_path):
+    net = nn.Sequential(tnn.Encoder(255), *transformer(dim=64, heads=1)[1:])
+    check_frozen(trained(net, images()), images(), tmp_path, "window", images())
+    attended = tnn.Attention(1)(te.SpikeTrain.from_counts(torch.full((1, 60, 192), 255), T=255))
+    assert attended.total[0, 0, 0] * 2**9 == 60 * 64 * 255**3 // 128 * 128  # rounded to 24 bits
+
+
+def random_transformer(seed):
+    torch.manual_seed(seed)
+
+    def pick(*values):
+        return values[int(torch.randint(len(values), ()))]
+
+    heads, channels = pick(1, 2, 3, 4), pick(4, 8, 16)
+    height, width = pick(8, 12, 16), pick(4, 8, 16)
+    options = {"norm": pick(True, True, False), "weight_bits": pick(None, None, 8, 4), "depth": pick(1, 2)}
+    options |= {"threshold": pick(None, None, 0.5, torch.nn.Parameter(torch.tensor(0.7)))}
+    net = transformer(
+        dim=heads * channels, heads=heads, T=pick(1, 2, 4, 7, 8, 16), tokens=height * width // 16, **options
+    )
+    return net, images(pick(1, 2, 5), height, width)
+
+
+@pytest.mark.parametrize("seeds", [range(5), pytest.param(range(5, 200), marks=pytest.mark.slow)], ids=len)
+def test_random_transformers(seeds, tmp_path):
+    for seed in seeds:
+        net, x = random_transformer(seed)
+        check_frozen(trained(net, x.repeat(2, 1, 1, 1)), x, tmp_path, "window", x)
+
+
+def test_operations_are_rows_times_spikes():
+    net, x = trained(transformer(dim=24, heads=3), images()), images()
+    qkv = net[:5](x)
+    block = net[5]
+    counts = block.attention.qkv(block.fire[0](qkv)).counts
+    found = ts.measure.synops(net, x).layers["5.attention.attend"]
+    assert found.acs == counts[..., :48].sum().item() * 8 / len(x)
+    assert (found.ann_macs, found.macs) == (2 * 6 * 24 * 8, 0)
+    frozen = ts.freeze(net, example=x)
+    assert ts.measure.synops(frozen, [x, x])[1].eq(0).all()
+
+
+def test_onnx(tmp_path):
+    for T in (4, 255):
+        net, x = trained(nn.Sequential(tnn.Encoder(T), *transformer(dim=32, heads=1)[1:]), images()), images()
+        ts.to_onnx(net, tmp_path / "net.onnx", x)
+        *_, answers = by_onnxruntime(tmp_path / "net.onnx", x)
+        torch.testing.assert_close(torch.as_tensor(answers[-1]), net(x).detach(), atol=0.2, rtol=0)
+
+
+def test_nir_has_no_attention():
+    with pytest.raises(ValueError, match="attend: NIR has no attention"):
+        ts.to_nir(trained(transformer(), images()), images())
+
+
+def test_programs_that_are_refused():
+    def stages(groups=2, channels=12, timing="window"):
+        made = [Stage("count", Instruction("popcount", INPUT))]
+        made += [Stage("attention", Instruction("attention", 0, outputs=4, groups=groups, axes=1, timing=timing))]
+        made += [Stage("fire", Instruction("neurons", 1, outputs=4, timing="window"))]
+        made += [Stage("flat", Instruction("flatten", 2))]
+        made += [Stage("readout", Instruction("readout", 3), weight=torch.ones(1, 20))]
+        return ts.freeze(Stages(made, "events", 3)), te.SpikeTrain.from_dense(torch.ones(3, 2, channels, 5))
+
+    frozen, x = stages()
+    assert frozen(x).shape == (2, 1)
+    with pytest.raises(ValueError, match="groups: expected a divisor of the outputs"):
+        stages(groups=3)[0].save("none")
+    with pytest.raises(ValueError, match="input: expected spikes with timing window"):
+        stages(timing="step")[0].save("none")
+    for channels in (13, 4, 14):
+        frozen, x = stages(channels=channels)
+        with pytest.raises(ValueError, match=r"x: expected channels of q, k and 4 of v|heads: expected a divisor of 5"):
+            frozen(x)
