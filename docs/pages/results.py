@@ -44,10 +44,9 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def shown(run: dict[str, Any]) -> bool:
-    """Several seeds, or a twin trained for as many epochs."""
-    recipe = run["recipe"]
-    controlled = recipe.get("init_from") is None or f"ann_continued_{metric(run)}" in run
-    return controlled or len(run["per_seed"]) > 1
+    """Several seeds, or one of today's defaults beside a twin that was trained for as many epochs."""
+    controlled = run["recipe"].get("init_from") is None or f"ann_continued_{metric(run)}" in run
+    return len(run["per_seed"]) > 1 or (controlled and not earlier(run))
 
 
 def metric(run: dict[str, Any]) -> str:
@@ -72,10 +71,13 @@ def timing(run: dict[str, Any]) -> str:
     return run["recipe"].get("timing") or "step"
 
 
+def earlier(run: dict[str, Any]) -> bool:
+    """The run is older than the default thresholds that its recipe now uses."""
+    return "init_gain" in run["recipe"] and recipes.load(run["name"]).get("threshold") is None
+
+
 def name(run: dict[str, Any]) -> str:
-    """The run's recipe, marked if it is younger than the run and now uses the default thresholds."""
-    earlier = "init_gain" in run["recipe"] and recipes.load(run["name"]).get("threshold") is None
-    return f"`{run['name']}`{'†' * earlier}"
+    return f"`{run['name']}`{'†' * earlier(run)}"
 
 
 def row(run: dict[str, Any]) -> list[str]:

@@ -236,7 +236,7 @@ def test_the_accuracies_and_the_numbers_at_the_top_of_the_readme():
         run = read(f"training/{name}")
         twin, continued = (run.get(f"{kind}test_accuracy") for kind in ("ann_", "ann_continued_"))
         assert len(run["per_seed"]) == next((n for word, n in (("five", 5), ("ten", 10)) if f"{word} seeds" in what), 3)
-        assert ("†" in what) == ("†" in results.name(results.read(ROOT / f"docs/results/training/{name}.json")))
+        assert ("†" in what) == results.earlier(results.read(ROOT / f"docs/results/training/{name}.json"))
         assert shown[what] == [
             f"{run['test_accuracy']:.2f}", f"{twin:.2f}", "" if continued is None else f"{continued:.2f}",
             f"{run['synops_ratio']:.2f}",
