@@ -68,7 +68,7 @@ def rows() -> Iterator[tuple[str, str, str, str]]:
         "ImageNet, AlexNet",
         "T = 10: 50.22 (h), 5: 46.63 (l)",
         "not run",
-        "no recipe: a data set must fit into memory",
+        "`imagenet`: 64×64, to fit into memory",
     )
     folds = read("folds")["n-mnist"]["SNN"]
     yield (

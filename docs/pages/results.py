@@ -21,6 +21,7 @@ NAMES = {
     "dvs-cifar10": "DVS-CIFAR10",
     "dvs128-gesture": "DVS128 Gesture",
     "fashion-mnist": "Fashion-MNIST",
+    "imagenet": "ImageNet",
     "mnist": "MNIST",
     "n-mnist": "N-MNIST",
 }

@@ -1,7 +1,7 @@
 """Networks by name, or from the usual notation of architectures; as spiking networks and as their ANN twins.
 
 cifarnet, alexnet-cifar, autoencoder and n-mnist-net are those of tandem learning; vgg11 and vgg16, with strides instead
-of pooling, of progressive tandem learning; dvs-cifar10-net and dvs-gesture-net our own.
+of pooling, of progressive tandem learning; alexnet, with strides too, dvs-cifar10-net and dvs-gesture-net our own.
 
 nCk is a convolution with n channels, k×k, padded by k//2; sN sets its stride. FCn is a fully connected layer. Both have
 batch norm and neurons. nRs is a residual block: two paths of currents into one layer of neurons. MPk and APk are
@@ -23,6 +23,7 @@ import tandem_snn.nn as tnn
 from tandem_ext import checks
 
 MODELS = {
+    "alexnet": "96C11s4-256C5s2-384C3s2-384C3-256C3s2-FC4096-D0.5-FC4096-D0.5",
     "alexnet-cifar": "96C3-256C3s2-384C3s2-384C3-256C3-FC1024-D0.2",
     "autoencoder": "FC128-FC64-FC32-FC64-FC128",
     "cifarnet": "128C3-256C3s2-512C3s2-1024C3-512C3-FC1024-D0.2",

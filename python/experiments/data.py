@@ -5,6 +5,7 @@
 | digits | 1,797 images of 8×8; a fixed stratified quarter is the test set | in scikit-learn |
 | mnist, fashion-mnist, cifar10 | images of 28×28, of 32×32 in colour | as torchvision's classes lay them out |
 | cifar10-jpeg | the same as cifar10, as image files | ``cifar10-jpeg/{train,test}/CLASS`` |
+| imagenet | image files; the middle square of each, in ``size`` pixels | ``imagenet/{train,val}/CLASS`` |
 | n-mnist | recordings of 34×34 | ``NMNIST/{Train,Test}/DIGIT``, as tonic lays them out |
 | dvs-cifar10 | recordings of 128×128; every tenth of a class is a test sample | ``CIFAR10DVS/CLASS``, likewise |
 | dvs-gesture | recordings of 128×128 | ``DVSGesture/ibmGesture{Train,Test}/USER``, likewise |
@@ -32,7 +33,8 @@ from tandem_ext import SpikeTrain
 
 VISION = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "CIFAR10"}
 EVENTS = {"n-mnist": (34, 34, 2), "dvs-cifar10": (128, 128, 2), "dvs-gesture": (128, 128, 2)}
-NAMES = ("digits", *VISION, "cifar10-jpeg", *EVENTS)
+FILES = {"cifar10-jpeg": ("train", "test"), "imagenet": ("train", "val")}
+NAMES = ("digits", *VISION, *FILES, *EVENTS)
 _HELD_OUT = 12  # one in twelve is a validation sample: 5,000 of 60,000
 _FIELDS = np.dtype([(name, np.int64) for name in "xytp"])
 
@@ -157,8 +159,8 @@ def load(recipe: Recipe, folder: Path | None) -> Data:
         raise ValueError(f"data set {name!r} needs files: give their folder with --data-dir or TANDEM_DATA")
     if name in EVENTS and recipe.task == "regression":
         raise ValueError(f"task: regression needs images, and {name!r} has recordings")
-    if name not in EVENTS and recipe.size is not None:
-        raise ValueError(f"size: only recordings are resized, and {name!r} has images")
+    if name not in (*EVENTS, *FILES) and recipe.size is not None:
+        raise ValueError(f"size: only recordings and image files are resized, and {name!r} has neither")
     white = 16 if name == "digits" else 255
     try:
         if name == "digits":
@@ -166,7 +168,7 @@ def load(recipe: Recipe, folder: Path | None) -> Data:
         elif folder is not None and name in EVENTS:
             train, test = (part.split(recipe) for part in _recordings(name, folder))
         elif folder is not None:
-            train, test = _vision(name, folder) if name in VISION else _image_files(folder / name)
+            train, test = _vision(name, folder) if name in VISION else _image_files(name, folder, recipe.size)
     except (OSError, RuntimeError, EOFError, TypeError, IndexError, ValueError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"data set {name!r} cannot be read from {folder}: {text}") from error
@@ -227,14 +229,17 @@ def _vision(name: str, folder: Path) -> tuple[Split, Split]:
     return splits[0], splits[1]
 
 
-def _image_files(folder: Path) -> tuple[Split, Split]:
+def _image_files(name: str, folder: Path, size: int | None) -> tuple[Split, Split]:
     from torchvision.datasets import ImageFolder
-    from torchvision.transforms.v2.functional import pil_to_tensor
+    from torchvision.transforms import v2
 
+    square = [] if size is None else [v2.Resize(size), v2.CenterCrop(size)]
     splits = []
-    for part in "train", "test":
-        files = ImageFolder(str(folder / part), transform=pil_to_tensor)
-        pixels = torch.stack([image for image, _ in files])
+    for part in FILES[name]:
+        files = ImageFolder(str(folder / name / part), v2.Compose([*square, v2.PILToTensor()]))
+        pixels = torch.empty(len(files), *files[0][0].shape, dtype=torch.uint8)
+        for i, (image, _) in enumerate(files):
+            pixels[i] = image
         splits.append(Split(pixels, torch.tensor(files.targets)))
     return splits[0], splits[1]
 

@@ -34,7 +34,7 @@ class Recipe:
         "classification", "regression: the images are their own targets", choices=("classification", "regression")
     )
     augment: tuple[str, ...] = key((), "augmentations of training samples, in order: flip, shift (by 4), shift:PIXELS")
-    size: int | None = key(None, "height and width to which event recordings are down-sampled", least=1)
+    size: int | None = key(None, "height and width to which event recordings and image files are down-sampled", least=1)
     validation: bool = key(
         True, "hold a fixed twelfth of the training samples out, and keep the weights of the epoch that does best on it"
     )

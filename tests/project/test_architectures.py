@@ -81,7 +81,7 @@ def test_written_out_and_published_sizes():
 
 
 @pytest.mark.parametrize(("name", "shape", "message"), [
-    ("cmn", COLOUR, "unknown model 'cmn': 'cmn' is no layer .* none of alexnet-cifar, "),
+    ("cmn", COLOUR, "unknown model 'cmn': 'cmn' is no layer .* none of alexnet, "),
     ("32C3-FC", COLOUR, "unknown model '32C3-FC': 'FC' is no layer"), ("FC0", COLOUR, "'FC0' is no layer"),
     ("8C3-MP2-MP2-MP2-MP2", COLOUR, r"nothing of \[8, 1, 1\] is left after MP2"),
     ("8C3", (64,), r"8C3 works on images .* meet \[64\]"), ("FC8-8C3", (64,), r"8C3 works on images .* meet \[8\]"),

@@ -165,6 +165,21 @@ def test_image_files_are_read(tmp_path):
     assert np.array_equal(data.test.inputs[1].movedim(0, -1).numpy(), pixels["test", 1])
 
 
+def test_image_files_of_any_size_become_squares(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    pytest.importorskip("torchvision")
+    for part, width in ("train", 48), ("val", 80):
+        folder = tmp_path / "imagenet" / part / "cat"
+        folder.mkdir(parents=True)
+        pixels = np.zeros((32, width, 3), np.uint8)
+        pixels[:, width // 2 - 16 : width // 2 + 16] = 200  # the middle square
+        image.fromarray(pixels).save(folder / "one.png")
+    data = load(Recipe(data="imagenet", size=16, validation=False), tmp_path)
+    assert data.shape == (3, 16, 16)
+    for split in data.train, data.test:
+        assert split.inputs[:, :, :, 1:-1].eq(200).all()
+
+
 @pytest.mark.parametrize(("recipe", "damage", "words"), [
     ({"data": "digit"}, None, "unknown data set 'digit': expected one of digits, mnist, "),
     ({"data": "cifar10"}, None, "needs files: give their folder with --data-dir or TANDEM_DATA"),
@@ -173,7 +188,7 @@ def test_image_files_are_read(tmp_path):
     ({"data": "dvs-gesture"}, None, "data set 'dvs-gesture' cannot be read from .*: there are no recordings"),
     ({"data": "n-mnist"}, None, "data set 'n-mnist' cannot be read from .*NMNIST/Train"),
     ({"data": "n-mnist", "task": "regression"}, None, "task: regression needs images"),
-    ({"data": "mnist", "size": 14}, None, "size: only recordings are resized"),
+    ({"data": "mnist", "size": 14}, None, "size: only recordings and image files are resized"),
     ({"data": "mnist"}, "MNIST/raw/train-images-idx3-ubyte", "data set 'mnist' cannot be read from"),
 ])  # fmt: skip
 def test_what_is_wrong_is_said(recipe, damage, words, mnist):
