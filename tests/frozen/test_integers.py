@@ -20,6 +20,7 @@ from tandem_snn.frozen.stages import Stage, Stages
 from tandem_snn.integer.graph import IntegerGraph
 
 pytestmark = pytest.mark.kernels
+POOLS = (tnn.MaxPool1d, tnn.MaxPool2d)
 STRICT = ["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Wconversion", "-Werror"]
 
 
@@ -37,15 +38,21 @@ def of_counts(frozen, x):
     return rest, counts
 
 
+def linked(folder, *command):
+    subprocess.run([*command, *STRICT, "-shared", "-fPIC", "-o", folder / "net.so", folder / "net.c"], check=True)
+    return ctypes.CDLL(str(folder / "net.so"))
+
+
+def pointer(tensor):
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
 def compiled(frozen, folder, *command):
     """The program as a function of counts: its sums and its logits."""
     footprint = ts.to_c(frozen, folder)
-    command = command or ("gcc", "-O1")
-    subprocess.run([*command, *STRICT, "-shared", "-fPIC", "-o", folder / "net.so", folder / "net.c"], check=True)
-    library = ctypes.CDLL(str(folder / "net.so"))
+    library = linked(folder, *command or ("gcc", "-O1"))
     assert library.net_test() == 0
     assert f"RAM: {footprint.ram} bytes, constants: {footprint.flash} bytes" in (folder / "net.h").read_text()
-    pointer = lambda t: ctypes.c_void_p(t.data_ptr())  # noqa: E731
 
     def run(counts, shape):
         sums, logits = torch.zeros(len(counts), *shape, dtype=torch.int32), torch.zeros(len(counts), *shape)
@@ -76,6 +83,33 @@ def test_random_networks(seeds, tmp_path):
         except CannotLower as refusal:
             assert "overflow" in refusal.why  # noqa: PT017
     assert done > 0.7 * len(seeds)
+
+
+@pytest.mark.parametrize("seeds", [range(12), pytest.param(range(12, 200), marks=pytest.mark.slow)])
+def test_steps_of_following_neurons(seeds, tmp_path):
+    """Each step is the stream's, and at rest the sums are those of the window, whatever came before."""
+    taken = 0
+    for seed in seeds:
+        frozen, x = drawn(seed)
+        ts.to_c(frozen, folder := tmp_path / str(seed))
+        if isinstance(frozen.net[0], POOLS) or "There is no net_step" in (folder / "net.h").read_text():
+            continue  # a stream pools the spikes that come in, not their counts
+        library = linked(folder, "gcc", "-O0", "-DNET_STEP")
+        right, counts = IntegerGraph.of(frozen).sums(x.counts).int(), torch.zeros_like(x.counts[0]).char()
+        sums, logits = torch.zeros_like(right[0]), torch.zeros_like(frozen(x)[0])
+        for n in range(3):
+            moved = 1
+            while moved:
+                changes = (x.counts[n].short() - counts).sign().char().contiguous()
+                counts = counts.short() + changes
+                moved = library.net_step(pointer(changes), pointer(sums))
+                expected = frozen.step(x[n : n + 1])
+                assert moved == frozen.moved.item()
+                library.net_logits(pointer(sums), pointer(logits))
+                torch.testing.assert_close(logits, expected[0])
+                taken += 1
+            assert torch.equal(sums, right[n])
+    assert taken > 100
 
 
 @pytest.mark.parametrize("make", [mlp, conv, residual, line, few_bits, depthwise])

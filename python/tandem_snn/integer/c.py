@@ -15,7 +15,8 @@ from ..container import write_atomically
 from ..frozen import FrozenNetwork
 from ..listing import NamedStage
 from ..nn.currents import Currents
-from .graph import IntegerGraph, Node
+from .graph import IntegerGraph, Node, in_order, space
+from .steps import following
 
 _BYTES = {"int8_t": 1, "uint8_t": 1, "int32_t": 4, "float": 4}
 _ARENAS = {"uint8_t": "counts", "float": "currents", "int32_t": "totals"}  # where values of each type are
@@ -35,7 +36,7 @@ int net_run(const uint8_t *x, int32_t *sums);
 void net_logits(const int32_t *sums, float *logits);
 /* Returns 0 if the sums at an input are those that Python found. */
 int net_test(void);
-#endif
+{step}#endif
 """
 _ROUNDED = """\
 static inline float {name}(float a, float b) {{
@@ -57,7 +58,8 @@ def to_c(frozen: FrozenNetwork, folder: str | PathLike[str]) -> Footprint:
 
     ``int net_run(const uint8_t *x, int32_t *sums)`` takes the counts of the input in the order of the tensor's memory,
     [C, H, W], and gives the exact sums of the readout; ``net_logits(sums, logits)`` makes logits of them, and
-    ``net_test()`` returns 0 if the compiled program is right. A neuron is a table of T thresholds of its channel.
+    ``net_test()`` returns 0 if the compiled program is right. Compiled with ``-DNET_STEP`` there is also ``net_step``:
+    one step of neurons that follow their input. A neuron is a table of T thresholds of its channel.
     Neurons that add two products, and those whose table would be large, compute in float32 with the rounding of the
     rule; the header names them.
 
@@ -81,7 +83,7 @@ def to_c(frozen: FrozenNetwork, folder: str | PathLike[str]) -> Footprint:
     >>> tandem_snn.to_c(frozen, "net")
     Footprint(ram=15, flash=142)
     """
-    program = _Program(IntegerGraph.of(frozen))
+    program = Program(IntegerGraph.of(frozen))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "net.h", program.header().encode())
@@ -89,7 +91,7 @@ def to_c(frozen: FrozenNetwork, folder: str | PathLike[str]) -> Footprint:
     return Footprint(program.ram, program.flash)
 
 
-class _Program:
+class Program:
     """Writes a function for each node. Values are channels-last in memory."""
 
     def __init__(self, graph: IntegerGraph) -> None:
@@ -100,6 +102,9 @@ class _Program:
         self.floats: list[str] = []  # layers that compute in floats
         self.levels = self.network.levels["input"]
         self.most_outputs = 0
+        self.tables: dict[str, str] = {}  # where the thresholds of a neuron begin
+        self.weights: dict[str, str] = {}
+        self.runs: dict[str, str] = {}  # the functions
         stages = self.network.stages
         self.last = next(stage for stage in reversed(stages) if stage.instruction.kind != "flatten")
         self.aliases = {stage.name: stage.x for stage in stages if self._is_alias(stage)}
@@ -110,6 +115,7 @@ class _Program:
             self._write(graph.nodes[stage.name])
         self._logits(graph.nodes[self.last.name])
         self._test()
+        self.step = following(self)
         self.ram = sum(size * _BYTES[ctype] for ctype, size in self.sizes.items()) + 4 * self.most_outputs
 
     # --- memory -------------------------------------------------------------------------------------------------------
@@ -119,15 +125,19 @@ class _Program:
         if stage.instruction.kind != "flatten":
             return False
         readers = [reader for reader in self.network.stages if stage.name in (reader.x, reader.residual)]
-        in_order = all(reader.layer.weight is not None and reader.residual != stage.name for reader in readers)
-        return in_order or _in_order(stage.in_shape)
+        by_weights = all(reader.layer.weight is not None and reader.residual != stage.name for reader in readers)
+        return by_weights or in_order(stage.in_shape)
 
-    def _root(self, name: str) -> str:
+    def root(self, name: str) -> str:
         while name in self.aliases:
             name = self.aliases[name]
         return name
 
-    def _type(self, name: str) -> str:
+    def title(self, name: str) -> str:
+        """Return a name that can stand in a comment."""
+        return re.sub(r"[^0-9A-Za-z_]", "_", name)
+
+    def type(self, name: str) -> str:
         if name in self.network.levels:
             return "uint8_t"
         return "float" if self.graph.nodes[name].stage.signal is Currents else "int32_t"
@@ -138,23 +148,23 @@ class _Program:
         sizes = {"input": math.prod(self.network.shape)}
         for number, stage in enumerate(self.network.stages):
             for name in filter(None, (stage.x, stage.residual)):
-                lives[self._root(name)][1] = number
+                lives[self.root(name)][1] = number
             if stage.name not in self.aliases:
                 lives[stage.name], sizes[stage.name] = [number, number], math.prod(stage.shape)
         pointers = {self.last.name: "sums"}
-        if _in_order(self.network.shape):
+        if in_order(self.network.shape):
             pointers["input"] = "x"
         taken: dict[str, tuple[int, int]] = {}
         for name in sorted(lives.keys() - pointers.keys(), key=lambda name: (-sizes[name], name)):
             (born, dies), at = lives[name], 0
             beside = [other for other in taken if lives[other][0] <= dies and born <= lives[other][1]]
-            for start, end in sorted(taken[other] for other in beside if self._type(other) == self._type(name)):
+            for start, end in sorted(taken[other] for other in beside if self.type(other) == self.type(name)):
                 if at + sizes[name] <= start:
                     break
                 at = max(at, end)
             taken[name] = at, at + sizes[name]
-            pointers[name] = f"{_ARENAS[self._type(name)]} + {at}"
-        ends = [(self._type(name), end) for name, (_, end) in taken.items()]
+            pointers[name] = f"{_ARENAS[self.type(name)]} + {at}"
+        ends = [(self.type(name), end) for name, (_, end) in taken.items()]
         return pointers, {ctype: max((end for of, end in ends if of == ctype), default=0) for ctype in _ARENAS}
 
     def _shape(self, name: str | None) -> tuple[int, ...]:
@@ -174,12 +184,13 @@ class _Program:
     def _function(self, name: str, body: str, x: str, residual: str | None = None) -> None:
         """Add a function that computes a value from one or two others, and its call."""
         number = len(self.calls)
+        self.runs[name] = f"run{number}"
         reads = [(x, "x")] if residual is None else [(x, "x"), (residual, "r")]
-        arguments = ", ".join(f"const {self._type(read)} *{argument}" for read, argument in reads)
+        arguments = ", ".join(f"const {self.type(read)} *{argument}" for read, argument in reads)
         self.parts.append(
-            f"/* {_plain(name)} */\nstatic void run{number}({arguments}, {self._type(name)} *y) {{\n{body}}}"
+            f"/* {self.title(name)} */\nstatic void run{number}({arguments}, {self.type(name)} *y) {{\n{body}}}"
         )
-        pointers = [self.pointers[self._root(read)] for read, _ in reads]
+        pointers = [self.pointers[self.root(read)] for read, _ in reads]
         self.calls.append(f"run{number}({', '.join([*pointers, self.pointers[name]])});")
 
     def _write(self, node: Node) -> None:
@@ -233,14 +244,14 @@ static void take(const uint8_t *x, uint8_t *y) {{
         self._function(stage.name, body, stage.x, stage.residual)
 
     def _maximum(self, stage: NamedStage) -> None:
-        i, (_, rows, columns) = stage.instruction, _space(stage.shape)
-        channels, height, width = _space(stage.in_shape)
+        i, (_, rows, columns) = stage.instruction, space(stage.shape)
+        channels, height, width = space(stage.in_shape)
         body = f"""\
   for (int32_t a = 0; a < {rows}; a++)
     for (int32_t b = 0; b < {columns}; b++)
       for (int32_t o = 0; o < {channels}; o++) {{
         int any = 0;
-        {self._type(stage.name)} most = 0;
+        {self.type(stage.name)} most = 0;
         for (int32_t i = 0; i < {i.kernel[0]}; i++)
           for (int32_t j = 0; j < {i.kernel[1]}; j++) {{
             const int32_t h = a * {i.stride[0]} + i * {i.dilation[0]} - {i.padding[0]};
@@ -257,11 +268,11 @@ static void take(const uint8_t *x, uint8_t *y) {{
     def _product(self, node: Node) -> None:
         """Add the weights of each count that is not 0 to the sums of a pixel, and let its neurons fire."""
         stage, g = node.stage, node.geometry
-        (channels, height, width), (outputs, rows, columns) = _space(stage.in_shape), _space(stage.shape)
+        (channels, height, width), (outputs, rows, columns) = space(stage.in_shape), space(stage.shape)
         each, self.most_outputs = outputs // g.groups, max(self.most_outputs, outputs)
         add = "sum[k] += c;"
         if stage.layer.weight is not None:
-            weight = self._constant("int8_t", "w", self._arranged(node))
+            weight = self.weights[stage.name] = self._constant("int8_t", "w", self._arranged(node))
             add = f"for (int32_t o = 0; o < {each}; o++) to[o] += w[o] * c;"
             add = f"""\
 const int8_t *w = {weight} + ((i * {g.kernel[1]} + j) * {channels} + k) * {each};
@@ -294,7 +305,7 @@ const int8_t *w = {weight} + ((i * {g.kernel[1]} + j) * {channels} + k) * {each}
         weight, outputs, channels = node.weight, node.stage.shape[0], node.stage.in_shape[0]
         assert weight is not None
         if node.stage.x in self.aliases:
-            image = _space(self.graph.nodes[node.stage.x].stage.in_shape)
+            image = space(self.graph.nodes[node.stage.x].stage.in_shape)
             weight = weight.view(outputs, *image).movedim(1, -1)
         groups = node.geometry.groups
         weight = weight.reshape(groups, outputs // groups, channels // groups, -1)
@@ -308,9 +319,9 @@ const int8_t *w = {weight} + ((i * {g.kernel[1]} + j) * {channels} + k) * {each}
         if table is None:
             return self._potential(node, "(float)sum[o]")
         row = "o" + self._place(node) + ("" if len(table) == 1 else f" + {table[0, ..., 0].numel()} * r[{at}]")
-        levels = self._constant("int32_t", "t", table)
+        levels = self.tables[stage.name] = f"{self._constant('int32_t', 't', table)} + ({row}) * {node.most}"
         return f"""\
-        const int32_t *t = {levels} + ({row}) * {node.most};
+        const int32_t *t = {levels};
         int32_t c = 0;
         while (c < {node.most} && sum[o] >= t[c]) c++;
         y[{at}] = (uint8_t)c;"""
@@ -380,11 +391,11 @@ int net_test(void) {{
 
     def header(self) -> str:
         """Return net.h."""
-        floats = ", ".join(map(_plain, self.floats))
+        floats = f"Neurons that compute in floats: {', '.join(map(self.title, self.floats))}." if self.floats else ""
         return _HEADER.format(
             ram=self.ram, flash=self.flash, inputs=math.prod(self.network.shape), sums=math.prod(self.last.shape),
             shape=list(self.network.shape), sums_shape=list(self.last.shape), levels=self.levels,
-            floats=f"Neurons that compute in floats: {floats}." if floats else "No floats but in net_logits.",
+            step=self.step.header, floats=floats or "No floats but in net_logits.",
         )  # fmt: skip
 
     def source(self) -> str:
@@ -396,19 +407,4 @@ int net_test(void) {{
         arenas.append(f"static int32_t sum[{self.most_outputs}]; /* of a pixel's neurons */\n")
         text = "\n".join(self.parts)
         rounded = [_ROUNDED.format(name=name, sign=sign) for name, sign in (("add", "+"), ("mul", "*")) if name in text]
-        return "\n".join(['#include "net.h"\n', *arenas, *rounded, text, run, self.test]) + "\n"
-
-
-def _space(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Return channels, height and width."""
-    channels, height, width = (shape[0], *[1] * (3 - len(shape)), *shape[1:])
-    return channels, height, width
-
-
-def _in_order(shape: tuple[int, ...]) -> bool:
-    """Whether a shape has the same order in memory with the channels first and last."""
-    return shape[0] == 1 or math.prod(shape[1:]) == 1
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^0-9A-Za-z_]", "_", name)
+        return "\n".join(['#include "net.h"\n', *arenas, *rounded, text, run, self.test, self.step.source]) + "\n"

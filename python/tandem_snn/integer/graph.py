@@ -7,6 +7,7 @@ finds by the rule itself.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -279,3 +280,14 @@ def least_potentials(threshold: float, T: int) -> Tensor:
         fires = fire_after_window(bits.view(torch.float32), threshold, T)[0] >= k
         below, reached = bits.where(~fires, below), bits.where(fires, reached)
     return reached.view(torch.float32)
+
+
+def space(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return channels, height and width."""
+    channels, height, width = (shape[0], *[1] * (3 - len(shape)), *shape[1:])
+    return channels, height, width
+
+
+def in_order(shape: tuple[int, ...]) -> bool:
+    """Whether a shape has the same order in memory with the channels first and last."""
+    return shape[0] == 1 or math.prod(shape[1:]) == 1
