@@ -135,6 +135,8 @@ class IntegerGraph:
         i = stage.instruction
         if i.kind == "output" or (i.kind == "sum" and stage.signal is Tensor):
             raise CannotLower(stage.name, "an answer that is not that of one Readout")
+        if i.kind == "attention":
+            raise CannotLower(stage.name, "attention has no integer form yet")
         if stage.reads not in (SpikeTrain, Currents) and i.kind not in ("flatten", "readout"):
             raise CannotLower(stage.name, "it reads real numbers: put counts into the network")
         unknown = [name for name in (stage.x, stage.residual) if name not in (None, *self.network.levels, *self.nodes)]
