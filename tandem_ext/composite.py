@@ -59,15 +59,23 @@ def _fire(a: Arguments, T: int, shape: Sequence[int], like: Tensor, y: Iterable[
     check(a, T)
     dtype, window = compute_dtype(like.dtype), a["timing"] == "window"
     v, r, residual = a["v_init"], a["residual"], None
-    v = like.new_zeros((), dtype=dtype) if v is None else rows(v, int(v.dim() == len(shape))).to(dtype)
+    if v is None:
+        v = torch.full((), a["threshold"] / 2 if window else 0.0, dtype=dtype, device=like.device)
+    else:
+        v = rows(v, int(v.dim() == len(shape))).to(dtype)
+    scale, shift, unit = a["scale"], a["shift"], a.get("unit", 1.0)
+    if (factor := a.get("gain", 1.0) / unit) != 1:
+        scale = torch.full(shape[-1:], factor, dtype=dtype, device=like.device) if scale is None else scale * factor
+    if unit != 1 and shift is not None:
+        shift = divided(shift, unit)
     if r is not None:
         r = rows(r, 2)
         if r.dtype == torch.uint8:
             r = r.to(dtype) if window else spikes_of(r, T, "step", dtype)
         residual = Residual(r, reduce(torch.add, r), a["residual_scale"])
     stored, counts, v, is_open = fire(
-        y, u, a["scale"], a["shift"], residual, v.expand(shape), T, a["steps"], a["threshold"], a["leak"], a["gate"],
-        a["timing"], ends=a["return_v"],
+        y, u, scale, shift, residual, v.expand(shape), T, a["steps"], a["threshold"], a["leak"], a["gate"], a["timing"],
+        ends=a["return_v"],
     )  # fmt: skip
     bad = lost(v).float() if a["bad"] is None else lost(v).float() + a["bad"]
     mask = None
@@ -158,7 +166,7 @@ def _bn_if(a: Arguments) -> Any:
     synapses = Synapses(a)
     u = synapses.window()
     mean, var, scale, shift = _statistics(u, a)
-    stored, counts, mask, v, bad = synapses.fire(a | {"scale": scale, "shift": shift}, u)
+    stored, counts, mask, v, bad = synapses.fire(a | {"scale": scale, "shift": shift, "gain": 1.0}, u)
     return stored, counts, mask, v, images(u, 1), mean, var, bad
 
 

@@ -12,10 +12,14 @@ namespace tandem::ops::aten {
 
 // Calls an operator with one result through the dispatcher.
 template <class... Args>
-Tensor call(const char* name, const Args&... args) {
+Tensor call_overload(const char* name, const char* overload, const Args&... args) {
   std::array<StableIValue, sizeof...(Args)> stack{torch::stable::detail::from(args)...};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher(name, overload, stack.data(), TORCH_ABI_VERSION));
   return torch::stable::detail::to<Tensor>(stack[0]);
+}
+template <class... Args>
+Tensor call(const char* name, const Args&... args) {
+  return call_overload(name, "", args...);
 }
 
 inline Tensor to_type(const Tensor& tensor, ScalarType dtype) {

@@ -82,9 +82,9 @@ NormOutputs bn_if(Tensor stored TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_C
       {.stored = stored,
        TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_CONV_FIELDS(TANDEM_ARGUMENT).timing = timing_of(timing)});
   const Shape shape = synapses.output_shape();
-  NeuronLayer neurons(
-      {TANDEM_NEURON_FIELDS(TANDEM_ARGUMENT).train = true, .return_v = return_v, TANDEM_TENSOR_FIELDS(TANDEM_ARGUMENT)},
-      shape, synapses.T(), synapses.counts_type(), synapses.stored());
+  NeuronLayer neurons({TANDEM_NEURON_FIELDS(TANDEM_ARGUMENT).train = true, .return_v = return_v,
+                       TANDEM_TENSOR_FIELDS(TANDEM_ARGUMENT).gain = 1, .unit = 1},
+                      shape, synapses.T(), synapses.counts_type(), synapses.stored());
   TANDEM_CHECK(neurons.neurons() > 0 || shape[1] == 0,
                "stored: batch normalisation needs at least one sample, got outputs ", shape_text(shape));
   if (synapses.timing() == Timing::kStep) synapses.prepare();  // for both products

@@ -29,20 +29,24 @@
   X("str", std::string, gate)   \
   X("str", std::string, timing)
 
+// v_init: the potential before the first step; if absent, 0 or, with timing "window", half of the threshold.
 #define TANDEM_TENSOR_FIELDS(X)                         \
   X("Tensor?", OptionalTensor, bad, "=None")            \
   X("Tensor?", OptionalTensor, residual, "=None")       \
   X("Tensor?", OptionalTensor, residual_scale, "=None") \
   X("Tensor?", OptionalTensor, v_init, "=None")
 
-// For ops with neurons that take scale and shift as arguments. Those that most calls leave out are last.
+// For ops with neurons that take scale and shift as arguments: scale is multiplied by gain / unit, shift divided by
+// unit. Those that most calls leave out are last.
 #define TANDEM_SCALED_NEURON_FIELDS(X)         \
   TANDEM_NEURON_FIELDS(X)                      \
   X("bool", bool, train)                       \
   X("bool", bool, return_v)                    \
   X("Tensor?", OptionalTensor, scale, "=None") \
   X("Tensor?", OptionalTensor, shift, "=None") \
-  TANDEM_TENSOR_FIELDS(X)
+  TANDEM_TENSOR_FIELDS(X)                      \
+  X("float", double, gain, "=1.0")             \
+  X("float", double, unit, "=1.0")
 
 #define TANDEM_MEMBER(schema, type, name, ...) type name{};
 // To follow a first argument.

@@ -30,11 +30,10 @@ NeuronLayer::NeuronLayer(NeuronInputs&& inputs, const Shape& shape, int64_t T, S
   TANDEM_CHECK(!window || in_.leak == 1, "leak must be 1 with timing \"window\", got ", in_.leak);
   TANDEM_CHECK(!window || in_.steps == T, "steps must be T = ", T, " with timing \"window\", got ", in_.steps);
   TANDEM_CHECK(in_.gate == "relu" || in_.gate == "clip", "gate must be \"relu\" or \"clip\", got \"", in_.gate, "\"");
-  in_.scale = per_channel(in_.scale, channels_, device_of, "scale");
-  in_.shift = per_channel(in_.shift, channels_, device_of, "shift");
+  prepare_affine();
   in_.residual_scale = per_channel(in_.residual_scale, channels_, device_of, "residual_scale");
   if (in_.residual.has_value()) prepare_residual();
-  if (in_.v_init.has_value()) prepare_v_init();
+  prepare_v_init();
   prepare_bad();
 
   stored_ = empty_channels_last(prepend(sheets(T, timing_), shape), 2, ScalarType::Byte, device_of);
@@ -61,7 +60,9 @@ Neuron NeuronLayer::args() const {
       .residual_stored = spikes ? pointer<const uint8_t>(in_.residual) : nullptr,
       .residual_currents = spikes ? nullptr : pointer<const float>(in_.residual),
       .residual_scale = pointer<const float>(in_.residual_scale),
-      .v_init = pointer<const float>(in_.v_init),
+      .v_init = in_.v_init.has_value() ? pointer<const float>(in_.v_init)
+                : start_ != 0          ? &start_
+                                       : nullptr,
       .v_init_size = in_.v_init.has_value() ? in_.v_init->numel() : 1,
       .stored = pointer<uint8_t>(stored_),
       .counts = pointer<void>(counts_),
@@ -75,6 +76,31 @@ Neuron NeuronLayer::args() const {
       .after = 0,
       .carried = {},
   };
+}
+
+// Numbers multiply or divide as tensors would, each result rounded once.
+void NeuronLayer::prepare_affine() {
+  in_.scale = per_channel(in_.scale, channels_, device_of_, "scale");
+  in_.shift = per_channel(in_.shift, channels_, device_of_, "shift");
+  TANDEM_CHECK(in_.unit > 0, "unit must be positive, got ", in_.unit);
+  const auto combine = [&](OptionalTensor& tensor, double number, const char* op, float (*f)(float, float)) {
+    Tensor out = empty(channels_, ScalarType::Float, device_of_);
+    if (on_gpu(device_of_)) {
+      torch::stable::fill_(out, number);
+      tensor = tensor.has_value() ? aten::call_overload(op, "Tensor", *tensor, out) : out;
+      return;
+    }
+    for (int64_t c = 0; c < channels_; ++c) {
+      pointer<float>(out)[c] = tensor.has_value() ? f(pointer<float>(*tensor)[c], static_cast<float>(number)) : number;
+    }
+    tensor = out;
+  };
+  if (const double factor = in_.gain / in_.unit; factor != 1) {
+    combine(in_.scale, factor, "aten::mul", [](float a, float b) { return a * b; });
+  }
+  if (in_.unit != 1 && in_.shift.has_value()) {
+    combine(in_.shift, in_.unit, "aten::div", [](float a, float b) { return a / b; });
+  }
 }
 
 void NeuronLayer::prepare_residual() {
@@ -91,6 +117,13 @@ void NeuronLayer::prepare_residual() {
 }
 
 void NeuronLayer::prepare_v_init() {
+  if (!in_.v_init.has_value()) {
+    start_ = timing_ == Timing::kWindow ? static_cast<float>(in_.threshold / 2) : 0.f;
+    if (start_ == 0 || !on_gpu(device_of_)) return;
+    in_.v_init = empty_channels_last({}, 0, ScalarType::Float, device_of_);
+    torch::stable::fill_(*in_.v_init, start_);
+    return;
+  }
   const Tensor& v_init = *in_.v_init;
   check_same_device(v_init, device_of_, "v_init");
   TANDEM_CHECK(v_init.scalar_type() == ScalarType::Float, "v_init must be float32");

@@ -35,6 +35,7 @@ class NeuronLayer {
   void set_affine(const Tensor& scale, const Tensor& shift) { in_.scale = scale, in_.shift = shift; }
 
  private:
+  void prepare_affine();
   void prepare_residual();
   void prepare_v_init();
   void prepare_bad();
@@ -43,6 +44,7 @@ class NeuronLayer {
   Timing timing_;
   Shape shape_;
   int64_t T_, neurons_, channels_;
+  float start_ = 0;  // the potential before the first step, without v_init
   ScalarType counts_type_;
   Tensor device_of_;
   OptionalTensor stored_, bad_;  // never absent; a Tensor cannot be made without an allocation

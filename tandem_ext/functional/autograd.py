@@ -17,7 +17,7 @@ from torch.autograd import Function
 from .._torch import eager_apply, forward_mode_active, transforms_active
 from ..ops import compute_dtype, counts_dtype
 from ..planes import counts_of
-from .neuron import cast, over_inputs, over_space
+from .neuron import cast, over, over_inputs, over_space
 from .products import Product
 
 _ops = torch.ops.tandem
@@ -103,6 +103,8 @@ class Call(NamedTuple):
     residual: Any
     residual_scale: Any
     v_init: Any
+    gain: Any  # numbers: scale is multiplied by gain / unit, shift divided by unit
+    unit: Any
     # the product, or "train", "constant" or "impulse" for given currents, which are then ``edge``
     source: Any
     edge: Any  # else the counts of the input, for the gradient only
@@ -132,6 +134,8 @@ class Saved(NamedTuple):
     spikes: Any
     source: Any
     T: int
+    gain: float
+    unit: float
     threshold: float
     timing: str
     eps: float | None
@@ -143,16 +147,18 @@ def run(call: tuple[Any, ...], train: bool) -> Any:
     ``train``: whether the op makes what the backward pass needs.
     """
     (
-        stored, T, weight, neuron, return_v, scale, shift, bad, residual, residual_scale, v_init,
+        stored, T, weight, neuron, return_v, scale, shift, bad, residual, residual_scale, v_init, gain, unit,
         source, edge, gamma, beta, eps, _, _, few_bits,
     ) = call  # fmt: skip
-    more = () if residual is None and v_init is None else (residual, residual_scale, v_init)
+    more: tuple[Any, ...] = () if residual is None and v_init is None else (residual, residual_scale, v_init)
     if isinstance(source, Product):
         if few_bits and weight.dtype == torch.float32:
             weight = weight.to(torch.int8)
         if eps is not None:
             norm = scale, gamma, beta, eps
             return _bn_if(stored, T, weight, *source.geometry(), *norm, *neuron, return_v, bad, *more)
+        if gain != 1.0 or unit != 1.0:
+            more = residual, residual_scale, v_init, gain, unit
         product = (stored, T, weight, *source.geometry()) if source.stride else (stored, T, weight)
         op = _conv_if if source.stride else _linear_if
         return op(*product, *neuron, train, return_v, scale, shift, bad, *more)
@@ -160,7 +166,7 @@ def run(call: tuple[Any, ...], train: bool) -> Any:
     if eps is not None:
         wide = cast(edge, compute_dtype(edge.dtype))
         *statistics, scale, shift = _ops.bn_statistics.default(wide, _times(source, T), scale, gamma, beta, eps)
-    currents = (edge,) if source == "train" else (edge, T)
+    currents, more = (edge,) if source == "train" else (edge, T), (residual, residual_scale, v_init, gain, unit)
     *outputs, bad = _GIVEN[source](*currents, *neuron, train, return_v, scale, shift, bad, *more)
     return *outputs, *statistics, bad
 
@@ -209,7 +215,7 @@ class Fire(Function):
         )
         ctx.needs = needs
         _, threshold, _, _, timing = call.neuron
-        ctx.numbers = call.source, call.T, threshold, timing, call.eps
+        ctx.numbers = call.source, call.T, call.gain, call.unit, threshold, timing, call.eps
         ctx.mark_non_differentiable(spikes, mask, *[other for other in others if other is not None])
         ctx.set_materialize_grads(False)
 
@@ -236,16 +242,16 @@ class Fire(Function):
 
 def _through_product(needs: Call, saved: Saved, grad_z: Tensor) -> Gradients:
     """The gradients of scale·(W c) + shift."""
-    product, stored, timing, scale = saved.source, saved.stored, saved.timing, saved.scale
+    product, stored, timing, scale = saved.source, saved.stored, saved.timing, _factor(saved)
     weight = cast(saved.weight, grad_z.dtype)  # differs for int8, and for half types that cannot hold the counts
-    shift = channel_sum(grad_z) if needs.shift else None
+    shift = _grad_shift(saved, grad_z) if needs.shift else None
     direct = needs.weight and not needs.scale
     edge, grad_weight = product.gradients(scaled(grad_z, scale), stored, timing, weight, needs.edge, direct)
     if not needs.scale:
         return {"weight": grad_weight, "shift": shift, "edge": edge}
     weight, wide = cast(weight, scale.dtype), cast(grad_z, scale.dtype)  # large terms of grad_scale may cancel
     _, raw = product.gradients(wide, stored, timing, weight, False, True)
-    grad_scale = (weight * raw).flatten(1).sum(1)
+    grad_scale = (weight * raw).flatten(1).sum(1) * (saved.gain / saved.unit)
     grad_weight = cast(raw * over_inputs(scale, raw), grad_z.dtype) if needs.weight else None
     return {"weight": grad_weight, "scale": grad_scale, "shift": shift, "edge": edge}
 
@@ -255,12 +261,26 @@ def _through_currents(needs: Call, saved: Saved, grad_z: Tensor) -> Gradients:
     y, times, over_time = saved.u, _times(saved.source, saved.T), saved.source == "train"
     grad_y = grad_scale = None
     if needs.edge:
-        grad_y = scaled(grad_z, saved.scale, times)
+        grad_y = scaled(grad_z, _factor(saved), times)
         grad_y = grad_y.expand(saved.T, *grad_y.shape) if over_time else grad_y
     if needs.scale:
         dtype = saved.scale.dtype
         grad_scale = channel_sum(grad_z * (y.sum(0, dtype=dtype) if over_time else times * cast(y, dtype)))
-    return {"scale": grad_scale, "shift": channel_sum(grad_z) if needs.shift else None, "edge": grad_y}
+        grad_scale = grad_scale * (saved.gain / saved.unit)
+    return {"scale": grad_scale, "shift": _grad_shift(saved, grad_z) if needs.shift else None, "edge": grad_y}
+
+
+def _factor(saved: Saved) -> Any:
+    """Return what the op multiplies the currents by: scale·gain/unit, a tensor, a number, or None for 1."""
+    factor = saved.gain / saved.unit
+    if factor == 1:
+        return saved.scale
+    return factor if saved.scale is None else saved.scale * factor
+
+
+def _grad_shift(saved: Saved, grad_z: Tensor) -> Tensor:
+    grad = channel_sum(grad_z)
+    return grad if saved.unit == 1 else over(grad, saved.unit)
 
 
 def _through_norm(needs: Call, saved: Saved, grad: Tensor) -> Gradients:
@@ -339,8 +359,12 @@ def channel_sum(grad: Tensor) -> Tensor:
     return grad.sum([d for d in range(grad.dim()) if d != 1], dtype=dtype)
 
 
-def scaled(grad: Tensor, scale: Tensor | None, times: int = 1) -> Tensor:
+def scaled(grad: Tensor, scale: Tensor | float | None, times: int = 1) -> Tensor:
     """Return times·scale·grad in the dtype of grad."""
     if scale is None:
         return grad if times == 1 else times * grad
-    return cast(grad * over_space(scale if times == 1 else times * scale, grad.shape), grad.dtype)
+    if times != 1:
+        if not isinstance(scale, Tensor):  # rounded before it is multiplied
+            scale = torch.full((), scale, dtype=compute_dtype(grad.dtype), device=grad.device)
+        scale = times * scale
+    return cast(grad * over_space(scale, grad.shape), grad.dtype)

@@ -16,7 +16,7 @@ from ..train import SpikeTrain, add_flags, with_flags
 from .autograd import Fire, WindowProduct, apply, run
 from .neuron import NEUTRAL, cast, channels_of, fold, in_units, over_space, per_channel, spread, tensors_of, with_gain
 from .products import Product, autocast_dtype
-from .settings import Settings
+from .settings import Settings, default_v_init
 
 Input = SpikeTrain | ConstantInput | ImpulseInput
 Result = SpikeTrain | tuple[SpikeTrain, Tensor]
@@ -70,14 +70,24 @@ def _fire(
             raise checks.TooFewSamples(f"x: batch norm in training needs {least}, got outputs {list(shape)}")
         bad = None if bad is None else bad.sum(0, True)  # through the batch statistics, one NaN affects all samples
     neurons, theta = NEUTRAL, None
-    if residual is not None or v_init is not None or timing == "window" or isinstance(threshold, Tensor):
+    if timing == "window":
+        checks.T("T", T, timing)
+    given = isinstance(threshold, Tensor) or isinstance(v_init, Tensor)
+    if v_init is not None and not given and v_init == default_v_init(threshold, timing):
+        v_init = None
+    if residual is not None or v_init is not None or isinstance(threshold, Tensor):
         neurons = tensors_of(like, T, shape, residual, threshold, v_init, timing, unit)
         theta = neurons.theta
         if isinstance(residual, SpikeTrain) and residual.bad is not bad:
             bad = add_flags(bad, residual.bad)
     gamma = beta = None
+    numbers = 1.0, 1.0  # gain and unit as arguments of the op
     if eps is None:
-        scale, shift = fold(theta, bias, scale, shift, step, gain, channels, like, unit)
+        if theta is None and not isinstance(gain, Tensor):
+            numbers = float(gain), unit
+            scale, shift = fold(None, bias, scale, shift, step, 1.0, channels, like)
+        else:
+            scale, shift = fold(theta, bias, scale, shift, step, gain, channels, like, unit)
     else:
         bias, gamma = per_channel("bias", bias, channels, like), per_channel("gamma", scale, channels, like)
         gamma, beta = in_units(theta, gamma, per_channel("beta", shift, channels, like))
@@ -92,7 +102,7 @@ def _fire(
     )
     neuron = T if steps is None else steps, threshold if theta is None else 1.0, leak, gate, timing
     call = (  # the fields of Call, which is slow to make
-        stored, T, weight, neuron, return_v, scale, shift, bad, residual, residual_scale, v_init,
+        stored, T, weight, neuron, return_v, scale, shift, bad, residual, residual_scale, v_init, *numbers,
         source, edge, gamma, beta, eps, residual_edge, theta, step is not None,
     )  # fmt: skip
     fired, counts, _, v, *norm, bad = apply(Fire, *call) if train else run(call, train)

@@ -13,7 +13,6 @@ from .. import checks
 from ..ops import compute_dtype
 from ..rule import divided
 from ..train import SpikeTrain
-from .settings import default_v_init
 
 
 class Tensors(NamedTuple):
@@ -25,7 +24,7 @@ class Tensors(NamedTuple):
     residual_edge: Tensor | None = None  # the counts of a residual train, for the gradient only
     residual_scale: Tensor | None = None  # [C]
     theta: Tensor | None = None  # [C], a tensor threshold: potentials are measured in units of it, so neurons fire at 1
-    v_init: Tensor | None = None
+    v_init: Tensor | None = None  # None: the default of the timing
 
 
 NEUTRAL = Tensors()
@@ -42,10 +41,6 @@ def tensors_of(
     unit: float = 1.0,
 ) -> Tensors:
     """Check and fold the tensors of neurons [B, C, *space]; ``like`` has the device and dtype of the layer."""
-    if timing == "window":
-        checks.T("T", T, timing)
-    if v_init is None:
-        v_init = default_v_init(threshold, timing)
     theta = edge = scale = start = None
     device, dtype, channels = like.device, compute_dtype(like.dtype), channels_of(shape)
     if isinstance(threshold, Tensor):
@@ -72,7 +67,7 @@ def tensors_of(
         start = cast(v_init, dtype)
         if start.dim() == 1 and len(shape) > 2:
             start = over_space(start, shape).expand(shape[1:])
-    elif v_init != 0:
+    elif v_init is not None:
         start = torch.full((), v_init, dtype=dtype, device=device)
     if start is not None and theta is not None:
         start = (start / over_space(theta.detach(), shape)).expand(shape if start.dim() == len(shape) else shape[1:])

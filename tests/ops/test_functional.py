@@ -221,6 +221,21 @@ def test_couple(shape, gate, threshold, device):
         torch.testing.assert_close(found[1], total.sum(0) if threshold.dim() else total.sum())
 
 
+@pytest.mark.parametrize("scaled", [True, False])
+def test_numbers_of_an_op_are_tensors(scaled, timing, device):
+    """gain and unit multiply and divide as tensors do; without v_init it is the default of the timing."""
+    x, weight = train(8, 3, 40, device=device), torch.randn(33, 40, device=device)
+    scale, shift = (torch.rand(33, device=device) + 0.5 if scaled else None for _ in range(2))
+    gain, unit, op = 0.3, 0.7, torch.ops.tandem.linear_if
+    neuron = x.stored_as(timing), 8, weight, 8, 0.9, 1.0, "clip", timing, True, True
+    factor = torch.full((33,), gain / unit, device=device)
+    tensors = (factor, None) if scale is None else (scale * factor, shift / torch.full_like(shift, unit))
+    start = torch.tensor(0.45 if timing == "window" else 0.0, device=device)
+    results = op(*neuron, scale, shift, gain=gain, unit=unit)
+    for ours, theirs in zip(results, op(*neuron, *tensors, v_init=start), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("precision", ["high", "medium"])
 def test_the_precision_of_products_changes_no_spike(precision, device):
     """torch.set_float32_matmul_precision is for products that round."""

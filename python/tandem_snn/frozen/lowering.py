@@ -385,7 +385,9 @@ class Lowering:
         """Return the tensors of the neurons of a layer, and the unit of their potentials."""
         given = layer.v_init.shape if isinstance(layer.v_init, Tensor) and layer.v_init.dim() > 1 else ()
         shape = (1, *(given or (len(like), *[1] * axes)))
-        made = tensors_of(like, 1, shape, None, layer.dynamics()["threshold"], layer.v_init, layer.timing)
+        start = layer.initial_potential
+        start = start if isinstance(start, Tensor) or start != 0 else None
+        made = tensors_of(like, 1, shape, None, layer.dynamics()["threshold"], start, layer.timing)
         return made, layer.unit(self.T)
 
 

@@ -195,7 +195,9 @@ class Stage(nn.Module):
     def _spikes(self, x: Any, residual: Any) -> SpikeTrain:
         shape = self._output_shape(tuple(x.shape))
         v_init = self.v_init
-        if v_init is not None and v_init.dim() > 1:
+        if v_init is None:
+            v_init = torch.zeros((), device=x.device)
+        elif v_init.dim() > 1:
             v_init = v_init.expand(shape[1:])
         if residual is not None and not isinstance(residual, Currents):
             checks.train("residual", residual)
