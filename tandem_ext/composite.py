@@ -20,7 +20,7 @@ from . import checks
 from ._load import KERNELS, has_kernels
 from ._torch import arguments_of, schema_of
 from .functional.products import Product, products_of_steps, torch_product
-from .ops import Arguments, compute_dtype, counts_dtype
+from .ops import Arguments, compute_dtype, counts_dtype, grad_dtype
 from .rule import Residual, batch_statistics, divided, fire, inverse_deviation, lost, pack, spikes_of
 
 _ops, _own = Library("tandem", "IMPL"), Library("tandem_composite", "DEF")
@@ -170,9 +170,14 @@ def _bn_if(a: Arguments) -> Any:
     return stored, counts, mask, v, images(u, 1), mean, var, bad
 
 
+def _bn_statistics(a: Arguments) -> tuple[Tensor, ...]:
+    product = rows(a["product"], 1)
+    return _statistics(product.to(compute_dtype(product.dtype)) * a["factor"], a)
+
+
 def _bn_grad(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     """Through z = γ·(gain·u - mean)/deviation + β: torch's own, of u with a deviation that is divided by the gain."""
-    product, grad, one = a["product"], a["grad"], torch.ones_like(a["mean"])
+    product, grad, one = a["product"].to(compute_dtype(a["product"].dtype)), a["grad"], torch.ones_like(a["mean"])
     checks.shaped("grad", grad, product.shape, "product", product.device)
     for name in ("mean", "var", "gamma"):  # torch does not check them
         if a[name] is not None:
@@ -186,8 +191,7 @@ def _bn_grad(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
     grads = torch.ops.aten.native_batch_norm_backward.default(
         gated, images(rows(product, 1), 1), gamma, None, None, a["mean"], gain * deviation, True, a["eps"], [True] * 3
     )
-    half = grad.dtype in (torch.float16, torch.bfloat16) and product.dtype == torch.float32
-    return images(rows(grads[0].to(grad.dtype if half else product.dtype), 1), 1), *grads[1:]
+    return images(rows(grads[0].to(grad_dtype(grad, product)), 1), 1), *grads[1:]
 
 
 def _gate_grad(a: Arguments) -> Tensor:
@@ -244,7 +248,7 @@ for _name in ("linear_if", "conv_if"):
     _register(_name, _layer)
 _register("bn_if", _bn_if)
 _register("window_product", _window_product)
-_register("bn_statistics", lambda a: _statistics(rows(a["product"], 1) * a["factor"], a))
+_register("bn_statistics", _bn_statistics)
 _register("bn_grad", _bn_grad)
 _register("gate_grad", _gate_grad)
 _register("pack", lambda a: images(pack(rows(a["spikes"], 2) != 0), 2))

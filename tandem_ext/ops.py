@@ -30,6 +30,12 @@ def counts_dtype(dtype: torch.dtype, T: int) -> torch.dtype:
     return torch.float32 if _EXACT.get(dtype, T) < T else dtype
 
 
+def grad_dtype(grad: Tensor, product: Tensor) -> torch.dtype:
+    """Return the dtype of the gradient that batch norm gives its product: of ``grad`` if that is a half type."""
+    compute = compute_dtype(product.dtype)
+    return grad.dtype if grad.dtype in _EXACT and compute == torch.float32 else compute
+
+
 def output_sizes(*axes: Sequence[int]) -> list[int]:
     """Return the spatial sizes of a convolution's output, from those of input, kernel, stride, padding and dilation."""
     return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(*axes, strict=True)]
@@ -94,11 +100,14 @@ def _planes(like: Tensor, T: int) -> Tensor:
     return _empty(like, [(T + 7) // 8], like.shape[1:], torch.uint8)
 
 
+def _fake_bn_statistics(a: Arguments) -> tuple[Tensor, ...]:
+    product = a["product"]
+    return tuple(product.new_empty(product.shape[1], dtype=compute_dtype(product.dtype)) for _ in range(4))
+
+
 def _fake_bn_grad(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
-    product, mean = a["product"], a["mean"]
-    half = a["grad"].dtype in (torch.float16, torch.bfloat16) and product.dtype == torch.float32
-    dtype = a["grad"].dtype if half else product.dtype
-    return _empty(a["grad"], [], product.shape, dtype), torch.empty_like(mean), torch.empty_like(mean)
+    grad, product, mean = a["grad"], a["product"], a["mean"]
+    return _empty(grad, [], product.shape, grad_dtype(grad, product)), torch.empty_like(mean), torch.empty_like(mean)
 
 
 # --- what cannot trace them -------------------------------------------------------------------------------------------
@@ -146,7 +155,7 @@ def _register(name: str, fake: Callable[[Arguments], Any]) -> None:
 
 for _name in ("if_scan", "constant_if", "impulse_if", "linear_if", "conv_if", "bn_if"):
     _register(_name, _fake_neurons)
-_register("bn_statistics", lambda a: tuple(a["product"].new_empty(a["product"].shape[1]) for _ in range(4)))
+_register("bn_statistics", _fake_bn_statistics)
 _register("bn_grad", _fake_bn_grad)
 _register("window_product", lambda a: _empty(a["stored"], [], _shape(a), compute_dtype(_dtype(a))))
 _register("quantise", _fake_quantise)

@@ -18,7 +18,7 @@ struct NormInputs {
 
   // Checks them for `product`, [B, N, *], and converts them to float32.
   void prepare(const Tensor& product) {
-    TANDEM_CHECK(product.scalar_type() == ScalarType::Float, "product must be float32 or float64");
+    kernel_dtype(product, "product");
     TANDEM_CHECK(eps >= 0 && eps <= std::numeric_limits<float>::max(), "eps must be a float32, 0 or more, got ", eps);
     const auto take = [&](OptionalTensor& tensor, int64_t size, const char* name) {
       if (tensor.has_value()) tensor = per_channel(aten::to_type(*tensor, ScalarType::Float), size, product, name);
@@ -58,7 +58,7 @@ void measure(const Tensor& u, double factor, const NormInputs& norm, const Stati
   const BatchNormStatistics args{
       .rows = u.numel() / u.size(1),
       .channels = u.size(1),
-      .product = pointer<float>(u),
+      .product = u.data_ptr(),
       .factor = static_cast<float>(factor),
       .norm = norm.args(),
       .mean = pointer<float>(out.mean),
@@ -66,6 +66,7 @@ void measure(const Tensor& u, double factor, const NormInputs& norm, const Stati
       .scale = pointer<float>(out.scale),
       .shift = pointer<float>(out.shift),
       .workspace = pointer<double>(memory),
+      .product_dtype = kernel_dtype(u, "product"),
   };
   TANDEM_RUN(u, batch_norm_statistics, args);
 }
@@ -109,6 +110,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bn_statistics(Tensor product, double 
   NormInputs norm{gain, gamma, beta, eps};
   norm.prepare(product);
   const Statistics out = Statistics::empty_of(product.size(1), product);
+  product = on_gpu(product) ? aten::to_type(product, ScalarType::Float) : product;
   measure(to_channels_last(product, 1), factor, norm, out);
   return {out.mean, out.var, out.scale, out.shift};
 }
@@ -126,17 +128,16 @@ std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor prod
   var = *per_channel(var, product.size(1), product, "var");
   const bool half = grad.scalar_type() == ScalarType::Half || grad.scalar_type() == ScalarType::BFloat16;
   const ScalarType out = half ? grad.scalar_type() : ScalarType::Float;
-  // The GPU's kernel reads and writes half types, the CPU's float32.
-  const ScalarType moved = on_gpu(product) ? out : ScalarType::Float;
-  Tensor grad_product = empty_channels_last(shape_of(product), 1, moved, product);
+  if (on_gpu(product)) product = aten::to_type(product, ScalarType::Float);
+  Tensor grad_product = empty_channels_last(shape_of(product), 1, out, product);
   const auto sums = [&] { return empty(product.size(1), ScalarType::Float, product); };
   Tensor grad_gamma = sums(), grad_beta = sums();
   if (product.numel() == 0) {
     torch::stable::zero_(grad_gamma);
     torch::stable::zero_(grad_beta);
-    return {aten::to_type(grad_product, out), grad_gamma, grad_beta};
+    return {grad_product, grad_gamma, grad_beta};
   }
-  grad = to_channels_last(aten::to_type(grad, moved), 1);
+  grad = to_channels_last(aten::to_type(grad, out), 1);
   mask = to_contiguous(mask);
   product = to_channels_last(product, 1);
   const OptionalTensor memory = workspace(product);
@@ -145,7 +146,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor prod
       .channels = product.size(1),
       .grad = grad.data_ptr(),
       .mask = pointer<uint8_t>(mask),
-      .product = pointer<float>(product),
+      .product = product.data_ptr(),
       .mean = pointer<float>(mean),
       .var = pointer<float>(var),
       .norm = norm.args(),
@@ -155,9 +156,10 @@ std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor prod
       .grad_gamma = pointer<float>(grad_gamma),
       .grad_beta = pointer<float>(grad_beta),
       .workspace = pointer<double>(memory),
+      .product_dtype = kernel_dtype(product, "product"),
   };
   TANDEM_RUN(product, batch_norm_grad, args);
-  return {aten::to_type(grad_product, out), grad_gamma, grad_beta};
+  return {grad_product, grad_gamma, grad_beta};
 }
 
 }  // namespace

@@ -35,6 +35,9 @@ OTHERS = {
     "conv-norm-train-rate": "training step, convolution 64→128, batch norm",
     "linear-norm-train-rate": "training step, linear 800×800, batch norm",
     "conv-net-train-20": "training step, convolutional network, 20 %",
+    "norm-net-train": "training step, 64-128-128 channels, batch norm",
+    "norm-net-train-bf16": "the same under autocast, all in bfloat16",
+    "mlp-train-bf16": "training step, that MLP, all in bfloat16",
 }
 ELSEWHERE = {"xeon-1": "A Xeon with AMX"}
 WAYS = {

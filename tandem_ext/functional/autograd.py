@@ -164,8 +164,7 @@ def run(call: tuple[Any, ...], train: bool) -> Any:
         return op(*product, *neuron, train, return_v, scale, shift, bad, *more)
     statistics: tuple[Tensor, ...] = ()
     if eps is not None:
-        wide = cast(edge, compute_dtype(edge.dtype))
-        *statistics, scale, shift = _ops.bn_statistics.default(wide, _times(source, T), scale, gamma, beta, eps)
+        *statistics, scale, shift = _ops.bn_statistics.default(edge, _times(source, T), scale, gamma, beta, eps)
     currents, more = (edge,) if source == "train" else (edge, T), (residual, residual_scale, v_init, gain, unit)
     *outputs, bad = _GIVEN[source](*currents, *neuron, train, return_v, scale, shift, bad, *more)
     return *outputs, *statistics, bad
@@ -290,7 +289,7 @@ def _through_norm(needs: Call, saved: Saved, grad: Tensor) -> Gradients:
     if times > 1:  # gain·u = (times·gain)·y
         gain = torch.full_like(mean, times) if gain is None else times * gain
         mean, var = mean / times, var / times**2
-    u = cast(saved.u, mean.dtype)
+    u = saved.u
     dtype = grad.dtype if isinstance(source, Product) else saved.u.dtype  # of the gradient of the input
     exact = needs.scale or dtype != grad.dtype
     grad_counts = cast(grad, mean.dtype) if exact else grad

@@ -41,7 +41,8 @@ class Case:
     """A network whose layers fire at the rate ``fires``, for inputs of a kind and a rate, see problems.py.
 
     quantity: "time" of a call, "kept" bytes per neuron from forward to backward, or "peak" bytes of a call. middle:
-    the network is in the middle of another: the inputs get gradients. build: what is no network makes its own workload.
+    the network is in the middle of another: the inputs get gradients. half: all run under autocast in bfloat16. build:
+    what is no network makes its own workload.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Case:
     classes: int = 0
     training: bool = False
     middle: bool = False
+    half: bool = False
     base: str = "ANN"
     quantity: Quantity = "time"
     build: Callable[[], Workload] | None = None
@@ -66,6 +68,7 @@ class Case:
             return self.about
         parts = ["×".join(map(str, self.input[1:])), *map(str, self.layers), *[str(self.classes)] * (self.classes > 0)]
         what = WHAT[self.quantity] or ("training step" if self.training else "inference")
+        what += " in bfloat16" * self.half
         given = f"{LABEL[self.kind]} at {self.rate:.0%}, firing at {self.fires:.0%}"
         return f"{'-'.join(parts)}, T={self.T}, B={self.input[0]}, {what}, {given}"
 
@@ -84,6 +87,8 @@ class Case:
         def call(way: str) -> Call:
             competitor = COMPETITORS[way]
             forward, parameters = competitor.make(made)
+            if self.half:
+                forward = torch.autocast("cpu", torch.bfloat16)(forward)
             run = partial(training_step if self.training else inference, forward, parameters, batches)
 
             def answer(i: int) -> list[Tensor]:
@@ -91,7 +96,7 @@ class Case:
                 gradients = self.training and competitor.agrees == "gradients"
                 return [result, *(p.grad for p in parameters if gradients and p.grad is not None)]
 
-            return Call(run, parameters, None if competitor.agrees == "no" else answer)
+            return Call(run, parameters, None if competitor.agrees == "no" or self.half else answer)
 
         return Workload({way: partial(call, way) for way in self.ways}, made.rates, made.neurons)
 
@@ -183,6 +188,7 @@ def mlps() -> Iterator[Case]:
         yield net(f"mlp-infer-{B}-{kind}", (B, 784), ways=INFERENCE, kind=kind, rate=0.11)
     yield net("mlp-infer-128-direct", (128, 784), ways=INFERENCE, kind="direct", rate=0.2)
     step = partial(net, input=(128, 784), ways=TRAINING, training=True)
+    yield step("mlp-train-bf16", ways=FEW, rate=0.11, half=True)
     yield step("mlp-train-T8-direct", kind="direct", rate=0.2)
     for T in 8, 16, 32:
         yield step(f"mlp-train-T{T}-rate", T=T, rate=0.11)
@@ -215,6 +221,10 @@ def networks() -> Iterator[Case]:
     yield net("conv-net-train-9", ways=TRAINING, fires=0.09)
     yield net("conv-net-train-20", ways=TRAINING, fires=0.2)
     yield net("conv-net-peak", ways=TRAINING, fires=0.09, quantity="peak")
+    shapes = Shape(64, 3, norm=True), Shape(128, 3, 2, norm=True), Shape(128, 3, norm=True)
+    net = partial(step, input=(32, 1, 28, 28), layers=shapes, ways=FEW, rate=0.2, fires=0.1)
+    yield net("norm-net-train")
+    yield net("norm-net-train-bf16", half=True)
     net = partial(step, input=(128, 1, 28, 28), layers=(Shape(32, 3), Shape(64, 3, 2), Shape(128, 3, 2)), rate=0.2)
     for quantity, T in itertools.product(("time", "peak"), (4, 8, 16, 32)):
         yield net(f"cost-{quantity}-T{T}", ways=(*FEW, *PEERS), T=T, fires=0.1, quantity=quantity)

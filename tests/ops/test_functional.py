@@ -236,6 +236,37 @@ def test_numbers_of_an_op_are_tensors(scaled, timing, device):
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("T", [1, 8, 255])
+@pytest.mark.parametrize("threshold", [1.0, 0.25, 2.0**64, 2.0**-64, 0.3, 3.0e38])
+def test_bursts_are_divided_as_steps_subtract(threshold, T, device):
+    """Without the last potential a power of two divides; with it every step subtracts."""
+    whole = threshold * torch.arange(T + 2.0)
+    near = [whole, whole.nextafter(torch.tensor(torch.inf)), whole.nextafter(torch.tensor(-torch.inf))]
+    ends = torch.tensor([0.0, -0.0, 1e-45, 2.0**24 * threshold, 2.0**26 * threshold, 3e38, torch.inf, torch.nan])
+    u = torch.cat([*near, ends, -ends, 300 * threshold * torch.rand(1000)]).unsqueeze(0).to(device)
+    neuron = u, T, T, threshold, 1.0, "clip", "window", True
+    (divided, *of_them, _), (subtracted, *of_steps, _) = (
+        torch.ops.tandem.impulse_if(*neuron, last, v_init=torch.zeros((), device=device)) for last in (False, True)
+    )
+    assert torch.equal(divided, subtracted)
+    assert all(map(torch.equal, of_them[:2], of_steps[:2]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_batch_norm_reads_half_types(dtype, device):
+    """As if they were float32; gradients are rounded once."""
+    u, grad = (torch.randn(19, 37, 3, 2, device=device).to(dtype).to(memory_format=torch.channels_last) for _ in "ug")
+    ops, mask = torch.ops.tandem, torch.randint(256, ((u.numel() + 7) // 8,), dtype=torch.uint8, device=device)
+    gamma = torch.rand(37, device=device)
+    moments, expected = (ops.bn_statistics(x, 8.0, None, gamma, gamma, 1e-5) for x in (u, u.float()))
+    assert all(map(torch.equal, moments, expected))
+    grads, expected = (
+        ops.bn_grad(g, mask, x, *moments[:2], None, gamma, 1e-5, 0.7) for g, x in ((grad, u), (grad.float(), u.float()))
+    )
+    assert torch.equal(grads[0], expected[0].to(dtype))
+    assert all(map(torch.equal, grads[1:], expected[1:]))
+
+
 @pytest.mark.parametrize("precision", ["high", "medium"])
 def test_the_precision_of_products_changes_no_spike(precision, device):
     """torch.set_float32_matmul_precision is for products that round."""

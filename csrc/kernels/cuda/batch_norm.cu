@@ -86,7 +86,7 @@ struct MomentSums {
   // Calls add(i, x, y) for the thread's elements: x and x y are added.
   template <int kVec, class Add>
   __device__ __forceinline__ void visit(int64_t n, const Add& add) const {
-    const auto u = load<Vec<float, kVec>>(a.product + n);
+    const auto u = load<Vec<float, kVec>>(static_cast<const float*>(a.product) + n);
     unroll<kVec>([&](int i) { add(i, a.factor * u.at[i], a.factor * u.at[i]); });
   }
   __device__ __forceinline__ void finish(int64_t channel, double sum, double squares) const {
@@ -109,7 +109,7 @@ struct GradientSums {
   template <int kVec, class Add>
   __device__ __forceinline__ void visit(int64_t n, const Add& add) const {
     const auto g = gated<kVec>(static_cast<const Grad*>(a.grad), a.mask, n);
-    const auto u = load<Vec<float, kVec>>(a.product + n);
+    const auto u = load<Vec<float, kVec>>(static_cast<const float*>(a.product) + n);
     unroll<kVec>([&](int i) { add(i, g.at[i], u.at[i]); });
   }
   __device__ __forceinline__ void finish(int64_t channel, double sum, double sum_u) const {
@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(kThreads) grad_kernel(const __grid_constant__ 
   });
   const auto write = [&](int64_t n) {
     const auto g = gated<kVec>(static_cast<const Grad*>(a.grad), a.mask, n);
-    const auto u = load<Vec<float, kVec>>(a.product + n);
+    const auto u = load<Vec<float, kVec>>(static_cast<const float*>(a.product) + n);
     const auto out = generate<kVec>([&](int i) {
       const float xhat = (norm[i].gain * u.at[i] - centre[i]) * norm[i].rstd;
       return static_cast<Grad>(norm[i].scale * (g.at[i] / a.threshold - beta_share[i] - xhat * gamma[i] / rows));

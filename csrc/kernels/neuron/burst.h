@@ -9,11 +9,26 @@ namespace tandem::cpu {
 // than a few steps in vain.
 constexpr int kUnchecked = 4;
 
+// Whether spikes are counted by a division. Subtracting a power of two is exact up to 2^24 times, and beyond that all
+// steps spike; but the last potential is that of the steps.
+TANDEM_INLINE bool divides(const Neuron& a) {
+  const bool ordinary = a.threshold >= 0x1p-64f && a.threshold <= 0x1p64f;
+  return a.v == nullptr && ordinary && (bits_of_float(a.threshold) & 0x7fffffu) == 0;
+}
+
 // The bursts of G groups of sixteen neurons that have integrated their window, interleaved so that their dependency
 // chains overlap.
 template <int G, int L, bool whole>
 TANDEM_INLINE void fire_bursts(const Neuron& a, NeuronLanes<L, whole>* neurons,
                                typename NeuronLanes<L, whole>::Plane (&counts)[G]) {
+  if (divides(a)) {
+#pragma GCC unroll 8
+    for (int g = 0; g < G; ++g) {
+#pragma GCC unroll 8
+      for (int i = 0; i < kLanes / L; ++i) counts[g][i] = neurons[g].burst(a, i);
+    }
+    return;
+  }
   Int<L> paid{};
   int t = 0;
   do {

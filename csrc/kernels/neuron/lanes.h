@@ -13,16 +13,46 @@ namespace tandem::cpu {
 // Counts are at most 65535.
 typedef Simd<uint16_t, kLanes>::type CountLanes;
 
+// The counts as floats, in vectors that every processor has: GCC 12 converts wider ones lane by lane.
+TANDEM_INLINE void widen(const CountLanes& count, float* out) {
+#if TANDEM_MULTIVERSION
+  __m128i halves[2];
+  std::memcpy(halves, &count, sizeof(halves));
+#pragma GCC unroll 2
+  for (int i = 0; i < 2; ++i) {
+    const __m128i zero = _mm_setzero_si128();
+    _mm_storeu_ps(out + 8 * i, _mm_cvtepi32_ps(_mm_unpacklo_epi16(halves[i], zero)));
+    _mm_storeu_ps(out + 8 * i + 4, _mm_cvtepi32_ps(_mm_unpackhi_epi16(halves[i], zero)));
+  }
+#else
+  store(out, convert<float, uint16_t, kLanes>(count));
+#endif
+}
+
+template <class Half>
+TANDEM_INLINE void store_rounded(Half* to, const float* values, int lanes) {
+#if TANDEM_MULTIVERSION
+  if (std::is_same_v<Half, BFloat16> && lanes == kLanes) {  // GCC 12 rounds lane by lane, too
+    const auto rounded = [&](int i) TANDEM_INLINE_LAMBDA {
+      const auto bits = load<Int<4>>(values + i);
+      return reinterpret_cast<__m128i>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+    };
+    auto* halves = reinterpret_cast<__m128i*>(to);
+    _mm_storeu_si128(halves, _mm_packs_epi32(rounded(0), rounded(4)));
+    return _mm_storeu_si128(halves + 1, _mm_packs_epi32(rounded(8), rounded(12)));
+  }
+#endif
+  for (int i = 0; i < lanes; ++i) to[i] = from_float<Half>(values[i]);
+}
+
 // Rounds if `dtype` does not represent all counts up to T.
 TANDEM_INLINE void store_counts(void* counts, DType dtype, int64_t n, const CountLanes& count, int lanes) {
-  const Vec<float> wide = convert<float, uint16_t, kLanes>(count);
+  if (dtype == DType::kFloat32 && lanes == kLanes) return widen(count, static_cast<float*>(counts) + n);
   float values[kLanes];
-  store(values, wide);
-  if (dtype == DType::kFloat32) return store_first(static_cast<float*>(counts) + n, wide, lanes);
-  for (int i = 0; i < lanes; ++i) {
-    if (dtype == DType::kBFloat16) static_cast<BFloat16*>(counts)[n + i] = from_float<BFloat16>(values[i]);
-    if (dtype == DType::kFloat16) static_cast<Float16*>(counts)[n + i] = from_float<Float16>(values[i]);
-  }
+  widen(count, values);
+  if (dtype == DType::kFloat32) std::memcpy(static_cast<float*>(counts) + n, values, lanes * sizeof(float));
+  if (dtype == DType::kBFloat16) store_rounded(static_cast<BFloat16*>(counts) + n, values, lanes);
+  if (dtype == DType::kFloat16) store_rounded(static_cast<Float16*>(counts) + n, values, lanes);
 }
 
 // Out of line because it is rare. Several threads may write the NaN of one sample.
@@ -123,6 +153,14 @@ struct NeuronLanes {
     v[i] = rounded_add(v[i], -cost);
     counts[i] -= fires;
     return reinterpret_cast<Int<L>>(cost);
+  }
+
+  // All spikes of part i after integrate(), if steps subtract exactly: then v / threshold, rounded down, is their
+  // number.
+  TANDEM_INLINE Int<L> burst(const Neuron& a, int i) const {
+    const Vec<float, L> quotient = v[i] * (1.f / a.threshold), most = Vec<float, L>{} + static_cast<float>(a.T);
+    const Vec<float, L> fired = quotient >= 1.f ? quotient : Vec<float, L>{};  // NaN does not fire
+    return __builtin_convertvector(fired < most ? fired : most, Int<L>);
   }
 
   TANDEM_INLINE void end_window(const Neuron& a, int64_t n, const Plane& counts) {

@@ -16,7 +16,11 @@ constexpr int kAhead = 8;
 
 template <class Half>
 TANDEM_INLINE void widen(const Half* in, int64_t size, float* out) {
-  for (int64_t i = 0; i < size; ++i) out[i] = to_float(in[i]);
+  if (size == kBlock) {
+    for (int64_t i = 0; i < kBlock; ++i) out[i] = to_float(in[i]);
+  } else {
+    for (int64_t i = 0; i < size; ++i) out[i] = to_float(in[i]);
+  }
 }
 
 // The products y[t] that drive the neurons.

@@ -66,21 +66,42 @@ TANDEM_INLINE void sum_rows(const float* u, float factor, int64_t rows, int64_t 
               });
 }
 
+// Elements [offset, offset + size) of an array in float32: in place, or in `scratch`.
+TANDEM_INLINE const float* floats(const void* data, DType dtype, int64_t offset, int64_t size, float* scratch) {
+  if (dtype == DType::kFloat32) return static_cast<const float*>(data) + offset;
+  const auto widen_all = [&](const auto* from) TANDEM_INLINE_LAMBDA {
+    for (int64_t i = 0; i < size; ++i) scratch[i] = to_float(from[offset + i]);
+  };
+  dtype == DType::kBFloat16 ? widen_all(static_cast<const BFloat16*>(data))
+                            : widen_all(static_cast<const Float16*>(data));
+  return scratch;
+}
+
+// Rounds elements to those of an array at an offset.
+TANDEM_INLINE void round_to(void* data, DType dtype, int64_t offset, int64_t size, const float* from) {
+  const auto round_all = [&](auto* to) TANDEM_INLINE_LAMBDA {
+    for (int64_t i = 0; i < size; ++i) to[offset + i] = from_float<std::decay_t<decltype(*to)>>(from[i]);
+  };
+  dtype == DType::kBFloat16 ? round_all(static_cast<BFloat16*>(data)) : round_all(static_cast<Float16*>(data));
+}
+
 // The gradients of rows [first, first + rows), first a multiple of kRows; zero where the gate is closed.
 TANDEM_INLINE void gate_rows(const BatchNormGrad& a, int64_t first, int64_t rows, float* gated) {
-  const int64_t offset = first * a.channels;
-  gate_elements(static_cast<const float*>(a.grad) + offset, a.mask + offset / 8, gated, 0, rows * a.channels,
+  const int64_t offset = first * a.channels, size = rows * a.channels;
+  gate_elements(floats(a.grad, a.grad_dtype, offset, size, gated), a.mask + offset / 8, gated, 0, size,
                 [](const auto& g) TANDEM_INLINE_LAMBDA { return g; });
 }
 
-// The sums of g = threshold gz and of g u. `gated` is scratch for kRows rows.
+// The sums of g = threshold gz and of g u. `scratch` is for kRows rows, three times.
 template <int H>
 TANDEM_INLINE void sum_grads(const BatchNormGrad& a, int64_t begin, int64_t end, double* sum, double* sum_u,
-                             float* gated) {
+                             float* scratch) {
+  float *gated = scratch, *wide = scratch + kRows * a.channels;
   for (int64_t first = begin; first < end; first += kRows) {
     const int64_t rows = std::min(kRows, end - first);
     gate_rows(a, first, rows, gated);
-    add_rows<H>(gated, a.product + first * a.channels, rows, a.channels, sum, sum_u,
+    const float* u = floats(a.product, a.product_dtype, first * a.channels, rows * a.channels, wide);
+    add_rows<H>(gated, u, rows, a.channels, sum, sum_u,
                 [](const auto& g, const auto& u, auto& total, auto& total_u) TANDEM_INLINE_LAMBDA {
                   const auto wide = widen<H>(g);
                   total += wide;
@@ -94,17 +115,22 @@ struct Channels {
   std::vector<float> slope, shift, tilt;
 };
 
-TANDEM_INLINE void write_grads(const BatchNormGrad& a, const Channels& n, int64_t begin, int64_t end, float* gated) {
+TANDEM_INLINE void write_grads(const BatchNormGrad& a, const Channels& n, int64_t begin, int64_t end, float* scratch) {
   const float *mean = a.mean, *slope = n.slope.data(), *shift = n.shift.data(), *tilt = n.tilt.data();
   const int64_t channels = a.channels;
+  const bool rounds = a.grad_dtype != DType::kFloat32;
+  float *gated = scratch, *wide = scratch + kRows * channels;
   for (int64_t first = begin; first < end; first += kRows) {
-    const int64_t rows = std::min(kRows, end - first);
+    const int64_t rows = std::min(kRows, end - first), offset = first * channels, size = rows * channels;
     gate_rows(a, first, rows, gated);
+    const float* product = floats(a.product, a.product_dtype, offset, size, wide);
+    float* grads = rounds ? wide + kRows * channels : static_cast<float*>(a.grad_product) + offset;
     for (int64_t r = 0; r < rows; ++r) {
-      const float *g = gated + r * channels, *u = a.product + (first + r) * channels;
-      float* __restrict__ out = static_cast<float*>(a.grad_product) + (first + r) * channels;
+      const float *g = gated + r * channels, *u = product + r * channels;
+      float* __restrict__ out = grads + r * channels;
       for (int64_t c = 0; c < channels; ++c) out[c] = slope[c] * g[c] - shift[c] - (u[c] - mean[c]) * tilt[c];
     }
+    if (rounds) round_to(a.grad_product, a.grad_dtype, offset, size, grads);
   }
 }
 
@@ -136,9 +162,13 @@ void batch_norm_statistics(const BatchNormStatistics& a, ParallelFor parallel) {
   std::vector<double> sum(a.channels), squares(a.channels);
   two_sums(a.rows, a.channels, sum.data(), squares.data(), parallel,
            [&](int64_t begin, int64_t end, double* first, double* second) {
-             at_level([=, &a](auto lanes) TANDEM_INLINE_LAMBDA {
-               const float* u = a.product + begin * a.channels;
-               sum_rows<lanes / 2>(u, a.factor, end - begin, a.channels, first, second);
+             std::vector<float> wide(kRows * a.channels);
+             at_level([&](auto lanes) TANDEM_INLINE_LAMBDA {
+               for (int64_t row = begin; row < end; row += kRows) {
+                 const int64_t rows = std::min(kRows, end - row);
+                 const float* u = floats(a.product, a.product_dtype, row * a.channels, rows * a.channels, wide.data());
+                 sum_rows<lanes / 2>(u, a.factor, rows, a.channels, first, second);
+               }
              });
            });
   for (int64_t c = 0; c < a.channels; ++c) {
@@ -153,9 +183,9 @@ void batch_norm_grad(const BatchNormGrad& a, ParallelFor parallel) {
   std::vector<double> sums(a.channels), sums_u(a.channels);
   two_sums(a.rows, a.channels, sums.data(), sums_u.data(), parallel,
            [&](int64_t begin, int64_t end, double* first, double* second) {
-             std::vector<float> gated(kRows * a.channels);
+             std::vector<float> scratch(3 * kRows * a.channels);
              at_level([&](auto lanes)
-                          TANDEM_INLINE_LAMBDA { sum_grads<lanes / 2>(a, begin, end, first, second, gated.data()); });
+                          TANDEM_INLINE_LAMBDA { sum_grads<lanes / 2>(a, begin, end, first, second, scratch.data()); });
            });
   Channels n{std::vector<float>(a.channels), std::vector<float>(a.channels), std::vector<float>(a.channels)};
   const double threshold = a.threshold, rows = static_cast<double>(a.rows);
@@ -170,9 +200,9 @@ void batch_norm_grad(const BatchNormGrad& a, ParallelFor parallel) {
     n.tilt[c] = static_cast<float>(scale * gamma / rows * spread);
   }
   parallel_ranges(parallel, (a.rows + kRows - 1) / kRows, 8, [&](int64_t begin, int64_t end) {
-    std::vector<float> gated(kRows * a.channels);
+    std::vector<float> scratch(3 * kRows * a.channels);
     at_level([&](auto) TANDEM_INLINE_LAMBDA {
-      write_grads(a, n, begin * kRows, std::min(end * kRows, a.rows), gated.data());
+      write_grads(a, n, begin * kRows, std::min(end * kRows, a.rows), scratch.data());
     });
   });
 }

@@ -46,14 +46,15 @@ TANDEM_HOST_DEVICE void moments(double sum, double squares, int64_t rows, float&
 
 struct BatchNormStatistics {
   int64_t rows, channels;
-  const float* product;  // [rows, channels]
-  float factor;          // u = factor product
+  const void* product;  // [rows, channels]
+  float factor;         // u = factor product
   BatchNorm norm;
-  float* mean;                  // out [channels], of u
-  float* var;                   // out [channels], of u, biased
-  float* scale;                 // out [channels]
-  float* shift;                 // out [channels]
-  double* workspace = nullptr;  // on a GPU
+  float* mean;                            // out [channels], of u
+  float* var;                             // out [channels], of u, biased
+  float* scale;                           // out [channels]
+  float* shift;                           // out [channels]
+  double* workspace = nullptr;            // on a GPU
+  DType product_dtype = DType::kFloat32;  // on a GPU always
 };
 
 // With gz = open ? grad / threshold : 0 and xhat = (gain u - gain mean) rstd:
@@ -61,18 +62,19 @@ struct BatchNormStatistics {
 //   grad_product = gain slope (gz - grad_beta / rows - xhat grad_gamma / rows).
 struct BatchNormGrad {
   int64_t rows, channels;
-  const void* grad;      // [rows, channels] of grad_dtype, the gradient of the counts
-  const uint8_t* mask;   // a bit per neuron: whether the gate is open
-  const float* product;  // u [rows, channels]
-  const float* mean;     // [channels], of u
-  const float* var;      // [channels], of u
-  BatchNorm norm;        // without beta
+  const void* grad;     // [rows, channels] of grad_dtype, the gradient of the counts
+  const uint8_t* mask;  // a bit per neuron: whether the gate is open
+  const void* product;  // u [rows, channels]
+  const float* mean;    // [channels], of u
+  const float* var;     // [channels], of u
+  BatchNorm norm;       // without beta
   float threshold;
-  DType grad_dtype;             // of `grad` and `grad_product`; on the CPU float32
-  void* grad_product;           // out [rows, channels]
-  float* grad_gamma;            // out [channels]
-  float* grad_beta;             // out [channels]
-  double* workspace = nullptr;  // on a GPU
+  DType grad_dtype;                       // of `grad` and `grad_product`
+  void* grad_product;                     // out [rows, channels]
+  float* grad_gamma;                      // out [channels]
+  float* grad_beta;                       // out [channels]
+  double* workspace = nullptr;            // on a GPU
+  DType product_dtype = DType::kFloat32;  // on a GPU always
 };
 
 namespace cpu {
