@@ -5,8 +5,9 @@ of pooling, of progressive tandem learning; alexnet, with strides too, dvs-cifar
 
 nCk is a convolution with n channels, k×k, padded by k//2; sN sets its stride. FCn is a fully connected layer. Both have
 batch norm and neurons. nRs is a residual block: two paths of currents into one layer of neurons. MPk and APk are
-maximum and average pooling, GAP is the mean over the image, DP is dropout with probability P. Every network ends with a
-linear readout.
+maximum and average pooling, GAP is the mean over the image, DP is dropout with probability P. nSk and nTh are blocks on
+a stream of currents (blocks.py): k×k convolutions of each of n channels apart, and transformers with h heads. Every
+network ends with a linear readout.
 """
 
 import math
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import tandem_snn.nn as tnn
+from blocks import Separable, Softmax, Transformer, bare
 from tandem_ext import checks
 
 MODELS = {
@@ -32,13 +34,16 @@ MODELS = {
     "dvs-gesture-net": "64C3s2-128C3s2-128C3s2-256C3s2-D0.5-FC256-D0.5",
     "mlp": "FC256-FC256",
     "n-mnist-net": "128C3-256C3s2-512C3s2-1024C3-512C3-FC1024-D0.2",
+    "sdt-small": "32C3-64C3s2-64S7-64S7-128C3s2-128T4-128T4-128T4-128T4-128T4-GAP",
+    "spikformer-small": "32C3-64C3s2-128C3s2-128S3-128T4-128T4-128T4-128T4-128T4-GAP",
     "resnet18": "64C3-64R1-64R1-128R2-128R1-256R2-256R1-512R2-512R1-GAP",
     "vgg11": "64C3-128C3s2-256C3-256C3s2-512C3-512C3s2-512C3-512C3s2-FC4096-D0.5-FC4096-D0.5",
     "vgg16": "64C3-64C3s2-128C3-128C3s2-256C3-256C3-256C3s2-512C3-512C3-512C3s2-512C3-512C3-512C3s2",
 }
 _N = r"[1-9]\d*"
 _PART = re.compile(
-    rf"(?P<conv>{_N})C(?P<k>{_N})(?:s(?P<s>{_N}))?|(?P<block>{_N})R(?P<stride>{_N})|(?P<pool>[MA])P(?P<size>{_N})"
+    rf"(?P<conv>{_N})C(?P<k>{_N})(?:s(?P<s>{_N}))?|(?P<block>{_N})R(?P<stride>{_N})"
+    rf"|(?P<apart>{_N})S(?P<window>{_N})|(?P<tokens>{_N})T(?P<heads>{_N})|(?P<pool>[MA])P(?P<size>{_N})"
     rf"|FC(?P<fc>{_N})|D(?P<drop>0?\.\d+)|(?P<gap>GAP)"
 )
 
@@ -53,6 +58,7 @@ def create(
     width: float = 1.0,
     events: bool = False,
     norm: bool = True,
+    softmax: bool = False,
     threshold: float | None = None,
     learn_threshold: str | None = None,
     v_init: float | None = None,
@@ -69,6 +75,7 @@ def create(
         T: time steps.
         width: multiplier of the channels.
         events: inputs are spike trains of T steps; else they are images, the current of each of T steps.
+        softmax: transformers are those of a ViT, which only a twin can have.
         v_init: in thresholds; None: the layers' default.
         norm, threshold, learn_threshold, timing: as in :class:`recipe.Recipe`.
         neuron: further settings of the layers with neurons, see :class:`tandem_snn.nn.NeuronOptions`.
@@ -101,8 +108,9 @@ def create(
         first = v_init if v_init is None or start is None else v_init * start  # without start it counts in thresholds
         return {"norm": norm, "bias": not norm, "threshold": level, "v_init": first, "timing": timing} | neuron
 
-    def conv(inputs: int, number: int, kernel: int, stride: int = 1) -> nn.Module:
-        made: nn.Module = layers.Conv2d(inputs, number, kernel, stride, kernel // 2, **neurons(number))
+    def conv(inputs: int, number: int, kernel: int, stride: int = 1, **options: Any) -> nn.Module:
+        given = neurons(number) | options
+        made: nn.Module = layers.Conv2d(inputs, number, kernel, stride, kernel // 2, **given)
         return made
 
     def smaller(part: str, kernel: int, stride: int, padding: int) -> list[int]:
@@ -113,17 +121,36 @@ def create(
             raise ValueError(f"model {model}: nothing of {list(shape)} is left after {part}")
         return space
 
-    for part in notation.split("-"):
+    streams = tokens = False  # whether what is there now is currents to which blocks add, and whether it is tokens
+    parts = notation.split("-")
+    for part, after in zip(parts, [*parts[1:], ""], strict=True):
         found = _PART.fullmatch(part)
         if found is None:
             raise ValueError(
                 f"unknown model {model!r}: {part!r} is no layer such as 32C3s2, FC256, MP2, AP2 or D0.5, and the whole "
                 f"is none of {', '.join(MODELS)}"
             )
-        if found["conv"]:
+        if streams and not (found["apart"] or found["tokens"]):
+            add("fire", nn.LayerNorm(shape[0]) if softmax and tokens else layers.Neurons(**bare(neurons(1))))
+            streams = False
+        if tokens and not (found["tokens"] or found["gap"]):
+            raise ValueError(f"model {model}: between transformers and the readout is GAP alone, got {part}")
+        if found["apart"] or found["tokens"]:
+            number, kind = channels(found["apart"] or found["tokens"]), "apart" if found["apart"] else "transformer"
+            smaller(part, 1, 1, 0)
+            if shape[0] != number or learn_threshold is not None:
+                raise ValueError(f"model {model}: {part} takes {number} channels and no learned thresholds")
+            if found["tokens"] and not tokens:
+                modules["tokens"] = nn.Sequential(layers.Flatten(2), layers.Permute([0, 2, 1]))
+            tokens = tokens or bool(found["tokens"])
+            block: Any = Separable if found["apart"] else Softmax if softmax else Transformer
+            add(kind, block(layers, number, int(found["window"] or found["heads"]), neurons(number)))
+            streams = True
+        elif found["conv"]:
             number, kernel, stride = channels(found["conv"]), int(found["k"]), int(found["s"] or 1)
             space = smaller(part, kernel, stride, kernel // 2)
-            add("conv", conv(shape[0], number, kernel, stride))
+            options = {"neurons": False} if "S" in after or "T" in after else {}  # currents begin a stream
+            add("conv", conv(shape[0], number, kernel, stride, **options))
             shape = (number, *space)
         elif found["block"]:
             number, stride = channels(found["block"]), int(found["stride"])
@@ -142,13 +169,19 @@ def create(
         elif found["drop"]:
             add("dropout", layers.Dropout(float(found["drop"])))
         elif found["gap"]:
-            modules["average"] = layers.AdaptiveAvgPool2d(1)
-            shape = shape[:1]
+            if tokens:
+                modules["channels"] = layers.Permute([0, 2, 1])
+                modules["average"] = layers.AvgPool1d(math.prod(shape[1:]), spiking=False)
+            else:
+                modules["average"] = layers.AdaptiveAvgPool2d(1)
+            shape, tokens = shape[:1], False
         else:
             modules.setdefault("flatten", layers.Flatten())
             number = channels(found["fc"])
             add("fc", layers.Linear(math.prod(shape), number, **neurons(number)))
             shape = (number,)
+    if streams or tokens:
+        raise ValueError(f"model {model}: transformers and other blocks of currents end in GAP, or go on")
     modules.setdefault("flatten", layers.Flatten())
     modules["readout"] = layers.Readout(math.prod(shape), outputs, weight_bits=neuron.get("weight_bits"))
     return nn.Sequential(modules)

@@ -73,7 +73,8 @@ def over_time(recipe: Recipe, data: Data, nets: Sequence[nn.Module]) -> dict[str
     curves: list[list[float]] = []
     found: dict[str, Any] = {}
     for net in nets:
-        frozen = ts.freeze(net).cpu()
+        example = next(test.batches(1))[0].to(next(net.parameters()).device)
+        frozen = ts.freeze(net, example=example).cpu()
         batches = [(x, y, *streamed(frozen, x, window)) for x, y in test.batches(500)]
         most = max(len(r) for *_, r, _ in batches)  # with window timing a batch ends at rest
         readouts = torch.cat([torch.cat([r, r[-1:].expand(most - len(r), -1, -1)]) for *_, r, _ in batches], 1)

@@ -13,7 +13,7 @@ from data import Data
 from recipe import Recipe
 from training import Task
 
-COLOURS = {"SNN": "tab:blue", "ANN": "tab:orange", "ANN continued": "tab:brown"}
+COLOURS = {"SNN": "tab:blue", "ANN": "tab:orange", "ANN continued": "tab:brown", "ViT": "tab:green"}
 
 
 def draw(

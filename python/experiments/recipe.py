@@ -52,6 +52,7 @@ class Recipe:
     norm: bool = key(True, "batch norm")
     init_from: str | None = key(None, "start the SNN from its trained ANN twin", choices=("twin",))
     twin: bool = key(True, "train the ANN twin too, and if the SNN starts from it, for as long again, as a control")
+    softmax: bool = key(False, "train a ViT too: transformers with a softmax, layer norm and GELU, of the same size")
     optimizer: str = key("adam", "optimizer", choices=("adam", "sgd"))
     lr: float = key(2e-3, "the peak of the learning rate")
     schedule: str = key(

@@ -49,7 +49,7 @@ from tandem_snn.info import origin
 from training import Task, World, at_T, evaluate, keep_freed_memory, train, with_shared_statistics
 
 CONTINUED = "ANN continued"  # the control for a network that started from its twin or is taught by it, a twin as well
-PREFIXES = {"SNN": "", "ANN": "ann_", CONTINUED: "ann_continued_"}  # of the entries in a summary
+PREFIXES = {"SNN": "", "ANN": "ann_", CONTINUED: "ann_continued_", "ViT": "vit_"}  # of the entries in a summary
 Report = Callable[[str, int, int, int], None]  # kind, seed, steps done, steps in all
 
 
@@ -133,8 +133,9 @@ def run(
     summary = summarise(recipe, data, runs) | origin(command)
     summary |= {"started": started, "seconds": round(time.monotonic() - start, 1), "threads": torch.get_num_threads()}
     for seed, (nets, _) in runs.items():
-        frozen = ts.freeze(nets["SNN"]).cpu()
-        frozen(next(data.test.to("cpu").batches(1))[0])  # a file has the shapes of a run
+        example = next(data.test.batches(1))[0]
+        frozen = ts.freeze(nets["SNN"], example=example).cpu()
+        frozen(example.to("cpu"))  # a file has the shapes of a run
         frozen.save(folder / f"seed-{seed}" / "snn.tandem")
     draw(folder / "picture.png", recipe, data, summary, list(runs.values()))
     temporary = path.with_suffix(".part")
@@ -146,6 +147,10 @@ def run(
 
 def kinds(recipe: Recipe) -> tuple[str, ...]:
     """In the order of training: a network that needs its trained twin comes after it, and after it the control."""
+    return (*_pair(recipe), *(["ViT"] if recipe.softmax else []))
+
+
+def _pair(recipe: Recipe) -> tuple[str, ...]:
     if recipe.init_from == "twin" or recipe.distill:
         return ("ANN", "SNN", CONTINUED) if recipe.twin else ("ANN", "SNN")
     return ("SNN", "ANN") if recipe.twin else ("SNN",)
@@ -157,6 +162,7 @@ def build(recipe: Recipe, data: Data, kind: str) -> nn.Module:
     options = {name: getattr(recipe, name) for name in names}
     events = not isinstance(data.test.inputs, torch.Tensor)
     layers = tnn if kind == "SNN" else ann
+    options["softmax"] = kind == "ViT"
     return create(layers, recipe.model, data.shape, data.outputs, recipe.T, events=events, **options)
 
 
@@ -184,7 +190,7 @@ def train_seed(
 
             writer = SummaryWriter(folder / f"seed-{seed}" / "tensorboard" / name)
         path = folder / f"seed-{seed}" / f"{name}.pt"
-        teacher = nets["ANN"].eval() if recipe.distill and kind != "ANN" else None
+        teacher = nets["ANN"].eval() if recipe.distill and kind not in ("ANN", "ViT") else None
         trained[kind] = train(shared, data, recipe, seed, path, world, partial(report, kind, seed), writer, teacher)
         net.load_state_dict(trained[kind]["weights"])
     return nets, trained

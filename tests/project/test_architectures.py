@@ -16,6 +16,7 @@ SHAPES = {
     "vgg11": (3, 16, 16), "vgg16": (3, 32, 32),
 }  # fmt: skip
 EVENTS = ("n-mnist-net", "dvs-cifar10-net", "dvs-gesture-net")
+TRANSFORMERS, TOKENS = ("spikformer-small", "sdt-small"), {"timing": "window", "width": 0.25}
 COLOUR = (3, 8, 8)
 SMALL = ("resnet18", "8C3-MP2-8C3-AP2-FC16")
 OPTIONS = {"T": 16, "width": 0.2}
@@ -25,7 +26,8 @@ def small(layers, name, **options):
     return create(layers, name, SHAPES.get(name, COLOUR), 10, 4, **{"width": 0.05, "events": name in EVENTS, **options})
 
 
-@pytest.mark.parametrize(("name", "neurons"), [*((name, {}) for name in MODELS), *product(SMALL, [
+@pytest.mark.parametrize(("name", "neurons"), [*((name, TOKENS if name in TRANSFORMERS else {}) for name in MODELS),
+    *product(SMALL, [
     {"leak": 0.9}, {"gate": "relu", "v_init": 0.5, "threshold": 2.0}, {"norm": False}, {"gamma": 1.0, "momentum": 0.2},
     {"bn_stats": "running"}, {"learn_threshold": "layer"}, {"learn_threshold": "channel", "threshold": 1.5},
     {"weight_bits": 4}, {"weight_bits": 8}, {"timing": "window"},
@@ -48,9 +50,12 @@ def test_every_model_learns_is_frozen_and_counted(name, neurons):
     net(x)
     assert_frozen_is(net.eval(), x)
     ops = measure.synops(net, x)
-    assert len(ops.layers) == sum(isinstance(m, tnn.SpikingLayer | tnn.Readout | tnn.AvgPool2d) for m in net.modules())
+    counted = [
+        m for m in net.modules() if isinstance(m, tnn.SpikingLayer | tnn.Readout | tnn.AvgPool2d | tnn.Attention)
+    ]
+    assert len(ops.layers) == sum(not isinstance(m, tnn.Neurons) and getattr(m, "spiking", True) for m in counted)
     assert min(ops.ann, ops.snn) > 0
-    assert {*measure.mismatch(net, x)} == {*measure.firing_rates(net, x)} - {"pool2"}
+    assert {*measure.mismatch(net, x)} == {*measure.firing_rates(net, x)} - {"pool2", "average"}
 
 
 def test_settings_reach_their_neurons():
@@ -115,3 +120,15 @@ def test_many_steps_answer_as_the_trained_network():
     x = torch.randn(32, 3, 8, 8)
     ours, theirs = net.eval()(x), twin(x)
     assert (ours - theirs).norm() < 0.05 * theirs.norm()
+
+
+def test_a_vit_is_as_large_as_a_transformer_of_spikes():
+    sizes = []
+    for softmax in (False, True):
+        net = create(ann, "spikformer-small", (1, 28, 28), 10, softmax=softmax)
+        assert net(torch.rand(2, 1, 28, 28)).shape == (2, 10)
+        sizes.append(sum(p.numel() for p in net.parameters()))
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
+    for model, why in (("8C3-8T2", "end in GAP"), ("8C3-8T2-FC4", "GAP alone"), ("8C3-16T2-GAP", "takes 16 channels")):
+        with pytest.raises(ValueError, match=why):
+            create(tnn, model, (1, 8, 8), 10, timing="window")

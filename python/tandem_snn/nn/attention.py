@@ -141,8 +141,6 @@ class SelfAttention(nn.Module):
         if dim % heads:
             raise ValueError(f"heads: expected a divisor of dim={dim}, got {heads}")
         options: Any = {"norm": True, "timing": "window", "device": device, "dtype": dtype, **neuron}
-        if options["timing"] != "window" or not options.pop("neurons", True):
-            raise ValueError('timing, neurons: attention reads the counts of neurons with timing "window"')
         linear, neurons = self._layers
         without = {name: value for name, value in options.items() if name != "weight_bits"}
         self.qkv = linear(dim, 3 * dim, bias=not options["norm"], **options)
