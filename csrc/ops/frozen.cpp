@@ -92,10 +92,9 @@ Tensor patches(const RealLayer& layer, const Tensor& image) {
 
 class TorchNumbers : public network::Host {
  public:
-  // `input` is float32 for every `type`, the type of the arithmetic. `address`: by which the executor names it, if not
-  // by its own.
-  TorchNumbers(const Tensor& input, ScalarType type, const float* address = nullptr)
-      : input_(input), type_(type), address_(address != nullptr ? address : input.data_ptr()) {}
+  // `images` are float32 for every `type`, the type of the arithmetic; `addresses`: by which the executor names them.
+  TorchNumbers(const std::vector<Tensor>& images, ScalarType type, const std::vector<const void*>& addresses)
+      : images_(images), type_(type), addresses_(addresses) {}
 
   bool computes_in(DType type) const override { return type != DType::kFloat64; }
   float as_type(float x) const override {
@@ -167,12 +166,14 @@ class TorchNumbers : public network::Host {
   Tensor pooled(const RealLayer& layer, const float* x) const {
     return layer.currents ? from_memory(x, batched(layer.batch, layer.in), 1) : tensor(layer, x);
   }
-  // The network's input may have any layout; later values are contiguous, or channels last.
+  // The network's inputs may have any layout; later values are contiguous, or channels last.
   Tensor tensor(const RealLayer& layer, const float* x) const {
     const Shape shape = batched(layer.batch, layer.in);
     if (layer.channels_last) return rounded(from_memory(x, shape, 1));
-    if (input_.scalar_type() != ScalarType::Float || x != address_) return rounded(from_memory(x, shape));
-    return rounded(shape_of(input_) == shape ? input_ : torch::stable::reshape(input_, shape));
+    const auto found = std::find(addresses_.begin(), addresses_.end(), x);
+    if (found == addresses_.end()) return rounded(from_memory(x, shape));
+    const Tensor& image = images_[found - addresses_.begin()];
+    return rounded(shape_of(image) == shape ? image : torch::stable::reshape(image, shape));
   }
   Tensor rounded(const Tensor& x) const { return aten::to_type(x, type_); }
   const float* keep(const RealLayer& layer, const Tensor& result) {
@@ -182,9 +183,9 @@ class TorchNumbers : public network::Host {
     return static_cast<const float*>(kept_.back().data_ptr());
   }
 
-  const Tensor& input_;
+  const std::vector<Tensor>& images_;
   const ScalarType type_;
-  const void* address_;
+  const std::vector<const void*>& addresses_;
   std::vector<Tensor> kept_;
 };
 
@@ -215,20 +216,26 @@ class Held {
 
   const uint8_t* prepared() const { return pointer<uint8_t>(prepared_); }
 
-  // shape: [batch, *features].
-  std::shared_ptr<const Plan> plan(const Shape& shape, int64_t T, network::Mode mode) {
-    TANDEM_CHECK(shape.size() > 1 && shape.size() <= 4, "input must have 1 to 3 dimensions of features, got ",
-                 shape_text(shape));
-    network::Shape sample{static_cast<int64_t>(shape.size()) - 1, shape[1], 1, 1};
-    if (sample.dims > 1) sample.width = shape.back();
-    if (sample.dims > 2) sample.height = shape[2];
+  // shapes: [batch, *features], of each input.
+  std::shared_ptr<const Plan> plan(const std::vector<Shape>& shapes, int64_t T, network::Mode mode) {
+    std::vector<network::Shape> samples;
+    const int64_t batch = shapes.at(0).at(0);
+    for (const Shape& shape : shapes) {
+      TANDEM_CHECK(shape.size() > 1 && shape.size() <= 4, "input must have 1 to 3 dimensions of features, got ",
+                   shape_text(shape));
+      TANDEM_CHECK(shape[0] == batch, "inputs must have one batch, got ", batch, " and ", shape[0]);
+      network::Shape& sample =
+          samples.emplace_back(network::Shape{static_cast<int64_t>(shape.size()) - 1, shape[1], 1, 1});
+      if (sample.dims > 1) sample.width = shape.back();
+      if (sample.dims > 2) sample.height = shape[2];
+    }
     // Never waits: a forked process has no other thread that could unlock it.
     const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
     for (size_t i = 0; lock && i < plans_.size(); ++i) {
       const Plan& p = *plans_[i];
-      if (p.sample == sample && p.batch == shape[0] && p.T == T && p.mode == mode) return plans_[i];
+      if (p.samples == samples && p.batch == batch && p.T == T && p.mode == mode) return plans_[i];
     }
-    const auto planned = std::make_shared<const Plan>(network.plan(sample, shape[0], T, mode));
+    const auto planned = std::make_shared<const Plan>(network.plan(samples, batch, T, mode));
     if (lock && plans_.size() == kMostPlans) plans_.erase(plans_.begin());
     if (lock) plans_.push_back(planned);
     return planned;
@@ -284,12 +291,12 @@ void frozen_free(Tensor handle) {
   words_of(handle)[0] = 0;
 }
 
-// The input and the shape [batch, *features] of its values; checked for P sheets if it has spikes.
-Shape check_input(const Network& net, const Tensor& input, int64_t P, int64_t T) {
+// Checks an input, for P sheets if it has spikes; returns the shape [batch, *features] of its values.
+Shape check_input(const Network& net, int64_t k, const Tensor& input, int64_t P, int64_t T) {
   const network::Header& header = net.program().header;
   const int64_t least = header.any_T != 0 ? 1 : header.T, most = header.any_T != 0 ? net.program().most_steps() : least;
   TANDEM_CHECK(T >= least && T <= most, "T must be ", least, "..", most, ", got ", T);
-  const bool spikes = net.program().value(network::kNetworkInput) == network::Value::kStepTrain;
+  const bool spikes = net.program().is_spiking(k);
   const ScalarType type = type_of(net.program().dtype());
   TANDEM_CHECK(input.scalar_type() == (spikes ? ScalarType::Byte : type), "input must be ",
                spikes ? "uint8" : "of the type of the weights");
@@ -301,6 +308,34 @@ Shape check_input(const Network& net, const Tensor& input, int64_t P, int64_t T)
   shape.erase(shape.begin());
   return shape;
 }
+
+// Inputs as the executor takes them, contiguous or as they are; absent ones have the shapes that are known.
+struct Inputs {
+  Inputs(const Network& net, const std::vector<OptionalTensor>& given, int64_t P, int64_t T, bool contiguous,
+         std::vector<Shape> known = {})
+      : shapes(std::move(known)), layouts(given.size()) {
+    TANDEM_CHECK(given.size() == net.program().inputs.size(), "the network takes ", net.program().inputs.size(),
+                 " inputs, got ", given.size());
+    for (size_t k = 0; k < given.size(); ++k) {
+      addresses.push_back(nullptr);
+      images.emplace_back();
+      if (!given[k].has_value()) continue;
+      const Shape shape = check_input(net, k, *given[k], P, T);
+      TANDEM_CHECK(shapes.size() <= k || shapes[k] == shape, "input must have the shape ", shape_text(shape));
+      if (shapes.size() <= k) shapes.push_back(shape);
+      const bool spikes = net.program().is_spiking(k);
+      images[k] = spikes ? *given[k] : aten::to_type(*given[k], ScalarType::Float);
+      dense.push_back(spikes ? to_channels_last(images[k], 2) : contiguous ? to_contiguous(images[k]) : images[k]);
+      addresses[k] = dense.back().data_ptr();
+      for (int64_t d = 0; d < images[k].dim(); ++d) layouts[k] = layouts[k] * 1000003 + images[k].stride(d);
+    }
+  }
+
+  std::vector<Shape> shapes;
+  std::vector<int64_t> layouts;
+  std::vector<Tensor> images, dense;
+  std::vector<const void*> addresses;
+};
 
 // Memory for the answers of a run, each [batch, *features], or with T > 0 [T, batch, *features].
 struct Answers {
@@ -321,72 +356,76 @@ struct Answers {
   std::vector<float*> places;
 };
 
-// input: planes uint8 [P, B, *features], counts uint8 [1, B, *features], or numbers [B, *features] of the program's
-// type. Returns the answers [B, *features], or [T, B, *features] with every_step.
-std::vector<Tensor> frozen_run(Tensor input, int64_t T, std::string timing, Tensor handle, bool every_step) {
+// Each input: planes uint8 [P, B, *features], counts uint8 [1, B, *features], or numbers [B, *features] of the
+// program's type; `timing` is that of all that spike. Returns the answers [B, *features], or [T, B, *features] with
+// every_step.
+std::vector<Tensor> frozen_run(std::vector<OptionalTensor> given, int64_t T, std::string timing, Tensor handle,
+                               bool every_step) {
   Held& own = held(handle);
   const Network& net = own.network;
-  const bool spikes = net.program().value(network::kNetworkInput) == network::Value::kStepTrain;
   const ScalarType type = type_of(net.program().dtype());
   Timing input_timing = timing_of(timing);
-  TANDEM_CHECK(input_timing == Timing::kStep || spikes, "counts are of spikes");
-  const Shape shape = check_input(net, input, sheets(T, input_timing), T);
-  Tensor dense = spikes ? to_channels_last(input, 2) : aten::to_type(input, ScalarType::Float);
+  for (const OptionalTensor& input : given) TANDEM_CHECK(input.has_value(), "every input must be given");
+  Inputs inputs(net, given, sheets(T, input_timing), T, false);
   if (input_timing == Timing::kWindow && !net.reads_counts()) {
-    dense = to_channels_last(burst_planes(dense, T), 2);
+    for (size_t k = 0; k < given.size(); ++k) {
+      if (!net.program().is_spiking(k)) continue;
+      inputs.dense[k] = to_channels_last(burst_planes(inputs.dense[k], T), 2);
+      inputs.addresses[k] = inputs.dense[k].data_ptr();
+    }
     input_timing = Timing::kStep;
   }
-  const auto plan = own.plan(shape, T, network::Mode::kWindow);
-  Answers answers(*plan, every_step ? T : 0, input);
-  TorchNumbers host(dense, type);
+  const auto plan = own.plan(inputs.shapes, T, network::Mode::kWindow);
+  Answers answers(*plan, every_step ? T : 0, handle);
+  TorchNumbers host(inputs.images, type, inputs.addresses);
   const uint8_t* weights = own.prepared();
-  net.run(*plan, {dense.data_ptr(), input_timing, weights, every_step, answers.places, &host, torch_parallel});
+  net.run(*plan, {inputs.addresses, input_timing, weights, every_step, answers.places, &host, torch_parallel});
   return answers.as(type);
 }
 
-// Memory for the state of a stream of inputs [batch, *features], of any values, and whether its neurons follow; or why
-// there is no stream, with the number of the instruction.
+// The shapes of inputs, [batch, *features, -1, *features of the second, ...], each with the batch.
+std::vector<Shape> separated(const Shape& shape) {
+  std::vector<Shape> shapes(1);
+  for (const int64_t size : shape) {
+    if (size < 0) shapes.push_back({shape[0]});
+    if (size >= 0) shapes.back().push_back(size);
+  }
+  return shapes;
+}
+
+// Memory for the state of a stream of inputs of these shapes (`separated`), of any values, and whether its neurons
+// follow; or why there is no stream, with the number of the instruction.
 std::tuple<Tensor, bool, int64_t, std::string> frozen_state(Tensor handle, Shape shape, int64_t T) {
   Held& own = held(handle);
   const network::Mode mode = own.network.stepwise();
   const bool follows = mode == network::Mode::kFollowing;
   try {
-    return {empty(own.plan(shape, T, mode)->state, ScalarType::Byte, handle), follows, -1, ""};
+    return {empty(own.plan(separated(shape), T, mode)->state, ScalarType::Byte, handle), follows, -1, ""};
   } catch (const Refusal& refusal) {
     return {empty(0, ScalarType::Byte, handle), follows, refusal.instruction, refusal.why};
   }
 }
 
-// Takes steps of a stream. input: as of frozen_run, or, of neurons that follow, absent: the one before. With `advances`
-// planes [1, B, *features] of one step, by which the last T steps advance. Changes the state; with `begins` the state's
-// values are ignored. Returns the answers [B, *features], facts int64 [3, B]: the steps that a sample took, the neurons
-// that moved in the last step, and synaptic operations; and with_moves, of a single step of neurons that follow, the
-// moves by instruction, int8 [B, *features] where it has counts.
-std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> frozen_step(OptionalTensor input, bool advances,
-                                                                         Shape shape, int64_t T, Tensor handle,
-                                                                         Tensor state, bool begins, int64_t steps,
-                                                                         bool with_moves) {
+// Takes steps of a stream. Inputs: as of frozen_run, or, of neurons that follow, absent: the one before. With
+// `advances` those that spike are planes [1, B, *features] of one step, by which the last T steps advance. Changes the
+// state; with `begins` the state's values are ignored. Returns the answers [B, *features], facts int64 [3, B]: the
+// steps that a sample took, the neurons that moved in the last step, and synaptic operations; and with_moves, of a
+// single step of neurons that follow, the moves by instruction, int8 [B, *features] where it has counts.
+std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> frozen_step(std::vector<OptionalTensor> given,
+                                                                         bool advances, Shape shape, int64_t T,
+                                                                         Tensor handle, Tensor state, bool begins,
+                                                                         int64_t steps, bool with_moves) {
   Held& own = held(handle);
   const Network& net = own.network;
   const network::Mode mode = net.stepwise();
   const bool follows = mode == network::Mode::kFollowing;
   TANDEM_CHECK(steps >= 0 && (!with_moves || steps == 1), "moves are those of a single step");
-  TANDEM_CHECK(input.has_value() || (follows && !begins), "a stream begins with an input");
-  const ScalarType type = type_of(net.program().dtype());
-  Tensor read = input.value_or(state), dense = read;
-  int64_t layout = 0;
-  if (input.has_value()) {
-    TANDEM_CHECK(check_input(net, read, advances || !follows ? 1 : (T + 7) / 8, T) == shape,
-                 "input must have the shape ", shape_text(shape));
-    if (read.scalar_type() == ScalarType::Byte) {
-      dense = to_channels_last(read, 2);
-    } else {
-      read = aten::to_type(read, ScalarType::Float);
-      dense = to_contiguous(read);
-      for (int64_t d = 0; d < read.dim(); ++d) layout = layout * 1000003 + read.stride(d);
-    }
+  for (const OptionalTensor& input : given) {
+    TANDEM_CHECK(input.has_value() || (follows && !begins), "a stream begins with every input");
   }
-  const auto plan = own.plan(shape, T, mode);
+  const ScalarType type = type_of(net.program().dtype());
+  const Inputs inputs(net, given, advances || !follows ? 1 : (T + 7) / 8, T, true, separated(shape));
+  const auto plan = own.plan(inputs.shapes, T, mode);
   uint8_t* bytes = bytes_of(state, plan->state, 64, "state must be what frozen_state gives");
   const Answers answers(*plan, 0, state);
   Tensor facts = empty_channels_last({3, plan->batch}, kContiguous, ScalarType::Long, state);
@@ -399,15 +438,15 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> frozen_step(Optiona
         empty_channels_last(counts ? batched(plan->batch, plan->steps[i].out) : Shape{0}, 1, ScalarType::Char, state));
     places.push_back(pointer<int8_t>(torch::stable::zero_(moves.back())));
   }
-  TorchNumbers host(read, type, static_cast<const float*>(dense.data_ptr()));
+  TorchNumbers host(inputs.images, type, inputs.addresses);
   network::Frame frame;
-  frame.input = input.has_value() ? dense.data_ptr() : nullptr;
+  frame.inputs = inputs.addresses;
   frame.prepared = own.prepared();
   frame.answers = answers.places;
   frame.host = &host;
   frame.parallel = torch_parallel;
   frame.advances = advances;
-  frame.layout = layout;
+  frame.layouts = inputs.layouts;
   frame.state = bytes;
   frame.begins = begins;
   frame.steps = steps;

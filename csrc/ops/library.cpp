@@ -48,10 +48,10 @@ STABLE_TORCH_LIBRARY(tandem, m) {
   m.def("frozen_check(Tensor program, Tensor numbers) -> (bool valid, int instruction, str why)");
   m.def("frozen_read(Tensor program, Tensor numbers) -> Tensor network");
   m.def("frozen_free(Tensor(a!) network) -> ()");
-  m.def("frozen_run(Tensor input, int T, str timing, Tensor network, bool every_step) -> Tensor[] answers");
+  m.def("frozen_run(Tensor?[] inputs, int T, str timing, Tensor network, bool every_step) -> Tensor[] answers");
   m.def("frozen_state(Tensor network, int[] shape, int T) -> (Tensor state, bool follows, int instruction, str why)");
   m.def(
-      "frozen_step(Tensor? input, bool advances, int[] shape, int T, Tensor network, Tensor(a!) state, bool begins, "
+      "frozen_step(Tensor?[] inputs, bool advances, int[] shape, int T, Tensor network, Tensor(a!) state, bool begins, "
       "int steps, bool with_moves) -> (Tensor[] answers, Tensor facts, Tensor[] moves)");
 }
 

@@ -118,8 +118,10 @@ class Listing:
 def listing_of(net: nn.Module, x: Any) -> Listing:
     """List the stages of ``net``, which must end in numbers, for inputs like x."""
     net = net.net if isinstance(net, FrozenNetwork) else snapshot(net)
-    x = x[:1]
-    network = copy.deepcopy(lower(net, T=x.T if isinstance(x, SpikeTrain) else None, shape=tuple(x.shape[1:])))
+    inputs = [each[:1] for each in (x if isinstance(x, tuple) else (x,))]
+    windows = [each.T for each in inputs if isinstance(each, SpikeTrain)]
+    shapes = [tuple(each.shape[1:]) for each in inputs]
+    network = copy.deepcopy(lower(net, T=next(iter(windows), None), shapes=shapes))
     names = {INPUT: "input"}
     listed: list[NamedStage] = []
     levels = dict[str, int]()
@@ -142,10 +144,10 @@ def listing_of(net: nn.Module, x: Any) -> Listing:
         if isinstance(y, SpikeTrain):
             levels[names[number]] = y.T
 
-    network(x, watch)
-    T = x.T if isinstance(x, SpikeTrain) else network.T
+    network(*inputs, watch=watch)
+    T = next(iter(windows), network.T)
     assert T is not None
-    listing = Listing(listed, network.mode, T, tuple(x.shape[1:]), levels)
+    listing = Listing(listed, network.mode, T, shapes[0], levels)
     if not listed or any(stage.signal is not Tensor for stage in listing.answers):
         raise CannotLower("net", "it must end in a Readout or in mean counts")
     return listing

@@ -16,10 +16,10 @@ from .container import write_atomically
 from .errors import extra
 from .frozen import FrozenNetwork, freeze
 from .frozen.instruction import CannotLower, Instruction
-from .frozen.stages import Stage
+from .frozen.stages import MODES, Stage
 from .integer.graph import LARGEST_SUM, IntegerGraph, Node
 from .listing import Listing, NamedStage, listing_of
-from .nn.signals import check_batch
+from .nn.signals import batches
 
 EXACT = 2**24  # sums of integers below it are exact in float32
 
@@ -39,7 +39,8 @@ def to_onnx(net: nn.Module, path: str | PathLike[str], x: Any) -> None:
     Args:
         net: a network, which is frozen first, or a frozen network.
         path: the file to write.
-        x: a batch of inputs, for the shapes; of a frozen network from a file ``torch.zeros(1, *frozen.shape)``.
+        x: a batch of inputs, for the shapes, or a tuple of several; of a frozen network from a file
+            ``torch.zeros(1, *frozen.shape)``.
 
     Raises:
         CannotLower: a layer cannot run step by step, or has another timing than others. It is a ValueError that names
@@ -50,8 +51,8 @@ def to_onnx(net: nn.Module, path: str | PathLike[str], x: Any) -> None:
     >>> to_onnx(net, "net.onnx", torch.rand(1, 4))
     """
     extra("onnx", "the export to ONNX")
-    check_batch(x)
-    frozen = net if isinstance(net, FrozenNetwork) else freeze(net, T=x.T if isinstance(x, SpikeTrain) else None)
+    T = next((each.T for each in batches(x) if isinstance(each, SpikeTrain)), None)
+    frozen = net if isinstance(net, FrozenNetwork) else freeze(net, T=T)
     write_atomically(Path(path), OnnxGraph(listing_of(frozen, x)).model().SerializeToString())
 
 
@@ -106,14 +107,19 @@ class OnnxGraph:
 
     def begin(self) -> str:
         """Add the inputs that are no state; return the value of the network's input."""
-        in_time = self.network.mode == "events" and not self.streams
-        x = self.input("x", self.network.shape, steps=self.T if in_time else None)
-        if in_time:
-            x = self.op("ReduceSum", x, self.constant("time", torch.tensor([0])), keepdims=0)
+        x = self._given("x", self.network.shape, self.network.mode)
         if self.streams:
             self.input("step", (), batch=False)
-            if self.network.mode == "zero_expand":
-                x = self.op("Mul", x, self.op("Cast", self._is_first, to=self.onnx.TensorProto.FLOAT))
+        return x
+
+    def _given(self, name: str, shape: tuple[int, ...], mode: str) -> str:
+        """Add an input of the network."""
+        in_time = mode == "events" and not self.streams
+        x = self.input(name, shape, steps=self.T if in_time else None)
+        if in_time:
+            return self.op("ReduceSum", x, self.constant("time", torch.tensor([0])), keepdims=0)
+        if self.streams and mode == "zero_expand":
+            return self.op("Mul", x, self.op("Cast", self._is_first, to=self.onnx.TensorProto.FLOAT))
         return x
 
     @cached_property
@@ -128,7 +134,9 @@ class OnnxGraph:
         if stage.name in self.tables:
             self.values[stage.name] = self.fire_by_table(self.tables[stage.name])
             return
-        if kind == "output":
+        if kind == "input":
+            result = self._given(stage.name, stage.shape, MODES[stage.instruction.first])
+        elif kind == "output":
             result = x
         elif kind in ("layer", "neurons", "sum"):
             result = self._currents(stage, x)

@@ -151,7 +151,7 @@ def test_the_reason_is_the_modules_own():
     ({"v_init": float("nan")}, ValueError, "v_init: expected a finite number, got nan"),
     ({"timing": "late"}, ValueError, "timing: expected one of 'step', 'window', got 'late'"),
     ({"ann": "resnet18"}, TypeError, r"ann: expected a torch\.nn\.Module, got str"),
-    ({"ann": Bilinear()}, CannotConvert, "a second input, 'y'"),
+    ({"ann": Bilinear()}, CannotConvert, "its forward takes x, y: give `example`"),
 ])  # fmt: skip
 def test_bad_arguments_are_named(keywords, error, message):
     with pytest.raises(error, match=message):

@@ -52,7 +52,7 @@ struct Answers {
 };
 
 // Steps of a stream. At rest, neurons that follow have the answer of the window.
-void step(const Network& network, const Plan& plan, const uint8_t* prepared, const void* input, bool spikes,
+void step(const Network& network, const Plan& plan, const uint8_t* prepared, const std::vector<const void*>& inputs,
           uint8_t* state, int64_t most, Input& in) {
   const bool follows = plan.mode == Mode::kFollowing;
   Answers answers(plan, 1), whole(plan, 1);
@@ -65,7 +65,7 @@ void step(const Network& network, const Plan& plan, const uint8_t* prepared, con
   }
   int64_t* each = facts.data();
   Frame frame;
-  frame.input = input;
+  frame.inputs = inputs;
   frame.prepared = prepared;
   frame.answers = answers.places;
   frame.parallel = cut_for;
@@ -75,18 +75,18 @@ void step(const Network& network, const Plan& plan, const uint8_t* prepared, con
     PlainNumbers host;
     frame.host = &host;
     if (follows) {
-      frame.advances = spikes && in.flag();
-      frame.input = frame.begins || frame.advances || in.flag() ? input : nullptr;
+      frame.advances = in.flag();
+      for (size_t k = 0; k < inputs.size(); ++k) frame.inputs[k] = frame.begins || in.flag() ? inputs[k] : nullptr;
       frame.moves = in.flag() ? places.data() : nullptr;
-      if (step == most) frame.input = input, frame.advances = false, frame.moves = nullptr, frame.steps = 1 << 20;
+      if (step == most) frame.inputs = inputs, frame.advances = false, frame.moves = nullptr, frame.steps = 1 << 20;
     }
     network.step(plan, frame);
     frame.begins = false;
   }
   if (!follows) return;
   PlainNumbers host;
-  const Plan window = network.plan(plan.sample, plan.batch, plan.T, Mode::kWindow);
-  network.run(window, {input, Timing::kStep, prepared, false, whole.places, &host, cut_for});
+  const Plan window = network.plan(plan.samples, plan.batch, plan.T, Mode::kWindow);
+  network.run(window, {inputs, Timing::kStep, prepared, false, whole.places, &host, cut_for});
   for (size_t k = 0; k < answers.rows.size(); ++k) {
     const std::vector<float>&at_rest = answers.rows[k], &expected = whole.rows[k];
     CHECK(std::memcmp(at_rest.data(), expected.data(), at_rest.size() * sizeof(float)) == 0, "at rest, another answer");
@@ -102,17 +102,25 @@ void run(const FrozenFile& file, Input& in) {
   network.prepare(prepared, cut_for);
 
   const network::Header& header = network.program().header;
-  const bool spikes = network.program().value(kNetworkInput) == Value::kStepTrain;
-  Shape shape{header.dims, header.channels, header.height, header.width};
-  if (header.dims == 0 || in.range(0, 3) == 0) {
-    shape = {in.range(1, 3), in.range(1, 9), 1, 1};
-    if (shape.dims > 1) shape.width = in.range(1, 9);
-    if (shape.dims > 2) shape.height = in.range(1, 9);
+  const size_t number = network.program().inputs.size();
+  if (number > 8) return;
+  std::vector<Shape> shapes;
+  for (size_t k = 0; k < number; ++k) {
+    Shape& shape = shapes.emplace_back(network.sample(k));
+    if (shape.dims == 0 || in.range(0, 3) == 0) {
+      shape = {in.range(1, 3), in.range(1, 9), 1, 1};
+      if (shape.dims > 1) shape.width = in.range(1, 9);
+      if (shape.dims > 2) shape.height = in.range(1, 9);
+    }
   }
   const int64_t T = header.T == 0 ? in.range(1, 17) : header.T, batch = in.range(0, 3);
   const Mode mode = in.flag() ? network.stepwise() : Mode::kWindow;
-  const Plan plan = network.plan(shape, batch, T, mode);
-  int64_t work = shape.features() * T;
+  const Plan plan = network.plan(shapes, batch, T, mode);
+  int64_t work = 0;
+  for (const Shape& shape : shapes) {
+    work += shape.features() * T;
+    if (work > 1 << 22) return;
+  }
   for (size_t i = 0; i < plan.steps.size(); ++i) {
     const Instruction& one = network.program().instructions[i];
     const bool has_weights = network.program().kind(static_cast<int64_t>(i)) == Kind::layer;
@@ -123,18 +131,26 @@ void run(const FrozenFile& file, Input& in) {
   }
   if (work > 1 << 22 || plan.workspace > 1 << 24 || plan.state > 1 << 24) return;
 
-  const std::vector<uint8_t> planes(spikes ? plan.planes * batch * shape.features() : 0, 0x55);
-  const std::vector<float> image(spikes ? 0 : batch * shape.features(), 0.5f);
-  const void* input = spikes ? static_cast<const void*>(planes.data()) : image.data();
+  std::vector<std::vector<uint8_t>> planes;
+  std::vector<std::vector<float>> images;
+  std::vector<const void*> inputs;
+  bool spikes = false;
+  for (size_t k = 0; k < number; ++k) {
+    const bool spiking = network.program().is_spiking(static_cast<int64_t>(k));
+    planes.emplace_back(spiking ? plan.planes * batch * shapes[k].features() : 0, 0x55);
+    images.emplace_back(spiking ? 0 : batch * shapes[k].features(), 0.5f);
+    inputs.push_back(spiking ? static_cast<const void*>(planes[k].data()) : images[k].data());
+    spikes = spikes || spiking;
+  }
 
   uint8_t* state = memory.take<uint8_t>(plan.state);
   const int64_t most = std::min<int64_t>(in.range(2, 40), 2 + (1 << 24) / std::max<int64_t>(work, 1));
-  if (mode != Mode::kWindow) return step(network, plan, prepared, input, spikes, state, most, in);
+  if (mode != Mode::kWindow) return step(network, plan, prepared, inputs, state, most, in);
   const bool every_step = in.flag(), window = spikes && network.reads_counts() && in.flag();
   const Answers answers(plan, every_step ? T : 1);
   PlainNumbers host;
   network.run(plan,
-              {input, window ? Timing::kWindow : Timing::kStep, prepared, every_step, answers.places, &host, cut_for});
+              {inputs, window ? Timing::kWindow : Timing::kStep, prepared, every_step, answers.places, &host, cut_for});
 }
 
 // Gives window timing to the layers before some instruction, or to those from it on, and puts a conversion of trains

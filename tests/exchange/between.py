@@ -129,7 +129,7 @@ def converted(make, timing):
     """A spiking network whose thresholds per channel are powers of two."""
     x = torch.randint(0, 16, (4, 1, 8, 8)) / 16
     net = convert(dyadic(make()), T, example=x, timing=timing, v_init=0.0)
-    assert {"sum", "neurons", "gather"} & {stage.instruction.kind for stage in lower(net, shape=(1, 8, 8)).stages}
+    assert {"sum", "neurons", "gather"} & {stage.instruction.kind for stage in lower(net, shapes=[(1, 8, 8)]).stages}
     for layer in net.modules():
         if isinstance(layer, (tnn.SpikingLayer, tnn.Neurons)) and layer.neurons:
             layer.threshold = 2.0 ** torch.randint(-5, -2, layer.threshold.shape)

@@ -36,7 +36,7 @@ def rows(answer):
 
 def text(frozen, x, answers=False):
     """What it prints: spikes of each layer with neurons, and the answers, layer by layer."""
-    stages, lines = lower(frozen.net, shape=tuple(x.shape[1:])), []
+    stages, lines = lower(frozen.net, shapes=[tuple(x.shape[1:])]), []
 
     def watch(number, _, y):
         stage = stages.stages[number]
@@ -44,7 +44,7 @@ def text(frozen, x, answers=False):
             lines.append(f"layer {stage.name}: {int(y.counts.sum())} spikes")
 
     with torch.no_grad():
-        answer = stages(x, watch)
+        answer = stages(x, watch=watch)
     for i, sample in enumerate(rows(answer)):
         for name, row in sample:
             numbers = "".join(f" {value:.9g}" for value in row.tolist()) if answers else ""

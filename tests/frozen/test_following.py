@@ -142,7 +142,7 @@ def followed(frozen, x):
     stages = lower(frozen.net, T=frozen.T)
     T = x.T if isinstance(x, te.SpikeTrain) else stages.T
     counts = {}
-    signal = stages.signal(x)
+    signal = stages.signal(x, stages.mode)
     while True:
         values = {-1: None, -2: signal}
         moves = {}

@@ -150,13 +150,13 @@ def test_what_is_no_network_that_was_read():
     frozen, ops = freeze(net), torch.ops.tandem
     expected, program = frozen(x), frozen._program_for(1.0)
     handle = program.network
-    assert torch.equal(ops.frozen_run(x, 8, "step", handle, False)[0], expected)
+    assert torch.equal(ops.frozen_run([x], 8, "step", handle, False)[0], expected)
     assert copy.deepcopy(frozen)._programs == {}
     del program
     frozen.float()
     for wrong in handle, torch.zeros(2, dtype=torch.int64), torch.zeros(16, dtype=torch.uint8), torch.zeros(0):
         with pytest.raises(RuntimeError, match="network must be what frozen_read gives, until it is freed"):
-            ops.frozen_run(x, 8, "step", wrong, False)
+            ops.frozen_run([x], 8, "step", wrong, False)
         with pytest.raises(RuntimeError, match="network must be what frozen_read gives, until it is freed"):
             ops.frozen_free(wrong)
     assert torch.equal(frozen(x), expected)

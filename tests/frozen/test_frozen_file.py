@@ -132,7 +132,7 @@ def test_what_a_file_cannot_hold_is_named(tmp_path):
             return x if x.T > 3 else x.map(torch.clone)
 
     layers = {"layer": tnn.Linear(4, 4), "readout": tnn.Readout(4, 2)}
-    doubled = Net(lambda m, x: 2 * m.readout(m.layer(x)), **layers)
+    power = Net(lambda m, x: 2 ** m.readout(m.layer(x)), **layers)
     layers = {"a": nn.Linear(4, 4), "b": nn.Linear(4, 4), "readout": nn.Linear(8, 2)}
     joined = Net(lambda m, x: m.readout(torch.cat([m.a(x).relu(), m.b(m.a(x).cumsum(1)).relu()], 1)), **layers)
     for net, message in (
@@ -140,7 +140,7 @@ def test_what_a_file_cannot_hold_is_named(tmp_path):
             ts.convert(joined, T=4, example=torch.rand(1, 4)),
             r"\(call_function cumsum\) is not a layer of tandem_snn.nn",
         ),
-        (doubled, r"layer 'net' .* step by step .*\(unsupported operand type.*\*: 'int' and 'SpikeTrain'"),
+        (power, r"layer 'net' .* step by step .*\(unsupported operand type.*pow\(\): 'int' and 'SpikeTrain'"),
         (nn.Sequential(Own(4, 3), tnn.Readout(3, 2)), "layer '0' cannot be saved: Own is not a layer"),
         (nn.Sequential(tnn.Linear(4, 3), nn.Linear(3, 2)), "layer '1' cannot be saved"),
         (

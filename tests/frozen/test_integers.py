@@ -28,7 +28,7 @@ def of_counts(frozen, x):
     """The network after its first layer, and the counts of that layer."""
     stages = copy.deepcopy(frozen._program_for(1.0).layers)
     seen = {}
-    stages(x, lambda number, _, y: seen.setdefault(number, y))
+    stages(x, watch=lambda number, _, y: seen.setdefault(number, y))
     _, *others = stages.stages
     assert all(stage.instruction.input != INPUT for stage in others)
     popcount = Stage("input", Instruction("popcount", INPUT, timing="window"))

@@ -21,7 +21,7 @@ def images(batch=4, height=12, width=8):
 
 def test_moves_between_layers_are_none():
     frozen = ts.freeze(trained(transformer(), images()), example=images())
-    kinds = [stage.instruction.kind for stage in frozen._program(images()).layers.stages]
+    kinds = [stage.instruction.kind for stage in frozen._program_for(1.0).layers.stages]
     assert kinds.count("gather") == 2  # of the patches, once for spikes and once for currents
     assert kinds.count("attention") == 2
 

@@ -60,9 +60,9 @@ void Run::currents(int64_t i) {
   } else {
     const float* y = now(i, n);
     const bool once = a.timing == Timing::kWindow;
-    const float times = once && !is_impulse() ? static_cast<float>(plan_.T) : 1.f;
+    const float times = once && !program_.reads_impulse(i) ? static_cast<float>(plan_.T) : 1.f;
     std::transform(y, y + n, out, [&](float x) { return rounded_mul(times, x); });
-    computed = std::min<int64_t>(steps, is_impulse() ? 2 : 1);
+    computed = std::min<int64_t>(steps, program_.reads_impulse(i) ? 2 : 1);
     std::fill_n(out + n, (computed - 1) * n, 0.f);
   }
   affine(a.channels, a.scale, a.shift, share(i), computed * n, out);

@@ -74,18 +74,16 @@ enum class Mode : int32_t { kWindow = 0, kSteps = 1, kFollowing = 2 };
 // and if its neurons follow:
 //   layer, average     sums of a train's counts, or product, W x of real numbers; by row (output pixel) marks
 //                      (follow.cpp), and NaN if a potential is not finite
-//   popcount           the last T steps of spikes
+//   popcount           the last T steps of spikes, and which of them enters last and leaves first
 //   any train          its counts, and where they go; of a layer without neurons, its currents
 //   an answer          the last one
 struct alignas(64) Stream {
   int64_t steps;     // that neurons with step timing have taken
-  int64_t oldest;    // which of the T steps of spikes enters last and leaves first
-  int64_t layout;    // Frame::layout of the image
   int64_t answered;  // whether the kept answer is that of the present counts
 };
 struct Kept {
   int64_t potentials, product, x, so_far;
-  int64_t sums, target, marks, lost, planes, counts, currents, answer;
+  int64_t sums, target, marks, lost, planes, oldest, counts, currents, answer;
   int64_t sums_size;  // of a sample, in doubles
 };
 
@@ -99,20 +97,21 @@ struct Plan {
   };
   std::vector<Step> steps;
   std::vector<Shape> answers;
-  Shape sample;
+  std::vector<Shape> samples;  // of each input
   int64_t batch, T;
   Mode mode;
-  int64_t planes;                // planes of a spike train
-  int64_t workspace = 0;         // bytes
-  int64_t state = 0;             // bytes of a stream
-  int64_t bad = 0;               // in the state of kSteps: Neuron::bad of the steps so far
-  int64_t rests = 0, image = 0;  // in the state of kFollowing: whether a sample is at rest, which means that no count
-                                 // differs from its target and no target must be computed; and the image
+  int64_t planes;         // planes of a spike train
+  int64_t workspace = 0;  // bytes
+  int64_t state = 0;      // bytes of a stream
+  int64_t bad = 0;        // in the state of kSteps: Neuron::bad of the steps so far
+  int64_t rests = 0;      // in the state of kFollowing: whether a sample is at rest, which means that no count
+                          // differs from its target and no target must be computed
+  std::vector<int64_t> images = {}, layouts = {};  // there, by input: the image, and Frame::layouts of it
 };
 
 struct Call {
-  const void* input = nullptr;    // a train, [sheets, batch, height, width, channels], or what Host takes
-  Timing timing = Timing::kStep;  // of an input that spikes; kWindow only where reads_counts() says so
+  std::vector<const void*> inputs;  // a train, [sheets, batch, height, width, channels], or what Host takes
+  Timing timing = Timing::kStep;    // of inputs that spike; kWindow only where reads_counts() says so
   const uint8_t* prepared = nullptr;
   bool every_step = false;      // an answer after every step
   std::vector<float*> answers;  // each [batch, *plan.answers[k]], with every_step [T, ...]
@@ -123,15 +122,15 @@ struct Call {
 // Frame::steps without a limit: more than any network takes.
 constexpr int64_t kUntilRest = int64_t{1} << 40;
 
-// An input, contiguous or with kFollowing null: as before; and a time step (kSteps), or steps towards the answer of the
+// Inputs, contiguous or with kFollowing null: as before; and a time step (kSteps), or steps towards the answer of the
 // whole window (kFollowing), which is for the present counts.
 struct Frame : Call {
-  // kFollowing: the input is one step of spikes, by which the last T steps advance; else all T steps, or an image.
+  // kFollowing: inputs that spike are one step, by which the last T steps advance; else all T steps.
   bool advances = false;
-  int64_t layout = 0;        // another number for images that Host reads in another memory layout
-  uint8_t* state = nullptr;  // plan.state bytes, aligned to 64; changed in place
-  bool begins = true;        // the state has no values yet: silence
-  int64_t steps = 1;         // at most; a sample takes none once it is at rest
+  std::vector<int64_t> layouts;  // of each input, if not empty: another number where Host reads another memory layout
+  uint8_t* state = nullptr;      // plan.state bytes, aligned to 64; changed in place
+  bool begins = true;            // the state has no values yet: silence
+  int64_t steps = 1;             // at most; a sample takes none once it is at rest
   // [batch]: steps; neurons that moved in the last one; operations.
   int64_t *taken = nullptr, *moved = nullptr, *synapses = nullptr;
   // By instruction with counts [batch, ...], zeros: they receive 1 and -1. Null if there are none.
@@ -145,17 +144,19 @@ class Network {
   Network(const int64_t* words, int64_t count, const uint8_t* numbers, int64_t bytes);
 
   const Program& program() const { return program_; }
+  // The shape of a sample of input k that the program names; dims 0: none.
+  Shape sample(size_t k) const;
 
   // The weights as the kernels multiply them: prepared_size() bytes, aligned to 64.
   int64_t prepared_size() const { return parts_.back(); }
   void prepare(uint8_t* prepared, ParallelFor parallel) const;
 
-  // Whether every reader of the network's input takes counts.
+  // Whether every reader of inputs that spike takes counts.
   bool reads_counts() const;
   // How the network runs step by step: kFollowing if any neurons have window timing.
   Mode stepwise() const;
 
-  Plan plan(const Shape& sample, int64_t batch, int64_t T, Mode mode) const;
+  Plan plan(const std::vector<Shape>& samples, int64_t batch, int64_t T, Mode mode) const;
   void run(const Plan& plan, const Call& call) const;
   void step(const Plan& plan, const Frame& frame) const;
 

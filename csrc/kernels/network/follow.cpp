@@ -35,7 +35,6 @@ class Follower : public Run {
   Follower(const Network& network, const Plan& plan, const Frame& frame)
       : Run(network, plan, frame, frame.state), frame_(frame), parts_(program_.size()) {
     rests_ = all<uint8_t>(plan.rests);
-    image_ = all<float>(plan.image);
   }
 
   void operator()() {
@@ -43,8 +42,10 @@ class Follower : public Run {
     if (batch == 0) return;
     if (frame_.begins) begin();
     std::fill_n(frame_.synapses, batch, 0);
-    if (frame_.input != nullptr) {
-      program_.value(kNetworkInput) == Value::kStepTrain ? receive_spikes() : receive_image();
+    for (size_t k = 0; k < frame_.inputs.size(); ++k) {
+      if (program_.inputs[k] >= 0) values_[program_.inputs[k]] = frame_.inputs[k];
+      if (frame_.inputs[k] == nullptr) continue;
+      program_.is_spiking(k) ? receive_spikes(k) : receive_image(k);
     }
     std::vector<uint8_t> worked(batch, frame_.begins);
     if (std::find(rests_, rests_ + batch, 0) != rests_ + batch) make_parts();
@@ -92,22 +93,25 @@ class Follower : public Run {
 
   // --- the input -----------------------------------------------------------------------------------------------------
 
-  void receive_image() {
-    const int64_t n = plan_.sample.features();
-    const auto* image = static_cast<const float*>(frame_.input);
-    const bool anew = frame_.begins || stream().layout != frame_.layout;
-    if (!anew && std::memcmp(image_, image, plan_.batch * n * sizeof(float)) == 0) return;
+  void receive_image(int64_t k) {
+    const int64_t n = plan_.samples[k].features(), now = frame_.layouts.empty() ? 0 : frame_.layouts[k];
+    const auto* image = static_cast<const float*>(frame_.inputs[k]);
+    auto* before = all<float>(plan_.images[k]);
+    int64_t& layout = *all<int64_t>(plan_.layouts[k]);
+    const bool anew = frame_.begins || layout != now;
+    if (!anew && std::memcmp(before, image, plan_.batch * n * sizeof(float)) == 0) return;
     for (int64_t i = 0; i < program_.size(); ++i) {
-      if (program_.values[i] == Value::kReal) execute(i);
-      if (!program_.has_neurons(i) || program_.value(instruction(i).input) != Value::kReal) continue;
+      if (program_.values[i] == Value::kReal && program_.roots[i] == k) execute(i);
+      const int64_t from = instruction(i).input;
+      if (!program_.has_neurons(i) || program_.value(from) != Value::kReal || program_.root(from) != k) continue;
       update_product(i, direct_product(i));
       for (int64_t b = 0; b < plan_.batch; ++b) {
-        const bool changed = anew || std::memcmp(image_ + b * n, image + b * n, n * sizeof(float)) != 0;
+        const bool changed = anew || std::memcmp(before + b * n, image + b * n, n * sizeof(float)) != 0;
         if (changed) frame_.synapses[b] += instruction(i).weights() / instruction(i).outputs * features(i);
       }
     }
-    stream().layout = frame_.layout;
-    std::copy_n(image, plan_.batch * n, image_);
+    layout = now;
+    std::copy_n(image, plan_.batch * n, before);
   }
 
   // Marks the rows whose products differ; whole lines are compared first, since most are as before.
@@ -129,17 +133,20 @@ class Follower : public Run {
     }
   }
 
-  void receive_spikes() {
+  void receive_spikes(int64_t k) {
     planes_ = frame_.advances ? 1 : plan_.planes;
     for (int64_t i = 0; i < program_.size(); ++i) {
-      if (program_.values[i] == Value::kStepTrain) execute(i);
-      if (program_.kind(i) != Kind::popcount) continue;
+      if (program_.values[i] == Value::kStepTrain && program_.roots[i] == k) execute(i);
+      if (program_.kind(i) != Kind::popcount || program_.root(instruction(i).input) != k) continue;
       const int64_t n = plan_.batch * features(i);
       auto *planes = all<uint8_t>(kept(i).planes), *target = all<uint8_t>(kept(i).target);
       const uint8_t *now = train(instruction(i).input), *counts = counts_of(i, 0);
+      int64_t& oldest = *all<int64_t>(kept(i).oldest);
       if (frame_.advances) {
-        advance(now, n, planes + stream().oldest / 8 * n, target);
+        advance(now, n, planes + oldest / 8 * n, target, oldest % 8);
+        oldest = (oldest + 1) % plan_.T;
       } else {
+        oldest = 0;
         std::copy_n(now, plan_.planes * n, planes);
         cpu::count_bytes(now, static_cast<int32_t>(plan_.planes), n, target, frame_.parallel);
       }
@@ -147,12 +154,10 @@ class Follower : public Run {
         if (std::memcmp(target + b * features(i), counts + b * features(i), features(i)) != 0) rests_[b] = 0;
       }
     }
-    stream().oldest = frame_.advances ? (stream().oldest + 1) % plan_.T : 0;
   }
 
   // Exchanges the oldest spikes for those of this step.
-  void advance(const uint8_t* now, int64_t n, uint8_t* plane, uint8_t* target) const {
-    const int64_t bit = stream().oldest % 8;
+  static void advance(const uint8_t* now, int64_t n, uint8_t* plane, uint8_t* target, int64_t bit) {
     for (int64_t k = 0; k < n; ++k) {
       const int then = plane[k] >> bit & 1, enters = now[k] & 1;
       target[k] = static_cast<uint8_t>(target[k] + enters - then);
@@ -401,7 +406,7 @@ class Follower : public Run {
       const float* currents = all<float>(kept(in.input).currents) + b * size + first;
       return cpu::if_scan(currents, DType::kFloat32, Source::kImpulse, a, serial_for);
     }
-    scan(all<float>(kept(i).product) + b * size + first, a, serial_for);
+    scan(i, all<float>(kept(i).product) + b * size + first, a, serial_for);
   }
 
   // Moves every count that differs from its target; of a layer only in rows with marks.
@@ -501,7 +506,6 @@ class Follower : public Run {
   const Frame& frame_;
   std::vector<Part> parts_;
   uint8_t* rests_;
-  float* image_;
 };
 
 void Network::follow(const Plan& plan, const Frame& frame) const { Follower(*this, plan, frame)(); }

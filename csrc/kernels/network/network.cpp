@@ -66,11 +66,20 @@ void Network::prepare(uint8_t* prepared, ParallelFor parallel) const {
   }
 }
 
+Shape Network::sample(size_t k) const {
+  const Header& h = program_.header;
+  if (k == 0) return {h.dims, h.channels, h.height, h.width};
+  const Instruction& i = program_.instructions[program_.inputs[k]];
+  return {i.outputs == 0 ? 0 : i.axes + 1, i.outputs, i.kernel_h, i.kernel_w};
+}
+
 bool Network::reads_counts() const {
   for (int64_t i = 0; i < program_.size(); ++i) {
     const Instruction& instruction = program_.instructions[i];
-    if (instruction.residual == kNetworkInput) return false;
-    if (instruction.input == kNetworkInput && program_.kind(i) != Kind::popcount) return false;
+    const auto is_input = [&](int64_t v) { return v == kNetworkInput || (v >= 0 && program_.kind(v) == Kind::input); };
+    if (instruction.residual != kAbsent && is_input(instruction.residual)) return false;
+    if (program_.kind(i) == Kind::input || program_.kind(i) == Kind::popcount) continue;
+    if (is_input(instruction.input) && program_.reads_train(i)) return false;
   }
   return true;
 }

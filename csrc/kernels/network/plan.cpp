@@ -131,7 +131,9 @@ class Planner {
     step.geometry = program_.instructions[number].geometry();
     const int64_t residual = program_.instructions[number].residual;
     const Shape other = residual == kAbsent ? Shape{} : shape_of(residual);
-    step.out = result(program_, number, step.in, residual == kAbsent ? nullptr : &other, step.geometry);
+    const bool is_input = program_.kind(number) == Kind::input;
+    step.out = is_input ? plan_.samples[program_.roots[number]]
+                        : result(program_, number, step.in, residual == kAbsent ? nullptr : &other, step.geometry);
     step.out.check();
     if (program_.kind(number) == Kind::attention) {  // float64 holds its sums
       checked_product({step.in.features(), plan_.T, plan_.T, plan_.T}, int64_t{1} << 53);
@@ -140,6 +142,8 @@ class Planner {
     if (program_.fires(number)) check_neurons(program_.instructions[number], step.out);
     if (plan_.mode == Mode::kFollowing) {
       follow(number, step);
+    } else if (program_.kind(number) == Kind::input) {
+      // its place is the caller's
     } else if (program_.is_train(number) || program_.values[number] == Value::kCurrents) {
       step.place = take(number, step.out.features());
     }
@@ -156,7 +160,7 @@ class Planner {
   }
 
  private:
-  Shape shape_of(int64_t value) const { return value < 0 ? plan_.sample : plan_.steps[value].out; }
+  Shape shape_of(int64_t value) const { return value < 0 ? plan_.samples[0] : plan_.steps[value].out; }
   void check_neurons(const Instruction& i, const Shape& out) const {
     if (i.residual != kAbsent && !(shape_of(i.residual) == out)) {
       refuse("its residual has shape " + text(shape_of(i.residual)) + ", its neurons " + text(out));
@@ -202,6 +206,10 @@ class Planner {
     const Instruction& in = program_.instructions[number];
     const Value value = program_.values[number];
     const Kind kind = program_.kind(number);
+    if (kind == Kind::input) return;
+    if (value == Value::kStepTrain && in.residual != kAbsent && program_.root(in.residual) != program_.roots[number]) {
+      refuse("it joins spikes of two inputs, which do not come together: put layers before");
+    }
     const bool in_time = program_.has_neurons(number) || value == Value::kCurrents;
     if (kind == Kind::burst || (in_time && !program_.has_window_timing(number))) {
       refuse("timing: a network runs step by step if all of its neurons have timing \"window\", or none");
@@ -224,6 +232,7 @@ class Planner {
     k.marks = keep_array<uint8_t>(rows);
     k.lost = keep_array<float>(rows);
     k.planes = keep_array<uint8_t>(kind == Kind::popcount ? plan_.planes * neurons : 0);
+    k.oldest = keep_array<int64_t>(kind == Kind::popcount ? 1 : 0);
     k.target = keep_array<uint8_t>(neurons);
     k.currents = keep_array<float>(value == Value::kCurrents ? neurons : 0);
     k.counts = keep_array<uint8_t>(value == Value::kWindowTrain ? neurons : 0);
@@ -238,18 +247,25 @@ class Planner {
   std::map<int64_t, std::pair<int64_t, int64_t>> live_;  // places in use: start -> size, last use
 };
 
-Plan Network::plan(const Shape& sample, int64_t batch, int64_t T, Mode mode) const {
+Plan Network::plan(const std::vector<Shape>& samples, int64_t batch, int64_t T, Mode mode) const {
   if (T < 1 || T > program_.most_steps()) {
     refuse("T: expected 1 to " + std::to_string(program_.most_steps()) + ", got " + std::to_string(T));
   }
   if (mode != Mode::kWindow && mode != stepwise()) refuse("its neurons do not run in this mode");
-  sample.check();
-  Plan plan{{}, {}, sample, batch, T, mode, mode == Mode::kSteps ? 1 : (T + 7) / 8};
+  if (samples.size() != program_.inputs.size()) {
+    refuse("it takes " + std::to_string(program_.inputs.size()) + " inputs, got " + std::to_string(samples.size()));
+  }
+  for (const Shape& sample : samples) sample.check();
+  Plan plan{{}, {}, samples, batch, T, mode, mode == Mode::kSteps ? 1 : (T + 7) / 8};
   Planner planner(program_, plan);
   if (mode == Mode::kSteps) plan.bad = planner.keep_array<float>(1);
   if (mode == Mode::kFollowing) {
     plan.rests = planner.keep_array<uint8_t>(1);
-    plan.image = planner.keep_array<float>(program_.value(kNetworkInput) == Value::kReal ? sample.features() : 0);
+    for (size_t k = 0; k < samples.size(); ++k) {
+      const bool spikes = program_.is_spiking(static_cast<int64_t>(k));
+      plan.images.push_back(planner.keep_array<float>(spikes ? 0 : samples[k].features()));
+      plan.layouts.push_back(planner.keep_array<int64_t>(1));
+    }
   }
   for (int64_t n = 0; n < program_.size(); ++n) {
     try {

@@ -22,7 +22,7 @@ class Checker {
       : program_(program), i_(program.instructions[number]), number_(number), numbers_(numbers), bytes_(bytes) {}
 
   Value check() const {
-    check_range("kind", i_.kind, 0, static_cast<int64_t>(Kind::attention));
+    check_range("kind", i_.kind, 0, static_cast<int64_t>(Kind::input));
     const Kind kind = static_cast<Kind>(i_.kind);
     check_value("input", i_.input);
     if (i_.residual != kAbsent) check_value("residual", i_.residual);
@@ -58,6 +58,11 @@ class Checker {
       check_range("outputs", i_.outputs, 1, kLargestSize);
       check_range("groups", i_.groups, 1, i_.outputs);
       if (i_.outputs % i_.groups != 0) refuse("groups: expected a divisor of the outputs");
+    } else if (kind == Kind::input) {
+      check_axes();
+      check_range("source", i_.first, 0, static_cast<int64_t>(InputSource::kSpikes));
+      check_range("outputs", i_.outputs, 0, kLargestSize);
+      checked_product({i_.outputs, i_.kernel_h, i_.kernel_w}, kMostFeatures);
     } else {
       check_axes();
       const bool scales = i_.scale != kAbsent;
@@ -87,6 +92,8 @@ class Checker {
       case Kind::neurons:
         if (x != Value::kCurrents) refuse("input: expected currents");
         return has_window_timing() ? Value::kWindowTrain : Value::kStepTrain;
+      case Kind::input:
+        return static_cast<InputSource>(i_.first) == InputSource::kSpikes ? Value::kStepTrain : Value::kReal;
       case Kind::output:
         if (x != Value::kMeans) not_run("an answer that does not come from a Readout or means");
         return Value::kMeans;
@@ -352,6 +359,7 @@ Program read(const int64_t* words, int64_t count, const uint8_t* numbers, int64_
   check_range("instructions", n, 1, kMostInstructions);
   if (count != header_words + n * row) refuse("the program has another length than its header says");
   check_header(program.header);
+  program.inputs.push_back(kNetworkInput);
   program.instructions.resize(n);
   std::memcpy(program.instructions.data(), words + header_words, n * sizeof(Instruction));
   for (int64_t i = 0; i < n; ++i) {
@@ -361,6 +369,13 @@ Program read(const int64_t* words, int64_t count, const uint8_t* numbers, int64_
       const bool joins = program.kind(i) == Kind::sum || program.kind(i) == Kind::gather;
       if (!joins && (program.kind(i) != Kind::layer || read.fires == 0)) read.residual = kAbsent;
       if (read.fires == 0) read.v_init = kAbsent;
+      const Value made = program.values[i];
+      const bool moved = made == Value::kReal || (made == Value::kStepTrain && !program.fires(i));
+      program.roots.push_back(moved && program.kind(i) != Kind::burst ? program.root(read.input) : -1);
+      if (program.kind(i) == Kind::input) {
+        program.roots[i] = static_cast<int64_t>(program.inputs.size());
+        program.inputs.push_back(i);
+      }
     } catch (const Refusal& refusal) {
       throw Refusal(i, refusal.why);
     }

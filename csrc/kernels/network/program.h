@@ -16,7 +16,7 @@ namespace tandem::network {
 
 constexpr int64_t kFormat = 2;         // the first word of a program
 constexpr int64_t kAbsent = -1;        // no value, or no offset
-constexpr int64_t kNetworkInput = -2;  // the network's input as a value
+constexpr int64_t kNetworkInput = -2;  // the network's input, or the first of several, as a value
 constexpr int64_t kMostInstructions = 65535;
 constexpr int64_t kLargestKernel = 65535;             // of a kernel, a stride or a dilation
 constexpr int64_t kLargestPadding = 255;              // or as much as "same" needs
@@ -29,10 +29,10 @@ constexpr int64_t kMostWorkspace = int64_t{1} << 46;  // bytes of one run
   X(format)                                                                                         \
   X(dtype)           /* of the weights, as DType; other numbers have the type of the arithmetic */  \
   X(weight_bits)     /* to which weights were rounded, or 0; not used by the executor */            \
-  X(source)          /* of the input, as InputSource below */                                       \
+  X(source)          /* of the first input, as InputSource below */                                 \
   X(T)               /* steps, or 0: unknown */                                                     \
   X(any_T)           /* 1: the input determines the number of steps */                              \
-  X(dims) X(channels) X(height) X(width)  /* of a sample; dims 0: unknown */                        \
+  X(dims) X(channels) X(height) X(width)  /* of a sample of it; dims 0: unknown */                  \
   X(instructions)
 
 // Fields that an instruction does not use have neutral values. Offsets are in bytes; _h is vertical, _w horizontal.
@@ -47,7 +47,7 @@ constexpr int64_t kMostWorkspace = int64_t{1} << 46;  // bytes of one run
   X(padding_h) X(padding_w) X(after_h) X(after_w)  /* on both sides; more at the end */             \
   X(dilation_h) X(dilation_w)                                                                       \
   X(ceil)            /* max_pool: the kernel may reach beyond the end; upsample: align_corners */   \
-  X(first) X(last)   /* flatten: dimensions of [B, ...], from the end if negative */                \
+  X(first) X(last)   /* flatten: dimensions of [B, ...], negative from the end; input: its source */\
   X(few_bits)        /* 1: weights are int8, in units of `step` */                                  \
   X(weight) X(step)  /* step: [outputs]; part of scale, but a readout multiplies by it */           \
   X(scale) X(shift) X(residual_scale)  /* [outputs]; a mean's scale: gain by channel */             \
@@ -90,7 +90,8 @@ enum class InputSource : int64_t { kDirect, kImpulse, kSpikes };
   X(readout)       /* counts times weights plus shift */                         \
   X(upsample)      /* bilinear, of numbers, to kernel_h x kernel_w pixels */     \
   X(output)        /* an answer; if there is none, the last result is it */      \
-  X(attention)     /* currents: gain q (k' v) in `groups` heads, of a train */
+  X(attention)     /* currents: gain q (k' v) in `groups` heads, of a train */   \
+  X(input)         /* a further input: outputs channels, kernel_h x kernel_w */
 enum class Kind : int64_t {
 #define TANDEM_KIND(name) name,
   TANDEM_KINDS(TANDEM_KIND)
@@ -121,6 +122,8 @@ struct Program {
   std::vector<Instruction> instructions;
   std::vector<Value> values;       // by instruction
   std::vector<int64_t> answers;    // the instructions whose results they are
+  std::vector<int64_t> inputs;     // as values
+  std::vector<int64_t> roots;      // by instruction: which input it is, moves or pools, without neurons; or -1
   std::optional<Refusal> not_run;  // if the executor does not support it, although Python may
 
   int64_t size() const { return header.instructions; }
@@ -145,10 +148,18 @@ struct Program {
   bool has_neurons(int64_t i) const { return fires(i) || (values[i] == Value::kCurrents && !derives(i)); }
   // Whether a layer or an average integrates a window and fires in the next.
   bool has_window_timing(int64_t i) const { return static_cast<Timing>(instructions[i].timing) == Timing::kWindow; }
+  // Which input a value is or comes from, and the source of that.
+  int64_t root(int64_t v) const { return v >= 0 ? roots[v] : 0; }
+  InputSource source(int64_t k) const {
+    return static_cast<InputSource>(k == 0 ? header.source : instructions[inputs[k]].first);
+  }
+  bool is_spiking(int64_t k) const { return source(k) == InputSource::kSpikes; }
+  // Whether an instruction reads an image that is shown in the first step alone.
+  bool reads_impulse(int64_t i) const { return source(root(instructions[i].input)) == InputSource::kImpulse; }
   // Whether a layer's current is the same at every step as long as the input is.
   bool keeps_product(int64_t i) const {
     return kind(i) == Kind::layer && value(instructions[i].input) == Value::kReal && !has_window_timing(i) &&
-           static_cast<InputSource>(header.source) == InputSource::kDirect;
+           !reads_impulse(i);
   }
   // The largest T: 255 if the program has counts, which are bytes.
   int64_t most_steps() const;

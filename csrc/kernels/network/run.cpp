@@ -62,6 +62,9 @@ void Run::execute(int64_t i) {
       return fire(i);
     case Kind::sum:
       return sum(i);
+    case Kind::input:
+      values_[i] = call_.inputs[program_.roots[i]];
+      return;
     case Kind::gather:
       return gather(i);
     case Kind::attention:
@@ -99,7 +102,8 @@ void Run::execute(int64_t i) {
 
 void Run::change_timing(int64_t i) {
   const int64_t from = instruction(i).input, n = plan_.batch * plan_.steps[i].in.features();
-  if (streams() || (from == kNetworkInput && call_.timing == Timing::kWindow)) {
+  const bool is_input = from == kNetworkInput || program_.kind(from) == Kind::input;
+  if (streams() || (is_input && call_.timing == Timing::kWindow)) {
     values_[i] = value(from);
   } else if (program_.kind(i) == Kind::popcount) {
     cpu::count_bytes(train(from), static_cast<int32_t>(planes_), n, result(i), call_.parallel);
@@ -151,20 +155,20 @@ void Run::fire(int64_t i) {
     const Source source = program_.has_window_timing(i) ? Source::kImpulse : Source::kTrain;
     cpu::if_scan(real(in.input), DType::kFloat32, source, a, call_.parallel);
   } else {
-    scan(now(i, a.neurons), a, call_.parallel);
+    scan(i, now(i, a.neurons), a, call_.parallel);
   }
   call_.host->fired(i, a.timing, result(i), a.neurons * (program_.has_window_timing(i) ? 1 : planes_));
 }
 
-void Run::scan(const float* y, const Neuron& neuron, ParallelFor parallel) const {
-  const auto source = is_impulse() ? Source::kImpulse : Source::kConstant;
+void Run::scan(int64_t i, const float* y, const Neuron& neuron, ParallelFor parallel) const {
+  const auto source = program_.reads_impulse(i) ? Source::kImpulse : Source::kConstant;
   cpu::if_scan(y, DType::kFloat32, source, neuron, parallel);
 }
 
 // The current of this step: W x, or 0 after an impulse. A stream keeps the product and x, because x is mostly the same
 // at the next step.
 const float* Run::now(int64_t i, int64_t neurons) {
-  if (is_impulse() && streams() && stream().steps > 0) {
+  if (program_.reads_impulse(i) && streams() && stream().steps > 0) {
     silence_.assign(neurons, 0.f);
     return silence_.data();
   }

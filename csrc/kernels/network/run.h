@@ -19,21 +19,20 @@ class Run {
   const Instruction& instruction(int64_t i) const { return program_.instructions[i]; }
   const float* floats(int64_t offset) const { return network_.floats(offset); }
   uint8_t* result(int64_t i) const { return results_ + plan_.steps[i].place * plan_.batch; }
-  const void* value(int64_t v) const { return v >= 0 ? values_[v] : call_.input; }
+  const void* value(int64_t v) const { return v >= 0 ? values_[v] : call_.inputs[0]; }
   const uint8_t* train(int64_t v) const { return static_cast<const uint8_t*>(value(v)); }
   const float* real(int64_t v) const { return static_cast<const float*>(value(v)); }
   RealLayer real_layer(int64_t i) const {
     const bool currents = program_.reads_currents(i), channels_last = currents || program_.reads_train(i);
     return {instruction(i), plan_.batch, plan_.steps[i].in, plan_.steps[i].out, channels_last, currents};
   }
-  bool is_impulse() const { return static_cast<InputSource>(program_.header.source) == InputSource::kImpulse; }
 
   void execute(int64_t i);
 
   // The neurons of instruction i without residual, state and outputs.
   Neuron neurons(int64_t i) const;
-  // Runs neurons for W x, a real-valued product.
-  void scan(const float* y, const Neuron& neuron, ParallelFor parallel) const;
+  // Runs neurons of instruction i for W x, a real-valued product.
+  void scan(int64_t i, const float* y, const Neuron& neuron, ParallelFor parallel) const;
   const float* direct_product(int64_t i) const {
     return call_.host->product(real_layer(i), weights(i), nullptr, real(instruction(i).input));
   }

@@ -1,8 +1,8 @@
-// classify NETWORK INPUT [--answers] [--follow]: runs a frozen network on samples, and prints the spike count of each
-// layer and the class of each sample.
+// classify NETWORK INPUT... [--answers] [--follow]: runs a frozen network on samples, and prints the spike count of
+// each layer and the class of each sample.
 //
-// NETWORK is a file of FrozenNetwork.save(). INPUT has raw float32 numbers: samples
-// in the network's input shape, one after the other. For a network that takes spikes they are 0 or 1, and a sample is T
+// NETWORK is a file of FrozenNetwork.save(). INPUT, one for each input of the network, has raw float32 numbers: samples
+// in the input's shape, one after the other. For a network that takes spikes they are 0 or 1, and a sample is T
 // such arrays: [batch, T, C, H, W]. With --answers the network's outputs follow the class. A network with several
 // answers has a line for each, with its name. With --follow the samples
 // are a stream. A network with window timing sees them as the frames of a video; its neurons follow from one answer to
@@ -108,17 +108,53 @@ class Answers {
   std::vector<std::string> names_;
 };
 
-// Shows the samples one after the other, as a stream.
-void follow(const Network& network, const std::vector<std::string>& names, const Shape& shape, const uint8_t* prepared,
-            const std::vector<float>& x, bool values) {
-  const int64_t T = network.program().header.T;
-  const bool spikes = network.program().value(kNetworkInput) == Value::kStepTrain;
-  const bool by_step = network.stepwise() == Mode::kSteps;
-  const int64_t shown = spikes && !by_step ? T : 1;  // steps of spikes in an input
-  const int64_t inputs = by_step ? T : 1;            // of a sample
-  const int64_t size = shape.features() * shown;
+// The samples of an input of the network.
+class Samples {
+ public:
+  Samples(const Network& network, size_t k, const char* path)
+      : shape(network.sample(k)),
+        spikes_(network.program().is_spiking(static_cast<int64_t>(k))),
+        T_(network.program().header.T),
+        x_(read_floats(path)) {
+    if (shape.dims == 0 || T_ == 0) {
+      throw std::runtime_error(
+          "the file has no shape of its input, or no T: call the frozen network before it is saved");
+    }
+    if (x_.size() % size() != 0) {
+      throw std::runtime_error("the input is not a number of samples of " + std::to_string(size()) + " floats");
+    }
+  }
 
-  const Plan plan = network.plan(shape, 1, T, network.stepwise());
+  int64_t batch() const { return static_cast<int64_t>(x_.size() / size()); }
+
+  // All steps of some samples, or one step, as the executor takes them; valid until the next call.
+  const void* all(int64_t first, int64_t n) { return at(first, n, 0, T_); }
+  const void* step(int64_t sample, int64_t t) { return at(sample, 1, t, 1); }
+
+  const Shape shape;
+
+ private:
+  size_t size() const { return static_cast<size_t>(shape.features() * (spikes_ ? T_ : 1)); }
+  const void* at(int64_t first, int64_t n, int64_t t, int64_t steps) {
+    const float* from = x_.data() + first * size();
+    if (!spikes_) return from;
+    planes_ = planes_of(from + t * shape.features(), n, steps, shape);
+    return planes_.data();
+  }
+
+  bool spikes_;
+  int64_t T_;
+  std::vector<float> x_;
+  std::vector<uint8_t> planes_;
+};
+
+// Shows the samples one after the other, as a stream.
+void follow(const Network& network, const std::vector<std::string>& names, const std::vector<Shape>& shapes,
+            const uint8_t* prepared, std::vector<Samples>& inputs, bool values) {
+  const int64_t T = network.program().header.T;
+  const bool by_step = network.stepwise() == Mode::kSteps;
+
+  const Plan plan = network.plan(shapes, 1, T, network.stepwise());
   tandem::cpu::Workspace memory;
   Answers answers(network, plan, names);
   int64_t steps = 0, moved = 0, operations = 0;
@@ -129,50 +165,45 @@ void follow(const Network& network, const std::vector<std::string>& names, const
   frame.steps = kUntilRest;
   frame.taken = &steps, frame.moved = &moved, frame.synapses = &operations;
 
-  const float* last = x.data() + x.size();
-  int64_t sample = 0;
-  for (const float* from = x.data(); from < last; ++sample) {
-    for (int64_t t = 0; t < inputs; ++t) {
+  for (int64_t sample = 0; sample < inputs[0].batch(); ++sample) {
+    for (int64_t t = 0; t < (by_step ? T : 1); ++t) {
       PlainNumbers host;  // its results stay valid until the step ends
-      const std::vector<uint8_t> planes = spikes ? planes_of(from, 1, shown, shape) : std::vector<uint8_t>();
-      frame.input = spikes ? static_cast<const void*>(planes.data()) : from;
+      frame.inputs.clear();
+      for (Samples& x : inputs) frame.inputs.push_back(by_step ? x.step(sample, t) : x.all(sample, 1));
       frame.host = &host;
       frame.begins = by_step ? t == 0 : sample == 0;
       network.step(plan, frame);
       std::string facts = "; " + std::to_string(by_step ? t + 1 : steps) + " steps";
       if (!by_step) facts += ", " + std::to_string(operations) + " operations";
       answers.print(0, sample, values, facts);
-      if (spikes || t == inputs - 1) from += size;  // else the image again
     }
   }
 }
 
-void classify(const char* path, const char* input, bool values, bool follows) {
+void classify(const char* path, const std::vector<const char*>& files, bool values, bool follows) {
   const FrozenFile file = FrozenFile::read(read_bytes(path));
   const Network network(file.program.data(), file.program.size(), file.numbers(), file.bytes);
   tandem::cpu::Workspace memory;
   uint8_t* prepared = memory.take<uint8_t>(network.prepared_size());
   network.prepare(prepared, tandem::serial_for);
 
-  const Header& header = network.program().header;
-  if (header.dims == 0 || header.T == 0) {
-    throw std::runtime_error("the file has no shape of its input, or no T: call the frozen network before it is saved");
+  if (files.size() != network.program().inputs.size()) {
+    throw std::runtime_error("the network takes " + std::to_string(network.program().inputs.size()) + " inputs");
   }
-  const Shape shape{header.dims, header.channels, header.height, header.width};
-  const bool spikes = network.program().value(kNetworkInput) == Value::kStepTrain;
-  const std::vector<float> x = read_floats(input);
-  const auto sample = static_cast<size_t>(shape.features() * (spikes ? header.T : 1));
-  if (x.size() % sample != 0) {
-    throw std::runtime_error("the input is not a number of samples of " + std::to_string(sample) + " floats");
+  std::vector<Samples> inputs;
+  std::vector<Shape> shapes;
+  for (size_t k = 0; k < files.size(); ++k) {
+    inputs.emplace_back(network, k, files[k]);
+    shapes.push_back(inputs[k].shape);
+    if (inputs[k].batch() != inputs[0].batch()) throw std::runtime_error("the inputs have other numbers of samples");
   }
-  const auto batch = static_cast<int64_t>(x.size() / sample);
-  if (follows) return follow(network, file.names, shape, prepared, x, values);
-  const std::vector<uint8_t> planes = spikes ? planes_of(x.data(), batch, header.T, shape) : std::vector<uint8_t>();
-  const Plan plan = network.plan(shape, batch, header.T, Mode::kWindow);
+  if (follows) return follow(network, file.names, shapes, prepared, inputs, values);
+  const int64_t batch = inputs[0].batch();
+  const Plan plan = network.plan(shapes, batch, network.program().header.T, Mode::kWindow);
   Answers answers(network, plan, file.names);
   CountingNumbers host(file.names);
   Call call;
-  call.input = spikes ? static_cast<const void*>(planes.data()) : x.data();
+  for (Samples& x : inputs) call.inputs.push_back(x.all(0, batch));
   call.prepared = prepared;
   call.answers = answers.places();
   call.host = &host;
@@ -185,18 +216,20 @@ void classify(const char* path, const char* input, bool values, bool follows) {
 
 int main(int argc, char** argv) {
   bool values = false, follows = false, known = argc >= 3;
-  for (int i = 3; i < argc; ++i) {
+  std::vector<const char*> files;
+  for (int i = 2; i < argc; ++i) {
     const std::string option = argv[i];
     values |= option == "--answers";
     follows |= option == "--follow";
-    known &= option == "--answers" || option == "--follow";
+    if (option.rfind("--", 0) != 0) files.push_back(argv[i]);
+    known &= option.rfind("--", 0) != 0 || option == "--answers" || option == "--follow";
   }
-  if (!known) {
-    std::fprintf(stderr, "usage: %s NETWORK INPUT [--answers] [--follow]\n", argv[0]);
+  if (!known || files.empty()) {
+    std::fprintf(stderr, "usage: %s NETWORK INPUT... [--answers] [--follow]\n", argv[0]);
     return 2;
   }
   try {
-    classify(argv[1], argv[2], values, follows);
+    classify(argv[1], files, values, follows);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "classify: %s\n", error.what());
     return 1;

@@ -15,7 +15,7 @@ from tandem_ext.functional.neuron import over_space
 from .. import ann
 from .. import nn as tnn
 from ..nn.hooks import evaluating, watching
-from ..nn.signals import check_network, describe, effective_counts
+from ..nn.signals import check_network, describe, effective_counts, inputs_of
 from .to_ann import to_ann
 
 _SAMPLE, _KEPT = 2**20, 2**22  # the most activations of a layer that are kept: of one batch, and of all
@@ -42,8 +42,8 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
     Args:
         net: a network whose layers have no gain of their own, such as :func:`convert` returns. Their thresholds are
             changed in place; layers with a gain are not changed.
-        data: batches of inputs of ``net``, or tuples or lists whose first item is such a batch. A few hundred samples
-            suffice; the ANN runs on each.
+        data: batches of inputs of ``net``, or tuples or lists that begin with such a batch, or with one of each input.
+            A few hundred samples suffice; the ANN runs on each.
         percentile: in (0, 100]; if given, a is this percentile of the activations that are not zero.
 
     Returns:
@@ -92,11 +92,9 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
     twin, kinds = to_ann(net), (ann.Linear, ann.Conv1d, ann.Conv2d, ann.Neurons)
     norms = (BatchNorm,)
     with evaluating(net), evaluating(twin), watching(twin, kinds, keep), watching(twin, norms, compare):
-        for x in batches_of(data):
-            if isinstance(x, SpikeTrain):
-                windows.add(x.T)
-                x = effective_counts(x)
-            twin(x)
+        for batch in batches_of(data, len(inputs_of(net))):
+            windows |= {x.T for x in batch if isinstance(x, SpikeTrain)}
+            twin(*map(effective_counts, batch))
     if not any(values.numel() for kept in seen.values() for values in kept):
         raise ValueError("data: expected at least one sample, got none")
     if len(windows) != 1:
@@ -123,15 +121,18 @@ def _warn_of_training(spreads: dict[str, float]) -> None:
         )
 
 
-def batches_of(data: Iterable[Any]) -> Iterator[Tensor | SpikeTrain]:
+def batches_of(data: Iterable[Any], inputs: int) -> Iterator[tuple[Tensor | SpikeTrain, ...]]:
     """Yield the inputs in ``data``, an argument of :func:`calibrate` and :func:`convert`."""
     if isinstance(data, Tensor | SpikeTrain) or not isinstance(data, Iterable):
         raise TypeError(f"data: expected an iterable of batches, such as [x], got {describe(data)}")
     for batch in data:
-        x = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-        if not isinstance(x, Tensor | SpikeTrain):
-            raise TypeError(f"data: expected tensors or SpikeTrains, or tuples that begin with one, got {describe(x)}")
-        yield x
+        given = tuple(batch[: inputs or 1]) if isinstance(batch, (tuple, list)) and batch else (batch,)
+        for x in given:
+            if not isinstance(x, Tensor | SpikeTrain):
+                raise TypeError(
+                    f"data: expected tensors or SpikeTrains, or tuples that begin with one, got {describe(x)}"
+                )
+        yield given
 
 
 def _set(layer: tnn.SpikingLayer, values: Tensor, T: int, percentile: float | None) -> None:

@@ -27,12 +27,12 @@ from .inputs import GIVE, examples_for
 Example = Tensor | SpikeTrain
 
 
-def exported(ann: nn.Module, example: Example | None = None) -> OpGraph:
+def exported(ann: nn.Module, example: tuple[Example, ...] | None = None) -> OpGraph:
     """Return the graph of an ANN in evaluation mode, for batches of any size.
 
     Args:
-        example: a batch, which fixes the size of inputs. None: find an input that the ANN accepts; if it accepts
-            several sizes, the graph is for inputs of any size.
+        example: a batch of each input, which fixes the size of inputs. None: find an input that the ANN accepts; if it
+            accepts several sizes, the graph is for inputs of any size.
     """
     for name, parameter in ann.named_parameters():
         if is_lazy(parameter):
@@ -40,12 +40,12 @@ def exported(ann: nn.Module, example: Example | None = None) -> OpGraph:
             lazy = f"module {path!r}, {type(ann.get_submodule(path)).__name__}"
             raise CannotConvert(f"{lazy}: give it a batch first, after which it is a layer of torch's")
     needed = inputs_of(ann)
-    if len(needed) > 1:
-        raise CannotConvert(f"its forward has a second input, {needed[1]!r}: a spiking network has one")
+    if len(needed) > 1 and (example is None or len(example) != len(needed)):
+        raise CannotConvert(f"its forward takes {', '.join(needed)}: give `example`, a tuple of a batch of each")
     with evaluating(ann):
-        examples = examples_for(ann) if example is None else [_doubled(example)]
+        examples = [(x,) for x in examples_for(ann)] if example is None else [tuple(map(_doubled, example))]
         _check_answer(ann, _answer(ann, examples[0]))
-        graph, *others = (_graph(ann, x) for x in examples)
+        graph, *others = (_graph(ann, inputs) for inputs in examples)
     if any(_numbers(graph) != _numbers(other) for other in others):
         raise CannotConvert(f"the operations of the ANN depend on the size of its input: {GIVE}")
     graph.sized = not others
@@ -63,11 +63,12 @@ def _doubled(example: Example) -> Tensor:
     return torch.cat([x[:1], x[:1]]).detach()
 
 
-def _answer(ann: nn.Module, x: Tensor) -> Any:
+def _answer(ann: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     try:
-        return ann(x)
+        return ann(*inputs)
     except Exception as error:  # a user's forward may raise anything
-        of = f"samples of shape {list(x.shape[1:])} (dimension 0 is the batch)"
+        shapes = " and ".join(str(list(x.shape[1:])) for x in inputs)
+        of = f"samples of shape {shapes} (dimension 0 is the batch)"
         raise ValueError(f"example: the ANN does not accept {of}: {str(error).splitlines()[0]}") from error
 
 
@@ -80,10 +81,10 @@ def _check_answer(ann: nn.Module, answer: Any) -> None:
             raise CannotConvert(f"{name} returns {describe(value)}: {why}")
 
 
-def _graph(ann: nn.Module, x: Tensor) -> OpGraph:
-    free = ({0: torch.export.Dim.AUTO},)
+def _graph(ann: nn.Module, inputs: tuple[Tensor, ...]) -> OpGraph:
+    free = tuple({0: torch.export.Dim.AUTO} for _ in inputs)
     try:
-        return _Reader(ann, torch.export.export(ann, (x,), dynamic_shapes=free, strict=False)).graph
+        return _Reader(ann, torch.export.export(ann, inputs, dynamic_shapes=free, strict=False)).graph
     except CannotConvert:
         raise
     except Exception as error:  # torch.export raises many classes of errors

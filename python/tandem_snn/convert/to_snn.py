@@ -15,7 +15,7 @@ from tandem_ext import checks
 from .. import nn as tnn
 from ..nn import maximum
 from ..nn.passing import Mode
-from ..nn.signals import check_network
+from ..nn.signals import check_network, inputs_of
 from .calibrate import batches_of, calibrate
 from .exported import Example, exported
 from .graph import CannotConvert
@@ -27,7 +27,7 @@ SPIKING = (tnn.Encoder, tnn.SpikingLayer, tnn.AvgPool2d, tnn.MaxPool2d, tnn.Read
 def convert(
     ann: nn.Module,
     T: int,
-    example: Example | None = None,
+    example: Example | tuple[Example, ...] | None = None,
     data: Iterable[Any] | None = None,
     *,
     mode: Mode = "direct",
@@ -54,7 +54,8 @@ def convert(
     Args:
         ann: a network for images or vectors, in any mode; it is not changed. Its layers' modes carry over.
         T: the number of time steps, 1..255; with timing "step" 1..65535. For another T, convert the ANN again.
-        example: a batch of inputs of the ANN, of which only the size matters; one sample is enough. Where the ANN's
+        example: a batch of inputs of the ANN, or a tuple of one for each of its arguments, which several need; only the
+            size matters, and one sample is enough. Where the ANN's
             forward depends on the size, the spiking network is for inputs of this size. None: the first batch of
             ``data``, if given.
         data: batches of inputs of the spiking network, or tuples that begin with one, such as a DataLoader gives:
@@ -102,12 +103,14 @@ def convert(
     for name, module in ann.named_modules():
         if isinstance(module, SPIKING):
             raise CannotConvert(f"module {name!r}: it is spiking already; to_ann gives the ANN of a spiking network")
-    batches = iter(()) if data is None else batches_of(data)
+    batches = iter(()) if data is None else batches_of(data, len(inputs_of(ann)))
     begin = [*islice(batches, 1)]
-    example = begin[0] if example is None and begin else example
-    snn = Conversion(exported(ann, example), encoder, first, v_init, timing).run(type(ann).__name__)
-    if example is not None:
-        snn.meta["shape"] = tuple(example.shape[1:])  # for FrozenNetwork
+    given = example if isinstance(example, tuple) or example is None else (example,)
+    given = begin[0] if given is None and begin else given
+    snn = Conversion(exported(ann, given), encoder, first, v_init, timing).run(type(ann).__name__)
+    if given is not None:
+        shapes = tuple(tuple(x.shape[1:]) for x in given)
+        snn.meta["shape"] = shapes if len(shapes) > 1 else shapes[0]  # for FrozenNetwork
     if data is not None:
         calibrate(snn, chain(begin, batches))
     elif threshold is None:

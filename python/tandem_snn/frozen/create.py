@@ -10,7 +10,7 @@ from tandem_ext import SpikeTrain
 
 from ..nn.hooks import FIRING, SYNAPTIC, check_layers
 from ..nn.quantise import check_bits
-from ..nn.signals import check_batch, check_network, inputs_of
+from ..nn.signals import batches, check_network
 from .network import FrozenNetwork
 from .program import read
 from .stages import Stages
@@ -21,7 +21,7 @@ def freeze(
     weight_bits: int | None = None,
     *,
     T: int | None = None,
-    example: Tensor | SpikeTrain | None = None,
+    example: Tensor | SpikeTrain | tuple[Tensor | SpikeTrain, ...] | None = None,
 ) -> FrozenNetwork:
     """Freeze a network for inference: a snapshot in evaluation mode that runs as a single call.
 
@@ -42,16 +42,16 @@ def freeze(
             channel, see ``grids``. None: round only layers that have ``weight_bits`` themselves. Those that have others
             are rounded again, with a warning.
         T: the number of time steps; needed for a network without Encoder that streams before it has seen a train.
-        example: an input, of any batch size. Layers that move features need its shape to become part of the one call:
-            transposed convolutions, upsampling, other padding than zeros, and Linear on tokens. Networks of
-            :func:`convert` with an example have one.
+        example: an input, of any batch size, or a tuple of several. Layers that move features need its shape to become
+            part of the one call: transposed convolutions, upsampling, other padding than zeros, and Linear on tokens.
+            Networks of :func:`convert` with an example have one.
 
     Returns:
         A FrozenNetwork.
 
     Raises:
         TypeError: net is not a module, or weight_bits or T is not an int.
-        ValueError: net has no layers of this package, ends in spikes or has several inputs; weight_bits or T is out of
+        ValueError: net has no layers of this package, ends in spikes; weight_bits or T is out of
             range; weight_bits is given, but no layer can be rounded; or a weight, scale, threshold or statistic is not
             finite (the message names the layer).
 
@@ -64,9 +64,6 @@ def freeze(
     if isinstance(net, FrozenNetwork):
         return freeze(net.net, weight_bits, T=net.T if T is None else T, example=example)
     check_bits(weight_bits)
-    inputs = inputs_of(net)
-    if len(inputs) > 1:
-        raise ValueError(f"net: its forward takes {', '.join(inputs)}, where a frozen network takes one input")
     if isinstance(net, Stages):
         if weight_bits is not None:
             raise ValueError("weight_bits: net has no layer to round: freeze the original of a network from a file")
@@ -76,9 +73,8 @@ def freeze(
     if own and weight_bits is not None:
         what = f"weight_bits={weight_bits} replaces {min(own)} bits, with which a layer was trained"
         warnings.warn(f"freeze: {what}", stacklevel=2)
-    if example is not None:
-        check_batch(example)
-    frozen = FrozenNetwork(net, weight_bits, T, None if example is None else tuple(example.shape[1:]))
+    shapes: Any = None if example is None else tuple(tuple(x.shape[1:]) for x in batches(example))
+    frozen = FrozenNetwork(net, weight_bits, T, shapes if shapes is None or isinstance(example, tuple) else shapes[0])
     layers = frozen._program_for(1.0).layers
     if isinstance(layers, Stages) and layers.fired is not None:
         last = f"its last layer, {layers.fired!r}, gives spikes"
@@ -109,5 +105,5 @@ def load(path: str | PathLike[str]) -> FrozenNetwork:
     """
     stages, metadata = read(path)
     frozen = FrozenNetwork(stages, metadata.weight_bits, metadata.T)
-    frozen.shape = metadata.shape
+    frozen.shape = metadata.shapes if metadata.shapes is None or len(metadata.shapes) > 1 else metadata.shapes[0]
     return frozen

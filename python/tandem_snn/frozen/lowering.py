@@ -22,26 +22,31 @@ from ..nn.batch_norm import fold_norm
 from ..nn.hooks import READOUTS
 from ..nn.maximum import MaxPool
 from ..nn.quantise import quantise
+from ..nn.signals import inputs_of
 from .answers import named, numbered
 from .functions import apply_function, before_moves, check_times, joined, rearranged
 from .instruction import ABSENT, CONVERSIONS, INPUT, CannotLower, Instruction
-from .stages import Stage, Stages
+from .stages import MODES, Stage, Stages
 from .trace import LAYERS, LEAVES, MOVES, Value, trace
 
 _Gain = float | Tensor
 
 
 @torch.no_grad()
-def lower(net: nn.Module, gain: _Gain = 1.0, T: int | None = None, shape: tuple[int, ...] | None = None) -> Stages:
-    """Return the evaluation of ``net`` as stages, for a gain of its input; raise CannotLower if that is impossible.
+def lower(
+    net: nn.Module, gains: Sequence[_Gain] = (), T: int | None = None, shapes: Sequence[tuple[int, ...]] | None = None
+) -> Stages:
+    """Return the evaluation of ``net`` as stages, for gains of its inputs; raise CannotLower if that is impossible.
 
-    T is the number of time steps of a network without Encoder, for the default thresholds of its layers; ``shape`` is
-    that of a sample, which layers that move features need.
+    T is the number of time steps of a network without Encoder, for the default thresholds of its layers; ``shapes`` are
+    those of a sample of each input, which layers that move features need. Gains that are not given are 1.
     """
     if not isinstance(net, Stages):
-        return Lowering(net, gain, T, shape).stages()
-    if torch.as_tensor(gain).ne(1).any():
-        raise ValueError(f"x: the gain of its spikes is {gain}, but a network from a file was saved for a gain of 1")
+        return Lowering(net, gains, T, shapes).stages()
+    if any(torch.as_tensor(gain).ne(1).any() for gain in gains):
+        raise ValueError(
+            f"x: the gain of its spikes is {gains[0]}, but a network from a file was saved for a gain of 1"
+        )
     return net
 
 
@@ -66,16 +71,19 @@ def snapshot(net: nn.Module) -> nn.Module:
 class Lowering:
     """Makes the stages of a network while its layers are called with values."""
 
-    def __init__(self, net: nn.Module, gain: _Gain, T: int | None, shape: tuple[int, ...] | None) -> None:
+    def __init__(
+        self, net: nn.Module, gains: Sequence[_Gain], T: int | None, shapes: Sequence[tuple[int, ...]] | None
+    ) -> None:
         self.net = nn.Sequential(net) if isinstance(net, LEAVES) else net
         self.list: list[Stage] = []
-        self.gain = gain  # of the input
-        self.mode: str | None = None
+        self.inputs = inputs_of(net) or ["x"]
+        self.gains = [*gains, *[1.0] * (len(self.inputs) - len(gains))]
+        self.modes: list[str | None] = [None] * len(self.inputs)
         self.T: int | None = None  # None: any
         self.default_T = T
-        self.shape = shape
-        self.samples: dict[int, tuple[int, ...]] = {}  # by number the shape of a value
-        self.sized = False  # whether the stages are for samples of this shape alone
+        self.shapes = shapes
+        self.values: dict[int, Any] = {}  # of a sample of zeros, by number
+        self.sized = self.unsized = False  # see Stages
         self.joins: dict[tuple[int, int], Value] = {}  # by the numbers of two values that were joined
 
     def stages(self) -> Stages:
@@ -83,24 +91,28 @@ class Lowering:
         for name, layer in self.net.named_modules():
             _refuse_max_pool(name, layer)
             timing = None if isinstance(layer, tnn.Encoder) and layer.mode != "events" else timing
-        image = Value(INPUT, timing, self.gain, is_image=True, owner=self)
-        answer = trace(self.net, image, self.call, partial(apply_function, self))
+        inputs = [Value(INPUT, timing, self.gains[0], source=0, owner=self)]
+        for k, name in enumerate(self.inputs[1:], 1):
+            self.list.append(Stage(name, Instruction("input", INPUT)))
+            inputs.append(Value(k - 1, timing, self.gains[k], source=k, owner=self))
+        answer = trace(self.net, inputs, self.call, partial(apply_function, self))
         answers = dict(named(answer))
         for path, value in answers.items():
-            if not isinstance(value, Value) or value.number == INPUT or value.pending:
+            if not isinstance(value, Value) or value.number < len(self.inputs) - 1 or value.pending:
                 raise CannotLower("net", f"its output {path!r} is not that of a Readout".replace(" ''", ""))
             if path:
                 answers[path] = self._add(path, "output", value, None, 1.0, {})
-        stages = Stages(self._read(answers), self.mode or "events", self.T, numbered(answer, count()))
+        self._set_modes()
+        stages = Stages(self._read(answers), self.modes[0] or "events", self.T, numbered(answer, count()))
         fired = (self.list[value.number].name for _, value in named(answer) if value.timing is not None)
         stages.fired = next(fired, None)
         moves = (stage.instruction for stage in self.list if stage.instruction.kind == "gather")
-        stages.sized = self.sized or any(not i.by_channel for i in moves)
+        stages.sized, stages.unsized = self.sized or any(not i.by_channel for i in moves), self.unsized
         return stages
 
     def _read(self, answers: dict[str, Value]) -> list[Stage]:
         """Return the stages that are read. Others are layers without readers, and a move whose way back came next."""
-        read = {value.number for value in answers.values()}
+        read = {*range(len(self.inputs) - 1), *(value.number for value in answers.values())}
         for number in reversed(range(len(self.list))):
             if number in read:
                 read |= {self.list[number].instruction.input, self.list[number].instruction.residual}
@@ -111,17 +123,23 @@ class Lowering:
             self.list[number].instruction = replace(i, **places)
         return [self.list[number] for number in numbers]
 
+    def _set_modes(self) -> None:
+        for k, mode in enumerate(self.modes[1:], 1):
+            self.list[k - 1].instruction = Instruction("input", INPUT, first=MODES.index(mode or "events"))
+
     def call(self, name: str, layer: Any, x: Value, residual: Value | None = None) -> Value:
         """Append what a layer does; return the value of its result."""
         if type(layer) in (tnn.Dropout, nn.Identity):
             return x
         if type(layer) is tnn.Encoder:
-            if (self.mode or layer.mode, self.T or layer.T) != (layer.mode, layer.T):
-                raise CannotLower(name, "a second Encoder, of another mode or T")
-            if any(stage.weight is not None for stage in self.list):
+            if x.source is None:
                 raise CannotLower(name, "an Encoder after a layer is not supported")
-            self.mode, self.T = layer.mode, layer.T
-            return x if layer.mode == "events" else Value(x.number, x.timing, layer.signal_gain, x.is_image, owner=self)
+            if (self.modes[x.source] or layer.mode, self.T or layer.T) != (layer.mode, layer.T):
+                raise CannotLower(name, "a second Encoder, of another mode or T")
+            self.modes[x.source], self.T = layer.mode, layer.T
+            events = layer.mode == "events"
+            timing, gain = (x.timing or "step", x.gain) if events else (x.timing, layer.signal_gain)
+            return Value(x.number, timing, gain, x.source, owner=self)
         if type(layer) is tnn.Flatten and x.pending:
             return rearranged(self, name, "flatten", True, x, layer.start_dim, layer.end_dim)
         some = type(layer) is tnn.Flatten and (layer.start_dim, layer.end_dim) != (1, -1)
@@ -210,23 +228,26 @@ class Lowering:
         tensors = {"index": None if index is None else index.int()}
         fields |= {"outputs": outputs, "timing": x.timing or "step"}
         y = self._add(name, "gather", x, x.timing, gain, tensors, **fields)
-        y.is_currents, y.channels, y.is_image = x.is_currents, outputs, x.is_image
+        y.is_currents, y.channels, y.source = x.is_currents, outputs, x.source
         return y
 
     def features_of(self, name: str, x: Value) -> tuple[int, ...]:
         """Return the shape of a value of one sample, by running the stages so far."""
-        if self.shape is None:
+        if self.shapes is None:
             raise CannotLower(name, "it depends on the size of the input: give freeze an example")
-        if x.number == INPUT:
-            return self.shape
-        if x.number not in self.samples:
+        if x.number < len(self.inputs) - 1:
+            return self.shapes[x.source or 0]
+        if x.number not in self.values:
+            self._set_modes()
             T = self.T or self.default_T or 1
-            zeros = torch.zeros((T + 7) // 8, 1, *self.shape, dtype=torch.uint8)
-            so_far = Stages(self.list[: x.number + 1], self.mode or "events", T)
-            given = SpikeTrain(zeros, T) if so_far.mode == "events" else zeros[0].to(so_far.dtype)
-            so_far(given, lambda number, _, y: self.samples.setdefault(number, tuple(y.shape[1:])))
-        found: tuple[int, ...] = self.samples[x.number]
-        return found
+            so_far = Stages(self.list[: x.number + 1], self.modes[0] or "events", T)
+            zeros = [torch.zeros((T + 7) // 8, 1, *shape, dtype=torch.uint8) for shape in self.shapes]
+            given = [
+                SpikeTrain(x, T) if mode == "events" else x[0].to(so_far.dtype)
+                for x, mode in zip(zeros, so_far.modes, strict=True)
+            ]
+            list(so_far.run(given, self.values))
+        return tuple(self.values[x.number].shape[1:])
 
     def channels_of(self, name: str, x: Value) -> int:
         return self.features_of(name, x)[0] if x.channels is None else x.channels
@@ -264,7 +285,7 @@ class Lowering:
         fields = {"kernel": size, "ceil": bool(layer.align_corners)}
         if x.timing is None and not x.is_currents:
             y = self._add(name, "upsample", x, None, x.gain, {}, **fields)
-            y.is_image, y.channels = x.is_image, features[0]
+            y.source, y.channels = x.source, features[0]
             return y
         x = self.affine(name, x, None, None)
         x = x if x.is_currents else self.currents(name, "sum", x, features[0], {"outputs": features[0]})
@@ -279,7 +300,7 @@ class Lowering:
         if x.is_currents:
             return self._move_currents(name, layer, x)
         means = isinstance(layer, tnn.AdaptiveAvgPool2d) or (isinstance(layer, tnn.AvgPool2d) and not layer.spiking)
-        if means and self.mode not in (None, "events") and x.is_image:
+        if means and x.source is not None and self.modes[x.source] not in (None, "events"):
             raise CannotLower(name, "it averages the input, so nothing in the network spikes")
         gain, read = (1.0, x) if means else (x.gain, x)
         tensors, fields = dict[str, Any](), dict[str, Any]()
@@ -295,7 +316,7 @@ class Lowering:
             tensors["v_init"] = torch.tensor(layer.initial_potential)
             fields |= {"threshold": float(layer.threshold), "timing": layer.timing}
         y = self._add(name, kind, read, None if means else read.timing, gain, tensors, **fields)
-        y.is_image, y.channels = x.is_image, None if kind == "flatten" else x.channels
+        y.source, y.channels = x.source, None if kind == "flatten" else x.channels
         return y
 
     def _move_currents(self, name: str, layer: Any, x: Value) -> Value:
@@ -328,11 +349,10 @@ class Lowering:
 
     def _has_tokens(self, name: str, x: Value) -> bool:
         i = None if x.number == INPUT else self.list[x.number].instruction
-        are_rows = i is not None and (i.kind == "flatten" or (i.kind == "layer" and i.axes == 0))
-        if are_rows:
+        if i is not None and (i.kind == "flatten" or (i.kind == "layer" and i.axes == 0)):
             return False
-        self.sized = True
-        return self.shape is not None and len(self.features_of(name, x)) > 1
+        self.sized, self.unsized = True, self.unsized or self.shapes is None
+        return self.shapes is not None and len(self.features_of(name, x)) > 1
 
     def _connected(self, name: str, layer: Any, x: Value, residual: Value | None, axes: int = 0) -> Value:
         """Append the product of a layer and its neurons, for an input as the product takes it; axes of its tokens."""

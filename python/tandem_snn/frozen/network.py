@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any
 
@@ -18,13 +18,13 @@ from tandem_ext.train import with_flags
 
 from .. import nn as tnn
 from ..nn.hooks import FIRING
-from ..nn.signals import check_batch, describe
+from ..nn.signals import check_batch, describe, inputs_of
 from .graphs import MOST_KEPT, Graph, capture, key_of
 from .instruction import FIRES, CannotLower
 from .lowering import Grid, grids_of, lower, round_, snapshot
 from .program import Metadata, Program, inference, write
 from .stages import Stage, Stages, check_finite
-from .stream import Stream, Streaming
+from .stream import Inputs, Stream, Streaming, flags_of
 
 _KEEPING = threading.Lock()
 
@@ -60,19 +60,34 @@ class FrozenNetwork(Streaming, WeightKeeper):
         round_(self.net, weight_bits)
         sources = [m for m in self.net.modules() if isinstance(m, tnn.Encoder | Stages)]
         windows = {m.T for m in sources} - {None}
-        self._takes_images = any(m.mode != "events" for m in sources)
         self._T = next(iter(windows)) if T is None and len(windows) == 1 else T
         if self._T is not None:
             in_windows = any(getattr(layer, "timing", None) == "window" for layer in self.net.modules())
             checks.T("T", self._T, "window" if in_windows else "step")
         if T is not None and windows - {T}:
             raise ValueError(f"T: the network's Encoder has T={windows.pop()}, got {T}")
-        self.shape = net.meta.get("shape") if shape is None and isinstance(net, fx.GraphModule) else shape
-        self._example = self.shape  # for layers that move features
-        self._programs: dict[Any, Program] = {}  # by the gain of the input
+        shape = net.meta.get("shape") if shape is None and isinstance(net, fx.GraphModule) else shape
+        self._given = len(self.net.modes if isinstance(self.net, Stages) else inputs_of(self.net)) or 1
+        self.shape = shape
+        self._example = self._shapes  # for layers that move features
+        self._programs: dict[Any, Program] = {}  # by the gains of the inputs
         self._graphs: dict[Any, Graph | None] = {}
         check_finite(self._program_for(1.0).layers)  # trace before several threads may use the network
         self._stream: Stream | None = None
+
+    @property
+    def _shapes(self) -> Any:
+        """The shapes of the inputs, or None."""
+        return self.shape if self.shape is None or self._given > 1 else (self.shape,)
+
+    @property
+    def _modes(self) -> Sequence[str]:
+        """Of each input, as in ``tnn.Encoder``."""
+        layers = self._program_for(1.0).layers
+        if isinstance(layers, Stages):
+            return layers.modes
+        encoders = [m.mode for m in self.net.modules() if isinstance(m, tnn.Encoder)]
+        return [next((mode for mode in encoders if mode != "events"), "events")] * self._given
 
     @property
     def T(self) -> int | None:
@@ -118,48 +133,53 @@ class FrozenNetwork(Streaming, WeightKeeper):
         return grids_of(self._program_for(1.0).layers)
 
     @inference
-    def forward(self, x: Tensor | SpikeTrain) -> Any:
-        """Return the answer of the whole window, for a batch x of images or a SpikeTrain.
+    def forward(self, *inputs: Tensor | SpikeTrain) -> Any:
+        """Return the answer of the whole window, for a batch of images or a SpikeTrain, or for several inputs.
 
         It is a readout [B, outputs], or what the network returns of such: a dict, list or tuple.
         """
-        answer = self._answer(x, self._window_of(x))
-        bad = x.bad if isinstance(x, SpikeTrain) else None
+        if len(inputs) != self._given:
+            raise TypeError(f"x: the network takes {self._given} inputs, got {len(inputs)}")
+        answer, bad = self._answer(inputs, self._window_of(inputs)), flags_of(inputs)
         return answer if bad is None else pytree.tree_map(lambda y: with_flags(y, bad), answer)
 
-    def _window_of(self, x: Tensor | SpikeTrain) -> int | None:
+    def _window_of(self, inputs: Inputs) -> int | None:
         """Return T of this call, which self.T may not be if another thread calls with another T."""
-        check_batch(x)
-        if isinstance(x, SpikeTrain):
-            if x.T != self._T:
-                self._T = x.T
-            return x.T
-        return self._T
+        T = self._T
+        for x in inputs:
+            check_batch(x)
+            T = x.T if isinstance(x, SpikeTrain) else T
+        if any(isinstance(x, SpikeTrain) and x.T != T for x in inputs):
+            raise ValueError("x: expected trains of one T")
+        if T != self._T:
+            self._T = T
+        return T
 
-    def _answer(self, x: Tensor | SpikeTrain, T: int | None) -> Any:
+    def _answer(self, inputs: Inputs, T: int | None) -> Any:
+        x = inputs[0]
         if x.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
-            return self._replay(x)
-        program = self._program(x)
+            return self._replay(inputs)
+        program = self._program(inputs)
         by_layers = x.device.type != "cpu" or not has_kernels(x.device) or torch.compiler.is_compiling()
         if by_layers or program.refusal is not None:
-            return program.layers(x)
+            return program.layers(*inputs)
         why = program.refuses(T)
         if why is None:
             try:
-                return program.layers.answer(program.run(x, T))
+                return program.layers.answer(program.run(inputs, T))
             except (RuntimeError, ValueError):  # the layers may support x, or raise a clearer error
                 pass
-        answer = program.layers(x)
+        answer = program.layers(*inputs)
         if why is None or program.layers.T is None:  # else freeze() said it
             said = f"one call does not take {describe(x)}" if why is None else why
             warnings.warn(f"x: the network runs layer by layer on it, which takes longer: {said}", stacklevel=6)
         return answer
 
-    def _replay(self, x: Tensor | SpikeTrain) -> Any:
+    def _replay(self, inputs: Inputs) -> Any:
         """Run on a GPU, as one CUDA graph, or layer by layer if there can be no graph."""
-        layers, key = self._program(x).layers, key_of(x)
-        graph = None if key is None else _kept(self._graphs, key, lambda: capture(layers, x))
-        return layers(x) if graph is None else graph(x)
+        layers, key = self._program(inputs).layers, key_of(inputs)
+        graph = None if key is None else _kept(self._graphs, key, lambda: capture(layers, inputs))
+        return layers(*inputs) if graph is None else graph(inputs)
 
     def _forget_weights(self) -> None:
         """Drop programs and the stream, which depend on the weights, and graphs, which have their addresses."""
@@ -190,7 +210,7 @@ class FrozenNetwork(Streaming, WeightKeeper):
         >>> tandem_snn.freeze(net).save("net.tandem")
         """
         try:
-            write(path, lower(self.net, T=self._T, shape=self._example), Metadata(self.T, self.weight_bits, self.shape))
+            write(path, lower(self.net, (), self._T, self._example), Metadata(self.T, self.weight_bits, self._shapes))
         except CannotLower as error:
             raise ValueError(f"net: layer {error.layer!r} cannot be saved: {error.why}") from error
         unknown = [name for name in ("shape", "T") if getattr(self, name) is None]
@@ -201,23 +221,26 @@ class FrozenNetwork(Streaming, WeightKeeper):
                 stacklevel=2,
             )
 
-    def _program(self, x: Tensor | SpikeTrain) -> Program:
-        shape = self.shape = tuple(x.shape[1:])
+    def _program(self, inputs: Inputs) -> Program:
+        shapes = tuple(tuple(x.shape[1:]) for x in inputs)
+        self.shape = shapes if self._given > 1 else shapes[0]
         unknown = self._example is None
-        if shape != self._example and any(
-            program.needs(shape) if unknown else program.sized for program in [*self._programs.values()]
+        if shapes != self._example and any(
+            program.needs(shapes) if unknown else program.sized for program in [*self._programs.values()]
         ):
-            self._example = shape
+            self._example = shapes
             self._programs.clear()
             self._graphs.clear()
-        return self._program_for(x.gain if isinstance(x, SpikeTrain) else 1.0)
+        return self._program_for(*(x.gain if isinstance(x, SpikeTrain) else 1.0 for x in inputs))
 
-    def _program_for(self, gain: float | Tensor) -> Program:
-        key: Any = tuple(gain.tolist()) if isinstance(gain, Tensor) and gain.dim() > 0 else float(gain)
-        if isinstance(key, tuple) and any(getattr(layer, "weight_bits", None) for layer in self.net.modules()):
+    def _program_for(self, *gains: float | Tensor) -> Program:
+        key = tuple(tuple(g.tolist()) if isinstance(g, Tensor) and g.dim() > 0 else float(g) for g in gains)
+        key += (1.0,) * (self._given - len(key))
+        by_channel = any(isinstance(gain, tuple) for gain in key)
+        if by_channel and any(getattr(layer, "weight_bits", None) for layer in self.net.modules()):
             raise ValueError("x: weights of few bits are rounded already, so the gain must be one for all channels")
         with _KEEPING:
-            worth = gain if isinstance(key, tuple) else key
+            worth = [g if isinstance(k, tuple) else k for g, k in zip(gains, key, strict=False)]
             return _kept(self._programs, key, lambda: Program(self.net, worth, self._T, self._example))
 
 

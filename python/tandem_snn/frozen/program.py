@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -25,17 +25,15 @@ from tandem_ext.ops import counts_dtype
 
 from ..container import pack, unpack, write_atomically
 from ..errors import UserError
-from ..nn.passing import SIGNALS
 from .answers import structured
-from .instruction import ABSENT, CONSTANTS, FIELDS, HEADER, INPUT, TENSORS, CannotLower, Instruction
+from .instruction import ABSENT, CONSTANTS, FIELDS, HEADER, TENSORS, CannotLower, Instruction
 from .lowering import lower
-from .stages import Stage, Stages, check_finite
+from .stages import MODES, Stage, Stages, check_finite
 
 _ops = torch.ops.tandem
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in the order of the kernels' enum
 _ALIGNMENT = 64
 FORMAT = "tandem_snn frozen 2"
-_MODES = list(SIGNALS)
 _NO_GRADIENTS = "x: a frozen network has no gradients: use the network that was frozen, or x.detach()"
 Answer = TypeVar("Answer", bound=Callable[..., Any])
 
@@ -45,8 +43,7 @@ def inference(answer: Answer) -> Answer:
 
     @functools.wraps(answer)
     def run(*args: Any, **kwargs: Any) -> Any:
-        edge = _edge(args) if forward_mode_active() else None
-        if edge is not None and forward_ad.unpack_dual(edge).tangent is not None:
+        if forward_mode_active() and any(forward_ad.unpack_dual(edge).tangent is not None for edge in _edges(args)):
             raise ValueError(_NO_GRADIENTS)
         if autocast_active():
             with torch.no_grad(), torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
@@ -55,18 +52,17 @@ def inference(answer: Answer) -> Answer:
             return answer(*args, **kwargs)
         with torch.set_grad_enabled(False):  # tensors of inference mode are of no use to a loss
             y = answer(*args, **kwargs)
-        edge = _edge(args)
-        if edge is not None and edge.requires_grad:
-            return pytree.tree_map_only(Tensor, functools.partial(_without_gradient, edge), y)
-        return y
+        edge = next((edge for edge in _edges(args) if edge.requires_grad), None)
+        return y if edge is None else pytree.tree_map_only(Tensor, functools.partial(_without_gradient, edge), y)
 
     return run  # type: ignore[return-value]
 
 
-def _edge(args: tuple[Any, ...]) -> Tensor | None:
-    """Return what gradients of a call would flow to: its input, or the counts of a train."""
-    x = args[1] if len(args) > 1 else None
-    return x.edge if isinstance(x, SpikeTrain) else x if isinstance(x, Tensor) else None
+def _edges(args: tuple[Any, ...]) -> list[Tensor]:
+    """Return what gradients of a call would flow to: its inputs, or the counts of trains."""
+    inputs = (x for arg in args[1:] for x in (arg if isinstance(arg, tuple) else (arg,)))
+    edges = (x.edge if isinstance(x, SpikeTrain) else x for x in inputs)
+    return [edge for edge in edges if isinstance(edge, Tensor)]
 
 
 def _without_gradient(edge: Tensor, answer: Tensor) -> Tensor:
@@ -90,11 +86,11 @@ class _Constant(torch.autograd.Function):
 
 
 class Metadata(NamedTuple):
-    """What a file says beside the stages: T if there is no Encoder, the bits of the weights, the shape of the input."""
+    """What a file says beside the stages: T if there is no Encoder, the bits of the weights, the shapes of inputs."""
 
     T: int | None = None
     weight_bits: int | None = None
-    shape: tuple[int, ...] | None = None
+    shapes: tuple[tuple[int, ...], ...] | None = None
 
 
 def encode(stages: Stages, metadata: Metadata | None = None) -> tuple[Tensor, Tensor, CannotLower | None]:
@@ -102,17 +98,18 @@ def encode(stages: Stages, metadata: Metadata | None = None) -> tuple[Tensor, Te
     known = metadata or Metadata()
     block = _Block()
     dtype = stages.dtype
-    rows = [_words(stage, block, dtype) for stage in stages.stages]
-    shape = known.shape or ()
-    channels, height, width = [*shape[:1], *[1] * (3 - len(shape)), *shape[1:]] if shape else (0, 0, 0)
+    sizes = [(len(shape), *_sizes(shape)) for shape in known.shapes or [()] * len(stages.modes)]
+    given = iter(sizes[1:])
+    rows = [_words(stage, block, dtype, given) for stage in stages.stages]
+    dims, channels, height, width = sizes[0]
     header = {
         "format": CONSTANTS["format"],
         "dtype": _DTYPES.index(dtype),
         "weight_bits": known.weight_bits or 0,
-        "source": _MODES.index(stages.mode),
+        "source": MODES.index(stages.mode),
         "T": stages.T or known.T or 0,
         "any_T": int(stages.T is None),
-        "dims": len(shape),
+        "dims": dims,
         "channels": channels,
         "height": height,
         "width": width,
@@ -134,13 +131,16 @@ def decode(program: Tensor, numbers: Tensor, names: Sequence[str]) -> tuple[Stag
         raise ValueError(f"{len(names)} names for {header['instructions']} stages")
     rows = (Instruction.of_words(words[start:]) for start in range(len(HEADER), len(words), len(FIELDS)))
     stages = [_stage(name, row, numbers, _DTYPES[header["dtype"]]) for name, row in zip(names, rows, strict=True)]
-    sizes = [header[name] for name in ("channels", "height", "width")]
-    shape = (*sizes[:1], *sizes[4 - header["dims"] :]) if header["dims"] else None
+    sizes = [tuple(header[name] for name in ("dims", "channels", "height", "width"))]
+    further = [stage.instruction for stage in stages if stage.instruction.kind == "input"]
+    sizes += [(i.axes + 1, i.outputs, *i.kernel) for i in further]
+    shapes = tuple((channels, *(height, width)[3 - dims :]) for dims, channels, height, width in sizes)
+    known = all(channels for _, channels, *_ in sizes)
     answers = [stage.name for stage in stages if stage.instruction.kind == "output"]
     T = None if header["any_T"] else header["T"]
-    network = Stages(stages, _MODES[header["source"]], T, structured(answers) if answers else 0)
+    network = Stages(stages, MODES[header["source"]], T, structured(answers) if answers else 0)
     check_finite(network)
-    return network, Metadata(header["T"] or None, header["weight_bits"] or None, shape)
+    return network, Metadata(header["T"] or None, header["weight_bits"] or None, shapes if known else None)
 
 
 def _checked(program: Tensor, numbers: Tensor, names: Sequence[str]) -> CannotLower | None:
@@ -184,12 +184,16 @@ class Program:
     """A network for one gain of its input, as a program; ``layers`` runs layer by layer, as stages if possible."""
 
     def __init__(
-        self, net: nn.Module, gain: float | Tensor, T: int | None = None, shape: tuple[int, ...] | None = None
+        self,
+        net: nn.Module,
+        gains: Sequence[float | Tensor],
+        T: int | None = None,
+        shapes: Sequence[tuple[int, ...]] | None = None,
     ) -> None:
         self.layers: Any = net
         self.unlowered: CannotLower | None = None  # why there are no stages
         try:
-            self.layers = lower(net, gain, T, shape)
+            self.layers = lower(net, gains, T, shapes)
         except CannotLower as reason:
             self.unlowered = reason.with_traceback(None)  # the frames would keep all tensors of the network alive
 
@@ -198,17 +202,9 @@ class Program:
         """Whether the stages are for samples of one shape, and could be for another."""
         return isinstance(self.layers, Stages) and self.layers.sized
 
-    def needs(self, shape: tuple[int, ...]) -> bool:
-        """Return whether the shape of a sample, which lowering did not know, may change the stages."""
-        if self.unlowered is not None:
-            return True
-        are_rows = {INPUT: len(shape) == 1}
-        for number, stage in enumerate(self.layers.stages):
-            i = stage.instruction
-            if i.kind == "layer" and i.axes == 0 and not are_rows[i.input]:
-                return True  # it may read tokens
-            are_rows[number] = i.kind == "flatten" or (i.axes == 0 if i.kind == "layer" else are_rows[i.input])
-        return False
+    def needs(self, shapes: Sequence[tuple[int, ...]]) -> bool:
+        """Return whether the shapes of samples, which lowering did not know, may change the stages."""
+        return self.unlowered is not None or (self.layers.unsized and any(len(shape) > 1 for shape in shapes))
 
     @functools.cached_property
     def refusal(self) -> CannotLower | None:
@@ -243,13 +239,17 @@ class Program:
             raise why
         return self
 
-    def run(self, x: Tensor | SpikeTrain, T: int | None, every_step: bool = False) -> list[Tensor]:
+    def run(self, inputs: Sequence[Tensor | SpikeTrain], T: int | None, every_step: bool = False) -> list[Tensor]:
         """Return the answers of the whole window, or after each of its steps."""
-        source, timing = (x.stored, x.timing) if isinstance(x, SpikeTrain) else (x, "step")
-        return _ops.frozen_run.default(source, T, timing, self.network, every_step)
+        timings = {x.timing for x in inputs if isinstance(x, SpikeTrain)}
+        timing = timings.pop() if len(timings) == 1 else "step"
+        given = [x.stored_as(timing) if isinstance(x, SpikeTrain) else x for x in inputs]
+        return _ops.frozen_run.default(given, T, timing, self.network, every_step)
 
     def state(self, shape: Sequence[int], T: int) -> tuple[Tensor, bool]:
-        """Return memory for the state of a stream of inputs [B, *features], and whether its neurons follow their input.
+        """Return memory for the state of a stream, and whether its neurons follow their input.
+
+        The shape is [B, *features], and of several inputs [B, *features, -1, *features of the second, ...].
 
         Raise CannotLower, which names the layer, if the network does not run step by step.
         """
@@ -286,8 +286,28 @@ class _Block:
         return torch.cat(self._pieces)
 
 
-def _words(stage: Stage, block: _Block, dtype: torch.dtype) -> list[int]:
-    """Return the words of a stage's instruction, after its tensors were added to the block."""
+def _sizes(shape: Sequence[int]) -> tuple[int, int, int]:
+    """Return channels, height and width of a sample; all 0 if its shape is not known."""
+    if not shape:
+        return 0, 0, 0
+    channels, *space = shape
+    height, width = (1, 1, *space)[-2:]
+    return channels, height, width
+
+
+def _words(stage: Stage, block: _Block, dtype: torch.dtype, given: Iterator[tuple[int, ...]]) -> list[int]:
+    """Return the words of a stage's instruction, after its tensors were added to the block.
+
+    ``given`` has dimensions and sizes of further inputs.
+    """
+    if stage.instruction.kind == "input":
+        dims, channels, height, width = next(given)
+        size: dict[str, Any] = {
+            "axes": max(dims - 1, 0),
+            "outputs": channels,
+            "kernel": (max(height, 1), max(width, 1)),
+        }
+        return replace(stage.instruction, **size).words()
     if stage.weight is not None and stage.dtype != dtype:
         raise CannotLower(stage.name, f"its weights are {stage.dtype}, but other layers have {dtype}")
     offsets = dict[str, Any]()

@@ -5,7 +5,7 @@ I[t] = scale·(W s_in[t]) + shift/T. A list runs layer by layer on any device; a
 one call.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial, reduce
 from typing import Any
@@ -31,6 +31,7 @@ from ..nn.signals import describe, map_counts
 from .instruction import ABSENT, CONVERSIONS, INPUT, TENSORS, Instruction
 
 _ops = torch.ops.tandem
+MODES = list(SIGNALS)
 
 
 class Stage(nn.Module):
@@ -104,7 +105,7 @@ class Stage(nn.Module):
         i = self.instruction
         if i.kind == "gather":
             return self._gathered(x, residual)
-        if i.kind == "output":
+        if i.kind in ("input", "output"):
             return x
         if i.kind == "sum" and isinstance(x, Tensor):
             x = _each(torch.add, _each(torch.mul, x, self.scale), self.shift)
@@ -174,7 +175,7 @@ class Stage(nn.Module):
 
     def _move(self) -> Callable[[Any], Any] | None:
         i = self.instruction
-        if i.kind in ("sum", "neurons", "gather", "attention", "output"):
+        if i.kind in ("sum", "neurons", "gather", "attention", "input", "output"):
             return None
         if i.kind == "flatten":
             return tnn.Flatten(i.first, i.last)
@@ -287,21 +288,24 @@ class Stages(nn.Module):
     """A network in evaluation mode: all stages in order; the last returns the answer.
 
     Attributes:
-        mode: the kind of input, as in ``tnn.Encoder``.
+        mode, modes: the kind of the first input and of each, as in ``tnn.Encoder``.
         T: the number of time steps; None: the T of each input train.
         structure: of the answers, with their numbers among the stages of kind "output"; 0: the last result alone.
         fired: the name of a layer whose spikes or currents are an answer, or None.
         sized: whether they were lowered for samples of one shape.
+        unsized: whether a linear layer may read tokens, which only the shape of a sample says.
     """
 
     fired: str | None = None
-    sized = False
+    sized = unsized = False
 
     def __init__(self, stages: Iterable[Stage], mode: str, T: int | None, structure: Any = 0) -> None:
         super().__init__()
         self.stages: Any = nn.ModuleList(stages)
         self.mode, self.T, self.structure = mode, T, structure
-        read: Any = enumerate(stage.instruction for stage in self.stages)
+        instructions: Any = [stage.instruction for stage in self.stages]
+        self.modes = [mode, *(MODES[i.first] for i in instructions if i.kind == "input")]
+        read: Any = enumerate(instructions)
         readers = {value: n for n, i in read for value in (i.input, i.residual)}
         self._done: Any = {n: [value for value, last in readers.items() if last == n] for n in readers.values()}
 
@@ -310,31 +314,44 @@ class Stages(nn.Module):
         """The dtype of the weights, which is that of the answer."""
         return next((stage.dtype for stage in self.stages if stage.weight is not None), torch.float32)
 
-    def signal(self, x: Any) -> Any:
-        """Return the input as a signal for the first stages; raise TypeError or ValueError if it does not fit."""
-        if isinstance(x, SpikeTrain) != (self.mode == "events"):
-            wanted = "a SpikeTrain" if self.mode == "events" else "a tensor [B, *features], no SpikeTrain"
+    def signal(self, x: Any, mode: str) -> Any:
+        """Return an input as a signal for the first stages; raise TypeError or ValueError if it does not fit."""
+        if isinstance(x, SpikeTrain) != (mode == "events"):
+            wanted = "a SpikeTrain" if mode == "events" else "a tensor [B, *features], no SpikeTrain"
             raise TypeError(f"x: the network takes {wanted}, got {describe(x)}")
         if not isinstance(x, SpikeTrain):
-            return SIGNALS[self.mode](x, self.T)
+            return SIGNALS[mode](x, self.T)
         if self.T not in (None, x.T):
             raise ValueError(f"x: the network takes a SpikeTrain of T={self.T} steps, a stream also of 1, got T={x.T}")
         return x.replace(gain=1.0)
 
-    def forward(self, x: Any, watch: Callable[[int, Any, Any], None] | None = None) -> Any:
+    def forward(self, *inputs: Any, watch: Callable[[int, Any, Any], None] | None = None) -> Any:
         """Return the answers. ``watch(number, x, y)`` is called with the input and output of each stage."""
-        values = {ABSENT: None, INPUT: self.signal(x)}
+        values: dict[int, Any] = {}
         answers = []
-        for number, stage in enumerate(self.stages):
-            x = values[stage.instruction.input]
-            y = values[number] = stage(x, values[stage.instruction.residual])
-            if stage.instruction.kind == "output":
+        for number, x, y in self.run(inputs, values):
+            if self.stages[number].instruction.kind == "output":
                 answers.append(y)
             if watch is not None:
                 watch(number, x, y)
             for value in self._done.get(number, ()):
                 del values[value]
         return self.answer(answers or [y])
+
+    def run(self, inputs: Sequence[Any], values: dict[int, Any]) -> Iterator[tuple[int, Any, Any]]:
+        """Run the stages whose values are missing; yield the number, the input and the output of each."""
+        if len(inputs) != len(self.modes):
+            raise TypeError(f"x: the network takes {len(self.modes)} inputs, got {len(inputs)}")
+        signals = [self.signal(x, mode) for x, mode in zip(inputs, self.modes, strict=True)]
+        values |= {ABSENT: None, INPUT: signals[0]}
+        numbers = iter(signals[1:])
+        for number, stage in enumerate(self.stages):
+            i = stage.instruction
+            given = next(numbers) if i.kind == "input" else None
+            if number not in values:
+                x = values[i.input] if given is None else given
+                values[number] = stage(x, values[i.residual])
+                yield number, x, values[number]
 
     def answer(self, answers: list[Tensor]) -> Any:
         """Return answers in the structure of the network's."""

@@ -21,18 +21,23 @@ _step = torch.ops.tandem.frozen_step.default
 UNTIL_REST = 2**40  # more steps than any network takes
 
 
-def explained(
-    program: Program, x: Tensor | SpikeTrain | None, T: int, op: Callable[..., Any], *arguments: Any, **named: Any
-) -> Any:
+Inputs = tuple[Any, ...]  # of a network, each a tensor, a train or, in a stream, None
+
+
+def explained(program: Program, x: Inputs, T: int, op: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
     """Call ``op``. If x does not fit, raise the error of the program's layers, which is clearer than the executor's."""
     try:
         return op(*arguments, **named)
     except (RuntimeError, ValueError):
-        if isinstance(x, SpikeTrain) and x.T != T:
-            x = SpikeTrain.unchecked(x.stored[:1].expand((T + 7) // 8, *x.shape), T)
-        if x is not None:
-            program.layers(x)
+        if all(each is not None for each in x):
+            program.layers(*(_of_window(each, T) for each in x))
         raise
+
+
+def _of_window(x: Tensor | SpikeTrain, T: int) -> Tensor | SpikeTrain:
+    if isinstance(x, Tensor) or x.T == T:
+        return x
+    return SpikeTrain.unchecked(x.stored[:1].expand((T + 7) // 8, *x.shape), T)
 
 
 class Stream:
@@ -47,9 +52,11 @@ class Stream:
             its synaptic operations.
     """
 
-    def __init__(self, program: Program, x: Tensor | SpikeTrain, T: int) -> None:
-        self.program, self.T, self.shape = program, T, x.shape
-        self._state, self.follows = explained(program, x, T, program.state, self.shape, T)
+    def __init__(self, program: Program, x: Inputs, T: int) -> None:
+        self.program, self.T, self.given = program, T, x
+        first, *more = (each.shape for each in x)
+        self._shape = [*first, *(size for shape in more for size in (-1, *shape[1:]))]
+        self._state, self.follows = explained(program, x, T, program.state, self._shape, T)
         self._bad: deque[Tensor | None] = deque(maxlen=T)  # the NaN flags of the last T steps, once there are any
         self.restart()
 
@@ -59,47 +66,46 @@ class Stream:
         self.facts = torch.zeros(3, 0, dtype=torch.int64)
         self._bad.clear()
 
-    def refusal(self, program: Program, x: Tensor | SpikeTrain, T: int) -> str:
-        """Return why an input is not for this stream, or ""."""
-        if x.shape != self.shape:
+    def refusal(self, program: Program, x: Inputs, T: int) -> str:
+        """Return why inputs are not for this stream, or ""."""
+        if any(now.shape != before.shape for now, before in zip(x, self.given, strict=True)):
             return "x: the shape differs from that of the steps before"
         if T != self.T:
             return f"T: {self.T} in the steps before, now {T}"
         if program is not self.program:
             return "x: the gain of its spikes differs from that of the steps before"
-        return "" if x.device.type == "cpu" else f"x: the steps before were on the CPU, now on {x.device}"
+        device = next((each.device for each in x if each.device.type != "cpu"), None)
+        return "" if device is None else f"x: the steps before were on the CPU, now on {device}"
 
-    def step(
-        self, x: Tensor | SpikeTrain | None, steps: int = 1, moves: bool = False
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Show an input and take a step. Neurons that follow may go on with the input before, and take several steps.
+    def step(self, x: Inputs, steps: int = 1, moves: bool = False) -> tuple[list[Tensor], list[Tensor]]:
+        """Show inputs and take a step. Neurons that follow may go on with the input before, and take several steps.
 
         Returns:
             (the answers [B, *features], with ``moves`` those of a single step by stage [B, *features]).
         """
-        source: Any = x
-        if isinstance(x, SpikeTrain):
-            source = x.planes
-            if self._bad or x.bad is not None:
-                self._bad.extend([x.bad] * x.T)
+        trains = [each for each in x if isinstance(each, SpikeTrain)]
+        sources = [each.planes if isinstance(each, SpikeTrain) else each for each in x]
+        if trains and (self._bad or any(train.bad is not None for train in trains)):
+            self._bad.extend([reduce(add_flags, [train.bad for train in trains])] * trains[0].T)
         answers, self.facts, moved = explained(
             self.program, x, self.T, _step,
-            source, isinstance(x, SpikeTrain) and x.T == 1, self.shape, self.T, self.program.network, self._state,
+            sources, any(train.T == 1 for train in trains), self._shape, self.T, self.program.network, self._state,
             self.is_new, steps, moves,
         )  # fmt: skip
         self.is_new = False
+        self.given = tuple(before if now is None else now for now, before in zip(x, self.given, strict=True))
         if self._bad:
             bad = reduce(add_flags, self._bad, None)
             answers = [with_flags(answer, bad) for answer in answers]
         return answers, moved
 
-    def until_rest(self, x: Tensor | SpikeTrain, steps: int | None = None, moves: bool = False) -> Iterator[Any]:
-        """Show an input; yield (answers, moves) after each step, until nothing moves or for a number of steps."""
+    def until_rest(self, x: Inputs, steps: int | None = None, moves: bool = False) -> Iterator[Any]:
+        """Show inputs; yield (answers, moves) after each step, until nothing moves or for a number of steps."""
         yield self.step(x, 1, moves)
         for taken in count(1):
             if taken == steps:
                 return
-            after = self.step(None, 1, moves)
+            after = self.step((None,) * len(x), 1, moves)
             if steps is None and not bool(self.facts[1].any()):
                 return
             yield after
@@ -121,14 +127,17 @@ class Stream:
 class Streaming:
     """What a :class:`FrozenNetwork` does over time, as a base class of it."""
 
-    _takes_images: bool
     _T: int | None
     _stream: Stream | None
 
-    def _program(self, x: Tensor | SpikeTrain) -> Program:
+    @property
+    def _modes(self) -> Sequence[str]:
         raise NotImplementedError
 
-    def _window_of(self, x: Tensor | SpikeTrain) -> int | None:
+    def _program(self, x: Inputs) -> Program:
+        raise NotImplementedError
+
+    def _window_of(self, x: Inputs) -> int | None:
         raise NotImplementedError
 
     def reset(self) -> None:
@@ -157,7 +166,7 @@ class Streaming:
             x: the image, [B, *features], if the network has a direct encoder; else the spikes of the step, 0 and 1
                 [B, *features] or a train of one step, which join the last T steps and push out the oldest. With timing
                 "window" also a train of T steps, which takes the place of the last T; or None: the input stays as it
-                is. On the CPU.
+                is. On the CPU. Of several inputs a tuple.
 
         Returns:
             The answer so far, as of a call. With timing "step" it has t/T of the bias, and after T steps equals the
@@ -177,10 +186,11 @@ class Streaming:
         >>> torch.equal(so_far, frozen(x))
         True
         """
-        stream, signal = self._shown(x)
-        if not stream.follows and (signal is None or (isinstance(signal, SpikeTrain) and signal.T != 1)):
+        stream, signals = self._shown(x)
+        whole = any(each is None or (isinstance(each, SpikeTrain) and each.T != 1) for each in signals)
+        if not stream.follows and whole:
             raise ValueError(f"x: expected one step, got {describe(x)}")
-        answers, _ = stream.step(signal)
+        answers, _ = stream.step(signals)
         self._go_on(stream)
         return stream.answer(answers)
 
@@ -211,9 +221,9 @@ class Streaming:
         """
         if steps is not None:
             checks.T("steps", steps)
-        stream, signal = self._shown(x)
+        stream, signals = self._shown(x)
         _check_follows(stream)
-        answers, _ = stream.step(signal, UNTIL_REST if steps is None else steps)
+        answers, _ = stream.step(signals, UNTIL_REST if steps is None else steps)
         self._go_on(stream)
         return stream.answer(answers), stream.facts[0]
 
@@ -222,42 +232,54 @@ class Streaming:
         if stream is not self._stream:  # a module takes as long to set an attribute as a small layer runs
             self._stream, self._T = stream, stream.T
 
-    def _shown(self, x: Tensor | SpikeTrain | None) -> tuple[Stream, Tensor | SpikeTrain | None]:
-        """Return the stream, which x may begin, and x as its signal."""
-        stream = self._stream
+    def inputs(self, x: Any) -> Inputs:
+        """Return the inputs in x: itself, or of a network with several inputs a tuple."""
+        n = len(self._modes)
+        if n == 1:
+            return (x,)
         if x is None:
-            if stream is None or stream.is_new:
-                raise ValueError("x: expected an input, got None: a new stream has none yet that could stay")
-            return stream, None
-        check_batch(x)
-        signal = x
-        if isinstance(x, SpikeTrain) and self._takes_images:
-            raise ValueError(f"x: expected an image, got {describe(x)}")
-        if isinstance(x, Tensor) and not self._takes_images:
-            checks.binary("x", x)
-            signal = SpikeTrain.unchecked((x != 0).to(torch.uint8).unsqueeze(0), 1)
-        T = self._T
-        if isinstance(signal, SpikeTrain) and signal.T not in (1, T):
-            T = signal.T
+            return (None,) * n
+        if not isinstance(x, tuple) or len(x) != n:
+            raise TypeError(f"x: the network has {n} inputs: expected a tuple of as many, got {describe(x)}")
+        return x
+
+    def _shown(self, x: Any) -> tuple[Stream, Inputs]:
+        """Return the stream, which x may begin, and x as its signals."""
+        stream, given = self._stream, self.inputs(x)
+        if any(each is None for each in given) and (stream is None or stream.is_new):
+            raise ValueError("x: expected an input, got None: a new stream has none yet that could stay")
+        if stream is not None and all(each is None for each in given):
+            return stream, given
+        signals = tuple(map(_signal, given, self._modes))
+        trains = [each for each in signals if isinstance(each, SpikeTrain)]
+        if len({train.T for train in trains}) > 1:
+            raise ValueError(f"x: expected trains of one T, got {[train.T for train in trains]}")
+        T = trains[0].T if trains and trains[0].T not in (1, self._T) else self._T
         if T is None:
             raise ValueError("T: not known yet: freeze(net, T=...), or call the frozen network on a train first")
-        if stream is None or stream.is_new or isinstance(signal, SpikeTrain):
-            program = self._program(signal).streaming(x.device, T)
+        known = (
+            signals
+            if stream is None
+            else tuple(before if now is None else now for now, before in zip(signals, stream.given, strict=True))
+        )
+        if stream is None or stream.is_new or trains:
+            program = self._program(known).streaming(known[0].device, T)
         else:
             program = stream.program
-        why = "" if stream is None else stream.refusal(program, signal, T)
+        why = "" if stream is None else stream.refusal(program, known, T)
         if stream is None or (why and stream.is_new):
-            stream = Stream(program, signal, T)
+            stream = Stream(program, known, T)
         elif why:
             raise ValueError(f"{why}; reset() begins a new stream")
-        return stream, signal
+        return stream, signals
 
-    def _stream_of(self, x: Tensor | SpikeTrain, steps: int | None) -> Stream:
+    def _stream_of(self, x: Any, steps: int | None) -> Stream:
         """Return a new stream, which begins with a batch of inputs as for a call, for at most so many steps."""
         if steps is not None:
             checks.T("steps", steps)
-        T: Any = self._window_of(x)
-        return Stream(self._program(x).streaming(x.device, T), x, T)
+        inputs = self.inputs(x)
+        T: Any = self._window_of(inputs)
+        return Stream(self._program(inputs).streaming(inputs[0].device, T), inputs, T)
 
     @inference
     def readouts(self, x: Tensor | SpikeTrain, steps: int | None = None) -> Any:
@@ -281,12 +303,12 @@ class Streaming:
         True
         """
         stream = self._stream_of(x, steps)
-        return stream.answer(self._over_time(stream, x, steps)[0])
+        return stream.answer(self._over_time(stream, stream.given, steps)[0])
 
     def _over_time(
         self,
         stream: Stream,
-        x: Tensor | SpikeTrain,
+        x: Inputs,
         steps: int | None = None,
         enough: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[list[Tensor], Tensor | None]:
@@ -295,7 +317,7 @@ class Streaming:
         With timing "window" no step follows once ``enough(answer)`` was true for each sample.
         """
         if stream.follows:
-            after, moves, done = [], [], torch.zeros(len(x), dtype=torch.bool)
+            after, moves, done = [], [], torch.zeros(len(x[0]), dtype=torch.bool)
             for answers, _ in stream.until_rest(x, steps):
                 after.append(answers)
                 moves.append(stream.facts[1] > 0)
@@ -308,11 +330,12 @@ class Streaming:
         each = explained(stream.program, x, T, stream.program.run, x, T, every_step=True)
         if any(bool(answer.isnan().any()) for answer in each):  # a potential may have become NaN at a later step
             for t in range(T):
-                now: Any = part_of(x, t, t + 1) if isinstance(x, SpikeTrain) else x
+                now = tuple(part_of(each, t, t + 1) if isinstance(each, SpikeTrain) else each for each in x)
                 for answer, then in zip(each, stream.step(now)[0], strict=True):
                     answer[t] = then
-        if isinstance(x, SpikeTrain):
-            each = [with_flags(answer.movedim(1, 0), x.bad).movedim(0, 1) for answer in each]
+        bad = flags_of(x)
+        if bad is not None:
+            each = [with_flags(answer.movedim(1, 0), bad).movedim(0, 1) for answer in each]
         return [answer[:steps] for answer in each], None
 
     @torch.no_grad()
@@ -350,7 +373,7 @@ class Streaming:
         stream = self._stream_of(x, None)
         if stream.program.layers.structure != 0:
             raise ValueError("confidence: it is that of one answer, and the network has several: call readouts")
-        (answers,), moves = self._over_time(stream, x, None, sure)
+        (answers,), moves = self._over_time(stream, stream.given, None, sure)
         if answers.shape[2:].numel() == 1:
             raise ValueError("confidence: the softmax of a single output is always 1, so it cannot be a confidence")
         ends = sure(answers.flatten(0, 1)).view(answers.shape[:2])
@@ -383,8 +406,25 @@ class Streaming:
         """
         stream = self._stream_of(x, steps)
         _check_follows(stream)
-        for answers, moves in stream.until_rest(x, steps, moves=True):
+        for answers, moves in stream.until_rest(stream.given, steps, moves=True):
             yield stream.answer(answers), stream.by_layer(moves)
+
+
+def _signal(x: Any, mode: str) -> Any:
+    if x is None:
+        return x
+    check_batch(x)
+    if isinstance(x, SpikeTrain) and mode != "events":
+        raise ValueError(f"x: expected an image, got {describe(x)}")
+    if isinstance(x, SpikeTrain) or mode != "events":
+        return x
+    checks.binary("x", x)
+    return SpikeTrain.unchecked((x != 0).to(torch.uint8).unsqueeze(0), 1)
+
+
+def flags_of(x: Inputs) -> Tensor | None:
+    """Return the NaN flags of all inputs."""
+    return reduce(add_flags, [each.bad for each in x if isinstance(each, SpikeTrain)], None)
 
 
 def _check_follows(stream: Stream) -> None:

@@ -34,7 +34,7 @@ class Value(signal.Signal):
         number: the number of the instruction, or INPUT.
         timing: that of a train or of currents; None of numbers.
         gain: what a count of it is worth, a number or one for each channel.
-        is_image: whether it is the input, also after moves such as pooling.
+        source: the number of the input that it is, also after moves such as pooling; else None.
         is_currents: whether it is currents.
         channels: their number; None if it is not known.
         owner: the lowering that made it, which adds and joins values.
@@ -48,12 +48,12 @@ class Value(signal.Signal):
         number: int,
         timing: str | None,
         gain: float | Tensor,
-        is_image: bool = False,
+        source: int | None = None,
         is_currents: bool = False,
         channels: int | None = None,
         owner: Any = None,
     ) -> None:
-        self.number, self.timing, self.gain, self.is_image = number, timing, gain, is_image
+        self.number, self.timing, self.gain, self.source = number, timing, gain, source
         self.is_currents, self.channels, self.owner = is_currents, channels, owner
         self.converted: Value | None = None
         self.origin: tuple[Value, Tensor] | None = None
@@ -62,7 +62,7 @@ class Value(signal.Signal):
     @property
     def is_numbers(self) -> bool:
         """Whether it is mean counts, or what a readout or a function makes of them."""
-        return self.timing is None and not self.is_image
+        return self.timing is None and self.source is None
 
     def __add__(self, other: Any) -> Any:
         adds = self.is_numbers or self.is_currents or (isinstance(other, Value) and other.is_currents)
@@ -113,13 +113,13 @@ def refuse_hooks(net: nn.Module) -> None:
             raise CannotLower(name or "net", "it has a forward hook, which only its own forward calls: remove the hook")
 
 
-def trace(net: nn.Module, x: Value, call: Callable[..., Value], function: Callable[..., Any]) -> Any:
-    """Return what the network makes of x, where ``call(name, layer, x, **further)`` is the forward of each layer.
+def trace(net: nn.Module, inputs: list[Value], call: Callable[..., Value], function: Callable[..., Any]) -> Any:
+    """Return what the network makes of inputs, where ``call(name, layer, x, **further)`` is the forward of each layer.
 
     ``function(name, f, *args)`` stands for the functions of a converted network.
     """
     refuse_hooks(net)
-    return _Tracer(call, function).copy(net)(x)
+    return _Tracer(call, function).copy(net)(*inputs)
 
 
 class _Tracer:

@@ -103,8 +103,10 @@ class IntegerGraph:
             raise TypeError(f"frozen: expected what tandem_snn.freeze returns, got {type(frozen).__name__}")
         if frozen.T is None or frozen.shape is None:
             raise ValueError("frozen: its T and shape are not known yet: call it on an input first")
+        if len(frozen._modes) > 1:
+            raise CannotLower("net", "it has several inputs")
         x: Any = torch.zeros(1, *frozen.shape)
-        graph = cls(listing_of(frozen, x if frozen._takes_images else SpikeTrain.from_counts(x, frozen.T)))
+        graph = cls(listing_of(frozen, x if frozen._modes[0] != "events" else SpikeTrain.from_counts(x, frozen.T)))
         for refusal in graph.refusals:
             raise refusal
         return graph

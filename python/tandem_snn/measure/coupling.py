@@ -12,7 +12,7 @@ from tandem_ext.functional.neuron import over_space
 
 from .. import nn as tnn
 from ..nn.hooks import check_layers, evaluating, watching
-from ..nn.signals import effective_counts
+from ..nn.signals import called, effective_counts
 
 _PASSING = (tnn.AvgPool2d, tnn.AdaptiveAvgPool2d, tnn.MaxPool2d, tnn.Flatten, tnn.Dropout)
 _READING = (tnn.SpikingLayer, tnn.Readout)
@@ -100,7 +100,7 @@ def activations(net: nn.Module, x: Any) -> list[Activation]:
             ideal[id(y)] = (y, found[-1].a.relu() * over_space(y.gain, y.shape), found[-1])
 
     with evaluating(net), watching(net, (*_PASSING, *_READING), record):
-        net(x)
+        called(net, x)
     return found
 
 

@@ -18,6 +18,7 @@ from tandem_ext.signal import Signal
 from ..errors import abridged
 from ..nn.hooks import FIRING, check_layers, evaluating, is_own, watching
 from ..nn.passing import Encoder
+from ..nn.signals import called
 
 
 @dataclass(repr=False)
@@ -179,7 +180,7 @@ def firing_rates(net: nn.Module, x: Any) -> dict[str, float]:
     """
     check_layers(net, (*FIRING, Encoder), x)
     with evaluating(net), Monitor(net, samples=1) as monitor:
-        net(x)
+        called(net, x)
     return {name: layer.rates.mean().item() for name, layer in monitor.items()}
 
 

@@ -16,7 +16,7 @@ from tandem_ext import SpikeTrain, checks
 from .. import nn as tnn
 from ..frozen import FrozenNetwork
 from ..nn.hooks import SYNAPTIC, call_inputs, check_layers, evaluating, only_layers_fire, watching
-from ..nn.signals import describe
+from ..nn.signals import called, describe
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def synops(net: nn.Module, x: Any) -> SynOps | Tensor:
 
     check_layers(net, SYNAPTIC, x)
     with evaluating(net), only_layers_fire(net), watching(net, SYNAPTIC, record):
-        net(x)
+        called(net, x)
     return SynOps(layers)
 
 

@@ -15,7 +15,7 @@ from .. import nn as tnn
 from ..errors import UserError, extra
 from ..listing import listing_of
 from ..nn.passing import Mode
-from ..nn.signals import check_batch, check_network
+from ..nn.signals import batches, check_network
 from .reader import Reader
 from .values import plain
 from .writer import Writer, folded
@@ -54,7 +54,7 @@ def to_nir(net: nn.Module, x: Any, *, dt: float = 1.0, window: bool = False) -> 
     ['input', 'n1', 'n1_neurons', 'n2', 'output']
     """
     net = check_network("net", net)
-    check_batch(x)
+    batches(x)
     checks.number("dt", dt, "a number", "a positive number", math.ulp(0.0))
     network = folded(listing_of(net, x))
     writer = Writer(network.shape, network.T, dt, network.window_timing)

@@ -43,6 +43,8 @@ class Writer:
 
     def write(self, stage: NamedStage) -> None:
         kind, x = stage.instruction.kind, self.result[stage.x]
+        if kind == "input":
+            raise CannotLower("net", f"it has a second input, {stage.layer.name!r}: a graph has one")
         if kind == "output":
             raise CannotLower(
                 "net", f"it returns several answers, of which {stage.layer.name!r} is one: a graph has one"

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -48,6 +48,14 @@ def check_batch(x: object) -> None:
         raise TypeError(f"x: expected a tensor [B, *features] or a SpikeTrain, got {describe(x)}")
 
 
+def batches(x: object) -> tuple[Any, ...]:
+    """Return the inputs of a whole network: x, or each item of a tuple, after a check."""
+    inputs = x if isinstance(x, tuple) else (x,)
+    for each in inputs:
+        check_batch(each)
+    return inputs
+
+
 def check_network(name: str, value: object) -> nn.Module:
     """Return the network, without what may wrap it for training: torch.compile, data parallelism, averages."""
     if not isinstance(value, nn.Module):
@@ -61,6 +69,11 @@ def inputs_of(net: nn.Module) -> list[str]:
     """Return the names of the arguments that the forward of a network needs."""
     arguments = inspect.signature(net.forward).parameters.values()
     return [a.name for a in arguments if a.default is a.empty and a.kind not in (a.VAR_POSITIONAL, a.VAR_KEYWORD)]
+
+
+def called(net: nn.Module, x: object) -> object:
+    """Call a network with x, or with each item of a tuple."""
+    return net(*x) if isinstance(x, tuple) else net(x)
 
 
 def describe(x: object) -> str:
