@@ -157,6 +157,36 @@ def square_root(x: Tensor) -> Tensor:
     return torch.where((rest < 0) & (-rest >= (root - below) * root), below, root)
 
 
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+def fixed_point(weight: Tensor) -> Tensor:
+    """Return weights [N, ...] in float64 as the kernels multiply them: integers times a unit of each output.
+
+    Their products with counts are exact in any order below 2^53 units. csrc/kernels/weights/unit.h is the same in C++,
+    and names its constants. float64 weights, which have no unit, and int8 are what they are.
+    """
+    if weight.dtype in (torch.float64, torch.int8) or weight.numel() == 0:
+        return weight.double()
+    rows = weight.float().flatten(1)
+    size, largest = rows.abs(), rows.abs().amax(1)
+    scale = largest.frexp().exponent.clamp(min=-30)
+    measured = (size * _power_of_two(20 - scale).unsqueeze(1)).long().sum(1) + rows.shape[1]
+    exponent = (measured.double().frexp().exponent - 20 + scale).clamp(min=-30) - 30
+    spare, most = (17, 0x7F7F) if weight.dtype != torch.float32 else (3, 0x7F7F7F)
+    options = exponent.unsqueeze(1) + torch.arange(spare, dtype=torch.int32, device=weight.device)
+    fits = largest.unsqueeze(1) * _power_of_two(-options) <= most
+    exponent = exponent + fits.int().argmax(1)
+    scaled = rows * _power_of_two(-exponent).unsqueeze(1)
+    whole = (scaled + (0.49999997 * scaled.sign())).trunc()
+    integers = torch.where(largest.isfinite().unsqueeze(1), whole, math.nan)
+    return (integers.double() * _power_of_two(exponent).double().unsqueeze(1)).view(weight.shape)
+
+
+def _power_of_two(n: Tensor) -> Tensor:
+    return ((n.int() + 127) << 23).view(torch.float32)
+
+
 # --- the format -------------------------------------------------------------------------------------------------------
 
 

@@ -105,6 +105,8 @@ void run(const Layer& layer, ParallelFor parallel);
 
 // u = W c [rows, outputs], the sum of y[t] over the window. Of layer.neuron only T and timing are used.
 void window_product(const Layer& layer, float* u, ParallelFor parallel);
+// Adds them to sums [rows, outputs], without rounding.
+void add_window_product(const Layer& layer, double* sums, ParallelFor parallel);
 
 }  // namespace cpu
 

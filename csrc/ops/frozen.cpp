@@ -164,7 +164,7 @@ class TorchNumbers : public network::Host {
 
  private:
   Tensor pooled(const RealLayer& layer, const float* x) const {
-    return layer.currents ? from_memory(x, batched(layer.batch, layer.in), 1) : tensor(layer, x);
+    return layer.wide ? from_memory(x, batched(layer.batch, layer.in), 1) : tensor(layer, x);
   }
   // The network's inputs may have any layout; later values are contiguous, or channels last.
   Tensor tensor(const RealLayer& layer, const float* x) const {

@@ -86,6 +86,42 @@ void for_pieces(const Layer& layer, Workspace& workspace, const Use& use) {
   }
 }
 
+// Spikes are counted first, for one product instead of one of each step; in a long window by pieces of whole planes
+// whose counts fit a byte.
+constexpr int kPlanesOfPiece = 31;
+int64_t pieces_of(const Layer& layer) {
+  return layer.neuron.T <= UINT8_MAX ? 1 : (layer.sheets() + kPlanesOfPiece - 1) / kPlanesOfPiece;
+}
+
+// Calls use(tile, windows) for every tile of every piece.
+template <class Use>
+void multiply_counts(const Layer& layer, ParallelFor parallel, const Use& use) {
+  if (layer.geometry.neurons() == 0) return;
+  const int64_t size = layer.geometry.sheet_size(), pieces = pieces_of(layer), sheets = layer.sheets();
+  Workspace workspace;
+  Layer counted = layer;
+  counted.neuron.stored = nullptr;  // wants_sums()
+  if (layer.timing() == Timing::kStep) {
+    auto* counts = workspace.take<uint8_t>(pieces * size);
+    for (int64_t i = 0; i < pieces; ++i) {
+      const int64_t first = i * kPlanesOfPiece;
+      const int64_t count = pieces == 1 ? sheets : std::min<int64_t>(kPlanesOfPiece, sheets - first);
+      count_bytes(layer.stored + first * size, static_cast<int32_t>(count), size, counts + i * size, parallel);
+    }
+    counted.stored = counts;
+    counted.neuron.timing = Timing::kWindow;
+  }
+  const Way way = choose(counted, Density::measure(counted));
+  prepare(counted, way, workspace, parallel);
+  const Prepared prepared(counted);
+  for (int64_t i = 0; i < pieces; ++i, counted.stored += size) {
+    multiply_layer(counted, way, prepared, workspace, parallel,
+                   [&](const Product& product, const Tile& tile, const BlockInputs& inputs, Workspace& own) {
+                     use(tile, product.windows(tile, inputs, own));
+                   });
+  }
+}
+
 // Packs neuron.open into the mask, unless null.
 void write_mask(const Neuron& neuron, ParallelFor parallel) {
   if (neuron.open == nullptr) return;
@@ -123,40 +159,23 @@ void run(const Layer& whole, ParallelFor parallel) {
   write_mask(layer.neuron, parallel);
 }
 
-// Spikes are counted first, for one product instead of one of each step; in a long window by whole planes whose counts
-// fit a byte.
 void window_product(const Layer& layer, float* u, ParallelFor parallel) {
-  constexpr int kPlanes = 31;
-  const int64_t size = layer.geometry.sheet_size(), outputs = layer.geometry.outputs;
-  const int64_t neurons = layer.geometry.neurons();
-  if (neurons == 0) return;
-  const int sheets = layer.sheets(), pieces = layer.neuron.T <= UINT8_MAX ? 1 : (sheets + kPlanes - 1) / kPlanes;
+  const int64_t outputs = layer.geometry.outputs, neurons = layer.geometry.neurons();
+  if (pieces_of(layer) == 1) {
+    return multiply_counts(layer, parallel,
+                           [=](const Tile& tile, const double* windows) { write_products(tile, windows, u, outputs); });
+  }
   Workspace workspace;
-  Layer counted = layer;
-  counted.neuron.stored = nullptr;  // wants_sums()
-  if (layer.timing() == Timing::kStep) {
-    auto* counts = workspace.take<uint8_t>(pieces * size);
-    for (int i = 0; i < pieces; ++i) {
-      const int first = i * kPlanes, count = pieces == 1 ? sheets : std::min(kPlanes, sheets - first);
-      count_bytes(layer.stored + first * size, count, size, counts + i * size, parallel);
-    }
-    counted.stored = counts;
-    counted.neuron.timing = Timing::kWindow;
-  }
-  const Way way = choose(counted, Density::measure(counted));
-  prepare(counted, way, workspace, parallel);
-  const Prepared prepared(counted);
-  double* sums = pieces == 1 ? nullptr : workspace.take<double>(neurons);
-  if (sums != nullptr) std::fill_n(sums, neurons, 0.0);
-  for (int i = 0; i < pieces; ++i, counted.stored += size) {
-    multiply_layer(counted, way, prepared, workspace, parallel,
-                   [&](const Product& product, const Tile& tile, const BlockInputs& inputs, Workspace& own) {
-                     const double* windows = product.windows(tile, inputs, own);
-                     sums == nullptr ? write_products(tile, windows, u, outputs)
-                                     : add_products(tile, windows, sums, outputs);
-                   });
-  }
-  if (sums != nullptr) std::copy_n(sums, neurons, u);
+  auto* sums = workspace.take<double>(neurons);
+  std::fill_n(sums, neurons, 0.0);
+  add_window_product(layer, sums, parallel);
+  std::copy_n(sums, neurons, u);
+}
+
+void add_window_product(const Layer& layer, double* sums, ParallelFor parallel) {
+  const int64_t outputs = layer.geometry.outputs;
+  multiply_counts(layer, parallel,
+                  [=](const Tile& tile, const double* windows) { add_products(tile, windows, sums, outputs); });
 }
 
 }  // namespace tandem::cpu

@@ -7,8 +7,9 @@
 //   step              a stream: with step timing a time step, the same loop with potentials that are kept; with window
 //                     timing steps towards the answer for the present input (follow.cpp)
 //
-// The kernels multiply spikes. Products and pools of real numbers (images, currents, mean counts, the readout) are
-// computed by the caller's functions and so have the same bits as the caller's own network.
+// The kernels multiply spikes, counts and the sums of which mean counts are the means. Products and pools of real
+// numbers (images, currents) are computed by the caller's functions and so have the same bits as the caller's own
+// network.
 #pragma once
 
 #include "program.h"
@@ -33,7 +34,7 @@ struct RealLayer {
   int64_t batch;
   Shape in, out;
   bool channels_last;
-  bool currents;  // which are float32 whatever the type of the weights, until a weight multiplies them
+  bool wide;  // currents and counts, which are float32 whatever the type of the weights, until a weight multiplies them
 };
 
 // What Host::gathered does with contiguous images.
@@ -70,7 +71,8 @@ enum class Mode : int32_t { kWindow = 0, kSteps = 1, kFollowing = 2 };
 // What a stream keeps: a Stream, then arrays [batch, ...], each from its offset on, in bytes per sample. Those of an
 // instruction with step timing:
 //   layer, average     potentials; of a current that is mostly the same at the next step also product, W x, and x
-//   reader of counts   the counts so far
+//   mean               the counts so far
+//   readout            the sums so far, exact
 // and if its neurons follow:
 //   layer, average     sums of a train's counts, or product, W x of real numbers; by row (output pixel) marks
 //                      (follow.cpp), and NaN if a potential is not finite
@@ -164,7 +166,9 @@ class Network {
   friend class Run;
   friend class Follower;
 
-  bool is_packed(int64_t i) const { return program_.kind(i) == Kind::layer && program_.reads_train(i); }
+  bool is_packed(int64_t i) const {
+    return (program_.kind(i) == Kind::layer && program_.reads_train(i)) || program_.adds_counts(i);
+  }
   // Whether the host multiplies the instruction's weights and the numbers do not hold them as float32.
   bool is_widened(int64_t i) const {
     const bool has_weights = program_.kind(i) == Kind::layer || program_.kind(i) == Kind::readout;

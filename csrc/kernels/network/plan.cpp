@@ -198,7 +198,10 @@ class Planner {
     step.kept.potentials = keep_array<float>(program_.fires(number) ? step.out.features() : 0);
     step.kept.product = keep_array<float>(constant ? step.out.features() : 0);
     step.kept.x = keep_array<float>(constant ? step.in.features() : 0);
-    step.kept.so_far = keep_array<float>(counts ? step.in.features() : 0);
+    const bool adds = counts && program_.adds_counts(number);
+    step.kept.so_far = adds     ? keep_array<double>(step.out.features())
+                       : counts ? keep_array<float>(step.in.features())
+                                : keep_array<float>(0);
   }
 
   // Neurons that follow their input: everything is of one window, and its values are kept from step to step.

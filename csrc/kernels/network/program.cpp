@@ -342,6 +342,13 @@ std::string vocabulary() {
   return names;
 }
 
+int64_t Program::mean_of(int64_t i) const {
+  int64_t v = instructions[i].input;
+  while (v >= 0 && kind(v) == Kind::flatten && values[v] == Value::kMeans) v = instructions[v].input;
+  if (v < 0 || (kind(v) != Kind::mean && kind(v) != Kind::adaptive_mean) || !reads_train(v)) return -1;
+  return instructions[v].scale == kAbsent && real(instructions[v].gain) == 1 ? v : -1;
+}
+
 int64_t Program::most_steps() const {
   for (int64_t i = 0; i < size(); ++i) {
     if (has_window_timing(i) || values[i] == Value::kWindowTrain) return tandem::most_steps(Timing::kWindow);

@@ -139,6 +139,11 @@ struct Program {
   bool fires(int64_t i) const {
     return is_train(i) && (kind(i) == Kind::layer || kind(i) == Kind::average || kind(i) == Kind::neurons);
   }
+  // The mean of a train's counts, also flattened, that a readout reads, whose integers it adds; or -1. A mean with a
+  // gain is of real numbers.
+  int64_t mean_of(int64_t i) const;
+  // Whether it is a readout whose answer is an exact sum of counts.
+  bool adds_counts(int64_t i) const { return kind(i) == Kind::readout && (reads_train(i) || mean_of(i) >= 0); }
   bool reads_currents(int64_t i) const { return value(instructions[i].input) == Value::kCurrents; }
   // Whether it computes currents from values of the same window that are not only the input of a product.
   bool derives(int64_t i) const {

@@ -21,6 +21,8 @@ Run::Run(const Network& network, const Plan& plan, const Call& call, uint8_t* st
       planes_(plan.planes),
       values_(program_.size()),
       so_far_(program_.size()),
+      sums_(program_.size()),
+      answers_(program_.size()),
       means_(program_.size()) {
   if (!call.host->computes_in(program_.dtype())) refuse("dtype: this host does not compute in the type of its weights");
   results_ = memory_.take<uint8_t>(plan.workspace);
@@ -37,17 +39,6 @@ void Run::operator()() {
   for (int64_t t = call_.every_step ? 0 : T_ - 1; t < T_; ++t) {
     answer(t, (streams() ? stream().steps : t) + 1, to);
     for (size_t k = 0; k < to.size(); ++k) to[k] += plan_.batch * plan_.answers[k].features();
-  }
-}
-
-void Run::answer(int64_t t, int64_t steps, const std::vector<float*>& to) {
-  for (int64_t i = 0; i < program_.size(); ++i) {
-    if (program_.values[i] == Value::kMeans) values_[i] = means(i, t, steps);
-  }
-  for (size_t n = 0; n < to.size(); ++n) {
-    const int64_t outputs = plan_.answers[n].features();
-    const float* answer = real(program_.answers[n]);
-    for (int64_t k = 0; k < plan_.batch * outputs; ++k) to[n][k] = answer[k] + bad_[k / outputs];
   }
 }
 
@@ -207,97 +198,6 @@ Layer Run::layer(int64_t i, int64_t batch, const Neuron& neuron) {
     train_layer.prepared = nullptr;
   }
   return train_layer;
-}
-
-// --- from counts -----------------------------------------------------------------------------------------------------
-
-// The result of an instruction that reads counts, after step t of this run and `steps` steps of the window.
-const float* Run::means(int64_t i, int64_t t, int64_t steps) {
-  const Instruction& in = instruction(i);
-  const Kind kind = program_.kind(i);
-  const float share = static_cast<float>(steps) / static_cast<float>(plan_.T);
-  if (kind == Kind::sum) return sum_of_means(i, share);
-  const float* x = program_.reads_train(i) ? counts(i, t) : real(in.input);
-  if (kind == Kind::flatten || kind == Kind::output) return x;
-  if (kind == Kind::upsample) return call_.host->upsampled(real_layer(i), x);
-  if (kind == Kind::max_pool) return call_.host->maximum(real_layer(i), x);
-  if (kind == Kind::gather && in.residual != kAbsent) {
-    const int64_t size = plan_.steps[i].in.features(), all = plan_.steps[i].out.features();
-    std::vector<float>& joined = means_[i];
-    joined.clear();
-    for (int64_t b = 0; b < plan_.batch; ++b) {
-      joined.insert(joined.end(), x + b * size, x + (b + 1) * size);
-      const float* other = real(in.residual) + b * (all - size);
-      joined.insert(joined.end(), other, other + all - size);
-    }
-    return joined.data();
-  }
-  if (kind == Kind::gather) {
-    return call_.host->gathered(real_layer(i), reinterpret_cast<const int32_t*>(floats(in.index)), x);
-  }
-  if (kind != Kind::readout) return call_.host->mean(real_layer(i), x);
-  const float* bias = floats(in.shift);
-  std::vector<float> so_far;
-  for (int64_t n = 0; n < in.outputs && bias != nullptr; ++n) so_far.push_back(bias[n] * share);
-  if (in.axes == 0) return call_.host->product(real_layer(i), weights(i), bias == nullptr ? nullptr : so_far.data(), x);
-  const Shape& out = plan_.steps[i].out;
-  std::vector<float>& answer = means_[i];
-  answer.resize(plan_.batch * out.features());
-  transpose(call_.host->product(real_layer(i), weights(i), nullptr, x), out.height * out.width, out.channels,
-            answer.data());
-  const int64_t pixels = out.height * out.width;
-  for (size_t k = 0; k < answer.size() && bias != nullptr; ++k) {
-    answer[k] = call_.host->as_type(answer[k] + call_.host->as_type(so_far[k / pixels % out.channels]));
-  }
-  return answer.data();
-}
-
-// Of values in C, H, W order, with a share of the shift.
-const float* Run::sum_of_means(int64_t i, float share) {
-  const Instruction& in = instruction(i);
-  const Shape& shape = plan_.steps[i].out;
-  const int64_t pixels = shape.height * shape.width;
-  const float *scale = floats(in.scale), *shift = floats(in.shift), *residual_scale = floats(in.residual_scale);
-  const float *x = real(in.input), *added = in.residual == kAbsent ? nullptr : real(in.residual);
-  const auto scaled = [&](const float* by, float value, int64_t k) {
-    return by == nullptr ? value : call_.host->as_type(rounded_mul(by[k / pixels % shape.channels], value));
-  };
-  std::vector<float>& y = means_[i];
-  y.resize(plan_.batch * shape.features());
-  for (int64_t k = 0; k < static_cast<int64_t>(y.size()); ++k) {
-    y[k] = scaled(scale, x[k], k);
-    if (shift != nullptr) y[k] = call_.host->as_type(rounded_add(y[k], shift[k / pixels % shape.channels] * share));
-    if (added != nullptr) y[k] = call_.host->as_type(rounded_add(y[k], scaled(residual_scale, added[k], k)));
-  }
-  return y.data();
-}
-
-// The spike counts after step t times the gain, channels last.
-const float* Run::counts(int64_t i, int64_t t) {
-  const int64_t n = plan_.batch * plan_.steps[i].in.features();
-  const uint8_t* bytes = train(instruction(i).input);
-  const bool bursts = program_.value(instruction(i).input) == Value::kWindowTrain && !streams();
-  std::vector<float>& sum = so_far_[i];  // torch's product depends on alignment, so it does not read the state
-  sum.resize(n);
-  if (bursts) {
-    const auto most = static_cast<uint8_t>(t + 1);  // a burst's spikes so far
-    for (int64_t k = 0; k < n; ++k) sum[k] = static_cast<float>(std::min(bytes[k], most));
-  } else if (call_.every_step) {
-    bytes += t / 8 * n;
-    for (int64_t k = 0; k < n; ++k) sum[k] += static_cast<float>(bytes[k] >> (t % 8) & 1);
-  } else {
-    cpu::counts(bytes, static_cast<int32_t>(planes_), n, sum.data(), DType::kFloat32, call_.parallel);
-  }
-  if (streams()) {
-    auto* before = all<float>(kept(i).so_far);
-    for (int64_t k = 0; k < n; ++k) sum[k] = before[k] = (stream().steps > 0 ? before[k] : 0.f) + sum[k];
-  }
-  const auto gain = static_cast<float>(network::real(instruction(i).gain));
-  const float* scales = program_.kind(i) == Kind::readout ? nullptr : floats(instruction(i).scale);
-  if (gain == 1.f && scales == nullptr) return sum.data();
-  scaled_.resize(n);
-  for (int64_t k = 0; k < n; ++k) scaled_[k] = sum[k] * (scales == nullptr ? gain : scales[k % instruction(i).outputs]);
-  return scaled_.data();
 }
 
 void Network::run(const Plan& plan, const Call& call) const { Run(*this, plan, call)(); }

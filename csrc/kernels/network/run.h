@@ -23,8 +23,8 @@ class Run {
   const uint8_t* train(int64_t v) const { return static_cast<const uint8_t*>(value(v)); }
   const float* real(int64_t v) const { return static_cast<const float*>(value(v)); }
   RealLayer real_layer(int64_t i) const {
-    const bool currents = program_.reads_currents(i), channels_last = currents || program_.reads_train(i);
-    return {instruction(i), plan_.batch, plan_.steps[i].in, plan_.steps[i].out, channels_last, currents};
+    const bool wide = program_.reads_currents(i) || program_.reads_train(i);
+    return {instruction(i), plan_.batch, plan_.steps[i].in, plan_.steps[i].out, wide, wide};
   }
 
   void execute(int64_t i);
@@ -75,7 +75,7 @@ class Run {
   int64_t images(int64_t i) const {
     return plan_.batch * (program_.value(instruction(i).input) == Value::kWindowTrain ? 1 : planes_);
   }
-  // The float32 weights of a layer that reads real numbers, or of a readout.
+  // The float32 weights of a layer or a readout that reads real numbers.
   const float* weights(int64_t i) const {
     return network_.is_widened(i) ? reinterpret_cast<const float*>(prepared(i)) : floats(instruction(i).weight);
   }
@@ -92,13 +92,21 @@ class Run {
   void move_currents(int64_t i);
   void transpose(const float* x, int64_t rows, int64_t columns, float* out) const;
   void multiply_steps(Layer train_layer, int64_t steps, float* y);
+  // answer.cpp
   const float* means(int64_t i, int64_t t, int64_t steps);
-  const float* counts(int64_t i, int64_t t);
+  const float* joined_means(int64_t i);
   const float* sum_of_means(int64_t i, float share);
+  const float* read_out(int64_t i, float share, int64_t t);
+  void add_counts(int64_t i, int64_t t, float* u);
+  void add_means(int64_t i, int64_t mean, float* u);
+  const float* scaled_by(int64_t i, float gain);
+  const float* counts(int64_t i, int64_t t);
 
   uint8_t* results_;
-  std::vector<std::vector<float>> so_far_;  // by instruction: the counts that it reads
-  std::vector<std::vector<float>> means_;   // by instruction: sums, and readouts for each pixel, channels first
+  std::vector<std::vector<float>> so_far_;   // by instruction: the counts that it reads
+  std::vector<std::vector<double>> sums_;    // the sums of readouts so far
+  std::vector<std::vector<float>> answers_;  // of readouts and means, channels first
+  std::vector<const float*> means_;          // means without their gain
   std::vector<float> scaled_, silence_;
 };
 

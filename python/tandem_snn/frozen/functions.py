@@ -64,6 +64,7 @@ def _of_channels(lowering: Lowering, name: str, x: Value, constant: Any) -> Tens
 
 def rearranged(lowering: Lowering, name: str, f: Any, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
     """Append what an operator of torch.ops.aten, by its name, or a function does that only moves features."""
+    args, kwargs = pytree.tree_map_only(Value, lowering.real, (args, kwargs))
     values = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Value)]
     if f in JOINS and args[1:2] in ((1,), ()) and kwargs.get("dim", 1) == 1:
         return joined(lowering, name, values)

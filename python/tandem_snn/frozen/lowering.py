@@ -100,6 +100,7 @@ class Lowering:
         for path, value in answers.items():
             if not isinstance(value, Value) or value.number < len(self.inputs) - 1 or value.pending:
                 raise CannotLower("net", f"its output {path!r} is not that of a Readout".replace(" ''", ""))
+            value = answers[path] = self.real(value)
             if path:
                 answers[path] = self._add(path, "output", value, None, 1.0, {})
         self._set_modes()
@@ -182,8 +183,8 @@ class Lowering:
 
     def numbers(self, name: str, x: Value, other: Value | None = None, **tensors: Tensor | None) -> Value:
         """Append a sum of numbers, with a scale or a shift of each channel."""
-        channels = self.channels_of(name, x)
-        fields = {"residual": ABSENT if other is None else other.number, "outputs": channels}
+        channels, x = self.channels_of(name, x), self.real(x)
+        fields = {"residual": ABSENT if other is None else self.real(other).number, "outputs": channels}
         each: Any = {key: None if t is None else t.expand(channels).contiguous() for key, t in tensors.items()}
         y = self._add(name, "sum", x, None, 1.0, each, **fields)
         y.channels = channels
@@ -291,7 +292,23 @@ class Lowering:
         x = x if x.is_currents else self.currents(name, "sum", x, features[0], {"outputs": features[0]})
         return self.currents(name, "upsample", x, features[0], fields)
 
+    def real(self, x: Value) -> Value:
+        """Return mean counts times their gain, for what reads real numbers: a readout adds integers, without it."""
+        if not x.is_numbers or not (_by_channel(x.gain) or float(x.gain) != 1.0):
+            return x
+        stage = self.list[x.number]
+        i, scale = stage.instruction, None
+        if i.kind == "flatten":
+            i = replace(i, input=self.real(Value(i.input, None, x.gain)).number)
+        elif isinstance(x.gain, Tensor) and x.gain.dim():
+            scale = x.gain
+        else:
+            i = replace(i, gain=float(x.gain))
+        self.list.append(Stage(stage.name, i, scale=scale))
+        return Value(len(self.list) - 1, None, 1.0, channels=x.channels, owner=self)
+
     def _move(self, name: str, layer: Any, x: Value) -> Value:
+        x = x if isinstance(layer, tnn.Flatten) else self.real(x)
         if isinstance(layer, tnn.Upsample):
             return self._upsample(name, layer, x)
         if isinstance(layer, tnn.AdaptiveMaxPool2d):
@@ -302,12 +319,8 @@ class Lowering:
         means = isinstance(layer, tnn.AdaptiveAvgPool2d) or (isinstance(layer, tnn.AvgPool2d) and not layer.spiking)
         if means and x.source is not None and self.modes[x.source] not in (None, "events"):
             raise CannotLower(name, "it averages the input, so nothing in the network spikes")
-        gain, read = (1.0, x) if means else (x.gain, x)
+        gain, read = x.gain, x
         tensors, fields = dict[str, Any](), dict[str, Any]()
-        if means and _by_channel(x.gain):
-            tensors["scale"] = x.gain
-        elif means:
-            fields["gain"] = float(x.gain)
         kind, geometry = _pooling(name, layer, means)
         gain = gain.flatten() if isinstance(gain, Tensor) and kind == "flatten" else gain
         fields = geometry if kind == "flatten" else fields | geometry

@@ -20,14 +20,14 @@ from tandem_ext.functional.attention import products_of_counts
 from tandem_ext.functional.neuron import over_inputs, over_space
 from tandem_ext.functional.products import Product
 from tandem_ext.functional.settings import Settings
-from tandem_ext.ops import compute_dtype, counts_dtype
+from tandem_ext.ops import compute_dtype
 from tandem_ext.train import add_flags
 
 from .. import nn as tnn
 from ..nn.attention import no_steps
 from ..nn.currents import Currents, combined, currents_of, fire, product
-from ..nn.passing import SIGNALS, product_of_counts
-from ..nn.signals import describe, map_counts
+from ..nn.passing import SIGNALS, answer, real_answer
+from ..nn.signals import MeanCounts, describe, effective_counts, means_of
 from .instruction import ABSENT, CONVERSIONS, INPUT, TENSORS, Instruction
 
 _ops = torch.ops.tandem
@@ -123,7 +123,7 @@ class Stage(nn.Module):
             gain = i.gain if self.scale is None else self.scale
             return self.move(x.replace(gain=gain) if isinstance(x, SpikeTrain) else x)
         if i.kind == "readout":
-            return map_counts(x, partial(self._answer, 1 if isinstance(x, Tensor) else x.T))
+            return self._answer(x)
         return self._spikes(x, residual) if i.fires else self._currents(x)
 
     def _gathered(self, x: Any, joined: Any) -> Any:
@@ -246,11 +246,14 @@ class Stage(nn.Module):
         below, right = self.instruction.after
         return F.pad(x, (0, right, 0, below)[: 2 * self.instruction.axes]) if below or right else x
 
-    def _answer(self, T: int, counts: Tensor) -> Tensor:
-        gain = self.instruction.gain
-        counts = counts.to(counts_dtype(self.dtype, T))
-        counts = counts if gain == 1.0 else counts * gain
-        return product_of_counts(counts, self.real_weight(), self.shift, self._synapses(), T)
+    def _answer(self, x: Any) -> Tensor:
+        gain, synapses, means = self.instruction.gain, self._synapses(), means_of(x)
+        counted = x if means is None or isinstance(means.gain, Tensor) or means.gain != 1.0 else means
+        if isinstance(counted, (SpikeTrain, MeanCounts)):
+            assert self.weight is not None
+            return answer(counted, self.weight, self.step, gain, self.shift, synapses, self.dtype)
+        x = effective_counts(x)
+        return real_answer(x if gain == 1.0 else x * gain, self.real_weight(), self.shift, synapses)
 
     def _output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the neurons, [B, N, *space]; raise ValueError if the input does not fit."""

@@ -7,14 +7,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
-from tandem_ext.functional.layer import Input, by_channel
-from tandem_ext.functional.neuron import cast, over_space
-from tandem_ext.functional.products import LINEAR, Product, autocast_dtype, convolution
-from tandem_ext.ops import counts_dtype
+from tandem_ext.functional.autograd import apply
+from tandem_ext.functional.layer import Input, by_channel, window_product
+from tandem_ext.functional.neuron import cast, fold, over_space
+from tandem_ext.functional.products import LINEAR, Product, autocast_dtype, convolution, torch_product
+from tandem_ext.ops import compute_dtype
+from tandem_ext.rule import divided, fixed_point
+from tandem_ext.signal import needs_grad
+from tandem_ext.train import with_flags
 
 from .currents import Currents, real_product
-from .quantise import check_bits, rounded
-from .signals import X, check_images, check_input, describe, map_counts, map_features
+from .quantise import StraightThrough, byte_integers, check_bits, integers, rounded
+from .signals import (
+    MeanCounts,
+    X,
+    check_images,
+    check_input,
+    describe,
+    effective_counts,
+    known_as,
+    map_features,
+    means_of,
+)
 
 Mode = Literal["direct", "zero_expand", "events"]
 SIGNALS: dict[str, Any] = {"direct": ConstantInput, "zero_expand": ImpulseInput, "events": SpikeTrain}
@@ -101,10 +115,15 @@ class Flatten(nn.Flatten):
             takes = f"Flatten({self.start_dim}, {self.end_dim}) takes features with these dimensions"
             raise ValueError(f"x: {takes}, got shape {list(x.shape)}")
         flat: Any = map_features(x, lambda t: t.flatten(start, end))
-        gain = 1.0 if isinstance(x, Tensor) else x.gain
+        means = means_of(x)
+        if isinstance(x, Tensor) and means is None:
+            return flat
+        gain = x.gain if means is None else means.gain  # type: ignore[union-attr]
         if isinstance(gain, Tensor) and gain.dim() and start == 1 - dims:  # one channel becomes several features
             gain = gain.flatten() if gain.dim() > 1 else gain.repeat_interleave(flat.shape[1] // len(gain))
-            flat = flat.replace(gain=gain)
+        if means is None:
+            return flat.replace(gain=gain)
+        known_as(flat, means.replace(counts=means.counts.flatten(start, end), gain=gain))
         return flat
 
 
@@ -161,9 +180,9 @@ class _FewBits(nn.Module):
 class Readout(_FewBits, nn.Linear):
     """The output layer of a spiking network: a linear map of spike counts to logits, without spikes.
 
-    The result is the membrane potential that neurons without a threshold would reach after the whole window. Its
-    gradient is exact. The bias is added once. If T exceeds the integers that a half-precision type represents, 256 in
-    bfloat16 and 2,048 in float16, the product is computed in float32, also under autocast.
+    The result is the membrane potential that neurons without a threshold would reach after the whole window, with the
+    ANN's gradient. Of a train, and of mean counts that come straight from a pooling or its ``Flatten``, it is an exact
+    sum, rounded in float32, with the same bits everywhere (docs/rule.md); of other numbers it is torch's product.
 
     Args:
         in_features, out_features, bias, device, dtype: as in ``torch.nn.Linear``.
@@ -253,30 +272,49 @@ class ReadoutConv2d(_FewBits, nn.Conv2d):
 
 
 def read_out(layer: Any, x: Input | Tensor, synapses: Product) -> Tensor:
-    """Return the product of a readout with counts; in float32 if the weights' type cannot represent T."""
-    T, weight = 1, layer.weight
-    if not isinstance(x, Tensor):
-        T = x.T
-        x, weight = by_channel(x, weight, synapses)  # bit-identical to frozen networks
-    weight = rounded(weight, layer.weight_bits)
-    return map_counts(x, lambda counts: product_of_counts(counts, weight, layer.bias, synapses, T))
+    """Return the answer of a readout: from exact sums of counts or mean counts; of real numbers torch's product."""
+    means = means_of(x)
+    counted = x if isinstance(x, SpikeTrain) else means
+    if counted is None:
+        return real_answer(effective_counts(x), layer.used_weight(), layer.bias, synapses)
+    counted, weight = by_channel(counted, layer.weight, synapses)
+    step = None
+    if layer.weight_bits is not None:
+        learns = torch.is_grad_enabled() and needs_grad(weight)
+        weight, step = (integers if learns else byte_integers)(weight, layer.weight_bits)
+    y = answer(counted, weight, step, counted.gain, layer.bias, synapses, autocast_dtype(layer.weight))
+    if means is None or not torch.is_grad_enabled():
+        return y
+    real = real_answer(x, layer.used_weight(), layer.bias, synapses)  # type: ignore[arg-type]
+    return apply(StraightThrough, real, y.detach().to(real.dtype), None)
 
 
-def product_of_counts(counts: Tensor, weight: Tensor, bias: Tensor | None, synapses: Product, T: int) -> Tensor:
-    dtype = autocast_dtype(weight)
-    wide = dtype if counts_dtype(dtype, T) == dtype else torch.float32
-    if wide == dtype:
-        return _product(cast(counts, weight.dtype), weight, bias, synapses)
-    with torch.autocast(weight.device.type, enabled=False):
-        bias = None if bias is None else bias.float()
-        return _product(counts.float(), weight.float(), bias, synapses).to(dtype)
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None, synapses: Product) -> Tensor:
+def real_answer(x: Tensor, weight: Tensor, bias: Tensor | None, synapses: Product) -> Tensor:
+    """Return torch's product with real numbers, plus the bias."""
+    x = cast(x, weight.dtype)
     if not synapses.stride:
         return F.linear(x, weight, bias)
     y = real_product(x, weight, synapses)
     return y if bias is None else y + over_space(cast(bias, y.dtype), y.shape)  # in any order of the products
+
+
+def answer(
+    x: SpikeTrain | MeanCounts, weight: Tensor, step: Tensor | None, gain: Any, bias: Tensor | None, synapses: Product,
+    dtype: torch.dtype,
+) -> Tensor:  # fmt: skip
+    """Return (step·gain)·u + bias, where u is the exact sum of weights times counts, rounded once; docs/rule.md."""
+    u = window_product(x, weight, synapses) if isinstance(x, SpikeTrain) else _sum_means(x, weight, synapses)
+    scale, shift = fold(None, bias, None, None, step, gain, len(weight), weight)
+    u = u if scale is None else u * over_space(scale, u.shape)
+    return cast(u if shift is None else u + over_space(shift, u.shape), dtype)
+
+
+@torch.no_grad()
+def _sum_means(x: MeanCounts, weight: Tensor, synapses: Product) -> Tensor:
+    sums = (x.counts.double() * x.n).round()
+    sums = F.pad(sums, synapses.sides) if synapses.sides else sums
+    u = torch_product(sums, fixed_point(cast(weight, autocast_dtype(weight))), synapses)
+    return with_flags(cast(divided(u, x.n), compute_dtype(weight.dtype)), x.bad)
 
 
 class Residual(nn.Module):

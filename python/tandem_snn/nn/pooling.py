@@ -21,7 +21,7 @@ from .maximum import largest
 from .options import HasNeurons
 from .places import placed
 from .quantise import StraightThrough
-from .signals import check_images, map_counts, map_features
+from .signals import check_images, map_features, mean_counts
 
 Size = int | tuple[int, ...]
 
@@ -83,7 +83,7 @@ class AvgPool2d(HasNeurons):
         if isinstance(x, Currents):
             return x.map(lambda u: self._average(laid_out(u, True)))
         if not self.spiking:
-            return map_counts(x, self._average)
+            return mean_counts(x, self._average, math.prod(self.kernel_size))
         return self._fire(x) if isinstance(x, SpikeTrain) else map_features(x, self._average)
 
     def _average(self, x: Tensor) -> Tensor:
@@ -159,7 +159,13 @@ class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
         average = super().forward
         if isinstance(x, Currents):
             return x.map(lambda u: average(laid_out(u, True)))
-        return map_counts(x, average)
+        return mean_counts(x, average, self._multiple(x.shape[2:]))
+
+    def _multiple(self, space: Sequence[int]) -> int:
+        """Return the least common multiple of the numbers of values that are averaged."""
+        size = self.output_size if isinstance(self.output_size, tuple) else (self.output_size,) * 2
+        pairs = ((n, m or n) for n, m in zip(space, size, strict=True))
+        return math.prod(math.lcm(*(-(-(j + 1) * n // m) - j * n // m for j in range(m))) for n, m in pairs)
 
 
 class MaxPool2d(nn.Module):

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -10,7 +10,8 @@ from torch.optim.swa_utils import AveragedModel
 from tandem_ext import SpikeTrain, signal
 from tandem_ext._torch import uncompiled
 from tandem_ext.functional.layer import Input
-from tandem_ext.functional.neuron import over_space
+from tandem_ext.functional.neuron import cast, over_space
+from tandem_ext.ops import compute_dtype
 from tandem_ext.train import with_flags
 
 X = TypeVar("X", bound=Input | Tensor)
@@ -94,6 +95,46 @@ def map_counts(x: Input | Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
     if not isinstance(x, SpikeTrain):
         return f(effective_counts(x))
     return with_flags(f(_times_gain(x.clean_counts(), x)), x.bad)
+
+
+class MeanCounts(NamedTuple):
+    """What a tensor of mean counts is the mean of, so that a readout can add the integers.
+
+    Attributes:
+        counts: the means without the gain and without a gradient, float32 or float64.
+        n: a number that makes integers of them: that of the averaged counts, or a multiple if there are several.
+        gain, bad: those of the train.
+    """
+
+    counts: Tensor
+    n: int
+    gain: float | Tensor
+    bad: Tensor | None
+
+    def replace(self, **parts: Any) -> "MeanCounts":
+        return self._replace(**parts)
+
+
+def mean_counts(x: Input | Tensor, average: Callable[[Tensor], Tensor], n: int) -> Tensor:
+    """Return averages of the effective counts; those of a train, of whose counts n are averaged, are known as such."""
+    if not isinstance(x, SpikeTrain):
+        return map_counts(x, average)
+    counts = x.clean_counts()
+    means = average(cast(counts, compute_dtype(counts.dtype)))
+    y = with_flags(_times_gain(cast(means, counts.dtype), x), x.bad)
+    has_float64 = y.device.type != "mps"
+    return known_as(y, MeanCounts(means.detach(), n, x.gain, x.bad) if has_float64 else None)
+
+
+def known_as(y: Tensor, means: MeanCounts | None) -> Tensor:
+    if means is not None:
+        y.mean_counts = means  # type: ignore[attr-defined]
+    return y
+
+
+def means_of(x: Any) -> MeanCounts | None:
+    """Return what a tensor of mean counts is the mean of; None of others, also of functions of mean counts."""
+    return getattr(x, "mean_counts", None) if isinstance(x, Tensor) else None
 
 
 def map_features(x: X, f: Callable[[Tensor], Tensor]) -> X:
