@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._load import has_kernels
-from .functional.attention import mean_gain
+from .functional.attention import mean_gain, product
 from .functional.products import LINEAR, convolution, products_of_steps, torch_product
 from .inputs import ConstantInput, ImpulseInput
 from .ops import compute_dtype, counts_dtype
@@ -77,11 +77,9 @@ conv1d_if = conv2d_if = linear_if
 
 def attention(q: SpikeTrain, k: SpikeTrain, v: SpikeTrain, heads: int) -> Tensor:
     """Products of counts in each head, in int64; see :func:`tandem_ext.functional.attention`."""
-    counts = [x.clean_counts().double() for x in (q, k, v)]
-    split = [[c.unflatten(2, (heads, -1)).transpose(1, 2) for c in of] for of in (counts, [c.long() for c in counts])]
-    ann, u = (torch.einsum("bhmd,bhnd,bhne->bhme", *of).transpose(1, 2).flatten(2) for of in split)
-    dtype = compute_dtype(v._dtype)
-    u = _Valued.apply(ann.to(dtype), u.to(dtype))  # type: ignore[no-untyped-call]
+    cq, ck, cv = (x.clean_counts().double() for x in (q, k, v))
+    dtype, exact = compute_dtype(v._dtype), product(cq.long(), ck.long(), cv.long(), heads)
+    u: Tensor = _Valued.apply(product(cq, ck, cv, heads).to(dtype), exact.to(dtype))  # type: ignore[no-untyped-call]
     u = reduce(with_flags, (q.bad, k.bad, v.bad), u)
     return (u * (q.gain * k.gain * v.gain * mean_gain(k.shape[1], k.shape[2] // heads))).unsqueeze(0)
 

@@ -45,20 +45,15 @@ def products_of_counts(q: SpikeTrain, k: SpikeTrain, v: SpikeTrain, heads: int) 
     """Return u, rounded once to the compute dtype."""
     for name, x in (("q", q), ("k", k), ("v", v)):
         checks.train(name, x)
-        if x.timing != "window":
-            why = "attention reads the counts of whole windows"
-            raise ValueError(f'{name}: {why}: expected a train with timing "window", got "{x.timing}"')
-        if isinstance(x.gain, Tensor) and x.gain.dim():
-            raise ValueError(f"{name}: attention takes trains of one gain, got gains of shape {list(x.gain.shape)}")
         checks.same_device(name, x, "q", q.device)
-        if len(x.shape) != 3:
-            raise ValueError(f"{name}: expected tokens [B, N, features], got shape {list(x.shape)}")
+        if x.timing != "window" or len(x.shape) != 3 or (isinstance(x.gain, Tensor) and x.gain.dim()):
+            expected = 'whole windows (timing "window") of tokens [B, N, features] with one gain'
+            raise ValueError(f"{name}: attention reads {expected}, got {x}")
     checks.positive("heads", heads)
-    if k.shape[:2] != v.shape[:2] or (q.shape[0], q.shape[2]) != (k.shape[0], k.shape[2]):
+    fit = k.shape[:2] == v.shape[:2] and (q.shape[0], q.shape[2]) == (k.shape[0], k.shape[2])
+    if not fit or q.shape[2] % heads or v.shape[2] % heads:
         shapes = ", ".join(str(list(x.shape)) for x in (q, k, v))
-        raise ValueError(f"q, k, v: expected [B, M, D], [B, N, D], [B, N, E], got {shapes}")
-    if q.shape[2] % heads or v.shape[2] % heads:
-        raise ValueError(f"heads: expected a divisor of {q.shape[2]} and {v.shape[2]} channels, got {heads}")
+        raise ValueError(f"q, k, v: expected [B, M, D], [B, N, D], [B, N, E] of {heads} heads, got {shapes}")
     largest = k.shape[1] * (q.shape[2] // heads) * q.T * k.T * v.T
     if largest > 2**53:
         raise ValueError(f"q, k, v: their sums could reach {largest}, more than 2^53, the most that float64 holds")

@@ -119,5 +119,5 @@ def test_programs_that_are_refused():
         stages(timing="step")[0].save("none")
     for channels in (13, 4, 14):
         frozen, x = stages(channels=channels)
-        with pytest.raises(ValueError, match=r"x: expected channels of q, k and 4 of v|heads: expected a divisor of 5"):
+        with pytest.raises(ValueError, match=r"x: expected channels of q, k and 4 of v|of 2 heads"):
             frozen(x)
