@@ -1,0 +1,97 @@
+"""The C of to_c compiled for other compilers and processors: net_test() is right on each that can run here."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+
+import pytest
+from any_window import drawn
+from pages import ROOT, blocks
+
+import tandem_snn as ts
+
+pytestmark = [pytest.mark.kernels, pytest.mark.clients]
+STRICT = ["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Wconversion", "-Werror", "-O2", "-DNET_STEP"]
+SEEDS = [0, 5, 9, 24, 30]  # lines, rows and images; floats in some; pooling
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Networks of several kinds as C, each with a main that tests it."""
+    made = [tmp_path_factory.mktemp(str(seed)) for seed in SEEDS]
+    for seed, folder in zip(SEEDS, made, strict=True):
+        ts.to_c(drawn(seed)[0], folder)
+        (folder / "main.c").write_text('#include "net.h"\nint main(void) { return net_test(); }\n')
+    return made
+
+
+def zig(target, *options):
+    if importlib.util.find_spec("ziglang") is None:
+        pytest.skip("the package ziglang is not installed")
+    return [sys.executable, "-m", "ziglang", "cc", "-target", target, *options]
+
+
+def built(command, folder, *sources):
+    subprocess.run([*command, *STRICT, "-o", folder / "net", *(folder / s for s in sources)], check=True)
+    return folder / "net"
+
+
+@pytest.mark.parametrize("compiler", ["gcc", "clang"])
+@pytest.mark.parametrize("options", [["-O3"], ["-fsanitize=undefined,address", "-fno-sanitize-recover=all"], ["-m32"]])
+def test_of_this_machine(compiler, options, folders):
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no {compiler}")
+    for folder in folders:
+        command = [compiler, *options]
+        if (
+            options == ["-m32"]
+            and subprocess.run([*command, folder / "main.c", folder / "net.c"], cwd=folder).returncode
+        ):
+            pytest.skip("no libraries of 32 bits")
+        assert subprocess.run([built(command, folder, "net.c", "main.c")]).returncode == 0
+
+
+@pytest.mark.parametrize(("target", "emulator"), [
+    ("native", ""), ("x86-linux-musl", ""), ("arm-linux-musleabihf", "qemu-arm"), ("arm-linux-musleabi", "qemu-arm"),
+    ("aarch64-linux-musl", "qemu-aarch64"), ("riscv32-linux-musl", "qemu-riscv32"),
+])  # fmt: skip
+def test_of_other_machines(target, emulator, folders):
+    for folder in folders:
+        program = built(zig(target), folder, "net.c", "main.c")
+        if emulator and shutil.which(emulator) is None:
+            continue
+        assert subprocess.run([*[emulator] * bool(emulator), program]).returncode == 0
+    if emulator and shutil.which(emulator) is None:
+        pytest.skip(f"compiled, not run: no {emulator}")
+
+
+def test_of_a_microcontroller_without_libraries(folders):
+    for folder in folders:
+        built(zig("thumb-freestanding-eabi", "-mcpu=cortex_m0", "-ffreestanding", "-c"), folder, "net.c")
+
+
+@pytest.mark.parametrize("host", ["wasmtime", "node"])
+def test_of_a_browser(host, folders):
+    linked = ["-nostdlib", "-Wl,--no-entry", "-Wl,--export-all"]
+    read = "WebAssembly.instantiate(require('fs').readFileSync(process.argv[1]))"
+    call = f"{read}.then(m => process.exit(m.instance.exports.net_test()))"
+    for folder in folders:
+        program = built(zig("wasm32-freestanding", *linked), folder, "net.c")
+        if host == "node":
+            if shutil.which("node") is None:
+                pytest.skip("no node")
+            assert subprocess.run(["node", "-e", call, program]).returncode == 0
+            continue
+        wasmtime = pytest.importorskip("wasmtime")
+        store = wasmtime.Store()
+        module = wasmtime.Module.from_file(store.engine, str(program))
+        assert wasmtime.Instance(store, module, []).exports(store)["net_test"](store) == 0
+
+
+def test_the_page_s_main(folders):
+    page = ROOT / "docs" / "howto" / "integers.md"
+    for folder in folders:
+        (folder / "main.c").write_text(*blocks(page, "c"))
+        program = built(["gcc"], folder, "net.c", "main.c")
+        assert subprocess.run([program], capture_output=True, text=True, check=True).stdout
