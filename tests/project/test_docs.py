@@ -86,7 +86,7 @@ def test_commands_run(page, tmp_path, monkeypatch):
 def test_every_block_says_what_it_is(page):
     found = FENCE.findall(page.read_text())
     assert 2 * len(found) == len(re.findall(r"^ *```", page.read_text(), re.MULTILINE))
-    assert {language for _, language, _ in found} <= {"python", "sh", "text", "cmake", "cpp"}
+    assert {language for _, language, _ in found} <= {"python", "sh", "text", "cmake", "c", "cpp"}
     for _, _, code in found:  # what the site's column holds at 1280 pixels
         assert max(map(len, code.splitlines())) <= 124
 
