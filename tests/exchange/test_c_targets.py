@@ -1,12 +1,14 @@
 """The C of to_c compiled for other compilers and processors: net_test() is right on each that can run here."""
 
 import importlib.util
+import json
+import runpy
 import shutil
 import subprocess
 import sys
 
 import pytest
-from any_window import drawn
+from any_window import counts_of, drawn
 from pages import ROOT, blocks
 
 import tandem_snn as ts
@@ -97,3 +99,32 @@ def test_the_page_s_main(folders):
         (folder / "main.c").write_text(*blocks(page, "c"))
         program = built(["gcc"], folder, "net.c", "main.c")
         assert subprocess.run([program], capture_output=True, text=True, check=True).stdout
+
+
+REPLAY = """
+const Net = require(process.argv[1] + "/net.js"), fs = require("fs");
+const facts = JSON.parse(fs.readFileSync(process.argv[1] + "/net.json"));
+WebAssembly.instantiate(fs.readFileSync(process.argv[1] + "/net.wasm")).then(async ({ instance }) => {
+  const net = new Net(instance, facts), seen = [];
+  for (const drawing of facts.samples) {
+    while (net.step(drawing));
+    seen.push({ counts: net.counts.map((layer) => [...layer]), sha256: await net.hash() });
+  }
+  console.log(JSON.stringify(seen));
+});
+"""
+
+
+def test_drawings_on_the_page(tmp_path):
+    """Replayed one after the other, as the page runs them: the counts of every layer and the logits are Python's."""
+    zig("native")
+    if shutil.which("node") is None:
+        pytest.skip("no node")
+    web = runpy.run_path(str(ROOT / "python" / "examples" / "web" / "serve.py"))
+    frozen, test = web["trained"](1)
+    web["build"](frozen, test, tmp_path)
+    found = subprocess.run(["node", "-e", REPLAY, tmp_path], capture_output=True, text=True, check=True).stdout
+    expected = [counts.movedim(1, -1).flatten(1) for counts in counts_of(frozen, test[:8]).values()]
+    for n, seen in enumerate(json.loads(found)):
+        assert seen["counts"] == [layer[n].int().tolist() for layer in expected]
+        assert seen["sha256"] == web["answer"](frozen, test.counts[n].flatten().tolist())["sha256"]
