@@ -258,7 +258,7 @@ def v_init(value: Any, shape: tuple[int, ...] = (), expected: torch.device = _CP
 
 
 def residual(value: Any, steps: int, shape: tuple[int, ...], expected: torch.device, timing: str) -> None:
-    """A train with the T and output shape of the layer, or currents [T, B, *features], or with "window" [1, ...]."""
+    """A train with the output shape, with "step" and T; or currents [T, B, *features], with "window" also [1, ...]."""
     if isinstance(value, Tensor):
         if value.dtype not in _FLOATS:
             _refuse(TypeError, "residual", "a SpikeTrain or floating-point currents", value)
@@ -267,7 +267,7 @@ def residual(value: Any, steps: int, shape: tuple[int, ...], expected: torch.dev
             raise ValueError(f"residual: expected currents of shape {[steps, *shape]}, got {list(value.shape)}{hint}")
     else:
         train("residual", value)
-        if steps != value.T:
+        if timing == "step" and steps != value.T:
             raise ValueError(f"residual: expected a train of T={steps} steps as x has, got T={value.T}")
         if value.shape != shape:
             raise ValueError(f"residual: expected a train of shape {list(shape)}, got {list(value.shape)}")

@@ -89,6 +89,8 @@ def check(a: Arguments, T: int) -> None:
     checks.one_of("gate", a["gate"], checks.GATES)
     checks.T("T", T, a["timing"])
     checks.positive("steps", a["steps"])
+    if a["timing"] == "window":
+        checks.T("steps", a["steps"], a["timing"])
     checks.share("leak", a["leak"])
     checks.number("threshold", a["threshold"], "a float", "a positive number", math.ulp(0.0))
 

@@ -177,7 +177,8 @@ def _layer(
         stored, fired, v, is_open = fire(y, u, factor, term, more, v, T, steps or T, fire_at, leak, gate, timing)
     counts = tandem_counts(ann, theta, fired, is_open).to(counts_dtype(dtype, T))  # type: ignore[arg-type]
     flags = reduce(torch.add, bad, lost(v).float())
-    train = SpikeTrain.unchecked(stored, T, counts, timing=timing, bad=flags)
+    fires = steps or T if timing == "window" else T
+    train = SpikeTrain.unchecked(stored, fires, counts, timing=timing, bad=flags)
     return (train, v * unit.detach()) if return_v else train, mean, var
 
 

@@ -32,12 +32,14 @@ def fire(
         u: the product over the window. None: nobody asks for the gates of neurons of timing "step".
         scale, shift: broadcast against y; None: 1 and 0.
         v: the first potential, [...].
+        T, steps: of the input, and of the neurons' window, in which they fire with timing "window".
         ends: whether the last potential matters, and not only where it is finite.
 
     Returns:
         (what a train stores, its counts in the dtype of v, the last v, which neurons let the gradient pass).
     """
     z: Any = None
+    T = steps if timing == "window" else T
     if u is not None:
         z = affine(u, scale, shift if shift is None or steps == T else divided(u.new_tensor(T), steps) * shift)
         z = z if residual is None else z + times(residual.scale, residual.sum)

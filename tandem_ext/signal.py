@@ -44,6 +44,8 @@ class Signal:
 
     T: int
     gain: float | Tensor
+    timing: Any = "step"
+    joins_gains: ClassVar[bool] = False  # whether signals with different numbers as gains can be joined by channel
     _fields: ClassVar[tuple[str, ...]]  # the attributes that define it
     _instead: ClassVar[Mapping[str, str]] = _INSTEAD
     _tensors: ClassVar[str] = ""  # for error messages: which tensors it has
@@ -78,8 +80,9 @@ class Signal:
         for other in signals[1:]:
             if type(other) is not type(first):
                 raise TypeError(f"signals: expected one kind, got {type(first).__name__} and {type(other).__name__}")
-            if other.T != first.T:
-                raise ValueError(f"signals: expected the same T, got {first.T} and {other.T}")
+            if other.T != first.T and not first.timing == other.timing == "window":
+                only = "only trains with timing 'window' may have different ones"
+                raise ValueError(f"signals: expected the same T, got {first.T} and {other.T}: {only}")
             outside, others = ([*s.shape[:dim], *s.shape[dim + 1 :]] for s in (first, other))
             if len(other.shape) != dims or outside != others:
                 raise ValueError(f"signals: {list(first.shape)} and {list(other.shape)} differ outside dimension {dim}")
@@ -87,11 +90,17 @@ class Signal:
             tensors = [isinstance(gain, Tensor) for gain in gains]
             # Comparing the values of tensors would synchronise, and one of two gradients would be lost.
             same = gains[0] is gains[1] if any(tensors) else gains[0] == gains[1]
-            if not same and not (dim == 1 and all(tensors) and all(gain.dim() for gain in gains)):
+            numbers = cls.joins_gains and not any(tensors)
+            if not same and not (dim == 1 and (numbers or (all(tensors) and all(gain.dim() for gain in gains)))):
                 raise ValueError(
                     f"signals: expected the same gain in all signals, got gain {first.gain} and {other.gain}"
                 )
         return dim
+
+    @property
+    def network_T(self) -> int:
+        """The T that layers which read it have by default: T, unless a layer with its own T made it."""
+        return self.T
 
     @property
     def shape(self) -> torch.Size:
@@ -149,7 +158,7 @@ class Signal:
         return self.shape[0]
 
     def __repr__(self) -> str:
-        timing = ", timing=window" * (getattr(self, "timing", "step") == "window")
+        timing = ", timing=window" * (self.timing == "window")
         shown = f"T={self.T}, shape={list(self.shape)}, gain={self.gain}, device={self.device}{timing}"
         return f"{type(self).__name__}({shown})"
 
@@ -265,8 +274,9 @@ def cat(signals: Sequence[S], dim: int = 0) -> S:
 
     Args:
         signals: at least one :class:`SpikeTrain`, :class:`ConstantInput` or :class:`ImpulseInput`. All have the same
-            class, T and gain. Trains joined along the channels may each have their own gain [C]. Or tensors, which an
-            ANN twin has in their place.
+            class, T and gain. Trains with timing "window" may have different T, of which the result has the largest.
+            Trains joined along the channels may each have their own gain, numbers or [C]. Or tensors, which an ANN twin
+            has in their place.
         dim: the dimension of [B, *features], by default the batch.
 
     Returns:

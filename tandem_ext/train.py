@@ -31,7 +31,7 @@ def add_flags(bad: Tensor | None, other: Tensor | None) -> Tensor | None:
     return other if bad is None else bad if other is None else bad + other
 
 
-@dataclass_of("counts", "planes", "T", "gain", "timing", "bad")
+@dataclass_of("counts", "planes", "T", "gain", "timing", "bad", "network_T")
 class SpikeTrain(Signal):
     """The spikes s[t] ∈ {0, 1} of a batch of neurons at steps t = 0 .. T-1.
 
@@ -48,6 +48,8 @@ class SpikeTrain(Signal):
         gain: the value of a spike: the layer that receives the train has the input current ``W (gain * s)``. A float or
             a tensor, 0-dim or one number per channel [C] of features [C, ...], which may require a gradient.
         timing: "step" or "window". :meth:`from_counts` makes a train with timing "window".
+        network_T: the number of steps of the network, which layers that read the train have by default, if T is that of
+            one layer alone. Default: T.
         bad: floating point [B], NaN flags: NaN for a sample in which some potential was infinite or NaN, else 0.
             Because spikes cannot be NaN, layers pass the flags on, and ``counts``, mean pooling and the readout add
             them. Default: all samples are finite.
@@ -78,11 +80,13 @@ class SpikeTrain(Signal):
         "numpy": "numpy.asarray(train) gives the spikes, uint8 [T, B, *features]",
         "sum": "counts is the sum over time, [B, *features]",
     }
-    _fields: ClassVar[tuple[str, ...]] = ("stored", "T", "_counts", "gain", "_dtype", "timing", "bad")
+    _fields: ClassVar[tuple[str, ...]] = ("stored", "T", "_counts", "gain", "_dtype", "timing", "bad", "_network_T")
+    joins_gains: ClassVar[bool] = True
     _tensors: ClassVar[str] = "to_dense() is the spikes [T, B, *features], counts their number [B, *features]"
     stored: Tensor
     timing: checks.Timing = "step"
     bad: Tensor | None = None
+    _network_T: int | None = None  # None: T
     _counts: Tensor | None
     # A cache of ``counts``. It is not a field, so that reading counts does not change the train as a pytree.
     _flagged_counts: Tensor | None = None
@@ -96,8 +100,10 @@ class SpikeTrain(Signal):
         gain: float | Tensor = 1.0,
         timing: checks.Timing = "step",
         bad: Tensor | None = None,
+        network_T: int | None = None,
     ) -> None:
         self.stored, self.T, self.gain, self.bad, self._counts = planes, T, gain, bad, counts
+        self._network_T = None if network_T == T else network_T
         self._dtype = getattr(counts, "dtype", torch.get_default_dtype())
         checks.planes("planes", planes, self.T)
         checks.gain("gain", self.gain, planes.shape[2] if planes.dim() > 2 else None)
@@ -108,6 +114,7 @@ class SpikeTrain(Signal):
             if value is not None:
                 checks.shaped(name, value, shape, "planes", planes.device)
         checks.one_of("timing", timing, checks.TIMINGS)
+        checks.T("network_T", self.network_T)
         if timing == "window":
             checks.T("T", T, timing)
             self.stored, self.timing = self.count_bytes, timing
@@ -125,6 +132,7 @@ class SpikeTrain(Signal):
         dtype: torch.dtype | None = None,
         timing: str = "step",
         bad: Tensor | None = None,
+        network_T: int | None = None,
     ) -> SpikeTrain:
         """Make a train from valid parts, without checks.
 
@@ -138,6 +146,7 @@ class SpikeTrain(Signal):
         train.gain = gain
         train._dtype = dtype or (torch.get_default_dtype() if counts is None else counts.dtype)
         train.bad = bad
+        train._network_T = None if network_T == T else network_T
         return train
 
     @classmethod
@@ -317,7 +326,15 @@ class SpikeTrain(Signal):
 
     def stored_as(self, timing: str) -> Tensor:
         """Return what a train with this timing stores for the same spikes: planes, or counts as bytes."""
+        if timing == "step" and self.network_T != self.T:
+            network = f"neurons with timing 'step' read the steps of their network, T={self.network_T}"
+            raise ValueError(f"timing: {network}, got the spikes of a layer with its own T={self.T}")
         return self.count_bytes if timing == "window" else self.planes
+
+    @property
+    def network_T(self) -> int:
+        """The T that layers which read it have by default."""
+        return self.T if self._network_T is None else self._network_T
 
     @property
     def count_bytes(self) -> Tensor:
@@ -349,16 +366,20 @@ class SpikeTrain(Signal):
         first = signals[0]
         timing = "window" if all(s.timing == "window" for s in signals) else "step"
         stored = torch.cat([s.stored_as(timing) for s in signals], dim + 1)
+        gains = [s.gain for s in signals]
         gain = first.gain
         if dim == 1 and isinstance(gain, Tensor) and gain.dim():
-            gain = torch.cat([s.gain for s in signals])  # type: ignore[misc]
+            gain = torch.cat(gains)  # type: ignore[arg-type]
+        elif dim == 1 and not isinstance(gain, Tensor) and any(other != gain for other in gains):
+            gain = torch.cat([torch.full(s.shape[1:2], float(s.gain), device=s.device) for s in signals])
         bad = None
         if dim > 0:
             bad = reduce(add_flags, [s.bad for s in signals])
         elif any(s.bad is not None for s in signals):
             clean = stored.new_zeros((), dtype=torch.float32)
             bad = torch.cat([clean.expand(len(s)) if s.bad is None else s.bad for s in signals])
-        return cls.unchecked(stored, first.T, counts, gain, first._dtype, timing, bad)
+        T, network_T = max(s.T for s in signals), max(s.network_T for s in signals)
+        return cls.unchecked(stored, T, counts, gain, first._dtype, timing, bad, network_T)
 
     def _exact(self, dtype: torch.dtype) -> torch.dtype:
         return counts_dtype(dtype, self.T)
@@ -375,4 +396,4 @@ class SpikeTrain(Signal):
         return self.replace(stored=self.stored[:, index], counts=counts, bad=bad)
 
 
-register_pytree(SpikeTrain, static=("T", "_dtype", "timing"))
+register_pytree(SpikeTrain, static=("T", "_dtype", "timing", "_network_T"))

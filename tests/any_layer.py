@@ -27,12 +27,14 @@ def neurons(random, T, shape, dtype=torch.float32, device=None, timing="step"):
     vector = lambda **k: dyadic(channels, dtype=C, device=device, **k)  # noqa: E731
     own = torch.rand(channels, dtype=C, device=device) + 0.1
     thresholds = [own, own[0]] if channels else [2.0]
+    step = timing == "step"
+    R = T if step else random.choice([T, *WINDOWS])  # of the residual's train
     residual = random.choice([
-        lambda: None, lambda: train(T, *shape, gain=random.choice([1.0, 0.5, 4.0]), device=device),
+        lambda: None, lambda: train(R, *shape, gain=random.choice([1.0, 0.5, 4.0]), device=device),
         lambda: dyadic(T, *shape, dtype=C, device=device),
     ])  # fmt: skip
     v_inits = [dyadic(*shape[1:], dtype=C, device=device), dyadic(*shape, dtype=C, device=device)]
-    step = timing == "step"
+    steps = random.choice([None, T, 2 * T] if step else [None, *WINDOWS])
     return {
         "threshold": random.choice(random.choice([[1.0, 0.5, 1.25], thresholds])),
         "v_init": random.choice([random.choice([0.0, 0.5, -0.25]), *v_inits]),
@@ -41,8 +43,8 @@ def neurons(random, T, shape, dtype=torch.float32, device=None, timing="step"):
         "residual": residual(),
         "gate": random.choice(["relu", "clip"]),
         "return_v": True,
-        **({"leak": random.choice([1.0, 1.0, 0.5]), "steps": random.choice([None, T, 2 * T])} if step else {}),
-        **({} if step else {"timing": "window"}),
+        "steps": steps,
+        **({"leak": random.choice([1.0, 1.0, 0.5])} if step else {"timing": "window"}),
     }
 
 
@@ -98,7 +100,7 @@ def evaluate(module, name, kind, x, leaves, options, needed):
     residual = options["residual"]
     options = options | {key: v[key] for key in options.keys() & v.keys()}
     if "worth" in v:
-        options["residual"] = te.SpikeTrain(residual.planes, x.T, v["residual"], v["worth"])
+        options["residual"] = te.SpikeTrain(residual.planes, residual.T, v["residual"], v["worth"])
     if kind == "currents":
         given_ = (v["x"],)
     elif kind in ("constant", "impulse"):

@@ -52,7 +52,7 @@ class Block(nn.Module):
 
 def layer(random, axes, channels, outputs, groups, gain):
     neuron = {"timing": "window", "threshold": random.choice([None, 1.0, 0.7, torch.rand(outputs) + 0.3]), "norm": True}
-    neuron["v_init"] = random.choice([None, 0.0, 0.3, torch.rand(outputs)])
+    neuron |= {"v_init": random.choice([None, 0.0, 0.3, torch.rand(outputs)]), "T": random.choice([None, None, 2, 16])}
     neuron["gain"] = 1.0 if isinstance(neuron["threshold"], torch.Tensor) else gain
     if axes == 0:
         return tnn.Linear(channels, outputs, **neuron)

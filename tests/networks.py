@@ -2,6 +2,7 @@
 
 import io
 from functools import partial
+from itertools import cycle
 
 import numpy as np
 import pytest
@@ -51,9 +52,12 @@ def settled(net, x):
 
 
 def in_windows(net, every=""):
-    """The same network, whose neurons, or those of every other layer, "even" or "odd", have timing "window"."""
+    """The same network, whose neurons, or those of every other layer, "even" or "odd", have timing "window".
+
+    "own": all, and every other layer with synapses has its own T.
+    """
     layers = [m for m in net.modules() if isinstance(m, (tnn.SpikingLayer, tnn.AvgPool2d, Neurons))]
-    for layer in layers[every == "odd" :: 2 if every else 1]:
+    for layer in layers[every == "odd" :: 2 if every in ("even", "odd") else 1]:
         if hasattr(layer, "leak"):
             layer.leak = 1.0
         layer.timing = "window"
@@ -61,6 +65,16 @@ def in_windows(net, every=""):
         if isinstance(block, tnn.Residual) and block.shortcut is not None:  # which has the timing of its neurons
             body, shortcut = ([m for m in path.modules() if hasattr(m, "timing")] for path in block.children())
             shortcut[-1].timing = body[-1].timing
+    if every == "own":
+        with_own_T(net, cycle([16, 3, 255]))
+    return net
+
+
+def with_own_T(net, windows):
+    """The same network, of whose layers with timing "window" every other one has its own T, the next of these."""
+    layers = [m for m in net.modules() if isinstance(m, tnn.SpikingLayer) and m.neurons and m.timing == "window"]
+    for layer, T in zip(layers[::2], windows, strict=False):
+        layer.T = T
     return net
 
 

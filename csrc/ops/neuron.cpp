@@ -25,10 +25,10 @@ NeuronLayer::NeuronLayer(NeuronInputs&& inputs, const Shape& shape, int64_t T, S
   check_steps(T, timing_);
   const bool window = timing_ == Timing::kWindow;
   TANDEM_CHECK(in_.steps >= 1, "steps must be at least 1, got ", in_.steps);
+  if (window) check_steps(in_.steps, timing_);
   TANDEM_CHECK(in_.threshold > 0, "threshold must be positive, got ", in_.threshold);
   TANDEM_CHECK(in_.leak > 0 && in_.leak <= 1, "leak must be in (0, 1], got ", in_.leak);
   TANDEM_CHECK(!window || in_.leak == 1, "leak must be 1 with timing \"window\", got ", in_.leak);
-  TANDEM_CHECK(!window || in_.steps == T, "steps must be T = ", T, " with timing \"window\", got ", in_.steps);
   TANDEM_CHECK(in_.gate == "relu" || in_.gate == "clip", "gate must be \"relu\" or \"clip\", got \"", in_.gate, "\"");
   prepare_affine();
   in_.residual_scale = per_channel(in_.residual_scale, channels_, device_of, "residual_scale");

@@ -163,7 +163,20 @@ def build(recipe: Recipe, data: Data, kind: str) -> nn.Module:
     events = not isinstance(data.test.inputs, torch.Tensor)
     layers = tnn if kind == "SNN" else ann
     options["softmax"] = kind == "ViT"
-    return create(layers, recipe.model, data.shape, data.outputs, recipe.T, events=events, **options)
+    net = create(layers, recipe.model, data.shape, data.outputs, recipe.T, events=events, **options)
+    return with_own_T(net, recipe) if kind == "SNN" else net
+
+
+def with_own_T(net: nn.Module, recipe: Recipe) -> nn.Module:
+    """The same network, whose layers have the T that ``layer_T`` gives them."""
+    layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, tnn.SpikingLayer)}
+    for name, _, T in (each.rpartition(":") for each in recipe.layer_T):
+        if name not in layers or not T.isdecimal():
+            raise ValueError(f"layer_T: expected a layer of {', '.join(layers)} and its T, got {name + ':' + T!r}")
+        if recipe.learn_threshold is not None:
+            raise ValueError("layer_T: the thresholds that learn_threshold learns start as T of the network needs it")
+        layers[name].T = int(T)
+    return net
 
 
 Trained = tuple[dict[str, nn.Module], dict[str, dict[str, Any]]]  # networks, and results of train(), by kind

@@ -206,7 +206,7 @@ class OnnxGraph:
     def _attention(self, stage: NamedStage, x: str) -> str:
         i, (channels, tokens) = stage.instruction, stage.in_shape
         keys, heads = (channels - i.outputs) // 2, i.groups
-        wide = tokens * keys // heads * self.T**3 > 2**24  # than float32 holds
+        wide = tokens * keys // heads * self.network.levels[stage.x] ** 3 > 2**24  # than float32 holds
         x = self.op("Cast", x, to=self.onnx.TensorProto.DOUBLE) if wide else x
         sizes = self.constant(f"{stage.name}.sizes", torch.tensor([keys, keys, i.outputs]))
         parts = [f"{stage.name}.{name}" for name in "qkv"]
@@ -249,7 +249,7 @@ class OnnxGraph:
         v = current if v is None else self.op("Add", v, current)
         if not self.streams:
             self.watch(stage, v)
-            counts = self._burst(v, i.threshold)
+            counts = self._burst(v, i.threshold, i.own_T or self.T)
             self.output(f"{name}.counts", counts, stage.shape)
             return counts
         spikes, left = self.spikes(v, i.threshold, self.times(v, i.leak))
@@ -296,14 +296,14 @@ class OnnxGraph:
         weights = [self.quantised(name, part.view_as(weight), ones) for name, part in zip(names, parts, strict=True)]
         return [self.multiply(weight, node.geometry, x) for weight in weights]
 
-    def _burst(self, v: str, threshold: float) -> str:
-        """Return the counts for timing "window": by a division if ϑ is a power of two, else by repeated subtraction."""
+    def _burst(self, v: str, threshold: float, T: int) -> str:
+        """Return the counts, up to T, in a window: by a division if ϑ is a power of two, else by subtraction."""
         if math.frexp(threshold)[0] == 0.5:
             v = self.times(v, 1 / threshold)
-            least, most = (self.constant(f"{n} spikes", torch.tensor(float(n))) for n in (0, self.T))
+            least, most = (self.constant(f"{n} spikes", torch.tensor(float(n))) for n in (0, T))
             return self.op("Clip", self.op("Floor", v), least, most)
         train = []
-        for _ in range(self.T):
+        for _ in range(T):
             spikes, v = self.spikes(v, threshold, v)
             train.append(spikes)
         return self.op("Sum", *train)

@@ -139,7 +139,7 @@ def counts_against_activations(
     if layer is not None and layer not in {activation.name for activation in found}:
         raise ValueError(f"layer: expected one of {abridged(activation.name for activation in found)}, got {layer!r}")
     axes = given_or_new(axes)
-    T, highest = found[0].T, 1.0
+    T, highest = max(each.T for each in found if layer in (None, each.name)), 1.0
     for activation in found:
         if layer in (None, activation.name):
             generator = torch.Generator().manual_seed(0)

@@ -100,7 +100,8 @@ def _fire(
     train = torch.is_grad_enabled() and needs_grad(
         edge, weight, scale, shift, gamma, beta, residual, residual_edge, residual_scale, theta
     )
-    neuron = T if steps is None else steps, threshold if theta is None else 1.0, leak, gate, timing
+    steps = T if steps is None else steps
+    neuron = steps, threshold if theta is None else 1.0, leak, gate, timing
     call = (  # the fields of Call, which is slow to make
         stored, T, weight, neuron, return_v, scale, shift, bad, residual, residual_scale, v_init, *numbers,
         source, edge, gamma, beta, eps, residual_edge, theta, step is not None,
@@ -109,7 +110,8 @@ def _fire(
     dtype = like.dtype
     if dtype == torch.int8:
         dtype = torch.float32
-    result: Any = SpikeTrain.unchecked(fired, T, counts if train else None, 1.0, dtype, timing, bad)
+    fires = steps if timing == "window" else T  # steps in which neurons fire
+    result: Any = SpikeTrain.unchecked(fired, fires, counts if train else None, 1.0, dtype, timing, bad)
     if v is not None:
         result = result, v if theta is None else v * over_space(theta.detach(), v.shape)
     if eps is None:

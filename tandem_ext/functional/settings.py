@@ -31,7 +31,7 @@ class NeuronSettings(TypedDict, total=False):
         leak: λ in (0, 1]; 1 is the IF neuron, less is a leaky (LIF) one.
         v_init: the membrane potential before the first step: a float, or a tensor that is 0-dim, [N], [*features] or
             [B, *features]. It is not learned. None: 0, or with timing "window" ϑ/2, which rounds to the nearest count.
-        gate: where gradients pass. "relu": z > 0; "clip": 0 < z < ϑT.
+        gate: where gradients pass. "relu": z > 0; "clip": 0 < z < ϑT, where T is that of the neurons' train.
         timing: "step": a neuron fires as soon as it reaches the threshold. "window": it integrates a whole window, then
             fires, so that a layer is one product for any T, and the order of input spikes does not matter. Then leak
             must be 1. The type of these words is ``tandem_ext.checks.Timing``, that of a gate's ``Gate``.
@@ -52,10 +52,12 @@ class Neuron(NeuronSettings, total=False):
     """The keyword arguments of neurons that every functional layer takes: :class:`NeuronSettings`, and those of a call.
 
     Args:
-        residual: added to the currents after scale and shift: a train with the output's shape and T, multiplied by its
-            gain, or currents [T, B, *features]; with timing "window" also their sum [1, B, *features].
-        steps: the length of the window over which bias and shift are spread, if x is only a part of it (default: T).
-            With timing "window" x must be the whole window.
+        residual: added to the currents after scale and shift: a train with the output's shape and, with timing "step",
+            T of x, multiplied by its gain; or currents [T, B, *features], with timing "window" also their sum
+            [1, B, *features].
+        steps: the length of the neurons' window (default: T of x). With timing "step" bias and shift are spread over
+            it, and x may be a part of it. With timing "window", up to 255, the neurons fire in it: it is T of their
+            train, whatever T of x is.
         return_v: also return the final membrane potential [B, *features], in float32 (float64 for float64 weights),
             without a gradient. Type checkers do not know whether a call returns it: ``isinstance`` tells them.
 
@@ -129,8 +131,7 @@ def check_neuron(neuron: Mapping[str, Any], T: int, channels: int) -> None:
     timing = neuron.get("timing", "step")
     if timing == "window":
         check_together(timing, neuron.get("leak", 1.0))
-        if neuron.get("steps") not in (None, T):
-            raise ValueError(f"steps: with timing='window' x is the whole window, expected {T}, got {neuron['steps']}")
+        checks.T("steps", neuron.get("steps") or T, timing)
 
 
 def shows(keywords: Any) -> Callable[[F], F]:

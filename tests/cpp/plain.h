@@ -146,14 +146,15 @@ inline PlainNeuron plain_burst(const Neuron& a, int64_t n, float u) {
   const float z = pre_activation(a, n % a.channels, u, 1.f, r);
   PlainNeuron out;
   out.v = rounded_add(a.v_init ? a.v_init[n % a.v_init_size] : 0.f, z);
-  for (int t = 0; t < a.T; ++t) {  // the neuron's own window: no input, and it stops at the first step without a spike
+  for (int t = 0; t < a.steps;
+       ++t) {  // the neuron's own window: no input, and it stops at the first step without a spike
     float v = out.v;
     if (!step(v, 0.f, a.threshold, 1.f)) break;
     out.v = v;
     ++out.count;
   }
   out.train = {static_cast<uint8_t>(out.count)};
-  out.open = gate_open(z, a.gate, a.threshold * static_cast<float>(a.T));
+  out.open = gate_open(z, a.gate, a.threshold * static_cast<float>(a.steps));
   return out;
 }
 

@@ -98,7 +98,9 @@ ProductLayer hostile(std::mt19937& random, int kind, Timing timing, int64_t inpu
   if (!counted) batch = 1 + batch % 8;
   ProductLayer layer(linear(inputs, outputs, batch), static_cast<int32_t>(counted ? 1 : 8 / batch), 0.2, random());
   if (counted) {
-    layer.T = layer.args.T = layer.args.steps = static_cast<int32_t>(random() % 4 == 0 ? 1 + random() % 255 : 8);
+    const auto any_T = [&] { return static_cast<int32_t>(random() % 4 == 0 ? 1 + random() % 255 : 8); };
+    layer.T = layer.args.T = any_T();
+    layer.args.steps = any_T();
     layer.count(0.25, std::min(layer.T, 12), random());
   } else {
     layer.args.leak = random() % 2 == 0 ? 1.f : 0.9f;

@@ -103,7 +103,6 @@ void any_scan(Input& in) {
   if (a.T <= most_steps(Timing::kWindow) && in.flag()) {
     a.timing = Timing::kWindow;
     a.leak = 1;
-    a.steps = a.T;
   }
   layer.draw(static_cast<unsigned>(in.range(0, 255)), in.range(0, 3) == 0);
   a.threshold = in.pick({1.1f, 1e-3f, 40.f});

@@ -99,7 +99,8 @@ def random_window(
 ) -> Layer:
     """A layer of window timing, on both sides of the gates and of the largest count."""
     layer = random_layer(seed, T, shape, dtype, source, None)
-    layer.window, layer.leak, layer.steps, layer.gate = True, 1.0, T, GATES[seed % 2]
+    layer.window, layer.leak, layer.gate = True, 1.0, GATES[seed % 2]
+    layer.steps = [T, 1 + seed * 37 % 255][seed // 2 % 2]
     if source == IMPULSE:
         layer.currents *= T
     if residual == "planes":

@@ -135,10 +135,10 @@ def test_errors_and_shapes_that_a_loaded_network_knows(tmp_path):
     assert (tmp_path / "loaded.onnx").read_bytes() == (tmp_path / "net.onnx").read_bytes()
 
 
-@pytest.mark.parametrize("T", [1, 2, 8])
+@pytest.mark.parametrize(("T", "every"), [(1, ""), (2, ""), (8, ""), (8, "own")])
 @pytest.mark.parametrize("make", NETWORKS)
-def test_every_layer_of_windows(make, T, tmp_path):
-    net, x = of_timing(make, T)
+def test_every_layer_of_windows(make, T, every, tmp_path):
+    net, x = of_timing(make, T, every)
     assert_the_same(dyadic(net), inputs_of(x), tmp_path)
 
 

@@ -4,12 +4,13 @@ import os
 import re
 import shutil
 import subprocess
+from itertools import cycle
 from pathlib import Path
 
 import pytest
 import torch
 from heads import STRUCTURES, Heads
-from networks import NETWORKS, average, dyadic, lif, own_counts, trained
+from networks import NETWORKS, average, dyadic, lif, own_counts, trained, with_own_T
 from pages import ROOT, blocks
 from test_currents import BLOCKS, network
 from test_frozen_file import converted, events
@@ -136,6 +137,8 @@ def test_networks(make, bits, timing, classify, tmp_path):
             layer.threshold = 2.0 ** layer.threshold.log2().round()
         if isinstance(layer, (tnn.SpikingLayer, tnn.AvgPool2d)):
             layer.timing = timing if layer.leak == 1 else "step"
+    if timing == "window":
+        with_own_T(net, cycle([16, None, 3]))
     frozen = ts.freeze(net, weight_bits=bits)
     if bits is not None:  # the steps are not dyadic: make the numbers so
         for name, grid in frozen.grids.items():

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from networks import at_the_counts, check_frozen, trained
+from networks import at_the_counts, check_frozen, trained, with_own_T
 from torch import nn
 
 import tandem_ext as te
@@ -200,6 +200,7 @@ def random_network(seed):
     for layer in net.modules():
         if isinstance(layer, (tnn.SpikingLayer, tnn.Readout)) and not isinstance(layer, tnn.Neurons):
             layer.weight_bits = bits
+    with_own_T(net, (pick(1, 2, 4, 8, 16, 32, 255, 1 + seed % 255) for _ in net.modules()))
     return net, torch.rand(pick(1, 2, 5), 3, *size), timing
 
 

@@ -54,7 +54,8 @@ class Drawn:
         pick = self.random.choice
         threshold = pick([None, 0.1, 0.3, 1.0, torch.rand(channels) + 0.2])
         v_init = pick([None, 0.0, 0.5, -0.25, torch.rand(channels) - 0.3])
-        return {"timing": "window", "threshold": threshold, "v_init": v_init, "norm": pick([False, True])}
+        T = pick([None, None, None, 1, 2, 8, 16, 255])
+        return {"timing": "window", "threshold": threshold, "v_init": v_init, "norm": pick([False, True]), "T": T}
 
     def move(self, layer):
         self.size //= 2
@@ -117,7 +118,8 @@ def test_at_rest_is_the_answer_of_the_window(seeds):
             assert torch.equal(frozen.step(), expected), seed
             assert not frozen.moved.any()
             layers = len(frozen._stream.program.layers.stages) + 1
-            assert steps.max() <= layers * drawn.T
+            longest = max(getattr(layer, "T", None) or 1 for layer in drawn.net.modules())
+            assert steps.max() <= layers * max(longest, drawn.T)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -140,7 +142,6 @@ def test_a_stream_of_events_follows_the_last_steps(seed):
 def followed(frozen, x):
     """A simulation in which each target is the count that the layer has for the present counts: (readout, moves)."""
     stages = lower(frozen.net, T=frozen.T)
-    T = x.T if isinstance(x, te.SpikeTrain) else stages.T
     counts = {}
     signal = stages.signal(x, stages.mode)
     while True:
@@ -155,9 +156,7 @@ def followed(frozen, x):
                 move = (target - before).sign()
                 counts[number] = before + move
                 moves["input" if i.kind == "popcount" else stage.name] = move.to(torch.int8)
-                y = te.SpikeTrain.from_counts(counts[number], T)
-                if i.kind != "popcount":
-                    y = y.replace(gain=1.0)
+                y = y.replace(stored=counts[number].to(torch.uint8).unsqueeze(0), counts=None)
             values[number] = y
         yield y, moves
 
@@ -166,12 +165,12 @@ def spikes():
     return spiking(), te.SpikeTrain.from_dense(torch.rand(8, 3, 3, 9).lt(0.4).float())
 
 
-@pytest.mark.parametrize("T", [1, 2, 8, 200])
+@pytest.mark.parametrize(("T", "every"), [(1, ""), (2, "own"), (8, ""), (8, "own"), (200, "")])
 @pytest.mark.parametrize("make", [*NETWORKS, average, spikes])
 @torch.no_grad()
-def test_every_step(make, T):
+def test_every_step(make, T, every):
     """In each step exactly the neurons whose count differs from its target move, by one."""
-    net, x = of_timing(make, T)
+    net, x = of_timing(make, T, every)
     frozen = ts.freeze(net, T=x.T if make is spikes else None)
     both = zip(frozen.follow(x), followed(frozen, x), range(30), strict=False)
     for (answer, moves), (expected, expected_moves), _ in both:

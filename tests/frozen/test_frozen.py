@@ -66,7 +66,7 @@ def test_one_call_is_the_evaluation_and_the_stream(make, dtype, tmp_path):
     assert torch.allclose(frozen(x[2:3]), frozen(x)[2:3], atol=1e-5)  # torch's own first product may round otherwise
 
 
-@pytest.mark.parametrize("every", ["", "even", "odd"])
+@pytest.mark.parametrize("every", ["", "even", "odd", "own"])
 @pytest.mark.parametrize("T", [1, 2, 8, 200])
 @pytest.mark.parametrize("make", [*networks.NETWORKS, average])
 def test_one_call_is_the_evaluation_of_windows(make, T, every):

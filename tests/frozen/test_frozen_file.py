@@ -53,9 +53,12 @@ def through_a_file(frozen, folder):
 
 
 @pytest.mark.parametrize("bits", [None, 4, 8])
-@pytest.mark.parametrize(("make", "timing"), [(lif, "step"), *product(NETWORKS, ("step", "window", "every other"))])
+@pytest.mark.parametrize(
+    ("make", "timing"), [(lif, "step"), *product(NETWORKS, ("step", "window", "own", "every other"))]
+)
 def test_a_loaded_network_runs_the_same_program(make, timing, bits, tmp_path):
-    net, x = make() if timing == "step" else of_timing(make, 8, "" if timing == "window" else "even")
+    every = {"window": "", "own": "own"}.get(timing, "even")
+    net, x = make() if timing == "step" else of_timing(make, 8, every)
     frozen = ts.freeze(trained(net, x), weight_bits=bits)
     loaded = through_a_file(frozen, tmp_path)
     assert torch.equal(loaded(x), frozen(x))

@@ -47,8 +47,12 @@ def test_events(tmp_path):
     assert torch.equal(frozen.settle(x)[0], net(x))
 
 
-def test_sums_that_need_float64(tmp_path):
-    net = nn.Sequential(tnn.Encoder(255), *transformer(dim=64, heads=1)[1:])
+@pytest.mark.parametrize("T", [4, 255])
+def test_sums_that_need_float64(T, tmp_path):
+    net = nn.Sequential(tnn.Encoder(T), *transformer(dim=64, heads=1)[1:])
+    for block in net.modules():
+        if isinstance(block, tnn.SelfAttention):
+            block.qkv.T = 255
     check_frozen(trained(net, images()), images(), tmp_path, "window", images())
     attended = tnn.Attention(1)(te.SpikeTrain.from_counts(torch.full((1, 60, 192), 255), T=255))
     assert attended.total[0, 0, 0] * 2**9 == 60 * 64 * 255**3 // 128 * 128  # rounded to 24 bits

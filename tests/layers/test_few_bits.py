@@ -94,9 +94,9 @@ def test_freezing_rounds_as_training_does(bits):
     assert torch.equal(copy.deepcopy(net)(x), expected)
     double = copy.deepcopy(net).double()
     assert torch.equal(freeze(double)(x.double()), double(x.double()))
-    for layer in frozen.net.modules():
-        if isinstance(layer, tnn.SpikingLayer | tnn.Readout):
-            assert all(len(row.unique()) <= 2**bits - 1 for row in layer.weight.flatten(1))
+    layers = [m for m in frozen.net.modules() if isinstance(m, tnn.SpikingLayer | tnn.Readout)]
+    assert len(frozen.grids) == len(layers)
+    assert all(len(row.unique()) <= 2**bits - 1 for grid in frozen.grids.values() for row in grid.q.flatten(1))
 
 
 def few_bits(name, bits, **options):

@@ -169,8 +169,7 @@ def layer_of(threshold):
     (linear(timing="late"), ValueError, "timing: expected one of 'step', 'window', got 'late'"),
     (linear(timing=None), ValueError, "timing: expected one of"),
     (linear(timing="window", leak=0.9), ValueError, "leak: with timing='window' neurons do not leak, expected 1"),
-    (linear(timing="window", steps=16), ValueError,
-     "steps: with timing='window' x is the whole window, expected 8, got 16"),
+    (linear(timing="window", steps=256), ValueError, "steps: expected an int from 1 to 255 with timing='window'"),
     (linear(timing="window", residual=torch.ones(2, 3, 5)), ValueError, "residual: expected currents of shape [8"),
     (linear(residual=torch.ones(1, 3, 5)), ValueError, "their sum over the window is for layers with timing='window'"),
     # gains of channels

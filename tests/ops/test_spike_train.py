@@ -44,9 +44,12 @@ def test_pack_is_the_reference(T, shape, seed, dtype):
         assert torch.equal(made, counts.to(dtype))
 
 
+TRAIN = ["planes", "T", "counts", "gain", "timing", "bad", "network_T"]
+
+
 @pytest.mark.parametrize(("made", "fields", "parameters", "shown"), [
-    (lambda: train(9, 3, 5, gain=0.5), ["counts"], ["planes", "T", "counts", "gain", "timing", "bad"], "SpikeTrain"),
-    (lambda: bursts(9, 3, 5, gain=0.5), ["counts"], ["planes", "T", "counts", "gain", "timing", "bad"], "SpikeTrain"),
+    (lambda: train(9, 3, 5, gain=0.5), ["counts"], TRAIN, "SpikeTrain"),
+    (lambda: bursts(9, 3, 5, gain=0.5), ["counts"], TRAIN, "SpikeTrain"),
     (lambda: te.ConstantInput(dyadic(3, 5), 9, 0.5), ["x"], ["x", "T", "gain"], "ConstantInput"),
     (lambda: te.ImpulseInput(dyadic(3, 5), 9, 0.5), ["x"], ["x", "T", "gain"], "ImpulseInput"),
 ])  # fmt: skip

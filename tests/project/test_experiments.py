@@ -110,6 +110,8 @@ def test_keys_are_options(monkeypatch, tmp_path):
     (["--T", "4.5"], "T: expected int, got '4.5'"), (["--gate", "none"], "gate: expected one of relu, clip"),
     (["--lr", "fast"], "lr: expected float, got 'fast'"), (["--init-from", "nn"], "init_from: expected one of twin"),
     (["--draw-T", "few"], "draw_T: expected tuple, got"),
+    (["--layer-T", "conv9:4"], "layer_T: expected a layer of conv1, conv2, conv3, fc1 and its T, got 'conv9:4'"),
+    (["--layer-T", "conv1:16", "--timing", "step"], "T: with timing='step'"),
     (["--distill", "2"], "distill: expected 0 to 1"), (["--weight-decay", "-1"], "weight_decay: expected 0 or more"),
     (["--model", "FC"], "unknown model 'FC'"), (["--weight-bits", "9"], "weight_bits"), (["--leak", "2"], "leak"),
     (["--device", "abacus"], "--device: 'abacus' cannot be used"), (["mnist"], "data set 'mnist' cannot be read"),
@@ -147,7 +149,7 @@ def ended(recipe, path, stop=None):
 @pytest.mark.parametrize("variant", [
     {}, {"optimizer": "sgd", "lr": 0.05, "timing": "window", "gate": "relu"},
     {"precision": "bf16", "synops_penalty": 0.1, "schedule": "constant"},
-    {"timing": "window", "draw_T": ("2", "16")},
+    {"timing": "window", "draw_T": ("2", "16"), "layer_T": ("fc1:16",)},
     {"validation": False, "learn_threshold": "channel", "weight_decay": 0.1},
 ])  # fmt: skip
 def test_a_run_goes_on_bit_for_bit(variant, tmp_path):

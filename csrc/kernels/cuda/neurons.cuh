@@ -177,10 +177,10 @@ struct Neurons {
       });
     };
 #pragma unroll 1
-    for (unsigned left = a.T % 4u; left > 0; --left) fire_all();
+    for (unsigned left = a.steps % 4u; left > 0; --left) fire_all();
     uint32_t before = ~0u;
 #pragma unroll 1
-    for (unsigned left = a.T / 4u; left > 0 && plane != before; --left) {
+    for (unsigned left = a.steps / 4u; left > 0 && plane != before; --left) {
       before = plane;
       unroll<4>([&](int) { fire_all(); });
     }
@@ -202,7 +202,7 @@ struct Neurons {
   __device__ __forceinline__ uint32_t open_gates(const Neuron& a, const Vec<float, kVec>& z) const {
     uint32_t gates = 0;
     if (a.gate == Gate::kClip) {
-      const float ceiling = rounded_mul(a.threshold, static_cast<float>(a.T));
+      const float ceiling = a.ceiling();
       unroll<kVec>([&](int i) { gates |= gate_open(z.at[i], Gate::kClip, ceiling) ? 1u << i : 0; });
     } else {
       unroll<kVec>([&](int i) { gates |= gate_open(z.at[i], Gate::kRelu, 0.f) ? 1u << i : 0; });

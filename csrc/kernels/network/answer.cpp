@@ -148,7 +148,10 @@ void Run::add_counts(int64_t i, int64_t t, float* u) {
   const uint8_t* plane = train_layer.stored + (bursts ? 0 : t / 8 * inputs);
   cpu::Workspace memory(memory_);
   auto* spikes = memory.take<uint8_t>(inputs);
-  for (int64_t k = 0; k < inputs; ++k) spikes[k] = bursts ? plane[k] > t : plane[k] >> (t % 8) & 1;
+  const int64_t most = t + 1 < T_ ? 1 : UINT8_MAX;  // the last step has the rest of a burst, whose T may be longer
+  for (int64_t k = 0; k < inputs; ++k) {
+    spikes[k] = static_cast<uint8_t>(bursts ? std::clamp<int64_t>(plane[k] - t, 0, most) : plane[k] >> (t % 8) & 1);
+  }
   train_layer.stored = spikes;
   train_layer.neuron.timing = Timing::kWindow;  // the count of one step
   sums_[i].resize(streams() ? 0 : n);
@@ -166,14 +169,16 @@ void Run::add_means(int64_t i, int64_t mean, float* u) {
                         ? averaged.kernel_h * averaged.kernel_w
                         : multiple_of(of.in.height, of.out.height) * multiple_of(of.in.width, of.out.width);
   const int64_t inputs = plan_.batch * step.in.features(), outputs = plan_.batch * step.out.features();
-  int64_t digits = 1;
-  while (digits < 7 && plan_.T * n >> 8 * digits > 0) ++digits;
   cpu::Workspace memory(memory_);
   auto* means = memory.take<float>(inputs);
   transpose(means_[instruction(i).input], step.in.channels, step.in.height * step.in.width, means);
+  const auto sum_of = [n](float mean) { return static_cast<int64_t>(double{mean} * static_cast<double>(n) + 0.5); };
+  int64_t digits = 1;
+  const int64_t most = sum_of(*std::max_element(means, means + inputs));
+  while (digits < 7 && most >> 8 * digits > 0) ++digits;
   auto* bytes = memory.take<uint8_t>(digits * inputs);
   for (int64_t k = 0; k < inputs; ++k) {
-    const auto sum = static_cast<int64_t>(double{means[k]} * static_cast<double>(n) + 0.5);
+    const int64_t sum = sum_of(means[k]);
     for (int64_t d = 0; d < digits; ++d) bytes[d * inputs + k] = static_cast<uint8_t>(sum >> 8 * d);
   }
   Neuron neuron{};
@@ -207,7 +212,7 @@ const float* Run::counts(int64_t i, int64_t t) {
   std::vector<float>& sum = so_far_[i];  // torch's product depends on alignment, so it does not read the state
   sum.resize(n);
   if (bursts) {
-    const auto most = static_cast<uint8_t>(t + 1);  // a burst's spikes so far
+    const auto most = static_cast<uint8_t>(t + 1 < T_ ? t + 1 : UINT8_MAX);  // a burst's spikes so far
     for (int64_t k = 0; k < n; ++k) sum[k] = static_cast<float>(std::min(bytes[k], most));
   } else if (call_.every_step) {
     bytes += t / 8 * n;

@@ -78,7 +78,7 @@ void Run::attend(int64_t i) {
   const int64_t values = in.outputs / in.groups, wide = (values + cpu::kLanes - 1) / cpu::kLanes * cpu::kLanes;
   const Heads n{from.width, in.groups, (from.channels - in.outputs) / in.groups / 2, values, wide};
   const auto scale = static_cast<float>(network::real(in.gain));
-  const bool fits = n.tokens * n.keys * plan_.T * plan_.T * plan_.T <= 1 << 24;  // in float32
+  const bool fits = n.tokens * n.keys * own_T(i) * own_T(i) * own_T(i) <= 1 << 24;  // in float32
   const uint8_t* x = train(in.input);
   auto* y = reinterpret_cast<float*>(result(i));
   cpu::for_workers(call_.parallel, plan_.batch, 1, [&](int64_t begin, int64_t end, cpu::Workspace& memory) {

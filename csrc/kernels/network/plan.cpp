@@ -136,7 +136,8 @@ class Planner {
                         : result(program_, number, step.in, residual == kAbsent ? nullptr : &other, step.geometry);
     step.out.check();
     if (program_.kind(number) == Kind::attention) {  // float64 holds its sums
-      checked_product({step.in.features(), plan_.T, plan_.T, plan_.T}, int64_t{1} << 53);
+      const int64_t own = program_.instructions[number].own_T, T = own > 0 ? own : plan_.T;
+      checked_product({step.in.features(), T, T, T}, int64_t{1} << 53);
       checked_product({step.in.channels, step.in.channels + step.in.width}, kMostFeatures);  // its scratch
     }
     if (program_.fires(number)) check_neurons(program_.instructions[number], step.out);

@@ -39,6 +39,7 @@ class Checker {
     check_double("gain", i_.gain, -kLargest, kLargest);
     check_range("timing", i_.timing, 0, static_cast<int64_t>(Timing::kWindow));
     if (has_window_timing() && real(i_.leak) != 1) refuse("timing: neurons that integrate a window have no leak");
+    check_range("T", i_.own_T, 0, has_window_timing() ? most_steps(Timing::kWindow) : 0);
     check_range("by_channel", i_.by_channel, 0, 1);
     if (kind != Kind::gather && i_.index != kAbsent) refuse("index: only a gather has one");
     if (kind == Kind::layer || kind == Kind::readout) {

@@ -56,6 +56,7 @@ constexpr int64_t kMostWorkspace = int64_t{1} << 46;  // bytes of one run
   X(threshold) X(leak)    /* bits of a double */                                                    \
   X(gain)            /* bits of a double: factor of the counts that a readout or a mean reads */    \
   X(timing)          /* as Timing: of neurons, or of the currents that it makes or reads */         \
+  X(own_T)           /* window timing: T of a layer's neurons, or read by attention; 0: the network's */ \
   X(index)           /* of a gather, int32: where each result comes from, -1: 0; absent: in order */ \
   X(by_channel)      /* 1: index is [outputs], of channels; 0: [kernel_h, kernel_w, outputs] */
 // clang-format on

@@ -113,7 +113,7 @@ Neuron Run::neurons(int64_t i) const {
   a.neurons = plan_.batch * out.features();
   a.channels = out.channels;
   a.T = static_cast<int32_t>(program_.has_window_timing(i) ? plan_.T : T_);
-  a.steps = static_cast<int32_t>(plan_.T);
+  a.steps = static_cast<int32_t>(own_T(i));
   a.threshold = fires ? static_cast<float>(network::real(in.threshold)) : std::numeric_limits<float>::max();
   a.leak = fires ? static_cast<float>(network::real(in.leak)) : 1.f;
   a.timing = static_cast<Timing>(in.timing);

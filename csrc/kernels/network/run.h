@@ -19,6 +19,8 @@ class Run {
   const Instruction& instruction(int64_t i) const { return program_.instructions[i]; }
   const float* floats(int64_t offset) const { return network_.floats(offset); }
   uint8_t* result(int64_t i) const { return results_ + plan_.steps[i].place * plan_.batch; }
+  // The T of the neurons of instruction i, or of what attention reads.
+  int64_t own_T(int64_t i) const { return instruction(i).own_T > 0 ? instruction(i).own_T : plan_.T; }
   const void* value(int64_t v) const { return v >= 0 ? values_[v] : call_.inputs[0]; }
   const uint8_t* train(int64_t v) const { return static_cast<const uint8_t*>(value(v)); }
   const float* real(int64_t v) const { return static_cast<const float*>(value(v)); }

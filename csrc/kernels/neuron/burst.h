@@ -32,7 +32,7 @@ TANDEM_INLINE void fire_bursts(const Neuron& a, NeuronLanes<L, whole>* neurons,
   Int<L> paid{};
   int t = 0;
   do {
-    for (const int end = std::min(t + kUnchecked, a.T); t < end; ++t) {
+    for (const int end = std::min(t + kUnchecked, a.steps); t < end; ++t) {
       paid = Int<L>{};
 #pragma GCC unroll 8
       for (int g = 0; g < G; ++g) {
@@ -40,7 +40,7 @@ TANDEM_INLINE void fire_bursts(const Neuron& a, NeuronLanes<L, whole>* neurons,
         for (int i = 0; i < kLanes / L; ++i) paid |= neurons[g].spike(a, i, counts[g]);
       }
     }
-  } while (t < a.T && any(paid));
+  } while (t < a.steps && any(paid));
 }
 
 // Integrates the windows of G groups of sixteen neurons from n on, `apart` neurons from one to the next, and fires

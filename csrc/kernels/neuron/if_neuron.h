@@ -68,7 +68,7 @@ TANDEM_HOST_DEVICE auto is_finite(V v) {
 // When a layer fires.
 enum class Timing : int32_t {
   kStep = 0,    // at every step of its input
-  kWindow = 1,  // in the T steps after its input's window, which it integrates first, while v >= threshold; no leak
+  kWindow = 1,  // after its input's window, which it integrates first, in a window of its own, while v >= threshold
 };
 
 // z = scale u + share shift, the ANN's pre-activation; to it the sum r of the residual is added, times its scale. u is
@@ -89,7 +89,7 @@ constexpr int64_t sheets(int64_t T, Timing timing) { return timing == Timing::kW
 // Which neurons let the gradient through, given z.
 enum class Gate : int32_t {
   kRelu = 0,  // z > 0
-  kClip = 1,  // 0 < z < threshold * T
+  kClip = 1,  // 0 < z < Neuron::ceiling()
 };
 
 // Of a number or a vector. Where a gate changes, product/filter.cpp looks for doubts: keep the bounds there.
@@ -114,9 +114,9 @@ struct Carried {
   uint16_t* counts;
 };
 
-// A layer of `neurons` IF neurons over T steps. Neurons are numbered in memory order with the channel innermost, so
-// neuron n has channel n % channels. A null pointer stands for the neutral value (scale 1, shift 0, no residual, v_init
-// 0) or for an output that is not wanted.
+// A layer of `neurons` IF neurons, whose input has T steps. Neurons are numbered in memory order with the channel
+// innermost, so neuron n has channel n % channels. A null pointer stands for the neutral value (scale 1, shift 0, no
+// residual, v_init 0) or for an output that is not wanted.
 //
 // P = sheets(T, timing). With window timing there is one array of residual currents, their sum over the window.
 //
@@ -125,7 +125,7 @@ struct Neuron {
   int64_t neurons;
   int64_t channels;
   int32_t T;      // 1..most_steps(timing)
-  int32_t steps;  // the steps over which a window's shift is spread
+  int32_t steps;  // of the neurons' window: step timing spreads its shift over them, window timing fires in them
   float threshold;
   float leak;
   Gate gate;
@@ -150,6 +150,10 @@ struct Neuron {
   Carried carried;        // read if there are earlier pieces, written if there are later ones
 
   TANDEM_HOST_DEVICE int32_t window() const { return before + T + after; }
+  // What the largest count stands for: a clipping gate closes there.
+  TANDEM_HOST_DEVICE float ceiling() const {
+    return rounded_mul(threshold, static_cast<float>(timing == Timing::kWindow ? steps : window()));
+  }
   TANDEM_HOST_DEVICE bool is_gated() const { return mask != nullptr; }  // whether the layer needs z
   TANDEM_HOST_DEVICE bool has_residual() const { return residual_stored != nullptr || residual_currents != nullptr; }
 };

@@ -158,7 +158,7 @@ struct NeuronLanes {
   // All spikes of part i after integrate(), if steps subtract exactly: then v / threshold, rounded down, is their
   // number.
   TANDEM_INLINE Int<L> burst(const Neuron& a, int i) const {
-    const Vec<float, L> quotient = v[i] * (1.f / a.threshold), most = Vec<float, L>{} + static_cast<float>(a.T);
+    const Vec<float, L> quotient = v[i] * (1.f / a.threshold), most = Vec<float, L>{} + static_cast<float>(a.steps);
     const Vec<float, L> fired = quotient >= 1.f ? quotient : Vec<float, L>{};  // NaN does not fire
     return __builtin_convertvector(fired < most ? fired : most, Int<L>);
   }
@@ -241,7 +241,7 @@ struct NeuronLanes {
   TANDEM_INLINE ByteLanes is_open(const Neuron& a) const {
     Plane open;
 #pragma GCC unroll 8
-    for (int i = 0; i < kParts; ++i) open[i] = gate_open(z[i], a.gate, a.threshold * static_cast<float>(a.window()));
+    for (int i = 0; i < kParts; ++i) open[i] = gate_open(z[i], a.gate, a.ceiling());
     return narrow(open);
   }
 };

@@ -131,7 +131,7 @@ TANDEM_INLINE void fire_ends(const Neuron& a, NeuronLanes<L> (&ends)[2], int64_t
 template <int L, class Plane>
 TANDEM_INLINE void find_doubts(const Neuron& a, const NeuronLanes<L> (&ends)[2], const Plane (&spikes)[2],
                                int32_t* doubts) {
-  const float ceiling = a.threshold * static_cast<float>(a.T);
+  const float ceiling = a.ceiling();
   for (int i = 0; i < kLanes / L; ++i) {
     Int<L> found = spikes[0][i] ^ spikes[1][i];
     const auto differ = [&](const Int<L>& x, const Int<L>& y) TANDEM_INLINE_LAMBDA { found |= x ^ y; };

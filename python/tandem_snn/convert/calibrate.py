@@ -102,7 +102,7 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
     (T,) = windows
     for name, layer in layers.items():
         if seen[name]:
-            _set(layer, torch.cat(seen[name], 1), T, percentile)
+            _set(layer, torch.cat(seen[name], 1), layer.own_T(T), percentile)
     _warn_of_training({name: sum(values) / len(values) for name, values in spreads.items()})
     return net
 

@@ -125,10 +125,11 @@ def joined(lowering: Lowering, name: str, values: list[Value]) -> Value:
         key = x.number, other.number
         if key not in lowering.joins:
             sizes = lowering.channels_of(name, x), lowering.channels_of(name, other)
-            gain = _joined_gain(x, other, sizes)
+            gain, own_T = _joined_gain(x, other, sizes), lowering.longest(name, x, other)
             lowering.joins[key] = lowering.moved(
                 name, x, gain, None, sum(sizes), residual=other.number, channels=sum(sizes), by_channel=True
             )
+            lowering.joins[key].own_T = own_T
         x = lowering.joins[key]
     return x
 

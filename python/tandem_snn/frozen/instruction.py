@@ -50,6 +50,7 @@ class Instruction:
         gain: a factor of counts, for an instruction that reads counts instead of spikes.
         timing: the timing of neurons or currents, which is also that of the trains that it reads. The kinds
             "popcount" and "burst" convert it.
+        own_T: T of neurons with timing "window", or of the train that attention reads; 0: T of the network.
         by_channel: whether the index of a gather names channels; else features, and ``kernel`` is the result's size.
     """
 
@@ -81,6 +82,7 @@ class Instruction:
     leak: float = 1.0
     gain: float = 1.0
     timing: str = "step"
+    own_T: int = 0
     index: int = ABSENT
     by_channel: bool = False
 

@@ -172,13 +172,15 @@ class Lowering:
         """Append an instruction that reads x; the result has this timing, None for numbers, and gain."""
         tensors = {key: None if tensor is None else tensor.detach() for key, tensor in tensors.items()}
         self.list.append(Stage(name, Instruction(kind, x.number, **fields), **tensors))
-        return Value(len(self.list) - 1, result, worth, owner=self)
+        y = Value(len(self.list) - 1, result, worth, owner=self)
+        y.own_T = fields["own_T"] or None if "own_T" in fields else x.own_T
+        return y
 
     def currents(self, name: str, kind: str, x: Value, channels: int | None, fields: Any, **tensors: Any) -> Value:
         """Append an instruction that makes currents, by default with the timing of x."""
         fields = {"timing": x.timing, **fields}
         u = self._add(name, kind, x, fields["timing"], 1.0, tensors, **fields)
-        u.is_currents, u.channels = True, channels
+        u.is_currents, u.channels, u.own_T = True, channels, None
         return u
 
     def numbers(self, name: str, x: Value, other: Value | None = None, **tensors: Tensor | None) -> Value:
@@ -259,6 +261,8 @@ class Lowering:
             return x
         if x.is_currents:
             raise CannotLower(name, f'its timing is "{timing}", but it reads currents with timing "{x.timing}"')
+        if timing == "step" and x.own_T is not None:
+            raise CannotLower(name, f"it reads step by step the spikes of a layer with its own T={x.own_T}")
         if x.converted is None:
             kind = next(kind for kind, other in CONVERSIONS.items() if other == timing)
             x.converted = self._add(name, kind, x, timing, x.gain, {})
@@ -269,7 +273,13 @@ class Lowering:
             raise CannotLower(name, 'attention reads a train with timing "window" and one gain')
         tokens, channels = self.features_of(name, x)
         gain = x.gain * x.gain * x.gain * mean_gain(tokens, channels // 3 // layer.heads)
-        fields = {"axes": 1, "outputs": channels // 3, "groups": layer.heads, "gain": float(gain)}
+        fields = {
+            "axes": 1,
+            "outputs": channels // 3,
+            "groups": layer.heads,
+            "gain": float(gain),
+            "own_T": x.own_T or 0,
+        }
         self.sized = True
         x = rearranged(self, name, "movedim", False, x, -1, 1)
         u = self.currents(name, "attention", x, channels // 3, fields)
@@ -327,7 +337,7 @@ class Lowering:
         if kind == "average":
             read = self.converted(name, x, layer.timing)
             tensors["v_init"] = torch.tensor(layer.initial_potential)
-            fields |= {"threshold": float(layer.threshold), "timing": layer.timing}
+            fields |= {"threshold": float(layer.threshold), "timing": layer.timing, "own_T": read.own_T or 0}
         y = self._add(name, kind, read, None if means else read.timing, gain, tensors, **fields)
         y.source, y.channels = x.source, None if kind == "flatten" else x.channels
         return y
@@ -339,7 +349,7 @@ class Lowering:
         return self.currents(name, kind, x, None if kind == "flatten" else x.channels, fields)
 
     def _layer(self, name: str, layer: Any, x: Value, residual: Value | None) -> Value:
-        if layer.neurons and layer.threshold is None:
+        if layer.neurons and layer.threshold is None and layer.T is None:
             self.T = self.T or self.default_T
         if isinstance(layer, tnn.Neurons):
             settings = layer.norm, layer.threshold, layer.v_init, layer.gain
@@ -387,6 +397,7 @@ class Lowering:
         tensors["v_init"] = made.v_init
         fields = layer.numbers() | geometry
         del fields["gate"]  # there is no backward pass
+        fields["own_T"] = self._own_T(layer)
         if residual is not None:
             worth = residual.gain
             if isinstance(worth, Tensor) and worth.dim():  # a channel may have become several features
@@ -404,7 +415,7 @@ class Lowering:
         like = torch.empty(channels) if layer.weight is None else layer.weight
         made, unit = self._threshold(layer, like, 2)
         scale, shift = fold(made.theta, layer.bias, *fold_norm(layer.norm), step, 1.0, channels, like, unit)
-        fields = layer.numbers()
+        fields = layer.numbers() | {"own_T": self._own_T(layer)}
         del fields["gate"]
         v_init = made.v_init
         if isinstance(v_init, Tensor) and v_init.numel() == channels:  # of each channel, of any number of axes
@@ -413,6 +424,19 @@ class Lowering:
         y = self._add(name, "neurons", u, layer.timing, layer.spike_value(self.T), tensors, outputs=channels, **fields)
         y.channels = channels
         return y
+
+    def _own_T(self, layer: Any) -> int:
+        return 0 if layer.T in (None, self.T) else layer.T
+
+    def longest(self, name: str, a: Value, b: Value) -> int | None:
+        """Return the own T of two trains that are joined."""
+        if a.own_T == b.own_T:
+            return a.own_T
+        self.T = self.T or self.default_T
+        if self.T is None:
+            raise CannotLower(name, "it joins trains of different T, of which no Encoder says one: freeze(net, T=...)")
+        T = max(a.own_T or self.T, b.own_T or self.T)
+        return None if T == self.T else T
 
     def _threshold(self, layer: Any, like: Tensor, axes: int) -> tuple[Tensors, Any]:
         """Return the tensors of the neurons of a layer, and the unit of their potentials."""
@@ -522,19 +546,6 @@ class Grid:
         if self.q.dim() < 2 or self.step.shape != self.q.shape[:1]:
             raise ValueError(f"steps of shape {list(self.step.shape)} for weights of shape {list(self.q.shape)}")
         return self.q.to(self.step.dtype) * over_inputs(self.step, self.q)
-
-
-@torch.no_grad()
-def round_(net: nn.Module, bits: int | None) -> None:
-    """Round weights in place to ``bits``, or to each layer's own. Layers with gains per channel round when they run."""
-    layers: list[Any] = [layer for layer in net.modules() if isinstance(layer, (tnn.SpikingLayer, *READOUTS))]
-    firing = [layer for layer in layers if isinstance(layer, tnn.SpikingLayer)]
-    by_channel = any(_by_channel(layer.threshold if layer.gain is None else layer.gain) for layer in firing)
-    for layer in layers:
-        layer.weight_bits = layer.weight_bits if bits is None else bits
-        if layer.weight_bits is not None and layer.weight is not None and not by_channel:
-            kernel = kernel_of(layer)
-            layer.weight.copy_(kernel(Grid(*quantise(kernel(layer.weight), layer.weight_bits)).weight()))
 
 
 @torch.no_grad()

@@ -17,11 +17,11 @@ from tandem_ext._torch import WeightKeeper, pytree
 from tandem_ext.train import with_flags
 
 from .. import nn as tnn
-from ..nn.hooks import FIRING
+from ..nn.hooks import FIRING, READOUTS
 from ..nn.signals import check_batch, describe, inputs_of
 from .graphs import MOST_KEPT, Graph, capture, key_of
 from .instruction import FIRES, CannotLower
-from .lowering import Grid, grids_of, lower, round_, snapshot
+from .lowering import Grid, grids_of, lower, snapshot
 from .program import Metadata, Program, inference, write
 from .stages import Stage, Stages, check_finite
 from .stream import Inputs, Stream, Streaming, flags_of
@@ -57,7 +57,9 @@ class FrozenNetwork(Streaming, WeightKeeper):
         super().__init__()
         self.net = snapshot(net)
         self.weight_bits = weight_bits
-        round_(self.net, weight_bits)
+        for layer in self.net.modules() if weight_bits is not None else ():
+            if isinstance(layer, (tnn.SpikingLayer, *READOUTS)):
+                layer.weight_bits = weight_bits
         sources = [m for m in self.net.modules() if isinstance(m, tnn.Encoder | Stages)]
         windows = {m.T for m in sources} - {None}
         self._T = next(iter(windows)) if T is None and len(windows) == 1 else T

@@ -135,7 +135,8 @@ class Stage(nn.Module):
             return combined(self._gather, [x] if joined is None else [x, joined])
         parts = [value.stored.flatten(0, 1) for value in (x, joined) if value is not None]
         stored = self._gather(*parts).unflatten(0, x.stored.shape[:2])
-        return x.replace(stored=stored, counts=None, bad=add_flags(x.bad, None if joined is None else joined.bad))
+        others = {} if joined is None else {"T": max(x.T, joined.T), "_network_T": x.network_T}
+        return x.replace(stored=stored, counts=None, bad=add_flags(x.bad, getattr(joined, "bad", None)), **others)
 
     def _gather(self, *parts: Tensor, in_order: bool = False) -> Tensor:
         i, index = self.instruction, self.index
@@ -157,10 +158,10 @@ class Stage(nn.Module):
         i, v_init = self.instruction, self.v_init
         if v_init is not None and v_init.dim() > 1:
             v_init = v_init.expand(u.shape[1:])
-        neuron: Any = i.threshold, i.leak, 0.0 if v_init is None else v_init, "relu", i.timing
+        neuron: Any = i.threshold, i.leak, 0.0 if v_init is None else v_init, "relu", i.timing, None, i.own_T or None
         settings = Settings(u.T, None, self.scale, self.shift, None, None, 1.0, *neuron)
         train: SpikeTrain = fire(u, settings)[0]
-        return train
+        return train.replace(_network_T=u.T)
 
     def _attended(self, x: SpikeTrain) -> Currents:
         i = self.instruction
@@ -171,7 +172,7 @@ class Stage(nn.Module):
         parts = (x.map(partial(torch.narrow, dim=-2, start=at, length=n)) for at, n in sizes)
         q, k, v = (part.map(lambda t: t.mT) for part in parts)
         u = products_of_counts(q, k, v, i.groups) * i.gain
-        return Currents(u.mT, no_steps, x.T, dtype=x._dtype)
+        return Currents(u.mT, no_steps, x.network_T, dtype=x._dtype)
 
     def _move(self) -> Callable[[Any], Any] | None:
         i = self.instruction
@@ -205,12 +206,13 @@ class Stage(nn.Module):
         more = residual.stored if isinstance(residual, SpikeTrain) else residual
         more = residual.residual(self.instruction.timing) if isinstance(residual, Currents) else more
         before = reduce(add_flags, [signal.bad for signal in (x, residual) if isinstance(signal, SpikeTrain)], None)
-        i = self.instruction
+        i, network_T = self.instruction, x.network_T
+        T = i.own_T or network_T
         spikes, *_, bad = self._run(
-            x, steps=x.T, threshold=i.threshold, leak=i.leak, v_init=v_init, residual=more,
+            x, steps=T, threshold=i.threshold, leak=i.leak, v_init=v_init, residual=more,
             residual_scale=self.residual_scale, bad=before,
         )  # fmt: skip
-        return SpikeTrain.unchecked(spikes, x.T, None, 1.0, self.dtype, i.timing, bad)
+        return SpikeTrain.unchecked(spikes, T, None, 1.0, self.dtype, i.timing, bad, network_T)
 
     def _currents(self, x: Any) -> Currents:
         weight = self.weight if isinstance(x, SpikeTrain) else self.real_weight()

@@ -37,6 +37,7 @@ class Value(signal.Signal):
         source: the number of the input that it is, also after moves such as pooling; else None.
         is_currents: whether it is currents.
         channels: their number; None if it is not known.
+        own_T: of a train, T if a layer with its own T made it, or a part of it.
         owner: the lowering that made it, which adds and joins values.
         converted: the train of the other timing, once it is needed.
         origin: of moved features, the value from which they come, and for each its number there.
@@ -55,6 +56,7 @@ class Value(signal.Signal):
     ) -> None:
         self.number, self.timing, self.gain, self.source = number, timing, gain, source
         self.is_currents, self.channels, self.owner = is_currents, channels, owner
+        self.own_T: int | None = None
         self.converted: Value | None = None
         self.origin: tuple[Value, Tensor] | None = None
         self.pending = False

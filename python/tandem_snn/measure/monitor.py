@@ -27,8 +27,8 @@ class Recording:
 
     Attributes:
         train: the spikes of the latest samples, on the CPU.
-        potentials: v after each step of the same samples, [T, B, *features], with timing "window" [2T, B, *features];
-            None unless asked for, and of modules of your own.
+        potentials: v after each step of the same samples, as the layer's ``potentials`` returns it; None unless asked
+            for, and of modules of your own.
         samples: the number of all samples that the layer has seen.
         spikes: float64 [*features], each neuron's number of spikes over these samples.
     """

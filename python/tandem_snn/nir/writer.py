@@ -177,6 +177,8 @@ class Writer:
 
     def neurons(self, stage: NamedStage, sources: list[str]) -> str:
         """Add the neurons of a stage, which receive the currents of ``sources``; return the node of their spikes."""
+        if (T := stage.instruction.own_T) not in (0, self.T):
+            raise CannotLower(stage.name, f"it has its own T={T}, but a NIR graph has one, here {self.T}")
         if stage.residual is not None:
             sources = sources + self._residual(stage, sources)
         return self.add(self.free(f"{stage.name}_neurons"), self._if(stage), *sources)

@@ -89,7 +89,7 @@ class Attention(nn.Module):
         q, k, v = (map_features(x, partial(torch.narrow, dim=-1, start=i * D, length=D)) for i in range(3))
         if isinstance(x, Tensor):
             return product(q, k, v, self.heads) * mean_gain(x.shape[1], D // self.heads)
-        return Currents(attention(q, k, v, self.heads)[0], no_steps, x.T, dtype=x._dtype)
+        return Currents(attention(q, k, v, self.heads)[0], no_steps, x.network_T, dtype=x._dtype)
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}"

@@ -205,14 +205,16 @@ def currents_of(x: Any) -> Any:
     """
     if isinstance(x, Currents | Tensor):
         return x
-    T, shape, detached = x.T, x.shape, x.gain.detach() if isinstance(x.gain, Tensor) else x.gain
+    T, shape, detached = x.network_T, x.shape, x.gain.detach() if isinstance(x.gain, Tensor) else x.gain
     gain = over_space(detached, shape)
     if isinstance(x, SpikeTrain):
-        planes, dtype, bad = x.planes, compute_dtype(x._dtype), x.bad
+        dtype = compute_dtype(x._dtype)
         total = _made(lambda: x.counts.to(dtype) * over_space(x.gain, shape))
-        return Currents(
-            total, lambda start, stop: _flagged(spikes_of(planes, start, stop, dtype) * gain, bad), T, dtype=x._dtype
-        )
+
+        def steps(start: int, stop: int) -> Tensor:
+            return _flagged(spikes_of(x.stored_as("step"), start, stop, dtype) * gain, x.bad)
+
+        return Currents(total, steps, T, dtype=x._dtype)
     total = _made(lambda: effective_counts(x))
     first = (x.x.detach() * gain).unsqueeze(0)
     return Currents(total, *_direct(first, T, isinstance(x, ConstantInput)))
@@ -238,16 +240,16 @@ def product(x: Input | Currents, weight: Tensor, synapses: Product) -> Currents:
         u = x.map(lambda u: real_product(u, weight, synapses).to(dtype))
         u.dtype = weight.dtype
         return u
-    T = x.T
+    T = x.network_T
     if not isinstance(x, SpikeTrain):
         read, used, _ = fitted(x, weight, synapses)
         y = synapses.direct(read.x, used).to(compute_dtype(weight.dtype))
         constant = isinstance(x, ConstantInput)
         return Currents(y * T if constant else y, *_direct(y.detach().unsqueeze(0), T, constant), weight.dtype)
-    planes, bad, dtype = x.planes, x.bad, x._dtype
+    bad, dtype = x.bad, x._dtype
 
     def steps(start: int, stop: int) -> Tensor:  # as samples of one batch
-        spikes = spikes_of(planes, start, stop)
+        spikes = spikes_of(x.stored_as("step"), start, stop)
         samples = SpikeTrain.unchecked(spikes.flatten(0, 1).unsqueeze(0), 1, None, 1.0, dtype)
         return _flagged(window_product(samples, weight, synapses).unflatten(0, spikes.shape[:2]), bad)
 
@@ -321,13 +323,14 @@ def scan_trace(currents: Tensor, v: float | Tensor, **neuron: Any) -> Tensor:
     return torch.stack(trace)
 
 
-def window_trace(T: int, integrated: Callable[[int], Tensor], threshold: float | Tensor) -> Tensor:
-    """Return the potentials of neurons with timing "window", [2T, ...]: T steps of integration, T of firing.
+def window_trace(T: int, own_T: int, integrated: Callable[[int], Tensor], threshold: float | Tensor) -> Tensor:
+    """Return the potentials of neurons with timing "window": T steps of integration, then ``own_T`` of firing.
 
     ``integrated(t)`` is the potential after the first t steps of the input.
     """
     trace = torch.stack([integrated(t) for t in range(1, T + 1)])
-    return torch.cat([trace, scan_trace(torch.zeros_like(trace), trace[-1], threshold=threshold)])
+    nothing = torch.zeros_like(trace[:1]).expand(own_T, *trace.shape[1:])
+    return torch.cat([trace, scan_trace(nothing, trace[-1], threshold=threshold)])
 
 
 def spikes_of(planes: Tensor, start: int, stop: int, dtype: torch.dtype = torch.uint8) -> Tensor:
@@ -336,7 +339,8 @@ def spikes_of(planes: Tensor, start: int, stop: int, dtype: torch.dtype = torch.
 
 
 def part_of(x: Any, start: int, stop: int) -> Any:
-    """Return steps start .. stop - 1 of a signal; if there are several, start is a multiple of 8."""
+    """Return steps start .. stop - 1 of a signal, or those before its end; of several, start is a multiple of 8."""
+    stop = min(stop, x.T)
     if isinstance(x, Currents):
         steps = x.residual("step")[start:stop]
         return Currents(steps.sum(0), lambda first, end: steps[first:end], stop - start)

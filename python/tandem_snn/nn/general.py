@@ -147,7 +147,7 @@ def _signals_of(args: Any, kwargs: Any) -> tuple[list[Any], Callable[..., Any]]:
 def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
     """Apply an operator f that only moves, repeats or drops features: a view, permutation, slice or concatenation.
 
-    Unlike :func:`linear_map`, it returns trains if all arguments are trains with the same T.
+    Unlike :func:`linear_map`, it returns trains if all arguments are trains with the same T, or with timing "window".
 
     Args:
         f: the name of an operator of ``torch.ops.aten``.
@@ -160,7 +160,9 @@ def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
     tensor([0.5000, 0.5000, 2.0000, 2.0000])
     """
     trains, call = _signals_of(args, kwargs)
-    if not trains or not all(isinstance(x, SpikeTrain) and x.T == trains[0].T for x in trains):
+    timing = "window" if all(x.timing == "window" for x in trains) else "step"
+    fit = timing == "window" or len({x.T for x in trains}) == 1
+    if not trains or not fit or not all(isinstance(x, SpikeTrain) for x in trains):
         return linear_map(f, *args, **kwargs)
     function: Any = getattr(torch.ops.aten, f)
 
@@ -168,8 +170,7 @@ def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
         result = call(function, [tensor_of(x) for x in trains])
         return [result] if isinstance(result, Tensor) else list(result)
 
-    first = trains[0]
-    timing = "window" if all(x.timing == "window" for x in trains) else "step"
+    first, T, network_T = trains[0], max(x.T for x in trains), max(x.network_T for x in trains)
     P = 1 if timing == "window" else (first.T + 7) // 8
     stored = apply(lambda x: x.stored_as(timing).flatten(0, 1))
     stored = [part.unflatten(0, (P, -1)) for part in stored]
@@ -185,7 +186,7 @@ def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
         # the largest, because padding has gain 0
         gains = [g[0].flatten(1).amax(1) if by_channel and g.dim() > 2 else g[0] for g in gains]
     results = tuple(
-        SpikeTrain.unchecked(s, first.T, c, g, first._dtype, timing, bad)
+        SpikeTrain.unchecked(s, T, c, g, first._dtype, timing, bad, network_T)
         for s, c, g in zip(stored, counts, gains, strict=True)
     )
     return results[0] if len(results) == 1 and f not in SEVERAL else results

@@ -119,7 +119,7 @@ class SpikingLayer(HasNeurons):
             train = self._coupled(x, norm, residual)
         else:
             train = self._normed(x, norm, residual)
-        return self.with_gain(train)
+        return self.with_gain(train, x.network_T)
 
     def _arguments(
         self, x: Any, scale: Any, shift: Any, residual: Any = None, eps: float | None = None
@@ -128,7 +128,9 @@ class SpikingLayer(HasNeurons):
         x, weight, step = self._weights(x)
         threshold = 1.0 if self.threshold is None else self.threshold
         neuron = threshold, self.leak, self.v_init, self.gate, self.timing
-        return x, weight, Settings(x.T, self.bias, scale, shift, step, eps, self.unit(x.T), *neuron, residual)
+        T = x.network_T
+        steps = self.own_T(T) if self.timing == "window" else None
+        return x, weight, Settings(x.T, self.bias, scale, shift, step, eps, self.unit(T), *neuron, residual, steps)
 
     def _weights(self, x: Any) -> tuple[Any, Tensor, Tensor | None]:
         """Return input, weight and, with ``weight_bits``, the quantisation step of each row.
@@ -175,7 +177,7 @@ class SpikingLayer(HasNeurons):
         z = z if residual is None else z + residual_total(residual, z)
         with torch.no_grad():
             train = self._fire(*self._arguments(x, scale, shift, residual))[0]
-        return couple(train, z, threshold=self.threshold_for(x.T), gate=self.gate)
+        return couple(train, z, threshold=self.threshold_for(x.network_T), gate=self.gate)
 
     def used_weight(self) -> Tensor:
         """Return the weights that the layer computes with: rounded if it has ``weight_bits``."""
@@ -194,8 +196,9 @@ class SpikingLayer(HasNeurons):
     def potentials(self, x: Input, residual: SpikeTrain | Tensor | None = None) -> Tensor:
         """Return the membrane potential after each step, after the reset, [T, B, *features], computed by the kernel.
 
-        With timing "window" the result is [2T, B, *features]: T steps of integration, then T steps of firing. Bias and
-        shift are included from the first step. Without a ``threshold`` the unit is :func:`default_threshold`.
+        With timing "window" the result is [2T, B, *features]: T steps of integration, then T steps of firing. If the
+        layer, or that before it, has its own T, these are as many as their spikes take. Bias and shift are included
+        from the first step. Without a ``threshold`` the unit is :func:`default_threshold`.
 
         Raises:
             ValueError: batch norm is in training mode.
@@ -205,21 +208,22 @@ class SpikingLayer(HasNeurons):
             raise ValueError("potentials: batch norm must be in evaluation mode, call eval() first")
         if isinstance(residual, Currents):
             residual = residual.residual("step")
+        T = max(x.T, residual.T if isinstance(residual, SpikeTrain) else 1)
         x, weight, settings = self._arguments(self.arranged(x), *fold_norm(self.norm))
-        settings = settings._replace(return_v=True, steps=x.T)
+        settings = settings._replace(return_v=True, steps=x.T if self.timing == "step" else settings.steps)
 
         def after(start: int, stop: int, v: float | Tensor, settings: Settings) -> Tensor:
             """Return the potentials after some steps of the input that begin at v."""
             part: Any = residual
             if residual is not None:
                 part = residual[start:stop] if isinstance(residual, Tensor) else part_of(residual, start, stop)
-            settings = settings._replace(T=stop - start, v_init=v, residual=part)
-            return self._fire(part_of(x, start, stop), weight, settings)[0][1]
+            read = part_of(x, start, stop)
+            return self._fire(read, weight, settings._replace(T=read.T, v_init=v, residual=part))[0][1]
 
         start = self.initial_potential
         if self.timing == "window":
             quiet = settings._replace(**INTEGRATE_ONLY)
-            return window_trace(x.T, lambda t: after(0, t, start, quiet._replace(steps=t)), settings.threshold)
+            return window_trace(T, self.own_T(x.network_T), lambda t: after(0, t, start, quiet), settings.threshold)
         trace: list[Any] = [start]
         for t in range(x.T):
             trace.append(after(t, t + 1, trace[t], settings))

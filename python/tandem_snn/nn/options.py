@@ -74,6 +74,7 @@ class LayerSettings(NeuronSettings, total=False):
         float | Tensor | None,
         Setting(None, lambda value, n: value is None or checks.threshold(value, n), each_call=True),
     ]
+    T: Annotated[int | None, Setting(None, lambda value, _: value is None or checks.T("T", value, "window"))]
     gate: Annotated[checks.Gate, Setting("clip", lambda value, _: checks.one_of("gate", value, checks.GATES))]
     gain: Annotated[Gain, Setting(None, lambda value, n: value is None or checks.gain("gain", value, n))]
     neurons: Annotated[bool, Setting(True, lambda value, _: _check_bool("neurons", value))]
@@ -86,9 +87,11 @@ class NeuronOptions(BatchNormOptions, LayerSettings, total=False):
 
     Args:
         threshold: ϑ, as in ``tandem_ext.functional.NeuronSettings``; a tensor becomes a buffer, a Parameter is learned.
-            None: :func:`default_threshold` for the input's T and the timing. The layer then folds ϑ into scale and
-            shift: its neurons fire at 1, and potentials, ``v_init`` among them, count in thresholds.
+            None: :func:`default_threshold` for T and the timing. The layer then folds ϑ into scale and shift: its
+            neurons fire at 1, and potentials, ``v_init`` among them, count in thresholds.
         leak, v_init, timing: as in ``tandem_ext.functional.NeuronSettings``. Tensors become buffers.
+        T: the number of steps in which the neurons fire, with timing "window": their counts are 0 to T. None: that of
+            the network, which its encoder or its recordings have.
         gate: likewise, but "clip" by default.
         norm: batch norm between the synapses and the neurons. The currents and the ANN branch use the same statistics:
             batch statistics in training, running statistics in evaluation. The submodule ``norm`` has the parameters
@@ -140,6 +143,7 @@ class HasNeurons(nn.Module):
     gain: Gain
     gate: checks.Gate = "relu"
     timing: checks.Timing = "step"
+    T: int | None = None
     range_T: int | None = None  # set_T: a default threshold keeps the range that it has for this T
     _channels: int | None = None
 
@@ -150,9 +154,12 @@ class HasNeurons(nn.Module):
             return super().__setattr__(name, value)
         if not (setting.each_call and isinstance(value, Tensor)):
             setting.check(value, self._channels)
-        neuron = {"timing": self.timing, "leak": self.leak}
+        neuron = {"timing": self.timing, "leak": self.leak, "T": self.T}
         if name in neuron:
-            check_together(**{**neuron, name: value})
+            neuron[name] = value
+            if (T := neuron.pop("T")) is not None and neuron["timing"] == "step":
+                raise ValueError(f"T: with timing='step' neurons fire in the network's steps, expected None, got {T}")
+            check_together(**neuron)  # type: ignore[arg-type]
         with suppress(AttributeError):  # a number may replace a tensor, or the reverse
             delattr(self, name)
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
@@ -169,8 +176,13 @@ class HasNeurons(nn.Module):
         threshold = 1.0 if self.threshold is None else self.threshold
         return default_v_init(threshold, self.timing) if self.v_init is None else self.v_init
 
+    def own_T(self, T: Any) -> Any:
+        """Return the number of steps in which the neurons fire, in a network of T steps: ``T``, or its default."""
+        return T if self.T is None else self.T
+
     def threshold_for(self, T: int | None) -> float | Tensor:
-        """Return ϑ for T time steps: ``threshold``, or its default."""
+        """Return ϑ in a network of T time steps: ``threshold``, or its default."""
+        T = self.own_T(T)
         if self.threshold is not None:
             return self.threshold
         if T is None:
@@ -183,7 +195,7 @@ class HasNeurons(nn.Module):
         return self.threshold_for(T) if self.threshold is None else 1.0
 
     def spike_value(self, T: int | None) -> float | Tensor:
-        """Return the value of a spike for T time steps: ``gain``, or its default."""
+        """Return the value of a spike in a network of T time steps: ``gain``, or its default."""
         return self.threshold_for(T) if self.gain is None else self.gain
 
     def dynamics(self) -> dict[str, Any]:
@@ -195,10 +207,12 @@ class HasNeurons(nn.Module):
         threshold = float(self.threshold) if isinstance(self.threshold, float | int) else 1.0
         return {"threshold": threshold, "leak": float(self.leak), "gate": self.gate, "timing": self.timing}
 
-    def with_gain(self, train: SpikeTrain) -> SpikeTrain:
-        """Return the train with the gain of these neurons."""
-        gain = self.spike_value(train.T)
-        return train if isinstance(gain, float) and gain == 1.0 else train.replace(gain=gain)
+    def with_gain(self, train: SpikeTrain, T: int) -> SpikeTrain:
+        """Return the train with the gain of these neurons, and the T of the network."""
+        gain, T_of_readers = self.spike_value(T), None if train.T == T else T
+        if T_of_readers is None and isinstance(gain, float) and gain == 1.0:
+            return train
+        return train.replace(gain=gain, _network_T=T_of_readers)
 
     def changed(self, defaults: Mapping[str, Any]) -> list[str]:
         """Return the settings that differ from these defaults, as text for the repr."""

@@ -96,7 +96,7 @@ class AvgPool2d(HasNeurons):
         """Return membrane potentials, like ``potentials`` of :class:`SpikingLayer`; the threshold is k²."""
         start, threshold = self.initial_potential, self.threshold
         if self.timing == "window":
-            return window_trace(x.T, lambda t: start + self._sums(part_of(x, 0, t).count_bytes)[0], threshold)
+            return window_trace(x.T, x.T, lambda t: start + self._sums(part_of(x, 0, t).count_bytes)[0], threshold)
         return scan_trace(self._sums(x.to_dense(torch.uint8)), start, threshold=threshold)
 
     def _sums(self, spikes: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class AvgPool2d(HasNeurons):
         return reduce(torch.add, _patches(self, spikes, size)).float()
 
     def _fire(self, x: SpikeTrain) -> SpikeTrain:
-        planes: Any = x.planes if self.timing == "step" else None
+        planes: Any = x.stored_as("step") if self.timing == "step" else None
         u = Currents(
             lambda: self._sums(x.count_bytes)[0],
             lambda start, stop: self._sums(spikes_of(planes, start, stop)),
@@ -119,7 +119,7 @@ class AvgPool2d(HasNeurons):
         if x.edge is not None:
             counts = apply(StraightThrough, self._average(x.edge), train.clean_counts(), None)
             train = train.replace(counts=counts)
-        return train.replace(gain=x.gain, bad=x.bad)
+        return train.replace(gain=x.gain, bad=x.bad, _network_T=x._network_T)
 
     def extra_repr(self) -> str:
         shown = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, spiking={self.spiking}"

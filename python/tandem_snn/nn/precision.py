@@ -13,9 +13,10 @@ from .signals import check_network
 def set_T(net: nn.Module, T: int) -> nn.Module:
     """Change the number of time steps of a network with window timing: its activations are rounded to T levels.
 
-    Each layer keeps its range ϑT, beyond which activations saturate: given thresholds, gains and initial potentials
-    are multiplied by T_old/T, tensors in place; a default threshold is that of T_old, the layer's ``range_T``, times
-    T_old/T. Without set_T, a new ``Encoder.T`` gives default thresholds the range of that T. docs/howto/windows.md says
+    A layer's own T changes in proportion, rounded to the nearest, halves up, and to at least 1. Each layer keeps its
+    range ϑT, beyond which activations saturate: given thresholds, gains and initial potentials are multiplied by
+    T_old/T, tensors in place; a default threshold is that of T_old, the layer's ``range_T``, times T_old/T. Without
+    set_T, a new ``Encoder.T`` gives default thresholds the range of that T. docs/howto/windows.md says
     what to use when, and when to measure batch norm's statistics again.
 
     Args:
@@ -27,8 +28,8 @@ def set_T(net: nn.Module, T: int) -> nn.Module:
 
     Raises:
         TypeError: net is not a module, or T is not an int.
-        ValueError: T is out of range, or that of recordings (there is no Encoder, or one of events); a layer has step
-            timing; or net is frozen or has no layer with neurons.
+        ValueError: T is out of range, for the network or for a layer with its own, or that of recordings (there is no
+            Encoder, or one of events); a layer has step timing; or net is frozen or has no layer with neurons.
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5, norm=True, timing="window"), tnn.Readout(5, 3))
     >>> fine = tnn.set_T(net, 16)[:2](torch.rand(2, 6))
@@ -48,21 +49,26 @@ def set_T(net: nn.Module, T: int) -> nn.Module:
     for name, layer in layers.items():
         if layer.timing != "window":
             raise ValueError(f'T: layer {name!r} has step timing, whose T is part of what was trained, not "window"')
-    tensors: dict[int, Tensor] = {}  # layers may share one
-    for layer in layers.values():
-        names = ["gain"]
+    new = {n: T if m.T is None else max(1, (2 * m.T * T + before) // (2 * before)) for n, m in layers.items()}
+    for name, own in new.items():
+        checks.T(f"T of layer {name!r}", own, "window")
+    tensors: dict[int, tuple[Tensor, float]] = {}  # layers may share one
+    for name, layer in layers.items():
+        names, old = ["gain"], layer.own_T(before)
         if layer.threshold is None:
-            layer.range_T = layer.range_T or before
+            layer.range_T = layer.range_T or old
         elif not isinstance(layer, AvgPool2d):  # which averages counts, whatever they stand for
             names += ["threshold", "v_init"]
-        for name in names:
-            value = getattr(layer, name, None)
+        for key in names:
+            value = getattr(layer, key, None)
             if isinstance(value, Tensor):
-                tensors[id(value)] = value
+                tensors[id(value)] = value, old / new[name]
             elif value is not None:
-                setattr(layer, name, value * (before / T))
-    for tensor in tensors.values():
-        tensor.data.mul_(before / T)
+                setattr(layer, key, value * (old / new[name]))
+        if layer.T is not None:
+            layer.T = new[name]
+    for tensor, factor in tensors.values():
+        tensor.data.mul_(factor)
     for encoder in encoders:
         encoder.T = T
     return net
