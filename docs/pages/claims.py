@@ -1,4 +1,4 @@
-"""Writes the tables of docs/paper.md from what was measured: python docs/pages/claims.py"""
+"""Writes the tables of docs/paper.md and docs/convert.md from what was measured: python docs/pages/claims.py"""
 
 import json
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ DOCS = Path(__file__).parents[1]
 PIXELS = 28 * 28
 SWEEP = {1: "-t1", 2: "-t2", 4: "-t4", 8: "", 16: "-t16"}  # the recipes' names, by T
 CLAIMS = ("claim", "paper", "here", "what differs here; recipe")
+RESNETS = ("", "ANN", "T = 2", "T = 4", "T = 8")
 CONVERTED = ("", "T", "accuracy, to the ANN's", "operations")
 
 
@@ -124,12 +125,28 @@ def converted() -> Iterator[tuple[str, str, str, str]]:
             yield f"ANN converted, step timing, seeds: {at['seeds']}", T, *cells
 
 
+def resnets() -> Iterator[tuple[str, ...]]:
+    """Of each data set the converted networks, then those after one distilled epoch; the ANN before and after it."""
+    for one in read("resnet"):
+        words = f"{results.NAMES[one['data']]}, {sum(one['blocks'])} blocks, {one['samples']:,} images"
+        windows = one["T"].values()
+        yield f"{words}: converted", f"{one['ann']:.2f}", *(f"{at['converted']:.2f}" for at in windows)
+        cells = (f"{at['distilled']:.2f}" for at in windows)
+        yield "after one distilled epoch", f"{one['ann_further_epoch']:.2f}", *cells
+
+
 def document(page: str) -> str:
     """The page of the claims with the table of what is in docs/results."""
     page = with_table(page, "claims", markdown(CLAIMS, rows()))
     return with_table(page, "converted", markdown(CONVERTED, converted()))
 
 
+def conversion(page: str) -> str:
+    """The page of conversion with the table of what is in docs/results."""
+    return with_table(page, "resnets", markdown(RESNETS, resnets()))
+
+
 if __name__ == "__main__":
-    page = DOCS / "paper.md"
-    page.write_text(document(page.read_text()))
+    for name, written in {"paper": document, "convert": conversion}.items():
+        page = DOCS / f"{name}.md"
+        page.write_text(written(page.read_text()))
