@@ -206,3 +206,24 @@ def test_with_step_timing_maximum_pooling_is_exact_unless_replaced(given):
     assert not largest[0].any()
     assert largest[1].min() >= 0
     assert largest[1].any()
+
+
+@pytest.mark.parametrize("size", [(3, 5), 4, (1, 2)])
+@pytest.mark.parametrize("before", [True, False])
+def test_adaptive_maxima(size, before, timing, tmp_path):
+    """Of spikes, and of currents before the neurons."""
+
+    def forward(m, x):
+        x = m.first(x)
+        x = F.adaptive_max_pool2d(x, size).relu() if before else m.pool(x.relu())
+        return m.head(F.adaptive_max_pool2d(torch.relu(m.second(x)), 2).flatten(1))
+
+    layers = {"first": nn.Conv2d(2, 8, 3, padding=1), "second": nn.Conv2d(8, 6, 3, padding=1)}
+    net = networks.Net(forward, **layers, pool=nn.AdaptiveMaxPool2d(size), head=nn.Linear(24, 5)).eval()
+    if size == (1, 2):
+        net.second = nn.Conv2d(8, 6, 3, padding=2)
+    x = torch.randn(5, 2, 8, 7)
+    snn = calibrate(convert(net, T=200, example=x, timing=timing), [x])
+    assert_approaches(snn, net, x)
+    if timing == "window":
+        networks.check_frozen(snn, x, tmp_path, timing)

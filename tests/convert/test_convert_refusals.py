@@ -81,7 +81,7 @@ def images(forward):
     (nn.Sequential(nn.LazyLinear(4), nn.ReLU()), "module '0', LazyLinear: give it a batch first"),
     (nn.Sequential(tnn.Encoder(4), tnn.Linear(4, 2)), "module '0': it is spiking already"),
     (Net(lambda m, x: relu(m.a(x[None])[0][0]), a=nn.LSTM(4, 4)), "'a', LSTM.*a recurrent layer"),
-    (image(nn.AdaptiveMaxPool2d(5), nn.Conv2d(4, 4, 3), nn.ReLU()), "use max_pool"),
+    (images(lambda m, x: relu(m.b(F.adaptive_max_pool2d(relu(m.a(x)), 5, return_indices=True)[1].float()))), "indices"),
     (image(nn.ConvTranspose2d(4, 4, 3), nn.SiLU(), nn.Conv2d(4, 4, 1), nn.ReLU()),
      r"'silu'.*module '3', SiLU.*put nn.ReLU"),
     (nn.Sequential(nn.Linear(4, 4), nn.Flatten()), "nothing would spike: put nn.ReLU between"),

@@ -264,3 +264,22 @@ def test_hostile_streams():
     mean = Stage("mean", Instruction("adaptive_mean", INPUT, kernel=(1, 1)))
     empty = ts.freeze(Stages([*moved, mean], "events", None), T=3)
     assert empty(te.SpikeTrain.from_dense(torch.ones(3, 2, 1, 0, 5))).isnan().all()
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_readouts_of_currents(bits, tmp_path):
+    options = {"timing": "window", "norm": True}
+    pixels = nn.Sequential(
+        tnn.Encoder(6), tnn.Conv2d(3, 16, 3, **options), tnn.Conv2d(16, 8, 3, neurons=False, **options),
+        tnn.ReadoutConv2d(8, 5, 3, weight_bits=bits),
+    )  # fmt: skip
+    rows = nn.Sequential(*pixels[:3], tnn.AdaptiveAvgPool2d(1), tnn.Flatten(), tnn.Readout(8, 5, weight_bits=bits))
+    x = torch.rand(4, 3, 9, 7)
+    for net in (pixels, rows):
+        check_frozen(trained(net, x), x, tmp_path, "window")
+        assert ts.measure.synops(net, x).snn > 0
+    for layer in net[1:3]:
+        layer.timing = "step"
+    with pytest.warns(UserWarning, match="a readout of the currents of steps"):
+        slow = ts.freeze(net)
+    assert torch.equal(slow(x), net(x))

@@ -125,3 +125,37 @@ def test_programs_that_are_refused():
         frozen, x = stages(channels=channels)
         with pytest.raises(ValueError, match=r"x: expected channels of q, k and 4 of v|of 2 heads"):
             frozen(x)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+@pytest.mark.parametrize("end", ["spikes", "currents"])
+def test_an_answer_for_each_token(end, bits, tmp_path):
+    body = transformer(weight_bits=bits)[: -4 if end == "spikes" else -5]
+    net = nn.Sequential(*body, tnn.Readout(24, 5, weight_bits=bits))
+    check_frozen(trained(net, images()), images(), tmp_path, "window", images())
+    assert net(images()).shape == (4, 6, 5)
+    assert ts.to_ann(net)(images()).shape == (4, 6, 5)
+    assert ts.measure.synops(net, images()).layers.keys() >= {str(len(net) - 1)}
+
+
+def test_a_readout_of_tokens_with_a_gain_for_each_feature(timing, tmp_path):
+    layers = tnn.Linear(5, 6, threshold=torch.rand(6) + 0.5, timing=timing), tnn.Readout(6, 4)
+    net, x = nn.Sequential(tnn.Encoder(6), *layers).eval(), torch.rand(3, 7, 5)
+    check_frozen(net, x, tmp_path, timing, x)
+    with pytest.raises(ValueError, match=r"x: Readout takes 6 features per sample or token, got .*put tnn.Flatten"):
+        layers[1](te.SpikeTrain.from_dense(torch.ones(3, 2, 6, 5)))
+
+
+def test_a_file_without_shapes_is_for_vectors(tmp_path):
+    net = nn.Sequential(tnn.Encoder(4), tnn.Linear(5, 6, timing="window"), tnn.Readout(6, 3)).eval()
+    frozen, tokens = ts.freeze(net), torch.rand(2, 7, 5)
+    with pytest.warns(UserWarning, match=r"a file without shape, whose linear layers take vectors, no tokens: call"):
+        frozen.save(tmp_path / "net.tandem")
+    loaded = ts.load(tmp_path / "net.tandem")
+    assert torch.equal(loaded(tokens[:, 0]), net(tokens[:, 0]))
+    for call in (loaded, loaded.settle):
+        with pytest.raises(ValueError, match="x: layer '1' was frozen for vectors, without the shape of its tokens"):
+            call(tokens)
+    assert torch.equal(frozen(tokens), net(tokens))
+    frozen.save(tmp_path / "net.tandem")
+    assert torch.equal(ts.load(tmp_path / "net.tandem").settle(tokens)[0], net(tokens))

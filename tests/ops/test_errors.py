@@ -288,7 +288,7 @@ def layer_of(threshold):
     (lambda: tnn.Linear(4, 3, threshold=torch.ones(2)), ValueError, "threshold"),
     (lambda: tnn.Conv2d(3, 4, 3, groups=2), ValueError, "groups"),
     (lambda: tnn.Readout(4, 2)(dyadic(2, 5)), ValueError, "4 features"),
-    (lambda: tnn.Readout(4, 2)(te.ConstantInput(dyadic(2, 1, 2, 4), 8)), ValueError, "Flatten"),
+    (lambda: tnn.Readout(4, 2)(te.ConstantInput(dyadic(2, 1, 2, 5), 8)), ValueError, "Flatten"),
     (lambda: tnn.Readout(4, 2)([1.0]), TypeError, "list"), (lambda: tnn.Flatten(0), ValueError, "batch"),
     (lambda: tnn.Flatten()([1]), TypeError, "list"), (lambda: tnn.Dropout(1.5), ValueError, "dropout probability"),
     *((lambda ends=ends: tnn.Flatten(*ends)(te.ConstantInput(dyadic(2, 3, 4), 8)), ValueError, "got shape [2, 3, 4]")

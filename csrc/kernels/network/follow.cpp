@@ -485,6 +485,7 @@ class Follower : public Run {
       std::fill_n(bad_, batch, 0.f);
       for (int64_t i = 0; i < program_.size(); ++i) {
         if (program_.values[i] == Value::kWindowTrain) values_[i] = counts_of(i, 0);
+        if (program_.values[i] == Value::kCurrents) values_[i] = all<float>(kept(i).currents);
         if (program_.fires(i)) {
           const auto* lost = all<float>(kept(i).lost);
           for (int64_t b = 0; b < batch; ++b, lost += rows(i)) {

@@ -146,7 +146,7 @@ class Checker {
         return x == Value::kReal || x == Value::kCurrents ? x : Value::kMeans;
       default:
         if (x == Value::kReal) not_run("nothing in the network spikes");
-        if (x == Value::kCurrents) refuse("input: expected spikes or means, got currents");
+        if (x == Value::kCurrents && !has_window_timing()) refuse("timing: a readout of the currents of steps");
         return Value::kMeans;
     }
   }

@@ -200,12 +200,12 @@ class _Reader:
                 aliases[op] = known
 
     def _unite_maxima(self) -> None:
-        """Write max(dim) and adaptive maximum pooling to one value as amax."""
+        """Write max(dim) and adaptive pooling to one value as amax; other adaptive maxima have no indices."""
         values: dict[Op, Op] = {}  # item 0 of what they return -> amax
         for op in self.graph.ops:
             if op.kind == "max" and "dim" in op.args:
                 dims, keepdim = [op.args["dim"]], op.args["keepdim"]
-            elif op.kind.startswith("adaptive_max_pool") and set(op.args["output_size"]) == {1}:
+            elif op.kind.startswith("adaptive_max_pool"):
                 dims, keepdim = [*range(-len(op.args["output_size"]), 0)], True
             else:
                 continue
@@ -214,6 +214,9 @@ class _Reader:
                     raise refuse(item, "the indices of a maximum: spikes have none")
                 op.shape = item.shape
                 values[item] = op
+            if set(op.args.get("output_size", [1])) != {1}:
+                op.function = getattr(nn.functional, op.kind)
+                continue
             op.kind, op.function, op.call = "amax", torch.ops.aten.amax.default, ((op.x, dims, keepdim), {})
             op.args = bind(op.function, *op.call)
         self.graph.replace(values)

@@ -7,7 +7,7 @@ from .graph import Op, refuse
 SYNAPSES = ("linear", "convolution", *(f"conv{kind}{d}d" for kind in ("", "_transpose") for d in (1, 2, 3)))
 SAME = ("alias", "contiguous", "clone", "detach", "lift_fresh_copy", "_to_copy", "to", "type_as")
 DROPOUT = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
-MAX_POOLS = ("max_pool1d", "max_pool2d", "max_pool3d", "amax")
+MAX_POOLS = ("max_pool1d", "max_pool2d", "max_pool3d", "amax", "adaptive_max_pool1d", "adaptive_max_pool2d")
 AVERAGES = (*(f"{adaptive}avg_pool{d}d" for adaptive in ("", "adaptive_") for d in (1, 2, 3)), "mean")
 # These move, repeat or drop single features, so their results on spikes are spikes.
 REARRANGE = (
@@ -44,7 +44,7 @@ _INSTEAD = {
     "a gate or a squashing function; use nn.ReLU, or a network without it": "sigmoid hardsigmoid logsigmoid",
     "a softmax; build the network with tnn.SelfAttention": "softmax scaleddotproductattention multiheadattention",
     "a recurrent layer; use convolutions over time": "lstm gru rnntanh rnnrelu",
-    "use max_pool1d, max_pool2d or max_pool3d": "adaptivemaxpool1d adaptivemaxpool2d adaptivemaxpool3d",
+    "use max_pool3d": "adaptivemaxpool3d",
     "it normalises each sample by itself; use batch norm": "layernorm groupnorm instancenorm rmsnorm",
 }
 INSTEAD = {name: use for use, names in _INSTEAD.items() for name in names.split()}

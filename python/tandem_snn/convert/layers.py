@@ -86,7 +86,7 @@ def flatten_of(op: Op) -> tnn.Flatten | None:
 def max_pool_geometry(op: Op) -> list[Any]:
     """Return the arguments after the first of an operator of ``kinds.MAX_POOLS``."""
     pooling = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
-    names = ("dim", "keepdim") if op.kind == "amax" else pooling
+    names = {"amax": ("dim", "keepdim")}.get(op.kind, ("output_size",) if op.kind.startswith("adaptive") else pooling)
     return [op.args[name] for name in names]
 
 
@@ -97,6 +97,8 @@ def max_pool_of(op: Op, timing: str, sized: bool) -> nn.Module:
         size, stride, padding, dilation, ceil_mode = geometry
         pool = tnn.MaxPool1d if op.kind == "max_pool1d" else tnn.MaxPool2d
         return pool(size, stride or None, padding, dilation, ceil_mode=ceil_mode)
+    if timing == "window" and op.kind.startswith("adaptive"):
+        return (tnn.AdaptiveMaxPool1d if op.kind == "adaptive_max_pool1d" else tnn.AdaptiveMaxPool2d)(*geometry)
     if timing == "window" and sized and is_over_space(op):
         over = tnn.MaxPool2d(op.x.features[1:])
         return over if op.args["keepdim"] else nn.Sequential(over, tnn.Flatten())

@@ -15,7 +15,7 @@ from tandem_ext import SpikeTrain
 from tandem_ext._torch import remove_weight_hooks
 from tandem_ext.functional.attention import mean_gain
 from tandem_ext.functional.neuron import Tensors, fold, over_inputs, tensors_of
-from tandem_ext.functional.products import LINEAR, Product
+from tandem_ext.functional.products import Product
 
 from .. import nn as tnn
 from ..nn.batch_norm import fold_norm
@@ -156,14 +156,8 @@ class Lowering:
             return self._move(name, layer, x)
         if type(layer) in LAYERS:
             return self._layer(name, layer, x, residual)
-        if type(layer) in READOUTS and x.is_currents:
-            raise CannotLower(name, "a readout of currents: put tnn.Neurons before it")
         if type(layer) in READOUTS:
-            weight, gain = _weighted(layer, x.gain)
-            tensors = _weights(layer, weight) | {"shift": layer.bias}
-            y = self._add(name, "readout", x, None, 1.0, tensors, gain=float(gain), **_geometry(layer, weight))
-            y.channels = len(weight)
-            return y
+            return self._readout(name, layer, x)
         raise CannotLower(name, f"{type(layer).__name__} is not a layer of tandem_snn.nn")
 
     def _add(
@@ -370,6 +364,19 @@ class Lowering:
             x = rearranged(self, name, layer.arranged, True, x)
         return self._connected(name, layer, x, residual)
 
+    def _readout(self, name: str, layer: Any, x: Value) -> Value:
+        if x.is_currents and x.timing != "window":
+            raise CannotLower(name, 'a readout of the currents of steps: put tnn.Neurons before it, or timing="window"')
+        tokens = isinstance(layer, tnn.Readout) and self._has_tokens(name, x)
+        axes = len(self.features_of(name, x)) - 1 if tokens else 0
+        x = rearranged(self, name, "movedim", True, self.real(x), -1, 1) if tokens else x
+        weight, gain = _weighted(layer, x.gain, axes)
+        tensors = _weights(layer, weight) | {"shift": layer.bias}
+        fields = {"gain": float(gain), "timing": "window" if x.is_currents else "step", **_geometry(layer, weight)}
+        y = self._add(name, "readout", x, None, 1.0, tensors, **fields)
+        y.channels = len(weight)
+        return rearranged(self, name, "movedim", False, y, 1, -1) if tokens else y
+
     def _has_tokens(self, name: str, x: Value) -> bool:
         i = None if x.number == INPUT else self.list[x.number].instruction
         if i is not None and (i.kind == "flatten" or (i.kind == "layer" and i.axes == 0)):
@@ -499,7 +506,7 @@ def _weighted(layer: Any, gain: _Gain, axes: int = 0) -> tuple[Tensor, _Gain]:
     weight = weight.view(*weight.shape, *[1] * (axes + 2 - weight.dim()))
     if not _by_channel(gain):
         return weight, gain
-    product = LINEAR if isinstance(layer, tnn.Readout) else layer.synapses(axes)
+    product = layer.synapses(axes)
     each = weight.shape[1] * product.groups // len(gain)  # type: ignore[arg-type]  # features per channel, if flattened
     return product.weighted(weight, gain.detach().repeat_interleave(each)), 1.0  # type: ignore[union-attr]
 

@@ -212,14 +212,16 @@ class FrozenNetwork(Streaming, WeightKeeper):
         >>> tandem_snn.freeze(net).save("net.tandem")
         """
         try:
-            write(path, lower(self.net, (), self._T, self._example), Metadata(self.T, self.weight_bits, self._shapes))
+            stages = lower(self.net, (), self._T, self._example)
+            write(path, stages, Metadata(self.T, self.weight_bits, self._shapes))
         except CannotLower as error:
             raise ValueError(f"net: layer {error.layer!r} cannot be saved: {error.why}") from error
         unknown = [name for name in ("shape", "T") if getattr(self, name) is None]
         if unknown:
+            tokens = ", whose linear layers take vectors, no tokens" if stages.unsized else ""
             warnings.warn(
-                f"net: programs without Python cannot run a file without {' and '.join(unknown)}: call the frozen "
-                "network on an input before save()",
+                f"net: programs without Python cannot run a file without {' and '.join(unknown)}{tokens}: call the "
+                "frozen network on an input before save()",
                 stacklevel=2,
             )
 

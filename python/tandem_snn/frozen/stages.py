@@ -103,6 +103,11 @@ class Stage(nn.Module):
 
     def forward(self, x: Any, residual: Any = None) -> Any:
         i = self.instruction
+        if self.weight is not None and i.axes == 0 and len(x.shape) > 2:
+            was = (
+                "was frozen for vectors, without the shape of its tokens: give freeze an example, or call before save()"
+            )
+            raise ValueError(f"x: layer {self.name!r} {was}; got shape {list(x.shape)}")
         if i.kind == "gather":
             return self._gathered(x, residual)
         if i.kind in ("input", "output"):

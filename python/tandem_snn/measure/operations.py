@@ -137,7 +137,7 @@ def _spent(layer: Any, x: Any, residual: Any, output: Any) -> tuple[float, float
     fan_in = math.prod(layer.kernel_size) if pool else layer.weight[0].numel()
     transposed = isinstance(layer, tnn.ConvTranspose1d | tnn.ConvTranspose2d)  # each input reaches fan_in outputs
     ann = macs = float(fan_in * (x.shape[1:] if transposed else outputs).numel())
-    if isinstance(x, tnn.Currents) and layer.timing == "step" and not x.constant:
+    if isinstance(x, tnn.Currents) and getattr(layer, "timing", "window") == "step" and not x.constant:
         macs *= x.T
     acs = torch.zeros((), dtype=torch.float64)
     if isinstance(x, SpikeTrain):
@@ -150,7 +150,7 @@ def _spent(layer: Any, x: Any, residual: Any, output: Any) -> tuple[float, float
 
 def _acs(layer: Any, spikes: Tensor, outputs: torch.Size) -> Tensor:
     """The number of synapses, per sample, that ``spikes`` [B, *features], numbers of spikes, reach."""
-    if spikes.dim() == 2 or isinstance(layer, tnn.Linear):
+    if spikes.dim() == 2 or isinstance(layer, tnn.Linear | tnn.Readout):
         return spikes.sum(dtype=torch.float64) * (outputs[-1] / len(spikes))
     # A sum over samples as a matrix product: exact, since these are integers, and faster than torch's sum.
     innermost = spikes.movedim(1, -1).float()

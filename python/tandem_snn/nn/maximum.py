@@ -20,8 +20,8 @@ class MaxPool(nn.Module):
     between steps, but its counts are too large if neurons take turns.
 
     Args:
-        f: ``max_pool1d``, ``max_pool2d`` or ``max_pool3d``.
-        geometry: kernel_size, stride, padding, dilation and ceil_mode, as in torch's function of that name.
+        f: ``max_pool1d``, ``max_pool2d``, ``max_pool3d``, or with ``adaptive_`` before it.
+        geometry: kernel_size, stride, padding, dilation and ceil_mode, or the output size, as in torch's function.
 
     Shape: SpikeTrain [B, C, *space] -> SpikeTrain [B, C, *space'], or tensors.
 
@@ -57,7 +57,7 @@ def largest(f: str, x: Any, *args: Any) -> Any:
     The sum over all steps is exactly the largest z, and a step does not depend on later steps.
 
     Args:
-        f: ``max_pool1d``, ``max_pool2d`` or ``max_pool3d`` of ``torch.ops.aten``.
+        f: the name of an operator of ``torch.ops.aten``, as in :class:`MaxPool`.
         x: a train, direct input, currents or tensor.
         args: the arguments of f after x.
 
@@ -65,7 +65,12 @@ def largest(f: str, x: Any, *args: Any) -> Any:
     >>> largest("max_pool1d", te.SpikeTrain.from_dense(spikes), 2).steps(0, 2).flatten()
     tensor([1., 0.])
     """
-    function = getattr(torch.ops.aten, f)
+    operator = getattr(torch.ops.aten, f)
+
+    def function(*args: Any) -> Tensor:
+        y: Any = operator(*args)
+        return y[0] if f.startswith("adaptive") else y  # without indices
+
     if isinstance(x, Tensor):
         return function(x, *args)
     u = currents_of(x)

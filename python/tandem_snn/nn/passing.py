@@ -25,6 +25,8 @@ from .signals import (
     check_input,
     describe,
     effective_counts,
+    features_first,
+    features_last,
     known_as,
     map_features,
     means_of,
@@ -188,7 +190,8 @@ class Readout(_FewBits, nn.Linear):
         in_features, out_features, bias, device, dtype: as in ``torch.nn.Linear``.
         weight_bits: as in :class:`NeuronOptions`.
 
-    Shape: a signal or a tensor of counts [B, in_features] -> Tensor [B, out_features].
+    Shape: a signal, currents or a tensor of counts [B, in_features] -> Tensor [B, out_features]; or tokens [B, N,
+    in_features], or [B, H, W, in_features].
 
     Raises:
         ValueError: weight_bits is out of range; or, when called, x has another number of features.
@@ -213,15 +216,22 @@ class Readout(_FewBits, nn.Linear):
         super().__init__(in_features, out_features, bias, device, dtype)
         self.weight_bits = weight_bits
 
+    def synapses(self, axes: int = 0) -> Product:
+        return LINEAR if axes == 0 else convolution((1,) * axes, 1, 0, 1, 1)
+
     def forward(self, x: Input | Tensor) -> Tensor:
         check_input(x, "Readout")
         shape = x.shape
-        if shape[-1] != self.in_features or (len(shape) > 2 and not isinstance(x, Tensor)):
+        axes = len(shape) - 2
+        if shape[-1] != self.in_features or axes > 2:
             raise ValueError(
-                f"x: Readout takes {self.in_features} features per sample, got shape {list(shape)}"
-                + (": put tnn.Flatten() before it" if len(shape) > 2 else "")
+                f"x: Readout takes {self.in_features} features per sample or token, got shape {list(shape)}"
+                + (": put tnn.Flatten() before it" if axes > 0 else "")
             )
-        return read_out(self, x, LINEAR)
+        if axes == 0:
+            return read_out(self, x, LINEAR)
+        answer: Tensor = features_last(read_out(self, features_first(x, axes), self.synapses(axes)), axes)
+        return answer
 
 
 class ReadoutConv2d(_FewBits, nn.Conv2d):
@@ -273,11 +283,16 @@ class ReadoutConv2d(_FewBits, nn.Conv2d):
 
 def read_out(layer: Any, x: Input | Tensor, synapses: Product) -> Tensor:
     """Return the answer of a readout: from exact sums of counts or mean counts; of real numbers torch's product."""
+    pixels = [1] * (2 + len(synapses.stride) - layer.weight.dim())  # of the kernel of tokens
+
+    def shaped(weight: Tensor) -> Tensor:
+        return weight.view(*weight.shape, *pixels) if pixels else weight
+
     means = means_of(x)
     counted = x if isinstance(x, SpikeTrain) else means
     if counted is None:
-        return real_answer(effective_counts(x), layer.used_weight(), layer.bias, synapses)
-    counted, weight = by_channel(counted, layer.weight, synapses)
+        return real_answer(effective_counts(x), shaped(layer.used_weight()), layer.bias, synapses)
+    counted, weight = by_channel(counted, shaped(layer.weight), synapses)
     step = None
     if layer.weight_bits is not None:
         learns = torch.is_grad_enabled() and needs_grad(weight)
@@ -285,7 +300,7 @@ def read_out(layer: Any, x: Input | Tensor, synapses: Product) -> Tensor:
     y = answer(counted, weight, step, counted.gain, layer.bias, synapses, autocast_dtype(layer.weight))
     if means is None or not torch.is_grad_enabled():
         return y
-    real = real_answer(x, layer.used_weight(), layer.bias, synapses)  # type: ignore[arg-type]
+    real = real_answer(x, shaped(layer.used_weight()), layer.bias, synapses)  # type: ignore[arg-type]
     return apply(StraightThrough, real, y.detach().to(real.dtype), None)
 
 

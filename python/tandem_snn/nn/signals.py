@@ -142,3 +142,22 @@ def map_features(x: X, f: Callable[[Tensor], Tensor]) -> X:
     if isinstance(x, Tensor):
         return f(x)  # type: ignore[return-value]
     return x.replace(gain=1.0).map(f).replace(gain=x.gain)  # type: ignore[return-value]
+
+
+def features_first(x: Any, axes: int) -> Any:
+    """Return tokens [B, *space, features] as channels [B, features, *space]."""
+    if x is None or isinstance(x, Tensor):
+        return x if x is None else x.movedim(-1, -1 - axes)
+    y, gain = map_features(x, lambda t: t.movedim(-1, -1 - axes)), x.gain
+    if not isinstance(gain, Tensor) or not gain.dim():
+        return y
+    if gain.dim() == 1:
+        raise ValueError("x: Linear takes one gain, or one for each feature of a token, got one for each token")
+    return y.replace(gain=gain.flatten(0, -2)[0])
+
+
+def features_last(x: Any, axes: int) -> Any:
+    if isinstance(x, Tensor):
+        return x.movedim(-1 - axes, -1)
+    y, gain = map_features(x, lambda t: t.movedim(-1 - axes, -1)), x.gain
+    return y.replace(gain=gain.expand(y.shape[1:])) if isinstance(gain, Tensor) and gain.dim() else y

@@ -14,7 +14,7 @@ from .batch_norm import AnyBatchNorm
 from .neuron import SpikingLayer
 from .options import NeuronOptions, shows_neuron_options
 from .places import padding_of, placed, spread, transposed
-from .signals import map_features
+from .signals import features_first, features_last
 
 Size = int | tuple[int, ...]
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
@@ -80,25 +80,6 @@ def by_token(f: Callable[..., Any], x: Any, residual: Any = None) -> Any:
     if axes > 2:
         raise ValueError(f"x: Linear takes [B, features], [B, N, features] or [B, H, W, features], got {list(x.shape)}")
     return features_last(f(features_first(x, axes), features_first(residual, axes)), axes)
-
-
-def features_first(x: Any, axes: int) -> Any:
-    """Return tokens [B, *space, features] as channels [B, features, *space]."""
-    if x is None or isinstance(x, Tensor):
-        return x if x is None else x.movedim(-1, -1 - axes)
-    y, gain = map_features(x, lambda t: t.movedim(-1, -1 - axes)), x.gain
-    if not isinstance(gain, Tensor) or not gain.dim():
-        return y
-    if gain.dim() == 1:
-        raise ValueError("x: Linear takes one gain, or one for each feature of a token, got one for each token")
-    return y.replace(gain=gain.flatten(0, -2)[0])
-
-
-def features_last(x: Any, axes: int) -> Any:
-    if isinstance(x, Tensor):
-        return x.movedim(-1 - axes, -1)
-    y, gain = map_features(x, lambda t: t.movedim(-1 - axes, -1)), x.gain
-    return y.replace(gain=gain.expand(y.shape[1:])) if isinstance(gain, Tensor) and gain.dim() else y
 
 
 class _Conv(SpikingLayer):
