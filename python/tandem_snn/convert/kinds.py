@@ -106,7 +106,8 @@ def check_linear(op: Op, signals: list[Op]) -> None:
             if op.args.get(name) in signals:
                 raise refuse(op, f"its {name} depends on the input: use Parameters")
     elif op.kind in ("mul", "matmul", "mm", "bmm", "einsum", "addmm", "baddbmm") and len(signals) > 1:
-        raise refuse(op, "a product of two activations, such as a gate, has no spiking counterpart: leave it out")
+        why = "a product of two activations, such as a gate, has no spiking counterpart"
+        raise refuse(op, f"{why}: leave it out, or build attention of tnn.SelfAttention and train it")
     elif op.kind == "div" and (op.args.get("other") in signals or op.args.get("rounding_mode")):
         raise refuse(op, "a quotient has no spiking counterpart: divide by numbers or Parameters")
 
