@@ -73,7 +73,8 @@ def synops(net: nn.Module, x: Any) -> SynOps | Tensor:
     fan-in counts the products that an ANN computes, padding included, as is usual in publications. A layer with
     real-valued input (direct encoding, mean counts) costs the ANN's MACs once, whatever T, and so do currents, with
     step timing at each step. Average pooling is a layer with k² synapses per neuron; the identity of a residual block
-    is one synapse per neuron. Pooling to counts, and sums and moves of currents, have no synapses.
+    is one synapse per neuron. Pooling to counts, and sums and moves of currents, have no synapses. In attention each
+    spike of q and k adds a row of numbers, as many as its head has values; in a stream whenever it is computed again.
 
     A frozen network with window timing sees frames one after the other, from silence, and settles in each: an operation
     for each move of a neuron and each synapse it reaches, and the MACs of a layer with real-valued input for each
