@@ -64,12 +64,12 @@ Tensor gate_grad(Tensor grad, Tensor mask, double threshold) {
   TANDEM_CHECK(grad.dim() >= 1, "grad must be [B, *features], got a scalar");
   check_mask(mask, grad);
   TANDEM_CHECK(threshold > 0, "threshold must be positive, got ", threshold);
-  const Tensor dense = to_channels_last(on_gpu(grad) ? grad : aten::to_type(grad, ScalarType::Float), 1);
-  Tensor out = empty_channels_last(shape_of(grad), 1, dense.scalar_type(), grad);
+  const Tensor dense = to_channels_last(grad, 1);
+  Tensor out = empty_channels_last(shape_of(grad), 1, grad.scalar_type(), grad);
   const Tensor bits = to_contiguous(mask);
   TANDEM_RUN(grad, gate_grad, dense.data_ptr(), kernel_dtype(dense, "grad"), pointer<uint8_t>(bits), threshold,
              out.numel(), out.data_ptr());
-  return aten::to_type(out, grad.scalar_type());
+  return out;
 }
 
 // counts [B, *features], channels-last.

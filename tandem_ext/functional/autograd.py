@@ -366,4 +366,6 @@ def scaled(grad: Tensor, scale: Tensor | float | None, times: int = 1) -> Tensor
         if not isinstance(scale, Tensor):  # rounded before it is multiplied
             scale = torch.full((), scale, dtype=compute_dtype(grad.dtype), device=grad.device)
         scale = times * scale
+    if isinstance(scale, Tensor) and scale.numel() and scale.stride() == (0,):
+        scale = scale[0]  # one number for all channels: half types are multiplied without a copy in float32
     return cast(grad * over_space(scale, grad.shape), grad.dtype)

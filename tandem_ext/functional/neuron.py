@@ -151,7 +151,7 @@ def spread(value: float | Tensor, shape: tuple[int, ...], dtype: torch.dtype, de
     """Return a number, or a 0-dim or per-channel tensor, as a tensor of the given shape."""
     if isinstance(value, Tensor):
         return cast(value, dtype).expand(shape)
-    return torch.full(shape, value, dtype=dtype, device=device)
+    return torch.full((), value, dtype=dtype, device=device).expand(shape)
 
 
 def over_space(value: Any, shape: tuple[int, ...]) -> Any:

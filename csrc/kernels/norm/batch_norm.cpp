@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../cpu/vectors.h"
+#include "../neuron/floats.h"
 
 namespace tandem::cpu {
 
@@ -66,25 +67,6 @@ TANDEM_INLINE void sum_rows(const float* u, float factor, int64_t rows, int64_t 
               });
 }
 
-// Elements [offset, offset + size) of an array in float32: in place, or in `scratch`.
-TANDEM_INLINE const float* floats(const void* data, DType dtype, int64_t offset, int64_t size, float* scratch) {
-  if (dtype == DType::kFloat32) return static_cast<const float*>(data) + offset;
-  const auto widen_all = [&](const auto* from) TANDEM_INLINE_LAMBDA {
-    for (int64_t i = 0; i < size; ++i) scratch[i] = to_float(from[offset + i]);
-  };
-  dtype == DType::kBFloat16 ? widen_all(static_cast<const BFloat16*>(data))
-                            : widen_all(static_cast<const Float16*>(data));
-  return scratch;
-}
-
-// Rounds elements to those of an array at an offset.
-TANDEM_INLINE void round_to(void* data, DType dtype, int64_t offset, int64_t size, const float* from) {
-  const auto round_all = [&](auto* to) TANDEM_INLINE_LAMBDA {
-    for (int64_t i = 0; i < size; ++i) to[offset + i] = from_float<std::decay_t<decltype(*to)>>(from[i]);
-  };
-  dtype == DType::kBFloat16 ? round_all(static_cast<BFloat16*>(data)) : round_all(static_cast<Float16*>(data));
-}
-
 // The gradients of rows [first, first + rows), first a multiple of kRows; zero where the gate is closed.
 TANDEM_INLINE void gate_rows(const BatchNormGrad& a, int64_t first, int64_t rows, float* gated) {
   const int64_t offset = first * a.channels, size = rows * a.channels;
@@ -118,19 +100,18 @@ struct Channels {
 TANDEM_INLINE void write_grads(const BatchNormGrad& a, const Channels& n, int64_t begin, int64_t end, float* scratch) {
   const float *mean = a.mean, *slope = n.slope.data(), *shift = n.shift.data(), *tilt = n.tilt.data();
   const int64_t channels = a.channels;
-  const bool rounds = a.grad_dtype != DType::kFloat32;
   float *gated = scratch, *wide = scratch + kRows * channels;
   for (int64_t first = begin; first < end; first += kRows) {
     const int64_t rows = std::min(kRows, end - first), offset = first * channels, size = rows * channels;
     gate_rows(a, first, rows, gated);
     const float* product = floats(a.product, a.product_dtype, offset, size, wide);
-    float* grads = rounds ? wide + kRows * channels : static_cast<float*>(a.grad_product) + offset;
+    float* grads = unrounded(a.grad_product, a.grad_dtype, offset, wide + kRows * channels);
     for (int64_t r = 0; r < rows; ++r) {
       const float *g = gated + r * channels, *u = product + r * channels;
       float* __restrict__ out = grads + r * channels;
       for (int64_t c = 0; c < channels; ++c) out[c] = slope[c] * g[c] - shift[c] - (u[c] - mean[c]) * tilt[c];
     }
-    if (rounds) round_to(a.grad_product, a.grad_dtype, offset, size, grads);
+    round_to(a.grad_product, a.grad_dtype, offset, size, grads);
   }
 }
 

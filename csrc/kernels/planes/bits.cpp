@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "../neuron/floats.h"
 #include "../neuron/lanes.h"
 
 namespace tandem::cpu {
@@ -132,12 +133,18 @@ void burst_planes(const uint8_t* counts, int32_t T, int64_t neurons, uint8_t* pl
   });
 }
 
-void gate_grad(const void* grad, DType, const uint8_t* mask, double threshold, int64_t neurons, void* grad_z,
+void gate_grad(const void* grad, DType dtype, const uint8_t* mask, double threshold, int64_t neurons, void* grad_z,
                ParallelFor parallel) {
+  constexpr int64_t kBlock = 512;
   const float theta = static_cast<float>(threshold);
   over_neurons(parallel, neurons, [=](int64_t begin, int64_t end) TANDEM_INLINE_LAMBDA {
-    gate_elements(static_cast<const float*>(grad), mask, static_cast<float*>(grad_z), begin, end,
-                  [theta](const auto& g) TANDEM_INLINE_LAMBDA { return g / theta; });
+    float scratch[kBlock];
+    for (int64_t n = begin; n < end; n += kBlock) {
+      const int64_t size = std::min(kBlock, end - n);
+      gate_elements(floats(grad, dtype, n, size, scratch), mask + n / 8, unrounded(grad_z, dtype, n, scratch), 0, size,
+                    [theta](const auto& g) TANDEM_INLINE_LAMBDA { return g / theta; });
+      round_to(grad_z, dtype, n, size, scratch);
+    }
   });
 }
 

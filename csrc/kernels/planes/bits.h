@@ -27,7 +27,7 @@ uint8_t largest_byte(const uint8_t* bytes, int64_t n);
 // counts [neurons] -> planes [ceil(T / 8), neurons] of bursts: spikes in the first min(count, T) steps.
 void burst_planes(const uint8_t* counts, int32_t T, int64_t neurons, uint8_t* planes, ParallelFor parallel);
 
-// grad_z[n] = mask bit n ? grad[n] / threshold : 0, in float32; on a GPU also in half types.
+// grad_z[n] = mask bit n ? grad[n] / threshold : 0, of this dtype.
 void gate_grad(const void* grad, DType dtype, const uint8_t* mask, double threshold, int64_t neurons, void* grad_z,
                ParallelFor parallel);
 

@@ -1,6 +1,7 @@
 // Weights as digits, for products of bytes (product/digits/digits.h).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -24,6 +25,9 @@ struct ChunkShape {
 
   explicit ChunkShape(const Geometry& geometry);
   int64_t chunks() const { return segments * chunks_per_segment; }
+  int64_t words(int64_t chunk) const {  // of four inputs each
+    return (std::min(kChunk, length - chunk % chunks_per_segment * kChunk) + 3) / 4;
+  }
 };
 
 // The weights of 16 outputs: digits [chunks, count, 16, 16 outputs, 4 inputs]. Digit d is worth 1 << (8 d + shift).

@@ -36,9 +36,9 @@ def _taken(x: Tensor, index: Sequence[Tensor], zeros: bool) -> Tensor:
     axes = len(index)
     x = x.movedim(-1 - axes, -1)  # channels are last in memory
     for axis, places in enumerate(index):
-        x = x.index_select(axis - axes - 1, places.clamp(min=0))
-        if zeros:
-            x = x.masked_fill((places < 0).view(-1, *[1] * (axes - axis)), 0)
+        if zeros:  # the place -1 is a line of zeros before the others
+            x, places = F.pad(x, [0, 0] * (axes - axis) + [1, 0]), places + 1
+        x = x.index_select(axis - axes - 1, places)
     return x.movedim(-1, -1 - axes)
 
 

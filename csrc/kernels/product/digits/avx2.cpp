@@ -67,8 +67,9 @@ TANDEM_TARGET TANDEM_INLINE void multiply_lines(const Pass& pass, const Lines& l
   int64_t until = at_once;  // words until the sums are full
   for (int64_t c = 0; c < pass.chunks; ++c, digits += pass.chunk_bytes) {
     const uint8_t* in = lines.bytes + lines.offsets[c];
-    for (int64_t k = 0; k < kWords;) {
-      const int64_t end = std::min(kWords, k + until);
+    const int64_t words = lines.words[c];
+    for (int64_t k = 0; k < words;) {
+      const int64_t end = std::min(words, k + until);
       until -= end - k;
 #pragma GCC unroll 1
       for (; k < end; ++k) {

@@ -58,6 +58,7 @@ struct ExpandedInputs {
   int steps;  // bytes per input and plane: 8, one for each step, or 1, the count
   int most;   // an upper bound of the counts, which only AVX2 needs
   int64_t chunks;
+  const int32_t* words;  // of four inputs each, in a chunk: the last one of a segment may have fewer than the others
   Pieces pieces;
   uint8_t* bytes;
 

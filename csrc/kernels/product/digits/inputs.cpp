@@ -153,7 +153,11 @@ ExpandedInputs expand(const Layer& layer, int64_t first, const Block& block, Wor
   inputs.T = layer.timing() == Timing::kWindow ? 1 : layer.neuron.T;
   inputs.steps = layer.timing() == Timing::kWindow ? 1 : 8;
   inputs.most = byte_products() == ByteProducts::kAvx2 ? 0 : UINT8_MAX;
-  inputs.chunks = ChunkShape(layer.geometry).chunks();
+  const ChunkShape shape(layer.geometry);
+  inputs.chunks = shape.chunks();
+  auto* words = workspace.take<int32_t>(inputs.chunks);
+  for (int64_t c = 0; c < inputs.chunks; ++c) words[c] = static_cast<int32_t>(shape.words(c));
+  inputs.words = words;
   ExpandedRows(layer.geometry).gathered ? gather_rows(inputs, layer, first, block, workspace)
                                         : copy_lines(inputs, layer, first, block, workspace);
   return inputs;

@@ -50,11 +50,11 @@ struct Lines {
   const uint8_t* bytes;
   int64_t pitch;           // from line to line
   const int64_t* offsets;  // of the chunks within a line
+  const int32_t* words;    // of the chunks
   int most;                // the largest byte
 };
 
-constexpr int64_t kVectorChunks = 8;    // 24 KB of three digits
-constexpr int64_t kWords = kChunk / 4;  // words of four inputs per chunk
+constexpr int64_t kVectorChunks = 8;  // 24 KB of three digits
 
 TANDEM_INLINE int32_t word_at(const uint8_t* p) {
   int32_t word;

@@ -11,7 +11,8 @@ TANDEM_TARGET void rows_of_counts(const ExpandedInputs& inputs, const Pass& pass
   for (const ExpandedPiece& piece : inputs.pieces) {
     for (int64_t row = 0; row < piece.rows; row += kLines<N>) {
       const int64_t rows = std::min<int64_t>(kLines<N>, piece.rows - row);
-      const Lines lines{inputs.row(piece, row), piece.row_bytes, piece.offsets + pass.begin, inputs.most};
+      const Lines lines{inputs.row(piece, row), piece.row_bytes, piece.offsets + pass.begin, inputs.words + pass.begin,
+                        inputs.most};
       multiply_lines<N>(pass, lines, sums);
       combine<N, kDoubles>(sums, N * 16, 16, rows, pass, out, pass.stride);
       out += rows * pass.stride;
@@ -34,7 +35,8 @@ TANDEM_TARGET void steps(const ExpandedInputs& inputs, const Pass& pass, int32_t
       for (int t = 0; t < (inputs.T + 7) / 8 * 8; t += kSteps, out += kSteps * pass.stride) {
         if (t >= inputs.T) continue;
         const uint8_t* spikes = inputs.row(piece, row) + t * piece.step_bytes;
-        multiply_lines<1>(pass, {spikes, piece.step_bytes, piece.offsets + pass.begin, 1}, sums);
+        const Lines lines{spikes, piece.step_bytes, piece.offsets + pass.begin, inputs.words + pass.begin, 1};
+        multiply_lines<1>(pass, lines, sums);
         combine<1, kDoubles>(sums, 16, 16, kSteps, pass, out, pass.stride);
       }
     }

@@ -12,8 +12,9 @@ TANDEM_TARGET TANDEM_INLINE void multiply_words(const Pass& pass, const Lines& l
   const int8_t* digits = pass.digits;
   for (int64_t c = 0; c < pass.chunks; ++c, digits += pass.chunk_bytes) {
     const uint8_t* in = lines.bytes + lines.offsets[c];
+    const int64_t words = lines.words[c];
 #pragma GCC unroll 2
-    for (int64_t k = 0; k < kWords; ++k) {
+    for (int64_t k = 0; k < words; ++k) {
       const int8_t* word = digits + k * 64;
       if constexpr (kParts == 1) {  // 32 registers keep all weights of four inputs beside the sums, 16 do not
         Words weights[M];
