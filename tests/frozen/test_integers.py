@@ -175,6 +175,10 @@ def test_what_has_no_integer_form_is_refused_by_name(tmp_path):
     ]:
         with pytest.raises(ValueError, match=why):
             ts.to_c(frozen, tmp_path / "net")
+    layers = tnn.SelfAttention(4, 2), tnn.Neurons(timing="window"), tnn.Flatten(), tnn.Readout(20, 2)
+    tokens = te.SpikeTrain.from_counts(torch.ones(1, 5, 4), T=8)
+    with pytest.raises(CannotLower, match="attention has no integer form"):
+        ts.to_c(ts.freeze(nn.Sequential(*layers).eval(), 8, T=8, example=tokens), tmp_path / "net")
     with pytest.raises(TypeError, match=r"frozen: expected .*, got Sequential"):
         ts.to_c(nn.Sequential(window, readout), tmp_path / "net")
     assert not list(tmp_path.iterdir())

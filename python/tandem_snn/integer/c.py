@@ -392,11 +392,10 @@ int net_test(void) {{
     def header(self) -> str:
         """Return net.h."""
         floats = f"Neurons that compute in floats: {', '.join(map(self.title, self.floats))}." if self.floats else ""
-        return _HEADER.format(
-            ram=self.ram, flash=self.flash, inputs=math.prod(self.network.shape), sums=math.prod(self.last.shape),
-            shape=list(self.network.shape), sums_shape=list(self.last.shape), levels=self.levels,
-            step=self.step.header, floats=floats or "No floats but in net_logits.",
-        )  # fmt: skip
+        sizes = {"inputs": math.prod(self.network.shape), "sums": math.prod(self.last.shape)}
+        shapes = {"shape": list(self.network.shape), "sums_shape": list(self.last.shape), "levels": self.levels}
+        floats = floats or "No floats but in net_logits."
+        return _HEADER.format(ram=self.ram, flash=self.flash, floats=floats, step=self.step.header, **sizes, **shapes)
 
     def source(self) -> str:
         """Return net.c."""

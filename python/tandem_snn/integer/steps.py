@@ -73,12 +73,11 @@ def following(program: Program) -> Steps:
             )
     if scratch:
         functions.insert(0, _CHANGE.format(scratch=scratch))
-    body = "".join(f"  {line}\n" for line in lines)
+    body, parts = "".join(f"  {line}\n" for line in lines), "\n".join([*arrays, *functions])
     source = f"""
 #ifdef NET_STEP
 int8_t net_moves[NET_NEURONS];
-{_joined(arrays)}
-{_joined(functions)}
+{parts}
 int32_t net_step(const int8_t *changes, int32_t *sums) {{
   int32_t moved = 0;
   for (int32_t k = 0; k < {size}; k++) {{
@@ -101,10 +100,6 @@ static void change(int32_t n, uint8_t *y, int8_t *dy) {{
     y[k] = scratch[k];
   }}
 }}"""
-
-
-def _joined(parts: list[str]) -> str:
-    return "\n".join(parts)
 
 
 def _add(program: Program, node: Node, number: int) -> str:
