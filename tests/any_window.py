@@ -33,7 +33,7 @@ class Block(nn.Module):
             self.second = layer(random, axes, channels, self.outputs, 1, gain)
         if self.kind == "sum":
             self.first.neurons = self.second.neurons = False
-            self.fires = tnn.Neurons(timing="window", threshold=random.choice([None, 0.7]))
+            self.fires = tnn.Neurons(timing="window", threshold=random.choice([None, 0.7]), T=random.choice([None, 5]))
         if self.kind in ("identity", "projection"):
             body, shortcut = self.first, None if self.kind == "identity" else self.second
             self.first = self.second = None
@@ -53,6 +53,7 @@ class Block(nn.Module):
 def layer(random, axes, channels, outputs, groups, gain):
     neuron = {"timing": "window", "threshold": random.choice([None, 1.0, 0.7, torch.rand(outputs) + 0.3]), "norm": True}
     neuron |= {"v_init": random.choice([None, 0.0, 0.3, torch.rand(outputs)]), "T": random.choice([None, None, 2, 16])}
+    neuron["T"] = random.choice([None, None, None, 3, 20])  # its own
     neuron["gain"] = 1.0 if isinstance(neuron["threshold"], torch.Tensor) else gain
     if axes == 0:
         return tnn.Linear(channels, outputs, **neuron)
