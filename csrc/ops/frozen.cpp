@@ -304,6 +304,7 @@ Shape check_input(const Network& net, int64_t k, const Tensor& input, int64_t P,
   Shape shape = shape_of(input);
   TANDEM_CHECK(shape.size() > 1, "input must have 1 to 3 dimensions of features, got ", shape_text(shape));
   if (!spikes) return shape;
+  if (net.program().is_pixels(k)) P = 1;
   TANDEM_CHECK(shape[0] == P, "input must be [", P, ", B, *features], got ", shape_text(shape));
   shape.erase(shape.begin());
   return shape;

@@ -137,6 +137,7 @@ class Data:
     test: Split
     shape: tuple[int, ...]
     outputs: int
+    pixels: tuple[list[float], list[float]] | None = None  # mean and deviation of x/255, which the encoder is given
 
     def to(self, device: torch.device | str) -> Data:
         return replace(self, **{name: value.to(device) for name, value in vars(self).items() if hasattr(value, "to")})
@@ -161,6 +162,8 @@ def load(recipe: Recipe, folder: Path | None) -> Data:
         raise ValueError(f"task: regression needs images, and {name!r} has recordings")
     if name not in (*EVENTS, *FILES) and recipe.size is not None:
         raise ValueError(f"size: only recordings and image files are resized, and {name!r} has neither")
+    if recipe.encoding == "pixels" and (name in EVENTS or recipe.task == "regression" or recipe.timing != "window"):
+        raise ValueError("encoding: pixels are for the classification of images, with timing window")
     white = 16 if name == "digits" else 255
     try:
         if name == "digits":
@@ -188,9 +191,13 @@ def load(recipe: Recipe, folder: Path | None) -> Data:
         else:
             mean, std = _moments(train.inputs)
             scaling = torch.stack([1 / std, -mean / std])
-        parts = [replace(part, scaling=scaling) for part in parts]
+        if recipe.encoding == "direct":
+            parts = [replace(part, scaling=scaling) for part in parts]
     train, test, *others = parts
-    return Data(replace(train, augment=recipe.augment), others[0] if others else None, test, shape, outputs)
+    held, pixels = others[0] if others else None, None
+    if recipe.encoding == "pixels":
+        pixels = (-scaling[1] / scaling[0] / 255).flatten().tolist(), (1 / scaling[0] / 255).flatten().tolist()
+    return Data(replace(train, augment=recipe.augment), held, test, shape, outputs, pixels)
 
 
 def _moments(images: Tensor) -> tuple[Tensor, Tensor]:

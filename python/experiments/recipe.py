@@ -42,6 +42,7 @@ class Recipe:
     width: float = key(1.0, "multiplier of the channels")
     T: int = key(8, "time steps", least=1)
     draw_T: tuple[int, ...] = key((), "time steps of which each training step draws its own: one network for all")
+    encoding: str = key("direct", "of images: as real numbers, or exactly as pixels", choices=("direct", "pixels"))
     layer_T: tuple[str, ...] = key((), "T of single layers, with timing window, such as conv1:16")
     timing: str = key("step", "when neurons fire: in each step, or after the window", choices=("step", "window"))
     gate: str = key("clip", "which neurons pass a gradient: z > 0, or 0 < z < threshold * T", choices=("relu", "clip"))

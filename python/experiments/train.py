@@ -164,6 +164,8 @@ def build(recipe: Recipe, data: Data, kind: str) -> nn.Module:
     layers = tnn if kind == "SNN" else ann
     options["softmax"] = kind == "ViT"
     net = create(layers, recipe.model, data.shape, data.outputs, recipe.T, events=events, **options)
+    if data.pixels is not None:
+        net.encoder = layers.Encoder(recipe.T, "pixels", mean=data.pixels[0], std=data.pixels[1])
     return with_own_T(net, recipe) if kind == "SNN" else net
 
 

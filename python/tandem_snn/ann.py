@@ -21,11 +21,12 @@ from torch.nn import (
 )
 
 from tandem_ext import SpikeTrain
+from tandem_ext.functional.neuron import over_space
 
 from .nn import attention
 from .nn.attention import Attention, Permute
 from .nn.batch_norm import AnyBatchNorm
-from .nn.passing import Mode, Residual
+from .nn.passing import LEVELS, Mode, Numbers, Residual, check_normalisation, pixel_counts
 from .nn.signals import effective_counts
 from .nn.synapses import by_token
 
@@ -59,16 +60,27 @@ __all__ = [
 class Encoder(nn.Module):
     """The identity, since an ANN has no time steps; a SpikeTrain is replaced by its effective counts.
 
+    Of "pixels", uint8, it is ``gain * (x/255 - mean)/std``.
+
     >>> from tandem_snn import ann
     >>> ann.Encoder(T=8)(torch.tensor([[0.5]]))
     tensor([[0.5000]])
     """
 
-    def __init__(self, T: int = 1, mode: Mode = "direct", *, gain: float = 1.0) -> None:
+    def __init__(
+        self, T: int = 1, mode: Mode = "direct", *, gain: float = 1.0, mean: Numbers | None = None, std: Numbers = 1.0
+    ) -> None:
         super().__init__()
+        check_normalisation(mode, mean, std)
+        self.mode, self.gain, self.mean, self.std = mode, gain, mean, std
 
     def forward(self, x: Tensor | SpikeTrain) -> Tensor:
-        return effective_counts(x)
+        if self.mode != "pixels":
+            return effective_counts(x)
+        counts = pixel_counts(x, 1).stored[0].float() / LEVELS  # type: ignore[arg-type]
+        of_channels = (torch.tensor(each, device=counts.device) for each in (self.mean or 0.0, self.std))
+        mean, std = (over_space(each, counts.shape) for each in of_channels)
+        return self.gain * ((counts - mean) / std)
 
 
 class AvgPool2d(nn.AvgPool2d):

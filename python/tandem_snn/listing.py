@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from tandem_ext import SpikeTrain
 from tandem_ext.functional.neuron import over_inputs
 
+from . import nn as tnn
 from .frozen import FrozenNetwork
 from .frozen.instruction import ABSENT, CONVERSIONS, FIRES, INPUT, CannotLower, Instruction
 from .frozen.lowering import lower, snapshot
-from .frozen.stages import Stage
+from .frozen.stages import Stage, Stages
 from .nn.currents import Currents
+from .nn.passing import PIXELS
 
 
 @dataclass
@@ -118,6 +120,9 @@ class Listing:
 def listing_of(net: nn.Module, x: Any) -> Listing:
     """List the stages of ``net``, which must end in numbers, for inputs like x."""
     net = net.net if isinstance(net, FrozenNetwork) else snapshot(net)
+    modes = net.modes if isinstance(net, Stages) else [m.mode for m in net.modules() if isinstance(m, tnn.Encoder)]
+    if any(mode in PIXELS for mode in modes):
+        raise CannotLower("net", "pixels are not exported: give counts of 255 steps to a network without Encoder")
     inputs = [each[:1] for each in (x if isinstance(x, tuple) else (x,))]
     windows = [each.T for each in inputs if isinstance(each, SpikeTrain)]
     shapes = [tuple(each.shape[1:]) for each in inputs]

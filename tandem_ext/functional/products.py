@@ -41,7 +41,14 @@ class Product(NamedTuple):
         return x_shape[0], w_shape[0], *output_sizes(sizes, kernel, self.stride, self.padding, self.dilation)
 
     def weighted(self, weight: Tensor, gain: Tensor) -> Tensor:
-        """Multiply the gain of each input channel, [K], into the weight, so that it applies to spikes of value 1."""
+        """Multiply the gain of each input channel, [K], into the weight, so that it applies to spikes of value 1.
+
+        For a gain [2·K] the weight is first repeated: an input of centred pixels has each channel twice.
+        """
+        if gain.numel() == 2 * weight.shape[1] * self.groups:
+            if self.groups > 1:
+                raise ValueError(f"groups: a mean of pixels is for layers without groups, got {self.groups}")
+            weight = torch.cat([weight, weight], 1)
         checks.per_channel("gain", gain, weight.shape[1] * self.groups, weight.device)
         if weight.dtype == torch.int8:
             raise ValueError("gain: weights of few bits are integers, which take one gain for all channels")

@@ -142,7 +142,9 @@ class Follower : public Run {
       auto *planes = all<uint8_t>(kept(i).planes), *target = all<uint8_t>(kept(i).target);
       const uint8_t *now = train(instruction(i).input), *counts = counts_of(i, 0);
       int64_t& oldest = *all<int64_t>(kept(i).oldest);
-      if (frame_.advances) {
+      if (program_.is_pixels(k)) {
+        std::copy_n(now, n, target);
+      } else if (frame_.advances) {
         advance(now, n, planes + oldest / 8 * n, target, oldest % 8);
         oldest = (oldest + 1) % plan_.T;
       } else {

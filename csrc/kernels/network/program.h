@@ -74,7 +74,9 @@ struct Instruction {
 };
 #undef TANDEM_FIELD
 
-enum class InputSource : int64_t { kDirect, kImpulse, kSpikes };
+// kPixels are counts of 255 steps, [1, batch, ...]; kCentredPixels too, where to each channel, after all of them,
+// belongs one of 255s.
+enum class InputSource : int64_t { kDirect, kImpulse, kSpikes, kPixels, kCentredPixels };
 
 #define TANDEM_KINDS(X)                                                          \
   X(layer)         /* weights, then neurons; of currents, without neurons */     \
@@ -132,7 +134,7 @@ struct Program {
   Kind kind(int64_t i) const { return static_cast<Kind>(instructions[i].kind); }
   Value value(int64_t v) const {
     if (v >= 0) return values[v];
-    return static_cast<InputSource>(header.source) == InputSource::kSpikes ? Value::kStepTrain : Value::kReal;
+    return is_spiking(0) ? Value::kStepTrain : Value::kReal;
   }
   bool is_train(int64_t v) const { return value(v) == Value::kStepTrain || value(v) == Value::kWindowTrain; }
   bool reads_train(int64_t i) const { return is_train(instructions[i].input); }
@@ -159,7 +161,8 @@ struct Program {
   InputSource source(int64_t k) const {
     return static_cast<InputSource>(k == 0 ? header.source : instructions[inputs[k]].first);
   }
-  bool is_spiking(int64_t k) const { return source(k) == InputSource::kSpikes; }
+  bool is_spiking(int64_t k) const { return source(k) >= InputSource::kSpikes; }
+  bool is_pixels(int64_t k) const { return source(k) > InputSource::kSpikes; }
   // Whether an instruction reads an image that is shown in the first step alone.
   bool reads_impulse(int64_t i) const { return source(root(instructions[i].input)) == InputSource::kImpulse; }
   // Whether a layer's current is the same at every step as long as the input is.

@@ -21,6 +21,7 @@ from .. import nn as tnn
 from ..nn.batch_norm import fold_norm
 from ..nn.hooks import READOUTS
 from ..nn.maximum import MaxPool
+from ..nn.passing import LEVELS, PIXELS
 from ..nn.quantise import quantise
 from ..nn.signals import inputs_of
 from .answers import named, numbered
@@ -135,11 +136,17 @@ class Lowering:
         if type(layer) is tnn.Encoder:
             if x.source is None:
                 raise CannotLower(name, "an Encoder after a layer is not supported")
-            if (self.modes[x.source] or layer.mode, self.T or layer.T) != (layer.mode, layer.T):
+            mode, shape = layer.program_mode, () if self.shapes is None else self.shapes[x.source]
+            if (self.modes[x.source] or mode, self.T or layer.T) != (mode, layer.T):
                 raise CannotLower(name, "a second Encoder, of another mode or T")
-            self.modes[x.source], self.T = layer.mode, layer.T
-            events = layer.mode == "events"
-            timing, gain = (x.timing or "step", x.gain) if events else (x.timing, layer.signal_gain)
+            self.modes[x.source], self.T = mode, layer.T
+            if layer.mode == "pixels":
+                if layer.is_by_channel and not shape:
+                    raise CannotLower(name, "its gains depend on the number of channels: give freeze an example")
+                y = Value(x.number, "step", layer.signal_gain(shape), owner=self)
+                y.own_T, y.centred = LEVELS, layer.mean is not None
+                return self.converted(name, y, "window")
+            timing, gain = (x.timing or "step", x.gain) if mode == "events" else (x.timing, layer.signal_gain())
             return Value(x.number, timing, gain, x.source, owner=self)
         if type(layer) is tnn.Flatten and x.pending:
             return rearranged(self, name, "flatten", True, x, layer.start_dim, layer.end_dim)
@@ -168,6 +175,7 @@ class Lowering:
         self.list.append(Stage(name, Instruction(kind, x.number, **fields), **tensors))
         y = Value(len(self.list) - 1, result, worth, owner=self)
         y.own_T = fields["own_T"] or None if "own_T" in fields else x.own_T
+        y.centred = x.centred and kind in ("popcount", "flatten", "max_pool", "average")
         return y
 
     def currents(self, name: str, kind: str, x: Value, channels: int | None, fields: Any, **tensors: Any) -> Value:
@@ -233,14 +241,15 @@ class Lowering:
         if self.shapes is None:
             raise CannotLower(name, "it depends on the size of the input: give freeze an example")
         if x.number < len(self.inputs) - 1:
-            return self.shapes[x.source or 0]
+            k = 0 if x.number == INPUT else x.number + 1
+            return (self.shapes[k][0] * (1 + x.centred), *self.shapes[k][1:])
         if x.number not in self.values:
             self._set_modes()
             T = self.T or self.default_T or 1
             so_far = Stages(self.list[: x.number + 1], self.modes[0] or "events", T)
             zeros = [torch.zeros((T + 7) // 8, 1, *shape, dtype=torch.uint8) for shape in self.shapes]
             given = [
-                SpikeTrain(x, T) if mode == "events" else x[0].to(so_far.dtype)
+                SpikeTrain(x, T) if mode == "events" else x[0] if mode in PIXELS else x[0].to(so_far.dtype)
                 for x, mode in zip(zeros, so_far.modes, strict=True)
             ]
             list(so_far.run(given, self.values))
@@ -370,7 +379,7 @@ class Lowering:
         tokens = isinstance(layer, tnn.Readout) and self._has_tokens(name, x)
         axes = len(self.features_of(name, x)) - 1 if tokens else 0
         x = rearranged(self, name, "movedim", True, self.real(x), -1, 1) if tokens else x
-        weight, gain = _weighted(layer, x.gain, axes)
+        weight, gain = _weighted(layer, x, axes)
         tensors = _weights(layer, weight) | {"shift": layer.bias}
         fields = {"gain": float(gain), "timing": "window" if x.is_currents else "step", **_geometry(layer, weight)}
         y = self._add(name, "readout", x, None, 1.0, tensors, **fields)
@@ -386,7 +395,7 @@ class Lowering:
 
     def _connected(self, name: str, layer: Any, x: Value, residual: Value | None, axes: int = 0) -> Value:
         """Append the product of a layer and its neurons, for an input as the product takes it; axes of its tokens."""
-        weight, gain = _weighted(layer, x.gain, axes)
+        weight, gain = _weighted(layer, x, axes)
         tensors, geometry = _weights(layer, weight), _geometry(layer, weight)
         x = self.converted(name, x, layer.timing)
         without = {"fires": False, "timing": layer.timing}
@@ -500,14 +509,16 @@ def kernel_of(layer: Any) -> Callable[[Tensor], Tensor]:
     return layer.kernel_of if isinstance(layer, tnn.SpikingLayer) else lambda weight: weight
 
 
-def _weighted(layer: Any, gain: _Gain, axes: int = 0) -> tuple[Tensor, _Gain]:
+def _weighted(layer: Any, x: Value, axes: int = 0) -> tuple[Tensor, _Gain]:
     """Multiply a gain per channel into the layer's weight; return the weight and the remaining gain."""
+    gain = x.gain
     weight = kernel_of(layer)(layer.weight.detach())
     weight = weight.view(*weight.shape, *[1] * (axes + 2 - weight.dim()))
     if not _by_channel(gain):
         return weight, gain
     product = layer.synapses(axes)
-    each = weight.shape[1] * product.groups // len(gain)  # type: ignore[arg-type]  # features per channel, if flattened
+    features = weight.shape[1] * product.groups * (1 + x.centred)
+    each = features // len(gain)  # type: ignore[arg-type]  # features per channel, if flattened
     return product.weighted(weight, gain.detach().repeat_interleave(each)), 1.0  # type: ignore[union-attr]
 
 

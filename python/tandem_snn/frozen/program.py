@@ -28,7 +28,7 @@ from ..errors import UserError
 from .answers import structured
 from .instruction import ABSENT, CONSTANTS, FIELDS, HEADER, TENSORS, CannotLower, Instruction
 from .lowering import lower
-from .stages import MODES, Stage, Stages, check_finite
+from .stages import MODES, Stage, Stages, check_finite, shown
 
 _ops = torch.ops.tandem
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in the order of the kernels' enum
@@ -241,6 +241,7 @@ class Program:
 
     def run(self, inputs: Sequence[Tensor | SpikeTrain], T: int | None, every_step: bool = False) -> list[Tensor]:
         """Return the answers of the whole window, or after each of its steps."""
+        inputs = shown(inputs, self.layers.modes)
         timings = {x.timing for x in inputs if isinstance(x, SpikeTrain)}
         timing = timings.pop() if len(timings) == 1 else "step"
         given = [x.stored_as(timing) if isinstance(x, SpikeTrain) else x for x in inputs]

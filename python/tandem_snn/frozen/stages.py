@@ -26,7 +26,7 @@ from tandem_ext.train import add_flags
 from .. import nn as tnn
 from ..nn.attention import no_steps
 from ..nn.currents import Currents, combined, currents_of, fire, product
-from ..nn.passing import SIGNALS, answer, real_answer
+from ..nn.passing import PIXELS, SIGNALS, answer, real_answer
 from ..nn.signals import MeanCounts, describe, effective_counts, means_of
 from .instruction import ABSENT, CONVERSIONS, INPUT, TENSORS, Instruction
 
@@ -294,6 +294,14 @@ def check_finite(layers: nn.Module) -> None:
             raise ValueError(f"net: layer {layer!r} has a {what} that is not finite")
 
 
+def shown(inputs: Sequence[Any], modes: Sequence[str]) -> list[Any]:
+    """Return inputs where pixels are trains of counts."""
+    return [
+        SIGNALS[mode](x, 1) if mode in PIXELS and isinstance(x, Tensor) else x
+        for x, mode in zip(inputs, modes, strict=True)
+    ]
+
+
 class Stages(nn.Module):
     """A network in evaluation mode: all stages in order; the last returns the answer.
 
@@ -330,7 +338,8 @@ class Stages(nn.Module):
             wanted = "a SpikeTrain" if mode == "events" else "a tensor [B, *features], no SpikeTrain"
             raise TypeError(f"x: the network takes {wanted}, got {describe(x)}")
         if not isinstance(x, SpikeTrain):
-            return SIGNALS[mode](x, self.T)
+            T: Any = self.T
+            return SIGNALS[mode](x, T)
         if self.T not in (None, x.T):
             raise ValueError(f"x: the network takes a SpikeTrain of T={self.T} steps, a stream also of 1, got T={x.T}")
         return x.replace(gain=1.0)

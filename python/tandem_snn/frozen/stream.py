@@ -13,9 +13,11 @@ from tandem_ext import SpikeTrain, checks
 from tandem_ext.train import add_flags, with_flags
 
 from ..nn.currents import part_of
+from ..nn.passing import PIXELS
 from ..nn.signals import check_batch, describe
 from .instruction import FIRES
 from .program import Program, inference
+from .stages import shown
 
 _step = torch.ops.tandem.frozen_step.default
 UNTIL_REST = 2**40  # more steps than any network takes
@@ -54,7 +56,7 @@ class Stream:
 
     def __init__(self, program: Program, x: Inputs, T: int) -> None:
         self.program, self.T, self.given = program, T, x
-        first, *more = (each.shape for each in x)
+        first, *more = (each.shape for each in shown(x, program.layers.modes))
         self._shape = [*first, *(size for shape in more for size in (-1, *shape[1:]))]
         self._state, self.follows = explained(program, x, T, program.state, self._shape, T)
         self._bad: deque[Tensor | None] = deque(maxlen=T)  # the NaN flags of the last T steps, once there are any
@@ -84,7 +86,11 @@ class Stream:
             (the answers [B, *features], with ``moves`` those of a single step by stage [B, *features]).
         """
         trains = [each for each in x if isinstance(each, SpikeTrain)]
-        sources = [each.planes if isinstance(each, SpikeTrain) else each for each in x]
+        modes = self.program.layers.modes
+        sources = [
+            (each.stored if mode in PIXELS else each.planes) if isinstance(each, SpikeTrain) else each
+            for each, mode in zip(shown(x, modes), modes, strict=True)
+        ]
         if trains and (self._bad or any(train.bad is not None for train in trains)):
             self._bad.extend([reduce(add_flags, [train.bad for train in trains])] * trains[0].T)
         answers, self.facts, moved = explained(

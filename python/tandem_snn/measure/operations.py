@@ -16,7 +16,7 @@ from tandem_ext import SpikeTrain, checks
 from .. import nn as tnn
 from ..frozen import FrozenNetwork
 from ..nn.hooks import SYNAPTIC, call_inputs, check_layers, evaluating, only_layers_fire, watching
-from ..nn.signals import called, describe
+from ..nn.signals import Pixels, called, describe
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _spent(layer: Any, x: Any, residual: Any, output: Any) -> tuple[float, float
     if isinstance(x, tnn.Currents) and getattr(layer, "timing", "window") == "step" and not x.constant:
         macs *= x.T
     acs = torch.zeros((), dtype=torch.float64)
-    if isinstance(x, SpikeTrain):
+    if isinstance(x, SpikeTrain) and not isinstance(x, Pixels):  # whose levels are multiplied, as real numbers are
         counts = layer.arranged(x.counts) if isinstance(layer, tnn.SpikingLayer) else x.counts
         macs, acs = 0.0, _acs(layer, counts, outputs)
     if isinstance(residual, SpikeTrain):

@@ -1,5 +1,8 @@
 """Layers without neurons: Encoder, Flatten, Dropout, Readout; and Residual, whose two paths feed the same neurons."""
 
+import sys
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -20,6 +23,7 @@ from .currents import Currents, real_product
 from .quantise import StraightThrough, byte_integers, check_bits, integers, rounded
 from .signals import (
     MeanCounts,
+    Pixels,
     X,
     check_images,
     check_input,
@@ -32,8 +36,47 @@ from .signals import (
     means_of,
 )
 
-Mode = Literal["direct", "zero_expand", "events"]
-SIGNALS: dict[str, Any] = {"direct": ConstantInput, "zero_expand": ImpulseInput, "events": SpikeTrain}
+Mode = Literal["direct", "zero_expand", "events", "pixels"]
+LEVELS = 255  # of a pixel above 0
+MOST = sys.float_info.max
+
+
+def pixel_counts(x: Tensor, T: int, centred: bool = False) -> SpikeTrain:
+    """Return pixels as counts of 255 steps, for a network of T steps; if centred, followed by as many of 255.
+
+    A mean is subtracted by the weights of the second half, so that it ends at the border, as in a normalised image.
+    """
+    if not isinstance(x, Tensor) or x.dtype != torch.uint8 or x.dim() < 2:
+        found = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else describe(x)
+        raise TypeError(f"x: pixels are uint8 [B, *features], got {found}")
+    stored = torch.cat([x, torch.full_like(x, LEVELS)], 1) if centred else x
+    train = Pixels.unchecked(stored.unsqueeze(0), LEVELS, None, 1.0, None, "window", None, T)
+    return train.replace(centred=centred)
+
+
+# By what a program names: the modes of an Encoder, and pixels from which a mean is subtracted.
+SIGNALS: dict[str, Any] = {
+    "direct": ConstantInput,
+    "zero_expand": ImpulseInput,
+    "events": SpikeTrain,
+    "pixels": pixel_counts,
+    "centred_pixels": partial(pixel_counts, centred=True),
+}
+
+
+PIXELS = ("pixels", "centred_pixels")
+Numbers = float | Sequence[float]
+
+
+def check_normalisation(mode: str, mean: Numbers | None, std: Numbers) -> None:
+    for name, value, neutral in (("mean", mean, None), ("std", std, 1.0)):
+        if value == neutral:
+            continue
+        if mode != "pixels":
+            raise ValueError(f'{name}: only mode "pixels" has one, got {value} with mode={mode!r}')
+        least, allowed = (sys.float_info.min, "a positive number") if name == "std" else (-MOST, "a finite number")
+        for each in value if isinstance(value, Sequence) else (value,):
+            checks.number(name, each, "a number, or one for each channel", allowed, least)
 
 
 class Encoder(nn.Module):
@@ -43,10 +86,14 @@ class Encoder(nn.Module):
         T: the number of time steps of the whole network, 1..65535.
         mode: "direct": 1/T of x is the input current of the first layer at every step; the product W x is computed
             once. "zero_expand": x is the current of step 0 only. "events": x is a SpikeTrain with T steps and is
-            returned unchanged; the spiking network works without this encoder, but its ANN twin needs it.
-        gain: a factor of a real-valued input: over the window the first layer receives ``gain * x``.
+            returned unchanged; the spiking network works without this encoder, but its ANN twin needs it. "pixels": x
+            is uint8, whose values are counts of 255 steps, and stands for x/255; the first layer, with timing
+            "window", is then exact, with the same spikes on every device.
+        gain: a factor of real-valued inputs and pixels: over the window the first layer receives ``gain * x``.
+        mean, std: of pixels, numbers or one for each channel: the first layer receives ``gain * (x/255 - mean)/std``.
 
-    Shape: [B, *features], floating point -> ConstantInput or ImpulseInput of the same shape.
+    Shape: [B, *features], floating point -> ConstantInput or ImpulseInput of the same shape. "pixels": uint8
+    [B, *features] -> SpikeTrain; with a mean it has twice the channels (:func:`pixel_counts`).
 
     Raises:
         TypeError, ValueError: an argument is not allowed; or, when called, x does not fit the mode or T.
@@ -55,25 +102,48 @@ class Encoder(nn.Module):
     ConstantInput(T=8, shape=[2, 1, 28, 28], gain=0.125, device=cpu)
     """
 
-    def __init__(self, T: int, mode: Mode = "direct", *, gain: float = 1.0) -> None:
+    def __init__(
+        self, T: int, mode: Mode = "direct", *, gain: float = 1.0, mean: Numbers | None = None, std: Numbers = 1.0
+    ) -> None:
         super().__init__()
         checks.T("T", T)
         checks.gain("gain", gain)
         checks.one_of("mode", mode, get_args(Mode))
+        check_normalisation(mode, mean, std)
         self.T = T
         self.mode = mode
         self.gain = gain
+        self.mean, self.std = mean, std
 
     @property
-    def signal_gain(self) -> float | Tensor:
-        """The gain of the signal of a real-valued input."""
-        return self.gain / self.T if self.mode == "direct" else self.gain
+    def program_mode(self) -> str:
+        """What a program names this kind of input."""
+        return self.mode if self.mean is None else "centred_pixels"
+
+    @property
+    def is_by_channel(self) -> bool:
+        """Whether the gain of pixels is one for each channel."""
+        return self.mean is not None or isinstance(self.std, Sequence)
+
+    def signal_gain(self, shape: Sequence[int] = ()) -> float | Tensor:
+        """The gain of the signal of an input [*features] that is no train."""
+        if self.mode != "pixels":
+            return self.gain / self.T if self.mode == "direct" else self.gain
+        if not self.is_by_channel:
+            return self.gain / (LEVELS * self.std)  # type: ignore[operator]
+        mean, std = (torch.tensor(each, dtype=torch.float64).expand(shape[0]) for each in (self.mean or 0.0, self.std))
+        gain = self.gain / (LEVELS * std)
+        return gain if self.mean is None else torch.cat([gain, -mean * gain])
 
     def forward(self, x: Tensor | SpikeTrain) -> ConstantInput | ImpulseInput | SpikeTrain:
         if self.mode != "events":
             if isinstance(x, SpikeTrain):
                 raise TypeError(f'x: a SpikeTrain needs an Encoder with mode "events", this one has {self.mode!r}')
-            return SIGNALS[self.mode](x, self.T, self.signal_gain)
+            if self.mode == "pixels":
+                train = SIGNALS[self.program_mode](x, self.T)
+                gain = self.signal_gain(x.shape[1:])
+                return train.replace(gain=gain.to(x.device) if isinstance(gain, Tensor) else gain)
+            return SIGNALS[self.mode](x, self.T, self.signal_gain())
         if not isinstance(x, SpikeTrain):
             raise TypeError(
                 f"x: an Encoder of events takes a SpikeTrain, got {describe(x)}: frames of event counts become one by "
@@ -84,7 +154,9 @@ class Encoder(nn.Module):
         return x
 
     def extra_repr(self) -> str:
-        return f"T={self.T}, mode={self.mode!r}" + (f", gain={self.gain}" if self.gain != 1.0 else "")
+        numbers = {"gain": (self.gain, 1.0), "mean": (self.mean, None), "std": (self.std, 1.0)}
+        changed = [f", {name}={value}" for name, (value, default) in numbers.items() if value != default]
+        return f"T={self.T}, mode={self.mode!r}" + "".join(changed)
 
 
 class Flatten(nn.Flatten):

@@ -83,7 +83,8 @@ def describe(x: object) -> str:
 
 def effective_counts(x: Input | Tensor) -> Tensor:
     """Return the input of the ANN branch, counts times gain, [B, *features]. A tensor is returned unchanged."""
-    return x if isinstance(x, Tensor) else _times_gain(x.counts, x)
+    y = x if isinstance(x, Tensor) else _times_gain(x.counts, x)
+    return y.unflatten(1, (2, -1)).sum(1).float() if isinstance(x, Pixels) and x.centred else y
 
 
 def _times_gain(counts: Tensor, x: Input) -> Tensor:
@@ -95,6 +96,16 @@ def map_counts(x: Input | Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
     if not isinstance(x, SpikeTrain):
         return f(effective_counts(x))
     return with_flags(f(_times_gain(x.clean_counts(), x)), x.bad)
+
+
+class Pixels(SpikeTrain):
+    """Pixels as counts of 255 steps. If they are centred, as many of 255 follow, whose gain subtracts the mean."""
+
+    _fields = (*SpikeTrain._fields, "centred")
+    centred = False
+
+
+signal.register_pytree(Pixels, ("T", "_dtype", "timing", "_network_T", "centred"))
 
 
 class MeanCounts(NamedTuple):

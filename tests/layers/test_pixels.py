@@ -1,0 +1,119 @@
+"""Pixels are counts: the first layer reads them exactly, in the ANN's units."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import tandem_ext as te
+import tandem_snn as ts
+import tandem_snn.nn as tnn
+from tandem_ext.rule import fixed_point
+from tandem_snn import ann
+
+NORMALISATIONS = [{}, {"gain": 2.0, "std": 0.5}, {"mean": 0.3, "std": 0.5}, {"std": [0.2, 0.3, 0.25]},
+                  {"mean": [0.4, 0.5, 0.3], "std": [0.2, 0.3, 0.25]}]  # fmt: skip
+
+
+def conv(m, **given):
+    layers = m.MaxPool2d(2), m.Conv2d(3, 16, (5, 3), 2, padding=2, timing="window"), m.AdaptiveAvgPool2d((3, 1))
+    return nn.Sequential(m.Encoder(8, "pixels", **given), *layers, m.Flatten(), m.Readout(48, 10))
+
+
+def padded(m, **given):
+    layers = m.Conv2d(3, 8, 3, padding="same", norm=True, timing="window"), m.Flatten(), m.Readout(8 * 120, 10)
+    return nn.Sequential(m.Encoder(8, "pixels", **given), *layers)
+
+
+def mlp(m, **given):
+    layers = m.Flatten(), m.Linear(360, 20, norm=True, timing="window"), m.Readout(20, 10)
+    return nn.Sequential(m.Encoder(8, "pixels", **given), *layers)
+
+
+def pair(make, given):
+    """A network, its twin with the same parameters, and images."""
+    net, twin = make(tnn, **given), make(ann, **given)
+    x = torch.randint(0, 256, (5, 3, 12, 10), dtype=torch.uint8)
+    for _ in range(2):
+        net.train()(x)
+    twin.load_state_dict(net.state_dict())
+    return net.eval(), twin.eval(), x
+
+
+@pytest.mark.parametrize("given", NORMALISATIONS)
+@pytest.mark.parametrize("make", [conv, padded, mlp])
+def test_the_first_layer_has_the_currents_of_the_normalised_image(make, given):
+    net, twin, x = pair(make, given)
+    at = next(n for n, layer in enumerate(net) if isinstance(layer, tnn.SpikingLayer))
+    image = (x.float() / 255).movedim(1, -1)
+    image = (
+        given.get("gain", 1.0) * (image - torch.tensor(given.get("mean", 0.0))) / torch.tensor(given.get("std", 1.0))
+    )
+    torch.testing.assert_close(twin[0](x), image.movedim(-1, 1))
+    layer = net[at]
+    layer.neurons = False
+    current = layer(net[:at](x)).total
+    torch.testing.assert_close(current, layer.preactivation(twin[:at](x)), rtol=1e-5, atol=2e-5)
+    layer.neurons = True
+    train = net[: at + 1](x)
+    assert (train.T, train.network_T) == (8, 8)
+    expected = (current / train.gain + 0.5).floor().clamp(0, 8)
+    assert (train.counts != expected).double().mean() < 0.01
+    assert torch.equal(ts.to_ann(net).eval()(x), twin(x))
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("given", NORMALISATIONS)
+@pytest.mark.parametrize("make", [conv, padded, mlp])
+@pytest.mark.parametrize("bits", [None, 4])
+@torch.no_grad()
+def test_frozen_networks_files_and_streams_have_the_same_logits(make, given, bits, tmp_path):
+    net, _, x = pair(make, given)
+    frozen = ts.freeze(net, weight_bits=bits, example=x)
+    expected = frozen.net(x)
+    assert frozen.why_slow is None
+    assert bits is not None or torch.equal(expected, net(x))
+    frozen.save(tmp_path / "net.tandem")
+    for one in (frozen, ts.load(tmp_path / "net.tandem")):
+        assert torch.equal(one(x), expected)
+        assert torch.equal(one(x.contiguous(memory_format=torch.channels_last)), expected)
+        assert torch.equal(torch.cat([one(image) for image in x.split(1)]), expected)
+        assert torch.equal(one.settle(x)[0], expected)
+        assert torch.equal(one.settle(x.flip(0))[0], expected.flip(0))
+
+
+def test_the_mean_of_a_padded_image_is_exact():
+    """It is a weight of each pixel inside of the image, computed in float64 and rounded once."""
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    layer = tnn.Conv2d(3, 4, 3, padding=1, timing="window", neurons=False, bias=False)
+    x = torch.randint(0, 256, (2, 3, 6, 7), dtype=torch.uint8)
+    gain = 1 / (255 * torch.tensor(std, dtype=torch.float64))
+    gain = torch.cat([gain, -torch.tensor(mean, dtype=torch.float64) * gain]).view(-1, 1, 1)
+    weight = (torch.cat([layer.weight] * 2, 1) * gain).float()
+    counts = torch.cat([x, torch.full_like(x, 255)], 1).double()
+    exact = F.conv2d(counts, fixed_point(weight.detach()), padding=1).float()
+    assert torch.equal(layer(tnn.Encoder(4, "pixels", mean=mean, std=std)(x)).total, exact)
+
+
+def test_gradients_are_the_ann_s_at_the_pixels():
+    net, twin, x = pair(padded, NORMALISATIONS[-1])
+    z, other = net[1].train().preactivation(twin[0](x)), twin[1].train()
+    train = net[1](net[0](x))
+    weights = torch.randn_like(train.counts)
+    (train.counts * train.gain * weights).sum().backward()
+    pre = other.norm(F.conv2d(twin[0](x), other.weight, other.bias, padding="same"))
+    (pre * weights * ((z > 0) & (z < train.gain * 8))).sum().backward()
+    scale = other.weight.grad.abs().max()
+    torch.testing.assert_close(net[1].weight.grad / scale, other.weight.grad / scale, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(("make", "error", "words"), [
+    (lambda: tnn.Encoder(8, mean=0.5), ValueError, "mean: only mode"),
+    (lambda: tnn.Encoder(8, "pixels", std=0.0), ValueError, "std: .*positive"),
+    (lambda: tnn.Encoder(8, "pixels")(torch.rand(2, 3)), TypeError, "pixels are uint8"),
+    (lambda: tnn.Linear(3, 2)(tnn.Encoder(8, "pixels")(torch.zeros(2, 3, dtype=torch.uint8))), ValueError, "step"),
+    (lambda: tnn.Encoder(8, "pixels")(te.SpikeTrain.from_counts(torch.ones(1, 2), T=8)), TypeError, "events"),
+])  # fmt: skip
+def test_what_does_not_fit_is_refused(make, error, words):
+    with pytest.raises(error, match=words):
+        make()
