@@ -160,6 +160,10 @@ def test_step_timing_has_the_steps_of_the_network():
             reader(spikes)
     with pytest.raises(ValueError, match="residual: expected a train of T=8 steps as x has, got T=16"):
         tnn.Linear(20, 20)(te.ConstantInput(torch.rand(2, 20), 8), spikes)
+
+
+@pytest.mark.kernels
+def test_a_program_has_one_number_of_steps():
     net = nn.Sequential(tnn.Encoder(8), tnn.Linear(20, 20, T=16, **WINDOW), tnn.Linear(20, 5), tnn.Readout(5, 3))
     with pytest.warns(UserWarning, match="2: it reads step by step the spikes of a layer with its own T=16"):
         ts.freeze(net)
