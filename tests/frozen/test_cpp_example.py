@@ -103,7 +103,7 @@ def classify(tmp_path_factory):
 
 
 def run(program, *arguments):
-    return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=60)
+    return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=300)
 
 
 def made_of(block):
@@ -156,6 +156,34 @@ def test_networks(make, bits, timing, classify, tmp_path):
     if timing == "step" or make is not lif:  # which has both timings
         followed = run(classify, tmp_path / "net.tandem", tmp_path / "x.f32", "--answers", "--follow")
         assert followed.stdout == text_of_stream(ts.load(tmp_path / "net.tandem"), x, timing == "window")
+
+
+TIMM = [
+    "resnet18", "resnet34", "resnet26d", "resnet50", "resnetv2_50", "wide_resnet50_2", "vgg11", "vgg11_bn", "vgg16_bn",
+    "resnext50_32x4d", "regnetx_002", "densenet121", "mobilenetv1_100", "mobilenetv2_100", "repvgg_a0", "dla34",
+    "hrnet_w18", "xception41", "inception_v3", "selecsls42", "res2net50_26w_4s",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TIMM)
+def test_networks_of_timm(name, classify, tmp_path):
+    """Its plain loops give as many spikes in every layer as torch does, whose products are rounded otherwise."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    ann, size = timm.create_model(name, pretrained=False, num_classes=10), 96 if name == "inception_v3" else 64
+    x = torch.randn(2, 3, size, size)
+    torch.optim.swa_utils.update_bn([torch.randn(4, 3, size, size) for _ in range(2)], ann)
+    frozen = ts.freeze(ts.convert(ann.eval(), T=4, data=[x]))
+    assert frozen.why_slow is None
+    frozen.save(tmp_path / "net.tandem")
+    (tmp_path / "x.f32").write_bytes(x.numpy().tobytes())
+    ours, theirs = (
+        [line for line in shown.splitlines() if line.startswith("layer")]
+        for shown in (text(frozen, x), run(classify, tmp_path / "net.tandem", tmp_path / "x.f32").stdout)
+    )
+    assert ours == theirs
+    assert len(ours) >= 10
 
 
 @pytest.mark.slow

@@ -138,11 +138,12 @@ def _joined_gain(x: Value, other: Value, sizes: tuple[int, int]) -> Any:
     gains = x.gain, other.gain
     if not any(isinstance(gain, Tensor) for gain in gains) and gains[0] == gains[1]:
         return gains[0]
-    each = [_by_channel(gain, size) for gain, size in zip(gains, sizes, strict=True)]
+    each = [spread(gain, size) for gain, size in zip(gains, sizes, strict=True)]
     return torch.cat(each)
 
 
-def _by_channel(gain: Any, channels: int) -> Tensor:
+def spread(gain: Any, channels: int) -> Tensor:
+    """Return a gain for each channel."""
     gain = torch.as_tensor(gain, dtype=torch.float32).detach().flatten()
     return gain.repeat_interleave(channels // len(gain))
 
@@ -159,9 +160,9 @@ def _gathered(
         return x  # a move and its way back
     gain = x.gain
     if isinstance(gain, Tensor) and gain.dim():
-        each = gain if gain.dim() > 1 else _by_channel(gain, features[0]).view(-1, *[1] * (len(features) - 1))
-        spread = each.expand(features).flatten()
-        gain = torch.where(index < 0, 0, spread[index.clamp(min=0)])
+        each = gain if gain.dim() > 1 else spread(gain, features[0]).view(-1, *[1] * (len(features) - 1))
+        of_features = each.expand(features).flatten()
+        gain = torch.where(index < 0, 0, of_features[index.clamp(min=0)])
         gain = gain.flatten(1).amax(1) if by_channel and gain.dim() > 1 else gain
     pixels = torch.Size(features[1:]).numel()
     is_real = x.timing is None and not x.is_currents

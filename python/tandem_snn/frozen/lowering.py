@@ -25,7 +25,7 @@ from ..nn.passing import LEVELS, PIXELS
 from ..nn.quantise import quantise
 from ..nn.signals import inputs_of
 from .answers import named, numbered
-from .functions import apply_function, before_moves, check_times, joined, rearranged
+from .functions import apply_function, before_moves, check_times, joined, rearranged, spread
 from .instruction import ABSENT, CONVERSIONS, INPUT, CannotLower, Instruction
 from .stages import MODES, Stage, Stages
 from .trace import LAYERS, LEAVES, MOVES, Value, trace
@@ -348,7 +348,7 @@ class Lowering:
     def _move_currents(self, name: str, layer: Any, x: Value) -> Value:
         kind, fields = _pooling(name, layer, True)
         if kind == "max_pool" and x.timing != "window":
-            raise CannotLower(name, 'the maximum of currents step by step: convert with timing="window"')
+            raise CannotLower(name, 'the largest current of a step is not that of the window: use timing="window"')
         return self.currents(name, kind, x, None if kind == "flatten" else x.channels, fields)
 
     def _layer(self, name: str, layer: Any, x: Value, residual: Value | None) -> Value:
@@ -487,10 +487,7 @@ def _pooling(name: str, layer: Any, means: bool) -> tuple[str, dict[str, Any]]:
 
 def _spread(gain: _Gain, channels: int) -> Tensor | None:
     """Return a gain for each channel; None if it is 1."""
-    if not isinstance(gain, Tensor):
-        return None if gain == 1.0 else torch.full((channels,), gain)
-    gain = gain.detach().float()
-    return gain.repeat_interleave(channels // len(gain)) if gain.dim() else gain.expand(channels).contiguous()
+    return None if not isinstance(gain, Tensor) and gain == 1.0 else spread(gain, channels)
 
 
 def _refuse_max_pool(name: str, layer: nn.Module) -> None:

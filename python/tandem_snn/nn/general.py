@@ -1,4 +1,4 @@
-"""Operators of torch on trains and currents, for converted networks: sums, moves, and the general way, any linear map.
+"""Operators of torch on trains and currents, for converted networks: sums, moves, and any linear map.
 
 The functions of this module take trains, currents and tensors. With tensors only, they compute what the ANN computes.
 """
