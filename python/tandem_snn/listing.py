@@ -11,13 +11,11 @@ from torch import Tensor, nn
 from tandem_ext import SpikeTrain
 from tandem_ext.functional.neuron import over_inputs
 
-from . import nn as tnn
 from .frozen import FrozenNetwork
 from .frozen.instruction import ABSENT, CONVERSIONS, FIRES, INPUT, CannotLower, Instruction
 from .frozen.lowering import lower, snapshot
-from .frozen.stages import Stage, Stages
+from .frozen.stages import Stage
 from .nn.currents import Currents
-from .nn.passing import PIXELS
 
 
 @dataclass
@@ -120,9 +118,6 @@ class Listing:
 def listing_of(net: nn.Module, x: Any) -> Listing:
     """List the stages of ``net``, which must end in numbers, for inputs like x."""
     net = net.net if isinstance(net, FrozenNetwork) else snapshot(net)
-    modes = net.modes if isinstance(net, Stages) else [m.mode for m in net.modules() if isinstance(m, tnn.Encoder)]
-    if any(mode in PIXELS for mode in modes):
-        raise CannotLower("net", "pixels are not exported: give counts of 255 steps to a network without Encoder")
     inputs = [each[:1] for each in (x if isinstance(x, tuple) else (x,))]
     windows = [each.T for each in inputs if isinstance(each, SpikeTrain)]
     shapes = [tuple(each.shape[1:]) for each in inputs]
@@ -152,7 +147,8 @@ def listing_of(net: nn.Module, x: Any) -> Listing:
     network(*inputs, watch=watch)
     T = next(iter(windows), network.T)
     assert T is not None
-    listing = Listing(listed, network.mode, T, shapes[0], levels)
+    given = tuple(network.signal(inputs[0], network.mode).shape[1:])  # of centred pixels, more than the image
+    listing = Listing(listed, network.mode, T, given, levels)
     if not listed or any(stage.signal is not Tensor for stage in listing.answers):
         raise CannotLower("net", "it must end in a Readout or in mean counts")
     return listing

@@ -24,6 +24,7 @@ from ..frozen import FrozenNetwork
 from ..frozen.instruction import CannotLower, Instruction
 from ..listing import Listing, NamedStage, listing_of
 from ..nn.currents import Currents
+from ..nn.passing import PIXELS
 
 LARGEST_SUM = 2**31 - 2  # a threshold may be one more
 LARGEST_TABLE = 2048  # thresholds of a channel with a residual; with more its neurons compute in floats
@@ -105,8 +106,9 @@ class IntegerGraph:
             raise ValueError("frozen: its T and shape are not known yet: call it on an input first")
         if len(frozen._modes) > 1:
             raise CannotLower("net", "it has several inputs")
-        x: Any = torch.zeros(1, *frozen.shape)
-        graph = cls(listing_of(frozen, x if frozen._modes[0] != "events" else SpikeTrain.from_counts(x, frozen.T)))
+        mode = frozen._modes[0]
+        x: Any = torch.zeros(1, *frozen.shape, dtype=torch.uint8 if mode in PIXELS else None)
+        graph = cls(listing_of(frozen, x if mode != "events" else SpikeTrain.from_counts(x, frozen.T)))
         for refusal in graph.refusals:
             raise refusal
         return graph

@@ -50,8 +50,7 @@ def pixel_counts(x: Tensor, T: int, centred: bool = False) -> SpikeTrain:
         found = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else describe(x)
         raise TypeError(f"x: pixels are uint8 [B, *features], got {found}")
     stored = torch.cat([x, torch.full_like(x, LEVELS)], 1) if centred else x
-    train = Pixels.unchecked(stored.unsqueeze(0), LEVELS, None, 1.0, None, "window", None, T)
-    return train.replace(centred=centred)
+    return SpikeTrain.unchecked(stored.unsqueeze(0), LEVELS, None, 1.0, None, "window", None, T)
 
 
 # By what a program names: the modes of an Encoder, and pixels from which a mean is subtracted.
@@ -140,9 +139,10 @@ class Encoder(nn.Module):
             if isinstance(x, SpikeTrain):
                 raise TypeError(f'x: a SpikeTrain needs an Encoder with mode "events", this one has {self.mode!r}')
             if self.mode == "pixels":
-                train = SIGNALS[self.program_mode](x, self.T)
-                gain = self.signal_gain(x.shape[1:])
-                return train.replace(gain=gain.to(x.device) if isinstance(gain, Tensor) else gain)
+                stored, gain = SIGNALS[self.program_mode](x, self.T).stored, self.signal_gain(x.shape[1:])
+                gain = gain.to(x.device) if isinstance(gain, Tensor) else gain
+                train = Pixels.unchecked(stored, LEVELS, None, gain, None, "window", None, self.T)
+                return train.replace(centred=self.mean is not None)
             return SIGNALS[self.mode](x, self.T, self.signal_gain())
         if not isinstance(x, SpikeTrain):
             raise TypeError(
