@@ -9,6 +9,7 @@ import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
 from tandem_snn.listing import listing_of
+from tandem_snn.nn.passing import SIGNALS
 
 
 def hostile(random, norm):
@@ -93,10 +94,28 @@ def drawn(seed, tame=False):
     return ts.freeze(net.eval(), weight_bits=draw.choice([2, 3, 4, 8, 8]), T=T, example=x), x
 
 
+FIRST = {
+    "conv": lambda: [tnn.Conv2d(3, 8, 3, padding=1, norm=True, timing="window"), tnn.MaxPool2d(2), tnn.Flatten()],
+    "pool": lambda: [tnn.MaxPool2d(2), tnn.Conv2d(3, 8, 3, padding=1, timing="window"), tnn.Flatten()],
+    "flatten": lambda: [tnn.Flatten(), tnn.Linear(144, 96, timing="window")],
+}
+
+
+def of_pixels(first, given):
+    """A frozen network of pixels with a normalisation, by its first layers, and images."""
+    torch.manual_seed(0)
+    net = nn.Sequential(tnn.Encoder(8, "pixels", **given), *FIRST[first](), tnn.Readout(96, 5))
+    x = torch.randint(256, (4, 3, 8, 6), dtype=torch.uint8)
+    for _ in range(2):
+        net.train()(x)
+    return ts.freeze(net.eval(), weight_bits=8, example=x), x
+
+
 def counts_of(frozen, x):
     """The counts of each layer with neurons, by the name that exports give it."""
-    values = {"input": x}
-    stages = listing_of(frozen, x).stages
+    listing = listing_of(frozen, x)
+    values = {"input": SIGNALS[listing.mode](x, listing.T) if isinstance(x, torch.Tensor) else x}
+    stages = listing.stages
     for stage in stages:
         values[stage.name] = stage.layer(values[stage.x], values.get(stage.residual))
     return {stage.name: values[stage.name].counts for stage in stages if stage.fires}

@@ -114,6 +114,9 @@ class OnnxGraph:
 
     def _given(self, name: str, shape: tuple[int, ...], mode: str) -> str:
         """Add an input of the network."""
+        if mode == "centred_pixels":  # as many counts of 255 follow them
+            x = self.input(name, shape)
+            return self.op("Concat", x, self.op("Add", self.op("Mul", x, self.number(0.0)), self.number(255.0)), axis=1)
         in_time = mode == "events" and not self.streams
         x = self.input(name, shape, steps=self.T if in_time else None)
         if in_time:

@@ -5,7 +5,7 @@ from itertools import product
 import networks
 import pytest
 import torch
-from any_window import counts_of, drawn
+from any_window import FIRST, counts_of, drawn, of_pixels
 from between import BETWEEN, converted, grown
 from heads import STRUCTURES, Heads
 from networks import NETWORKS, dyadic, images, in_windows, network, of_timing, own_counts, spiking, trained
@@ -95,6 +95,17 @@ def test_windows_of_few_bits_are_thresholds_of_integers(seeds, tmp_path):
         for (name, c), other in zip(counts_of(frozen, x).items(), counts, strict=True):
             assert torch.equal(c.float(), other), (seed, name)
         torch.testing.assert_close(answer, frozen(x))
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("given", [{}, {"mean": [0.4, 0.5, 0.3], "std": 0.5}])
+@pytest.mark.parametrize("first", FIRST)
+def test_pixels(first, given, tmp_path):
+    frozen, x = of_pixels(first, given)
+    ts.to_onnx(frozen, tmp_path / "net.onnx", x)
+    (counts,), (answer,) = networks.by_onnxruntime(tmp_path / "net.onnx", x.float())
+    assert torch.equal(counts, *(c.float() for c in counts_of(frozen, x).values()))
+    torch.testing.assert_close(answer, frozen(x))
 
 
 @pytest.mark.kernels

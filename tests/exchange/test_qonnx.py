@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from any_window import counts_of, drawn
+from any_window import FIRST, counts_of, drawn, of_pixels
 from torch import nn
 
 import tandem_ext as te
@@ -33,6 +33,7 @@ def test_qonnx_finds_the_same_counts(seeds, tmp_path):
     done = 0
     places = train((2, 6, 6), T=8)
     given = [(ts.freeze(window(), weight_bits=4, T=8, example=places), places), *map(drawn, seeds)]
+    given += [of_pixels(first, {"mean": 0.4, "std": [0.2, 0.3, 0.25]}) for first in FIRST]
     for frozen, x in given:
         try:
             ts.to_qonnx(frozen, tmp_path / "net.onnx")
@@ -42,7 +43,8 @@ def test_qonnx_finds_the_same_counts(seeds, tmp_path):
         done += 1
         graph, expected, answers = model(str(tmp_path / "net.onnx")).transform(infer()), counts_of(frozen, x), frozen(x)
         for n in range(2):
-            found = run(graph, {"x": x.counts[n : n + 1].float().numpy()})
+            image = x if isinstance(x, torch.Tensor) else x.counts
+            found = run(graph, {"x": image[n : n + 1].float().numpy()})
             for name, counts in expected.items():
                 assert torch.equal(counts[n].float(), torch.from_numpy(found[f"{name}.counts"][0])), name
             torch.testing.assert_close(torch.from_numpy(found["answer"][0]), answers[n])

@@ -7,7 +7,7 @@ import subprocess
 import networks
 import pytest
 import torch
-from any_window import drawn
+from any_window import FIRST, drawn, of_pixels
 from networks import conv, depthwise, few_bits, line, mlp, of_timing, projection, residual
 from test_currents import Dense, Fired, Pooled, PreActivation
 from torch import nn
@@ -190,3 +190,14 @@ def test_counts_that_are_too_large(tmp_path):
     x, sums = (ctypes.c_uint8 * 4)(1, 9, 0, 8), (ctypes.c_int32 * 2)(7, 7)
     assert ctypes.CDLL(str(tmp_path / "net.so")).net_run(x, sums) == 1
     assert list(sums) == [7, 7]
+
+
+@pytest.mark.parametrize("given", [{}, {"std": [0.2, 0.3, 0.25]}, {"mean": [0.4, 0.5, 0.3], "std": 0.5}])
+@pytest.mark.parametrize("first", FIRST)
+def test_pixels(first, given, tmp_path):
+    """An image of bytes in, with its usual normalisation."""
+    frozen, x = of_pixels(first, given)
+    expected = frozen(x)
+    sums, logits = compiled(frozen, tmp_path)(x, expected.shape[1:])
+    assert torch.equal(logits, expected)
+    assert torch.equal(sums.long(), IntegerGraph.of(frozen).sums(x))

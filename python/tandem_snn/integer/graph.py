@@ -24,7 +24,7 @@ from ..frozen import FrozenNetwork
 from ..frozen.instruction import CannotLower, Instruction
 from ..listing import Listing, NamedStage, listing_of
 from ..nn.currents import Currents
-from ..nn.passing import PIXELS
+from ..nn.passing import PIXELS, SIGNALS
 
 LARGEST_SUM = 2**31 - 2  # a threshold may be one more
 LARGEST_TABLE = 2048  # thresholds of a channel with a residual; with more its neurons compute in floats
@@ -106,12 +106,22 @@ class IntegerGraph:
             raise ValueError("frozen: its T and shape are not known yet: call it on an input first")
         if len(frozen._modes) > 1:
             raise CannotLower("net", "it has several inputs")
-        mode = frozen._modes[0]
-        x: Any = torch.zeros(1, *frozen.shape, dtype=torch.uint8 if mode in PIXELS else None)
-        graph = cls(listing_of(frozen, x if mode != "events" else SpikeTrain.from_counts(x, frozen.T)))
+        mode, x = frozen._modes[0], torch.zeros(1, *frozen.shape)
+        given: Any = SpikeTrain.from_counts(x, frozen.T) if mode == "events" else x.byte() if mode in PIXELS else x
+        graph = cls(listing_of(frozen, given))
         for refusal in graph.refusals:
             raise refusal
         return graph
+
+    @property
+    def centred(self) -> bool:
+        """Whether the input is pixels from which a mean is subtracted: as many counts of 255 follow them."""
+        return self.network.mode == "centred_pixels"
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of the input's counts."""
+        return (self.network.shape[0] * (1 + self.centred), *self.network.shape[1:])
 
     def most(self, name: str) -> int:
         """Return the largest count of a train, or the largest magnitude of a sum."""
@@ -119,7 +129,10 @@ class IntegerGraph:
 
     def sums(self, counts: Tensor) -> Tensor:
         """Return the integer sums, int64, at counts of the input [B, *features]."""
-        values: dict[str | None, Any] = {"input": SpikeTrain.from_counts(counts, self.network.levels["input"])}
+        network = self.network
+        x: Any = SpikeTrain.from_counts(counts, network.levels["input"])
+        x = SIGNALS[network.mode](counts.byte(), network.T) if network.mode in PIXELS else x
+        values: dict[str | None, Any] = {"input": x}
         for name, node in self.nodes.items():
             stage, x = node.stage, values[node.stage.x]
             if stage.signal is not Tensor:

@@ -61,7 +61,9 @@ class _QonnxGraph(OnnxGraph):
         return model
 
     def begin(self) -> str:
-        return self.typed(self.input("x", self.network.shape), self.network.levels["input"])
+        counts = self.input("x", self.network.shape) if self.network.mode == "events" else super().begin()
+        self.typed("x", most := self.network.levels["input"])
+        return self.typed(counts, most)
 
     def typed(self, name: str, most: int, sign: str = "U") -> str:
         """Note the datatype of a tensor whose integers are at most this large."""

@@ -35,6 +35,8 @@ def following(program: Program) -> Steps:
     for node in nodes:
         if node.stage.signal is Currents or (node.stage.fires and node.thresholds is None):
             return Steps(f"/* There is no net_step: {program.title(node.stage.name)} computes in floats. */\n", "")
+    if program.graph.centred:
+        return Steps("/* There is no net_step: a mean is subtracted from the pixels. */\n", "")
     firing = [node.stage for node in nodes if node.stage.fires]
     levels, size = program.network.levels, math.prod(program.network.shape)
     channels, numbers = program.network.shape[0], {"input": 0}
