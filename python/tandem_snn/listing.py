@@ -147,8 +147,7 @@ def listing_of(net: nn.Module, x: Any) -> Listing:
     network(*inputs, watch=watch)
     T = next(iter(windows), network.T)
     assert T is not None
-    given = tuple(network.signal(inputs[0], network.mode).shape[1:])  # of centred pixels, more than the image
-    listing = Listing(listed, network.mode, T, given, levels)
+    listing = Listing(listed, network.mode, T, shapes[0], levels)
     if not listed or any(stage.signal is not Tensor for stage in listing.answers):
         raise CannotLower("net", "it must end in a Readout or in mean counts")
     return listing

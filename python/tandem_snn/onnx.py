@@ -19,6 +19,7 @@ from .frozen.instruction import CannotLower, Instruction
 from .frozen.stages import MODES, Stage
 from .integer.graph import LARGEST_SUM, IntegerGraph, Node
 from .listing import Listing, NamedStage, listing_of
+from .nn.passing import PIXELS
 from .nn.signals import batches
 
 EXACT = 2**24  # sums of integers below it are exact in float32
@@ -74,6 +75,8 @@ class OnnxGraph:
         self.onnx = extra("onnx", "the export to ONNX")
         self.network = network
         self.T, self.streams = network.T, not network.window_timing
+        if self.streams and network.mode in PIXELS:
+            raise CannotLower("net", "pixels are exported with a whole window, and its neurons have step timing")
         nodes = IntegerGraph(network).nodes.values()
         self.tables = {node.stage.name: node for node in nodes if self.has_table(node)}
         self.values: dict[str, str] = {}  # by the name of the stage

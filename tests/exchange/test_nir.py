@@ -243,3 +243,9 @@ def test_arguments_and_what_readers_are_warned_of():
     net, x = vector()
     for wrapped in nn.DataParallel(net), torch.compile(net):
         assert list(to_nir(wrapped, x).nodes) == list(to_nir(net, x).nodes)
+
+
+def test_pixels_are_refused():
+    net = nn.Sequential(tnn.Encoder(8, "pixels"), tnn.Linear(4, 3, timing="window"), tnn.Readout(3, 2))
+    with pytest.raises(ValueError, match="NIR has no pixels"):
+        to_nir(net, torch.zeros(1, 4, dtype=torch.uint8), window=True)
