@@ -122,6 +122,22 @@ def tokens():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("given", [{}, {"mean": [0.5, 0.4, 0.3], "std": 0.25}])
+def test_pixels(given, classify, tmp_path):
+    """Nothing is a float there before the logits, so that weights may be any."""
+    layers = tnn.Conv2d(3, 8, 3, padding=1, norm=True, timing="window"), tnn.AdaptiveAvgPool2d(1), tnn.Flatten()
+    net = torch.nn.Sequential(tnn.Encoder(8, "pixels", **given), *layers, tnn.Readout(8, 5))
+    x = torch.randint(0, 256, (9, 3, 8, 6)).byte()
+    frozen = ts.freeze(trained(net, x), example=x)
+    frozen.save(tmp_path / "net.tandem")
+    (tmp_path / "x.f32").write_bytes(x.float().numpy().tobytes())
+    done = run(classify, tmp_path / "net.tandem", tmp_path / "x.f32", "--answers")
+    assert done.stdout == text(frozen, x, answers=True)
+    followed = run(classify, tmp_path / "net.tandem", tmp_path / "x.f32", "--answers", "--follow")
+    assert followed.stdout == text_of_stream(frozen, x, True)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [None, 4])
 @pytest.mark.parametrize("make", [lif, converted, events, average, heads, tokens, *NETWORKS, *CURRENTS])
 def test_networks(make, bits, timing, classify, tmp_path):

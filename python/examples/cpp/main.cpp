@@ -2,11 +2,11 @@
 // each layer and the class of each sample.
 //
 // NETWORK is a file of FrozenNetwork.save(). INPUT, one for each input of the network, has raw float32 numbers: samples
-// in the input's shape, one after the other. For a network that takes spikes they are 0 or 1, and a sample is T
-// such arrays: [batch, T, C, H, W]. With --answers the network's outputs follow the class. A network with several
-// answers has a line for each, with its name. With --follow the samples
-// are a stream. A network with window timing sees them as the frames of a video; its neurons follow from one answer to
-// the next. One with step timing has an answer after each of its T steps, and begins anew with each sample.
+// in the input's shape, one after the other; of pixels 0 to 255. For a network that takes spikes they are 0 or 1, and a
+// sample is T such arrays: [batch, T, C, H, W]. With --answers the network's outputs follow the class. A network with
+// several answers has a line for each, with its name. With --follow the samples are a stream. A network with window
+// timing sees them as the frames of a video; its neurons follow from one answer to the next. One with step timing has
+// an answer after each of its T steps, and begins anew with each sample.
 #include <kernels/cpu/workspace.h>
 #include <kernels/planes/bits.h>
 
@@ -108,12 +108,27 @@ class Answers {
   std::vector<std::string> names_;
 };
 
+// Pixels [batch, C, pixels], 0 to 255, as counts [batch, pixels, channels]; further channels are white.
+std::vector<uint8_t> counts_of(const float* x, int64_t batch, int64_t C, const Shape& shape) {
+  const int64_t pixels = shape.height * shape.width;
+  std::vector<uint8_t> counts(batch * shape.features(), 255);
+  for (int64_t i = 0; i < batch * C * pixels; ++i) {
+    const int64_t b = i / pixels / C, c = i / pixels % C, pixel = i % pixels;
+    if (!(x[i] >= 0 && x[i] <= 255 && x[i] == std::floor(x[i])))
+      throw std::runtime_error("the network takes pixels, 0 to 255, not " + std::to_string(x[i]));
+    counts[(b * pixels + pixel) * shape.channels + c] = static_cast<uint8_t>(x[i]);
+  }
+  return counts;
+}
+
 // The samples of an input of the network.
 class Samples {
  public:
   Samples(const Network& network, size_t k, const char* path)
-      : shape(network.sample(k)),
-        spikes_(network.program().is_spiking(static_cast<int64_t>(k))),
+      : pixels(network.program().is_pixels(static_cast<int64_t>(k))),
+        shape(shown(network, k)),
+        channels_(network.sample(k).channels),
+        spikes_(network.program().is_spiking(static_cast<int64_t>(k)) && !pixels),
         T_(network.program().header.T),
         x_(read_floats(path)) {
     if (shape.dims == 0 || T_ == 0) {
@@ -131,17 +146,26 @@ class Samples {
   const void* all(int64_t first, int64_t n) { return at(first, n, 0, T_); }
   const void* step(int64_t sample, int64_t t) { return at(sample, 1, t, 1); }
 
+  const bool pixels;  // which are counts
   const Shape shape;
 
  private:
-  size_t size() const { return static_cast<size_t>(shape.features() * (spikes_ ? T_ : 1)); }
+  static Shape shown(const Network& network, size_t k) {
+    Shape shape = network.sample(k);
+    if (network.program().source(static_cast<int64_t>(k)) == InputSource::kCentredPixels) shape.channels *= 2;
+    return shape;
+  }
+  size_t size() const { return static_cast<size_t>(channels_ * shape.height * shape.width * (spikes_ ? T_ : 1)); }
   const void* at(int64_t first, int64_t n, int64_t t, int64_t steps) {
     const float* from = x_.data() + first * size();
+    if (pixels) planes_ = counts_of(from, n, channels_, shape);
+    if (pixels) return planes_.data();
     if (!spikes_) return from;
     planes_ = planes_of(from + t * shape.features(), n, steps, shape);
     return planes_.data();
   }
 
+  int64_t channels_;
   bool spikes_;
   int64_t T_;
   std::vector<float> x_;
@@ -203,7 +227,10 @@ void classify(const char* path, const std::vector<const char*>& files, bool valu
   Answers answers(network, plan, file.names);
   CountingNumbers host(file.names);
   Call call;
-  for (Samples& x : inputs) call.inputs.push_back(x.all(0, batch));
+  for (Samples& x : inputs) {
+    call.inputs.push_back(x.all(0, batch));
+    if (x.pixels) call.timing = tandem::Timing::kWindow;
+  }
   call.prepared = prepared;
   call.answers = answers.places();
   call.host = &host;
