@@ -407,5 +407,6 @@ int net_test(void) {{
         arenas = [f"static {ctype} {_ARENAS[ctype]}[{size}];" for ctype, size in self.sizes.items() if size]
         arenas.append(f"static int32_t sum[{self.most_outputs}]; /* of a pixel's neurons */\n")
         text = "\n".join(self.parts)
-        rounded = [_ROUNDED.format(name=name, sign=sign) for name, sign in (("add", "+"), ("mul", "*")) if name in text]
+        used = [(name, sign) for name, sign in (("add", "+"), ("mul", "*")) if f"{name}(" in text]
+        rounded = [_ROUNDED.format(name=name, sign=sign) for name, sign in used]
         return "\n".join(['#include "net.h"\n', *arenas, *rounded, text, run, self.test, self.step.source]) + "\n"
