@@ -39,7 +39,7 @@ OTHERS = {
     "norm-net-train-bf16": "the same under autocast, all in bfloat16",
     "mlp-train-bf16": "training step, that MLP, all in bfloat16",
 }
-ELSEWHERE = {"xeon-1": "A Xeon with AMX"}
+ELSEWHERE = {"xeon-amx": "A Xeon with AMX"}
 WAYS = {
     "tandem": "step timing", "windows": "window timing", "frozen": "frozen, step timing",
     "frozen, windows": "frozen, window timing", "naive, loop compiled": "plain PyTorch", "BPTT": "BPTT",
@@ -91,8 +91,9 @@ def others(result: dict[str, Any]) -> Iterator[str]:
     yield from compared(result, OTHERS)
     for name, title in ELSEWHERE.items():
         result = read(name)
-        yield from (f"### {title}", "", f"{result['date'][:10]}; {machine_of(result)}.", "")
-        yield from compared(result, HEADLINES)
+        when = f"{result['date'][:10]}, commit {result['commit'][:10]}"
+        yield from (f"### {title}", "", f"{when}; {machine_of(result)}.", "")
+        yield from compared(result, HEADLINES | OTHERS)
 
 
 def timings() -> Iterator[str]:
@@ -107,6 +108,9 @@ def timings() -> Iterator[str]:
                 case = row["case"].removesuffix("-rate").replace("-rate-", "-")
                 cells = [relative(row, way) for way in (*ways, "naive, windows")]
                 rows.append([instructions, f"{case}, {kind}".removesuffix(", "), *cells])
+    when = ((instructions, read(name)) for name, instructions in INSTRUCTIONS.items())
+    yield "; ".join(f"{name}: {r['date'][:10]}, commit {r['commit'][:10]}, {machine_of(r)}" for name, r in when) + "."
+    yield ""
     yield from markdown(("instructions", "case", "step timing", "window timing", "plain PyTorch, window timing"), rows)
 
 

@@ -88,7 +88,7 @@ class Case:
             competitor = COMPETITORS[way]
             forward, parameters = competitor.make(made)
             if self.half:
-                forward = torch.autocast("cpu", torch.bfloat16)(forward)
+                forward = in_bfloat16(forward)
             run = partial(training_step if self.training else inference, forward, parameters, batches)
 
             def answer(i: int) -> list[Tensor]:
@@ -99,6 +99,11 @@ class Case:
             return Call(run, parameters, None if competitor.agrees == "no" or self.half else answer)
 
         return Workload({way: partial(call, way) for way in self.ways}, made.rates, made.neurons)
+
+
+def in_bfloat16(forward: Callable[[Batch], Output]) -> Callable[[Batch], Output]:
+    run = torch.autocast("cpu", torch.bfloat16)(forward)
+    return lambda batch: values(run(batch)).float()
 
 
 def inference(forward: Callable[[Batch], Output], _: Any, batches: Sequence[Batch], i: int) -> Output:
