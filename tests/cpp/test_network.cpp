@@ -216,6 +216,19 @@ FUZZ(in) {
         one.residual = in.range(kNetworkInput, last), one.fires = in.range(0, 1);
         one.after_h = in.range(0, 1), one.after_w = in.range(0, 1);
         if (in.flag()) file.program[3] = in.range(0, 2);  // the source
+        if (in.range(0, 3) == 0) {                        // another input, or an answer
+          one = {};
+          one.kind = static_cast<int64_t>(in.flag() ? Kind::input : Kind::output);
+          one.input = in.range(kNetworkInput, last),
+          one.residual = one.weight = one.step = one.scale = one.shift = kAbsent;
+          one.residual_scale = one.v_init = one.index = kAbsent,
+          one.fires = one.groups = one.kernel_h = one.kernel_w = 1;
+          one.stride_h = one.stride_w = one.dilation_h = one.dilation_w = 1, one.axes = in.range(0, 2);
+          one.first = in.range(0, 2), one.outputs = one.kind == static_cast<int64_t>(Kind::input) ? in.range(0, 9) : 0;
+          const double unit = 1;
+          std::memcpy(&one.threshold, &unit, sizeof(unit));
+          one.leak = one.gain = one.threshold;
+        }
       }
       if (in.flag()) wait(file, in);
       const auto words = static_cast<int64_t>(file.program.size());
