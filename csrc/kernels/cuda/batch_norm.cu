@@ -217,7 +217,7 @@ template <class Grad>
 int launch_grad(const BatchNormGrad& a, void* stream) {
   const auto* grad = static_cast<const Grad*>(a.grad);
   const auto* grad_product = static_cast<const Grad*>(a.grad_product);
-  return by_four(fit_four(a.channels, grad, a.product, grad_product), [&](auto vec) {
+  return by_four(fit_four(a.channels, grad, static_cast<const float*>(a.product), grad_product), [&](auto vec) {
     const int status = launch_sums<vec.value>(GradientSums<Grad>{a}, stream);
     if (status != cudaSuccess) return status;
     const RowSlice<vec.value> slice(a.rows, a.channels);
@@ -230,7 +230,7 @@ int launch_grad(const BatchNormGrad& a, void* stream) {
 int64_t batch_norm_workspace(int64_t rows, int64_t channels) { return 2 * slices_of(rows, channels) * channels; }
 
 int batch_norm_statistics(const BatchNormStatistics& a, void* stream) {
-  return by_four(fit_four(a.channels, a.product),
+  return by_four(fit_four(a.channels, static_cast<const float*>(a.product)),
                  [&](auto vec) { return launch_sums<vec.value>(MomentSums{a}, stream); });
 }
 
