@@ -67,8 +67,8 @@ def test_the_ring_wraps_around(checked: Emulator, shared: int) -> None:
     (128, 15.9, LINEAR), (1024, 5.5, LINEAR), (4096, 4.4, LINEAR), (128, 5.4, IMAGE),
 ])  # fmt: skip
 def test_instructions(plain: Emulator, K: int, most: float, conv: Conv) -> None:
-    """Instructions of a warp in the whole kernel, per mma, in two digits at T = 8: the table is in docs/cuda.md. For
-    gates the products of the steps are added up in 64 bits too, so that z is exact."""
+    """Instructions of a warp in the whole kernel, per mma, in two digits at T = 8. For gates the products
+    of the steps are added up in 64 bits too, so that z is exact."""
     check(plain, 8, 1 if conv is IMAGE else 32, 64, K, torch.float16, seed=0, conv=conv)
     instructions, mma, *_ = plain.counted("product_if")
     # An mma has thirty-two depths, eight samples and sixteen outputs, at one step.
