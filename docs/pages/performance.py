@@ -98,20 +98,20 @@ def others(result: dict[str, Any]) -> Iterator[str]:
 
 def timings() -> Iterator[str]:
     """Both timings at each instruction set, relative to the ANN at the same one."""
-    rows = []
-    for name, instructions in INSTRUCTIONS.items():
-        cases = {row["case"]: row for row in read(name)["rows"]}
-        for row in map(cases.__getitem__, PORTABLE):
-            kinds = ("frozen", "frozen, 8 bits") if "frozen" in row["values"] else ("",)
-            for kind in kinds:
-                ways = (kind, f"{kind}, windows") if kind else ("tandem", "windows")
-                case = row["case"].removesuffix("-rate").replace("-rate-", "-")
-                cells = [relative(row, way) for way in (*ways, "naive, windows")]
-                rows.append([instructions, f"{case}, {kind}".removesuffix(", "), *cells])
+    files = [{row["case"]: row for row in read(name)["rows"]} for name in INSTRUCTIONS]
+    lines = []
+    for case in PORTABLE:
+        for kind in ("frozen", "frozen, 8 bits") if "frozen" in files[0][case]["values"] else ("",):
+            ways = (f"{kind}, windows" if kind else "windows", kind or "tandem", "naive, windows")
+            shown = case.removesuffix("-rate").replace("-rate-", "-")
+            cells = [relative(cases[case], way) for way in ways for cases in files]
+            lines.append([f"{shown}, {kind}".removesuffix(", "), *cells])
     when = ((instructions, read(name)) for name, instructions in INSTRUCTIONS.items())
     yield "; ".join(f"{name}: {r['date'][:10]}, commit {r['commit'][:10]}, {machine_of(r)}" for name, r in when) + "."
     yield ""
-    yield from markdown(("instructions", "case", "step timing", "window timing", "plain PyTorch, window timing"), rows)
+    kinds = ("window timing", "step timing", "plain PyTorch, window timing")
+    head = [f"{one}, {name}" if name == "AVX-512" else name for one in kinds for name in INSTRUCTIONS.values()]
+    yield from markdown(("case", *head), lines)
 
 
 def verdicts() -> Iterator[str]:

@@ -81,8 +81,7 @@ def test_plain_over_a_long_window(plain: Emulator, seed: int) -> None:
     ("K", "bits", "digits", "most"), [(128, 0, 3, 11.8), (1024, 0, 3, 5), (4096, 0, 3, 4.3), (1024, 4, 1, 6.7)]
 )
 def test_instructions(plain: Emulator, K: int, bits: int, digits: int, most: float) -> None:
-    """Instructions of a warp in the whole kernel, per mma, at T = 8. Few-bit weights have
-    one digit."""
+    """Instructions of a warp in the whole kernel, per mma, at T = 8. Few-bit weights have one digit."""
     g = torch.Generator().manual_seed(0)
     weight = torch.randn(64, 1, 1, K, generator=g) / K**0.5
     if bits:
