@@ -165,7 +165,7 @@ struct Neurons {
     fire_burst(a);
     counts = {plane};
     write(a, n);
-    return a.is_gated() ? open_gates(a, z) : 0;
+    return a.is_gated() ? open_gates(a, z, a.steps) : 0;
   }
 
   // Fires the bursts of the neurons side by side.
@@ -195,14 +195,15 @@ struct Neurons {
     auto shift = load_channels(a.shift, 0);
     if (a.T != a.steps) shift = rounded_mul(shift, fill<float, kVec>(share_of_shift(a.T, a.steps)));
     const auto z = input_current(u, scale, shift);
-    return open_gates(a, residual ? add_residual_sum(a, z) : z);
+    return open_gates(a, residual ? add_residual_sum(a, z) : z, a.T);
   }
 
-  // Returns bit i for neuron i. The ceiling is computed only for clipping layers, which are few.
-  __device__ __forceinline__ uint32_t open_gates(const Neuron& a, const Vec<float, kVec>& z) const {
+  // Returns bit i for neuron i, whose largest count is `most`. The ceiling, Neuron's, is computed only for layers that
+  // clip.
+  __device__ __forceinline__ uint32_t open_gates(const Neuron& a, const Vec<float, kVec>& z, int32_t most) const {
     uint32_t gates = 0;
     if (a.gate == Gate::kClip) {
-      const float ceiling = a.ceiling();
+      const float ceiling = rounded_mul(a.threshold, static_cast<float>(most));
       unroll<kVec>([&](int i) { gates |= gate_open(z.at[i], Gate::kClip, ceiling) ? 1u << i : 0; });
     } else {
       unroll<kVec>([&](int i) { gates |= gate_open(z.at[i], Gate::kRelu, 0.f) ? 1u << i : 0; });
