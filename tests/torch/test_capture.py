@@ -157,7 +157,7 @@ def test_a_graph_of_a_frozen_network_is_the_evaluation(make, timing):
     frozen = ts.freeze(net)
     for seen in (x, x.flip(0), torch.zeros_like(x), x):
         with torch.inference_mode() if seen is x else torch.no_grad():  # it is captured in one, and runs in both
-            assert torch.equal(frozen._replay(seen), net(seen))
+            assert torch.equal(frozen._replay((seen,)), net(seen))
     (graph,) = frozen._graphs.values()
     assert isinstance(graph, Graph)
     assert graph._graph.replays == 4
@@ -170,9 +170,9 @@ def test_trains_have_graphs_too():
     with torch.inference_mode():
         for T in (8, 11, 8):
             x = train(T, 7, 30)
-            assert torch.equal(frozen._replay(x), net(x))
+            assert torch.equal(frozen._replay((x,)), net(x))
             half = type(x)(x.planes, T, gain=0.5)
-            assert torch.equal(frozen._replay(half), net(half))
+            assert torch.equal(frozen._replay((half,)), net(half))
     assert len(frozen._graphs) == 4
 
 
@@ -184,12 +184,12 @@ def small(*first):
 @torch.inference_mode()
 def test_answers_are_the_callers_and_shapes_do_not_pile_up():
     _, frozen = small()
-    first = frozen._replay(torch.ones(2, 3))
+    first = frozen._replay((torch.ones(2, 3),))
     kept = first.clone()
-    frozen._replay(torch.zeros(2, 3))
+    frozen._replay((torch.zeros(2, 3),))
     assert torch.equal(first, kept)
     for batch in range(1, MOST_KEPT + 4):
-        assert frozen._replay(torch.rand(batch, 3)).shape == (batch, 2)
+        assert frozen._replay((torch.rand(batch, 3),)).shape == (batch, 2)
     assert len(frozen._graphs) == MOST_KEPT
     assert not copy.deepcopy(frozen)._graphs
     frozen.float()
@@ -201,8 +201,8 @@ def test_what_cannot_be_captured_runs_layer_by_layer_and_other_errors_are_raised
     net, frozen = small(Net(lambda m, x: x if x.sum().item() > 1e9 else x + 0))  # it reads a value back
     x = torch.rand(2, 3)
     for _ in range(2):
-        assert torch.equal(frozen._replay(x), net(x))
+        assert torch.equal(frozen._replay((x,)), net(x))
     assert list(frozen._graphs.values()) == [None]
     _, frozen = small(Net(Mock(side_effect=RuntimeError("CUDA error: an illegal memory access was encountered"))))
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        frozen._replay(torch.rand(2, 3))
+        frozen._replay((torch.rand(2, 3),))
