@@ -25,7 +25,7 @@ def structure(name: str) -> type[ctypes.Structure]:
     assert body is not None
     types = {"int64_t": ctypes.c_int64, "bool": ctypes.c_bool, "float": ctypes.c_float}
     fields: list[tuple[str, Any]] = []
-    declaration = r"^  (?:const )?(\w+)(?:<\w+>)?(\*?) (\w[\w\[\], ]*)(?: = \w+)?;"
+    declaration = r"^  (?:const )?(\w+)(?:<\w+>)?(\*?) (\w[\w\[\], ]*)(?: = [\w:]+)?;"
     for kind, star, names in re.findall(declaration, body[1], re.MULTILINE):
         type_: Any = structure(kind) if kind in HEADERS else types.get(kind, ctypes.c_int32)  # or an enum
         for field, size in re.findall(r"(\w+)(?:\[(\d)\])?", names):
