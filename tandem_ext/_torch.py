@@ -6,7 +6,7 @@ other module uses a private name of torch.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch._subclasses
@@ -18,6 +18,8 @@ from torch.autograd import Function, forward_ad
 from torch.nn.utils import prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 # Of any number of dimensions, SyncBatchNorm and transposed convolutions among them.
 BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -49,6 +51,12 @@ autocast_active = torch._C._is_any_autocast_enabled
 
 # torch.convolution with more arguments, the last of which allows TF32: else that is a setting of the whole process.
 torch_convolution = torch.ops.aten._convolution.default
+
+
+def constant_result(function: F) -> F:
+    """Let Dynamo call a function while it traces, as torch.compiler.assume_constant_result, which imports Dynamo."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def forward_mode_active() -> bool:

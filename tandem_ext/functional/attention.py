@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from .._torch import autocast_active
+from .._torch import autocast_active, constant_result
 from ..ops import compute_dtype
 from ..train import SpikeTrain, add_flags, with_flags
 from .neuron import cast
@@ -77,7 +77,7 @@ def product(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return u.transpose(1, 2).flatten(2)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # Dynamo does not read, but guards settings
+@constant_result  # Dynamo does not read, but guards settings
 def _multiplies_float32(device: str) -> bool:
     """Return whether torch multiplies float32 matrices as such, not with fewer bits (TF32, bfloat16)."""
     backend: Any = torch.backends.cuda if device == "cuda" else torch.backends.mkldnn

@@ -83,6 +83,11 @@ class Cubed(torch.autograd.Function):
         return 3 * ctx.saved_tensors[0] ** 2 * grad
 
 
+def a_result_is_constant():
+    read = _torch.constant_result(lambda: len(Path(__file__).read_bytes()) > 0)  # which Dynamo cannot trace
+    return torch.compile(lambda x: x + read(), fullgraph=True, backend="eager")(ONE) == 2
+
+
 def in_full(x):
     return _torch.torch_convolution(x, x, None, [1], [0], [1], False, [0], 1, False, False, True, False)
 
@@ -149,6 +154,7 @@ CHECKS = {
     "arguments_of": schemas_name_arguments,
     "autocast_active": lambda: in_context(torch.autocast("cpu", torch.bfloat16), _torch.autocast_active),
     "children_of": children_are_listed,
+    "constant_result": a_result_is_constant,
     "torch_convolution": lambda: in_full(ONE.view(1, 1, 1)).tolist() == [[[1.0]]],
     "eager_apply": a_function_is_applied,
     "forward_mode_active": lambda: in_context(forward_ad.dual_level(), _torch.forward_mode_active),
