@@ -19,5 +19,14 @@ PRODUCTS = ("linear_if", "conv_if", "bn_if")
 
 @register_flop_formula([getattr(torch.ops.tandem, name) for name in PRODUCTS])
 def _(stored: Any, T: int, weight: Sequence[int], *_: Any, out_shape: Sequence[Any], **__: Any) -> int:
-    spikes = out_shape[0]  # [P, B, N, *space]
-    return 2 * prod(weight) * spikes[1] * prod(spikes[3:])
+    return _product(weight, out_shape[0][1:])  # of spikes [P, B, N, *space]
+
+
+@register_flop_formula(torch.ops.tandem.window_product)
+def _(stored: Any, T: int, weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
+    return _product(weight, out_shape)
+
+
+def _product(weight: Sequence[int], outputs: Sequence[int]) -> int:
+    """The operations for outputs [B, N, *space]."""
+    return 2 * prod(weight) * outputs[0] * prod(outputs[2:])
