@@ -350,6 +350,29 @@ class WindowProduct(Function):
         return *gradients, None, None, None, None
 
 
+class RealProduct(Function):
+    """Return ``value``, with the gradients of the product of real numbers x [B, *features] plus a bias."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, value: Tensor, product: Product) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, weight, _, _, ctx.product = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        (x, weight), needs = ctx.saved_tensors, ctx.needs_input_grad
+        stored, weight = x.unsqueeze(0), cast(weight, grad.dtype)  # as the counts of a window are stored
+        gradients = ctx.product.gradients(grad, stored, "window", weight, needs[0], needs[1])
+        return *gradients, channel_sum(grad) if needs[2] else None, None, None
+
+
 def channel_sum(grad: Tensor) -> Tensor:
     """[B, C, *space] -> [C] in the compute dtype; [B] -> [1]."""
     dtype = compute_dtype(grad.dtype)
@@ -366,6 +389,6 @@ def scaled(grad: Tensor, scale: Tensor | float | None, times: int = 1) -> Tensor
         if not isinstance(scale, Tensor):  # rounded before it is multiplied
             scale = torch.full((), scale, dtype=compute_dtype(grad.dtype), device=grad.device)
         scale = times * scale
-    if isinstance(scale, Tensor) and scale.numel() and scale.stride() == (0,):
+    if isinstance(scale, Tensor) and scale.numel() and not torch.compiler.is_compiling() and scale.stride() == (0,):
         scale = scale[0]  # one number for all channels: half types are multiplied without a copy in float32
     return cast(grad * over_space(scale, grad.shape), grad.dtype)

@@ -26,7 +26,8 @@ from tandem_ext.train import add_flags
 from .. import nn as tnn
 from ..nn.attention import no_steps
 from ..nn.currents import Currents, combined, currents_of, fire, product
-from ..nn.passing import PIXELS, SIGNALS, answer, real_answer
+from ..nn.passing import PIXELS, SIGNALS
+from ..nn.readouts import answer, real_answer
 from ..nn.signals import MeanCounts, describe, effective_counts, means_of
 from .instruction import ABSENT, CONVERSIONS, INPUT, TENSORS, Instruction
 

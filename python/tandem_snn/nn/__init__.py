@@ -11,7 +11,7 @@ from .batch_norm import SyncBatchNorm
 from .currents import Currents, currents_of
 from .neuron import Neurons, SpikingLayer
 from .options import NeuronOptions, default_threshold
-from .passing import Dropout, Encoder, Flatten, Readout, ReadoutConv2d, Residual
+from .passing import Dropout, Encoder, Flatten, Residual
 from .places import Upsample
 from .pooling import (
     AdaptiveAvgPool2d,
@@ -23,6 +23,7 @@ from .pooling import (
     MaxPool2d,
 )
 from .precision import set_T
+from .readouts import Readout, ReadoutConv2d
 from .synapses import Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d, Linear
 
 __all__ = [

@@ -12,8 +12,8 @@ from tandem_ext._torch import DispatchMode, arguments_of
 
 from .attention import Attention
 from .neuron import SpikingLayer
-from .passing import Readout, ReadoutConv2d
 from .pooling import AvgPool2d
+from .readouts import Readout, ReadoutConv2d
 from .signals import check_network
 
 Watcher = Callable[[str, nn.Module, Any, dict[str, Any], Any], None]
