@@ -173,9 +173,10 @@ void Run::add_means(int64_t i, int64_t mean, float* u) {
   auto* means = memory.take<float>(inputs);
   transpose(means_[instruction(i).input], step.in.channels, step.in.height * step.in.width, means);
   const auto sum_of = [n](float mean) { return static_cast<int64_t>(double{mean} * static_cast<double>(n) + 0.5); };
+  float largest = 0;  // also of no samples
+  for (int64_t k = 0; k < inputs; ++k) largest = std::max(largest, means[k]);
   int64_t digits = 1;
-  const int64_t most = sum_of(*std::max_element(means, means + inputs));
-  while (digits < 7 && most >> 8 * digits > 0) ++digits;
+  while (digits < 7 && sum_of(largest) >> 8 * digits > 0) ++digits;
   auto* bytes = memory.take<uint8_t>(digits * inputs);
   for (int64_t k = 0; k < inputs; ++k) {
     const int64_t sum = sum_of(means[k]);
