@@ -109,8 +109,7 @@ def convert(
     given = begin[0] if given is None and begin else given
     snn = Conversion(exported(ann, given), encoder, first, v_init, timing).run(type(ann).__name__)
     if given is not None:
-        shapes = tuple(tuple(x.shape[1:]) for x in given)
-        snn.meta["shape"] = shapes if len(shapes) > 1 else shapes[0]  # for FrozenNetwork
+        snn.meta["shapes"] = tuple(tuple(x.shape[1:]) for x in given)  # for FrozenNetwork
     if data is not None:
         calibrate(snn, chain(begin, batches))
     elif threshold is None:

@@ -51,9 +51,9 @@ def freeze(
 
     Raises:
         TypeError: net is not a module, or weight_bits or T is not an int.
-        ValueError: net has no layers of this package, ends in spikes; weight_bits or T is out of
-            range; weight_bits is given, but no layer can be rounded; or a weight, scale, threshold or statistic is not
-            finite (the message names the layer).
+        ValueError: net has no layers of this package or ends in spikes; weight_bits or T is out of range; weight_bits
+            is given, but no layer can be rounded; or a weight, scale, threshold or statistic is not finite (the message
+            names the layer).
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5, norm=True), tnn.Linear(5, 5), tnn.Readout(5, 3)).eval()
     >>> x = torch.rand(4, 6)
@@ -74,7 +74,7 @@ def freeze(
         what = f"weight_bits={weight_bits} replaces {min(own)} bits, with which a layer was trained"
         warnings.warn(f"freeze: {what}", stacklevel=2)
     shapes: Any = None if example is None else tuple(tuple(x.shape[1:]) for x in batches(example))
-    frozen = FrozenNetwork(net, weight_bits, T, shapes if shapes is None or isinstance(example, tuple) else shapes[0])
+    frozen = FrozenNetwork(net, weight_bits, T, shapes)
     layers = frozen._program_for(1.0).layers
     if isinstance(layers, Stages) and layers.fired is not None:
         last = f"its last layer, {layers.fired!r}, gives spikes"
@@ -105,5 +105,5 @@ def load(path: str | PathLike[str]) -> FrozenNetwork:
     """
     stages, metadata = read(path)
     frozen = FrozenNetwork(stages, metadata.weight_bits, metadata.T)
-    frozen.shape = metadata.shapes if metadata.shapes is None or len(metadata.shapes) > 1 else metadata.shapes[0]
+    frozen._shapes = metadata.shapes
     return frozen

@@ -23,8 +23,8 @@ from .graphs import MOST_KEPT, Graph, capture, key_of
 from .instruction import FIRES, CannotLower
 from .lowering import Grid, grids_of, lower, snapshot
 from .program import Metadata, Program, inference, write
-from .stages import Stage, Stages, check_finite
-from .stream import Inputs, Stream, Streaming, flags_of
+from .stages import Stage, Stages, check_finite, flags_of
+from .stream import Inputs, Stream, Streaming
 
 _KEEPING = threading.Lock()
 
@@ -38,8 +38,8 @@ class FrozenNetwork(Streaming, WeightKeeper):
             ``load_state_dict``, or freeze the changed network.
         weight_bits: bits per weight, or None if weights were not rounded by :func:`freeze`.
         T: the number of time steps; None until it is known (see :func:`freeze`). It cannot be set.
-        shape: the shape [*features] of its last input; before it has run that of the example or data of
-            :func:`tandem_snn.convert`, or None.
+        shape: the shape [*features] of its last input, or of each of several; before it has run that of the example or
+            data of :func:`tandem_snn.convert`, or None.
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(3, 5), tnn.Readout(5, 2)).eval()
     >>> frozen = tandem_snn.freeze(net)
@@ -52,7 +52,7 @@ class FrozenNetwork(Streaming, WeightKeeper):
         net: nn.Module,
         weight_bits: int | None = None,
         T: int | None = None,
-        shape: tuple[int, ...] | None = None,
+        shapes: tuple[tuple[int, ...], ...] | None = None,
     ) -> None:
         super().__init__()
         self.net = snapshot(net)
@@ -68,19 +68,18 @@ class FrozenNetwork(Streaming, WeightKeeper):
             checks.T("T", self._T, "window" if in_windows else "step")
         if T is not None and windows - {T}:
             raise ValueError(f"T: the network's Encoder has T={windows.pop()}, got {T}")
-        shape = net.meta.get("shape") if shape is None and isinstance(net, fx.GraphModule) else shape
+        shapes = net.meta.get("shapes") if shapes is None and isinstance(net, fx.GraphModule) else shapes
         self._given = len(self.net.modes if isinstance(self.net, Stages) else inputs_of(self.net)) or 1
-        self.shape = shape
-        self._example = self._shapes  # for layers that move features
+        self._shapes = self._example = shapes  # of the last inputs, and for layers that move features
         self._programs: dict[Any, Program] = {}  # by the gains of the inputs
         self._graphs: dict[Any, Graph | None] = {}
         check_finite(self._program_for(1.0).layers)  # trace before several threads may use the network
         self._stream: Stream | None = None
 
     @property
-    def _shapes(self) -> Any:
-        """The shapes of the inputs, or None."""
-        return self.shape if self.shape is None or self._given > 1 else (self.shape,)
+    def shape(self) -> Any:
+        """[*features] of the input, or of each of several; None until it is known."""
+        return self._shapes if self._shapes is None or self._given > 1 else self._shapes[0]
 
     @property
     def _modes(self) -> Sequence[str]:
@@ -226,8 +225,7 @@ class FrozenNetwork(Streaming, WeightKeeper):
             )
 
     def _program(self, inputs: Inputs) -> Program:
-        shapes = tuple(tuple(x.shape[1:]) for x in inputs)
-        self.shape = shapes if self._given > 1 else shapes[0]
+        shapes = self._shapes = tuple(tuple(x.shape[1:]) for x in inputs)
         unknown = self._example is None
         if shapes != self._example and any(
             program.needs(shapes) if unknown else program.sized for program in [*self._programs.values()]

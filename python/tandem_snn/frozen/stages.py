@@ -211,7 +211,7 @@ class Stage(nn.Module):
             checks.train("residual", residual)
         more = residual.stored if isinstance(residual, SpikeTrain) else residual
         more = residual.residual(self.instruction.timing) if isinstance(residual, Currents) else more
-        before = reduce(add_flags, [signal.bad for signal in (x, residual) if isinstance(signal, SpikeTrain)], None)
+        before = flags_of((x, residual))
         i, network_T = self.instruction, x.network_T
         T = i.own_T or network_T
         spikes, *_, bad = self._run(
@@ -274,6 +274,11 @@ class Stage(nn.Module):
 def _each(f: Callable[[Tensor, Tensor], Tensor], x: Tensor, values: Tensor | None) -> Tensor:
     """Return f of numbers and a value of each channel, rounded once."""
     return x if values is None else f(x.to(compute_dtype(x.dtype)), over_space(values, x.shape)).to(x.dtype)
+
+
+def flags_of(signals: Iterable[Any]) -> Tensor | None:
+    """Return the NaN flags of those that are trains."""
+    return reduce(add_flags, [each.bad for each in signals if isinstance(each, SpikeTrain)], None)
 
 
 def _numbers(x: SpikeTrain | Currents) -> Currents:

@@ -17,7 +17,7 @@ from ..nn.passing import PIXELS
 from ..nn.signals import check_batch, describe
 from .instruction import FIRES
 from .program import Program, inference
-from .stages import shown
+from .stages import flags_of, shown
 
 _step = torch.ops.tandem.frozen_step.default
 UNTIL_REST = 2**40  # more steps than any network takes
@@ -92,7 +92,7 @@ class Stream:
             for each, mode in zip(shown(x, modes), modes, strict=True)
         ]
         if trains and (self._bad or any(train.bad is not None for train in trains)):
-            self._bad.extend([reduce(add_flags, [train.bad for train in trains])] * trains[0].T)
+            self._bad.extend([flags_of(trains)] * trains[0].T)
         answers, self.facts, moved = explained(
             self.program, x, self.T, _step,
             sources, any(train.T == 1 for train in trains), self._shape, self.T, self.program.network, self._state,
@@ -426,11 +426,6 @@ def _signal(x: Any, mode: str) -> Any:
         return x
     checks.binary("x", x)
     return SpikeTrain.unchecked((x != 0).to(torch.uint8).unsqueeze(0), 1)
-
-
-def flags_of(x: Inputs) -> Tensor | None:
-    """Return the NaN flags of all inputs."""
-    return reduce(add_flags, [each.bad for each in x if isinstance(each, SpikeTrain)], None)
 
 
 def _check_follows(stream: Stream) -> None:

@@ -130,7 +130,7 @@ class Reader:
         except (ArithmeticError, AttributeError, LookupError, TypeError, RuntimeError) as error:
             raise ValueError(f"node {name!r}: {type(error).__name__}: {error}") from error
         network = fx.GraphModule(self.root, self.graph, "FromNIR")
-        network.meta["shape"] = self.shape
+        network.meta["shapes"] = (self.shape,)
         return network
 
     def _sources(self, name: str) -> list[str]:
