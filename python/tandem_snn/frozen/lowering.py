@@ -1,8 +1,8 @@
 """Lower a network to a list of stages; round it to few bits."""
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Any
@@ -14,21 +14,20 @@ from torch.nn.utils import parametrize
 from tandem_ext import SpikeTrain
 from tandem_ext._torch import remove_weight_hooks
 from tandem_ext.functional.attention import mean_gain
-from tandem_ext.functional.neuron import Tensors, fold, over_inputs, tensors_of
-from tandem_ext.functional.products import Product
+from tandem_ext.functional.neuron import Tensors, fold, tensors_of
 
 from .. import nn as tnn
 from ..nn.batch_norm import fold_norm
 from ..nn.hooks import READOUTS
 from ..nn.maximum import MaxPool
 from ..nn.passing import LEVELS, PIXELS
-from ..nn.quantise import quantise
 from ..nn.signals import inputs_of
 from .answers import named, numbered
 from .functions import apply_function, before_moves, check_times, joined, rearranged, spread
 from .instruction import ABSENT, CONVERSIONS, INPUT, CannotLower, Instruction
 from .stages import MODES, Stage, Stages
 from .trace import LAYERS, LEAVES, MOVES, Value, trace
+from .weights import geometry_of, is_by_channel, pair, weighted, weights_of
 
 _Gain = float | Tensor
 
@@ -221,7 +220,7 @@ class Lowering:
         check_times(name, x)
         channels = self.channels_of(name, x)
         fields = {"outputs": channels}
-        if not x.is_currents and (_by_channel(x.gain) or float(x.gain) != 1.0):
+        if not x.is_currents and (is_by_channel(x.gain) or float(x.gain) != 1.0):
             x = self.currents(name, "sum", x, channels, fields, scale=_spread(x.gain, channels))
         if x.is_currents and scale is None and shift is None:
             return x
@@ -272,7 +271,7 @@ class Lowering:
         return x.converted
 
     def _attention(self, name: str, layer: tnn.Attention, x: Value) -> Value:
-        if x.timing != "window" or x.is_currents or _by_channel(x.gain):
+        if x.timing != "window" or x.is_currents or is_by_channel(x.gain):
             raise CannotLower(name, 'attention reads a train with timing "window" and one gain')
         tokens, channels = self.features_of(name, x)
         gain = x.gain * x.gain * x.gain * mean_gain(tokens, channels // 3 // layer.heads)
@@ -307,7 +306,7 @@ class Lowering:
 
     def real(self, x: Value) -> Value:
         """Return mean counts times their gain, for what reads real numbers: a readout adds integers, without it."""
-        if not x.is_numbers or not (_by_channel(x.gain) or float(x.gain) != 1.0):
+        if not x.is_numbers or not (is_by_channel(x.gain) or float(x.gain) != 1.0):
             return x
         stage = self.list[x.number]
         i, scale = stage.instruction, None
@@ -379,9 +378,9 @@ class Lowering:
         tokens = isinstance(layer, tnn.Readout) and self._has_tokens(name, x)
         axes = len(self.features_of(name, x)) - 1 if tokens else 0
         x = rearranged(self, name, "movedim", True, self.real(x), -1, 1) if tokens else x
-        weight, gain = _weighted(layer, x, axes)
-        tensors = _weights(layer, weight) | {"shift": layer.bias}
-        fields = {"gain": float(gain), "timing": "window" if x.is_currents else "step", **_geometry(layer, weight)}
+        weight, gain = weighted(layer, x, axes)
+        tensors = weights_of(layer, weight) | {"shift": layer.bias}
+        fields = {"gain": float(gain), "timing": "window" if x.is_currents else "step", **geometry_of(layer, weight)}
         y = self._add(name, "readout", x, None, 1.0, tensors, **fields)
         y.channels = len(weight)
         return rearranged(self, name, "movedim", False, y, 1, -1) if tokens else y
@@ -395,8 +394,8 @@ class Lowering:
 
     def _connected(self, name: str, layer: Any, x: Value, residual: Value | None, axes: int = 0) -> Value:
         """Append the product of a layer and its neurons, for an input as the product takes it; axes of its tokens."""
-        weight, gain = _weighted(layer, x, axes)
-        tensors, geometry = _weights(layer, weight), _geometry(layer, weight)
+        weight, gain = weighted(layer, x, axes)
+        tensors, geometry = weights_of(layer, weight), geometry_of(layer, weight)
         x = self.converted(name, x, layer.timing)
         without = {"fires": False, "timing": layer.timing}
         folded = (layer.bias, *fold_norm(layer.norm), tensors["step"], gain, len(weight), weight)
@@ -476,9 +475,9 @@ def _pooling(name: str, layer: Any, means: bool) -> tuple[str, dict[str, Any]]:
         size = _both(layer.output_size)
         if None in size:
             raise CannotLower(name, f"output_size: expected two sizes, got {size}")
-        return "adaptive_mean", {"kernel": _pair(size, 1)}
+        return "adaptive_mean", {"kernel": pair(size, 1)}
     neutral = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
-    fields: dict[str, Any] = {name: _pair(getattr(layer, name), one) for name, one in neutral.items()}
+    fields: dict[str, Any] = {name: pair(getattr(layer, name), one) for name, one in neutral.items()}
     fields |= {"kernel": fields.pop("kernel_size"), "axes": layer.axes}
     if isinstance(layer, tnn.AvgPool2d):
         return "mean" if means else "average", fields
@@ -495,82 +494,3 @@ def _refuse_max_pool(name: str, layer: nn.Module) -> None:
         why = f"{layer.f} is not a layer of tandem_snn.nn"
         other = 'convert with timing="window", or put tnn.MaxPool2d in its place'
         raise CannotLower(name, f"{why}: {other if layer.f == 'max_pool2d' else 'only tnn.MaxPool2d, of images, is'}")
-
-
-def _by_channel(gain: object) -> bool:
-    return isinstance(gain, Tensor) and gain.dim() > 0
-
-
-def kernel_of(layer: Any) -> Callable[[Tensor], Tensor]:
-    """Return the function that gives a layer's weights as its product takes them, or, from these, as it has them."""
-    return layer.kernel_of if isinstance(layer, tnn.SpikingLayer) else lambda weight: weight
-
-
-def _weighted(layer: Any, x: Value, axes: int = 0) -> tuple[Tensor, _Gain]:
-    """Multiply a gain per channel into the layer's weight; return the weight and the remaining gain."""
-    gain = x.gain
-    weight = kernel_of(layer)(layer.weight.detach())
-    weight = weight.view(*weight.shape, *[1] * (axes + 2 - weight.dim()))
-    if not _by_channel(gain):
-        return weight, gain
-    product = layer.synapses(axes)
-    features = weight.shape[1] * product.groups * (1 + x.centred)
-    each = features // len(gain)  # type: ignore[arg-type]  # features per channel, if flattened
-    return product.weighted(weight, gain.detach().repeat_interleave(each)), 1.0  # type: ignore[union-attr]
-
-
-def _weights(layer: Any, weight: Tensor) -> dict[str, Any]:
-    if layer.weight_bits is None:
-        return {"weight": weight, "step": None}
-    q, step = quantise(weight, layer.weight_bits)
-    # int8 kernels do not support a float64 scale
-    return {"weight": q if q.dtype == torch.float64 else q.to(torch.int8), "step": step}
-
-
-def _geometry(layer: Any, weight: Tensor) -> dict[str, Any]:
-    return geometry_of(layer.synapses(weight.dim() - 2), weight.shape[2:]) if weight.dim() > 2 else {}
-
-
-def geometry_of(product: Product, kernel: Sequence[int]) -> dict[str, Any]:
-    """Return the fields of an instruction for a convolution with this kernel size."""
-    return {
-        "groups": product.groups,
-        "kernel": _pair(kernel, 1),
-        "stride": _pair(product.stride, 1),
-        "padding": _pair(product.padding, 0),
-        "dilation": _pair(product.dilation, 1),
-        "after": _pair(product.sides[1::2][::-1], 0),
-    }
-
-
-def _pair(sizes: Sequence[Any], neutral: int) -> tuple[int, int]:
-    """Return sizes as (vertical, horizontal)."""
-    vertical, horizontal = (neutral, neutral, *sizes)[-2:]
-    return vertical, horizontal
-
-
-@dataclass(frozen=True, eq=False)
-class Grid:
-    """Weights as integers q [N, ...], floats or int8, times a quantisation step [N] per output channel."""
-
-    q: Tensor
-    step: Tensor
-
-    def weight(self) -> Tensor:
-        """Return the weights step·q."""
-        if self.q.dim() < 2 or self.step.shape != self.q.shape[:1]:
-            raise ValueError(f"steps of shape {list(self.step.shape)} for weights of shape {list(self.q.shape)}")
-        return self.q.to(self.step.dtype) * over_inputs(self.step, self.q)
-
-
-@torch.no_grad()
-def grids_of(net: nn.Module) -> dict[str, Grid]:
-    """Return the grids of the layers with ``weight_bits``, by name."""
-    if isinstance(net, Stages):
-        return {stage.name: Grid(stage.weight, stage.step) for stage in net.stages if stage.step is not None}
-    grids = {}
-    for name, layer in net.named_modules():
-        if getattr(layer, "weight_bits", None) is not None and layer.weight is not None:
-            q, step = quantise(kernel_of(layer)(layer.weight), layer.weight_bits)
-            grids[name] = Grid(q.to(torch.int8), step)
-    return grids

@@ -21,10 +21,11 @@ from ..nn.hooks import FIRING, READOUTS
 from ..nn.signals import check_batch, describe, inputs_of
 from .graphs import MOST_KEPT, Graph, capture, key_of
 from .instruction import FIRES, CannotLower
-from .lowering import Grid, grids_of, lower, snapshot
+from .lowering import lower, snapshot
 from .program import Metadata, Program, inference, write
 from .stages import Stage, Stages, check_finite, flags_of
 from .stream import Inputs, Stream, Streaming
+from .weights import Grid, grids_of
 
 _KEEPING = threading.Lock()
 
