@@ -97,12 +97,19 @@ def by_rule(a: dict[str, Any]) -> tuple[Tensor, ...]:
     if r is not None:
         r = r if r.dtype != torch.uint8 else r.float() if window else rule.spikes_of(r, a["T"], "step", torch.float32)
         residual = rule.Residual(r, reduce(torch.add, r), factor)
-    v = torch.zeros(()) if a["v_init"] is None else a["v_init"]
+    start = start_of(a)
+    v = torch.zeros(u.shape) if start is None else start.expand(u.shape)
     stored, counts, v, is_open = rule.fire(
-        y, u, scale, shift, residual, v.expand(u.shape), a["T"], a["steps"], a["threshold"], a["leak"], a["gate"],
-        a["timing"],
+        y, u, scale, shift, residual, v, a["T"], a["steps"], a["threshold"], a["leak"], a["gate"], a["timing"],
     )  # fmt: skip
     return stored, counts, pack_bits(rows(is_open, 1).flatten()), v, torch.zeros(len(u))
+
+
+def start_of(a: dict[str, Any]) -> Tensor | None:
+    """The potential before the first step, which the op makes of none with window timing: half a threshold."""
+    if a.get("v_init") is not None or a["timing"] == "step":
+        return a.get("v_init")
+    return torch.full((), a["threshold"] / 2, device=a["stored"].device)
 
 
 def by_force(multiprocessors: int, a: dict[str, Any]) -> tuple[Tensor | None, ...]:
@@ -114,7 +121,7 @@ def by_force(multiprocessors: int, a: dict[str, Any]) -> tuple[Tensor | None, ..
     spikes, v = stored.new_empty(len(stored), *out), stored.new_empty(out, dtype=torch.float32)
     counts, gates = torch.empty_like(v), stored.new_empty((v.numel() + 7) // 8)
     bad = torch.zeros(batch, device=stored.device)
-    residual, v_init = a.get("residual"), a.get("v_init")
+    residual, v_init = a.get("residual"), start_of(a)
     residual, v_init = None if residual is None else rows(residual, 2), None if v_init is None else rows(v_init, 0)
     neuron = {key: a.get(key) for key in ("T", "steps", "threshold", "leak", "scale", "shift", "residual_scale")} | {
         "neurons": v.numel(), "channels": len(weight), "gate": int(a["gate"] == "clip"),
