@@ -208,6 +208,7 @@ def test_with_step_timing_maximum_pooling_is_exact_unless_replaced(given):
     assert largest[1].any()
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("size", [(3, 5), 4, (1, 2)])
 @pytest.mark.parametrize("before", [True, False])
 def test_adaptive_maxima(size, before, timing, tmp_path):
