@@ -21,7 +21,7 @@ from ._load import KERNELS, has_kernels
 from ._torch import arguments_of, schema_of
 from .functional.products import Product, products_of_steps, torch_product
 from .ops import Arguments, compute_dtype, counts_dtype, grad_dtype
-from .rule import Residual, batch_statistics, divided, fire, fixed_point, inverse_deviation, lost, pack, spikes_of
+from .rule import Residual, batch_statistics, divided, fire, inverse_deviation, lost, pack, spikes_of
 
 _ops, _own = Library("tandem", "IMPL"), Library("tandem_composite", "DEF")
 _said: set[str] = set()
@@ -151,10 +151,7 @@ def _layer(a: Arguments) -> Any:
 
 
 def _window_product(a: Arguments) -> Tensor:
-    """u = W c, in float64 with the kernels' bits, except on Apple's GPUs, which do not have it."""
-    weight = a["weight"]
-    exact = weight if weight.device.type == "mps" else fixed_point(weight)
-    return images(Synapses(a | {"weight": exact}).window().to(compute_dtype(weight.dtype)), 1)
+    return images(Synapses(a).window(), 1)
 
 
 # --- batch norm -------------------------------------------------------------------------------------------------------

@@ -106,8 +106,9 @@ def test_a_readout_is_the_rounded_sum_of_integers(T, timing):
             assert torch.equal(layer(tnn.Flatten()(pool(read)) if n == 63 else read), expected)
 
 
+@pytest.mark.kernels
 def test_weights_in_units_are_the_kernels():
-    """rule.fixed_point, by one-hot counts; and where there are no kernels the products of layers without neurons."""
+    """rule.fixed_point, by one-hot counts."""
     for trial in range(200):
         N, K = (int(n) for n in torch.randint(1, 30, (2,)))
         size = 10.0 ** torch.randint(-30, 30, (N, 1)) * 10.0 ** (torch.rand(N, K) * (trial % 10))
@@ -117,10 +118,25 @@ def test_weights_in_units_are_the_kernels():
         one_hot = torch.eye(K, dtype=torch.uint8).unsqueeze(0)
         found = torch.ops.tandem.window_product(one_hot, 1, weight, (), (), (), 1, "window").T
         torch.testing.assert_close(fixed_point(weight), found.double(), rtol=0, atol=0, equal_nan=True)
-        counts = torch.randint(0, 256, (1, 5, K), dtype=torch.uint8)
-        both = (ops.window_product(counts, 255, weight, (), (), (), 1, "window")
-                for ops in (torch.ops.tandem, torch.ops.tandem_composite))  # fmt: skip
-        torch.testing.assert_close(*both, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("bits", [None, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_without_kernels_answers_have_the_same_bits(dtype, bits, timing, monkeypatch):
+    for head in heads(6, bits, dtype):
+        edge = torch.randint(0, 9, (4, 6, 7, 9)).to(dtype).requires_grad_()
+        x = te.SpikeTrain.from_counts(edge, 8, 0.3)
+        x = x.replace(stored=x.stored_as(timing), timing=timing)
+        found = []
+        for kernels in (True, False):
+            monkeypatch.setattr(tnn.readouts, "has_kernels", lambda *_, here=kernels: here)
+            y = head(x)
+            torch.testing.assert_close(head(x).detach(), y.detach(), rtol=0, atol=0)
+            found.append([y.detach(), *torch.autograd.grad(y.sum(), [edge, *head.parameters()])])
+        assert torch.equal(found[0][0], found[1][0])
+        for gradient, other in zip(found[0][1:], found[1][1:], strict=True):  # in the order of torch's products
+            torch.testing.assert_close(gradient, other, rtol=2e-2 if dtype != torch.float32 else 1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("bits", [None, 3])

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain
+from tandem_ext._load import has_kernels
 from tandem_ext.functional.autograd import RealProduct, apply
 from tandem_ext.functional.layer import Input, by_channel, window_product
 from tandem_ext.functional.neuron import cast, fold, over_space
@@ -175,10 +176,20 @@ def answer(
     dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     """Return (step·gain)·u + bias, where u is the exact sum of weights times counts, rounded once; docs/rule.md."""
-    u = window_product(x, weight, synapses) if isinstance(x, SpikeTrain) else _sum_means(x, weight, synapses)
+    u = _sum_counts(x, weight, synapses) if isinstance(x, SpikeTrain) else _sum_means(x, weight, synapses)
     scale, shift = fold(None, bias, None, None, step, gain, len(weight), weight)
     u = u if scale is None else u * over_space(scale, u.shape)
     return cast(u if shift is None else u + over_space(shift, u.shape), dtype)
+
+
+def _sum_counts(x: SpikeTrain, weight: Tensor, synapses: Product) -> Tensor:
+    """Return the kernels' product; without kernels, where layers multiply by torch's, the sum of the same integers."""
+    if has_kernels(weight.device, weight.dtype) or weight.device.type == "mps":  # which has no float64
+        return window_product(x, weight, synapses)
+    counts = x.clean_counts()
+    u = _sum_means(MeanCounts(counts.detach(), 1, x.gain, x.bad), weight, synapses)
+    counts = F.pad(counts, synapses.sides) if synapses.sides else counts
+    return apply(RealProduct, counts, weight, None, u, synapses)
 
 
 @torch.no_grad()
