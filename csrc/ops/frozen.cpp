@@ -411,7 +411,7 @@ std::tuple<Tensor, bool, int64_t, std::string> frozen_state(Tensor handle, Shape
 // `advances` those that spike are planes [1, B, *features] of one step, by which the last T steps advance. Changes the
 // state; with `begins` the state's values are ignored. Returns the answers [B, *features], facts int64 [3, B]: the
 // steps that a sample took, the neurons that moved in the last step, and synaptic operations; and with_moves, of a
-// single step of neurons that follow, the moves by instruction, int8 [B, *features] where it has counts.
+// single step of neurons that follow, the moves by instruction, int8 [B, *features] where it has counts that move.
 std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> frozen_step(std::vector<OptionalTensor> given,
                                                                          bool advances, Shape shape, int64_t T,
                                                                          Tensor handle, Tensor state, bool begins,
@@ -434,7 +434,7 @@ std::tuple<std::vector<Tensor>, Tensor, std::vector<Tensor>> frozen_step(std::ve
   std::vector<Tensor> moves;
   std::vector<int8_t*> places;
   for (size_t i = 0; with_moves && i < plan->steps.size(); ++i) {
-    const bool counts = net.program().values[i] == network::Value::kWindowTrain;
+    const bool counts = net.program().values[i] == network::Value::kWindowTrain && !net.program().jumps[i];
     moves.push_back(
         empty_channels_last(counts ? batched(plan->batch, plan->steps[i].out) : Shape{0}, 1, ScalarType::Char, state));
     places.push_back(pointer<int8_t>(torch::stable::zero_(moves.back())));

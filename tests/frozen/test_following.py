@@ -1,16 +1,18 @@
 """Neurons that follow their input: a stream of a network with window timing comes to rest in the network's answer."""
 
 import random
+from functools import partial
 
 import pytest
 import torch
-from networks import NETWORKS, average, meeting, of_timing, spiking
+from networks import NETWORKS, average, image_paths, meeting, of_timing, spiking
 from torch import nn
 
 import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
 from tandem_snn.frozen.lowering import lower
+from tandem_snn.nn.passing import PIXELS
 
 SEEDS = 200  # of 1,000 that were tried
 
@@ -22,14 +24,14 @@ class Drawn:
         torch.manual_seed(seed)
         self.random = random.Random(seed)
         pick = self.random.choice
-        self.events, self.T = pick([False, False, True]), pick([1, 2, 3, 4, 8, 9, 17, 60, 255])
+        self.mode = pick(["direct", "direct", "zero_expand", "pixels", "events", "events"])
+        self.T = pick([1, 2, 3, 4, 8, 9, 17, 60, 255])
         self.channels, self.size, self.batch = pick([1, 2, 3, 5]), pick([1, 4, 6, 9]), pick([1, 1, 2, 3])
         self.shape = (self.channels, self.size, self.size)
         bits = pick([None, None, None, 8, 4, 2])
         layers = []
-        if not self.events:
-            mode = pick(["direct", "direct", "zero_expand"])
-            layers.append(tnn.Encoder(self.T, mode, gain=pick([1.0, 1 / self.T])))
+        if self.mode != "events":
+            layers.append(tnn.Encoder(self.T, self.mode, gain=pick([1.0, 1 / self.T])))
         if self.size > 1 and pick([False, False, True]):
             layers.append(self.move(tnn.MaxPool2d(2)))
         layers += [self.layer(first=number == 0) for number in range(pick([1, 2, 3]))]
@@ -91,7 +93,9 @@ class Drawn:
     def input(self, batch=0):
         """Images, or trains of T steps."""
         shape = (batch or self.batch, *self.shape)
-        if self.events:
+        if self.mode == "pixels":
+            return torch.randint(self.random.choice([1, 2, 256]), shape, dtype=torch.uint8)
+        if self.mode == "events":
             return te.SpikeTrain.from_dense((torch.rand(self.T, *shape) < self.random.choice([0.0, 0.1, 0.5])).float())
         return torch.randn(shape) * self.random.choice([0.0, 0.5, 2.0])
 
@@ -124,7 +128,7 @@ def test_at_rest_is_the_answer_of_the_window(seeds):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_a_stream_of_events_follows_the_last_steps(seed):
-    drawn = next(d for d in map(Drawn, range(seed * 50, seed * 50 + 50)) if d.events)
+    drawn = next(d for d in map(Drawn, range(seed * 50, seed * 50 + 50)) if d.mode == "events")
     frozen, steps = drawn.frozen, []
     for _ in range(2 * min(drawn.T, 20)):
         steps.append((torch.rand(drawn.batch, *drawn.shape) < 0.3).float())
@@ -141,7 +145,7 @@ def test_a_stream_of_events_follows_the_last_steps(seed):
 
 def followed(frozen, x):
     """A simulation in which each target is the count that the layer has for the present counts: (readout, moves)."""
-    stages = lower(frozen.net, T=frozen.T)
+    stages = lower(frozen.net, T=frozen.T, shapes=[x.shape[1:]])
     counts = {}
     signal = stages.signal(x, stages.mode)
     while True:
@@ -153,9 +157,12 @@ def followed(frozen, x):
             if i.kind == "popcount" or (i.kind in ("layer", "average") and isinstance(y, te.SpikeTrain)):
                 target = y.stored[0].int()
                 before = counts.get(number, torch.zeros_like(target))
-                move = (target - before).sign()
-                counts[number] = before + move
-                moves["input" if i.kind == "popcount" else stage.name] = move.to(torch.int8)
+                if stages.mode in PIXELS and i.kind == "popcount":  # which jump
+                    counts[number] = target
+                else:
+                    move = (target - before).sign()
+                    counts[number] = before + move
+                    moves["input" if i.kind == "popcount" else stage.name] = move.to(torch.int8)
                 y = y.replace(stored=counts[number].to(torch.uint8).unsqueeze(0), counts=None)
             values[number] = y
         yield y, moves
@@ -165,13 +172,25 @@ def spikes():
     return spiking(), te.SpikeTrain.from_dense(torch.rand(8, 3, 3, 9).lt(0.4).float())
 
 
+def pixels(mean=None):
+    """Pixels that are read, pooled and flattened, with a mean also followed by its channels."""
+    net, x = image_paths("pixels")
+    net[0] = tnn.Encoder(10, "pixels", mean=mean, std=0.5)
+    return net, (255 * x).byte()
+
+
+def flat_pixels():
+    net = nn.Sequential(tnn.Encoder(10, "pixels"), tnn.Flatten(), tnn.Linear(60, 20), tnn.Readout(20, 5))
+    return net, torch.randint(256, (4, 3, 5, 4), dtype=torch.uint8)
+
+
 @pytest.mark.parametrize(("T", "every"), [(1, ""), (2, "own"), (8, ""), (8, "own"), (200, "")])
-@pytest.mark.parametrize("make", [*NETWORKS, average, spikes])
+@pytest.mark.parametrize("make", [*NETWORKS, average, spikes, pixels, partial(pixels, 0.3), flat_pixels])
 @torch.no_grad()
 def test_every_step(make, T, every):
     """In each step exactly the neurons whose count differs from its target move, by one."""
     net, x = of_timing(make, T, every)
-    frozen = ts.freeze(net, T=x.T if make is spikes else None)
+    frozen = ts.freeze(net, T=x.T if make is spikes else None, example=x)
     both = zip(frozen.follow(x), followed(frozen, x), range(30), strict=False)
     for (answer, moves), (expected, expected_moves), _ in both:
         assert moves.keys() == expected_moves.keys()

@@ -74,8 +74,8 @@ enum class Mode : int32_t { kWindow = 0, kSteps = 1, kFollowing = 2 };
 //   mean               the counts so far
 //   readout            the sums so far, exact
 // and if its neurons follow:
-//   layer, average     sums of a train's counts, or product, W x of real numbers; by row (output pixel) marks
-//                      (follow.cpp), and NaN if a potential is not finite
+//   layer, average     sums of a train's counts, or product, W x of real numbers and pixels; by row (output pixel)
+//                      marks (follow.cpp), and NaN if a potential is not finite
 //   popcount           the last T steps of spikes, and which of them enters last and leaves first
 //   any train          its counts, and where they go; of a layer without neurons, its currents
 //   an answer          the last one
@@ -135,7 +135,7 @@ struct Frame : Call {
   int64_t steps = 1;             // at most; a sample takes none once it is at rest
   // [batch]: steps; neurons that moved in the last one; operations.
   int64_t *taken = nullptr, *moved = nullptr, *synapses = nullptr;
-  // By instruction with counts [batch, ...], zeros: they receive 1 and -1. Null if there are none.
+  // By instruction with counts that move by one [batch, ...], zeros: they receive 1 and -1. Null if there are none.
   int8_t* const* moves = nullptr;
 };
 

@@ -4,7 +4,8 @@
 // the count moves by at most one towards its target, the count that a neuron of window timing has for u (with
 // every rounding of the layer). The move is its spike, 1 or -1. The input moves first, then each
 // layer in the program's order, which sees the moves of this step. So u = W c always, and once nothing moves every
-// count is that of the window network for the present input, whatever came before.
+// count is that of the window network for the present input, whatever came before. Pixels, as real numbers, are known
+// at once: they jump, and the layers that read them multiply anew.
 
 #include <algorithm>
 #include <cstring>
@@ -68,7 +69,8 @@ class Follower : public Run {
  private:
   // A layer, for one sample.
   struct Part {
-    std::optional<cpu::MovingSums> sums;  // of a layer that reads a train
+    std::optional<cpu::MovingSums> sums;  // of a layer that reads counts which move by one
+    std::optional<Layer> product;         // of a layer that reads counts which jump
     Neuron neuron;
   };
 
@@ -82,6 +84,8 @@ class Follower : public Run {
   int64_t features(int64_t i) const { return plan_.steps[i].out.features(); }
   int64_t rows(int64_t i) const { return plan_.steps[i].out.height * plan_.steps[i].out.width; }
   uint8_t* counts_of(int64_t i, int64_t b) const { return all<uint8_t>(kept(i).counts) + b * features(i); }
+  // The synapses of a layer whose input is multiplied anew.
+  int64_t synapses(int64_t i) const { return plan_.steps[i].geometry.inputs() * features(i); }
 
   void begin() {
     std::memset(frame_.state, 0, plan_.state);
@@ -104,33 +108,37 @@ class Follower : public Run {
       if (program_.values[i] == Value::kReal && program_.roots[i] == k) execute(i);
       const int64_t from = instruction(i).input;
       if (!program_.has_neurons(i) || program_.value(from) != Value::kReal || program_.root(from) != k) continue;
-      update_product(i, direct_product(i));
+      const float* product = direct_product(i);
       for (int64_t b = 0; b < plan_.batch; ++b) {
+        if (update_product(i, b, product + b * features(i))) rests_[b] = 0;
         const bool changed = anew || std::memcmp(before + b * n, image + b * n, n * sizeof(float)) != 0;
-        if (changed) frame_.synapses[b] += instruction(i).weights() / instruction(i).outputs * features(i);
+        if (changed) frame_.synapses[b] += synapses(i);
       }
     }
     layout = now;
     std::copy_n(image, plan_.batch * n, before);
   }
 
-  // Marks the rows whose products differ; whole lines are compared first, since most are as before.
-  void update_product(int64_t i, const float* y) {
+  // Marks the rows whose products differ; whole lines are compared first, since most are as before. Returns whether any
+  // does.
+  bool update_product(int64_t i, int64_t b, const float* y) const {
     const int64_t channels = plan_.steps[i].out.channels, width = plan_.steps[i].out.width;
-    auto* product = all<float>(kept(i).product);
-    auto* marks = all<uint8_t>(kept(i).marks);
+    auto* product = all<float>(kept(i).product) + b * features(i);
+    uint8_t* marks = marks_of(i, b);
+    bool differs = false;
     const auto same = [&](int64_t row, int64_t n) {
       return std::memcmp(product + row * channels, y + row * channels, n * channels * sizeof(float)) == 0;
     };
-    for (int64_t line = 0; line < plan_.batch * rows(i); line += width) {
+    for (int64_t line = 0; line < rows(i); line += width) {
       if (same(line, width)) continue;
       for (int64_t row = line; row < line + width; ++row) {
         if (same(row, 1)) continue;
         marks[row] |= kDue;
         std::copy_n(y + row * channels, channels, product + row * channels);
-        rests_[row / rows(i)] = 0;
+        differs = true;
       }
     }
+    return differs;
   }
 
   void receive_spikes(int64_t k) {
@@ -175,7 +183,12 @@ class Follower : public Run {
       Part& part = parts_[i];
       part.neuron = neurons(i);
       part.neuron.neurons = features(i);
-      if (program_.reads_train(i)) part.sums.emplace(layer(i, 1, part.neuron));
+      if (!program_.reads_train(i)) continue;
+      if (program_.jumps[instruction(i).input]) {
+        part.product.emplace(layer(i, 1, part.neuron));
+      } else {
+        part.sums.emplace(layer(i, 1, part.neuron));
+      }
     }
   }
 
@@ -288,7 +301,7 @@ class Follower : public Run {
       if (changes[b].rows[i].empty()) continue;
       active[b] = 1;
       if (program_.kind(i) == Kind::layer) {
-        frame_.synapses[b] += instruction(i).weights() / instruction(i).outputs * features(i);
+        frame_.synapses[b] += synapses(i);
       } else if (program_.kind(i) == Kind::attention) {
         frame_.synapses[b] += rows_added(i, b) * (instruction(i).outputs / instruction(i).groups);
       }
@@ -316,19 +329,31 @@ class Follower : public Run {
       frame_.synapses[b] += changes.moves[from].size() * instruction(i).outputs;
     } else if (program_.has_neurons(i)) {
       find_targets(i, b, changes, scratch);
-    } else if (has_moves(i) && kind == Kind::flatten) {
+    } else if (has_moves(i) && kind == Kind::flatten && !program_.jumps[i]) {
       flatten(i, b, changes.moves[from], moves);
-    } else if (has_moves(i) && (kind == Kind::max_pool || kind == Kind::gather)) {
+    } else if (has_moves(i) && (kind == Kind::max_pool || kind == Kind::gather || kind == Kind::flatten)) {
       const int64_t joined = instruction(i).residual;
       if (changes.moves[from].size() > 0 || (joined >= 0 && changes.moves[joined].size() > 0)) pool(i, b, moves);
     }
     const bool fires = program_.fires(i) || kind == Kind::popcount;
     if (fires) follow_targets(i, b, moves);
+    if (program_.jumps[i]) return 0;
     if (frame_.moves != nullptr && has_moves(i)) {
       int8_t* to = frame_.moves[i] + b * features(i);
       for (const int32_t move : moves) to[neuron_of(move)] = move < 0 ? -1 : 1;
     }
     return fires ? moves.size() : 0;
+  }
+
+  // Multiplies the counts of a sample, which jumped.
+  void multiply(int64_t i, int64_t b, const Scratch& scratch) const {
+    cpu::Workspace memory(scratch.memory);
+    auto* product = memory.take<float>(features(i));
+    Layer jumped = *parts_[i].product;
+    jumped.stored = counts_of(instruction(i).input, b);
+    cpu::window_product(jumped, product, serial_for);
+    update_product(i, b, product);
+    frame_.synapses[b] += synapses(i);
   }
 
   // Adds the moves of a layer's inputs, and computes the targets that depend on them.
@@ -337,6 +362,7 @@ class Follower : public Run {
     const Part& part = parts_[i];
     uint8_t* marks = marks_of(i, b);
     if (part.sums) frame_.synapses[b] += part.sums->add(changes.moves[in.input], scratch.sums, marks, scratch.memory);
+    if (part.product && changes.moves[in.input].size() > 0) multiply(i, b, scratch);
     if (program_.kind(i) == Kind::neurons) {
       for (const int64_t row : changes.rows[in.input]) marks[row] |= kDue;
     }
@@ -404,11 +430,10 @@ class Follower : public Run {
     shift(a.stored), shift(a.v), shift(a.residual_currents), shift(a.residual_stored);
     if (a.bad != nullptr) a.bad += first_row;
     if (a.v_init_size > channels) shift(a.v_init), a.v_init_size -= first;
-    if (program_.kind(i) == Kind::neurons) {
-      const float* currents = all<float>(kept(in.input).currents) + b * size + first;
-      return cpu::if_scan(currents, DType::kFloat32, Source::kImpulse, a, serial_for);
-    }
-    scan(i, all<float>(kept(i).product) + b * size + first, a, serial_for);
+    const bool reads_currents = program_.kind(i) == Kind::neurons;
+    const float* y = all<float>(reads_currents ? kept(in.input).currents : kept(i).product) + b * size + first;
+    if (!reads_currents && !parts_[i].product) return scan(i, y, a, serial_for);
+    cpu::if_scan(y, DType::kFloat32, Source::kImpulse, a, serial_for);
   }
 
   // Moves every count that differs from its target; of a layer only in rows with marks.
@@ -416,6 +441,7 @@ class Follower : public Run {
     const int64_t size = features(i), channels = size / rows(i);
     const uint8_t* target = all<uint8_t>(kept(i).target) + b * size;
     uint8_t* counts = counts_of(i, b);
+    if (program_.jumps[i]) return jump(target, size, counts, moves);
     if (program_.kind(i) == Kind::popcount) {
       if (follow(target, 0, size, counts, moves)) rests_[b] = 0;
       return;
@@ -450,6 +476,13 @@ class Follower : public Run {
     return cpu::any(late);
   }
 
+  // Moves neurons by any number, which the moves do not say.
+  static void jump(const uint8_t* target, int64_t size, uint8_t* counts, Moves& moves) {
+    for (int64_t n = 0; n < size; ++n) {
+      if (counts[n] != target[n]) moves.add(n, target[n] < counts[n]), counts[n] = target[n];
+    }
+  }
+
   void flatten(int64_t i, int64_t b, const Moves& from, Moves& moves) const {
     const Shape& in = plan_.steps[i].in;
     const int64_t channels = in.channels, pixels = in.height * in.width;
@@ -463,16 +496,20 @@ class Follower : public Run {
     }
   }
 
-  // A maximum of counts moves by at most one, as they do, and a gather moves as its inputs do.
+  // A maximum of counts moves by at most one, if they do, and a gather moves as its inputs do.
   void pool(int64_t i, int64_t b, Moves& moves) const {
     const int64_t joined = instruction(i).residual;
+    const Shape& in = plan_.steps[i].in;
     const uint8_t* counts = counts_of(instruction(i).input, b);
     uint8_t* target = all<uint8_t>(kept(i).target) + b * features(i);
     if (program_.kind(i) == Kind::gather) {
       gather(i, 1, counts, joined < 0 ? nullptr : counts_of(joined, b), target, serial_for);
+    } else if (program_.kind(i) == Kind::flatten) {
+      cpu::to_channels_first(counts, 1, in.height * in.width, in.channels, target, serial_for);
     } else {
       cpu::max_pool(geometry(i, 1), Timing::kWindow, counts, target, serial_for);
     }
+    if (program_.jumps[i]) return jump(target, features(i), counts_of(i, b), moves);
     follow(target, 0, features(i), counts_of(i, b), moves);
   }
 

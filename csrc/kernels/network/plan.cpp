@@ -226,7 +226,7 @@ class Planner {
     Kept& k = step.kept;
     if (kind == Kind::neurons) {
       // their input is kept as currents
-    } else if (program_.has_neurons(number) && program_.reads_train(number)) {
+    } else if (program_.has_neurons(number) && program_.reads_train(number) && !program_.jumps[in.input]) {
       const bool by_channel = kind == Kind::average || (in.groups > 1 && in.channels == 1);
       k.sums_size = cpu::MovingSums::size(step.out.channels, by_channel ? 1 : in.groups, rows);
       k.sums = keep_array<double>(k.sums_size);

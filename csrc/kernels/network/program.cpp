@@ -384,6 +384,10 @@ Program read(const int64_t* words, int64_t count, const uint8_t* numbers, int64_
         program.roots[i] = static_cast<int64_t>(program.inputs.size());
         program.inputs.push_back(i);
       }
+      const auto jumps = [&](int64_t v) { return v >= 0 && program.jumps[v]; };
+      const bool of_pixels = program.kind(i) == Kind::popcount ? program.is_pixels(program.root(read.input))
+                                                               : jumps(read.input) || jumps(read.residual);
+      program.jumps.push_back(made == Value::kWindowTrain && !program.fires(i) && of_pixels);
     } catch (const Refusal& refusal) {
       throw Refusal(i, refusal.why);
     }

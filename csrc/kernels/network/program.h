@@ -127,6 +127,7 @@ struct Program {
   std::vector<int64_t> answers;    // the instructions whose results they are
   std::vector<int64_t> inputs;     // as values
   std::vector<int64_t> roots;      // by instruction: which input it is, moves or pools, without neurons; or -1
+  std::vector<bool> jumps;         // by instruction: counts of pixels, moved or pooled, which change by any number
   std::optional<Refusal> not_run;  // if the executor does not support it, although Python may
 
   int64_t size() const { return header.instructions; }

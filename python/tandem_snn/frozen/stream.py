@@ -209,8 +209,8 @@ class Streaming:
 
         Args:
             x: as for :meth:`step`. Spikes of one step move time once, then it stands still.
-            steps: the most steps to take; None: no limit. At most T for each consecutive layer and T for the input are
-                needed.
+            steps: the most steps to take; None: no limit. At most T for each consecutive layer, and T for spikes as
+                the input, are needed.
 
         Returns:
             (answer, steps): the answer as of a call, and the number of steps in which anything of the sample moved,
