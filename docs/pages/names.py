@@ -5,7 +5,7 @@ import importlib
 import inspect
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, is_typeddict
 
 from tables import markdown
 
@@ -24,7 +24,7 @@ def called(name: str, thing: Any) -> str:
     """
     if dataclasses.is_dataclass(thing):
         return name
-    if isinstance(thing, type) and issubclass(thing, dict):
+    if is_typeddict(thing):
         return f"{name}: {', '.join(thing.__annotations__)}"
     given, more = inspect.signature(thing).parameters, ""
     for options in NeuronOptions, Neuron:

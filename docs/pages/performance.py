@@ -139,7 +139,7 @@ def cost(result: dict[str, Any]) -> Iterator[str]:
     for T in times:
         seconds = [f"{times[T][way] * EPOCH / 128:.1f}" for way in names]
         rows.append([str(T), *seconds, *(f"{peaks[T][way] / 2**20:.1f}" for way in names)])
-    head = [f"{name}, {unit}" for unit in ("s per epoch", "peak MiB") for name in names.values()]
+    head = [f"{name}, {unit}" for unit in ("s", "MiB") for name in names.values()]
     yield from markdown(("T", *head), rows)
 
 
