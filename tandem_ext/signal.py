@@ -46,6 +46,7 @@ class Signal:
     gain: float | Tensor
     timing: Any = "step"
     joins_gains: ClassVar[bool] = False  # whether signals with different numbers as gains can be joined by channel
+    joins_kinds: ClassVar[bool] = False  # whether other kinds can be joined with it
     _fields: ClassVar[tuple[str, ...]]  # the attributes that define it
     _instead: ClassVar[Mapping[str, str]] = _INSTEAD
     _tensors: ClassVar[str] = ""  # for error messages: which tensors it has
@@ -275,8 +276,8 @@ def cat(signals: Sequence[S], dim: int = 0) -> S:
     Args:
         signals: at least one :class:`SpikeTrain`, :class:`ConstantInput` or :class:`ImpulseInput`. All have the same
             class, T and gain. Trains with timing "window" may have different T, of which the result has the largest.
-            Trains joined along the channels may each have their own gain, numbers or [C]. Or tensors, which an ANN twin
-            has in their place.
+            Trains joined along the channels may each have their own gain, numbers or [C]. With currents among them
+            (``tandem_snn.nn.Currents``) all become currents. Or tensors, which an ANN twin has in their place.
         dim: the dimension of [B, *features], by default the batch.
 
     Returns:
@@ -297,8 +298,8 @@ def cat(signals: Sequence[S], dim: int = 0) -> S:
         raise TypeError(f"signals: expected a sequence of SpikeTrain, ConstantInput or ImpulseInput, got {found}")
     if not signals:
         raise ValueError("signals: expected at least one, got an empty sequence")
-    first = signals[0]
-    return first.concatenate(signals, first.check_fit(signals, dim))
+    kind = next((s for s in signals if s.joins_kinds), signals[0])
+    return kind.concatenate(signals, kind.check_fit(signals, dim))
 
 
 def collate(samples: Sequence[Any]) -> Any:

@@ -64,7 +64,35 @@ class Both(nn.Module):
         return self.conv(spikes, self.shortcut(self.average(x))) + (spikes + x)
 
 
-BLOCKS = [PreActivation, InvertedBottleneck, Dense, Both]
+class Joined(nn.Module):
+    """Spikes and currents side by side, and constants."""
+
+    def __init__(self, channels, timing):
+        super().__init__()
+        self.fire = tnn.Neurons(channels, timing=timing)
+        self.conv = tnn.Conv2d(3 * channels, channels, 1, neurons=False, timing=timing)
+
+    def forward(self, x):
+        spikes = self.fire(x)
+        return self.conv(te.cat([spikes, x, tnn.currents_of(spikes)], 1)) + 0.25
+
+
+class Placed(nn.Module):
+    """Constants of each place, of each channel and of each feature, and answers with some."""
+
+    def __init__(self, timing):
+        super().__init__()
+        self.first, self.fire = tnn.Conv2d(3, 8, 3, padding=1, neurons=False, timing=timing), tnn.Neurons(timing=timing)
+        shapes = (9, 7), (1, 8, 1, 1), (8, 9, 7), (5, 9, 7)
+        self.constant = nn.ParameterList(nn.Parameter(torch.randn(shape)) for shape in shapes)
+        self.encoder, self.readout = tnn.Encoder(6), tnn.ReadoutConv2d(8, 5, 1)
+
+    def forward(self, x):
+        first, second, third, last = self.constant
+        return self.readout(self.fire(second + (first + self.first(self.encoder(x)) + third))) + last
+
+
+BLOCKS = [PreActivation, InvertedBottleneck, Dense, Both, Joined]
 
 
 def network(block, timing, channels=16, T=6, inputs=3):
@@ -101,6 +129,15 @@ def test_gradients_are_the_ann_s_at_the_counts(block, timing):
     torch.testing.assert_close(*(torch.autograd.grad((y * target).sum(), parameters) for y in answers))
 
 
+def test_constants_of_places(timing, tmp_path):
+    net, x = Placed(timing), torch.rand(4, 3, 9, 7)
+    check_frozen(trained(net, x), x, tmp_path, timing, x)
+    net.zero_grad()
+    net(x).square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in net.constant)
+    torch.testing.assert_close(ts.to_ann(net)(x).std(), net(x).std(), rtol=0.2, atol=0)
+
+
 def test_few_bits(timing, tmp_path):
     net, x = network(InvertedBottleneck, timing), torch.rand(4, 3, 9, 7)
     frozen = ts.freeze(trained(net, x), weight_bits=8)
@@ -114,6 +151,11 @@ def test_few_bits(timing, tmp_path):
 def test_half_types(block, dtype, timing, tmp_path):
     net, x = network(block, timing), torch.rand(4, 3, 9, 7)
     check_frozen(trained(net, x).to(dtype), x.to(dtype), tmp_path, timing)
+    for training in (False, True):
+        answer = net.train(training)(x.to(dtype))
+        assert answer.dtype == dtype
+        answer.float().square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters())
 
 
 def test_events(timing, tmp_path):
@@ -139,7 +181,12 @@ def test_errors():
     with pytest.raises(ValueError, match="T: the trains of a sum have different numbers of steps"):
         u + te.SpikeTrain.from_dense(torch.ones(5, 2, 4))
     with pytest.raises(TypeError, match="unsupported operand"):
-        u + 1
+        u + "1"
+    for constant in (torch.ones(2, 4), torch.ones(1, 1, 4), torch.ones(3)):
+        with pytest.raises(ValueError, match=r"\+: expected currents or a constant that broadcasts with a sample"):
+            u + constant
+    with pytest.raises(ValueError, match=r"x has 4 features .*, but weight"):
+        tnn.Linear(5, 4)(u)
     with pytest.raises(ValueError, match=r"\+: expected currents of one shape, got \[2, 4\] and \[2, 1\]"):
         u + tnn.Linear(4, 1, neurons=False)(te.ConstantInput(torch.rand(2, 4), 3))
     with pytest.raises(ValueError, match="x: expected 5 channels, got shape"):

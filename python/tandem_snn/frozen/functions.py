@@ -44,22 +44,11 @@ def apply_function(lowering: Lowering, name: str, f: Any, *args: Any, **kwargs: 
         return lowering.affine(name, x, None, None)
     if f is currents.normalise:
         return lowering.affine(name, x, *fold_norm(args[1]))
-    if f is general.scaled:
-        return lowering.affine(name, x, _of_channels(lowering, name, x, args[1]), None)
-    if f is general.shifted:
-        return lowering.affine(name, x, None, _of_channels(lowering, name, x, args[1]))
+    if f in (general.scaled, general.shifted):
+        return lowering.constant(name, x, args[1], scales=f is general.scaled)
     alpha = args[2] if len(args) > 2 else kwargs.get("alpha", 1)
     other = args[1] if alpha == 1 else lowering.affine(name, args[1], torch.tensor([float(alpha)]), None)
     return lowering.sum(name, x, other)
-
-
-def _of_channels(lowering: Lowering, name: str, x: Value, constant: Any) -> Tensor:
-    """Return a constant that broadcasts with a sample as a tensor of one or of each channel."""
-    constant = torch.as_tensor(constant, dtype=torch.float32).detach()
-    at = constant.dim() - len(lowering.features_of(name, x)) if constant.numel() > 1 else 0
-    if constant.numel() > 1 and (at < 0 or constant.numel() != constant.shape[at]):
-        raise CannotLower(name, f"a constant of shape {list(constant.shape)}, which is not one for each channel")
-    return constant.flatten()
 
 
 def rearranged(lowering: Lowering, name: str, f: Any, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
@@ -99,6 +88,14 @@ def before_moves(lowering: Lowering, name: str, *values: Value) -> tuple[list[Va
     view = torch.arange(index.numel()).view(shape)
     sources = [_gathered(lowering, name, x, size, view, True) for x, size in zip(sources, shapes, strict=True)]
     return sources, lambda y: _gathered(lowering, name, y, shape, index, False)
+
+
+def each_feature(lowering: Lowering, name: str, x: Value, f: Callable[[Value], Value]) -> Value:
+    """Append f of the features of x as channels of their own."""
+    features = lowering.features_of(name, x)
+    index = torch.arange(torch.Size(features).numel())
+    y = f(_gathered(lowering, name, x, features, index, False))
+    return _gathered(lowering, name, y, tuple(index.shape), index.view(features), False)
 
 
 def check_times(name: str, *values: Value) -> None:

@@ -23,7 +23,7 @@ from ..nn.maximum import MaxPool
 from ..nn.passing import LEVELS, PIXELS
 from ..nn.signals import inputs_of
 from .answers import named, numbered
-from .functions import apply_function, before_moves, check_times, joined, rearranged, spread
+from .functions import apply_function, before_moves, check_times, each_feature, joined, rearranged, spread
 from .instruction import ABSENT, CONVERSIONS, INPUT, CannotLower, Instruction
 from .stages import MODES, Stage, Stages
 from .trace import LAYERS, LEAVES, MOVES, Value, trace
@@ -226,6 +226,16 @@ class Lowering:
             return x
         each = [None if t is None else t.expand(channels).contiguous() for t in (scale, shift)]
         return self.currents(name, "sum", x, channels, fields, scale=each[0], shift=each[1])
+
+    def constant(self, name: str, x: Value, value: Any, scales: bool) -> Value:
+        """Append x times or plus a constant that broadcasts with one sample."""
+        value = torch.as_tensor(value, dtype=torch.float32).detach()
+        features = self.features_of(name, x) if value.numel() > 1 else ()
+        at = value.dim() - len(features)
+        if value.numel() > 1 and (at < 0 or value.numel() != value.shape[at]):  # not one for each channel
+            each = value.expand(1, *features).flatten()
+            return each_feature(self, name, x, lambda u: self.constant(name, u, each, scales))
+        return self.affine(name, x, *((value.flatten(), None) if scales else (None, value.flatten())))
 
     def moved(self, name: str, x: Value, gain: _Gain, index: Tensor | None, outputs: int, **fields: Any) -> Value:
         """Append a gather."""

@@ -72,8 +72,8 @@ class Value(signal.Signal):
         adds = self.is_numbers or self.is_currents or (isinstance(other, Value) and other.is_currents)
         if adds and isinstance(other, Value) and other.is_numbers == self.is_numbers:
             return self.owner.sum("sum", self, other)
-        if self.is_numbers and isinstance(other, int | float):
-            return self.owner.affine("shifted", self, None, torch.tensor([float(other)]))
+        if (self.is_numbers or self.is_currents) and isinstance(other, int | float | Tensor):
+            return self.owner.constant("shifted", self, other, scales=False)
         raise TypeError("spikes are 0 and 1, and cannot be added")
 
     def __sub__(self, other: Any) -> Any:
@@ -85,6 +85,10 @@ class Value(signal.Signal):
         return self.owner.affine("scaled", self, torch.tensor([float(factor)]), None)
 
     __radd__, __rmul__ = __add__, __mul__
+
+    def as_currents(self) -> Any:
+        """Return what ``currents_of`` makes of it."""
+        return self if self.is_currents else self.owner.affine("currents", self, None, None)
 
     @classmethod
     def check_fit(cls, signals: Any, dim: int) -> int:

@@ -100,12 +100,18 @@ def normalised(norm: BatchNorm, u: Tensor, batch: bool = True) -> tuple[Tensor, 
     batch = batch and uses_batch(norm)
     if batch and isinstance(norm, SyncBatchNorm):
         return norm.normalise(u)
-    z = norm(u)
+    z = applied(norm, u)
     with torch.no_grad():
         if not batch:
             return z, *fold_norm(norm)
         var, mean = torch.var_mean(u, [d for d in range(u.dim()) if d != 1], correction=0)
         return z, *_scale_shift(norm, mean, var)
+
+
+def applied(norm: BatchNorm, u: Tensor) -> Tensor:
+    """Apply batch norm in the type of its tensors, which torch asks for where that of u is wider; return that of u."""
+    own = norm.running_mean if norm.weight is None else norm.weight
+    return norm(u) if own is None or own.dtype.itemsize >= u.dtype.itemsize else norm(u.to(own.dtype)).to(u.dtype)
 
 
 def own_norm(norm: object) -> BatchNorm | None:

@@ -33,7 +33,8 @@ class Currents(Signal):
     """Input currents of neurons: real numbers, the pre-activations of the ANN, which add up where spikes cannot.
 
     Layers with ``neurons=False`` return them; ``a + b`` is their sum, with each other or with the spikes of a train
-    times its gain, and ``a * 0.5`` scales them. :class:`tandem_snn.nn.Neurons` and all layers read them.
+    times its gain, and ``a * 0.5`` scales them. ``a + constant``, a number or a tensor that broadcasts with one sample,
+    such as the embedding of positions, counts once per window. :class:`tandem_snn.nn.Neurons` and all layers read them.
 
     Args:
         total: [B, *features], the sum over the window: the value of the ANN at the real counts, with its gradient; or a
@@ -52,6 +53,7 @@ class Currents(Signal):
 
     _fields = ("total", "T")
     gain = 1.0
+    joins_kinds = True
 
     def __init__(
         self,
@@ -141,11 +143,23 @@ class Currents(Signal):
         return apply(StraightThrough, parts, steps, None)
 
     @classmethod
+    def check_fit(cls, signals: Any, dim: int) -> int:
+        return super().check_fit([currents_of(x) for x in signals], dim)
+
+    @classmethod
     def concatenate(cls, signals: Any, dim: int) -> "Currents":
-        return combined(lambda *parts: torch.cat(parts, dim), list(signals))
+        return combined(lambda *parts: torch.cat(parts, dim), [currents_of(x) for x in signals])
 
     def __add__(self, other: Any) -> "Currents":
-        return combined(_added, [self, currents_of(other)]) if isinstance(other, Signal) else NotImplemented
+        if isinstance(other, Signal):
+            return combined(_added, [self, currents_of(other)])
+        if not isinstance(other, int | float | Tensor):
+            return NotImplemented
+        given, sample = list(getattr(other, "shape", ())), [1, *self.shape[1:]]
+        fits = all(n in (1, size) for n, size in zip(reversed(given), reversed(sample)))  # noqa: B905
+        if not fits or len(given) > len(sample):
+            raise ValueError(f"+: expected currents or a constant that broadcasts with a sample {sample}, got {given}")
+        return self.plus(other)
 
     __radd__ = __add__
 
@@ -205,6 +219,8 @@ def currents_of(x: Any) -> Any:
     """
     if isinstance(x, Currents | Tensor):
         return x
+    if hasattr(x, "as_currents"):  # a value that a frozen network traces
+        return x.as_currents()
     T, shape, detached = x.network_T, x.shape, x.gain.detach() if isinstance(x.gain, Tensor) else x.gain
     gain = over_space(detached, shape)
     if isinstance(x, SpikeTrain):
@@ -260,7 +276,9 @@ def product(x: Input | Currents, weight: Tensor, synapses: Product) -> Currents:
 def real_product(x: Tensor, weight: Tensor, synapses: Product, bias: Tensor | None = None) -> Tensor:
     """Return torch's product with real numbers, in the dtype of the weight."""
     x = x.to(weight.dtype)
-    return synapses.direct(F.pad(x, synapses.sides) if synapses.sides else x, weight, bias)
+    x = F.pad(x, synapses.sides) if synapses.sides else x
+    synapses.output_shape(x.shape, weight)  # its errors name what does not fit
+    return synapses.direct(x, weight, bias)
 
 
 def normalise(x: Any, norm: BatchNorm, batch: bool = True) -> Any:

@@ -16,7 +16,7 @@ from tandem_ext.functional.products import LINEAR, Product
 from tandem_ext.functional.settings import Settings
 from tandem_ext.signal import needs_grad
 
-from .batch_norm import AnyBatchNorm, SyncBatchNorm, fold_norm, normalised, own_norm, track, uses_batch
+from .batch_norm import AnyBatchNorm, SyncBatchNorm, applied, fold_norm, normalised, own_norm, track, uses_batch
 from .currents import (
     AT_ONCE,
     Currents,
@@ -189,7 +189,7 @@ class SpikingLayer(HasNeurons):
         With batch norm in training mode this updates the running statistics, as torch's batch norm does.
         """
         u = self.real_product(self.arranged(effective_counts(x)), self.bias)
-        z = u if self.norm is None else self.norm(u)
+        z = u if self.norm is None else applied(self.norm, u)
         return z if residual is None else z + residual_total(residual, z)
 
     @torch.no_grad()
