@@ -161,6 +161,8 @@ def _statistics(u: Tensor, a: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor
     one = u.new_ones(u.shape[-1])
     names = {"gain": one, "gamma": one, "beta": torch.zeros_like(one)}
     gain, gamma, beta = (neutral if a[name] is None else a[name].to(u.dtype) for name, neutral in names.items())
+    if a["unit"] != 1:
+        gamma, beta = divided(gamma, a["unit"]), divided(beta, a["unit"])
     return batch_statistics(u.flatten(0, -2), gain, gamma, beta, a["eps"])
 
 
@@ -168,7 +170,7 @@ def _bn_if(a: Arguments) -> Any:
     synapses = Synapses(a)
     u = synapses.window()
     mean, var, scale, shift = _statistics(u, a)
-    stored, counts, mask, v, bad = synapses.fire(a | {"scale": scale, "shift": shift, "gain": 1.0}, u)
+    stored, counts, mask, v, bad = synapses.fire(a | {"scale": scale, "shift": shift, "gain": 1.0, "unit": 1.0}, u)
     return stored, counts, mask, v, images(u, 1), mean, var, bad
 
 
@@ -188,12 +190,14 @@ def _bn_grad(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
         return torch.empty_like(product), torch.zeros_like(one), torch.zeros_like(one)
     gain = one if a["gain"] is None else a["gain"].to(one.dtype).expand_as(one)
     gamma = one if a["gamma"] is None else a["gamma"].to(one.dtype)
+    gamma = divided(gamma, a["unit"])
     gated = _gate_grad(a | {"grad": grad.to(product.dtype)})
     deviation = inverse_deviation(gain, a["var"], a["eps"])
     grads = torch.ops.aten.native_batch_norm_backward.default(
         gated, images(rows(product, 1), 1), gamma, None, None, a["mean"], gain * deviation, True, a["eps"], [True] * 3
     )
-    return images(rows(grads[0].to(grad_dtype(grad, product)), 1), 1), *grads[1:]
+    grad_gamma, grad_beta = (divided(total, a["unit"]) for total in grads[1:])
+    return images(rows(grads[0].to(grad_dtype(grad, product)), 1), 1), grad_gamma, grad_beta
 
 
 def _gate_grad(a: Arguments) -> Tensor:

@@ -15,10 +15,12 @@ namespace {
 // The parameters of a batch norm.
 struct NormInputs {
   TANDEM_NORM_FIELDS(TANDEM_MEMBER)
+  double unit = 1;  // of the neurons' potentials
 
-  // Checks them for `product`, [B, N, *], and converts them to float32.
+  // Checks them for `product`, [B, N, *], converts them to float32, and divides gamma and beta by the unit.
   void prepare(const Tensor& product) {
     kernel_dtype(product, "product");
+    TANDEM_CHECK(unit > 0, "unit must be positive, got ", unit);
     TANDEM_CHECK(eps >= 0 && eps <= std::numeric_limits<float>::max(), "eps must be a float32, 0 or more, got ", eps);
     const auto take = [&](OptionalTensor& tensor, int64_t size, const char* name) {
       if (tensor.has_value()) tensor = per_channel(aten::to_type(*tensor, ScalarType::Float), size, product, name);
@@ -26,6 +28,12 @@ struct NormInputs {
     take(gain, gain.has_value() && gain->numel() == 1 ? 1 : product.size(1), "gain");
     take(gamma, product.size(1), "gamma");
     take(beta, product.size(1), "beta");
+    gamma = in_units(gamma, product);
+    if (beta.has_value()) beta = in_units(*beta, product);
+  }
+
+  OptionalTensor in_units(const OptionalTensor& values, const Tensor& product) const {
+    return combined(values, "aten::div", unit, product.size(1), product);
   }
 
   BatchNorm args() const {
@@ -78,7 +86,7 @@ using NormOutputs = std::tuple<Tensor, Tensor, Tensor, OptionalTensor, OptionalT
 // take more time.
 NormOutputs bn_if(Tensor stored TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_CONV_FIELDS(TANDEM_PARAMETER)
                       TANDEM_NORM_FIELDS(TANDEM_PARAMETER) TANDEM_NEURON_FIELDS(TANDEM_PARAMETER),
-                  bool return_v TANDEM_TENSOR_FIELDS(TANDEM_PARAMETER)) {
+                  bool return_v TANDEM_TENSOR_FIELDS(TANDEM_PARAMETER), double unit) {
   Synapses synapses(
       {.stored = stored,
        TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_CONV_FIELDS(TANDEM_ARGUMENT).timing = timing_of(timing)});
@@ -90,7 +98,7 @@ NormOutputs bn_if(Tensor stored TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_C
                "stored: batch normalisation needs at least one sample, got outputs ", shape_text(shape));
   if (synapses.timing() == Timing::kStep) synapses.prepare();  // for both products
   const Tensor u = synapses.window_product();
-  NormInputs norm{TANDEM_NORM_FIELDS(TANDEM_ARGUMENT)};
+  NormInputs norm{TANDEM_NORM_FIELDS(TANDEM_ARGUMENT).unit = unit};
   norm.prepare(u);
   const Statistics statistics = Statistics::empty_of(shape[1], u);
   if (neurons.neurons() > 0) {
@@ -103,11 +111,12 @@ NormOutputs bn_if(Tensor stored TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_C
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> bn_statistics(Tensor product, double factor, OptionalTensor gain,
-                                                         OptionalTensor gamma, OptionalTensor beta, double eps) {
+                                                         OptionalTensor gamma, OptionalTensor beta, double eps,
+                                                         double unit) {
   TANDEM_CHECK(product.dim() >= 2 && product.numel() > 0,
                "product: batch normalisation needs [B, N, *] with at least one sample, got shape ",
                shape_text(shape_of(product)));
-  NormInputs norm{gain, gamma, beta, eps};
+  NormInputs norm{gain, gamma, beta, eps, unit};
   norm.prepare(product);
   const Statistics out = Statistics::empty_of(product.size(1), product);
   product = on_gpu(product) ? aten::to_type(product, ScalarType::Float) : product;
@@ -116,11 +125,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bn_statistics(Tensor product, double 
 }
 
 std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor product, Tensor mean, Tensor var,
-                                           OptionalTensor gain, OptionalTensor gamma, double eps, double threshold) {
+                                           OptionalTensor gain, OptionalTensor gamma, double eps, double threshold,
+                                           double unit) {
   TANDEM_CHECK(shape_of(grad) == shape_of(product) && product.dim() >= 2,
                "grad and product must have one shape [B, N, *], got ", shape_text(shape_of(grad)), " and ",
                shape_text(shape_of(product)));
-  NormInputs norm{gain, gamma, std::nullopt, eps};
+  NormInputs norm{gain, gamma, std::nullopt, eps, unit};
   norm.prepare(product);
   check_same_device(grad, product, "grad");
   check_mask(mask, grad);
@@ -159,7 +169,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor prod
       .product_dtype = kernel_dtype(product, "product"),
   };
   TANDEM_RUN(product, batch_norm_grad, args);
-  return {grad_product, grad_gamma, grad_beta};
+  return {grad_product, *norm.in_units(grad_gamma, product), *norm.in_units(grad_beta, product)};
 }
 
 }  // namespace

@@ -14,7 +14,8 @@
 #define CONV TANDEM_CONV_FIELDS(TANDEM_SCHEMA)
 #define NORMALISED                  \
   TANDEM_NORM_FIELDS(TANDEM_SCHEMA) \
-  TANDEM_NEURON_FIELDS(TANDEM_SCHEMA) ", bool return_v" TANDEM_TENSOR_FIELDS(TANDEM_SCHEMA)
+  TANDEM_NEURON_FIELDS(TANDEM_SCHEMA) ", bool return_v" TANDEM_TENSOR_FIELDS(TANDEM_SCHEMA) UNIT
+#define UNIT ", float unit=1.0"         // gamma and beta are divided by it, and their gradients
 #define DIGITS ", Tensor? digits=None"  // the weight's digits, as frozen_digits gives them
 // torch_call_dispatcher takes the types of results from behind (torch 2.13): they read the same both ways.
 #define SPIKES "(Tensor stored, Tensor? counts, Tensor? mask, Tensor? v, Tensor bad)"  // None: not asked for
@@ -36,12 +37,11 @@ STABLE_TORCH_LIBRARY(tandem, m) {
   m.def("count_bytes(Tensor planes) -> Tensor");
   m.def("burst_planes(Tensor counts, int T) -> Tensor");
   m.def("gate_grad(Tensor grad, Tensor mask, float threshold) -> Tensor");
-  m.def(
-      "bn_statistics(Tensor product, float factor, Tensor? gain, Tensor? gamma, Tensor? beta, float eps) -> "
-      "(Tensor mean, Tensor var, Tensor scale, Tensor shift)");
+  m.def("bn_statistics(Tensor product, float factor, Tensor? gain, Tensor? gamma, Tensor? beta, float eps" UNIT
+        ") -> (Tensor mean, Tensor var, Tensor scale, Tensor shift)");
   m.def(
       "bn_grad(Tensor grad, Tensor mask, Tensor product, Tensor mean, Tensor var, Tensor? gain, Tensor? gamma, "
-      "float eps, float threshold) -> (Tensor grad_product, Tensor grad_gamma, Tensor grad_beta)");
+      "float eps, float threshold" UNIT ") -> (Tensor grad_product, Tensor grad_gamma, Tensor grad_beta)");
   m.def("frozen_digits(Tensor weight, int groups) -> Tensor");
   m.def("frozen_fields() -> str");
   m.def("build_info() -> str");

@@ -78,29 +78,12 @@ Neuron NeuronLayer::args() const {
   };
 }
 
-// Numbers multiply or divide as tensors would, each result rounded once.
 void NeuronLayer::prepare_affine() {
   in_.scale = per_channel(in_.scale, channels_, device_of_, "scale");
   in_.shift = per_channel(in_.shift, channels_, device_of_, "shift");
   TANDEM_CHECK(in_.unit > 0, "unit must be positive, got ", in_.unit);
-  const auto combine = [&](OptionalTensor& tensor, double number, const char* op, float (*f)(float, float)) {
-    Tensor out = empty(channels_, ScalarType::Float, device_of_);
-    if (on_gpu(device_of_)) {
-      torch::stable::fill_(out, number);
-      tensor = tensor.has_value() ? aten::call_overload(op, "Tensor", *tensor, out) : out;
-      return;
-    }
-    for (int64_t c = 0; c < channels_; ++c) {
-      pointer<float>(out)[c] = tensor.has_value() ? f(pointer<float>(*tensor)[c], static_cast<float>(number)) : number;
-    }
-    tensor = out;
-  };
-  if (const double factor = in_.gain / in_.unit; factor != 1) {
-    combine(in_.scale, factor, "aten::mul", [](float a, float b) { return a * b; });
-  }
-  if (in_.unit != 1 && in_.shift.has_value()) {
-    combine(in_.shift, in_.unit, "aten::div", [](float a, float b) { return a / b; });
-  }
+  in_.scale = combined(in_.scale, "aten::mul", in_.gain / in_.unit, channels_, device_of_);
+  if (in_.shift.has_value()) in_.shift = combined(in_.shift, "aten::div", in_.unit, channels_, device_of_);
 }
 
 void NeuronLayer::prepare_residual() {

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <sstream>
 
+#include "aten.h"
 #ifdef TANDEM_WITH_CUDA
 #include "../kernels/cuda/error.h"
 
@@ -185,6 +186,23 @@ OptionalTensor per_channel(const OptionalTensor& tensor, int64_t channels, const
   TANDEM_CHECK(tensor->scalar_type() == ScalarType::Float && tensor->numel() == channels, name,
                " must hold one float32 per channel (", channels, "), got shape ", shape_text(shape_of(*tensor)));
   return to_contiguous(*tensor);
+}
+
+OptionalTensor combined(const OptionalTensor& values, const std::string& op, double number, int64_t channels,
+                        const Tensor& device_of) {
+  if (number == 1) return values;
+  const bool divides = op == "aten::div";
+  const auto operand = static_cast<float>(number);
+  Tensor out = empty(channels, ScalarType::Float, device_of);
+  if (on_gpu(device_of)) {
+    torch::stable::fill_(out, values.has_value() || !divides ? operand : 1 / operand);
+    return values.has_value() ? aten::call_overload(op.c_str(), "Tensor", *values, out) : out;
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    const float value = values.has_value() ? pointer<float>(*values)[c] : 1;
+    pointer<float>(out)[c] = divides ? value / operand : value * operand;
+  }
+  return out;
 }
 
 void torch_parallel(int64_t n, int64_t grain, RangeBody body, void* context) {

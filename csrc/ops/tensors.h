@@ -77,6 +77,10 @@ void check_mask(const Tensor& mask, const Tensor& grad);
 // The tensor, checked to hold one float32 for each of `channels` channels, contiguous.
 OptionalTensor per_channel(const OptionalTensor& tensor, int64_t channels, const Tensor& device_of, const char* name);
 
+// The float32 of each channel, 1 if absent, times or over a number (op "aten::mul" or "aten::div"), each rounded once.
+OptionalTensor combined(const OptionalTensor& values, const std::string& op, double number, int64_t channels,
+                        const Tensor& device_of);
+
 // torch's thread pool as the kernels' parallel-for.
 void torch_parallel(int64_t n, int64_t grain, RangeBody body, void* context);
 

@@ -103,7 +103,7 @@ class Call(NamedTuple):
     residual: Any
     residual_scale: Any
     v_init: Any
-    gain: Any  # numbers: scale is multiplied by gain / unit, shift divided by unit
+    gain: Any  # numbers: scale is multiplied by gain / unit, and shift divided by unit, as are gamma and beta
     unit: Any
     # the product, or "train", "constant" or "impulse" for given currents, which are then ``edge``
     source: Any
@@ -115,6 +115,9 @@ class Call(NamedTuple):
     residual_edge: Any
     theta: Any
     few_bits: Any  # the weights are integers that fit into int8
+
+
+_NO_GRADIENTS: Gradients = dict.fromkeys(Call._fields)
 
 
 class Saved(NamedTuple):
@@ -134,7 +137,7 @@ class Saved(NamedTuple):
     spikes: Any
     source: Any
     T: int
-    gain: float
+    factor: float  # gain / unit
     unit: float
     threshold: float
     timing: str
@@ -156,6 +159,8 @@ def run(call: tuple[Any, ...], train: bool) -> Any:
             weight = weight.to(torch.int8)
         if eps is not None:
             norm = scale, gamma, beta, eps
+            if unit != 1.0:
+                more = residual, residual_scale, v_init, unit
             return _bn_if(stored, T, weight, *source.geometry(), *norm, *neuron, return_v, bad, *more)
         if gain != 1.0 or unit != 1.0:
             more = residual, residual_scale, v_init, gain, unit
@@ -164,7 +169,8 @@ def run(call: tuple[Any, ...], train: bool) -> Any:
         return op(*product, *neuron, train, return_v, scale, shift, bad, *more)
     statistics: tuple[Tensor, ...] = ()
     if eps is not None:
-        *statistics, scale, shift = _ops.bn_statistics.default(edge, _times(source, T), scale, gamma, beta, eps)
+        *statistics, scale, shift = _ops.bn_statistics.default(edge, _times(source, T), scale, gamma, beta, eps, unit)
+        unit = 1.0
     currents, more = (edge,) if source == "train" else (edge, T), (residual, residual_scale, v_init, gain, unit)
     *outputs, bad = _GIVEN[source](*currents, *neuron, train, return_v, scale, shift, bad, *more)
     return *outputs, *statistics, bad
@@ -214,7 +220,7 @@ class Fire(Function):
         )
         ctx.needs = needs
         _, threshold, _, _, timing = call.neuron
-        ctx.numbers = call.source, call.T, call.gain, call.unit, threshold, timing, call.eps
+        ctx.numbers = call.source, call.T, call.gain / call.unit, call.unit, threshold, timing, call.eps
         ctx.mark_non_differentiable(spikes, mask, *[other for other in others if other is not None])
         ctx.set_materialize_grads(False)
 
@@ -222,7 +228,7 @@ class Fire(Function):
     @once_differentiable
     def backward(ctx: Any, _stored: None, grad: Tensor | None, *_: None) -> tuple[Any, ...]:
         if grad is None:
-            return (None,) * len(Call._fields)
+            return tuple(_NO_GRADIENTS.values())
         needs, saved = ctx.needs, Saved(*ctx.saved_tensors, *ctx.numbers)
         neurons = needs.residual or needs.residual_edge or needs.residual_scale or needs.theta
         grad_z: Any = None  # gate·grad/ϑ; batch norm's op computes its own
@@ -236,7 +242,7 @@ class Fire(Function):
             gradients = _through_currents(needs, saved, grad_z)
         if neurons:
             gradients |= _of_neurons(needs, saved, grad_z)
-        return tuple([gradients.get(name) for name in Call._fields])
+        return tuple((_NO_GRADIENTS | gradients).values())
 
 
 def _through_product(needs: Call, saved: Saved, grad_z: Tensor) -> Gradients:
@@ -250,7 +256,7 @@ def _through_product(needs: Call, saved: Saved, grad_z: Tensor) -> Gradients:
         return {"weight": grad_weight, "shift": shift, "edge": edge}
     weight, wide = cast(weight, scale.dtype), cast(grad_z, scale.dtype)  # large terms of grad_scale may cancel
     _, raw = product.gradients(wide, stored, timing, weight, False, True)
-    grad_scale = (weight * raw).flatten(1).sum(1) * (saved.gain / saved.unit)
+    grad_scale = (weight * raw).flatten(1).sum(1) * saved.factor
     grad_weight = cast(raw * over_inputs(scale, raw), grad_z.dtype) if needs.weight else None
     return {"weight": grad_weight, "scale": grad_scale, "shift": shift, "edge": edge}
 
@@ -265,16 +271,15 @@ def _through_currents(needs: Call, saved: Saved, grad_z: Tensor) -> Gradients:
     if needs.scale:
         dtype = saved.scale.dtype
         grad_scale = channel_sum(grad_z * (y.sum(0, dtype=dtype) if over_time else times * cast(y, dtype)))
-        grad_scale = grad_scale * (saved.gain / saved.unit)
+        grad_scale = grad_scale * saved.factor
     return {"scale": grad_scale, "shift": _grad_shift(saved, grad_z) if needs.shift else None, "edge": grad_y}
 
 
 def _factor(saved: Saved) -> Any:
     """Return what the op multiplies the currents by: scale·gain/unit, a tensor, a number, or None for 1."""
-    factor = saved.gain / saved.unit
-    if factor == 1:
+    if saved.factor == 1:
         return saved.scale
-    return factor if saved.scale is None else saved.scale * factor
+    return saved.factor if saved.scale is None else saved.scale * saved.factor
 
 
 def _grad_shift(saved: Saved, grad_z: Tensor) -> Tensor:
@@ -294,7 +299,7 @@ def _through_norm(needs: Call, saved: Saved, grad: Tensor) -> Gradients:
     exact = needs.scale or dtype != grad.dtype
     grad_counts = cast(grad, mean.dtype) if exact else grad
     grad_u, gamma, beta = _ops.bn_grad.default(
-        grad_counts, saved.mask, u, mean, var, gain, saved.gamma, saved.eps, saved.threshold
+        grad_counts, saved.mask, u, mean, var, gain, saved.gamma, saved.eps, saved.threshold, saved.unit
     )
     grad_gain = None
     if needs.scale:  # both factors of gain·u receive its gradient, grad_u / gain
@@ -376,8 +381,8 @@ class RealProduct(Function):
 def channel_sum(grad: Tensor) -> Tensor:
     """[B, C, *space] -> [C] in the compute dtype; [B] -> [1]."""
     dtype = compute_dtype(grad.dtype)
-    if grad.dim() < 2:
-        return grad.sum(0, keepdim=True, dtype=dtype)
+    if grad.dim() <= 2:
+        return grad.sum(0, keepdim=grad.dim() < 2, dtype=dtype)
     return grad.sum([d for d in range(grad.dim()) if d != 1], dtype=dtype)
 
 

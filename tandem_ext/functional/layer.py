@@ -10,11 +10,10 @@ from torch import Tensor
 from .. import checks
 from .._torch import autocast_active
 from ..inputs import ConstantInput, ImpulseInput
-from ..ops import compute_dtype
 from ..signal import needs_grad
 from ..train import SpikeTrain, add_flags, with_flags
 from .autograd import Fire, WindowProduct, apply, run
-from .neuron import NEUTRAL, cast, channels_of, fold, in_units, over_space, per_channel, spread, tensors_of, with_gain
+from .neuron import NEUTRAL, cast, channels_of, fold, in_units, over_space, per_channel, tensors_of, with_gain
 from .products import Product, autocast_dtype
 from .settings import Settings, default_v_init
 
@@ -91,9 +90,7 @@ def _fire(
     else:
         bias, gamma = per_channel("bias", bias, channels, like), per_channel("gamma", scale, channels, like)
         gamma, beta = in_units(theta, gamma, per_channel("beta", shift, channels, like))
-        if unit != 1.0:
-            gamma = spread(1.0, (channels,), compute_dtype(like.dtype), like.device) if gamma is None else gamma
-            gamma, beta = in_units(unit, gamma, beta)
+        numbers = 1.0, unit
         scale, shift = with_gain(None, step, gain, (), channels, like), None
 
     residual, residual_edge, residual_scale, _, v_init = neurons

@@ -5,6 +5,7 @@ import hashlib
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tandem_ext as te
 import tandem_snn as ts
@@ -108,6 +109,29 @@ def test_a_default_threshold_is_that_threshold_folded(options, timing):
         assert ((v - w).abs() > 1e-4).float().mean() < 0.02
     net = nn.Sequential(default, tnn.Readout(20, 3)).eval()
     assert lower(net, T=8).stages[0].instruction.threshold == 1.0
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_default_threshold_with_its_gain_takes_no_further_operator_in_training(norm, timing):
+    """Small layers cost what their operators cost. Without batch norm the gradient of the bias is divided."""
+    calls = []
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            calls.append(op)
+            return op(*args, **(kwargs or {}))
+
+    unit, counts = tnn.default_threshold(8, timing), torch.randint(0, 9, (6, 3)).float()
+    for options, gain in (({"threshold": 1.0}, unit if norm else 1.0), ({}, unit)):
+        layer = tnn.Linear(3, 5, norm=norm, timing=timing, **options)
+        train = te.SpikeTrain.from_counts(counts.clone().requires_grad_(), 8, gain)
+        x = train if timing == "window" else te.SpikeTrain(train.planes, 8, train.counts, gain)
+        calls.append(None)
+        with Counting():
+            layer(x).counts.sum().backward()
+    end = len(calls) - calls[::-1].index(None) - 1
+    plain, default = calls[1:end], calls[end + 1 :]
+    assert default == plain if norm else [op for op in default if op != torch.ops.aten.div.Tensor] == plain
 
 
 def test_events_need_the_T_of_their_default_thresholds():

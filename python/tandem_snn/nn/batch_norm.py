@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tandem_ext._torch import BatchNorm
 from tandem_ext.functional.autograd import apply, once_differentiable
-from tandem_ext.functional.neuron import over_space
+from tandem_ext.functional.neuron import cast, over_space
 from tandem_ext.ops import compute_dtype
 
 
@@ -35,13 +35,14 @@ def _scale_shift(norm: BatchNorm, mean: Tensor, var: Tensor) -> tuple[Tensor, Te
 @torch.no_grad()
 def track(norm: BatchNorm, mean: Tensor, var: Tensor, unbiased: float | Tensor) -> None:
     """Update the running statistics as torch does; ``unbiased`` is n/(n - 1), the factor of the unbiased variance."""
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    assert norm.num_batches_tracked is not None
-    norm.num_batches_tracked.add_(1)
-    momentum = 1 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
-    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
-    norm.running_var.lerp_(var.to(norm.running_var.dtype) * unbiased, momentum)
+    running_mean, running_var, batches = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    assert running_mean is not None
+    assert running_var is not None
+    assert batches is not None
+    batches.add_(1)
+    momentum = 1 / batches if norm.momentum is None else norm.momentum
+    running_mean.lerp_(cast(mean, running_mean.dtype), momentum)
+    running_var.lerp_(cast(var, running_var.dtype) * unbiased, momentum)
 
 
 class AnyBatchNorm(BatchNorm):

@@ -160,8 +160,9 @@ class SpikingLayer(HasNeurons):
         """Return the spikes, with batch norm that uses the statistics of this batch."""
         # A bias cancels, but needs a zero gradient, because distributed training waits for every parameter.
         beta: Tensor | None = norm.bias
-        if self.bias is not None:
-            beta = 0 * self.bias if beta is None else torch.add(beta, self.bias, alpha=0)
+        bias = self.bias
+        if bias is not None:
+            beta = 0 * bias if beta is None else torch.add(beta, bias, alpha=0)
         train: SpikeTrain
         train, mean, var = self._fire(*self._arguments(x, norm.weight, beta, residual, norm.eps))
         if norm.running_mean is not None:

@@ -208,11 +208,10 @@ class HasNeurons(nn.Module):
         return {"threshold": threshold, "leak": float(self.leak), "gate": self.gate, "timing": self.timing}
 
     def with_gain(self, train: SpikeTrain, T: int) -> SpikeTrain:
-        """Return the train with the gain of these neurons, and the T of the network."""
-        gain, T_of_readers = self.spike_value(T), None if train.T == T else T
-        if T_of_readers is None and isinstance(gain, float) and gain == 1.0:
-            return train
-        return train.replace(gain=gain, _network_T=T_of_readers)
+        """Give a train that these neurons have just fired their gain, and the T of the network; return it."""
+        train.gain = self.spike_value(T)
+        train._network_T = None if train.T == T else T
+        return train
 
     def changed(self, defaults: Mapping[str, Any]) -> list[str]:
         """Return the settings that differ from these defaults, as text for the repr."""
