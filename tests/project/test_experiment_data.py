@@ -14,6 +14,7 @@ from cases import recording
 import tandem_ext as te
 from data import augmented, load
 from recipe import Recipe
+from tandem_snn import ann
 
 N_MNIST, DVS = (34, 34, 2), (128, 128, 2)
 
@@ -52,6 +53,17 @@ def test_each_sample_is_augmented_by_itself():
     assert 60 < (draws[:, 0] < 0.5).sum() < 140
     with pytest.raises(ValueError, match="augment: expected flip, shift or shift:PIXELS, got 'turn'"):
         augmented(x, ("turn",), draws)
+
+
+def test_both_encodings_see_the_same_images():
+    """Shifted ones are filled with black before they are standardised."""
+    recipe = {"augment": ("flip", "shift:2"), "timing": "window"}
+    direct, pixels = (load(Recipe(encoding=encoding, **recipe), None) for encoding in ("direct", "pixels"))
+    encoder = ann.Encoder(8, "pixels", mean=pixels.pixels[0], std=pixels.pixels[1])
+    pairs = zip(direct.train.epoch(0, 64), pixels.train.epoch(0, 64), strict=True)
+    for (image, target), (counts, same_target) in pairs:
+        torch.testing.assert_close(encoder(counts), image, rtol=1e-5, atol=1e-5)
+        assert torch.equal(target, same_target)
 
 
 def test_processes_share_the_batches_of_one():
