@@ -6,11 +6,17 @@ import runpy
 import shutil
 import subprocess
 import sys
+import threading
+from functools import partial
+from http.server import ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
+import torch
 from any_window import counts_of, drawn
 from pages import ROOT, blocks
 
+import tandem_ext as te
 import tandem_snn as ts
 
 pytestmark = [pytest.mark.kernels, pytest.mark.clients]
@@ -115,16 +121,50 @@ WebAssembly.instantiate(fs.readFileSync(process.argv[1] + "/net.wasm")).then(asy
 """
 
 
-def test_drawings_on_the_page(tmp_path):
-    """Replayed one after the other, as the page runs them: the counts of every layer and the logits are Python's."""
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The names of serve.py, its network, test digits, and the folder of the page."""
     zig("native")
-    if shutil.which("node") is None:
-        pytest.skip("no node")
     web = runpy.run_path(str(ROOT / "python" / "examples" / "web" / "serve.py"))
     frozen, test = web["trained"](1)
-    web["build"](frozen, test, tmp_path)
-    found = subprocess.run(["node", "-e", REPLAY, tmp_path], capture_output=True, text=True, check=True).stdout
-    expected = [counts.movedim(1, -1).flatten(1) for counts in counts_of(frozen, test[:8]).values()]
+    web["build"](frozen, test, folder := tmp_path_factory.mktemp("web"))
+    return web, frozen, test, folder
+
+
+def by_layer(frozen, x):
+    """The counts of each layer, [B, neurons], channels last."""
+    return [counts.movedim(1, -1).flatten(1).int() for counts in counts_of(frozen, x).values()]
+
+
+def test_drawings_on_the_page(page):
+    """Replayed one after the other, as the page runs them: the counts of every layer and the logits are Python's."""
+    web, frozen, test, folder = page
+    if shutil.which("node") is None:
+        pytest.skip("no node")
+    found = subprocess.run(["node", "-e", REPLAY, folder], capture_output=True, text=True, check=True).stdout
+    expected = by_layer(frozen, test[:8])
     for n, seen in enumerate(json.loads(found)):
-        assert seen["counts"] == [layer[n].int().tolist() for layer in expected]
+        assert seen["counts"] == [layer[n].tolist() for layer in expected]
         assert seen["sha256"] == web["answer"](frozen, test.counts[n].flatten().tolist())["sha256"]
+
+
+def test_the_page_in_chromium(page):
+    """A digit is drawn with the pointer."""
+    web, frozen, _, folder = page
+    server = ThreadingHTTPServer(("localhost", 0), partial(web["Handler"], frozen, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    command = [sys.executable, Path(__file__).with_name("browser.py"), f"http://localhost:{server.server_port}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    finally:
+        server.shutdown()
+        server.server_close()
+    if done.returncode == 77:
+        pytest.skip(done.stderr)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert max(seen["drawing"]) == 16
+    drawing = torch.tensor(seen["drawing"]).view(1, *frozen.shape)
+    expected = by_layer(frozen, te.SpikeTrain.from_counts(drawing.float(), T=16))
+    assert seen["counts"] == [layer[0].tolist() for layer in expected]
+    assert seen["ours"] == seen["theirs"] == web["answer"](frozen, seen["drawing"])["sha256"]
