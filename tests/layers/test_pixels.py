@@ -82,6 +82,7 @@ def test_frozen_networks_files_and_streams_have_the_same_logits(make, given, bit
         assert torch.equal(one.settle(x.flip(0))[0], expected.flip(0))
 
 
+@pytest.mark.kernels
 def test_the_mean_of_a_padded_image_is_exact():
     """It is a weight of each pixel inside of the image, computed in float64 and rounded once."""
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
