@@ -6,9 +6,9 @@ from . import ann, measure, nn, plots, tonic
 from .convert import calibrate, convert, to_ann
 from .frozen import FrozenNetwork, freeze, load
 from .integer.c import to_c
-from .integer.qonnx import to_qonnx
 from .nir import from_nir, to_nir
-from .onnx import to_onnx
+from .onnx.export import to_onnx
+from .onnx.qonnx import to_qonnx
 
 __all__ = [
     "ConstantInput",

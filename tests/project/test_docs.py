@@ -124,6 +124,21 @@ def test_what_the_text_names_is_there(page):
         assert (page.parent / link).exists(), link
 
 
+def test_modules_import_only_from_those_below_them():
+    """In the order of docs/design.md."""
+    text = (ROOT / "docs/design.md").read_text().partition("imports only from those after it: ")[2].partition(".\n")[0]
+    order = re.findall(r"`(\w+)`", text)
+    package = ROOT / "python/tandem_snn"
+    for path in package.rglob("*.py"):
+        here = path.relative_to(package).with_suffix("").parts
+        if here[0].startswith("__"):
+            continue
+        for dots, module, used in re.findall(r"^ *from (\.+)(\w*)\S* import (.+)$", path.read_text(), re.MULTILINE):
+            if len(dots) == len(here):
+                for name in [module] if module else re.findall(r"(\w+)(?: as \w+)?", used):
+                    assert order.index(name) > order.index(here[0]), path
+
+
 def test_every_page_is_in_the_navigation():
     text = (ROOT / "mkdocs.yml").read_text()
     named = set(re.findall(r"([\w/-]+\.md)$", text, re.MULTILINE))

@@ -1,1 +1,1 @@
-"""Networks in integers: thresholds of integer sums, and their exports to C99 and to QONNX."""
+"""Networks in integers: thresholds of integer sums, and their export to C99."""

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from tandem_ext import ConstantInput, SpikeTrain
 
-from .container import write_atomically
-from .errors import extra
-from .frozen import FrozenNetwork, freeze
-from .frozen.instruction import CannotLower, Instruction
-from .frozen.stages import MODES, Stage
-from .integer.graph import LARGEST_SUM, IntegerGraph, Node
-from .listing import Listing, NamedStage, listing_of
-from .nn.passing import PIXELS
-from .nn.signals import batches
+from ..container import write_atomically
+from ..errors import extra
+from ..frozen import FrozenNetwork, freeze
+from ..frozen.instruction import CannotLower, Instruction
+from ..frozen.stages import MODES, Stage
+from ..integer.graph import LARGEST_SUM, IntegerGraph, Node
+from ..listing import Listing, NamedStage, listing_of
+from ..nn.passing import PIXELS
+from ..nn.signals import batches
 
 EXACT = 2**24  # sums of integers below it are exact in float32
 

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 from ..container import write_atomically
 from ..frozen import FrozenNetwork
 from ..frozen.instruction import CannotLower
+from ..integer.graph import IntegerGraph, Node
 from ..listing import NamedStage
 from ..nn.currents import Currents
-from ..onnx import EXACT, OnnxGraph, kernel_of
-from .graph import IntegerGraph, Node
+from .export import EXACT, OnnxGraph, kernel_of
 
 _DOMAIN = "qonnx.custom_op.general"
 

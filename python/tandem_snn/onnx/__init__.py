@@ -1,0 +1,1 @@
+"""Exports to ONNX, and to QONNX of networks in integers."""
