@@ -6,7 +6,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,12 +14,13 @@ from tandem_ext import ConstantInput, SpikeTrain
 from ..container import write_atomically
 from ..errors import extra
 from ..frozen import FrozenNetwork, freeze
-from ..frozen.instruction import CannotLower, Instruction
-from ..frozen.stages import MODES, Stage
+from ..frozen.instruction import CannotLower
+from ..frozen.stages import MODES
 from ..integer.graph import LARGEST_SUM, IntegerGraph, Node
 from ..listing import Listing, NamedStage, listing_of
 from ..nn.passing import PIXELS
 from ..nn.signals import batches
+from .builder import Builder, along_channels, kernel_of
 
 EXACT = 2**24  # sums of integers below it are exact in float32
 
@@ -57,22 +57,20 @@ def to_onnx(net: nn.Module, path: str | PathLike[str], x: Any) -> None:
     write_atomically(Path(path), OnnxGraph(listing_of(frozen, x)).model().SerializeToString())
 
 
-class OnnxGraph:
-    """Builds the ONNX graph.
+class OnnxGraph(Builder):
+    """Builds the ONNX graph of a network.
 
     If the layers have timing "window", the graph is a whole window, like a call of a :class:`FrozenNetwork`, and the
     value of a train is its counts, of currents their sum. Otherwise it is one time step, like
     :meth:`FrozenNetwork.step`, with the state of the neurons as inputs and outputs, and the value of a train is the
     spikes of the step, of currents those of the step.
-
-    A node and its value have the same name.
     """
 
     opsets: ClassVar = {"": 21}  # the first with 4-bit integers
     ir_version = 10
 
     def __init__(self, network: Listing) -> None:
-        self.onnx = extra("onnx", "the export to ONNX")
+        super().__init__()
         self.network = network
         self.T, self.streams = network.T, not network.window_timing
         if self.streams and network.mode in PIXELS:
@@ -80,10 +78,6 @@ class OnnxGraph:
         nodes = IntegerGraph(network).nodes.values()
         self.tables = {node.stage.name: node for node in nodes if self.has_table(node)}
         self.values: dict[str, str] = {}  # by the name of the stage
-        self.nodes: list[Any] = []
-        self.constants: dict[str, Any] = {}
-        self.inputs: list[Any] = []
-        self.outputs: list[Any] = []
         self._not_finite: list[str] = []  # [batch], NaN where a potential is not finite, else 0
 
     def model(self) -> Any:
@@ -314,78 +308,12 @@ class OnnxGraph:
             train.append(spikes)
         return self.op("Sum", *train)
 
-    # --- nodes, products, averages ------------------------------------------------------------------------------------
-
-    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        name = f"{kind}{len(self.nodes)}"
-        self.nodes.append(self.onnx.helper.make_node(kind, list(inputs), [name], name, **attributes))
-        return name
-
-    def constant(self, name: str, values: Tensor, dtype: Any = None) -> str:
-        array = values.detach().cpu().contiguous().numpy()
-        array = array if dtype is None else array.astype(self.onnx.helper.tensor_dtype_to_np_dtype(dtype))
-        self.constants[name] = self.onnx.numpy_helper.from_array(array, name)
-        return name
-
-    def number(self, value: float) -> str:
-        return self.constant(f"number {np.float32(value)!s}", torch.tensor([value], dtype=torch.float32))
-
-    def times(self, x: str, factor: float) -> str:
-        return x if factor == 1.0 else self.op("Mul", x, self.number(factor))
-
-    def per_channel(self, kind: str, x: str, stage: NamedStage, name: str, values: Tensor | None) -> str:
-        """Add a value of each channel to x, or multiply x by it; None leaves x as it is."""
-        if values is None:
-            return x
-        return self.op(kind, x, self.constant(f"{stage.name}.{name}", along_channels(stage, values)))
-
-    def reshaped(self, x: str, shape: tuple[int, ...]) -> str:
-        sizes = (-1, *shape)
-        return self.op("Reshape", x, self.constant(f"shape {sizes}", torch.tensor(sizes)))
-
-    def info(self, name: str, shape: tuple[int, ...], batch: bool, steps: int | None = None) -> Any:
-        dims: list[Any] = [] if steps is None else [steps]
-        dims += ["batch", *shape] if batch else [1, *shape]
-        return self.onnx.helper.make_tensor_value_info(name, self.onnx.TensorProto.FLOAT, dims)
-
-    def input(self, name: str, shape: tuple[int, ...], batch: bool = True, steps: int | None = None) -> str:
-        self.inputs.append(self.info(name, shape, batch, steps))
-        return name
-
-    def output(self, name: str, value: str, shape: tuple[int, ...]) -> None:
-        self.nodes.append(self.onnx.helper.make_node("Identity", [value], [name], f"{name} out"))
-        self.outputs.append(self.info(name, shape, True))
-
     def watch(self, stage: NamedStage, v: str) -> None:
         """Make the answer of a sample NaN if one of its potentials is infinite or NaN."""
         self._not_finite.append(self.op("ReduceSum", self.op("Sub", v, v), self._axes(stage.shape), keepdims=0))
 
     def _axes(self, shape: tuple[int, ...]) -> str:
         return self.constant(f"{len(shape)} axes", torch.arange(len(shape)) + 1)
-
-    def weight(self, name: str, layer: Stage) -> str:
-        """Add the weight. Quantised weights are integers; their step is in the scale, except for a readout."""
-        assert layer.weight is not None
-        if layer.step is None:
-            return self.constant(f"{name}.weight", layer.weight.float())
-        step = layer.step.float() if layer.instruction.kind == "readout" else torch.ones(len(layer.step))
-        return self.quantised(name, layer.weight, step)
-
-    def quantised(self, name: str, q: Tensor, step: Tensor) -> str:
-        """Add integer weights of the type that has the fewest bits, times a step for each output."""
-        proto = self.onnx.TensorProto
-        fewest = proto.INT4 if int(q.abs().max()) <= 7 else proto.INT8
-        q_name = self.constant(f"{name}.weight", q, fewest)
-        return self.op("DequantizeLinear", q_name, self.constant(f"{name}.scale", step), axis=0)
-
-    def product(self, name: str, layer: Stage, x: str) -> str:
-        return self.multiply(self.weight(name, layer), layer.instruction, x)
-
-    def multiply(self, weight: str, i: Instruction, x: str) -> str:
-        """Add a product: Gemm, because onnxruntime rounds the input of MatMul to 8 bits if weights are dequantised."""
-        if i.axes == 0:
-            return self.op("Gemm", x, weight, transB=1)
-        return self.op("Conv", x, weight, group=i.groups, **kernel_of(i))
 
     def start(self, stage: NamedStage) -> str | None:
         """Return the initial potential, or None if it is 0."""
@@ -424,19 +352,7 @@ class OnnxGraph:
         return self.op("Div", x, self.constant(f"{stage.name}.sizes", rows.sum(1, keepdim=True) * columns.sum(1)))
 
 
-def along_channels(stage: NamedStage, values: Tensor) -> Tensor:
-    return values.detach().float().view(-1, *[1] * (len(stage.shape) - 1))
-
-
 def _adaptive(size: int, outputs: int) -> Tensor:
     """Return which of ``size`` pixels are in each of the means of an adaptive pooling, [outputs, size]."""
     pixels, n = torch.arange(size), torch.arange(outputs).unsqueeze(1)
     return ((pixels >= n * size // outputs) & (pixels * outputs < (n + 1) * size)).float()
-
-
-def kernel_of(i: Instruction) -> dict[str, Any]:
-    kernel, strides, padding, after = map(i.over_axes, (i.kernel, i.stride, i.padding, i.after))
-    attributes = {"kernel_shape": kernel, "strides": strides}
-    attributes["pads"] = (*padding, *(p + added for p, added in zip(padding, after, strict=True)))
-    dilates = i.kind in ("layer", "max_pool", "readout")
-    return attributes | ({"dilations": i.over_axes(i.dilation)} if dilates else {})

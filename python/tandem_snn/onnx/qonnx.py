@@ -11,7 +11,8 @@ from ..frozen.instruction import CannotLower
 from ..integer.graph import IntegerGraph, Node
 from ..listing import NamedStage
 from ..nn.currents import Currents
-from .export import EXACT, OnnxGraph, kernel_of
+from .builder import kernel_of
+from .export import EXACT, OnnxGraph
 
 _DOMAIN = "qonnx.custom_op.general"
 
