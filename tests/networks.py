@@ -30,11 +30,11 @@ class Net(nn.Module):
         return self.run(self, x)
 
 
-def trained(net, x):
+def trained(net, *x):
     """A network whose batch norms have seen data, in evaluation mode."""
     net.train()
     for _ in range(3):
-        net(x)
+        net(*x)
     return net.eval()
 
 

@@ -162,6 +162,10 @@ class TorchNumbers : public network::Host {
     return keep(layer, result);
   }
 
+  void forget(int64_t results) override {
+    kept_.erase(kept_.end() - std::min<int64_t>(results, kept_.size()), kept_.end());
+  }
+
  private:
   Tensor pooled(const RealLayer& layer, const float* x) const {
     return layer.wide ? from_memory(x, batched(layer.batch, layer.in), 1) : tensor(layer, x);

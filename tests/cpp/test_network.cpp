@@ -137,7 +137,7 @@ void run(const FrozenFile& file, Input& in) {
   bool spikes = false;
   for (size_t k = 0; k < number; ++k) {
     const bool spiking = network.program().is_spiking(static_cast<int64_t>(k));
-    planes.emplace_back(spiking ? plan.planes * batch * shapes[k].features() : 0, 0x55);
+    planes.emplace_back(spiking ? sheets(T, Timing::kStep) * batch * shapes[k].features() : 0, 0x55);
     images.emplace_back(spiking ? 0 : batch * shapes[k].features(), 0.5f);
     inputs.push_back(spiking ? static_cast<const void*>(planes[k].data()) : images[k].data());
     spikes = spikes || spiking;

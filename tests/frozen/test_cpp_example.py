@@ -14,6 +14,7 @@ from networks import NETWORKS, average, dyadic, lif, own_counts, trained, with_o
 from pages import ROOT, blocks
 from test_currents import BLOCKS, network
 from test_frozen_file import converted, events
+from test_inputs import Two, given
 from tokens import transformer
 from torch import Tensor
 
@@ -37,7 +38,8 @@ def rows(answer):
 
 def text(frozen, x, answers=False):
     """What it prints: spikes of each layer with neurons, and the answers, layer by layer."""
-    stages, lines = lower(frozen.net, shapes=[tuple(x.shape[1:])]), []
+    inputs, lines = x if isinstance(x, tuple) else (x,), []
+    stages = lower(frozen.net, shapes=[tuple(each.shape[1:]) for each in inputs])
 
     def watch(number, _, y):
         stage = stages.stages[number]
@@ -45,7 +47,7 @@ def text(frozen, x, answers=False):
             lines.append(f"layer {stage.name}: {int(y.counts.sum())} spikes")
 
     with torch.no_grad():
-        answer = stages(x, watch=watch)
+        answer = stages(*inputs, watch=watch)
     for i, sample in enumerate(rows(answer)):
         for name, row in sample:
             numbers = "".join(f" {value:.9g}" for value in row.tolist()) if answers else ""
@@ -55,12 +57,16 @@ def text(frozen, x, answers=False):
 
 def text_of_stream(frozen, x, follows):
     """What it prints with --follow: neurons that follow go on from sample to sample, others take T steps of each."""
-    lines = []
-    for i in range(len(x)):
-        sample = x[i : i + 1]
+    lines, inputs = [], x if isinstance(x, tuple) else (x,)
+    for i in range(len(inputs[0])):
+        each = tuple(part[i : i + 1] for part in inputs)
+        sample, steps = each if isinstance(x, tuple) else each[0], []
         if not follows:
             frozen.reset()
-            steps = sample.to_dense(torch.float32) if isinstance(x, te.SpikeTrain) else [sample] * frozen.T
+            parts = (
+                part.to_dense(torch.float32) if isinstance(part, te.SpikeTrain) else [part] * frozen.T for part in each
+            )
+            steps = list(zip(*parts, strict=True)) if isinstance(x, tuple) else next(parts)
         for t, answer in enumerate([frozen.settle(sample)[0]] if follows else map(frozen.step, steps), 1):
             taken, _, operations = frozen._stream.facts.flatten().tolist()
             spent = f"{taken} steps, {operations} operations" if follows else f"{t} steps"
@@ -106,12 +112,23 @@ def run(program, *arguments):
     return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, timeout=300)
 
 
+def write(path, x):
+    """Write an input as the example reads it: of spikes all steps of each sample."""
+    values = x if isinstance(x, Tensor) else x.to_dense(torch.float32).transpose(0, 1)
+    path.write_bytes(values.contiguous().numpy().tobytes())
+    return path
+
+
 def made_of(block):
     return lambda: (network(block, "step"), torch.rand(4, 3, 8, 8))
 
 
 def heads():
     return Heads(STRUCTURES["nested"], "step"), torch.rand(4, 3, 8, 8)
+
+
+def many_steps():
+    return network(BLOCKS[0], "step", T=20), torch.rand(4, 3, 8, 8)
 
 
 CURRENTS = [pytest.param(made_of(block), id=block.__name__) for block in BLOCKS]
@@ -139,7 +156,7 @@ def test_pixels(given, classify, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", [None, 4])
-@pytest.mark.parametrize("make", [lif, converted, events, average, heads, tokens, *NETWORKS, *CURRENTS])
+@pytest.mark.parametrize("make", [lif, converted, events, average, heads, tokens, many_steps, *NETWORKS, *CURRENTS])
 def test_networks(make, bits, timing, classify, tmp_path):
     """The sums of a first layer that reads real numbers, and of currents, are floats there and here: exact ones."""
     if make is tokens and timing == "step":
@@ -162,8 +179,7 @@ def test_networks(make, bits, timing, classify, tmp_path):
             frozen.net.get_submodule(name).weight.data.copy_(grid.weight())
     frozen(x)
     frozen.save(tmp_path / "net.tandem")
-    values = x if isinstance(x, Tensor) else x.to_dense(torch.float32).transpose(0, 1)  # all steps of each sample
-    (tmp_path / "x.f32").write_bytes(values.contiguous().numpy().tobytes())
+    write(tmp_path / "x.f32", x)
     done = run(classify, tmp_path / "net.tandem", tmp_path / "x.f32", "--answers")
     assert done.stderr == ""
     counts = own_counts(frozen.net, x)[0]
@@ -172,6 +188,22 @@ def test_networks(make, bits, timing, classify, tmp_path):
     if timing == "step" or make is not lif:  # which has both timings
         followed = run(classify, tmp_path / "net.tandem", tmp_path / "x.f32", "--answers", "--follow")
         assert followed.stdout == text_of_stream(ts.load(tmp_path / "net.tandem"), x, timing == "window")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("join", [True, False])
+def test_several_inputs(join, timing, classify, tmp_path):
+    modes = ("direct", "events") if timing == "window" else ("zero_expand", "events")
+    net, x = Two(modes, timing, T=20, join=join), given(modes, T=20)
+    x = ((x[0] * 16).round() / 16, x[1])
+    frozen = ts.freeze(dyadic(trained(net, *x)), example=x)
+    frozen.save(tmp_path / "net.tandem")
+    files = [write(tmp_path / name, each) for name, each in zip("ab", x, strict=True)]
+    done = run(classify, tmp_path / "net.tandem", *files, "--answers")
+    assert (done.stderr, done.stdout) == ("", text(frozen, x, answers=True))
+    followed = run(classify, tmp_path / "net.tandem", *files, "--answers", "--follow")
+    assert followed.stdout == text_of_stream(frozen, x, timing == "window")
+    assert "the network takes 2 inputs" in run(classify, tmp_path / "net.tandem", files[0]).stderr
 
 
 TIMM = [

@@ -1,5 +1,8 @@
 """Currents between layers: what is written with them trains as the ANN, and freezes with the same bits."""
 
+import resource
+
+import child
 import pytest
 import torch
 from networks import at_the_counts, check_frozen, trained, with_own_T
@@ -330,3 +333,27 @@ def test_readouts_of_currents(bits, tmp_path):
     with pytest.warns(UserWarning, match="a readout of the currents of steps"):
         slow = ts.freeze(net)
     assert torch.equal(slow(x), net(x))
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_currents_of_steps_are_made_in_pieces_of_eight(block, tmp_path):
+    x = torch.rand(2, 3, 9, 7)
+    for T, mode in zip((7, 8, 9, 100), ("direct", "zero_expand", "zero_expand", "direct"), strict=True):
+        net = network(block, "step", T=T)
+        net[0] = tnn.Encoder(T, mode)
+        check_frozen(trained(net, x), x, tmp_path, "step")
+
+
+def peak(T):
+    """How much the memory of the process grows in a call, in bytes."""
+    net = network(PreActivation, "step", T=T).eval()
+    frozen, x = ts.freeze(net), torch.rand(1, 3, 64, 64)
+    frozen(x[..., :16, :16])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    frozen(x)
+    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+
+def test_memory_of_a_call_does_not_grow_with_the_number_of_steps():
+    short, long = (float(child.run("-c", f"import test_currents; print(test_currents.peak({T}))")) for T in (16, 256))
+    assert long < short + 8 * 2**20  # one current of 256 steps is 64 MiB

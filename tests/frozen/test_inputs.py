@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from networks import trained
 from torch import nn
 
 import tandem_ext as te
@@ -142,6 +143,13 @@ class Joined(nn.Module):
     def forward(self, image, depth):
         both = torch.cat([torch.relu(self.a(image)), torch.relu(self.b(depth))], 1)
         return self.c(both.mean((2, 3)))
+
+
+def test_currents_of_many_steps(tmp_path):
+    """They run in pieces of eight steps, of spikes that come in, too."""
+    modes = "events", "direct"
+    net = trained(Two(modes, "step", T=20, join=False), *given(modes, T=20))
+    check(net, given(modes, T=20), tmp_path, "step")
 
 
 def test_converted(timing, tmp_path):

@@ -143,20 +143,21 @@ void Run::add_counts(int64_t i, int64_t t, float* u) {
   neuron.T = static_cast<int32_t>(T_);
   neuron.timing = bursts ? Timing::kWindow : Timing::kStep;
   Layer train_layer = layer(i, plan_.batch, neuron);
-  if (!streams() && !call_.every_step) return cpu::window_product(train_layer, u, call_.parallel);
-  const int64_t inputs = train_layer.geometry.sheet_size();
-  const uint8_t* plane = train_layer.stored + (bursts ? 0 : t / 8 * inputs);
+  if (!goes_on() && !call_.every_step) return cpu::window_product(train_layer, u, call_.parallel);
   cpu::Workspace memory(memory_);
-  auto* spikes = memory.take<uint8_t>(inputs);
-  const int64_t most = t + 1 < T_ ? 1 : UINT8_MAX;  // the last step has the rest of a burst, whose T may be longer
-  for (int64_t k = 0; k < inputs; ++k) {
-    spikes[k] = static_cast<uint8_t>(bursts ? std::clamp<int64_t>(plane[k] - t, 0, most) : plane[k] >> (t % 8) & 1);
+  if (call_.every_step) {
+    const int64_t inputs = train_layer.geometry.sheet_size();
+    const uint8_t* plane = train_layer.stored + (bursts ? 0 : t / 8 * inputs);
+    auto* spikes = memory.take<uint8_t>(inputs);
+    const int64_t most = t + 1 < T_ ? 1 : UINT8_MAX;  // the last step has the rest of a burst, whose T may be longer
+    for (int64_t k = 0; k < inputs; ++k) {
+      spikes[k] = static_cast<uint8_t>(bursts ? std::clamp<int64_t>(plane[k] - t, 0, most) : plane[k] >> (t % 8) & 1);
+    }
+    train_layer.stored = spikes;
+    train_layer.neuron.timing = Timing::kWindow;  // the count of one step
   }
-  train_layer.stored = spikes;
-  train_layer.neuron.timing = Timing::kWindow;  // the count of one step
-  sums_[i].resize(streams() ? 0 : n);
-  double* so_far = streams() ? all<double>(kept(i).so_far) : sums_[i].data();
-  if (streams() && stream().steps == 0) std::fill_n(so_far, n, 0.0);
+  sums_[i].resize(goes_on() ? 0 : n);
+  double* so_far = goes_on() ? all<double>(kept(i).so_far) : sums_[i].data();
   cpu::add_window_product(train_layer, so_far, call_.parallel);
   std::copy_n(so_far, n, u);
 }
@@ -209,22 +210,22 @@ const float* Run::scaled_by(int64_t i, float gain) {
 const float* Run::counts(int64_t i, int64_t t) {
   const int64_t n = plan_.batch * plan_.steps[i].in.features();
   const uint8_t* bytes = train(instruction(i).input);
-  const bool bursts = program_.value(instruction(i).input) == Value::kWindowTrain && !streams();
+  const bool bursts = program_.value(instruction(i).input) == Value::kWindowTrain && !goes_on();
   std::vector<float>& sum = so_far_[i];  // torch's product depends on alignment, so it does not read the state
+  auto* kept_sum = goes_on() ? all<float>(kept(i).so_far) : nullptr;
+  if (sum.empty() && goes_on()) sum.assign(kept_sum, kept_sum + n);
   sum.resize(n);
   if (bursts) {
     const auto most = static_cast<uint8_t>(t + 1 < T_ ? t + 1 : UINT8_MAX);  // a burst's spikes so far
     for (int64_t k = 0; k < n; ++k) sum[k] = static_cast<float>(std::min(bytes[k], most));
-  } else if (call_.every_step) {
+  } else if (goes_on() || call_.every_step) {
+    const int steps = call_.every_step ? 1 << t % 8 : UINT8_MAX;
     bytes += t / 8 * n;
-    for (int64_t k = 0; k < n; ++k) sum[k] += static_cast<float>(bytes[k] >> (t % 8) & 1);
+    for (int64_t k = 0; k < n; ++k) sum[k] += static_cast<float>(__builtin_popcount(bytes[k] & steps));
   } else {
     cpu::counts(bytes, static_cast<int32_t>(planes_), n, sum.data(), DType::kFloat32, call_.parallel);
   }
-  if (streams()) {
-    auto* before = all<float>(kept(i).so_far);
-    for (int64_t k = 0; k < n; ++k) sum[k] = before[k] = (stream().steps > 0 ? before[k] : 0.f) + sum[k];
-  }
+  if (goes_on()) std::copy_n(sum.data(), n, kept_sum);
   return sum.data();
 }
 

@@ -56,6 +56,7 @@ void Run::currents(int64_t i) {
     const float* x = real(instruction(i).input);
     for (int64_t s = 0; s < steps; ++s) {
       std::copy_n(call_.host->product(real_layer(i), weights(i), nullptr, x + s * inputs), n, out + s * n);
+      call_.host->forget(1);
     }
   } else {
     const float* y = now(i, n);
@@ -155,6 +156,7 @@ void Run::move_currents(int64_t i) {
                        : kind == Kind::upsample ? call_.host->upsampled(real_layer(i), x)
                                                 : call_.host->mean(real_layer(i), x);
       transpose(y, step.out.channels, step.out.height * step.out.width, out);
+      call_.host->forget(1);
     }
   }
 }

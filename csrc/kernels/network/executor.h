@@ -3,7 +3,7 @@
 //   read (program.h)  untrusted words and bytes -> a checked list of instructions
 //   prepare           once per network: weights as the kernels multiply them, for images of any size
 //   plan              for a batch of one size: the shape of every value and its place in the shared workspace
-//   run               a whole window: a loop over the instructions
+//   run               a whole window: a loop over the instructions; with currents of every step for each eight steps
 //   step              a stream: with step timing a time step, the same loop with potentials that are kept; with window
 //                     timing steps towards the answer for the present input (follow.cpp)
 //
@@ -46,8 +46,8 @@ inline void gather_features(const RealLayer& layer, const int32_t* index, const 
 }
 
 // The caller's functions for real numbers. x is the network's input or an earlier result. Results are [batch, ...], in
-// C, H, W order unless stated otherwise, and stay valid until the run ends. All numbers are passed as float32: if the
-// program computes in a half type, the caller rounds inputs and results to it.
+// C, H, W order unless stated otherwise, and stay valid until the run ends or they are forgotten. All numbers are
+// passed as float32: if the program computes in a half type, the caller rounds inputs and results to it.
 class Host {
  public:
   virtual ~Host() = default;
@@ -60,7 +60,10 @@ class Host {
   virtual const float* upsampled(const RealLayer& layer, const float* x) = 0;
   // Features of each sample by their numbers in C, H, W order; -1: 0.
   virtual const float* gathered(const RealLayer& layer, const int32_t* index, const float* x) = 0;
-  // Receives the spike trains of an instruction with neurons: planes or, with kWindow, counts.
+  // The last `results` results, or all if there are fewer, are not read any more.
+  virtual void forget(int64_t /*results*/) {}
+  // Receives the spike trains of an instruction with neurons: planes or, with kWindow, counts. A window that runs in
+  // pieces has a train for each.
   virtual void fired(int64_t /*instruction*/, Timing /*of the bytes*/, const uint8_t* /*train*/, int64_t /*bytes*/) {}
 };
 
@@ -68,8 +71,8 @@ class Host {
 // follow their input (follow.cpp).
 enum class Mode : int32_t { kWindow = 0, kSteps = 1, kFollowing = 2 };
 
-// What a stream keeps: a Stream, then arrays [batch, ...], each from its offset on, in bytes per sample. Those of an
-// instruction with step timing:
+// What a stream keeps, and a window from piece to piece: a Stream, then arrays [batch, ...], each from its offset on,
+// in bytes per sample. They begin as zeros. Those of an instruction with step timing:
 //   layer, average     potentials; of a current that is mostly the same at the next step also product, W x, and x
 //   mean               the counts so far
 //   readout            the sums so far, exact
@@ -102,13 +105,17 @@ struct Plan {
   std::vector<Shape> samples;  // of each input
   int64_t batch, T;
   Mode mode;
-  int64_t planes;         // planes of a spike train
+  int64_t piece;          // steps of a run: T, or those of a piece
+  int64_t planes;         // planes of a spike train of so many steps
   int64_t workspace = 0;  // bytes
   int64_t state = 0;      // bytes of a stream
   int64_t bad = 0;        // in the state of kSteps: Neuron::bad of the steps so far
   int64_t rests = 0;      // in the state of kFollowing: whether a sample is at rest, which means that no count
                           // differs from its target and no target must be computed
   std::vector<int64_t> images = {}, layouts = {};  // there, by input: the image, and Frame::layouts of it
+
+  // Whether neurons with step timing go on from the run before.
+  bool goes_on() const { return mode == Mode::kSteps || piece < T; }
 };
 
 struct Call {

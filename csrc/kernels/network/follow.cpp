@@ -34,7 +34,7 @@ constexpr uint8_t kDue = 1, kLate = 2;
 class Follower : public Run {
  public:
   Follower(const Network& network, const Plan& plan, const Frame& frame)
-      : Run(network, plan, frame, frame.state), frame_(frame), parts_(program_.size()) {
+      : Run(network, plan, frame, plan.T, frame.state), frame_(frame), parts_(program_.size()) {
     rests_ = all<uint8_t>(plan.rests);
   }
 

@@ -9,6 +9,16 @@ namespace tandem::network {
 
 namespace {
 
+constexpr int64_t kStepsOfPiece = 8;  // of a window: a plane
+
+// Whether there are currents of every step, so many numbers that a window runs piece by piece. Not with counts, whose
+// readers wait for the whole window.
+bool runs_in_pieces(const Program& program) {
+  const std::vector<Value>& values = program.values;
+  const bool has_currents = std::find(values.begin(), values.end(), Value::kCurrents) != values.end();
+  return has_currents && program.most_steps() == most_steps(Timing::kStep);
+}
+
 std::string text(const Shape& s) {
   std::string sizes = std::to_string(s.channels);
   if (s.dims > 2) sizes += ", " + std::to_string(s.height);
@@ -148,7 +158,7 @@ class Planner {
     } else if (program_.is_train(number) || program_.values[number] == Value::kCurrents) {
       step.place = take(number, step.out.features());
     }
-    if (plan_.mode == Mode::kSteps) keep_steps(number, step);
+    if (plan_.goes_on()) keep_steps(number, step);
     plan_.steps.push_back(step);
   }
 
@@ -175,9 +185,8 @@ class Planner {
   // last reader.
   int64_t take(int64_t number, int64_t features) {
     const Value value = program_.values[number];
-    const bool once = program_.has_window_timing(number) || plan_.mode != Mode::kWindow;
     int64_t bytes = value == Value::kWindowTrain ? 1 : plan_.planes;  // bytes
-    if (value == Value::kCurrents) bytes = (once ? 1 : plan_.T) * static_cast<int64_t>(sizeof(float));
+    if (value == Value::kCurrents) bytes = (program_.has_window_timing(number) ? 1 : plan_.piece) * sizeof(float);
     int64_t size = checked_product({features, bytes}, kMostWorkspace);
     size += -size & 3;  // currents are float32
     for (auto place = live_.begin(); place != live_.end();) {
@@ -260,9 +269,11 @@ Plan Network::plan(const std::vector<Shape>& samples, int64_t batch, int64_t T, 
     refuse("it takes " + std::to_string(program_.inputs.size()) + " inputs, got " + std::to_string(samples.size()));
   }
   for (const Shape& sample : samples) sample.check();
-  Plan plan{{}, {}, samples, batch, T, mode, mode == Mode::kSteps ? 1 : (T + 7) / 8};
+  int64_t piece = mode == Mode::kSteps ? 1 : T;
+  if (mode == Mode::kWindow && runs_in_pieces(program_)) piece = std::min<int64_t>(T, kStepsOfPiece);
+  Plan plan{{}, {}, samples, batch, T, mode, piece, (piece + 7) / 8};
   Planner planner(program_, plan);
-  if (mode == Mode::kSteps) plan.bad = planner.keep_array<float>(1);
+  if (plan.goes_on()) plan.bad = planner.keep_array<float>(1);
   if (mode == Mode::kFollowing) {
     plan.rests = planner.keep_array<uint8_t>(1);
     for (size_t k = 0; k < samples.size(); ++k) {
@@ -280,7 +291,7 @@ Plan Network::plan(const std::vector<Shape>& samples, int64_t batch, int64_t T, 
   }
   for (const int64_t answer : program_.answers) plan.answers.push_back(plan.steps[answer].out);
   plan.workspace = checked_product({batch, plan.workspace}, kMostWorkspace);
-  plan.state = checked_product({batch, plan.state}, kMostWorkspace) + (mode == Mode::kWindow ? 0 : sizeof(Stream));
+  plan.state = checked_product({batch, plan.state}, kMostWorkspace) + sizeof(Stream);
   return plan;
 }
 

@@ -11,13 +11,13 @@
 
 namespace tandem::network {
 
-Run::Run(const Network& network, const Plan& plan, const Call& call, uint8_t* state)
+Run::Run(const Network& network, const Plan& plan, const Call& call, int64_t steps, uint8_t* state)
     : network_(network),
       program_(network.program_),
       plan_(plan),
       call_(call),
       state_(state),
-      T_(plan.mode == Mode::kSteps ? 1 : plan.T),
+      T_(steps),
       planes_(plan.planes),
       values_(program_.size()),
       so_far_(program_.size()),
@@ -26,8 +26,8 @@ Run::Run(const Network& network, const Plan& plan, const Call& call, uint8_t* st
       means_(program_.size()) {
   if (!call.host->computes_in(program_.dtype())) refuse("dtype: this host does not compute in the type of its weights");
   results_ = memory_.take<uint8_t>(plan.workspace);
-  bad_ = streams() ? all<float>(plan.bad) : memory_.take<float>(plan.batch);
-  if (!streams() || stream().steps == 0) std::fill_n(bad_, plan.batch, 0.f);
+  bad_ = goes_on() ? all<float>(plan.bad) : memory_.take<float>(plan.batch);
+  if (!goes_on()) std::fill_n(bad_, plan.batch, 0.f);
 }
 
 void Run::operator()() {
@@ -37,7 +37,7 @@ void Run::operator()() {
   }
   std::vector<float*> to = call_.answers;
   for (int64_t t = call_.every_step ? 0 : T_ - 1; t < T_; ++t) {
-    answer(t, (streams() ? stream().steps : t) + 1, to);
+    answer(t, before() + t + 1, to);
     for (size_t k = 0; k < to.size(); ++k) to[k] += plan_.batch * plan_.answers[k].features();
   }
 }
@@ -94,7 +94,7 @@ void Run::execute(int64_t i) {
 void Run::change_timing(int64_t i) {
   const int64_t from = instruction(i).input, n = plan_.batch * plan_.steps[i].in.features();
   const bool is_input = from == kNetworkInput || program_.kind(from) == Kind::input;
-  if (streams() || (is_input && call_.timing == Timing::kWindow)) {
+  if (goes_on() || (is_input && call_.timing == Timing::kWindow)) {
     values_[i] = value(from);
   } else if (program_.kind(i) == Kind::popcount) {
     cpu::count_bytes(train(from), static_cast<int32_t>(planes_), n, result(i), call_.parallel);
@@ -136,9 +136,9 @@ void Run::fire(int64_t i) {
   }
   a.stored = result(i);
   a.bad = bad_;
-  if (streams()) {
+  if (goes_on()) {
     a.v = all<float>(kept(i).potentials);
-    if (stream().steps > 0) a.v_init = a.v, a.v_init_size = a.neurons;
+    if (before() > 0) a.v_init = a.v, a.v_init_size = a.neurons;
   }
   if (program_.reads_train(i)) {
     cpu::run(layer(i, plan_.batch, a), call_.parallel);
@@ -159,17 +159,17 @@ void Run::scan(int64_t i, const float* y, const Neuron& neuron, ParallelFor para
 // The current of this step: W x, or 0 after an impulse. A stream keeps the product and x, because x is mostly the same
 // at the next step.
 const float* Run::now(int64_t i, int64_t neurons) {
-  if (program_.reads_impulse(i) && streams() && stream().steps > 0) {
+  if (program_.reads_impulse(i) && before() > 0) {
     silence_.assign(neurons, 0.f);
     return silence_.data();
   }
-  if (!streams() || !program_.keeps_product(i)) return direct_product(i);
+  if (!goes_on() || !program_.keeps_product(i)) return direct_product(i);
   const float* x = real(instruction(i).input);
   const int64_t inputs = plan_.batch * plan_.steps[i].in.features();
-  auto *y = all<float>(kept(i).product), *before = all<float>(kept(i).x);
-  if (stream().steps == 0 || std::memcmp(before, x, inputs * sizeof(float)) != 0) {
+  auto *y = all<float>(kept(i).product), *shown = all<float>(kept(i).x);
+  if (before() == 0 || std::memcmp(shown, x, inputs * sizeof(float)) != 0) {
     std::copy_n(direct_product(i), neurons, y);
-    std::copy_n(x, inputs, before);
+    std::copy_n(x, inputs, shown);
   }
   return y;
 }
@@ -200,13 +200,32 @@ Layer Run::layer(int64_t i, int64_t batch, const Neuron& neuron) {
   return train_layer;
 }
 
-void Network::run(const Plan& plan, const Call& call) const { Run(*this, plan, call)(); }
+void Network::run(const Plan& plan, const Call& call) const {
+  if (!plan.goes_on()) return Run(*this, plan, call, plan.T)();
+  cpu::Workspace memory;
+  auto* state = memory.take<uint8_t>(plan.state);
+  std::memset(state, 0, plan.state);
+  Call piece = call;
+  for (int64_t steps, first = 0; first < plan.T; first += steps) {
+    steps = std::min(plan.piece, plan.T - first);
+    Run(*this, plan, piece, steps, state)();
+    call.host->forget(std::numeric_limits<int64_t>::max());
+    reinterpret_cast<Stream*>(state)->steps += steps;
+    for (size_t k = 0; k < call.inputs.size(); ++k) {
+      const int64_t bytes = program_.is_spiking(k) ? plan.planes * plan.batch * plan.samples[k].features() : 0;
+      piece.inputs[k] = static_cast<const uint8_t*>(piece.inputs[k]) + bytes;
+    }
+    for (size_t k = 0; k < call.answers.size() && call.every_step; ++k) {
+      piece.answers[k] += steps * plan.batch * plan.answers[k].features();
+    }
+  }
+}
 
 void Network::step(const Plan& plan, const Frame& frame) const {
   if (plan.mode == Mode::kFollowing) return follow(plan, frame);
   auto& stream = *reinterpret_cast<Stream*>(frame.state);
-  if (frame.begins) stream = {};
-  Run(*this, plan, frame, frame.state)();
+  if (frame.begins) std::memset(frame.state, 0, plan.state);
+  Run(*this, plan, frame, 1, frame.state)();
   ++stream.steps;
   std::fill_n(frame.taken, plan.batch, 1);
   for (int64_t* none : {frame.moved, frame.synapses}) std::fill_n(none, plan.batch, 0);

@@ -9,8 +9,8 @@ namespace tandem::network {
 
 class Run {
  public:
-  // state: of a stream, with its Stream.
-  Run(const Network& network, const Plan& plan, const Call& call, uint8_t* state = nullptr);
+  // A run of `steps` steps. state: of a stream or of a window in pieces, with its Stream.
+  Run(const Network& network, const Plan& plan, const Call& call, int64_t steps, uint8_t* state = nullptr);
 
   void operator()();
 
@@ -72,7 +72,9 @@ class Run {
   float* bad_;                       // [batch]: NaN where a potential was not finite
 
  private:
-  bool streams() const { return plan_.mode == Mode::kSteps; }
+  bool goes_on() const { return plan_.goes_on(); }
+  // Steps of the window, or of the stream, before this run.
+  int64_t before() const { return goes_on() ? stream().steps : 0; }
   // The images that instruction i reads: one per sample and plane.
   int64_t images(int64_t i) const {
     return plan_.batch * (program_.value(instruction(i).input) == Value::kWindowTrain ? 1 : planes_);

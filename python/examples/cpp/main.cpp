@@ -17,6 +17,7 @@
 #include <exception>
 #include <fstream>
 #include <iterator>
+#include <map>
 #include <stdexcept>
 
 #include "frozen_file.h"
@@ -61,14 +62,18 @@ class CountingNumbers : public PlainNumbers {
   void fired(int64_t instruction, tandem::Timing timing, const uint8_t* train, int64_t bytes) override {
     std::vector<uint8_t> counts(train, train + bytes);
     if (timing == tandem::Timing::kStep) tandem::cpu::count_bytes(train, 1, bytes, counts.data(), tandem::serial_for);
-    double sum = 0;
-    for (const uint8_t count : counts) sum += count;
-    const size_t i = static_cast<size_t>(instruction);
-    std::printf("layer %s: %.0f spikes\n", i < names_.size() ? names_[i].c_str() : "", sum);
+    for (const uint8_t count : counts) spikes_[instruction] += count;
+  }
+  void print() const {
+    for (const auto& [instruction, sum] : spikes_) {
+      const size_t i = static_cast<size_t>(instruction);
+      std::printf("layer %s: %.0f spikes\n", i < names_.size() ? names_[i].c_str() : "", sum);
+    }
   }
 
  private:
   const std::vector<std::string>& names_;
+  std::map<int64_t, double> spikes_;  // of all pieces
 };
 
 // The memory of a network's answers.
@@ -235,6 +240,7 @@ void classify(const char* path, const std::vector<const char*>& files, bool valu
   call.answers = answers.places();
   call.host = &host;
   network.run(plan, call);
+  host.print();
 
   for (int64_t b = 0; b < batch; ++b) answers.print(b, b, values, "");
 }

@@ -87,6 +87,10 @@ class PlainNumbers : public tandem::network::Host {
     return y.data();
   }
 
+  void forget(int64_t results) override {
+    kept_.erase(kept_.end() - std::min<int64_t>(results, kept_.size()), kept_.end());
+  }
+
  private:
   // The two places of a line of n between which place i of its upsampled line lies, and the share of the second.
   struct Between {
