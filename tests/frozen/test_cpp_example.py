@@ -12,7 +12,7 @@ import torch
 from heads import STRUCTURES, Heads
 from networks import NETWORKS, average, dyadic, lif, own_counts, trained, with_own_T
 from pages import ROOT, blocks
-from test_currents import BLOCKS, network
+from test_currents import BLOCKS, Placed, network
 from test_frozen_file import converted, events
 from test_inputs import Two, given
 from tokens import transformer
@@ -134,6 +134,10 @@ def many_steps():
 CURRENTS = [pytest.param(made_of(block), id=block.__name__) for block in BLOCKS]
 
 
+def placed():
+    return Placed("step"), torch.rand(4, 3, 9, 7)
+
+
 def tokens():
     return transformer(tokens=8), torch.rand(4, 3, 16, 8)
 
@@ -156,7 +160,9 @@ def test_pixels(given, classify, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", [None, 4])
-@pytest.mark.parametrize("make", [lif, converted, events, average, heads, tokens, many_steps, *NETWORKS, *CURRENTS])
+@pytest.mark.parametrize(
+    "make", [lif, converted, events, average, heads, placed, tokens, many_steps, *NETWORKS, *CURRENTS]
+)
 def test_networks(make, bits, timing, classify, tmp_path):
     """The sums of a first layer that reads real numbers, and of currents, are floats there and here: exact ones."""
     if make is tokens and timing == "step":
