@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import assert_same, bursts, dyadic, dyadic_, spikes, train, train_with_edge
-from networks import exported, in_windows
+from networks import Net, exported, in_windows
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -88,6 +88,21 @@ def test_layers_that_share_a_tensor_of_thresholds_compile(timing):
     layers = [tnn.Linear(4, 4, timing=timing, **options) for _ in range(3)]
     net = nn.Sequential(tnn.Encoder(8), *layers[:2], tnn.Residual(layers[2]), tnn.Readout(4, 2))
     assert_compiles(lambda x: [net(x).square()], [torch.rand(5, 4)], [*net.parameters()])
+
+
+@pytest.mark.parametrize("output_size", [1, 3, (2, None)])
+def test_currents_and_their_averages_compile(output_size, timing):
+    net = Net(
+        lambda m, x: m.readout(m.pool(m.fire(m.constants[0] + (m.conv(m.encoder(x)) + m.constants[1])))),
+        encoder=tnn.Encoder(8), conv=tnn.Conv2d(3, 16, 3, norm=True, neurons=False, timing=timing),
+        constants=nn.ParameterList(torch.randn(shape) for shape in ((16, 1, 1), (5, 7))),
+        fire=tnn.Neurons(timing=timing), pool=tnn.AdaptiveAvgPool2d(output_size), readout=tnn.ReadoutConv2d(16, 4, 1),
+    )  # fmt: skip
+    assert_compiles(lambda x: [net(x).square()], [torch.rand(5, 3, 7, 9)], [*net.parameters()])
+    compiled = torch.compile(net.pool, fullgraph=True, backend="aot_eager", dynamic=True)
+    for size in (7, 14):
+        x = train(8, 2, 16, size, 6)
+        assert torch.equal(compiled(x), net.pool(x))
 
 
 def convolutions(x, w1, w2):

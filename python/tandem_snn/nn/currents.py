@@ -163,6 +163,14 @@ class Currents(Signal):
 
     __radd__ = __add__
 
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Add a tensor as ``+`` does: ``torch.compile`` asks for that function."""
+        if func in (torch.add, Tensor.add):
+            u, other = args if isinstance(args[0], Currents) else reversed(args)
+            return u.__add__(other)
+        return super().__torch_function__(func, types, args, kwargs)
+
     def __mul__(self, factor: float) -> "Currents":
         return self.map(lambda u: u * factor) if isinstance(factor, int | float) else NotImplemented
 

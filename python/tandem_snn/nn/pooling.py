@@ -164,8 +164,9 @@ class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
     def _multiple(self, space: Sequence[int]) -> int:
         """Return the least common multiple of the numbers of values that are averaged."""
         size = self.output_size if isinstance(self.output_size, tuple) else (self.output_size,) * 2
-        pairs = ((n, m or n) for n, m in zip(space, size, strict=True))
-        return math.prod(math.lcm(*(-(-(j + 1) * n // m) - j * n // m for j in range(m))) for n, m in pairs)
+        # torch.compile has no multiples of unknown sizes, which ranges make known, and passes no generators on
+        pairs = [(len(range(n)), len(range(m or n))) for n, m in zip(space, size, strict=True)]
+        return math.prod([math.lcm(*[-(-(j + 1) * n // m) - j * n // m for j in range(m)]) for n, m in pairs])
 
 
 class MaxPool2d(nn.Module):
