@@ -39,6 +39,20 @@ def test_half_types(dtype, tmp_path):
     check_frozen(trained(transformer(), images()).to(dtype), images().to(dtype), tmp_path, "window", images().to(dtype))
 
 
+def test_calibrated(tmp_path):
+    """Tokens get one threshold: attention, and what reads channels that were tokens, take one gain."""
+    net, x = trained(transformer(), images(16)), images(16)
+
+    def error():
+        return (net(x) - ts.to_ann(net)(x)).square().mean()
+
+    before = error()
+    with pytest.warns(UserWarning, match="calibrate: thresholds fit evaluation"):
+        ts.calibrate(net, [x])
+    assert error() < before / 2
+    check_frozen(net, x, tmp_path, "window", x)
+
+
 def test_events(tmp_path):
     net = nn.Sequential(tnn.Encoder(6, mode="events"), *transformer()[1:])
     x = te.SpikeTrain.from_dense((torch.rand(6, 4, 3, 12, 8) < 0.3).float())

@@ -29,10 +29,10 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
 
     The threshold is ϑ = a/T. A count cannot exceed T, so activations above a saturate. a is chosen from the layer's
     activations in the ANN twin, in evaluation mode, over all inputs (of many millions, a part): for the whole layer if
-    its threshold is one number, else per channel, as for layers of :func:`convert` and those without one. By default, a
-    minimises the squared error from saturation and from rounding to multiples of ϑ; channels with few samples also use
-    the statistics of the layer. a is at most the ceiling of a ReLU6 or hardtanh(0, c). Initial potentials are scaled
-    with the thresholds.
+    its threshold is one number, or is not given and it may make tokens, else per channel. By default, a minimises the
+    squared error from saturation and from rounding to multiples of ϑ; channels with few samples also use the statistics
+    of the layer. a is at most the ceiling of a ReLU6 or hardtanh(0, c). Initial potentials are scaled with the
+    thresholds.
 
     The twin's batch norms use their running statistics, those of training the statistics of a batch. Where the two are
     far apart, as in an ANN that was never trained, neurons saturate or are silent in training, and gradients can
@@ -73,6 +73,10 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
 
     def keep(name: str, layer: nn.Module, x: Any, keywords: dict[str, Any], activation: Tensor) -> None:
         if name in seen:
+            if isinstance(layer, ann.Linear):
+                activation = activation.movedim(-1, 1)
+            if activation.dim() > 2 and layers[name].threshold is None and has_one_gain(layers[name]):
+                activation = activation.reshape(-1)
             values = sample_by_channel(activation)
             if not bool(values.isfinite().all()):
                 raise ValueError(f"data: in a batch the activations of {name!r} are infinite or NaN")
@@ -137,7 +141,7 @@ def batches_of(data: Iterable[Any], inputs: int) -> Iterator[tuple[Tensor | Spik
 
 def _set(layer: tnn.SpikingLayer, values: Tensor, T: int, percentile: float | None) -> None:
     """Set the threshold of a layer from activations [C, N]. A layer that never fires keeps its threshold."""
-    like = torch.ones(len(values)) if layer.threshold is None else layer.threshold
+    like = torch.ones(() if len(values) == 1 else len(values)) if layer.threshold is None else layer.threshold
     threshold = torch.as_tensor(like)
     values = values if threshold.dim() else values.reshape(1, -1)
     if percentile is None:
@@ -150,6 +154,11 @@ def _set(layer: tnn.SpikingLayer, values: Tensor, T: int, percentile: float | No
         a = torch.where(a > 0, a, a.max()).to(threshold.device)  # a silent channel has 0
         a = a.clamp_max(getattr(layer, "ceiling", None) or torch.inf)
         set_threshold(layer, a / T if threshold.dim() else a.item() / T)
+
+
+def has_one_gain(layer: tnn.SpikingLayer) -> bool:
+    """Return whether a layer of several dimensions may make tokens, of which some readers take one gain for all."""
+    return isinstance(layer, tnn.Linear) or layer._channels is None
 
 
 def sample_by_channel(activations: Tensor) -> Tensor:
