@@ -189,3 +189,13 @@ def test_programs_are_made_once_whatever_the_sizes_and_do_not_pile_up():
         x = torch.rand(2, 1, size, size)
         assert torch.equal(frozen(x), net(x))
     assert len(frozen._programs) == 1
+
+
+@pytest.mark.kernels
+def test_spikes_of_a_layer_with_its_own_T_are_no_input():
+    front = nn.Sequential(tnn.Encoder(8), tnn.Linear(6, 20, timing="window", T=16, gain=1.0))
+    train = front(torch.rand(4, 6)).detach()
+    frozen = freeze(nn.Sequential(tnn.Linear(20, 16, timing="window"), tnn.Readout(16, 4)), T=8)
+    for call in (frozen, frozen.step, frozen.settle, frozen.readouts, frozen.anytime):
+        with pytest.raises(ValueError, match="x: expected spikes in the steps of the network, got .* T=16 .* T=8"):
+            call(train)

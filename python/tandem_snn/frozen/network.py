@@ -18,13 +18,13 @@ from tandem_ext.train import with_flags
 
 from .. import nn as tnn
 from ..nn.hooks import FIRING, READOUTS
-from ..nn.signals import check_batch, describe, inputs_of
+from ..nn.signals import describe, inputs_of
 from .graphs import MOST_KEPT, Graph, capture, key_of
 from .instruction import FIRES, CannotLower
 from .lowering import lower, snapshot
 from .program import Metadata, Program, inference, write
 from .stages import Stage, Stages, check_finite, flags_of
-from .stream import Inputs, Stream, Streaming
+from .stream import Inputs, Stream, Streaming, check_input
 from .weights import Grid, grids_of
 
 _KEEPING = threading.Lock()
@@ -149,7 +149,7 @@ class FrozenNetwork(Streaming, WeightKeeper):
         """Return T of this call, which self.T may not be if another thread calls with another T."""
         T = self._T
         for x in inputs:
-            check_batch(x)
+            check_input(x)
             T = x.T if isinstance(x, SpikeTrain) else T
         if any(isinstance(x, SpikeTrain) and x.T != T for x in inputs):
             raise ValueError("x: expected trains of one T")

@@ -416,10 +416,18 @@ class Streaming:
             yield stream.answer(answers), stream.by_layer(moves)
 
 
+def check_input(x: Any) -> None:
+    """Check the input of a frozen network, whose layers have the T of its trains."""
+    check_batch(x)
+    if isinstance(x, SpikeTrain) and x.network_T != x.T:
+        own = f"got the spikes of a layer with its own T={x.T} in a network of T={x.network_T}"
+        raise ValueError(f"x: expected spikes in the steps of the network, {own}: freeze that layer as a part of it")
+
+
 def _signal(x: Any, mode: str) -> Any:
     if x is None:
         return x
-    check_batch(x)
+    check_input(x)
     if isinstance(x, SpikeTrain) and mode != "events":
         raise ValueError(f"x: expected an image, got {describe(x)}")
     if isinstance(x, SpikeTrain) or mode != "events":
