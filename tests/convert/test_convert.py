@@ -120,6 +120,20 @@ def test_data_that_cannot_be(data, error, message, call):
         call(convert(small(), T=8), data)
 
 
+def test_a_layer_s_own_T_is_calibrated():
+    net, x = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 7), nn.ReLU(), nn.Linear(7, 3)), torch.rand(40, 6)
+    nn.init.constant_(net[0].bias, 0.5)  # no channel is silent
+    snn = convert(net, T=4, data=[x])
+    snn.get_submodule("0").T = 16
+    calibrate(snn, [x], percentile=100)
+    activations = net[:2](x)
+    torch.testing.assert_close(snn.get_submodule("0").threshold, activations.amax(0) / 16)
+    train = snn.get_submodule("0")(snn.encoder(x))
+    assert (train.T, train.network_T, int(train.counts.max())) == (16, 4, 16)
+    assert ((train.counts * train.gain - activations).abs() <= 0.5001 * train.gain).all()
+    assert torch.equal(freeze(snn)(x), snn.eval()(x))
+
+
 def test_what_cannot_be_calibrated():
     snn = convert(small(), T=8)
     for net, percentile, message in (

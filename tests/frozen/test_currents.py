@@ -357,3 +357,17 @@ def peak(T):
 def test_memory_of_a_call_does_not_grow_with_the_number_of_steps():
     short, long = (float(child.run("-c", f"import test_currents; print(test_currents.peak({T}))")) for T in (16, 256))
     assert long < short + 8 * 2**20  # one current of 256 steps is 64 MiB
+
+
+@pytest.mark.parametrize("pool", [tnn.MaxPool2d(3, 2, 1), tnn.AdaptiveMaxPool2d(3)])
+def test_maxima_of_the_currents_of_steps_run_layer_by_layer(pool):
+    net = nn.Sequential(
+        tnn.Encoder(9, mode="zero_expand"), tnn.Conv2d(3, 8, 3), tnn.Conv2d(8, 8, 3, neurons=False), pool,
+        tnn.Neurons(8), tnn.AdaptiveAvgPool2d(1), tnn.Flatten(), tnn.Readout(8, 3),
+    ).eval()  # fmt: skip
+    x = torch.rand(2, 3, 12, 11)
+    with pytest.warns(
+        UserWarning, match="'?3'?: the maximum of the currents of steps is the growth of the largest sum"
+    ):
+        frozen = ts.freeze(net, example=x)
+    assert torch.equal(frozen(x), net(x))

@@ -197,5 +197,5 @@ def test_spikes_of_a_layer_with_its_own_T_are_no_input():
     train = front(torch.rand(4, 6)).detach()
     frozen = freeze(nn.Sequential(tnn.Linear(20, 16, timing="window"), tnn.Readout(16, 4)), T=8)
     for call in (frozen, frozen.step, frozen.settle, frozen.readouts, frozen.anytime):
-        with pytest.raises(ValueError, match="x: expected spikes in the steps of the network, got .* T=16 .* T=8"):
+        with pytest.raises(ValueError, match=r"x: expected spikes in the steps of the network, got .* T=16 .* T=8"):
             call(train)

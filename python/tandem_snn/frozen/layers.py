@@ -109,7 +109,8 @@ def _move(lowering: Lowering, name: str, layer: Any, x: Value) -> Value:
 def _move_currents(lowering: Lowering, name: str, layer: Any, x: Value) -> Value:
     kind, fields = _pooling(name, layer, True)
     if kind == "max_pool" and x.timing != "window":
-        raise CannotLower(name, 'the largest current of a step is not that of the window: use timing="window"')
+        kept = "the growth of the largest sum so far, which a program does not keep"
+        raise CannotLower(name, f'the maximum of the currents of steps is {kept}: use timing="window"')
     return lowering.currents(name, kind, x, None if kind == "flatten" else x.channels, fields)
 
 
