@@ -151,7 +151,7 @@ class FrozenNetwork(Streaming, WeightKeeper):
         for x in inputs:
             check_input(x)
             T = x.T if isinstance(x, SpikeTrain) else T
-        if any(isinstance(x, SpikeTrain) and x.T != T for x in inputs):
+        if len(inputs) > 1 and any(isinstance(x, SpikeTrain) and x.T != T for x in inputs):
             raise ValueError("x: expected trains of one T")
         if T != self._T:
             self._T = T
@@ -239,12 +239,16 @@ class FrozenNetwork(Streaming, WeightKeeper):
     def _program_for(self, *gains: float | Tensor) -> Program:
         key = tuple(tuple(g.tolist()) if isinstance(g, Tensor) and g.dim() > 0 else float(g) for g in gains)
         key += (1.0,) * (self._given - len(key))
-        by_channel = any(isinstance(gain, tuple) for gain in key)
-        if by_channel and any(getattr(layer, "weight_bits", None) for layer in self.net.modules()):
-            raise ValueError("x: weights of few bits are rounded already, so the gain must be one for all channels")
-        with _KEEPING:
+
+        def make() -> Program:
+            by_channel = any(isinstance(gain, tuple) for gain in key)
+            if by_channel and any(getattr(layer, "weight_bits", None) for layer in self.net.modules()):
+                raise ValueError("x: weights of few bits are rounded already, so the gain must be one for all channels")
             worth = [g if isinstance(k, tuple) else k for g, k in zip(gains, key, strict=False)]
-            return _kept(self._programs, key, lambda: Program(self.net, worth, self._T, self._example))
+            return Program(self.net, worth, self._T, self._example)
+
+        with _KEEPING:
+            return _kept(self._programs, key, make)
 
 
 def _kept(values: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:
