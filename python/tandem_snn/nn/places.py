@@ -16,46 +16,54 @@ from .signals import check_input, map_features
 Ruler = Callable[[Tensor, int], Tensor]
 
 
-def placed(x: Any, ruler: Ruler, zeros: bool = True) -> Any:
+def placed(x: Any, ruler: Ruler) -> Any:
     """Move the features of a signal or tensor [B, C, *space] along each axis of space.
 
     Args:
         x: a signal, or a tensor.
-        ruler: (places, axis) -> the places that the result takes, [1, 1, n']. ``places`` are the numbers 1 to n of
+        ruler: (places, axis) -> the places that the result takes, [1, 1, n']. ``places`` are the numbers 0 to n - 1 of
             those of x, [1, 1, n], as floats, so that torch's functions on lines move them.
-        zeros: whether some results are 0, which stands for no place.
 
-    >>> placed(torch.tensor([[[5.0, 7.0]]]), lambda places, axis: F.pad(places, (1, 0)))
-    tensor([[[0., 5., 7.]]])
+    >>> placed(torch.tensor([[[5.0, 7.0]]]), lambda places, axis: F.interpolate(places, 4))
+    tensor([[[5., 5., 7., 7.]]])
     """
-    index = [ruler(torch.arange(1.0, n + 1, device=x.device).view(1, 1, n), d) for d, n in enumerate(x.shape[2:])]
-    return map_features(x, lambda t: _taken(t, [places.flatten().long() - 1 for places in index], zeros))
+    index = [ruler(torch.arange(float(n), device=x.device).view(1, 1, n), d) for d, n in enumerate(x.shape[2:])]
+    return map_features(x, lambda t: _taken(t, [places.flatten().long() for places in index]))
 
 
-def _taken(x: Tensor, index: Sequence[Tensor], zeros: bool) -> Tensor:
+def _taken(x: Tensor, index: Sequence[Tensor]) -> Tensor:
     axes = len(index)
     x = x.movedim(-1 - axes, -1)  # channels are last in memory
     for axis, places in enumerate(index):
-        if zeros:  # the place -1 is a line of zeros before the others
-            x, places = F.pad(x, [0, 0] * (axes - axis) + [1, 0]), places + 1
         x = x.index_select(axis - axes - 1, places)
     return x.movedim(-1, -1 - axes)
 
 
 def padding_of(mode: str, sides: Sequence[int]) -> Ruler:
     """Return the ruler of torch's padding mode for ``sides``, as F.pad takes them: those of the last axis first."""
-    padded = "constant" if mode == "zeros" else mode
-    return lambda places, axis: F.pad(places, list(sides)[len(sides) - 2 * axis - 2 :][:2], padded)
+    return lambda places, axis: F.pad(places, list(sides)[len(sides) - 2 * axis - 2 :][:2], mode)
 
 
-def spread(stride: Sequence[int], before: Sequence[int], after: Sequence[int]) -> Ruler:
-    """Return the ruler that puts stride - 1 zeros between places, and some before and after; below 0 it drops them."""
+def spread(x: Any, stride: Sequence[int], before: Sequence[int], after: Sequence[int]) -> Any:
+    """Put stride - 1 zeros between the places of a signal or tensor, and some before and after; below 0 it drops them.
 
-    def ruler(places: Tensor, axis: int) -> Tensor:
-        apart = F.pad(places.unsqueeze(-1), (0, stride[axis] - 1)).flatten(2)
-        return F.pad(apart, (before[axis], after[axis] - stride[axis] + 1))
+    >>> spread(torch.tensor([[[5.0, 7.0]]]), [2], [1], [0])
+    tensor([[[0., 5., 0., 7.]]])
+    """
+    axes = len(stride)
 
-    return ruler
+    def spaced(x: Tensor) -> Tensor:
+        x = x.movedim(-1 - axes, -1)  # channels are last in memory
+        *lead, channels = x.shape
+        apart = [n * s for n, s in zip(lead[-axes:], stride, strict=True)]
+        between, sides = [0, 0], [0, 0]  # as F.pad takes them
+        for axis in reversed(range(axes)):
+            x = x.unsqueeze(2 * axis - 2 * axes)
+            between += [0, stride[axis] - 1, 0, 0]
+            sides += [before[axis], after[axis] - stride[axis] + 1]
+        return F.pad(F.pad(x, between).reshape(*lead[:-axes], *apart, channels), sides).movedim(-1, -1 - axes)
+
+    return map_features(x, spaced)
 
 
 def transposed(weight: Tensor, groups: int) -> Tensor:
@@ -101,7 +109,7 @@ class Upsample(nn.Upsample):
         if axes not in (1, 2) or (isinstance(sizes, (tuple, list)) and len(sizes) != axes):
             raise ValueError(f"x: Upsample to {sizes} takes as many spatial sizes, 1 or 2, got shape {list(x.shape)}")
         if self.mode != "bilinear":
-            return placed(x, self._nearest, zeros=False)
+            return placed(x, self._nearest)
         if isinstance(x, SpikeTrain | Currents):
             return currents_of(x).map(lambda u: self._bilinear(laid_out(u, True)))
         return map_features(x, self._bilinear)

@@ -292,7 +292,7 @@ class AdaptiveMaxPool2d(nn.Module):
             longest = max(end - start for start, end in edges)
             return places[..., [min(start + k, end - 1) for start, end in edges for k in range(longest)]]
 
-        return placed(x, ruler, zeros=False)
+        return placed(x, ruler)
 
     def extra_repr(self) -> str:
         return f"output_size={self.output_size}"

@@ -128,7 +128,7 @@ class _Conv(SpikingLayer):
     def arranged(self, x: Any) -> Any:
         if not self.arranges:
             return x
-        return placed(x, padding_of(self.padding_mode, self._reversed_padding_repeated_twice), zeros=False)
+        return placed(x, padding_of(self.padding_mode, self._reversed_padding_repeated_twice))
 
 
 @shows_neuron_options
@@ -219,7 +219,7 @@ class _ConvTranspose(SpikingLayer):
         sizes = zip(self.kernel_size, self.dilation, self.padding, strict=True)
         before = [d * (k - 1) - p for k, d, p in sizes]
         after = [size + more for size, more in zip(before, self.output_padding, strict=True)]
-        return placed(x, spread(self.stride, before, after))
+        return spread(x, self.stride, before, after)
 
     def kernel_of(self, weight: Tensor) -> Tensor:
         return transposed(weight, self.groups)
