@@ -3,11 +3,13 @@
 import copy
 import ctypes
 import subprocess
+import sys
+from pathlib import Path
 
 import networks
 import pytest
 import torch
-from any_window import FIRST, drawn, of_pixels
+from any_window import FIRST, counts_of, drawn, of_pixels
 from networks import conv, depthwise, few_bits, line, mlp, of_timing, projection, residual
 from test_currents import Dense, Fired, Pooled, PreActivation
 from torch import nn
@@ -18,6 +20,9 @@ import tandem_snn.nn as tnn
 from tandem_snn.frozen.instruction import INPUT, CannotLower, Instruction
 from tandem_snn.frozen.stages import Stage, Stages
 from tandem_snn.integer.graph import IntegerGraph
+
+sys.path.append(str(Path(__file__).parents[1] / "data"))
+import make_networks
 
 pytestmark = pytest.mark.kernels
 POOLS = (tnn.MaxPool1d, tnn.MaxPool2d)
@@ -201,3 +206,26 @@ def test_pixels(first, given, tmp_path):
     sums, logits = compiled(frozen, tmp_path)(x, expected.shape[1:])
     assert torch.equal(logits, expected)
     assert torch.equal(sums.long(), IntegerGraph.of(frozen).sums(x))
+
+
+def test_the_committed_network_of_pixels(tmp_path):
+    """All test digits: the sums by C, whose logits have the committed hash, and every count, by steps until rest."""
+    pytest.importorskip("sklearn")
+    frozen, x = ts.load(make_networks.FILES["pixels"]), make_networks.shown("pixels", make_networks.digits()[0][1347:])
+    sums, logits = compiled(frozen, tmp_path, "gcc", "-O2", "-DNET_STEP")(x, (10,))
+    assert torch.equal(sums.long(), IntegerGraph.of(frozen).sums(x))
+    assert torch.equal(logits, frozen(x))
+    library, shown = ctypes.CDLL(str(tmp_path / "net.so")), torch.zeros(64, dtype=torch.int16)
+    layers = [counts.movedim(1, -1).flatten(1) for counts in counts_of(frozen, x).values()]
+    wanted = torch.cat(layers, 1).int()
+    moves = torch.frombuffer((ctypes.c_int8 * wanted.shape[1]).in_dll(library, "net_moves"), dtype=torch.int8)
+    counts, final = torch.zeros_like(wanted[0]), torch.zeros(10, dtype=torch.int32)
+    for image, right, expected in zip(x.flatten(1).short(), wanted, sums, strict=True):
+        moved = 1
+        while moved:
+            changes = (image - shown).clamp(-127, 127).char()
+            shown += changes
+            moved = library.net_step(pointer(changes), pointer(final))
+            counts += moves
+        assert torch.equal(counts, right)
+        assert torch.equal(final, expected)
