@@ -5,7 +5,7 @@ import resource
 import child
 import pytest
 import torch
-from networks import at_the_counts, check_frozen, trained, with_own_T
+from networks import Net, at_the_counts, check_frozen, trained, with_own_T
 from torch import nn
 
 import tandem_ext as te
@@ -205,6 +205,18 @@ def test_errors():
     )
     with pytest.raises(ValueError, match='"window", but it reads currents with timing "step"'):
         ts.freeze(mixed).save("none")
+
+
+@pytest.mark.parametrize(("forward", "reason"), [
+    (lambda m, x: m.readout(m.conv(m.encoder(x))).mean(2), "it uses 'mean' of an answer or means"),
+    (lambda m, x: m.readout(m.conv(m.encoder(x.abs()))), "it uses 'abs' of the input"),
+    (lambda m, x: m.readout(m.conv(m.encoder(x)).map(torch.sin)), "it uses 'map' of currents"),
+])  # fmt: skip
+def test_what_is_no_layer_is_named(forward, reason):
+    conv = tnn.Conv2d(3, 8, 3, neurons=False, timing="window")
+    net = Net(forward, encoder=tnn.Encoder(4), conv=conv, readout=tnn.ReadoutConv2d(8, 2, 1))
+    with pytest.warns(UserWarning, match=rf"net: its forward is more than layers of tandem_snn.nn .*\({reason}\)"):
+        ts.freeze(net.eval(), example=torch.rand(2, 3, 6, 6))
 
 
 class Fired(nn.Module):

@@ -104,11 +104,14 @@ class Value(signal.Signal):
     def __getattr__(self, name: str) -> Any:
         return _lacking(name, self)
 
-    __repr__ = lambda _: "a train"  # noqa: E731
+    def __repr__(self) -> str:
+        if self.source is not None:
+            return "the input"
+        return "currents" if self.is_currents else "an answer or means" if self.is_numbers else "a train"
 
 
-def _lacking(name: str, _: Value) -> Any:
-    raise AttributeError(f"it uses {name!r} of a train")
+def _lacking(name: str, value: Value) -> Any:
+    raise AttributeError(f"it uses {name!r} of {value!r}")
 
 
 for _name in ("map", "replace", "to", "detach", "shape", "device"):  # what it inherits and has not
@@ -179,9 +182,9 @@ class _Tracer:
         except Exception as error:  # a user's forward may raise anything when it is traced
             if error is self.failed or isinstance(error, CannotLower):
                 raise
-            what = f"{type(module).__name__} is not" if name else "it contains something that is not"
+            what = f"{type(module).__name__} is not a layer" if name else "its forward is more than layers"
             only = "or a combination of such, which alone run step by step and can be saved and exported"
-            why = f"{what} a layer of tandem_snn.nn {only} ({str(error).replace('Value', 'SpikeTrain')})"
+            why = f"{what} of tandem_snn.nn {only} ({str(error).replace('Value', 'SpikeTrain')})"
             raise CannotLower(name or "net", why) from error
 
 
