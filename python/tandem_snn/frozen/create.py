@@ -50,7 +50,7 @@ def freeze(
         A FrozenNetwork.
 
     Raises:
-        TypeError: net is not a module, or weight_bits or T is not an int.
+        TypeError: net is not a module, weight_bits or T is not an int, or example has not as many inputs as net.
         ValueError: net has no layers of this package or ends in spikes; weight_bits or T is out of range; weight_bits
             is given, but no layer can be rounded; or a weight, scale, threshold or statistic is not finite (the message
             names the layer).

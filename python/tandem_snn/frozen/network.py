@@ -71,6 +71,8 @@ class FrozenNetwork(Streaming, WeightKeeper):
             raise ValueError(f"T: the network's Encoder has T={windows.pop()}, got {T}")
         shapes = net.meta.get("shapes") if shapes is None and isinstance(net, fx.GraphModule) else shapes
         self._given = len(self.net.modes if isinstance(self.net, Stages) else inputs_of(self.net)) or 1
+        if shapes is not None and len(shapes) != self._given:
+            raise TypeError(f"example: the network takes {self._given} inputs, got {len(shapes)}")
         self._shapes = self._example = shapes  # of the last inputs, and for layers that move features
         self._programs: dict[Any, Program] = {}  # by the gains of the inputs
         self._graphs: dict[Any, Graph | None] = {}
