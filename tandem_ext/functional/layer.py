@@ -149,4 +149,4 @@ def by_channel(x: Any, weight: Tensor, product: Product) -> tuple[Any, Tensor]:
     """Multiply a gain per channel into the weight; return x with gain 1 and the new weight."""
     if not isinstance(x.gain, Tensor) or not x.gain.dim():
         return x, weight
-    return x.replace(gain=1.0), product.weighted(weight, x.gain)
+    return x.replace(gain=1.0), product.weighted(weight, x.gain, x.centred)

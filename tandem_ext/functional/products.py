@@ -40,12 +40,12 @@ class Product(NamedTuple):
         checks.kernel(sizes, kernel, self.padding, self.dilation)
         return x_shape[0], w_shape[0], *output_sizes(sizes, kernel, self.stride, self.padding, self.dilation)
 
-    def weighted(self, weight: Tensor, gain: Tensor) -> Tensor:
+    def weighted(self, weight: Tensor, gain: Tensor, centred: bool = False) -> Tensor:
         """Multiply the gain of each input channel, [K], into the weight, so that it applies to spikes of value 1.
 
-        For a gain [2·K] the weight is first repeated: an input of centred pixels has each channel twice.
+        For centred pixels the weight is first repeated: they have each channel twice.
         """
-        if gain.numel() == 2 * weight.shape[1] * self.groups:
+        if centred:
             if self.groups > 1:
                 raise ValueError(f"groups: a mean of pixels is for layers without groups, got {self.groups}")
             weight = torch.cat([weight, weight], 1)

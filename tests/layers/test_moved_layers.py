@@ -243,3 +243,20 @@ def test_operations_are_those_of_the_spikes():
 def test_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+MOVES = {
+    "transposed": [tnn.ConvTranspose2d(8, 4, 3, stride=2, padding=1, timing="window")],
+    "turned": [tnn.Permute([0, 1, 3, 2]), tnn.Conv2d(8, 4, 3, timing="window")],
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_gains_of_channels_move_when_frozen(move):
+    torch.manual_seed(0)
+    x = te.SpikeTrain.from_counts(torch.randint(9, (2, 3, 8, 6)), 8)
+    layers = [tnn.Conv2d(3, 8, 3, padding=1, gain=torch.randn(8), timing="window"), *MOVES[move], tnn.Flatten()]
+    net = nn.Sequential(*layers)
+    net.append(tnn.Readout(net(x).shape[1], 5)).eval()
+    frozen = freeze(net, T=8, example=x)
+    assert torch.equal(frozen(x), net(x))

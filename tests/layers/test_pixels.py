@@ -118,3 +118,53 @@ def test_gradients_are_the_ann_s_at_the_pixels():
 def test_what_does_not_fit_is_refused(make, error, words):
     with pytest.raises(error, match=words):
         make()
+
+
+def normalised(*layers, make=nn.Sequential):
+    """A network of pixels with a mean, and one of the same layers that reads the normalised image."""
+    pixels = tnn.Encoder(8, "pixels", mean=[0.5, 0.125, 0.875], std=0.25)
+    return make(pixels, *layers), make(tnn.Encoder(8), *layers)
+
+
+def image(x):
+    return (x.double() / 255 - torch.tensor([0.5, 0.125, 0.875], dtype=torch.float64).view(3, 1, 1)) / 0.25
+
+
+MOVED = {
+    "reflected": [tnn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect", timing="window")],
+    "upsampled": [tnn.Upsample(scale_factor=2), tnn.Conv2d(3, 8, 3, timing="window")],
+    "turned": [tnn.Permute([0, 1, 3, 2]), tnn.Conv2d(3, 8, 3, timing="window")],
+    "transposed": [tnn.ConvTranspose2d(3, 8, 2, stride=2, timing="window")],
+    "tokens": [tnn.Permute([0, 2, 3, 1]), tnn.Linear(3, 8, timing="window")],
+}
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("layers", MOVED.values(), ids=MOVED)
+def test_a_mean_goes_with_pixels_that_move(layers):
+    x = torch.randint(256, (2, 3, 8, 6), dtype=torch.uint8)
+    net, expected = normalised(*layers)
+    counts = net(x).counts
+    near = counts != expected(image(x).float()).counts  # within rounding of a threshold
+    assert near.float().mean() < 0.01
+    assert counts.unique().numel() > 2
+    net.extend([tnn.Flatten(), tnn.Readout(counts[0].numel(), 5)]).eval()
+    frozen = ts.freeze(net, example=x)
+    assert "one call" in repr(frozen)
+    assert torch.equal(frozen(x), net(x))
+
+
+def test_pixels_with_a_mean_that_lose_their_order_are_refused():
+    x = tnn.Encoder(8, "pixels", mean=0.5)(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="signals: pixels with a mean cannot be joined along dimension 1"):
+        te.cat([x, x], 1)
+    assert te.cat([x, x]).centred
+    with pytest.raises(ValueError, match="x: pixels with a mean cannot be flattened behind Permute"):
+        tnn.Flatten()(tnn.Permute([0, 2, 3, 1])(x))
+
+
+def test_channels_must_fit_also_if_each_has_its_gain():
+    x = tnn.Conv2d(3, 16, 3, gain=torch.rand(16))(te.SpikeTrain.from_counts(torch.ones(2, 3, 8, 8), 8))
+    for layer in (tnn.Conv2d(8, 4, 3), tnn.ReadoutConv2d(8, 4, 1), nn.Sequential(tnn.Flatten(), tnn.Linear(288, 4))):
+        with pytest.raises(ValueError, match="8"):
+            layer(x)

@@ -117,6 +117,8 @@ def joined(lowering: Lowering, name: str, values: list[Value]) -> Value:
             values = [lowering.affine(name, value, None, None) for value in values]
     if not all(value.is_numbers for value in values):
         check_times(name, *values)
+    if any(value.centred for value in values):
+        raise CannotLower(name, "pixels with a mean cannot be joined: join the images")
     x = values[0]
     for other in values[1:]:
         key = x.number, other.number
@@ -160,7 +162,9 @@ def _gathered(
         each = gain if gain.dim() > 1 else spread(gain, features[0]).view(-1, *[1] * (len(features) - 1))
         of_features = each.expand(features).flatten()
         gain = torch.where(index < 0, 0, of_features[index.clamp(min=0)])
-        gain = gain.flatten(1).amax(1) if by_channel and gain.dim() > 1 else gain
+        if by_channel and gain.dim() > 1:  # of a channel all are the same, except those of no place, which are 0
+            gain = gain.flatten(1)
+            gain = gain.gather(1, gain.abs().argmax(1, keepdim=True)).flatten()
     pixels = torch.Size(features[1:]).numel()
     is_real = x.timing is None and not x.is_currents
     if not is_real and len(features) == index.dim() and tuple(index.shape[1:]) == features[1:]:

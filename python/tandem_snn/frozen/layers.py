@@ -50,7 +50,7 @@ def apply_layer(lowering: Lowering, name: str, layer: Any, x: Value, residual: V
         if (layer.start_dim % (dims + 1), layer.end_dim % (dims + 1)) != (1, dims):
             return rearranged(lowering, name, "flatten", True, x, layer.start_dim, layer.end_dim)
     if type(layer) is tnn.Permute:
-        return rearranged(lowering, name, "permute", False, x, layer.dims)
+        return rearranged(lowering, name, "permute", layer.dims[1:2] == (1,), x, layer.dims)
     if type(layer) is tnn.Attention:
         return _attention(lowering, name, layer, x)
     if type(layer) in MOVES:

@@ -133,7 +133,7 @@ class Lowering:
         self.list.append(Stage(name, Instruction(kind, x.number, **fields), **tensors))
         y = Value(len(self.list) - 1, result, worth, owner=self)
         y.own_T = fields["own_T"] or None if "own_T" in fields else x.own_T
-        y.centred = x.centred and kind in ("popcount", "flatten", "max_pool", "average")
+        y.centred = x.centred and kind in ("popcount", "flatten", "max_pool", "average", "gather")
         return y
 
     def currents(self, name: str, kind: str, x: Value, channels: int | None, fields: Any, **tensors: Any) -> Value:

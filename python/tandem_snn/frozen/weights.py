@@ -35,7 +35,8 @@ def weighted(layer: Any, x: Value, axes: int = 0) -> tuple[Tensor, float | Tenso
     product = layer.synapses(axes)
     features = weight.shape[1] * product.groups * (1 + x.centred)
     each = features // len(gain)  # type: ignore[arg-type]  # features per channel, if flattened
-    return product.weighted(weight, gain.detach().repeat_interleave(each)), 1.0  # type: ignore[union-attr]
+    gain = gain.detach().repeat_interleave(each)  # type: ignore[union-attr]
+    return product.weighted(weight, gain, x.centred), 1.0
 
 
 def weights_of(layer: Any, weight: Tensor) -> dict[str, Any]:

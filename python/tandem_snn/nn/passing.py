@@ -170,6 +170,8 @@ class Flatten(nn.Flatten):
         if isinstance(x, Tensor) and means is None:
             return flat
         gain = x.gain if means is None else means.gain  # type: ignore[union-attr]
+        if isinstance(x, Pixels) and x.centred and x.gain.dim() > 1:  # type: ignore[union-attr]
+            raise ValueError("x: pixels with a mean cannot be flattened behind Permute: flatten or permute the images")
         if isinstance(gain, Tensor) and gain.dim() and start == 1 - dims:  # one channel becomes several features
             gain = gain.flatten() if gain.dim() > 1 else gain.repeat_interleave(flat.shape[1] // len(gain))
         if means is None:

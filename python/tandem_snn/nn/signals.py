@@ -1,7 +1,7 @@
 """Functions for all inputs of layers: trains, direct inputs, and tensors of counts."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
@@ -102,7 +102,17 @@ class Pixels(SpikeTrain):
     """Pixels as counts of 255 steps. If they are centred, as many of 255 follow, whose gain subtracts the mean."""
 
     _fields = (*SpikeTrain._fields, "centred")
-    centred = False
+
+    @classmethod
+    def check_fit(cls, signals: Sequence[Any], dim: int) -> int:
+        dim = super().check_fit(signals, dim)
+        if dim > 0 and any(x.centred for x in signals):
+            raise ValueError(f"signals: pixels with a mean cannot be joined along dimension {dim}: join the images")
+        return dim
+
+    @classmethod
+    def concatenate(cls, signals: Sequence[Any], dim: int) -> "Pixels":
+        return super().concatenate(signals, dim).replace(centred=signals[0].centred)  # type: ignore[return-value]
 
 
 signal.register_pytree(Pixels, ("T", "_dtype", "timing", "_network_T", "centred"))
