@@ -48,6 +48,7 @@ class Signal:
     joins_gains: ClassVar[bool] = False  # whether signals with different numbers as gains can be joined by channel
     centred: bool = False  # whether the second half of its channels are the means that are subtracted from the first
     joins_kinds: ClassVar[bool] = False  # whether other kinds can be joined with it
+    as_currents: ClassVar[Any] = None  # a method of values that are only traced, which have no tensors
     _fields: ClassVar[tuple[str, ...]]  # the attributes that define it
     _instead: ClassVar[Mapping[str, str]] = _INSTEAD
     _tensors: ClassVar[str] = ""  # for error messages: which tensors it has

@@ -90,11 +90,16 @@ def test_layers_that_share_a_tensor_of_thresholds_compile(timing):
     assert_compiles(lambda x: [net(x).square()], [torch.rand(5, 4)], [*net.parameters()])
 
 
+def joined(m, x):
+    u = m.conv(m.encoder(x))
+    return te.cat([m.fire(u), u], 1)
+
+
 @pytest.mark.parametrize("output_size", [1, 3, (2, None)])
 def test_currents_and_their_averages_compile(output_size, timing):
     net = Net(
-        lambda m, x: m.readout(m.pool(m.fire(m.constants[0] + (m.conv(m.encoder(x)) + m.constants[1])))),
-        encoder=tnn.Encoder(8), conv=tnn.Conv2d(3, 16, 3, norm=True, neurons=False, timing=timing),
+        lambda m, x: m.readout(m.pool(m.fire(m.constants[0] + (joined(m, x) + m.constants[1])))),
+        encoder=tnn.Encoder(8), conv=tnn.Conv2d(3, 8, 3, norm=True, neurons=False, timing=timing),
         constants=nn.ParameterList(torch.randn(shape) for shape in ((16, 1, 1), (5, 7))),
         fire=tnn.Neurons(timing=timing), pool=tnn.AdaptiveAvgPool2d(output_size), readout=tnn.ReadoutConv2d(16, 4, 1),
     )  # fmt: skip

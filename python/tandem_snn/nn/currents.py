@@ -227,7 +227,7 @@ def currents_of(x: Any) -> Any:
     """
     if isinstance(x, Currents | Tensor):
         return x
-    if hasattr(x, "as_currents"):  # a value that a frozen network traces
+    if x.as_currents is not None:
         return x.as_currents()
     T, shape, detached = x.network_T, x.shape, x.gain.detach() if isinstance(x.gain, Tensor) else x.gain
     gain = over_space(detached, shape)
