@@ -163,7 +163,7 @@ def load(recipe: Recipe, folder: Path | None) -> Data:
     if name not in (*EVENTS, *FILES) and recipe.size is not None:
         raise ValueError(f"size: only recordings and image files are resized, and {name!r} has neither")
     if recipe.encoding == "pixels" and (name in EVENTS or recipe.task == "regression" or recipe.timing != "window"):
-        raise ValueError("encoding: pixels are for the classification of images, with timing window")
+        raise ValueError("encoding: pixels are for classes of images, with timing window: expected encoding direct")
     white = 16 if name == "digits" else 255
     try:
         if name == "digits":

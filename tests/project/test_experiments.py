@@ -111,7 +111,8 @@ def test_keys_are_options(monkeypatch, tmp_path):
     (["--lr", "fast"], "lr: expected float, got 'fast'"), (["--init-from", "nn"], "init_from: expected one of twin"),
     (["--draw-T", "few"], "draw_T: expected tuple, got"),
     (["--layer-T", "conv9:4"], "layer_T: expected a layer of conv1, conv2, conv3, fc1 and its T, got 'conv9:4'"),
-    (["--layer-T", "conv1:16", "--timing", "step"], "T: with timing='step'"),
+    (["--layer-T", "conv1:16", "--timing", "step", "--encoding", "direct"], "T: with timing='step'"),
+    (["--timing", "step"], "with timing window: expected encoding direct"),
     (["--distill", "2"], "distill: expected 0 to 1"), (["--weight-decay", "-1"], "weight_decay: expected 0 or more"),
     (["--model", "FC"], "unknown model 'FC'"), (["--weight-bits", "9"], "weight_bits"), (["--leak", "2"], "leak"),
     (["--device", "abacus"], "--device: 'abacus' cannot be used"), (["mnist"], "data set 'mnist' cannot be read"),
@@ -288,7 +289,7 @@ def run(tmp_path_factory):
     return folder
 
 
-def test_a_run_writes_what_it_found(run, digits):
+def test_a_run_writes_what_it_found(run):
     """The control starts from the twin, with its schedule from the beginning; samples are the same."""
     assert all((run / name).stat().st_size for name in NAMES)
     assert list((run / "seed-1/tensorboard/snn").iterdir())
@@ -299,7 +300,8 @@ def test_a_run_writes_what_it_found(run, digits):
     assert summary["recipe"]["init_from"] == "twin"
     assert summary["commit"]
     assert summary["machine"]["cores"]
-    targets = digits.test.targets
+    data = load(Recipe(encoding="pixels", timing="window", validation=False), None)
+    targets = data.test.targets
     for prefix, name in ("", "snn"), ("ann_", "ann"), ("ann_continued_", "ann-continued"):
         seeds = [one[f"{prefix}test_accuracy"] for one in summary["per_seed"]]
         assert summary[f"{prefix}test_accuracy"] == pytest.approx(sum(seeds) / 2, abs=1e-3)
@@ -317,8 +319,9 @@ def test_a_run_writes_what_it_found(run, digits):
     assert net["history"][0]["loss"] < twin["history"][0]["loss"]
     weights = torch.load(run / "seed-1/snn.pt", weights_only=True)["weights"]
     net = create(tnn, "FC16", (1, 8, 8), 10, 8, timing="window", gate="clip").eval()
+    net.encoder = tnn.Encoder(8, "pixels", mean=data.pixels[0], std=data.pixels[1])
     net.load_state_dict(weights)
-    x, y = next(digits.test.batches(450))
+    x, y = next(data.test.batches(450))
     right = json.loads((run / "summary.json").read_text())["per_seed"][1]["right"]
     with torch.no_grad():
         assert torch.equal(ts.load(run / "seed-1/snn.tandem")(x), net(x))
@@ -338,7 +341,8 @@ def test_a_finished_run_is_shown_and_never_overwritten(run, refused, capsys, mon
 
 
 def test_images_are_reconstructed(tmp_path):
-    assert main("--task", "regression", "--model", "FC16", "--epochs", 1, "--out", tmp_path) == 0
+    options = "--task regression --encoding direct --model FC16 --epochs 1"
+    assert main(*options.split(), "--out", tmp_path) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert 0 < summary["test_mse"] < 0.3
     assert summary["test_mse_over_time"][-1] == pytest.approx(summary["test_mse"], abs=1e-6)  # at rest
