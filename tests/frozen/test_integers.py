@@ -167,7 +167,10 @@ def test_what_has_no_integer_form_is_refused_by_name(tmp_path):
     large.weight.data.fill_(1e38)
     image = ts.freeze(nn.Sequential(tnn.Encoder(8), window, readout).eval(), weight_bits=8)
     image(torch.rand(1, 4))
+    x = te.SpikeTrain.from_counts(torch.ones(1, 3, 4), 8)
+    pools = nn.Sequential(tnn.AvgPool1d(2, spiking=False), tnn.AvgPool1d(2, spiking=False), tnn.Flatten(), readout)
     for frozen, why in [
+        (ts.freeze(pools.eval(), weight_bits=8, T=8, example=x), "n1: it reads means: give the pooling before it neur"),
         (of_layers(tnn.Linear(4, 3), readout), 'n0: its timing is "step"'),
         (of_layers(window, readout, bits=None), "n0: its weights are not of 2 to 8 bits"),
         (of_layers(large, readout), "n0: potentials of its channel 0 may overflow"),

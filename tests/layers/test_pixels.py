@@ -112,6 +112,8 @@ def test_gradients_are_the_ann_s_at_the_pixels():
     (lambda: tnn.Encoder(8, mean=0.5), ValueError, "mean: only mode"),
     (lambda: tnn.Encoder(8, "pixels", std=0.0), ValueError, "std: .*positive"),
     (lambda: tnn.Encoder(8, "pixels")(torch.rand(2, 3)), TypeError, "pixels are uint8"),
+    (lambda: tnn.Encoder(8, "pixels", mean=[0.1, 0.2])(torch.zeros(2, 3, dtype=torch.uint8)), ValueError,
+     r"x: expected 2 channels, each with a mean or std, got shape \[3\]"),
     (lambda: tnn.Linear(3, 2)(tnn.Encoder(8, "pixels")(torch.zeros(2, 3, dtype=torch.uint8))), ValueError, "step"),
     (lambda: tnn.Encoder(8, "pixels")(te.SpikeTrain.from_counts(torch.ones(1, 2), T=8)), TypeError, "events"),
 ])  # fmt: skip

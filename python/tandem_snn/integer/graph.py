@@ -155,6 +155,8 @@ class IntegerGraph:
         if i.kind == "attention":
             raise CannotLower(stage.name, "attention has no integer form yet")
         if stage.reads not in (SpikeTrain, Currents) and i.kind not in ("flatten", "readout"):
+            if stage.x in self.nodes:
+                raise CannotLower(stage.name, "it reads means: give the pooling before it neurons (timing='window')")
             raise CannotLower(stage.name, "it reads real numbers: put counts into the network")
         unknown = [name for name in (stage.x, stage.residual) if name not in (None, *self.network.levels, *self.nodes)]
         if unknown:

@@ -107,6 +107,9 @@ class Encoder(nn.Module):
             return self.gain / self.T if self.mode == "direct" else self.gain
         if not self.is_by_channel:
             return self.gain / (LEVELS * self.std)  # type: ignore[operator]
+        for each in (self.mean, self.std):
+            if isinstance(each, Sequence) and len(each) not in (1, shape[0]):
+                raise ValueError(f"x: expected {len(each)} channels, each with a mean or std, got shape {list(shape)}")
         mean, std = (torch.tensor(each, dtype=torch.float64).expand(shape[0]) for each in (self.mean or 0.0, self.std))
         gain = self.gain / (LEVELS * std)
         return gain if self.mean is None else torch.cat([gain, -mean * gain])
