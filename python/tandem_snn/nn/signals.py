@@ -124,13 +124,14 @@ class MeanCounts(NamedTuple):
     Attributes:
         counts: the means without the gain and without a gradient, float32 or float64.
         n: a number that makes integers of them: that of the averaged counts, or a multiple if there are several.
-        gain, bad: those of the train.
+        gain, bad, centred: those of the train.
     """
 
     counts: Tensor
     n: int
     gain: float | Tensor
     bad: Tensor | None
+    centred: bool = False
 
     def replace(self, **parts: Any) -> "MeanCounts":
         return self._replace(**parts)
@@ -144,7 +145,7 @@ def mean_counts(x: Input | Tensor, average: Callable[[Tensor], Tensor], n: int) 
     means = average(cast(counts, compute_dtype(counts.dtype)))
     y = with_flags(_times_gain(cast(means, counts.dtype), x), x.bad)
     has_float64 = y.device.type != "mps"
-    return known_as(y, MeanCounts(means.detach(), n, x.gain, x.bad) if has_float64 else None)
+    return known_as(y, MeanCounts(means.detach(), n, x.gain, x.bad, x.centred) if has_float64 else None)
 
 
 def known_as(y: Tensor, means: MeanCounts | None) -> Tensor:
