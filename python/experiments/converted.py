@@ -33,7 +33,7 @@ def converted(folder: Path, windows: Sequence[int], seeds: int | None, data_dir:
     """The measures of the run in this folder, and those of its first twins with each number of steps."""
     summary = json.loads((folder / "summary.json").read_text())
     keys = {name: value for name, value in summary["recipe"].items() if name in vars(recipes.Recipe())}
-    recipe = recipes.Recipe(**keys)
+    recipe = recipes.Recipe(**keys | {"encoding": "direct"})  # with step timing pixels are real numbers
     data = load(recipe, data_dir)
     samples = next(data.test.batches(SAMPLES))[0]
     found: dict[str, Any] = {"recipe": folder.name, "T": summary["T"], "timing": recipe.timing}
