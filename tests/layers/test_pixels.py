@@ -163,6 +163,13 @@ def test_pixels_with_a_mean_that_lose_their_order_are_refused():
     assert te.cat([x, x]).centred
     with pytest.raises(ValueError, match="x: pixels with a mean cannot be flattened behind Permute"):
         tnn.Flatten()(tnn.Permute([0, 2, 3, 1])(x))
+    net = nn.Sequential(tnn.Encoder(8, "pixels", mean=0.5), tnn.Residual(tnn.Conv2d(3, 6, 1, timing="window"))).eval()
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    with pytest.warns(UserWarning, match="a residual of pixels with a mean"):
+        frozen = ts.freeze(nn.Sequential(*net, tnn.Flatten(), tnn.Readout(384, 2)), example=images)
+    for of in (net, frozen):
+        with pytest.raises(ValueError, match="residual: expected spikes or currents, got pixels with a mean"):
+            of(images)
 
 
 def test_channels_must_fit_also_if_each_has_its_gain():

@@ -199,6 +199,8 @@ def _connected(lowering: Lowering, name: str, layer: Any, x: Value, residual: Va
     del fields["gate"]  # there is no backward pass
     fields["own_T"] = _own_T(lowering, layer)
     if residual is not None:
+        if residual.centred:
+            raise CannotLower(name, "a residual of pixels with a mean: put a layer before them")
         worth = residual.gain
         if isinstance(worth, Tensor) and worth.dim():  # a channel may have become several features
             worth = worth.repeat_interleave(len(weight) // len(worth))
