@@ -74,6 +74,7 @@ class FrozenNetwork(Streaming, WeightKeeper):
         if shapes is not None and len(shapes) != self._given:
             raise TypeError(f"example: the network takes {self._given} inputs, got {len(shapes)}")
         self._shapes = self._example = shapes  # of the last inputs, and for layers that move features
+        self._fits: tuple[tuple[int, ...], ...] | None = None  # shapes of inputs that all programs are known to suit
         self._programs: dict[Any, Program] = {}  # by the gains of the inputs
         self._graphs: dict[Any, Graph | None] = {}
         check_finite(self._program_for(1.0).layers)  # trace before several threads may use the network
@@ -228,14 +229,16 @@ class FrozenNetwork(Streaming, WeightKeeper):
             )
 
     def _program(self, inputs: Inputs) -> Program:
-        shapes = self._shapes = tuple(tuple(x.shape[1:]) for x in inputs)
-        unknown = self._example is None
-        if shapes != self._example and any(
-            program.needs(shapes) if unknown else program.sized for program in [*self._programs.values()]
-        ):
-            self._example = shapes
-            self._programs.clear()
-            self._graphs.clear()
+        shapes = tuple([tuple(x.shape[1:]) for x in inputs])
+        if shapes != self._fits:  # in a small network the question takes as long as a layer
+            self._shapes, unknown = shapes, self._example is None
+            if shapes != self._example and any(
+                program.needs(shapes) if unknown else program.sized for program in [*self._programs.values()]
+            ):
+                self._example = shapes
+                self._programs.clear()
+                self._graphs.clear()
+            self._fits = shapes
         return self._program_for(*(x.gain if isinstance(x, SpikeTrain) else 1.0 for x in inputs))
 
     def _program_for(self, *gains: float | Tensor) -> Program:
@@ -247,6 +250,7 @@ class FrozenNetwork(Streaming, WeightKeeper):
             if by_channel and any(getattr(layer, "weight_bits", None) for layer in self.net.modules()):
                 raise ValueError("x: weights of few bits are rounded already, so the gain must be one for all channels")
             worth = [g if isinstance(k, tuple) else k for g, k in zip(gains, key, strict=False)]
+            self._fits = None
             return Program(self.net, worth, self._T, self._example)
 
         with _KEEPING:
