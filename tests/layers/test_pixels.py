@@ -163,6 +163,10 @@ def test_pixels_with_a_mean_that_lose_their_order_are_refused():
     assert te.cat([x, x]).centred
     with pytest.raises(ValueError, match="x: pixels with a mean cannot be flattened behind Permute"):
         tnn.Flatten()(tnn.Permute([0, 2, 3, 1])(x))
+
+
+@pytest.mark.kernels
+def test_pixels_with_a_mean_are_no_residual():
     net = nn.Sequential(tnn.Encoder(8, "pixels", mean=0.5), tnn.Residual(tnn.Conv2d(3, 6, 1, timing="window"))).eval()
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     with pytest.warns(UserWarning, match="a residual of pixels with a mean"):

@@ -385,7 +385,8 @@ Program read(const int64_t* words, int64_t count, const uint8_t* numbers, int64_
         program.inputs.push_back(i);
       }
       const auto jumps = [&](int64_t v) { return v >= 0 && program.jumps[v]; };
-      const bool of_pixels = program.kind(i) == Kind::popcount ? program.is_pixels(program.root(read.input))
+      const int64_t root = program.root(read.input);  // -1 of spikes that neurons fire
+      const bool of_pixels = program.kind(i) == Kind::popcount ? root >= 0 && program.is_pixels(root)
                                                                : jumps(read.input) || jumps(read.residual);
       program.jumps.push_back(made == Value::kWindowTrain && !program.fires(i) && of_pixels);
     } catch (const Refusal& refusal) {
