@@ -24,7 +24,8 @@ from .instruction import FIRES, CannotLower
 from .lowering import lower, snapshot
 from .program import Metadata, Program, inference, write
 from .stages import Stage, Stages, check_finite, flags_of
-from .stream import Inputs, Stream, Streaming, check_input
+from .stream import Inputs, Stream
+from .streaming import Streaming, check_input
 from .weights import Grid, grids_of
 
 _KEEPING = threading.Lock()
