@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import checks
@@ -134,7 +133,7 @@ def fitted(x: Input, weight: Tensor, product: Any) -> tuple[Any, Tensor, tuple[i
     if isinstance(x.gain, Tensor):
         x, weight = by_channel(x, weight, product)
     if product.sides:
-        x = x.map(lambda t: F.pad(t, product.sides) if t.dim() else t)  # a 0-dim tensor is the gain
+        x = x.map(lambda t: product.padded(t) if t.dim() else t)  # a 0-dim tensor is the gain
     shape = product.output_shape(x.shape, weight)
     if x.device != weight.device:
         checks.same_device("x", x, "weight", weight.device)

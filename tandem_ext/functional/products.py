@@ -30,6 +30,10 @@ class Product(NamedTuple):
         """Return the arguments of the ops and of torch's convolutions, in their order."""
         return self.stride, self.padding, self.dilation, self.groups
 
+    def padded(self, x: Tensor) -> Tensor:
+        """Return x, [B, K, *space], with the sides that the ops do not pad."""
+        return F.pad(x, self.sides) if self.sides else x
+
     def output_shape(self, x_shape: Sequence[int], weight: Tensor) -> tuple[int, ...]:
         """Return [B, N, *space], after checking that x fits the weight."""
         w_shape = weight.shape

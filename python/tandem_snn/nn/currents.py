@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tandem_ext import ConstantInput, SpikeTrain
@@ -283,8 +282,7 @@ def product(x: Input | Currents, weight: Tensor, synapses: Product) -> Currents:
 
 def real_product(x: Tensor, weight: Tensor, synapses: Product, bias: Tensor | None = None) -> Tensor:
     """Return torch's product with real numbers, in the dtype of the weight."""
-    x = x.to(weight.dtype)
-    x = F.pad(x, synapses.sides) if synapses.sides else x
+    x = synapses.padded(x.to(weight.dtype))
     synapses.output_shape(x.shape, weight)  # its errors name what does not fit
     return synapses.direct(x, weight, bias)
 
