@@ -438,20 +438,27 @@ class Follower : public Run {
 
   // Moves every count that differs from its target; of a layer only in rows with marks.
   void follow_targets(int64_t i, int64_t b, Moves& moves) {
-    const int64_t size = features(i), channels = size / rows(i);
-    const uint8_t* target = all<uint8_t>(kept(i).target) + b * size;
-    uint8_t* counts = counts_of(i, b);
-    if (program_.jumps[i]) return jump(target, size, counts, moves);
     if (program_.kind(i) == Kind::popcount) {
-      if (follow(target, 0, size, counts, moves)) rests_[b] = 0;
+      if (follow_all(i, b, moves)) rests_[b] = 0;
       return;
     }
-    uint8_t* marks = marks_of(i, b);
+    const int64_t size = features(i), channels = size / rows(i);
+    const uint8_t* target = all<uint8_t>(kept(i).target) + b * size;
+    uint8_t *counts = counts_of(i, b), *marks = marks_of(i, b);
     for_marked(i, b, [&](int64_t row) {
       const bool late = follow(target, row * channels, (row + 1) * channels, counts, moves);
       marks[row] = late ? kLate : 0;
       if (late) rests_[b] = 0;
     });
+  }
+
+  // Moves all counts of an instruction: pixels to their targets, others by at most one. Returns whether a count still
+  // differs from its target.
+  bool follow_all(int64_t i, int64_t b, Moves& moves) const {
+    const uint8_t* target = all<uint8_t>(kept(i).target) + b * features(i);
+    if (!program_.jumps[i]) return follow(target, 0, features(i), counts_of(i, b), moves);
+    jump(target, features(i), counts_of(i, b), moves);
+    return false;
   }
 
   // Moves neurons [n, end) by at most one. Returns whether a count still differs from its target.
@@ -509,8 +516,7 @@ class Follower : public Run {
     } else {
       cpu::max_pool(geometry(i, 1), Timing::kWindow, counts, target, serial_for);
     }
-    if (program_.jumps[i]) return jump(target, features(i), counts_of(i, b), moves);
-    follow(target, 0, features(i), counts_of(i, b), moves);
+    follow_all(i, b, moves);
   }
 
   // --- the answer ----------------------------------------------------------------------------------------------------
