@@ -161,8 +161,7 @@ def _statistics(u: Tensor, a: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor
     one = u.new_ones(u.shape[-1])
     names = {"gain": one, "gamma": one, "beta": torch.zeros_like(one)}
     gain, gamma, beta = (neutral if a[name] is None else a[name].to(u.dtype) for name, neutral in names.items())
-    if a["unit"] != 1:
-        gamma, beta = divided(gamma, a["unit"]), divided(beta, a["unit"])
+    gamma, beta = divided(gamma, a["unit"]), divided(beta, a["unit"])
     return batch_statistics(u.flatten(0, -2), gain, gamma, beta, a["eps"])
 
 
