@@ -65,7 +65,7 @@ class Product(NamedTuple):
 
         That is up to six times faster, but oneDNN (torch 2.13) reads foreign memory for one input channel, one column
         of outputs and only a horizontal stride, and writes to it in the weight gradient of strided 1x1 kernels with 2
-        to 15 input channels. ``csrc/ops/frozen.cpp`` decides alike, and by itself, as it must not trust a file;
+        to 15 input channels. ``csrc/ops/torch_numbers.cpp`` decides alike, and by itself, as it must not trust a file;
         tests/ops/test_first_layer.py searches for others.
         """
         if weight.dim() != 4:
