@@ -4,7 +4,7 @@
 #include "kernels/neuron/scan.h"
 #include "kernels/norm/batch_norm.h"
 #include "kernels/planes/bits.h"
-#include "kernels/planes/moves.h"
+#include "kernels/planes/pool.h"
 #include "kernels/weights/tiling.h"
 #include "product_layer.h"
 

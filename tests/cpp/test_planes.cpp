@@ -1,7 +1,7 @@
 // Elementwise operations and pooling of spike planes of any size, compared with plain loops.
 #include "check.h"
 #include "kernels/planes/bits.h"
-#include "kernels/planes/moves.h"
+#include "kernels/planes/pool.h"
 #include "plain.h"
 
 using namespace tandem;

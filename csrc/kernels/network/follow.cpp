@@ -12,12 +12,10 @@
 #include <numeric>
 #include <optional>
 
-#include "../cpu/vectors.h"
 #include "../neuron/scan.h"
-#include "../planes/bits.h"
-#include "../planes/moves.h"
+#include "../planes/pool.h"
 #include "../product/moving.h"
-#include "run.h"
+#include "follower_state.h"
 
 namespace tandem::network {
 
@@ -26,28 +24,18 @@ namespace {
 using cpu::Moves;
 using cpu::neuron_of;
 
-// Marks of a row: its targets must be computed; a count differs from its target.
-constexpr uint8_t kDue = 1, kLate = 2;
-
 }  // namespace
 
-class Follower : public Run {
+class Follower : public FollowerState {
  public:
   Follower(const Network& network, const Plan& plan, const Frame& frame)
-      : Run(network, plan, frame, plan.T, frame.state), frame_(frame), parts_(program_.size()) {
-    rests_ = all<uint8_t>(plan.rests);
-  }
+      : FollowerState(network, plan, frame), parts_(program_.size()) {}
 
   void operator()() {
     const int64_t batch = plan_.batch;
     if (batch == 0) return;
-    if (frame_.begins) begin();
     std::fill_n(frame_.synapses, batch, 0);
-    for (size_t k = 0; k < frame_.inputs.size(); ++k) {
-      if (program_.inputs[k] >= 0) values_[program_.inputs[k]] = frame_.inputs[k];
-      if (frame_.inputs[k] == nullptr) continue;
-      program_.is_spiking(k) ? receive_spikes(k) : receive_image(k);
-    }
+    receive();
     std::vector<uint8_t> worked(batch, frame_.begins);
     if (std::find(rests_, rests_ + batch, 0) != rests_ + batch) make_parts();
     if (derives()) {
@@ -74,105 +62,11 @@ class Follower : public Run {
     Neuron neuron;
   };
 
-  bool has_moves(int64_t i) const { return program_.values[i] == Value::kWindowTrain; }
   bool derives() const {
     for (int64_t i = 0; i < program_.size(); ++i) {
       if (program_.derives(i)) return true;
     }
     return false;
-  }
-  int64_t features(int64_t i) const { return plan_.steps[i].out.features(); }
-  int64_t rows(int64_t i) const { return plan_.steps[i].out.height * plan_.steps[i].out.width; }
-  uint8_t* counts_of(int64_t i, int64_t b) const { return all<uint8_t>(kept(i).counts) + b * features(i); }
-  // The synapses of a layer whose input is multiplied anew.
-  int64_t synapses(int64_t i) const { return plan_.steps[i].geometry.inputs() * features(i); }
-
-  void begin() {
-    std::memset(frame_.state, 0, plan_.state);
-    for (int64_t i = 0; i < program_.size(); ++i) {
-      if (!program_.has_neurons(i) && !program_.derives(i)) continue;
-      std::memset(all<uint8_t>(kept(i).marks), kDue, plan_.batch * rows(i));
-    }
-  }
-
-  // --- the input -----------------------------------------------------------------------------------------------------
-
-  void receive_image(int64_t k) {
-    const int64_t n = plan_.samples[k].features(), now = frame_.layouts.empty() ? 0 : frame_.layouts[k];
-    const auto* image = static_cast<const float*>(frame_.inputs[k]);
-    auto* before = all<float>(plan_.images[k]);
-    int64_t& layout = *all<int64_t>(plan_.layouts[k]);
-    const bool anew = frame_.begins || layout != now;
-    if (!anew && std::memcmp(before, image, plan_.batch * n * sizeof(float)) == 0) return;
-    for (int64_t i = 0; i < program_.size(); ++i) {
-      if (program_.values[i] == Value::kReal && program_.roots[i] == k) execute(i);
-      const int64_t from = instruction(i).input;
-      if (!program_.has_neurons(i) || program_.value(from) != Value::kReal || program_.root(from) != k) continue;
-      const float* product = direct_product(i);
-      for (int64_t b = 0; b < plan_.batch; ++b) {
-        if (update_product(i, b, product + b * features(i))) rests_[b] = 0;
-        const bool changed = anew || std::memcmp(before + b * n, image + b * n, n * sizeof(float)) != 0;
-        if (changed) frame_.synapses[b] += synapses(i);
-      }
-    }
-    layout = now;
-    std::copy_n(image, plan_.batch * n, before);
-  }
-
-  // Marks the rows whose products differ; whole lines are compared first, since most are as before. Returns whether any
-  // does.
-  bool update_product(int64_t i, int64_t b, const float* y) const {
-    const int64_t channels = plan_.steps[i].out.channels, width = plan_.steps[i].out.width;
-    auto* product = all<float>(kept(i).product) + b * features(i);
-    uint8_t* marks = marks_of(i, b);
-    bool differs = false;
-    const auto same = [&](int64_t row, int64_t n) {
-      return std::memcmp(product + row * channels, y + row * channels, n * channels * sizeof(float)) == 0;
-    };
-    for (int64_t line = 0; line < rows(i); line += width) {
-      if (same(line, width)) continue;
-      for (int64_t row = line; row < line + width; ++row) {
-        if (same(row, 1)) continue;
-        marks[row] |= kDue;
-        std::copy_n(y + row * channels, channels, product + row * channels);
-        differs = true;
-      }
-    }
-    return differs;
-  }
-
-  void receive_spikes(int64_t k) {
-    planes_ = frame_.advances ? 1 : plan_.planes;
-    for (int64_t i = 0; i < program_.size(); ++i) {
-      if (program_.values[i] == Value::kStepTrain && program_.roots[i] == k) execute(i);
-      if (program_.kind(i) != Kind::popcount || program_.root(instruction(i).input) != k) continue;
-      const int64_t n = plan_.batch * features(i);
-      auto *planes = all<uint8_t>(kept(i).planes), *target = all<uint8_t>(kept(i).target);
-      const uint8_t *now = train(instruction(i).input), *counts = counts_of(i, 0);
-      int64_t& oldest = *all<int64_t>(kept(i).oldest);
-      if (program_.is_pixels(k)) {
-        std::copy_n(now, n, target);
-      } else if (frame_.advances) {
-        advance(now, n, planes + oldest / 8 * n, target, oldest % 8);
-        oldest = (oldest + 1) % plan_.T;
-      } else {
-        oldest = 0;
-        std::copy_n(now, plan_.planes * n, planes);
-        cpu::count_bytes(now, static_cast<int32_t>(plan_.planes), n, target, frame_.parallel);
-      }
-      for (int64_t b = 0; b < plan_.batch; ++b) {
-        if (std::memcmp(target + b * features(i), counts + b * features(i), features(i)) != 0) rests_[b] = 0;
-      }
-    }
-  }
-
-  // Exchanges the oldest spikes for those of this step.
-  static void advance(const uint8_t* now, int64_t n, uint8_t* plane, uint8_t* target, int64_t bit) {
-    for (int64_t k = 0; k < n; ++k) {
-      const int then = plane[k] >> bit & 1, enters = now[k] & 1;
-      target[k] = static_cast<uint8_t>(target[k] + enters - then);
-      plane[k] = static_cast<uint8_t>((plane[k] & ~(1 << bit)) | enters << bit);
-    }
   }
 
   // --- a step of a sample --------------------------------------------------------------------------------------------
@@ -388,8 +282,6 @@ class Follower : public Run {
     if (first < last) compute_targets(i, b, first, last - first, scratch);
   }
 
-  uint8_t* marks_of(int64_t i, int64_t b) const { return all<uint8_t>(kept(i).marks) + b * rows(i); }
-
   // Calls f(row) for each row with marks.
   template <class F>
   void for_marked(int64_t i, int64_t b, const F& f) const {
@@ -446,7 +338,7 @@ class Follower : public Run {
     const uint8_t* target = all<uint8_t>(kept(i).target) + b * size;
     uint8_t *counts = counts_of(i, b), *marks = marks_of(i, b);
     for_marked(i, b, [&](int64_t row) {
-      const bool late = follow(target, row * channels, (row + 1) * channels, counts, moves);
+      const bool late = cpu::follow(target, row * channels, (row + 1) * channels, counts, moves);
       marks[row] = late ? kLate : 0;
       if (late) rests_[b] = 0;
     });
@@ -456,38 +348,9 @@ class Follower : public Run {
   // differs from its target.
   bool follow_all(int64_t i, int64_t b, Moves& moves) const {
     const uint8_t* target = all<uint8_t>(kept(i).target) + b * features(i);
-    if (!program_.jumps[i]) return follow(target, 0, features(i), counts_of(i, b), moves);
-    jump(target, features(i), counts_of(i, b), moves);
+    if (!program_.jumps[i]) return cpu::follow(target, 0, features(i), counts_of(i, b), moves);
+    cpu::jump(target, features(i), counts_of(i, b), moves);
     return false;
-  }
-
-  // Moves neurons [n, end) by at most one. Returns whether a count still differs from its target.
-  static bool follow(const uint8_t* target, int64_t n, int64_t end, uint8_t* counts, Moves& moves) {
-    cpu::ByteLanes late{};
-    for (; n < end; n += cpu::kLanes) {
-      const int lanes = static_cast<int>(std::min<int64_t>(cpu::kLanes, end - n));
-      const auto wanted = cpu::load_first<cpu::ByteLanes>(target + n, lanes);
-      const auto now = cpu::load_first<cpu::ByteLanes>(counts + n, lanes);
-      const auto rises = reinterpret_cast<cpu::ByteLanes>(wanted > now);
-      const auto falls = reinterpret_cast<cpu::ByteLanes>(wanted < now);
-      uint32_t moving = cpu::bits_of(rises | falls);
-      if (moving == 0) continue;
-      const cpu::ByteLanes then = now - rises + falls;  // lanes are 0 or -1
-      cpu::store_first(counts + n, then, lanes);
-      late |= then ^ wanted;
-      for (const uint32_t falling = cpu::bits_of(falls); moving != 0; moving &= moving - 1) {
-        const int k = __builtin_ctz(moving);
-        moves.add(n + k, (falling >> k & 1) != 0);
-      }
-    }
-    return cpu::any(late);
-  }
-
-  // Moves neurons by any number, which the moves do not say.
-  static void jump(const uint8_t* target, int64_t size, uint8_t* counts, Moves& moves) {
-    for (int64_t n = 0; n < size; ++n) {
-      if (counts[n] != target[n]) moves.add(n, target[n] < counts[n]), counts[n] = target[n];
-    }
   }
 
   void flatten(int64_t i, int64_t b, const Moves& from, Moves& moves) const {
@@ -549,9 +412,7 @@ class Follower : public Run {
     }
   }
 
-  const Frame& frame_;
   std::vector<Part> parts_;
-  uint8_t* rests_;
 };
 
 void Network::follow(const Plan& plan, const Frame& frame) const { Follower(*this, plan, frame)(); }

@@ -7,7 +7,7 @@
 #include "../neuron/if_neuron.h"
 #include "../neuron/scan.h"
 #include "../planes/bits.h"
-#include "../planes/moves.h"
+#include "../planes/pool.h"
 
 namespace tandem::network {
 

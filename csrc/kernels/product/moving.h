@@ -4,29 +4,10 @@
 
 #include "../cpu/capability.h"
 #include "../cpu/workspace.h"
+#include "../planes/counts.h"
 #include "../weights/prepared.h"
 
 namespace tandem::cpu {
-
-// The neurons of a sample that moved in a step: n if the count of neuron n rose by one, ~n if it fell. Those of images
-// are in ascending order.
-class Moves {
- public:
-  Moves() = default;
-  explicit Moves(int32_t* memory) : moves_(memory) {}  // for all neurons
-
-  void clear() { size_ = 0; }
-  void add(int64_t neuron, bool falls) { moves_[size_++] = static_cast<int32_t>(neuron) ^ -int32_t{falls}; }
-  int64_t size() const { return size_; }
-  const int32_t* begin() const { return moves_; }
-  const int32_t* end() const { return moves_ + size_; }
-
- private:
-  int32_t* moves_ = nullptr;
-  int64_t size_ = 0;
-};
-inline int32_t sign_of(int32_t move) { return move >> 31; }  // 0 or -1
-inline int32_t neuron_of(int32_t move) { return move ^ sign_of(move); }
 
 // Calls f(k, o) for each position k of the kernel at which output o reads input i along an axis.
 template <class F>

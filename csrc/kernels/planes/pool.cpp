@@ -1,4 +1,4 @@
-#include "moves.h"
+#include "pool.h"
 
 #include <algorithm>
 #include <cstring>
