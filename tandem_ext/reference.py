@@ -214,7 +214,7 @@ def _currents(
         if has_kernels(weight.device, weight.dtype):
             return product(a, in_units(weight))
         way = LINEAR if weight.dim() == 2 else convolution(weight.shape[2:], *geometry)
-        return torch_product(F.pad(a, way.sides) if way.sides else a, weight.to(dtype), way)
+        return torch_product(a, weight.to(dtype), way)
 
     if not isinstance(x, SpikeTrain):
         current = product(x.x).to(dtype)

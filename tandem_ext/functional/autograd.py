@@ -157,6 +157,7 @@ def run(call: tuple[Any, ...], train: bool) -> Any:
     if isinstance(source, Product):
         if few_bits and weight.dtype == torch.float32:
             weight = weight.to(torch.int8)
+        stored = source.padded(stored)
         if eps is not None:
             norm = scale, gamma, beta, eps
             if unit != 1.0:
@@ -337,7 +338,7 @@ class WindowProduct(Function):
 
     @staticmethod
     def forward(edge: Tensor | None, weight: Tensor, stored: Tensor, T: int, timing: str, product: Product) -> Tensor:
-        return _ops.window_product.default(stored, T, weight, *product.geometry(), timing)
+        return _ops.window_product.default(product.padded(stored), T, weight, *product.geometry(), timing)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -129,11 +129,9 @@ def window_product(x: SpikeTrain, weight: Tensor, product: Product) -> Tensor:
 
 
 def fitted(x: Input, weight: Tensor, product: Any) -> tuple[Any, Tensor, tuple[int, ...]]:
-    """Return x padded, the weight in the dtype that torch.autocast gives to products, and the output shape."""
+    """Return x, the weight in the dtype that torch.autocast gives to products, and the output shape."""
     if isinstance(x.gain, Tensor):
         x, weight = by_channel(x, weight, product)
-    if product.sides:
-        x = x.map(lambda t: product.padded(t) if t.dim() else t)  # a 0-dim tensor is the gain
     shape = product.output_shape(x.shape, weight)
     if x.device != weight.device:
         checks.same_device("x", x, "weight", weight.device)

@@ -25,22 +25,43 @@ class Product(NamedTuple):
     dilation: tuple[int, ...] = ()
     groups: int = 1
     sides: tuple[int, ...] = ()  # for F.pad: padding="same" may need one more on one side, which the ops do not support
+    spacing: tuple[int, ...] = ()  # of a transposed convolution: its stride, that is, zeros go between the inputs
 
     def geometry(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int]:
         """Return the arguments of the ops and of torch's convolutions, in their order."""
         return self.stride, self.padding, self.dilation, self.groups
 
     def padded(self, x: Tensor) -> Tensor:
-        """Return x, [B, K, *space], with the sides that the ops do not pad."""
-        return F.pad(x, self.sides) if self.sides else x
+        """Return x, [..., K, *space], with the zeros between its places, and at its sides, that the ops do not add.
+
+        >>> Product((1,), (0,), (1,), sides=(1, -1), spacing=(2,)).padded(torch.tensor([[5.0, 7.0]]))
+        tensor([[0., 5., 0., 7.]])
+        """
+        if not self.spacing:
+            return F.pad(x, self.sides) if self.sides else x
+        axes, between = len(self.spacing), [0, 0]
+        x = x.movedim(-1 - axes, -1)  # channels are last in memory
+        *lead, channels = x.shape
+        apart = [n * s for n, s in zip(lead[-axes:], self.spacing, strict=True)]
+        for axis in reversed(range(axes)):
+            x = x.unsqueeze(2 * axis - 2 * axes)
+            between += [0, self.spacing[axis] - 1, 0, 0]
+        x = F.pad(x, between).reshape(*lead[:-axes], *apart, channels)
+        return F.pad(x, (0, 0, *self.sides)).movedim(-1, -1 - axes)
+
+    def _padded_sizes(self, sizes: Sequence[int]) -> Sequence[int]:
+        if not self.sides:
+            return sizes
+        axes = zip(sizes, self.spacing or self.stride, self.sides[-2::-2], self.sides[::-2], strict=True)
+        return [(n * space if self.spacing else n) + before + after for n, space, before, after in axes]
 
     def output_shape(self, x_shape: Sequence[int], weight: Tensor) -> tuple[int, ...]:
-        """Return [B, N, *space], after checking that x fits the weight."""
+        """Return [B, N, *space], after checking that x, before it is padded, fits the weight."""
         w_shape = weight.shape
         checks.features(x_shape, w_shape, self.groups)
         if not self.stride:
             return x_shape[0], w_shape[0]
-        sizes, kernel = x_shape[2:], w_shape[2:]
+        sizes, kernel = self._padded_sizes(x_shape[2:]), w_shape[2:]
         checks.kernel(sizes, kernel, self.padding, self.dilation)
         return x_shape[0], w_shape[0], *output_sizes(sizes, kernel, self.stride, self.padding, self.dilation)
 
@@ -75,15 +96,15 @@ class Product(NamedTuple):
         writes_wrong = channels < 16 and kernel == [1, 1] and max(self.stride) > 1
         return not (reads_wrong or writes_wrong)
 
-    def _is_written(self, shape: Sequence[int], weight: Tensor) -> bool:
+    def _is_written(self, sizes: Sequence[int], lines: Sequence[int], weight: Tensor) -> bool:
         """Return whether torch writes all of the weight's gradient in the dtype of the weight, and nothing else.
 
         On a CPU, oneDNN's bfloat16 (torch 2.13) leaves some of it uninitialised or writes beyond it: with groups, with
         channels that do not fill vectors, and where a weight meets padding only. The last cannot be if a line of the
         image is as long as the stride, the kernel's last weight begins within it, and its first one reaches it.
+        ``sizes`` and ``lines`` are those of input and output.
         """
-        sizes, kernel, (outputs, channels) = shape[2:], weight.shape[2:], weight.shape[:2]
-        lines = output_sizes(sizes, kernel, self.stride, self.padding, self.dilation)
+        kernel, (outputs, channels) = weight.shape[2:], weight.shape[:2]
         axes = zip(sizes, kernel, lines, self.stride, self.padding, self.dilation, strict=True)
         meets = all(n >= s and d * (k - 1) - p < n and p <= s * (out - 1) for n, k, out, s, p, d in axes)
         fills = self.groups == 1 and channels % 16 == outputs % 16 == 0
@@ -94,7 +115,7 @@ class Product(NamedTuple):
         if not self.stride:
             return F.linear(x, weight, bias)
         dtype, last = autocast_dtype(weight), self.runs_channels_last(weight)
-        x, weight = laid_out(x, last), laid_out(weight, last)
+        x, weight = laid_out(self.padded(x), last), laid_out(weight, last)
         convolution: Any = _CONV[weight.dim()]
         if not is_widened(dtype, weight):
             return convolution(x, weight, bias, *self.geometry())
@@ -112,20 +133,41 @@ class Product(NamedTuple):
         if weight.numel() == 0:  # torch's convolution_backward does not support it
             zeros = stored.new_zeros(stored.shape[1:], dtype=weight.dtype)
             return zeros if needs_input else None, torch.zeros_like(weight) if needs_weight else None
-        dtype, last = weight.dtype, self.runs_channels_last(weight)
-        if is_widened(dtype, weight) and not self._is_written(stored.shape[1:], weight):
+        if not (needs_input or needs_weight):
+            return None, None
+        product, more, transposes = self, [0] * len(self.stride), bool(self.spacing)
+        sizes: Any = stored.shape[3:]
+        if transposes:
+            product, more, weight = *self._transposed(weight.shape[2:]), transposed(weight, self.groups)
+            axes = grad.shape[2:], sizes  # of the convolution that it transposes
+        else:
+            sizes = self._padded_sizes(sizes)
+            axes = sizes, grad.shape[2:]
+        dtype, last = weight.dtype, product.runs_channels_last(weight)
+        if is_widened(dtype, weight) and not product._is_written(*axes, weight):
             grad, weight = grad.float(), weight.float()
         if needs_weight:
-            counts = laid_out(counts_of(stored, timing, weight.dtype), last)
-        elif needs_input:
-            counts = weight.new_empty(()).expand(stored.shape[1:])  # only its shape is used
+            counts = counts_of(stored, timing, weight.dtype)
+            counts = laid_out(counts if transposes else self.padded(counts), last)
         else:
-            return None, None
+            counts = weight.new_empty(()).expand(*stored.shape[1:3], *sizes)  # only its shape is used
         grad_input, grad_weight, _ = torch.ops.aten.convolution_backward.default(
-            laid_out(grad, last), counts, laid_out(weight, last), None, self.stride, self.padding, self.dilation, False,
-            [0] * len(self.stride), self.groups, [needs_input, needs_weight, False],
+            laid_out(grad, last), counts, laid_out(weight, last), None, product.stride, product.padding,
+            product.dilation, transposes, more, self.groups, [needs_input, needs_weight, False],
         )  # fmt: skip
+        if needs_input and self.sides and not transposes:
+            grad_input = F.pad(grad_input, [-side for side in self.sides])
+        if needs_weight and transposes:
+            grad_weight = transposed(grad_weight, self.groups)
         return grad_input.to(dtype) if needs_input else None, grad_weight.to(dtype) if needs_weight else None
+
+    def _transposed(self, kernel: Sequence[int]) -> tuple["Product", list[int]]:
+        """Return torch's arguments of this transposed convolution: of the one it transposes, and output_padding."""
+        before, after = self.sides[-2::-2], self.sides[::-2]
+        sizes = zip(self.dilation, kernel, before, strict=True)
+        padding = tuple(d * (k - 1) - side for d, k, side in sizes)
+        more = [b + s - 1 - a for a, b, s in zip(before, after, self.spacing, strict=True)]
+        return Product(self.spacing, padding, self.dilation, self.groups), more
 
 
 LINEAR = Product()
@@ -159,6 +201,12 @@ def laid_out(x: Tensor, last: bool) -> Tensor:
     return dense.movedim(-1, 1) if last else dense
 
 
+def transposed(weight: Tensor, groups: int) -> Tensor:
+    """Return the kernel of the convolution that a transposed one [in, out / groups, *kernel] is, or the way back."""
+    swapped = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    return swapped.flip([*range(2, weight.dim())])
+
+
 def products_of_steps(spikes: Iterable[Tensor], product: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
     """Yield the products [B, N, *space] of steps, whose spikes [t, B, *features] come several steps at once."""
     for part in spikes:
@@ -175,8 +223,9 @@ def torch_product(x: Tensor, weight: Tensor, product: Product) -> Tensor:
     last, cudnn = product.runs_channels_last(weight), torch.backends.cudnn
     with full_precision(x.device):
         return torch_convolution(
-            laid_out(x, last), laid_out(weight, last), None, product.stride, product.padding, product.dilation, False,
-            [0] * len(product.stride), product.groups, cudnn.benchmark, cudnn.deterministic, cudnn.enabled, False,
+            laid_out(product.padded(x), last), laid_out(weight, last), None, product.stride, product.padding,
+            product.dilation, False, [0] * len(product.stride), product.groups, cudnn.benchmark, cudnn.deterministic,
+            cudnn.enabled, False,
         )  # fmt: skip
 
 

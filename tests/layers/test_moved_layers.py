@@ -62,6 +62,28 @@ def test_transposed_convolutions_are_torchs(axes, timing):
         assert torch.equal(to_ann(nn.Sequential(layer))(x.counts), layer.preactivation(x).relu())
 
 
+@pytest.mark.parametrize("neurons", [False, True])
+@pytest.mark.parametrize("axes", [1, 2])
+def test_gradients_of_transposed_convolutions_are_torchs(axes, neurons, timing):
+    """Of the same product, to the bit, for any weights: as a product with zeros it rounds otherwise."""
+    for arguments in PRACTICE:
+        inputs, outputs, kernel, stride, padding, more, groups, dilation = arguments
+        geometry = inputs, outputs, kernel, stride, padding, more, groups, True, dilation
+        layer, expected = (getattr(m, f"ConvTranspose{axes}d")(*geometry) for m in (tnn, nn))
+        layer.timing, layer.neurons, layer.threshold, layer.gate = timing, neurons, 1.0, "relu"
+        expected.load_state_dict(layer.state_dict())
+        x = train(2, inputs, *(7, 5)[:axes], timing=timing)
+        counts, twins = (x.counts.clone().requires_grad_() for _ in range(2))
+        x = te.SpikeTrain.unchecked(x.stored, x.T, counts, 1.0, torch.float32, timing)
+        z = expected(twins)
+        grad = torch.randn(z.movedim(1, -1).shape).movedim(-1, 1)
+        z.backward(grad * (z > 0) if neurons else grad)
+        y = layer(x)
+        (y.counts if neurons else y.total).backward(grad)
+        assert torch.equal(counts.grad, twins.grad), arguments
+        assert torch.equal(layer.weight.grad, expected.weight.grad), arguments
+
+
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 def test_padding_modes_are_torchs(mode, timing):
     cases = (2, 1, 3, 1), (2, (3, 2), (7, 5), 2), (2, "same", 4, 1), (1, 2, 5, 2), (1, 0, 3, 1)

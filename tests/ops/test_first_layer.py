@@ -96,10 +96,38 @@ def assert_near(got, want):
 def exact(layer, x, grad=None):
     """By plain torch in float64: the product, its gradient, and with that the gradients of x and of the weight."""
     x, weight = (t.detach().double().requires_grad_() for t in (x, layer.weight))
-    y = nn.functional.linear(x, weight) if weight.dim() == 2 else layer._conv_forward(x, weight, None)
+    if weight.dim() == 2:
+        y = nn.functional.linear(x, weight)
+    elif isinstance(layer, nn.modules.conv._ConvTransposeNd):
+        f = (nn.functional.conv_transpose1d, nn.functional.conv_transpose2d)[weight.dim() - 3]
+        y = f(x, weight, None, layer.stride, layer.padding, 0, layer.groups, layer.dilation)
+    else:
+        y = layer._conv_forward(x, weight, None)
     grad = torch.randn_like(y).to(layer.weight.dtype) if grad is None else grad
     y.backward(grad.double())
     return [y.detach(), grad, x.grad, weight.grad]
+
+
+def check_transposed(seeds):
+    """The gradients of transposed convolutions of random shapes, against float64; it says each before it runs it."""
+    torch.set_num_threads(1)
+    for shape in map(random_shape, seeds):
+        if not shape.geometry or shape.geometry[2] == "same":
+            continue
+        kernel, stride, padding, dilation, groups = shape.geometry
+        spans = [s * (n - 1) + d * (k - 1) + 1 for n, k, s, d in zip(shape.size, kernel, stride, dilation, strict=True)]
+        if any(span <= 2 * p for span, p in zip(spans, padding, strict=True)):
+            continue
+        print(shape, flush=True)
+        kind = (tnn.ConvTranspose1d, tnn.ConvTranspose2d)[len(shape.size) - 1]
+        dtype = getattr(torch, shape.dtype)
+        layer = kind(shape.channels, shape.outputs, kernel, stride, padding, 0, groups, False, dilation, dtype=dtype)
+        counts = torch.randint(0, 3, (shape.batch, shape.channels, *shape.size))
+        _, grad, *want = exact(layer, counts)
+        stored, weight = counts.to(torch.uint8).unsqueeze(0), layer.kernel_of(layer.weight)
+        grad_x, grad_weight = layer.synapses().gradients(grad, stored, "window", weight, True, True)
+        assert_near(grad_x, want[0])
+        assert_near(layer.kernel_of(grad_weight), want[1])
 
 
 def check_values(shape):
@@ -118,7 +146,7 @@ def check_values(shape):
     train = te.SpikeTrain.from_dense(torch.stack([counts > 0, counts > 1]))
     _, grad, *want = exact(layer, counts)
     stored = laid_out(train.planes[0], "channels last").unsqueeze(0)
-    for layout in ("contiguous", "channels last") if not synapses.sides else ():
+    for layout in ("contiguous", "channels last"):
         found = synapses.gradients(laid_out(grad, layout), stored, "step", layer.weight, True, True)
         for a, b in zip(found, want, strict=True):
             assert_near(a, b)
@@ -170,3 +198,9 @@ POINT = Shape(4, 2, 48, (128, 128), ((1, 1), (2, 2), (0, 0), (1, 1), 1))  # the 
 def test_products_of_any_shape_and_the_bits_of_their_frozen_networks(shapes):
     checked = CHECKED if sys.platform == "linux" and ctypes.util.find_library("c_malloc_debug") else {}
     child.run("-c", f"from test_first_layer import *; check_all({shapes})", **checked)
+
+
+@pytest.mark.parametrize("seeds", [range(30), pytest.param(range(30, 2000), marks=pytest.mark.slow)])
+def test_gradients_of_transposed_convolutions_of_any_shape(seeds):
+    checked = CHECKED if sys.platform == "linux" and ctypes.util.find_library("c_malloc_debug") else {}
+    child.run("-c", f"from test_first_layer import *; check_transposed({seeds})", **checked)

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tandem_ext.functional.neuron import over_space
+from tandem_ext.functional.products import transposed
 
 from .. import ann
 from .. import nn as tnn
 from ..frozen import FrozenNetwork
 from ..frozen.stages import Stages
 from ..nn.hooks import READOUTS, is_own
-from ..nn.places import transposed
 from ..nn.quantise import rounded
 from ..nn.signals import check_network
 from .layers import layer_of

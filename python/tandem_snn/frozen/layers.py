@@ -150,8 +150,9 @@ def _layer(lowering: Lowering, name: str, layer: Any, x: Value, residual: Value 
             residual = rearranged(lowering, name, "movedim", True, residual, -1, 1)
         y = _connected(lowering, name, layer, x, residual, len(lowering.features_of(name, x)) - 1)
         return rearranged(lowering, name, "movedim", False, y, 1, -1)
-    if layer.arranges:
-        x = rearranged(lowering, name, layer.arranged, True, x)
+    synapses = layer.synapses()
+    if layer.arranges or synapses.spacing:
+        x = rearranged(lowering, name, layer.arranged if layer.arranges else synapses.padded, True, x)
     return _connected(lowering, name, layer, x, residual)
 
 

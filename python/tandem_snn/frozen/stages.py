@@ -11,7 +11,6 @@ from functools import partial, reduce
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
@@ -234,7 +233,7 @@ class Stage(nn.Module):
         if not isinstance(x, SpikeTrain):
             op = _ops.constant_if if isinstance(x, ConstantInput) else _ops.impulse_if
             return op.default(self._product(x.x), x.T, **settings)
-        synapses = (self._padded(x.stored), x.T, self.weight)
+        synapses = (self._synapses().padded(x.stored), x.T, self.weight)
         if self.instruction.axes == 0:
             return _ops.linear_if.default(*synapses, **settings, digits=self.digits)
         return _ops.conv_if.default(*synapses, *self._synapses().geometry(), **settings, digits=self.digits)
@@ -248,11 +247,7 @@ class Stage(nn.Module):
     def _product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         weight = self.real_weight()
         checks.direct_dtype(x, weight)
-        return self._synapses().direct(self._padded(x), weight, bias)
-
-    def _padded(self, x: Tensor) -> Tensor:
-        below, right = self.instruction.after
-        return F.pad(x, (0, right, 0, below)[: 2 * self.instruction.axes]) if below or right else x
+        return self._synapses().direct(x, weight, bias)
 
     def _answer(self, x: Any) -> Tensor:
         gain, synapses, means = self.instruction.gain, self._synapses(), means_of(x)
@@ -266,9 +261,7 @@ class Stage(nn.Module):
     def _output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the neurons, [B, N, *space]; raise ValueError if the input does not fit."""
         assert self.weight is not None
-        more = self.instruction.over_axes(self.instruction.after)
-        space = (size + after for size, after in zip(shape[2:], more, strict=False))
-        return self._synapses().output_shape((*shape[:2], *space), self.weight)
+        return self._synapses().output_shape(shape, self.weight)
 
 
 def _each(f: Callable[[Tensor, Tensor], Tensor], x: Tensor, values: Tensor | None) -> Tensor:

@@ -59,7 +59,7 @@ def geometry_of(layer: Any, weight: Tensor) -> dict[str, Any]:
         "stride": pair(product.stride, 1),
         "padding": pair(product.padding, 0),
         "dilation": pair(product.dilation, 1),
-        "after": pair(product.sides[1::2][::-1], 0),
+        "after": pair(() if product.spacing else product.sides[1::2][::-1], 0),
     }
 
 

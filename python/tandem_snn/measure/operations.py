@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain, checks
+from tandem_ext.functional.products import Product, convolution
 
 from .. import nn as tnn
 from ..frozen import FrozenNetwork
@@ -169,18 +170,18 @@ def fan_out(layer: Any, space: torch.Size) -> Tensor:
     >>> fan_out(tnn.Conv1d(1, 1, 3, padding=1), torch.Size([4]))
     tensor([2., 3., 3., 2.], dtype=torch.float64)
     """
-    stride, padding = layer.stride, layer.padding
-    if getattr(layer, "arranges", False):  # the product reads what it has padded
-        stride, padding = layer.synapses().geometry()[:2]
-    return _fan_out(space, layer.kernel_size, stride, padding, layer.dilation).clone()
+    if hasattr(layer, "synapses"):
+        product = layer.synapses(len(space))._replace(groups=1)
+    else:
+        product = convolution(layer.kernel_size, layer.stride, layer.padding, layer.dilation, 1)
+    return _fan_out(space, layer.kernel_size, product).clone()
 
 
 @lru_cache(256)  # a penalty calls this at every training step
-def _fan_out(space: torch.Size, kernel: tuple[int, ...], *geometry: Any) -> Tensor:
-    conv = nn.functional.conv1d if len(space) == 1 else nn.functional.conv2d
+def _fan_out(space: torch.Size, kernel: tuple[int, ...], product: Product) -> Tensor:
     with torch.inference_mode(False), torch.enable_grad():
         ones = torch.ones(1, 1, *space, dtype=torch.float64, requires_grad=True)
-        reached = conv(ones, torch.ones(1, 1, *kernel, dtype=torch.float64), None, *geometry).sum()
+        reached = product.direct(ones, torch.ones(1, 1, *kernel, dtype=torch.float64)).sum()
         (gradient,) = torch.autograd.grad(reached, ones)
     return gradient[0, 0]
 

@@ -282,7 +282,7 @@ def product(x: Input | Currents, weight: Tensor, synapses: Product) -> Currents:
 
 def real_product(x: Tensor, weight: Tensor, synapses: Product, bias: Tensor | None = None) -> Tensor:
     """Return torch's product with real numbers, in the dtype of the weight."""
-    x = synapses.padded(x.to(weight.dtype))
+    x = x.to(weight.dtype)
     synapses.output_shape(x.shape, weight)  # its errors name what does not fit
     return synapses.direct(x, weight, bias)
 

@@ -1,4 +1,4 @@
-"""Upsample, and other places for features along the axes of images and lines: padding, zeros in between."""
+"""Upsample, and padding: other places for features along the axes of images and lines."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -42,34 +42,6 @@ def _taken(x: Tensor, index: Sequence[Tensor]) -> Tensor:
 def padding_of(mode: str, sides: Sequence[int]) -> Ruler:
     """Return the ruler of torch's padding mode for ``sides``, as F.pad takes them: those of the last axis first."""
     return lambda places, axis: F.pad(places, list(sides)[len(sides) - 2 * axis - 2 :][:2], mode)
-
-
-def spread(x: Any, stride: Sequence[int], before: Sequence[int], after: Sequence[int]) -> Any:
-    """Put stride - 1 zeros between the places of a signal or tensor, and some before and after; below 0 it drops them.
-
-    >>> spread(torch.tensor([[[5.0, 7.0]]]), [2], [1], [0])
-    tensor([[[0., 5., 0., 7.]]])
-    """
-    axes = len(stride)
-
-    def spaced(x: Tensor) -> Tensor:
-        x = x.movedim(-1 - axes, -1)  # channels are last in memory
-        *lead, channels = x.shape
-        apart = [n * s for n, s in zip(lead[-axes:], stride, strict=True)]
-        between, sides = [0, 0], [0, 0]  # as F.pad takes them
-        for axis in reversed(range(axes)):
-            x = x.unsqueeze(2 * axis - 2 * axes)
-            between += [0, stride[axis] - 1, 0, 0]
-            sides += [before[axis], after[axis] - stride[axis] + 1]
-        return F.pad(F.pad(x, between).reshape(*lead[:-axes], *apart, channels), sides).movedim(-1, -1 - axes)
-
-    return map_features(x, spaced)
-
-
-def transposed(weight: Tensor, groups: int) -> Tensor:
-    """Return the kernel of the convolution that a transposed one [in, out / groups, *kernel] is, or the way back."""
-    swapped = weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-    return swapped.flip([*range(2, weight.dim())])
 
 
 class Upsample(nn.Upsample):

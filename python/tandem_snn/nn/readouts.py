@@ -158,8 +158,7 @@ def read_out(layer: Any, x: Input | Tensor, synapses: Product) -> Tensor:
     y = answer(counted, weight, step, counted.gain, layer.bias, synapses, autocast_dtype(layer.weight))
     if means is None or not torch.is_grad_enabled():
         return y
-    padded = synapses.padded(x)  # type: ignore[arg-type]
-    return apply(RealProduct, padded, shaped(layer.used_weight()), layer.bias, y.detach(), synapses)
+    return apply(RealProduct, x, shaped(layer.used_weight()), layer.bias, y.detach(), synapses)
 
 
 def real_answer(x: Tensor, weight: Tensor, bias: Tensor | None, synapses: Product) -> Tensor:
@@ -188,11 +187,11 @@ def _sum_counts(x: SpikeTrain, weight: Tensor, synapses: Product) -> Tensor:
         return window_product(x, weight, synapses)
     counts = x.clean_counts()
     u = _sum_means(MeanCounts(counts.detach(), 1, x.gain, x.bad), weight, synapses)
-    return apply(RealProduct, synapses.padded(counts), weight, None, u, synapses)
+    return apply(RealProduct, counts, weight, None, u, synapses)
 
 
 @torch.no_grad()
 def _sum_means(x: MeanCounts, weight: Tensor, synapses: Product) -> Tensor:
-    sums = synapses.padded((x.counts.double() * x.n).round())
+    sums = (x.counts.double() * x.n).round()
     u = torch_product(sums, fixed_point(cast(weight, autocast_dtype(weight))), synapses)
     return with_flags(cast(divided(u, x.n), compute_dtype(weight.dtype)), x.bad)

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from tandem_ext import checks
-from tandem_ext.functional.products import LINEAR, Product, convolution
+from tandem_ext.functional.products import LINEAR, Product, convolution, transposed
 
 from .batch_norm import AnyBatchNorm
 from .neuron import SpikingLayer
 from .options import NeuronOptions, shows_neuron_options
-from .places import padding_of, placed, spread, transposed
+from .places import padding_of, placed
 from .signals import features_first, features_last
 
 Size = int | tuple[int, ...]
@@ -176,7 +176,6 @@ class Conv2d(_Conv, nn.Conv2d):  # type: ignore[misc]  # its forward gives a tra
 
 
 class _ConvTranspose(SpikingLayer):
-    arranges: ClassVar[Any] = True
     _torch: ClassVar[Any]
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -213,13 +212,10 @@ class _ConvTranspose(SpikingLayer):
         return {name: getattr(self, name) for name in names}
 
     def synapses(self, axes: int = 0) -> Product:
-        return convolution(self.kernel_size, 1, 0, self.dilation, self.groups)
-
-    def arranged(self, x: Any) -> Any:
-        sizes = zip(self.kernel_size, self.dilation, self.padding, strict=True)
-        before = [d * (k - 1) - p for k, d, p in sizes]
-        after = [size + more for size, more in zip(before, self.output_padding, strict=True)]
-        return spread(x, self.stride, before, after)
+        sizes = zip(self.kernel_size, self.stride, self.padding, self.output_padding, self.dilation, strict=True)
+        sides = [(d * (k - 1) - p, d * (k - 1) - p + more - s + 1) for k, s, p, more, d in sizes]
+        product = convolution(self.kernel_size, 1, 0, self.dilation, self.groups)
+        return product._replace(sides=tuple(side for pair in reversed(sides) for side in pair), spacing=self.stride)
 
     def kernel_of(self, weight: Tensor) -> Tensor:
         return transposed(weight, self.groups)
