@@ -223,6 +223,7 @@ inline bool run_digits(Layer layer, cpu::ByteProducts by, ParallelFor parallel =
   for (const cpu::Block& block : cpu::blocks_of(layer.geometry, digits.most_rows())) {
     cpu::Workspace of_block(workspace);
     auto* windows = of_block.take<double>(block.rows * tiling.width());
+    auto* rounded = of_block.take<float>(block.rows * tiling.width());
     auto* steps = of_block.take<int32_t>(block.rows * tiling.width() * 8 * layer.sheets());
     cpu::BlockInputs in{};
     for (int64_t i = 0; i < tiling.tiles(); ++i) {
@@ -230,7 +231,10 @@ inline bool run_digits(Layer layer, cpu::ByteProducts by, ParallelFor parallel =
       in.expanded.most = *std::max_element(layer.stored, layer.stored + layer.geometry.sheet_size());
       const auto columns = prepared.columns(i);
       const cpu::Tile tile = digits.tile(i, block, of_block);
-      if (layer.timing() == Timing::kWindow) {
+      if (layer.timing() == Timing::kWindow && cpu::rounds(in.expanded, columns.data(), tiling.registers)) {
+        cpu::multiply_bytes(in.expanded, columns.data(), tiling.registers, rounded, by);
+        cpu::fire_window_sums(tile, rounded, layer.neuron);
+      } else if (layer.timing() == Timing::kWindow) {
         cpu::multiply_bytes(in.expanded, columns.data(), tiling.registers, windows, by);
         cpu::fire_window_sums(tile, windows, layer.neuron);
       } else {

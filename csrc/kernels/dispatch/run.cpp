@@ -93,7 +93,7 @@ int64_t pieces_of(const Layer& layer) {
   return layer.neuron.T <= UINT8_MAX ? 1 : (layer.sheets() + kPlanesOfPiece - 1) / kPlanesOfPiece;
 }
 
-// Calls use(tile, windows) for every tile of every piece.
+// Calls use(product, tile, inputs, workspace) for every tile of every piece.
 template <class Use>
 void multiply_counts(const Layer& layer, ParallelFor parallel, const Use& use) {
   if (layer.geometry.neurons() == 0) return;
@@ -115,10 +115,7 @@ void multiply_counts(const Layer& layer, ParallelFor parallel, const Use& use) {
   prepare(counted, way, workspace, parallel);
   const Prepared prepared(counted);
   for (int64_t i = 0; i < pieces; ++i, counted.stored += size) {
-    multiply_layer(counted, way, prepared, workspace, parallel,
-                   [&](const Product& product, const Tile& tile, const BlockInputs& inputs, Workspace& own) {
-                     use(tile, product.windows(tile, inputs, own));
-                   });
+    multiply_layer(counted, way, prepared, workspace, parallel, use);
   }
 }
 
@@ -162,8 +159,11 @@ void run(const Layer& whole, ParallelFor parallel) {
 void window_product(const Layer& layer, float* u, ParallelFor parallel) {
   const int64_t outputs = layer.geometry.outputs, neurons = layer.geometry.neurons();
   if (pieces_of(layer) == 1) {
-    return multiply_counts(layer, parallel,
-                           [=](const Tile& tile, const double* windows) { write_products(tile, windows, u, outputs); });
+    return multiply_counts(
+        layer, parallel, [=](const Product& product, const Tile& tile, const BlockInputs& inputs, Workspace& own) {
+          product.rounded_windows(tile, inputs, own,
+                                  [&](const auto* windows) { write_products(tile, windows, u, outputs); });
+        });
   }
   Workspace workspace;
   auto* sums = workspace.take<double>(neurons);
@@ -175,7 +175,9 @@ void window_product(const Layer& layer, float* u, ParallelFor parallel) {
 void add_window_product(const Layer& layer, double* sums, ParallelFor parallel) {
   const int64_t outputs = layer.geometry.outputs;
   multiply_counts(layer, parallel,
-                  [=](const Tile& tile, const double* windows) { add_products(tile, windows, sums, outputs); });
+                  [=](const Product& product, const Tile& tile, const BlockInputs& inputs, Workspace& own) {
+                    add_products(tile, product.windows(tile, inputs, own), sums, outputs);
+                  });
 }
 
 }  // namespace tandem::cpu

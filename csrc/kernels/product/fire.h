@@ -27,6 +27,10 @@ TANDEM_INLINE Vec<float, L> narrow(const double* sums) {
   };
   return join<float, L>(half(0), half(H));
 }
+template <int L>
+TANDEM_INLINE Vec<float, L> narrow(const float* sums) {
+  return load<Vec<float, L>>(sums);
+}
 
 template <int L, int R, bool whole, class Run>
 TANDEM_INLINE void run_rows(const Tile& tile, const Neuron& layer, const Run& run) {

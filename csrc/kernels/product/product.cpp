@@ -12,9 +12,8 @@ Tile Product::tile(int64_t i, const Block& block, Workspace& workspace) const {
 }
 
 void Product::fire(const Tile& tile, const BlockInputs& inputs, Workspace& workspace) const {
-  if (layer_.timing() == Timing::kWindow)
-    return fire_window_sums(tile, windows(tile, inputs, workspace), layer_.neuron);
-  fire_steps(tile, inputs, workspace);
+  if (layer_.timing() == Timing::kStep) return fire_steps(tile, inputs, workspace);
+  rounded_windows(tile, inputs, workspace, [&](const auto* sums) { fire_window_sums(tile, sums, layer_.neuron); });
 }
 
 const double* Product::windows(const Tile& tile, const BlockInputs& inputs, Workspace& workspace) const {
@@ -87,6 +86,14 @@ void Digits::fire_steps(const Tile& tile, const BlockInputs& inputs, Workspace& 
 
 void Digits::sum_counts(const Tile& tile, const BlockInputs& inputs, Workspace&, double* windows) const {
   multiply_bytes(inputs.expanded, prepared_.columns(tile.number).data(), tile.registers, windows);
+}
+
+const float* Digits::rounded(const Tile& tile, const BlockInputs& inputs, Workspace& workspace) const {
+  const auto columns = prepared_.columns(tile.number);
+  if (!rounds(inputs.expanded, columns.data(), tile.registers)) return nullptr;
+  auto* sums = workspace.take<float>(tile.rows * tile.width());
+  multiply_bytes(inputs.expanded, columns.data(), tile.registers, sums);
+  return sums;
 }
 
 }  // namespace tandem::cpu

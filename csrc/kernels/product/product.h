@@ -29,6 +29,12 @@ class Product {
   void fire(const Tile& tile, const BlockInputs& inputs, Workspace& workspace) const;
   // The products of counts, [rows, 16 R], exact integers, in the workspace.
   const double* windows(const Tile& tile, const BlockInputs& inputs, Workspace& workspace) const;
+  // Calls use(windows): as floats where they are rounded as they are added, else as doubles.
+  template <class Use>
+  void rounded_windows(const Tile& tile, const BlockInputs& inputs, Workspace& workspace, const Use& use) const {
+    if (const float* sums = rounded(tile, inputs, workspace)) return use(sums);
+    use(windows(tile, inputs, workspace));
+  }
 
   // The most rows of a block.
   virtual int64_t most_rows() const = 0;
@@ -40,6 +46,8 @@ class Product {
  protected:
   virtual void fire_steps(const Tile& tile, const BlockInputs& inputs, Workspace& workspace) const = 0;
   virtual void sum_counts(const Tile& tile, const BlockInputs& inputs, Workspace& workspace, double* windows) const = 0;
+  // The products of counts, rounded, or null.
+  virtual const float* rounded(const Tile&, const BlockInputs&, Workspace&) const { return nullptr; }
   // Memory for the sums of each step, [rows, sheets, 8, 16 R].
   static int32_t* step_sums(const Tile& tile, Workspace& workspace) {
     return workspace.take<int32_t>(tile.rows * tile.sheets * 8 * tile.width());
@@ -79,6 +87,7 @@ class Digits : public Product {
  private:
   void fire_steps(const Tile& tile, const BlockInputs& inputs, Workspace& workspace) const override;
   void sum_counts(const Tile& tile, const BlockInputs& inputs, Workspace& workspace, double* windows) const override;
+  const float* rounded(const Tile& tile, const BlockInputs& inputs, Workspace& workspace) const override;
 };
 
 // Input by input (plain.cpp).

@@ -94,34 +94,28 @@ TANDEM_CPU_KERNEL(add_bits, (const int32_t* sums, int64_t rows, int width, doubl
   }
 }
 
-TANDEM_CPU_KERNEL(write_products, (const Tile& tile, const double* windows, float* u, int64_t outputs),
-                  (tile, windows, u, outputs)) {
+namespace {
+
+template <int L, class Sum>
+TANDEM_INLINE void write_rows(const Tile& tile, const Sum* windows, float* u, int64_t outputs) {
   constexpr int H = L / 2;
   const int width = tile.width();
   for (int64_t r = 0; r < tile.rows; ++r) {
     float* row = u + (tile.first_row + r) * outputs + tile.channel;
     for (int i = 0; i < width && i < tile.channels; i += H) {
-      const auto sum = __builtin_convertvector(load<Vec<double, H>>(windows + r * width + i), Vec<float, H>);
+      const auto sum = __builtin_convertvector(load<Vec<Sum, H>>(windows + r * width + i), Vec<float, H>);
       const int lanes = static_cast<int>(std::min<int64_t>(H, tile.channels - i));
       store_first(row + i, sum * load<Vec<float, H>>(tile.unit + i), lanes);
     }
   }
 }
 
-TANDEM_CPU_KERNEL(add_products, (const Tile& tile, const double* windows, double* u, int64_t outputs),
-                  (tile, windows, u, outputs)) {
-  for (int64_t r = 0; r < tile.rows; ++r) {
-    double* row = u + (tile.first_row + r) * outputs + tile.channel;
-    for (int64_t i = 0; i < tile.channels; ++i) row[i] += windows[r * tile.width() + i] * tile.unit[i];
-  }
-}
-
-TANDEM_CPU_KERNEL(fire_window_sums, (const Tile& tile, const double* windows, const Neuron& neuron),
-                  (tile, windows, neuron)) {
+template <int L, class Sum>
+TANDEM_INLINE void fire_rows(const Tile& tile, const Sum* windows, const Neuron& neuron) {
   with_registers<L>(tile, [&](auto registers) TANDEM_INLINE_LAMBDA {
     constexpr int R = decltype(registers)::value, G = kGroupsAtOnce<L, R>, kParts = kLanes / L;
     run_tile<L, R>(tile, neuron, [&](int64_t row, int64_t n, auto& neurons) TANDEM_INLINE_LAMBDA {
-      const double* sums = windows + row * 16 * R;
+      const Sum* sums = windows + row * 16 * R;
 #pragma GCC unroll 2
       for (int r = 0; r < R; r += G) {
         fire_windows<G>(neuron, neurons + r, n + r * kLanes, [&](int s) TANDEM_INLINE_LAMBDA {
@@ -131,6 +125,49 @@ TANDEM_CPU_KERNEL(fire_window_sums, (const Tile& tile, const double* windows, co
       }
     });
   });
+}
+
+TANDEM_CPU_KERNEL(write_exact, (const Tile& tile, const double* windows, float* u, int64_t outputs),
+                  (tile, windows, u, outputs)) {
+  write_rows<L>(tile, windows, u, outputs);
+}
+
+TANDEM_CPU_KERNEL(write_rounded, (const Tile& tile, const float* windows, float* u, int64_t outputs),
+                  (tile, windows, u, outputs)) {
+  write_rows<L>(tile, windows, u, outputs);
+}
+
+TANDEM_CPU_KERNEL(fire_exact, (const Tile& tile, const double* windows, const Neuron& neuron),
+                  (tile, windows, neuron)) {
+  fire_rows<L>(tile, windows, neuron);
+}
+
+TANDEM_CPU_KERNEL(fire_rounded, (const Tile& tile, const float* windows, const Neuron& neuron),
+                  (tile, windows, neuron)) {
+  fire_rows<L>(tile, windows, neuron);
+}
+
+}  // namespace
+
+void write_products(const Tile& tile, const double* windows, float* u, int64_t outputs) {
+  write_exact(tile, windows, u, outputs);
+}
+void write_products(const Tile& tile, const float* windows, float* u, int64_t outputs) {
+  write_rounded(tile, windows, u, outputs);
+}
+void fire_window_sums(const Tile& tile, const double* windows, const Neuron& neuron) {
+  fire_exact(tile, windows, neuron);
+}
+void fire_window_sums(const Tile& tile, const float* windows, const Neuron& neuron) {
+  fire_rounded(tile, windows, neuron);
+}
+
+TANDEM_CPU_KERNEL(add_products, (const Tile& tile, const double* windows, double* u, int64_t outputs),
+                  (tile, windows, u, outputs)) {
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    double* row = u + (tile.first_row + r) * outputs + tile.channel;
+    for (int64_t i = 0; i < tile.channels; ++i) row[i] += windows[r * tile.width() + i] * tile.unit[i];
+  }
 }
 
 }  // namespace tandem::cpu

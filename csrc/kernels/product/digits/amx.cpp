@@ -124,7 +124,7 @@ TANDEM_TARGET_AMX void end() { _tile_release(); }
 
 }  // namespace
 
-const Loops kAmxLoops{kPassChunks, begin, end, run_rows<int32_t>, run_rows<double>};
+const Loops kAmxLoops{kPassChunks, begin, end, run_rows<int32_t>, run_rows<double>, run_rows<float>};
 
 }  // namespace tandem::cpu
 #endif

@@ -102,7 +102,7 @@ TANDEM_TARGET TANDEM_INLINE void multiply_lines(const Pass& pass, const Lines& l
 
 }  // namespace
 
-const Loops kAvx2Loops{kVectorChunks, nothing, nothing, steps, counts};
+const Loops kAvx2Loops{kVectorChunks, nothing, nothing, steps, counts<double>, counts<float>};
 
 }  // namespace tandem::cpu
 #endif

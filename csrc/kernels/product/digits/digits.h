@@ -72,9 +72,13 @@ struct ExpandedInputs {
 ExpandedInputs expand(const Layer& layer, int64_t first, const Block& block, Workspace& workspace);
 
 // Writes the sums of a tile of R columns for the rows of the inputs, exact integers: int32 for steps, [rows, sheets, 8,
-// 16 R], none beyond step T; double for counts, [rows, 16 R]. Only AMX multiplies steps by more than one digit.
+// 16 R], none beyond step T; double for counts, [rows, 16 R], or float, rounded, if rounds(). Only AMX multiplies steps
+// by more than one digit.
 template <class Sum>
 void multiply_bytes(const ExpandedInputs& inputs, const DigitColumn* columns, int registers, Sum* sums,
                     ByteProducts kind = byte_products());
+
+// Whether one pass adds all digits of so few inputs that it can round the sums.
+bool rounds(const ExpandedInputs& inputs, const DigitColumn* columns, int registers);
 
 }  // namespace tandem::cpu

@@ -33,16 +33,18 @@ struct Pass {
   Fetch& fetch;           // of digits of the next column
 };
 
-// steps() writes [rows, sheets, 8] rows of sums, counts() [rows].
+// steps() writes [rows, sheets, 8] rows of sums, counts() [rows], and rounded_counts() too, from a single pass.
 struct Loops {
   int64_t pass_chunks;  // whose digits stay in L1 while the inputs of many rows stream by
   void (*begin)();      // before the first pass and after the last one
   void (*end)();
   void (*steps)(const ExpandedInputs& inputs, const Pass& pass, int32_t* sums);
   void (*counts)(const ExpandedInputs& inputs, const Pass& pass, double* sums);
+  void (*rounded_counts)(const ExpandedInputs& inputs, const Pass& pass, float* sums);
 
   void run(const ExpandedInputs& inputs, const Pass& pass, int32_t* sums) const { steps(inputs, pass, sums); }
   void run(const ExpandedInputs& inputs, const Pass& pass, double* sums) const { counts(inputs, pass, sums); }
+  void run(const ExpandedInputs& inputs, const Pass& pass, float* sums) const { rounded_counts(inputs, pass, sums); }
 };
 
 // Lines of inputs that vectors multiply at a time.
@@ -54,7 +56,7 @@ struct Lines {
   int most;                // the largest byte
 };
 
-constexpr int64_t kVectorChunks = 8;  // 24 KB of three digits
+constexpr int64_t kVectorChunks = 8;  // 24 KB of three digits, and the most that rounded_counts() takes
 
 TANDEM_INLINE int32_t word_at(const uint8_t* p) {
   int32_t word;
@@ -62,18 +64,37 @@ TANDEM_INLINE int32_t word_at(const uint8_t* p) {
   return word;
 }
 
+// Combines sums of N digits, rounding once: what a digit's sum has beyond a byte is carried to the next, so that both
+// parts are exact as floats. The highest is at most 255 * 128 * 512 and what is carried, less than 2^24.
+template <int N, int L>
+TANDEM_INLINE Vec<float, L> rounded_sums(const int32_t* sums, int64_t digit) {
+  auto high = load<Int<L>>(sums);
+  Int<L> low{};
+#pragma GCC unroll 4
+  for (int d = 1; d < N; ++d) {
+    low |= (high & 255) << 8 * (d - 1);
+    high = load<Int<L>>(sums + d * digit) + (high >> 8);
+  }
+  constexpr auto kHigh = static_cast<float>(1 << 8 * (N - 1));
+  return __builtin_convertvector(high, Vec<float, L>) * kHigh + __builtin_convertvector(low, Vec<float, L>);
+}
+
 // Combines the sums of N digits, `row` and `digit` apart, to sums of weights. H: doubles in a vector. Sums of steps fit
 // int32, those of counts are up to 255 * 2^30.
 template <int N, int H, class Sum>
 TANDEM_INLINE void combine(const int32_t* sums, int64_t row, int64_t digit, int64_t rows, const Pass& pass, Sum* out,
                            int64_t stride) {
-  using Total = std::conditional_t<sizeof(Sum) == 8, double, uint32_t>;  // integers that wrap
+  using Total = std::conditional_t<std::is_floating_point_v<Sum>, Sum, uint32_t>;  // integers that wrap
   constexpr int L = 8 * H / sizeof(Total);
   const auto unit = static_cast<Total>(int64_t{1} << pass.shift);
   for (int64_t r = 0; r < rows; ++r, sums += row, out += stride) {
 #pragma GCC unroll 4
     for (int i = 0; i < 16; i += L) {
       Vec<Total, L> sum{};
+      if constexpr (std::is_same_v<Sum, float>) {
+        store(out + i, rounded_sums<N, L>(sums + i, digit) * unit);
+        continue;
+      }
 #pragma GCC unroll 4
       for (int d = N - 1; d >= 0; --d) {
         sum = 256 * sum + __builtin_convertvector(load<Int<L>>(sums + d * digit + i), Vec<Total, L>);

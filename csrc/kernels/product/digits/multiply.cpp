@@ -1,4 +1,6 @@
 // Multiplies a tile, column by column: in passes over the rows, each by as many digits as stay in L1.
+#include <algorithm>
+
 #include "../../weights/unit.h"
 #include "loops.h"
 
@@ -47,7 +49,15 @@ void multiply_bytes(const ExpandedInputs& inputs, const DigitColumn* columns, in
   loops.end();
 }
 
+bool rounds(const ExpandedInputs& inputs, const DigitColumn* columns, int registers) {
+  const bool few =
+      std::all_of(columns, columns + registers, [](const DigitColumn& c) { return c.count < kMostDigits; });
+  return few && inputs.chunks <= kVectorChunks;
+}
+
 #else
+
+bool rounds(const ExpandedInputs&, const DigitColumn*, int) { return false; }
 
 template <class Sum>
 void multiply_bytes(const ExpandedInputs&, const DigitColumn*, int, Sum*, ByteProducts) {}
@@ -56,5 +66,6 @@ void multiply_bytes(const ExpandedInputs&, const DigitColumn*, int, Sum*, BytePr
 
 template void multiply_bytes(const ExpandedInputs&, const DigitColumn*, int, int32_t*, ByteProducts);
 template void multiply_bytes(const ExpandedInputs&, const DigitColumn*, int, double*, ByteProducts);
+template void multiply_bytes(const ExpandedInputs&, const DigitColumn*, int, float*, ByteProducts);
 
 }  // namespace tandem::cpu

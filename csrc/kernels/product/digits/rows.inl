@@ -5,8 +5,8 @@
 //   multiply_lines<N>(...)      the product of kLines<N> lines with N digits, [kLines<N>, N, 16]
 
 // A line is a row.
-template <int N>
-TANDEM_TARGET void rows_of_counts(const ExpandedInputs& inputs, const Pass& pass, double* out) {
+template <int N, class Sum>
+TANDEM_TARGET void rows_of_counts(const ExpandedInputs& inputs, const Pass& pass, Sum* out) {
   alignas(64) int32_t sums[kLines<N> * N * 16];
   for (const ExpandedPiece& piece : inputs.pieces) {
     for (int64_t row = 0; row < piece.rows; row += kLines<N>) {
@@ -20,7 +20,8 @@ TANDEM_TARGET void rows_of_counts(const ExpandedInputs& inputs, const Pass& pass
   }
 }
 
-void counts(const ExpandedInputs& inputs, const Pass& pass, double* out) {
+template <class Sum>
+void counts(const ExpandedInputs& inputs, const Pass& pass, Sum* out) {
   if (pass.count == 1) rows_of_counts<1>(inputs, pass, out);
   if (pass.count == 2) rows_of_counts<2>(inputs, pass, out);
   if (pass.count == 3) rows_of_counts<3>(inputs, pass, out);
