@@ -26,13 +26,18 @@ _GIVEN = {"train": _ops.if_scan.default, "constant": _ops.constant_if.default, "
 
 
 def apply(function: type[Function], *arguments: Any) -> Any:
-    """Call ``function.apply`` as fast as the mode allows; forward-mode derivatives raise an error that names them."""
+    """Call ``function.apply`` as fast as the mode allows, its forward pass alone if no gradient can be asked for.
+
+    Forward-mode derivatives raise an error that names them.
+    """
     transformed = transforms_active()
     if torch.compiler.is_compiling():
         if transformed:
             # Dynamo takes an argument of torch.func.grad for a constant without a backward pass, unless it is a view.
             arguments = tuple(t.view_as(t) if isinstance(t, Tensor) else t for t in arguments)
         return function.apply(*arguments)
+    if not (transformed or torch.is_grad_enabled() or forward_mode_active()):
+        return function.forward(*arguments)
     try:
         return function.apply(*arguments) if transformed else eager_apply(function)(*arguments)
     except NotImplementedError as error:

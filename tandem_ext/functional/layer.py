@@ -70,10 +70,10 @@ def _fire(
     neurons, theta = NEUTRAL, None
     if timing == "window":
         checks.T("T", T, timing)
-    given = isinstance(threshold, Tensor) or isinstance(v_init, Tensor)
-    if v_init is not None and not given and v_init == default_v_init(threshold, timing):
-        v_init = None
-    if residual is not None or v_init is not None or isinstance(threshold, Tensor):
+    of_threshold = isinstance(threshold, Tensor)
+    if v_init is not None and not (of_threshold or isinstance(v_init, Tensor)):
+        v_init = None if v_init == default_v_init(threshold, timing) else v_init
+    if residual is not None or v_init is not None or of_threshold:
         neurons = tensors_of(like, T, shape, residual, threshold, v_init, timing, unit)
         theta = neurons.theta
         if isinstance(residual, SpikeTrain) and residual.bad is not bad:
@@ -83,7 +83,8 @@ def _fire(
     if eps is None:
         if theta is None and not isinstance(gain, Tensor):
             numbers = float(gain), unit
-            scale, shift = fold(None, bias, scale, shift, step, 1.0, channels, like)
+            if bias is not None or scale is not None or shift is not None or step is not None:
+                scale, shift = fold(None, bias, scale, shift, step, 1.0, channels, like)
         else:
             scale, shift = fold(theta, bias, scale, shift, step, gain, channels, like, unit)
     else:
@@ -125,7 +126,8 @@ def window_product(x: SpikeTrain, weight: Tensor, product: Product) -> Tensor:
     It is for batch norm with statistics that the fused layer cannot compute, such as statistics of several processes.
     """
     x, weight, _ = fitted(x, weight, product)
-    return with_flags(apply(WindowProduct, x.edge, weight, x.stored, x.T, x.timing, product), x.bad)
+    edge = x.edge if torch.is_grad_enabled() else None
+    return with_flags(apply(WindowProduct, edge, weight, x.stored, x.T, x.timing, product), x.bad)
 
 
 def fitted(x: Input, weight: Tensor, product: Any) -> tuple[Any, Tensor, tuple[int, ...]]:

@@ -212,5 +212,6 @@ def _run(
     product = convolution(weight.shape[2:], *geometry) if weight.dim() > 2 else LINEAR
     if geometry and product is LINEAR and geometry != (1, 0, 1, 1):
         raise ValueError(f"stride, padding, dilation, groups: a weight [N, K] takes none, got {geometry}")
-    check_neuron(neuron, x.T, weight.shape[0])
+    if neuron:
+        check_neuron(neuron, x.T, weight.shape[0])
     return product_if(x, weight, product, Settings(x.T, bias, scale, shift, None, eps, **neuron))

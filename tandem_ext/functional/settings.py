@@ -120,8 +120,6 @@ class Settings(NamedTuple):
 
 def check_neuron(neuron: Mapping[str, Any], T: int, channels: int) -> None:
     """Check the keyword arguments :class:`Neuron` of a call, except for tensors."""
-    if not neuron:
-        return
     for name, value in neuron.items():
         if name not in SETTINGS:
             raise TypeError(f"{name}: no such argument; neurons have {', '.join(SETTINGS)}")

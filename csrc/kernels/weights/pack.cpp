@@ -81,12 +81,13 @@ TANDEM_INLINE void pack_typed(const TilePacker& job, int64_t tile, int32_t* out,
     const E* row[L];
     float factor[L];
     bool finite[L];
+    int exponent = 0;
     for (int i = 0; i < L; ++i) {
       const bool exists = first + lane + i < tiling.outputs;
-      const int64_t output = group * tiling.outputs + (exists ? first + lane + i : 0);
+      const int64_t output = group * tiling.outputs + std::min(first + lane + i, tiling.outputs - 1);
       row[i] = static_cast<const E*>(job.weights.data) + output * row_size;
-      int exponent;
-      finite[i] = unit_exponent<L>(row[i], row_size, exponent, scale);
+      const bool measured = exists || i == 0;  // behind the last output are copies of it, times 0
+      finite[i] = measured ? unit_exponent<L>(row[i], row_size, exponent, scale) : finite[i - 1];
       factor[i] = exists ? power_of_two(-exponent) : 0.f;
       unit[lane + i] = finite[i] ? power_of_two(exponent) : std::numeric_limits<float>::quiet_NaN();
     }
@@ -114,9 +115,12 @@ TANDEM_CPU_KERNEL(pack_tile, (const TilePacker& job, int64_t tile, int32_t* out,
 }  // namespace
 
 TilePacker::TilePacker(const Weights& from, const Tiling& to) : weights(from), tiling(to), position(to.inputs()) {
-  for (int64_t c = 0; c < tiling.channels; ++c) {
+  for (int64_t q = 0; q < tiling.blocks; ++q) {
+    int64_t row = tiling.first_row(q);
     for (int64_t tap = 0; tap < tiling.taps; ++tap) {
-      position[weights.channels_last ? tap * tiling.channels + c : c * tiling.taps + tap] = tiling.row(tap, c);
+      for (int64_t c = tiling.first_channel(q); c < tiling.last_channel(q); ++c) {
+        position[weights.channels_last ? tap * tiling.channels + c : c * tiling.taps + tap] = row++;
+      }
     }
   }
 }

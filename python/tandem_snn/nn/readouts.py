@@ -10,7 +10,7 @@ from tandem_ext import SpikeTrain
 from tandem_ext._load import has_kernels
 from tandem_ext.functional.autograd import RealProduct, apply
 from tandem_ext.functional.layer import Input, by_channel, window_product
-from tandem_ext.functional.neuron import cast, fold, over_space
+from tandem_ext.functional.neuron import cast, over_space
 from tandem_ext.functional.products import LINEAR, Product, autocast_dtype, convolution, torch_product
 from tandem_ext.ops import compute_dtype
 from tandem_ext.rule import divided, fixed_point
@@ -141,24 +141,23 @@ class ReadoutConv2d(_FewBits, nn.Conv2d):
 
 def read_out(layer: Any, x: Input | Tensor, synapses: Product) -> Tensor:
     """Return the answer of a readout: from exact sums of counts or mean counts; of real numbers torch's product."""
-    pixels = [1] * (2 + len(synapses.stride) - layer.weight.dim())  # of the kernel of tokens
-
-    def shaped(weight: Tensor) -> Tensor:
-        return weight.view(*weight.shape, *pixels) if pixels else weight
-
+    weight, bias, bits = layer.weight, layer.bias, layer.weight_bits
+    pixels = [1] * (2 + len(synapses.stride) - weight.dim())  # of the kernel of tokens
+    if pixels:
+        weight = weight.view(*weight.shape, *pixels)
     means = means_of(x)
     counted = x if isinstance(x, SpikeTrain) else means
     if counted is None:
-        return real_answer(effective_counts(x), shaped(layer.used_weight()), layer.bias, synapses)
-    counted, weight = by_channel(counted, shaped(layer.weight), synapses)
+        return real_answer(effective_counts(x), rounded(weight, bits), bias, synapses)
+    counted, used = by_channel(counted, weight, synapses)
     step = None
-    if layer.weight_bits is not None:
-        learns = torch.is_grad_enabled() and needs_grad(weight)
-        weight, step = (integers if learns else byte_integers)(weight, layer.weight_bits)
-    y = answer(counted, weight, step, counted.gain, layer.bias, synapses, autocast_dtype(layer.weight))
+    if bits is not None:
+        learns = torch.is_grad_enabled() and needs_grad(used)
+        used, step = (integers if learns else byte_integers)(used, bits)
+    y = answer(counted, used, step, counted.gain, bias, synapses, autocast_dtype(weight))
     if means is None or not torch.is_grad_enabled():
         return y
-    return apply(RealProduct, x, shaped(layer.used_weight()), layer.bias, y.detach(), synapses)
+    return apply(RealProduct, x, rounded(weight, bits), bias, y.detach(), synapses)
 
 
 def real_answer(x: Tensor, weight: Tensor, bias: Tensor | None, synapses: Product) -> Tensor:
@@ -176,9 +175,12 @@ def answer(
 ) -> Tensor:  # fmt: skip
     """Return (step·gain)·u + bias, where u is the exact sum of weights times counts, rounded once; docs/rule.md."""
     u = _sum_counts(x, weight, synapses) if isinstance(x, SpikeTrain) else _sum_means(x, weight, synapses)
-    scale, shift = fold(None, bias, None, None, step, gain, len(weight), weight)
-    u = u if scale is None else u * over_space(scale, u.shape)
-    return cast(u if shift is None else u + over_space(shift, u.shape), dtype)
+    scale = gain if step is None else cast(step, u.dtype) * gain
+    if isinstance(scale, Tensor) or scale != 1.0:
+        u = u * over_space(scale, u.shape)
+    if bias is not None:
+        u = u + over_space(cast(bias, u.dtype), u.shape)
+    return cast(u, dtype)
 
 
 def _sum_counts(x: SpikeTrain, weight: Tensor, synapses: Product) -> Tensor:
