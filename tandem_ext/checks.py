@@ -56,6 +56,11 @@ def any_wrong(tensor: Tensor, wrong: Callable[[Tensor], Tensor]) -> bool:
     return _readable(tensor) and bool(wrong(tensor).any())
 
 
+def _least_of(tensor: Tensor) -> float:
+    """Return the least value, NaN if one is NaN. Reads values; infinity if there are none that Python may read."""
+    return float(tensor.detach().min()) if _readable(tensor) and tensor.numel() else math.inf
+
+
 def _values(name: str, tensor: Tensor, wrong: Callable[[Tensor], Tensor], allowed: str, hint: str = "") -> None:
     if any_wrong(tensor, wrong):
         raise ValueError(f"{name}: expected {allowed}, got {tensor[wrong(tensor)][0].item()}{hint}")
@@ -234,8 +239,8 @@ def threshold(value: Any, channels: Any, expected: torch.device = _CPU) -> None:
         return number("threshold", value, what, "a positive number within float32's range", _LEAST, _MOST)
     shape = (channels,) if value.dim() else ()
     shaped("threshold", value, shape, "the layer", expected, ", one value per channel")
-    if value.device.type == "cpu" and any_wrong(value, lambda t: ~(t > 0)):
-        raise ValueError(f"threshold: expected positive values, got {value.detach().min():g}")
+    if value.device.type == "cpu" and not (least := _least_of(value)) > 0:
+        raise ValueError(f"threshold: expected positive values, got {least:g}")
 
 
 def v_init(value: Any, shape: tuple[int, ...] = (), expected: torch.device = _CPU) -> None:
@@ -253,7 +258,7 @@ def v_init(value: Any, shape: tuple[int, ...] = (), expected: torch.device = _CP
     same_device("v_init", value, "the layer", expected)
     if value.requires_grad and torch.is_grad_enabled():
         raise ValueError("v_init: it is not learned and has no gradient, got a tensor that requires one: detach it")
-    if value.device.type == "cpu" and any_wrong(value, torch.isnan):
+    if value.device.type == "cpu" and math.isnan(_least_of(value)):
         raise ValueError("v_init: expected numbers, got NaN")
 
 

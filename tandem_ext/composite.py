@@ -159,7 +159,7 @@ def _window_product(a: Arguments) -> Tensor:
 
 def _statistics(u: Tensor, a: Arguments) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     one = u.new_ones(u.shape[-1])
-    names = {"gain": one, "gamma": one, "beta": torch.zeros_like(one)}
+    names = {"gain": one * a["number"], "gamma": one, "beta": torch.zeros_like(one)}
     gain, gamma, beta = (neutral if a[name] is None else a[name].to(u.dtype) for name, neutral in names.items())
     gamma, beta = divided(gamma, a["unit"]), divided(beta, a["unit"])
     return batch_statistics(u.flatten(0, -2), gain, gamma, beta, a["eps"])
@@ -187,7 +187,7 @@ def _bn_grad(a: Arguments) -> tuple[Tensor, Tensor, Tensor]:
             checks.shaped(name, a[name], product.shape[1:2], "product", product.device)
     if not product.numel():
         return torch.empty_like(product), torch.zeros_like(one), torch.zeros_like(one)
-    gain = one if a["gain"] is None else a["gain"].to(one.dtype).expand_as(one)
+    gain = one * a["number"] if a["gain"] is None else a["gain"].to(one.dtype).expand_as(one)
     gamma = one if a["gamma"] is None else a["gamma"].to(one.dtype)
     gamma = divided(gamma, a["unit"])
     gated = _gate_grad(a | {"grad": grad.to(product.dtype)})

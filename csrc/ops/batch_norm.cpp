@@ -15,7 +15,9 @@ namespace {
 // The parameters of a batch norm.
 struct NormInputs {
   TANDEM_NORM_FIELDS(TANDEM_MEMBER)
-  double unit = 1;  // of the neurons' potentials
+  double unit = 1;    // of the neurons' potentials
+  double number = 1;  // the gain, where that is no tensor
+  float rounded = 1;
 
   // Checks them for `product`, [B, N, *], converts them to float32, and divides gamma and beta by the unit.
   void prepare(const Tensor& product) {
@@ -26,6 +28,12 @@ struct NormInputs {
       if (tensor.has_value()) tensor = per_channel(aten::to_type(*tensor, ScalarType::Float), size, product, name);
     };
     take(gain, gain.has_value() && gain->numel() == 1 ? 1 : product.size(1), "gain");
+    TANDEM_CHECK(number == 1 || !gain.has_value(), "number is the gain where that is no tensor, got ", number);
+    rounded = static_cast<float>(number);
+    if (number != 1 && on_gpu(product)) {
+      gain = empty(1, ScalarType::Float, product);
+      torch::stable::fill_(*gain, number);
+    }
     take(gamma, product.size(1), "gamma");
     take(beta, product.size(1), "beta");
     gamma = in_units(gamma, product);
@@ -37,8 +45,9 @@ struct NormInputs {
   }
 
   BatchNorm args() const {
-    return {pointer<const float>(gain), gain.has_value() ? gain->numel() : 1, pointer<const float>(gamma),
-            pointer<const float>(beta), static_cast<float>(eps)};
+    const float* one = number == 1 ? nullptr : &rounded;
+    return {gain.has_value() ? pointer<const float>(gain) : one, gain.has_value() ? gain->numel() : 1,
+            pointer<const float>(gamma), pointer<const float>(beta), static_cast<float>(eps)};
   }
 };
 
@@ -86,7 +95,7 @@ using NormOutputs = std::tuple<Tensor, Tensor, Tensor, OptionalTensor, OptionalT
 // take more time.
 NormOutputs bn_if(Tensor stored TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_CONV_FIELDS(TANDEM_PARAMETER)
                       TANDEM_NORM_FIELDS(TANDEM_PARAMETER) TANDEM_NEURON_FIELDS(TANDEM_PARAMETER),
-                  bool return_v TANDEM_TENSOR_FIELDS(TANDEM_PARAMETER), double unit) {
+                  bool return_v TANDEM_TENSOR_FIELDS(TANDEM_PARAMETER), double unit, double number) {
   Synapses synapses(
       {.stored = stored,
        TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_CONV_FIELDS(TANDEM_ARGUMENT).timing = timing_of(timing)});
@@ -98,7 +107,7 @@ NormOutputs bn_if(Tensor stored TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_C
                "stored: batch normalisation needs at least one sample, got outputs ", shape_text(shape));
   if (synapses.timing() == Timing::kStep) synapses.prepare();  // for both products
   const Tensor u = synapses.window_product();
-  NormInputs norm{TANDEM_NORM_FIELDS(TANDEM_ARGUMENT).unit = unit};
+  NormInputs norm{TANDEM_NORM_FIELDS(TANDEM_ARGUMENT).unit = unit, .number = number};
   norm.prepare(u);
   const Statistics statistics = Statistics::empty_of(shape[1], u);
   if (neurons.neurons() > 0) {
@@ -112,11 +121,11 @@ NormOutputs bn_if(Tensor stored TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_C
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> bn_statistics(Tensor product, double factor, OptionalTensor gain,
                                                          OptionalTensor gamma, OptionalTensor beta, double eps,
-                                                         double unit) {
+                                                         double unit, double number) {
   TANDEM_CHECK(product.dim() >= 2 && product.numel() > 0,
                "product: batch normalisation needs [B, N, *] with at least one sample, got shape ",
                shape_text(shape_of(product)));
-  NormInputs norm{gain, gamma, beta, eps, unit};
+  NormInputs norm{gain, gamma, beta, eps, unit, number};
   norm.prepare(product);
   const Statistics out = Statistics::empty_of(product.size(1), product);
   product = on_gpu(product) ? aten::to_type(product, ScalarType::Float) : product;
@@ -126,11 +135,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> bn_statistics(Tensor product, double 
 
 std::tuple<Tensor, Tensor, Tensor> bn_grad(Tensor grad, Tensor mask, Tensor product, Tensor mean, Tensor var,
                                            OptionalTensor gain, OptionalTensor gamma, double eps, double threshold,
-                                           double unit) {
+                                           double unit, double number) {
   TANDEM_CHECK(shape_of(grad) == shape_of(product) && product.dim() >= 2,
                "grad and product must have one shape [B, N, *], got ", shape_text(shape_of(grad)), " and ",
                shape_text(shape_of(product)));
-  NormInputs norm{gain, gamma, std::nullopt, eps, unit};
+  NormInputs norm{gain, gamma, std::nullopt, eps, unit, number};
   norm.prepare(product);
   check_same_device(grad, product, "grad");
   check_mask(mask, grad);

@@ -15,7 +15,8 @@
 #define NORMALISED                  \
   TANDEM_NORM_FIELDS(TANDEM_SCHEMA) \
   TANDEM_NEURON_FIELDS(TANDEM_SCHEMA) ", bool return_v" TANDEM_TENSOR_FIELDS(TANDEM_SCHEMA) UNIT
-#define UNIT ", float unit=1.0"         // gamma and beta are divided by it, and their gradients
+// gamma and beta are divided by unit, and their gradients; number is the gain, where that is no tensor.
+#define UNIT ", float unit=1.0, float number=1.0"
 #define DIGITS ", Tensor? digits=None"  // the weight's digits, as frozen_digits gives them
 // torch_call_dispatcher takes the types of results from behind (torch 2.13): they read the same both ways.
 #define SPIKES "(Tensor stored, Tensor? counts, Tensor? mask, Tensor? v, Tensor bad)"  // None: not asked for

@@ -108,8 +108,8 @@ class Call(NamedTuple):
     residual: Any
     residual_scale: Any
     v_init: Any
-    gain: Any  # numbers: scale is multiplied by gain / unit, and shift divided by unit, as are gamma and beta
-    unit: Any
+    gain: Any  # numbers: scale, or the input of batch norm, is multiplied by gain; scale, shift, gamma and beta are
+    unit: Any  # divided by unit
     # the product, or "train", "constant" or "impulse" for given currents, which are then ``edge``
     source: Any
     edge: Any  # else the counts of the input, for the gradient only
@@ -142,7 +142,7 @@ class Saved(NamedTuple):
     spikes: Any
     source: Any
     T: int
-    factor: float  # gain / unit
+    gain: float
     unit: float
     threshold: float
     timing: str
@@ -165,8 +165,8 @@ def run(call: tuple[Any, ...], train: bool) -> Any:
         stored = source.padded(stored)
         if eps is not None:
             norm = scale, gamma, beta, eps
-            if unit != 1.0:
-                more = residual, residual_scale, v_init, unit
+            if gain != 1.0 or unit != 1.0:
+                more = residual, residual_scale, v_init, unit, gain
             return _bn_if(stored, T, weight, *source.geometry(), *norm, *neuron, return_v, bad, *more)
         if gain != 1.0 or unit != 1.0:
             more = residual, residual_scale, v_init, gain, unit
@@ -175,8 +175,10 @@ def run(call: tuple[Any, ...], train: bool) -> Any:
         return op(*product, *neuron, train, return_v, scale, shift, bad, *more)
     statistics: tuple[Tensor, ...] = ()
     if eps is not None:
-        *statistics, scale, shift = _ops.bn_statistics.default(edge, _times(source, T), scale, gamma, beta, eps, unit)
-        unit = 1.0
+        *statistics, scale, shift = _ops.bn_statistics.default(
+            edge, _times(source, T), scale, gamma, beta, eps, unit, gain
+        )
+        gain = unit = 1.0
     currents, more = (edge,) if source == "train" else (edge, T), (residual, residual_scale, v_init, gain, unit)
     *outputs, bad = _GIVEN[source](*currents, *neuron, train, return_v, scale, shift, bad, *more)
     return *outputs, *statistics, bad
@@ -226,7 +228,7 @@ class Fire(Function):
         )
         ctx.needs = needs
         _, threshold, _, _, timing = call.neuron
-        ctx.numbers = call.source, call.T, call.gain / call.unit, call.unit, threshold, timing, call.eps
+        ctx.numbers = call.source, call.T, call.gain, call.unit, threshold, timing, call.eps
         ctx.mark_non_differentiable(spikes, mask, *[other for other in others if other is not None])
         ctx.set_materialize_grads(False)
 
@@ -262,7 +264,7 @@ def _through_product(needs: Call, saved: Saved, grad_z: Tensor) -> Gradients:
         return {"weight": grad_weight, "shift": shift, "edge": edge}
     weight, wide = cast(weight, scale.dtype), cast(grad_z, scale.dtype)  # large terms of grad_scale may cancel
     _, raw = product.gradients(wide, stored, timing, weight, False, True)
-    grad_scale = (weight * raw).flatten(1).sum(1) * saved.factor
+    grad_scale = (weight * raw).flatten(1).sum(1) * (saved.gain / saved.unit)
     grad_weight = cast(raw * over_inputs(scale, raw), grad_z.dtype) if needs.weight else None
     return {"weight": grad_weight, "scale": grad_scale, "shift": shift, "edge": edge}
 
@@ -277,15 +279,16 @@ def _through_currents(needs: Call, saved: Saved, grad_z: Tensor) -> Gradients:
     if needs.scale:
         dtype = saved.scale.dtype
         grad_scale = channel_sum(grad_z * (y.sum(0, dtype=dtype) if over_time else times * cast(y, dtype)))
-        grad_scale = grad_scale * saved.factor
+        grad_scale = grad_scale * (saved.gain / saved.unit)
     return {"scale": grad_scale, "shift": _grad_shift(saved, grad_z) if needs.shift else None, "edge": grad_y}
 
 
 def _factor(saved: Saved) -> Any:
     """Return what the op multiplies the currents by: scale·gain/unit, a tensor, a number, or None for 1."""
-    if saved.factor == 1:
+    factor = saved.gain / saved.unit
+    if factor == 1:
         return saved.scale
-    return saved.factor if saved.scale is None else saved.scale * saved.factor
+    return factor if saved.scale is None else saved.scale * factor
 
 
 def _grad_shift(saved: Saved, grad_z: Tensor) -> Tensor:
@@ -295,17 +298,17 @@ def _grad_shift(saved: Saved, grad_z: Tensor) -> Tensor:
 
 def _through_norm(needs: Call, saved: Saved, grad: Tensor) -> Gradients:
     """The gradients of batch norm of gain·u by batch statistics; u is W c or the sum of the given currents."""
-    source, mean, var, gain = saved.source, saved.mean, saved.var, saved.scale
+    source, mean, var, gain, number = saved.source, saved.mean, saved.var, saved.scale, saved.gain
     times = _times(source, saved.T)
     if times > 1:  # gain·u = (times·gain)·y
-        gain = torch.full_like(mean, times) if gain is None else times * gain
+        gain, number = times * (mean.new_full((), number) if gain is None else gain), 1.0
         mean, var = mean / times, var / times**2
     u = saved.u
     dtype = grad.dtype if isinstance(source, Product) else saved.u.dtype  # of the gradient of the input
     exact = needs.scale or dtype != grad.dtype
     grad_counts = cast(grad, mean.dtype) if exact else grad
     grad_u, gamma, beta = _ops.bn_grad.default(
-        grad_counts, saved.mask, u, mean, var, gain, saved.gamma, saved.eps, saved.threshold, saved.unit
+        grad_counts, saved.mask, u, mean, var, gain, saved.gamma, saved.eps, saved.threshold, saved.unit, number
     )
     grad_gain = None
     if needs.scale:  # both factors of gain·u receive its gradient, grad_u / gain

@@ -90,8 +90,9 @@ def _fire(
     else:
         bias, gamma = per_channel("bias", bias, channels, like), per_channel("gamma", scale, channels, like)
         gamma, beta = in_units(theta, gamma, per_channel("beta", shift, channels, like))
-        numbers = 1.0, unit
-        scale, shift = with_gain(None, step, gain, (), channels, like), None
+        by_number = step is None and not isinstance(gain, Tensor)
+        numbers = float(gain) if by_number else 1.0, unit
+        scale, shift = with_gain(None, step, 1.0 if by_number else gain, (), channels, like), None
 
     residual, residual_edge, residual_scale, _, v_init = neurons
     train = torch.is_grad_enabled() and needs_grad(
@@ -114,8 +115,8 @@ def _fire(
     if eps is None:
         return result, None, None
     *_, mean, var = norm
-    if scale is not None:
-        factor = scale.detach()
+    if scale is not None or numbers[0] != 1.0:
+        factor = mean.new_full((), numbers[0]) if scale is None else scale.detach()
         mean, var = factor * mean, factor * factor * var
     return result, mean if bias is None else mean + bias.detach(), var
 

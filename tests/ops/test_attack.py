@@ -103,7 +103,7 @@ def bits(draw, op):
 @st.composite
 def statistics(draw):
     layer = draw(recorded("bn_if", "linear_bn", "conv_bn"))
-    norm = {name: layer[name] for name in ("gain", "gamma", "beta", "eps", "unit")}
+    norm = {name: layer[name] for name in ("gain", "gamma", "beta", "eps", "unit", "number")}
     shape = draw(st.integers(1, 9)), len(layer["weight"]), *draw(st.sampled_from([(), (3,), (2, 3)]))
     return {"product": dyadic(*shape, dtype=cases.compute_dtype(layer["weight"].dtype)), "factor": 8.0, **norm}
 
