@@ -107,6 +107,13 @@ class AvgPool1d(nn.AvgPool1d):
         super().__init__(kernel_size, stride, padding)
 
 
+def _normalised(norm: nn.Module, z: Tensor) -> Tensor:
+    """Apply batch norm, to tokens as images: of channels that are last, torch's is fast for these alone."""
+    tokens = z.dim() == 3 and z.stride(1) == 1 and isinstance(norm, AnyBatchNorm)
+    y: Tensor = norm(z.unsqueeze(-1)).squeeze(-1) if tokens else norm(z)
+    return y
+
+
 class _Activated(nn.Module):
     """Product, optional batch norm, optional residual, ReLU, and optional scaling by ``units``."""
 
@@ -130,7 +137,7 @@ class _Activated(nn.Module):
 
     def _preactivation(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         z = self._product(x)
-        z = z if self.norm is None else self.norm(z)
+        z = z if self.norm is None else _normalised(self.norm, z)
         return z if residual is None else z + residual
 
     def preactivation(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -159,7 +166,7 @@ class Neurons(nn.Module):
         self.units: nn.Module | None = None
 
     def forward(self, z: Tensor) -> Tensor:
-        z = z if self.norm is None else self.norm(z)
+        z = z if self.norm is None else _normalised(self.norm, z)
         return torch.relu(z) if self.units is None else self.units(torch.relu(z))
 
 

@@ -65,6 +65,11 @@ class Product(NamedTuple):
         checks.kernel(sizes, kernel, self.padding, self.dilation)
         return x_shape[0], w_shape[0], *output_sizes(sizes, kernel, self.stride, self.padding, self.dilation)
 
+    def is_of_tokens(self, weight: Tensor) -> bool:
+        """Return whether it multiplies each place of a line by itself, as torch's matrix products do without copies."""
+        alone = (*self.stride, self.groups, *weight.shape[2:]) == (1, 1, 1)
+        return alone and not (any(self.padding) or self.sides or self.spacing)
+
     def weighted(self, weight: Tensor, gain: Tensor, centred: bool = False) -> Tensor:
         """Multiply the gain of each input channel, [K], into the weight, so that it applies to spikes of value 1.
 
@@ -135,6 +140,13 @@ class Product(NamedTuple):
             return zeros if needs_input else None, torch.zeros_like(weight) if needs_weight else None
         if not (needs_input or needs_weight):
             return None, None
+        if self.is_of_tokens(weight):
+            rows = grad.movedim(1, -1).flatten(0, 1), stored.movedim(2, -1).flatten(1, 2)
+            found = LINEAR.gradients(*rows, timing, weight.flatten(1), needs_input, needs_weight)
+            grad_input, grad_weight = found
+            if grad_input is not None:
+                grad_input = grad_input.unflatten(0, (len(grad), -1)).movedim(-1, 1)
+            return grad_input, None if grad_weight is None else grad_weight.view_as(weight)
         product, more, transposes = self, [0] * len(self.stride), bool(self.spacing)
         sizes: Any = stored.shape[3:]
         if transposes:

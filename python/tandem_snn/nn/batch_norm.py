@@ -103,10 +103,14 @@ def normalised(norm: BatchNorm, u: Tensor, batch: bool = True) -> tuple[Tensor, 
         return norm.normalise(u)
     z = applied(norm, u)
     with torch.no_grad():
-        if not batch:
-            return z, *fold_norm(norm)
-        var, mean = torch.var_mean(u, [d for d in range(u.dim()) if d != 1], correction=0)
-        return z, *_scale_shift(norm, mean, var)
+        return z, *(scale_shift(norm, u) if batch else fold_norm(norm))
+
+
+@torch.no_grad()
+def scale_shift(norm: BatchNorm, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Return scale and shift [C] by the statistics of the batch u [B, C, *space], without a gradient."""
+    var, mean = torch.var_mean(u, [d for d in range(u.dim()) if d != 1], correction=0)
+    return _scale_shift(norm, mean, var)
 
 
 def applied(norm: BatchNorm, u: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from tandem_ext.planes import pack, unpack
 from tandem_ext.signal import Signal
 from tandem_ext.train import with_flags
 
-from .batch_norm import fold_norm, normalised, uses_batch
+from .batch_norm import SyncBatchNorm, applied, fold_norm, normalised, scale_shift, uses_batch
 from .quantise import StraightThrough
 from .signals import effective_counts
 
@@ -303,8 +303,17 @@ def normalise(x: Any, norm: BatchNorm, batch: bool = True) -> Any:
     u = currents_of(x)
     if not uses_batch(norm):
         return u.affine(*fold_norm(norm))
-    z, scale, shift = normalised(norm, u.total, batch)
-    return Currents(z, u.affine(scale, shift).steps, u.T, u.constant, u.dtype)
+    if not batch or isinstance(norm, SyncBatchNorm):
+        z, scale, shift = normalised(norm, u.total, batch)
+        return Currents(z, u.affine(scale, shift).steps, u.T, u.constant, u.dtype)
+    made: list[Currents] = []
+
+    def steps(start: int, stop: int) -> Tensor:  # window timing asks for none
+        if not made:
+            made.append(u.affine(*scale_shift(norm, u.total)))
+        return made[0].steps(start, stop)
+
+    return Currents(applied(norm, u.total), steps, u.T, u.constant, u.dtype)
 
 
 def fire(u: Currents, settings: Settings) -> Any:
