@@ -174,7 +174,8 @@ def fixed_point(weight: Tensor) -> Tensor:
     size, largest = rows.abs(), rows.abs().amax(1)
     scale = largest.frexp().exponent.clamp(min=-30)
     measured = (size * _power_of_two(20 - scale).unsqueeze(1)).long().sum(1) + rows.shape[1]
-    exponent = (measured.double().frexp().exponent - 20 + scale).clamp(min=-30) - 30
+    # not frexp of float64, which Inductor (torch 2.13) cannot subtract from
+    exponent = ((measured.double().view(torch.int64) >> 52).int() - 1042 + scale).clamp(min=-30) - 30
     spare, most = (17, 0x7F7F) if weight.dtype != torch.float32 else (3, 0x7F7F7F)
     options = exponent.unsqueeze(1) + torch.arange(spare, dtype=torch.int32, device=weight.device)
     fits = largest.unsqueeze(1) * _power_of_two(-options) <= most
