@@ -46,7 +46,7 @@ class Signal:
     gain: float | Tensor
     timing: Any = "step"
     joins_gains: ClassVar[bool] = False  # whether signals with different numbers as gains can be joined by channel
-    centred: bool = False  # whether the second half of its channels are the means that are subtracted from the first
+    offset: Tensor | None = None  # [1, *features], what is added to the counts of a train before the gain
     joins_kinds: ClassVar[bool] = False  # whether other kinds can be joined with it
     as_currents: ClassVar[Any] = None  # a method of values that are only traced, which have no tensors
     _fields: ClassVar[tuple[str, ...]]  # the attributes that define it
@@ -81,7 +81,7 @@ class Signal:
             raise ValueError(f"dim: expected a dimension of {list(first.shape)}, got {dim}")
         dim %= dims
         for other in signals[1:]:
-            if type(other) is not type(first):
+            if not (isinstance(other, type(first)) or isinstance(first, type(other))):
                 raise TypeError(f"signals: expected one kind, got {type(first).__name__} and {type(other).__name__}")
             if other.T != first.T and not first.timing == other.timing == "window":
                 only = "only trains with timing 'window' may have different ones"
@@ -93,11 +93,13 @@ class Signal:
             tensors = [isinstance(gain, Tensor) for gain in gains]
             # Comparing the values of tensors would synchronise, and one of two gradients would be lost.
             same = gains[0] is gains[1] if any(tensors) else gains[0] == gains[1]
-            numbers = cls.joins_gains and not any(tensors)
-            if not same and not (dim == 1 and (numbers or (all(tensors) and all(gain.dim() for gain in gains)))):
+            of_channels = [gain.dim() > 0 if isinstance(gain, Tensor) else cls.joins_gains for gain in gains]
+            if not same and not (dim == 1 and all(of_channels)):
                 raise ValueError(
                     f"signals: expected the same gain in all signals, got gain {first.gain} and {other.gain}"
                 )
+            if dim == 0 and first.offset is not other.offset:
+                raise ValueError("signals: expected one offset in all signals, got several: encode the batch at once")
         return dim
 
     @property
@@ -229,7 +231,8 @@ def batch_index(index: Any, length: int) -> slice | Tensor:
         if not -length <= index < length:
             raise IndexError(f"index {index} is out of range for a batch of {length}")
         return slice(index % length, index % length + 1)
-    raise TypeError(f"index: expected an int, a slice or a 1-d list, array or tensor over the batch, got {index!r}")
+    expected = "an int, a slice or a 1-d list, array or tensor over the batch"
+    raise TypeError(f"index: expected {expected}, got {index!r}: features are sliced before the encoder, as tensors")
 
 
 def register_pytree(cls: type[S], static: Sequence[str] = ("T",)) -> None:

@@ -31,7 +31,7 @@ def add_flags(bad: Tensor | None, other: Tensor | None) -> Tensor | None:
     return other if bad is None else bad if other is None else bad + other
 
 
-@dataclass_of("counts", "planes", "T", "gain", "timing", "bad", "network_T")
+@dataclass_of("counts", "planes", "T", "gain", "timing", "bad", "network_T", "offset")
 class SpikeTrain(Signal):
     """The spikes s[t] ∈ {0, 1} of a batch of neurons at steps t = 0 .. T-1.
 
@@ -53,6 +53,9 @@ class SpikeTrain(Signal):
         bad: floating point [B], NaN flags: NaN for a sample in which some potential was infinite or NaN, else 0.
             Because spikes cannot be NaN, layers pass the flags on, and ``counts``, mean pooling and the readout add
             them. Default: all samples are finite.
+        offset: floating point [1, *features], added to the counts before they are multiplied by the gain, as pixels
+            have one from which a mean is subtracted. Layers with timing "window" read it: times their weights it is a
+            constant of each neuron. Default: 0.
 
     Attributes:
         stored: the planes, or with timing "window" the counts as bytes, uint8 [1, B, *features].
@@ -80,7 +83,9 @@ class SpikeTrain(Signal):
         "numpy": "numpy.asarray(train) gives the spikes, uint8 [T, B, *features]",
         "sum": "counts is the sum over time, [B, *features]",
     }
-    _fields: ClassVar[tuple[str, ...]] = ("stored", "T", "_counts", "gain", "_dtype", "timing", "bad", "_network_T")
+    _fields: ClassVar[tuple[str, ...]] = (
+        *("stored", "T", "_counts", "gain", "_dtype", "timing", "bad", "_network_T", "offset"),
+    )
     joins_gains: ClassVar[bool] = True
     _tensors: ClassVar[str] = "to_dense() is the spikes [T, B, *features], counts their number [B, *features]"
     stored: Tensor
@@ -101,8 +106,10 @@ class SpikeTrain(Signal):
         timing: checks.Timing = "step",
         bad: Tensor | None = None,
         network_T: int | None = None,
+        offset: Tensor | None = None,
     ) -> None:
         self.stored, self.T, self.gain, self.bad, self._counts = planes, T, gain, bad, counts
+        self.offset = offset
         self._network_T = None if network_T == T else network_T
         self._dtype = getattr(counts, "dtype", torch.get_default_dtype())
         checks.planes("planes", planes, self.T)
@@ -110,10 +117,13 @@ class SpikeTrain(Signal):
         if T % 8 and checks.any_wrong(planes, lambda bits: bits[-1] >> T % 8):
             longer = "the planes belong to a longer train, or are not packed"
             raise ValueError(f"planes: a bit is set beyond T={T}: {longer}")
-        for name, value, shape in (("counts", counts, planes.shape[1:]), ("bad", bad, planes.shape[1:2])):
+        parts = ("counts", counts, planes.shape[1:]), ("bad", bad, planes.shape[1:2])
+        for name, value, shape in (*parts, ("offset", offset, torch.Size([1, *planes.shape[2:]]))):
             if value is not None:
                 checks.shaped(name, value, shape, "planes", planes.device)
         checks.one_of("timing", timing, checks.TIMINGS)
+        if offset is not None and timing != "window":
+            raise ValueError(f"offset: only trains with timing='window' have one, got timing={timing!r}")
         checks.T("network_T", self.network_T)
         if timing == "window":
             checks.T("T", T, timing)
@@ -133,6 +143,7 @@ class SpikeTrain(Signal):
         timing: str = "step",
         bad: Tensor | None = None,
         network_T: int | None = None,
+        offset: Tensor | None = None,
     ) -> SpikeTrain:
         """Make a train from valid parts, without checks.
 
@@ -147,6 +158,7 @@ class SpikeTrain(Signal):
         train._dtype = dtype or (torch.get_default_dtype() if counts is None else counts.dtype)
         train.bad = bad
         train._network_T = None if network_T == T else network_T
+        train.offset = offset
         return train
 
     @classmethod
@@ -326,6 +338,8 @@ class SpikeTrain(Signal):
 
     def stored_as(self, timing: str) -> Tensor:
         """Return what a train with this timing stores for the same spikes: planes, or counts as bytes."""
+        if timing == "step" and self.offset is not None:
+            raise ValueError("timing: neurons with timing 'step' read spikes, got a train with an offset")
         if timing == "step" and self.network_T != self.T:
             network = f"neurons with timing 'step' read the steps of their network, T={self.network_T}"
             raise ValueError(f"timing: {network}, got the spikes of a layer with its own T={self.T}")
@@ -368,18 +382,23 @@ class SpikeTrain(Signal):
         stored = torch.cat([s.stored_as(timing) for s in signals], dim + 1)
         gains = [s.gain for s in signals]
         gain = first.gain
-        if dim == 1 and isinstance(gain, Tensor) and gain.dim():
-            gain = torch.cat(gains)  # type: ignore[arg-type]
-        elif dim == 1 and not isinstance(gain, Tensor) and any(other != gain for other in gains):
-            gain = torch.cat([torch.full(s.shape[1:2], float(s.gain), device=s.device) for s in signals])
+        if dim == 1 and any(gain.dim() if isinstance(gain, Tensor) else gain != gains[0] for gain in gains):
+            sizes = [(g, s.shape[1:2]) for g, s in zip(gains, signals, strict=True)]
+            gain = torch.cat([g if isinstance(g, Tensor) else torch.full(n, g, device=first.device) for g, n in sizes])
         bad = None
         if dim > 0:
             bad = reduce(add_flags, [s.bad for s in signals])
         elif any(s.bad is not None for s in signals):
             clean = stored.new_zeros((), dtype=torch.float32)
             bad = torch.cat([clean.expand(len(s)) if s.bad is None else s.bad for s in signals])
+        offset = first.offset
+        if dim > 0 and (offset := next((s.offset for s in signals if s.offset is not None), None)) is not None:
+            none = [offset.new_zeros(()).expand(1, *s.shape[1:]) for s in signals]
+            offsets = [n if s.offset is None else s.offset for s, n in zip(signals, none, strict=True)]
+            offset = torch.cat(offsets, dim)
         T, network_T = max(s.T for s in signals), max(s.network_T for s in signals)
-        return cls.unchecked(stored, T, counts, gain, first._dtype, timing, bad, network_T)
+        kind = cls if all(type(s) is cls for s in signals) else SpikeTrain
+        return kind.unchecked(stored, T, counts, gain, first._dtype, timing, bad, network_T, offset)
 
     def _exact(self, dtype: torch.dtype) -> torch.dtype:
         return counts_dtype(dtype, self.T)

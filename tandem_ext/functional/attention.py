@@ -46,8 +46,9 @@ def products_of_counts(q: SpikeTrain, k: SpikeTrain, v: SpikeTrain, heads: int) 
     for name, x in (("q", q), ("k", k), ("v", v)):
         checks.train(name, x)
         checks.same_device(name, x, "q", q.device)
-        if x.timing != "window" or len(x.shape) != 3 or (isinstance(x.gain, Tensor) and x.gain.dim()):
-            expected = 'whole windows (timing "window") of tokens [B, N, features] with one gain'
+        by_channel = isinstance(x.gain, Tensor) and x.gain.dim() > 0
+        if x.timing != "window" or len(x.shape) != 3 or by_channel or x.offset is not None:
+            expected = 'whole windows (timing "window") of tokens [B, N, features] with one gain and no offset'
             raise ValueError(f"{name}: attention reads {expected}, got {x}")
     checks.positive("heads", heads)
     fit = k.shape[:2] == v.shape[:2] and (q.shape[0], q.shape[2]) == (k.shape[0], k.shape[2])

@@ -340,28 +340,40 @@ def _of_neurons(needs: Call, saved: Saved, grad_z: Tensor) -> Gradients:
 
 
 class WindowProduct(Function):
-    """u = W c by the kernel, with the ANN's gradients. ``edge``, the input's counts, only receives a gradient."""
+    """u = W c by the kernel, with the ANN's gradients. ``edge``, the input's counts, only receives a gradient.
+
+    The product W o of an offset is rounded, then added.
+    """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(edge: Tensor | None, weight: Tensor, stored: Tensor, T: int, timing: str, product: Product) -> Tensor:
-        return _ops.window_product.default(product.padded(stored), T, weight, *product.geometry(), timing)
+    def forward(
+        edge: Tensor | None,
+        weight: Tensor,
+        stored: Tensor,
+        offset: Tensor | None,
+        T: int,
+        timing: str,
+        product: Product,
+    ) -> Tensor:
+        u: Tensor = _ops.window_product.default(product.padded(stored), T, weight, *product.geometry(), timing)
+        return u if offset is None else u.add_(cast(product.of_offset(offset, weight), u.dtype))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _, weight, stored, ctx.T, ctx.timing, ctx.product = inputs
-        ctx.save_for_backward(weight, stored)
+        _, weight, stored, offset, ctx.T, ctx.timing, ctx.product = inputs
+        ctx.save_for_backward(weight, stored, offset)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        (weight, stored), needs = ctx.saved_tensors, ctx.needs_input_grad
+        (weight, stored, offset), needs = ctx.saved_tensors, ctx.needs_input_grad
         dtype = counts_dtype(weight.dtype, ctx.T)
         gradients = ctx.product.gradients(
-            cast(grad, dtype), stored, ctx.timing, cast(weight, dtype), needs[0], needs[1]
+            cast(grad, dtype), stored, ctx.timing, cast(weight, dtype), needs[0], needs[1], offset
         )
-        return *gradients, None, None, None, None
+        return *gradients, None, None, None, None, None
 
 
 class RealProduct(Function):
@@ -385,6 +397,25 @@ class RealProduct(Function):
         stored, weight = x.unsqueeze(0), cast(weight, grad.dtype)  # as the counts of a window are stored
         gradients = ctx.product.gradients(grad, stored, "window", weight, needs[0], needs[1])
         return *gradients, channel_sum(grad) if needs[2] else None, None, None
+
+
+class StraightThrough(Function):
+    """Return ``value``; its gradient goes to ``weight``, divided by the quantisation step, if there is one."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weight: Tensor, value: Tensor, step: Tensor | None) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (step,) = ctx.saved_tensors
+        return grad if step is None else grad / over_inputs(step, grad), None, None
 
 
 def channel_sum(grad: Tensor) -> Tensor:

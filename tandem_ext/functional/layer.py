@@ -9,10 +9,11 @@ from torch import Tensor
 from .. import checks
 from .._torch import autocast_active
 from ..inputs import ConstantInput, ImpulseInput
+from ..ops import compute_dtype
 from ..signal import needs_grad
 from ..train import SpikeTrain, add_flags, with_flags
-from .autograd import Fire, WindowProduct, apply, run
-from .neuron import NEUTRAL, cast, channels_of, fold, in_units, over_space, per_channel, tensors_of, with_gain
+from .autograd import Fire, StraightThrough, WindowProduct, apply, run
+from .neuron import NEUTRAL, cast, channels_of, fold, in_units, over_space, per_channel, started, tensors_of, with_gain
 from .products import Product, autocast_dtype
 from .settings import Settings, default_v_init
 
@@ -38,8 +39,20 @@ def product_if(x: Input, weight: Tensor, product: Product, settings: Settings) -
             residual=residual.map(lambda t: t.view_as(t))
         )
     stored = x.stored if x.timing == timing else x.stored_as(timing)
-    edge = x.edge if torch.is_grad_enabled() else None
-    return _fire(product, edge, stored, weight, shape, x.gain, x.bad, settings)
+    if x.offset is None:
+        edge = x.edge if torch.is_grad_enabled() else None
+        return _fire(product, edge, stored, weight, shape, x.gain, x.bad, settings)
+    if settings.eps is not None:
+        return current_if(window_product(x, weight, product), "impulse", x.gain, settings)
+    with torch.no_grad():
+        constant = product.of_offset(x.offset, weight)
+        outcome = _fire(product, None, stored, weight, shape, x.gain, x.bad, settings, constant)
+    if torch.is_grad_enabled():  # spikes as without a gradient, and gates that see the constant
+        learned = current_if(window_product(x, weight, product), "impulse", x.gain, settings)
+        trains: Any = [fired[0] if settings.return_v else fired for fired, *_ in (outcome, learned)]
+        counts, of_gates = (train.clean_counts() for train in trains)
+        trains[0].counts = apply(StraightThrough, of_gates, counts, None)
+    return outcome
 
 
 def current_if(current: Tensor, source: str, gain: float | Tensor, settings: Settings) -> Outcome:
@@ -57,8 +70,12 @@ def _fire(
     gain: float | Tensor,
     bad: Tensor | None,
     settings: Settings,
+    constant: Tensor | None = None,
 ) -> Outcome:
-    """Fold the tensors of neurons [B, C, *space] into the arguments of an op, and call it."""
+    """Fold the tensors of neurons [B, C, *space] into the arguments of an op, and call it.
+
+    ``constant`` [1, C, *space] is added to the products, before any residual, by way of the potentials at the start.
+    """
     like: Any = edge if weight is None else weight
     T, bias, scale, shift, step, eps, unit, threshold, leak, v_init, gate, timing, residual, steps, return_v = settings
     channels = channels_of(shape)
@@ -71,7 +88,9 @@ def _fire(
     if timing == "window":
         checks.T("T", T, timing)
     of_threshold = isinstance(threshold, Tensor)
-    if v_init is not None and not (of_threshold or isinstance(v_init, Tensor)):
+    if constant is not None:
+        v_init = default_v_init(threshold, timing) if v_init is None else v_init
+    elif v_init is not None and not (of_threshold or isinstance(v_init, Tensor)):
         v_init = None if v_init == default_v_init(threshold, timing) else v_init
     if residual is not None or v_init is not None or of_threshold:
         neurons = tensors_of(like, T, shape, residual, threshold, v_init, timing, unit)
@@ -81,7 +100,7 @@ def _fire(
     gamma = beta = None
     numbers = 1.0, 1.0  # gain and unit as arguments of the op
     if eps is None:
-        if theta is None and not isinstance(gain, Tensor):
+        if theta is None and constant is None and not isinstance(gain, Tensor):
             numbers = float(gain), unit
             if bias is not None or scale is not None or shift is not None or step is not None:
                 scale, shift = fold(None, bias, scale, shift, step, 1.0, channels, like)
@@ -95,6 +114,8 @@ def _fire(
         scale, shift = with_gain(None, step, 1.0 if by_number else gain, (), channels, like), None
 
     residual, residual_edge, residual_scale, _, v_init = neurons
+    if constant is not None:
+        v_init = started(v_init, scale, constant, compute_dtype(like.dtype))
     train = torch.is_grad_enabled() and needs_grad(
         edge, weight, scale, shift, gamma, beta, residual, residual_edge, residual_scale, theta
     )
@@ -128,7 +149,7 @@ def window_product(x: SpikeTrain, weight: Tensor, product: Product) -> Tensor:
     """
     x, weight, _ = fitted(x, weight, product)
     edge = x.edge if torch.is_grad_enabled() else None
-    return with_flags(apply(WindowProduct, edge, weight, x.stored, x.T, x.timing, product), x.bad)
+    return with_flags(apply(WindowProduct, edge, weight, x.stored, x.offset, x.T, x.timing, product), x.bad)
 
 
 def fitted(x: Input, weight: Tensor, product: Any) -> tuple[Any, Tensor, tuple[int, ...]]:
@@ -149,4 +170,4 @@ def by_channel(x: Any, weight: Tensor, product: Product) -> tuple[Any, Tensor]:
     """Multiply a gain per channel into the weight; return x with gain 1 and the new weight."""
     if not isinstance(x.gain, Tensor) or not x.gain.dim():
         return x, weight
-    return x.replace(gain=1.0), product.weighted(weight, x.gain, x.centred)
+    return x.replace(gain=1.0), product.weighted(weight, x.gain)

@@ -49,6 +49,8 @@ def tensors_of(
         theta = torch.add(theta, theta.detach(), alpha=0)  # makes infinity NaN, which then shows in the potentials
     if residual is not None:
         checks.residual(residual, T, shape, device, timing)
+        if not isinstance(residual, Tensor) and residual.offset is not None:
+            residual = values_of(residual).unsqueeze(0)
         factor = 1.0 if isinstance(residual, Tensor) else residual.gain
         if unit != 1.0:  # without adding a node to exported graphs
             factor = over(factor, unit)
@@ -127,6 +129,21 @@ def over(value: Any, unit: Any) -> Any:
     """Return value / unit, of numbers or tensors, rounded once on a GPU too."""
     on_gpu = isinstance(value, Tensor) and value.device.type != "cpu" and not isinstance(unit, Tensor)
     return divided(value, unit) if on_gpu else value / unit
+
+
+def started(v_init: Tensor | None, scale: Tensor | None, constant: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return v_init plus scale times a constant of the products, float64 [1, C, *space], rounded once."""
+    growth = (constant if scale is None else constant * over_space(scale.detach(), constant.shape))[0]
+    return (growth if v_init is None else over_space(v_init, constant.shape) + growth).to(dtype)
+
+
+def values_of(train: Any, counts: Tensor | None = None) -> Tensor:
+    """Return the counts of a train, or values of a direct input, plus the offset, times the gain: [B, *features]."""
+    counts, gain, shape = train.counts if counts is None else counts, train.gain, train.shape
+    if train.offset is None:
+        return counts if isinstance(gain, float) and gain == 1.0 else counts * over_space(gain, shape)
+    offset, dtype = cast(train.offset * over_space(gain, shape), counts.dtype), counts.dtype
+    return counts * over_space(cast(gain, dtype) if isinstance(gain, Tensor) else gain, shape) + offset
 
 
 def channels_of(shape: tuple[int, ...]) -> int:

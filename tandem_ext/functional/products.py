@@ -12,6 +12,7 @@ from .. import checks
 from .._torch import autocast_active, torch_convolution
 from ..ops import output_sizes
 from ..planes import counts_of
+from ..rule import fixed_point
 
 _CONV = {3: F.conv1d, 4: F.conv2d}
 _ops = torch.ops.tandem
@@ -70,21 +71,24 @@ class Product(NamedTuple):
         alone = (*self.stride, self.groups, *weight.shape[2:]) == (1, 1, 1)
         return alone and not (any(self.padding) or self.sides or self.spacing)
 
-    def weighted(self, weight: Tensor, gain: Tensor, centred: bool = False) -> Tensor:
-        """Multiply the gain of each input channel, [K], into the weight, so that it applies to spikes of value 1.
-
-        For centred pixels the weight is first repeated: they have each channel twice.
-        """
-        if centred:
-            if self.groups > 1:
-                raise ValueError(f"groups: a mean of pixels is for layers without groups, got {self.groups}")
-            weight = torch.cat([weight, weight], 1)
+    def weighted(self, weight: Tensor, gain: Tensor) -> Tensor:
+        """Multiply the gain of each input channel, [K], into the weight, so that it applies to spikes of value 1."""
         checks.per_channel("gain", gain, weight.shape[1] * self.groups, weight.device)
         if weight.dtype == torch.int8:
             raise ValueError("gain: weights of few bits are integers, which take one gain for all channels")
         gain = gain.to(torch.promote_types(gain.dtype, torch.float32))  # for its gradient, a sum that may cancel
         gain = gain.view(self.groups, 1, -1, *[1] * (weight.dim() - 2))
         return (weight.unflatten(0, (self.groups, -1)) * gain).flatten(0, 1).to(weight.dtype)
+
+    def of_offset(self, offset: Tensor, weight: Tensor) -> Tensor:
+        """Return the weights times the offset of a train, without a gradient: [1, N, *space] in float64.
+
+        It is exact, for a float32 weight, because the offset is rounded to 22 bits of its largest number.
+        """
+        offset = offset.double()
+        largest = offset.abs().amax().clamp(min=2.0**-100).view(torch.int64)
+        unit = ((largest >> 52) - 21 << 52).view(torch.float64)
+        return torch_product((offset / unit).round(), fixed_point(weight.detach()), self) * unit
 
     def runs_channels_last(self, weight: Tensor) -> bool:
         """Return whether torch gets the tensors of this convolution channels-last, as the neurons are.
@@ -129,18 +133,29 @@ class Product(NamedTuple):
             return convolution(*wide, *self.geometry()).to(dtype)
 
     def gradients(
-        self, grad: Tensor, stored: Tensor, timing: str, weight: Tensor, needs_input: bool, needs_weight: bool
+        self,
+        grad: Tensor,
+        stored: Tensor,
+        timing: str,
+        weight: Tensor,
+        needs_input: bool,
+        needs_weight: bool,
+        offset: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Return the ANN's gradients of input and weight, at the real counts of the input."""
+        """Return the ANN's gradients of input and weight, at the real counts of the input, plus an offset."""
+
+        def inputs() -> Tensor:
+            counts = counts_of(stored, timing, weight.dtype)
+            return counts if offset is None else counts + offset.to(counts.dtype)
+
         if not self.stride:
-            grad_input = grad.mm(weight) if needs_input else None
-            return grad_input, grad.t().mm(counts_of(stored, timing, weight.dtype)) if needs_weight else None
+            return grad.mm(weight) if needs_input else None, grad.t().mm(inputs()) if needs_weight else None
         if weight.numel() == 0:  # torch's convolution_backward does not support it
             zeros = stored.new_zeros(stored.shape[1:], dtype=weight.dtype)
             return zeros if needs_input else None, torch.zeros_like(weight) if needs_weight else None
         if not (needs_input or needs_weight):
             return None, None
-        if self.is_of_tokens(weight):
+        if self.is_of_tokens(weight) and offset is None:
             rows = grad.movedim(1, -1).flatten(0, 1), stored.movedim(2, -1).flatten(1, 2)
             found = LINEAR.gradients(*rows, timing, weight.flatten(1), needs_input, needs_weight)
             grad_input, grad_weight = found
@@ -159,8 +174,7 @@ class Product(NamedTuple):
         if is_widened(dtype, weight) and not product._is_written(*axes, weight):
             grad, weight = grad.float(), weight.float()
         if needs_weight:
-            counts = counts_of(stored, timing, weight.dtype)
-            counts = laid_out(counts if transposes else self.padded(counts), last)
+            counts = laid_out(inputs() if transposes else self.padded(inputs()), last)
         else:
             counts = weight.new_empty(()).expand(*stored.shape[1:3], *sizes)  # only its shape is used
         grad_input, grad_weight, _ = torch.ops.aten.convolution_backward.default(

@@ -12,7 +12,6 @@ import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
 from tandem_snn.frozen.lowering import lower
-from tandem_snn.nn.passing import PIXELS
 
 SEEDS = 200  # of 1,000 that were tried
 
@@ -157,7 +156,7 @@ def followed(frozen, x):
             if i.kind == "popcount" or (i.kind in ("layer", "average") and isinstance(y, te.SpikeTrain)):
                 target = y.stored[0].int()
                 before = counts.get(number, torch.zeros_like(target))
-                if stages.mode in PIXELS and i.kind == "popcount":  # which jump
+                if stages.mode == "pixels" and i.kind == "popcount":  # which jump
                     counts[number] = target
                 else:
                     move = (target - before).sign()

@@ -171,13 +171,13 @@ def test_what_has_no_integer_form_is_refused_by_name(tmp_path):
     pools = nn.Sequential(tnn.AvgPool1d(2, spiking=False), tnn.AvgPool1d(2, spiking=False), tnn.Flatten(), readout)
     for frozen, why in [
         (ts.freeze(pools.eval(), weight_bits=8, T=8, example=x), "n1: it reads means: give the pooling before it neur"),
-        (of_layers(tnn.Linear(4, 3), readout), 'n0: its timing is "step"'),
-        (of_layers(window, readout, bits=None), "n0: its weights are not of 2 to 8 bits"),
-        (of_layers(large, readout), "n0: potentials of its channel 0 may overflow"),
+        (of_layers(tnn.Linear(4, 3), readout), 'n0: its timing is "step": train it with "window"'),
+        (of_layers(window, readout, bits=None), "n0: its weights are not of 2 to 8 bits, .*: freeze with weight_bits"),
+        (of_layers(large, readout), "n0: potentials of its channel 0 may overflow: scale it down"),
         (image, "n1: it reads real numbers"),
         (
             of_layers(tnn.Linear(4, 4, neurons=False, timing="window"), window, readout),
-            "n1_currents: its sums of currents",
+            "n1_currents: its sums of currents .*: put tnn.Neurons before it",
         ),
         (ts.freeze(nn.Sequential(window, readout).eval(), weight_bits=8, T=8), "frozen: its T and shape are not known"),
     ]:
@@ -185,7 +185,7 @@ def test_what_has_no_integer_form_is_refused_by_name(tmp_path):
             ts.to_c(frozen, tmp_path / "net")
     layers = tnn.SelfAttention(4, 2), tnn.Neurons(timing="window"), tnn.Flatten(), tnn.Readout(20, 2)
     tokens = te.SpikeTrain.from_counts(torch.ones(1, 5, 4), T=8)
-    with pytest.raises(CannotLower, match="attention has no integer form"):
+    with pytest.raises(CannotLower, match="attention has no integer form yet: to_onnx takes it"):
         ts.to_c(ts.freeze(nn.Sequential(*layers).eval(), 8, T=8, example=tokens), tmp_path / "net")
     with pytest.raises(TypeError, match=r"frozen: expected .*, got Sequential"):
         ts.to_c(nn.Sequential(window, readout), tmp_path / "net")
@@ -203,12 +203,19 @@ def test_counts_that_are_too_large(tmp_path):
 @pytest.mark.parametrize("given", [{}, {"std": [0.2, 0.3, 0.25]}, {"mean": [0.4, 0.5, 0.3], "std": 0.5}])
 @pytest.mark.parametrize("first", FIRST)
 def test_pixels(first, given, tmp_path):
-    """An image of bytes in, with its usual normalisation."""
+    """An image of bytes in, with its usual normalisation; by steps the same sums, whatever was shown before."""
     frozen, x = of_pixels(first, given)
     expected = frozen(x)
-    sums, logits = compiled(frozen, tmp_path)(x, expected.shape[1:])
+    sums, logits = compiled(frozen, tmp_path, "gcc", "-O1", "-DNET_STEP")(x, expected.shape[1:])
     assert torch.equal(logits, expected)
     assert torch.equal(sums.long(), IntegerGraph.of(frozen).sums(x))
+    library, shown = ctypes.CDLL(str(tmp_path / "net.so")), torch.zeros(3, 8, 6, dtype=torch.int16)
+    for image, right in zip(x.short(), sums, strict=True):
+        final, moved = torch.zeros_like(right), 1
+        while moved:
+            changes = (image - shown).clamp(-127, 127).char()
+            shown, moved = shown + changes, library.net_step(pointer(changes), pointer(final))
+        assert torch.equal(final, right)
 
 
 def test_the_committed_network_of_pixels(tmp_path):

@@ -1,5 +1,7 @@
 """Pixels are counts: the first layer reads them exactly, in the ANN's units."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -84,15 +86,15 @@ def test_frozen_networks_files_and_streams_have_the_same_logits(make, given, bit
 
 @pytest.mark.kernels
 def test_the_mean_of_a_padded_image_is_exact():
-    """It is a weight of each pixel inside of the image, computed in float64 and rounded once."""
+    """It is a constant of each place, summed in float64 from a mean of 22 bits and rounded once."""
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     layer = tnn.Conv2d(3, 4, 3, padding=1, timing="window", neurons=False, bias=False)
     x = torch.randint(0, 256, (2, 3, 6, 7), dtype=torch.uint8)
-    gain = 1 / (255 * torch.tensor(std, dtype=torch.float64))
-    gain = torch.cat([gain, -torch.tensor(mean, dtype=torch.float64) * gain]).view(-1, 1, 1)
-    weight = (torch.cat([layer.weight] * 2, 1) * gain).float()
-    counts = torch.cat([x, torch.full_like(x, 255)], 1).double()
-    exact = F.conv2d(counts, fixed_point(weight.detach()), padding=1).float()
+    gain = 1 / (255 * torch.tensor(std, dtype=torch.float64)).view(-1, 1, 1)
+    weight = fixed_point((layer.weight.detach() * gain).float())
+    offset = (-255 * torch.tensor(mean, dtype=torch.float64) * 2**15).round() / 2**15  # below 2^7
+    constant = F.conv2d(offset.view(1, 3, 1, 1).expand(1, 3, 6, 7), weight, padding=1)
+    exact = F.conv2d(x.double(), weight, padding=1).float() + constant.float()
     assert torch.equal(layer(tnn.Encoder(4, "pixels", mean=mean, std=std)(x)).total, exact)
 
 
@@ -156,24 +158,111 @@ def test_a_mean_goes_with_pixels_that_move(layers):
     assert torch.equal(frozen(x), net(x))
 
 
-def test_pixels_with_a_mean_that_lose_their_order_are_refused():
-    x = tnn.Encoder(8, "pixels", mean=0.5)(torch.zeros(2, 3, 8, 8, dtype=torch.uint8))
-    with pytest.raises(ValueError, match="signals: pixels with a mean cannot be joined along dimension 1"):
-        te.cat([x, x], 1)
-    assert te.cat([x, x]).centred
-    with pytest.raises(ValueError, match="x: pixels with a mean cannot be flattened behind Permute"):
-        tnn.Flatten()(tnn.Permute([0, 2, 3, 1])(x))
+class Paths(nn.Module):
+    """Pixels with a mean where others have spikes: joined with spikes and with pixels, and as a residual."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = tnn.Encoder(8, "pixels", mean=[0.5, 0.125, 0.875], std=0.25)
+        self.other = tnn.Encoder(8, "pixels")
+        self.first = tnn.Conv2d(3, 5, 3, padding=1, timing="window")
+        self.second = tnn.Conv2d(11, 6, 3, padding=1, timing="window")
+        self.shortcut = tnn.Conv2d(6, 3, 1, timing="window")
+        self.readout = nn.Sequential(tnn.Flatten(), tnn.Readout(3 * 48, 5))
+
+    def forward(self, x):
+        x, plain = self.encoder(x), self.other(x)
+        y = self.second(te.cat([x, self.first(x), plain], 1))
+        return self.readout(self.shortcut(y, residual=x))
 
 
 @pytest.mark.kernels
-def test_pixels_with_a_mean_are_no_residual():
-    net = nn.Sequential(tnn.Encoder(8, "pixels", mean=0.5), tnn.Residual(tnn.Conv2d(3, 6, 1, timing="window"))).eval()
-    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    with pytest.warns(UserWarning, match="a residual of pixels with a mean"):
-        frozen = ts.freeze(nn.Sequential(*net, tnn.Flatten(), tnn.Readout(384, 2)), example=images)
-    for of in (net, frozen):
-        with pytest.raises(ValueError, match="residual: expected spikes or currents, got pixels with a mean"):
-            of(images)
+@pytest.mark.parametrize("bits", [None, 8])
+def test_pixels_with_a_mean_are_joined_and_added_like_spikes(bits):
+    net, x = Paths().eval(), torch.randint(256, (3, 3, 8, 6), dtype=torch.uint8)
+    if bits is None:
+        train, plain = net.encoder(x), net.other(x)
+        joined = te.cat([train, net.first(train), plain], 1)
+        expected = [image(x), net.first(train).counts * net.first(train).gain, x.double() / 255]
+        u = F.conv2d(torch.cat(expected, 1), net.second.weight.double(), net.second.bias.double(), padding=1)
+        net.second.neurons = False
+        torch.testing.assert_close(net.second(joined).total, u.float(), rtol=1e-5, atol=2e-5)
+        net.second.neurons = True
+        torch.testing.assert_close(net.shortcut.preactivation(net.second(joined), train),
+                                   net.shortcut.preactivation(net.second(joined)) + image(x).float())  # fmt: skip
+    frozen = ts.freeze(net, weight_bits=bits, example=x)
+    assert "one call" in repr(frozen)
+    assert torch.equal(frozen(x), frozen.net(x))
+    assert torch.equal(frozen.settle(x)[0], frozen(x))
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("layers", [
+    [tnn.Flatten(), tnn.Readout(144, 5)],
+    [tnn.Conv2d(3, 8, 3, padding=1, neurons=False, timing="window"), tnn.Neurons(8, norm=True, timing="window"),
+     tnn.Flatten(), tnn.Readout(384, 5)],
+    [tnn.Conv2d(3, 8, 2, stride=2, neurons=False, timing="window"), tnn.Neurons(timing="window"), tnn.Flatten(),
+     tnn.Readout(96, 5)],
+    [tnn.Conv2d(3, 9, 3, padding=1, groups=3, timing="window"), tnn.Flatten(), tnn.Readout(432, 5)],
+    [tnn.AvgPool2d(3, 2, 1, timing="window"), tnn.Flatten(), tnn.Linear(36, 8, timing="window"), tnn.Readout(8, 5)],
+    [tnn.Neurons(timing="window"), tnn.Flatten(), tnn.Readout(144, 5)],
+])  # fmt: skip
+def test_what_else_reads_a_mean(layers):
+    net, direct = normalised(*layers)
+    x = torch.randint(256, (4, 3, 8, 6), dtype=torch.uint8)
+    net.eval()
+    if len(layers) == 2:
+        torch.testing.assert_close(net(x), direct(image(x).float()), rtol=1e-5, atol=1e-5)
+    frozen = ts.freeze(net, example=x)
+    with torch.no_grad():
+        assert torch.equal(frozen(x), net(x))
+    assert torch.equal(frozen(x), net(x))
+    assert frozen.why_slow is None
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_networks_of_pixels_compile(backend):
+    net, _, x = pair(conv, NORMALISATIONS[-1])
+    for mode in False, True:
+        copy = deepcopy(net.train(mode))
+        torch.testing.assert_close(torch.compile(net, backend=backend, fullgraph=True)(x), copy(x))
+
+
+def test_trains_of_one_batch_have_one_offset():
+    encoder = tnn.Encoder(8, "pixels", mean=0.5)
+    a, b = (encoder(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)) for _ in range(2))
+    assert te.cat([a, a]).offset is a.offset
+    with pytest.raises(ValueError, match="signals: expected one offset in all signals, got several"):
+        te.cat([a, b])
+    with pytest.raises(ValueError, match="x: expected a train without an offset"):
+        ts.freeze(nn.Sequential(tnn.Flatten(), tnn.Linear(192, 4, timing="window"), tnn.Readout(4, 2)), T=8)(
+            te.SpikeTrain.from_counts(torch.ones(2, 3, 8, 8), 8).replace(offset=a.offset)
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_an_offset_is_any_number(dtype):
+    """The functions read it too: potentials, gates and gradients are those of counts plus offset."""
+    offset, weight = torch.randn(1, 20, dtype=torch.float64), torch.randint(-32, 33, (9, 20)).to(dtype) / 64
+    planes = te.SpikeTrain.from_counts(torch.randint(9, (6, 20)), 8).planes
+    x = te.SpikeTrain(planes, 8, timing="window", offset=(offset * 64).round() / 64, gain=0.5)
+    weight.requires_grad_()
+    z = 0.5 * (x.counts.double() + x.offset) @ weight.detach().double().T
+    train, v = te.functional.linear_if(x, weight, timing="window", gate="clip", return_v=True)
+    assert torch.equal(train.counts.double(), (z + 0.5).floor().clamp(0, 8))
+    assert torch.equal(v.double() + train.counts, z + 0.5)
+    grad_z = ((z > 0) & (z < 8)).to(dtype)
+    (grad,) = torch.autograd.grad(train.counts.sum(), weight)
+    torch.testing.assert_close(grad.double(), 0.5 * grad_z.double().T @ (x.counts + x.offset), rtol=1e-2, atol=1e-1)
+    with torch.no_grad():
+        assert torch.equal(te.functional.linear_if(x, weight, timing="window").stored, train.stored)
+    for wrong, words in (
+        (lambda: te.SpikeTrain(planes, 8, offset=offset), "offset: only trains with timing='window'"),
+        (lambda: te.SpikeTrain(planes, 8, timing="window", offset=offset[:, :3]), "offset"),
+        (lambda: te.functional.linear_if(x, weight), "timing: neurons with timing 'step' read spikes"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            wrong()
 
 
 def test_channels_must_fit_also_if_each_has_its_gain():

@@ -44,7 +44,7 @@ def test_pack_is_the_reference(T, shape, seed, dtype):
         assert torch.equal(made, counts.to(dtype))
 
 
-TRAIN = ["planes", "T", "counts", "gain", "timing", "bad", "network_T"]
+TRAIN = ["planes", "T", "counts", "gain", "timing", "bad", "network_T", "offset"]
 
 
 @pytest.mark.parametrize(("made", "fields", "parameters", "shown"), [

@@ -61,7 +61,7 @@ class Checker {
       if (i_.outputs % i_.groups != 0) refuse("groups: expected a divisor of the outputs");
     } else if (kind == Kind::input) {
       check_axes();
-      check_range("source", i_.first, 0, static_cast<int64_t>(InputSource::kCentredPixels));
+      check_range("source", i_.first, 0, static_cast<int64_t>(InputSource::kPixels));
       check_range("outputs", i_.outputs, 0, kLargestSize);
       checked_product({i_.outputs, i_.kernel_h, i_.kernel_w}, kMostFeatures);
     } else {
@@ -286,7 +286,7 @@ class Checker {
 void check_header(const Header& header) {
   check_range("dtype", header.dtype, 0, static_cast<int64_t>(DType::kFloat64));
   check_range("weight_bits", header.weight_bits, 0, 8);
-  check_range("source", header.source, 0, static_cast<int64_t>(InputSource::kCentredPixels));
+  check_range("source", header.source, 0, static_cast<int64_t>(InputSource::kPixels));
   check_range("any_T", header.any_T, 0, header.source == static_cast<int64_t>(InputSource::kSpikes) ? 1 : 0);
   check_range("T", header.T, 1 - header.any_T, tandem::most_steps(Timing::kStep));
   check_range("dims", header.dims, 0, 3);

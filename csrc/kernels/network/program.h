@@ -74,9 +74,8 @@ struct Instruction {
 };
 #undef TANDEM_FIELD
 
-// kPixels are counts of 255 steps, [1, batch, ...]; kCentredPixels too, where to each channel, after all of them,
-// belongs one of 255s.
-enum class InputSource : int64_t { kDirect, kImpulse, kSpikes, kPixels, kCentredPixels };
+// kPixels are counts of 255 steps, [1, batch, ...].
+enum class InputSource : int64_t { kDirect, kImpulse, kSpikes, kPixels };
 
 #define TANDEM_KINDS(X)                                                          \
   X(layer)         /* weights, then neurons; of currents, without neurons */     \

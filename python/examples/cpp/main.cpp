@@ -113,12 +113,12 @@ class Answers {
   std::vector<std::string> names_;
 };
 
-// Pixels [batch, C, pixels], 0 to 255, as counts [batch, pixels, channels]; further channels are white.
-std::vector<uint8_t> counts_of(const float* x, int64_t batch, int64_t C, const Shape& shape) {
+// Pixels [batch, channels, pixels], 0 to 255, as counts [batch, pixels, channels].
+std::vector<uint8_t> counts_of(const float* x, int64_t batch, const Shape& shape) {
   const int64_t pixels = shape.height * shape.width;
-  std::vector<uint8_t> counts(batch * shape.features(), 255);
-  for (int64_t i = 0; i < batch * C * pixels; ++i) {
-    const int64_t b = i / pixels / C, c = i / pixels % C, pixel = i % pixels;
+  std::vector<uint8_t> counts(batch * shape.features());
+  for (int64_t i = 0; i < batch * shape.features(); ++i) {
+    const int64_t b = i / shape.features(), c = i / pixels % shape.channels, pixel = i % pixels;
     if (!(x[i] >= 0 && x[i] <= 255 && x[i] == std::floor(x[i])))
       throw std::runtime_error("the network takes pixels, 0 to 255, not " + std::to_string(x[i]));
     counts[(b * pixels + pixel) * shape.channels + c] = static_cast<uint8_t>(x[i]);
@@ -131,8 +131,7 @@ class Samples {
  public:
   Samples(const Network& network, size_t k, const char* path)
       : pixels(network.program().is_pixels(static_cast<int64_t>(k))),
-        shape(shown(network, k)),
-        channels_(network.sample(k).channels),
+        shape(network.sample(k)),
         spikes_(network.program().is_spiking(static_cast<int64_t>(k)) && !pixels),
         T_(network.program().header.T),
         x_(read_floats(path)) {
@@ -155,22 +154,16 @@ class Samples {
   const Shape shape;
 
  private:
-  static Shape shown(const Network& network, size_t k) {
-    Shape shape = network.sample(k);
-    if (network.program().source(static_cast<int64_t>(k)) == InputSource::kCentredPixels) shape.channels *= 2;
-    return shape;
-  }
-  size_t size() const { return static_cast<size_t>(channels_ * shape.height * shape.width * (spikes_ ? T_ : 1)); }
+  size_t size() const { return static_cast<size_t>(shape.features() * (spikes_ ? T_ : 1)); }
   const void* at(int64_t first, int64_t n, int64_t t, int64_t steps) {
     const float* from = x_.data() + first * size();
-    if (pixels) planes_ = counts_of(from, n, channels_, shape);
+    if (pixels) planes_ = counts_of(from, n, shape);
     if (pixels) return planes_.data();
     if (!spikes_) return from;
     planes_ = planes_of(from + t * shape.features(), n, steps, shape);
     return planes_.data();
   }
 
-  int64_t channels_;
   bool spikes_;
   int64_t T_;
   std::vector<float> x_;

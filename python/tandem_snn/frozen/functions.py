@@ -117,8 +117,6 @@ def joined(lowering: Lowering, name: str, values: list[Value]) -> Value:
             values = [lowering.affine(name, value, None, None) for value in values]
     if not all(value.is_numbers for value in values):
         check_times(name, *values)
-    if any(value.centred for value in values):
-        raise CannotLower(name, "pixels with a mean cannot be joined: join the images")
     x = values[0]
     for other in values[1:]:
         key = x.number, other.number
@@ -129,6 +127,7 @@ def joined(lowering: Lowering, name: str, values: list[Value]) -> Value:
                 name, x, gain, None, sum(sizes), residual=other.number, channels=sum(sizes), by_channel=True
             )
             lowering.joins[key].own_T = own_T
+            lowering.joins[key].offset = _joined_offset(lowering, name, x, other)
         x = lowering.joins[key]
     return x
 
@@ -139,6 +138,14 @@ def _joined_gain(x: Value, other: Value, sizes: tuple[int, int]) -> Any:
         return gains[0]
     each = [spread(gain, size) for gain, size in zip(gains, sizes, strict=True)]
     return torch.cat(each)
+
+
+def _joined_offset(lowering: Lowering, name: str, *values: Value) -> Tensor | None:
+    if all(value.offset is None for value in values):
+        return None
+    none = torch.zeros((), dtype=torch.float64)
+    offsets = (none.expand(1, *lowering.features_of(name, v)) if v.offset is None else v.offset for v in values)
+    return torch.cat([*offsets], 1)
 
 
 def spread(gain: Any, channels: int) -> Tensor:
@@ -165,14 +172,19 @@ def _gathered(
         if by_channel and gain.dim() > 1:  # of a channel all are the same, except those of no place, which are 0
             gain = gain.flatten(1)
             gain = gain.gather(1, gain.abs().argmax(1, keepdim=True)).flatten()
+    offset = x.offset
+    if offset is not None:
+        offset = torch.where(index < 0, 0, offset.flatten()[index.clamp(min=0)]).unsqueeze(0)
     pixels = torch.Size(features[1:]).numel()
     is_real = x.timing is None and not x.is_currents
     if not is_real and len(features) == index.dim() and tuple(index.shape[1:]) == features[1:]:
         channel = index.flatten(1)[:, 0] // pixels
         if torch.equal(index.flatten(1), channel.unsqueeze(1) * pixels + torch.arange(pixels)):
-            return lowering.moved(
+            y = lowering.moved(
                 name, x, gain, channel, len(index), channels=features[0], by_channel=True, axes=len(features) - 1
             )
+            y.offset = offset
+            return y
     height, width = (1, 1, *index.shape[1:])[-2:]
     size = {"axes": index.dim() - 1, "kernel": (height, width), "channels": torch.Size(features).numel()}
     at = index
@@ -180,5 +192,5 @@ def _gathered(
         places = torch.arange(torch.Size(features).numel()).view(pixels, features[0]).t().flatten()
         at = torch.where(index < 0, -1, places[index.clamp(min=0)]).movedim(0, -1)
     y = lowering.moved(name, x, gain, at.flatten(), len(index), by_channel=False, **size)
-    y.origin = x, index
+    y.origin, y.offset = (x, index), offset
     return y

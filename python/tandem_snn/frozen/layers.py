@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from tandem_ext.functional.attention import mean_gain
-from tandem_ext.functional.neuron import Tensors, fold, tensors_of
+from tandem_ext.functional.neuron import Tensors, fold, started, tensors_of
+from tandem_ext.ops import compute_dtype
 
 from .. import nn as tnn
 from ..nn.batch_norm import fold_norm
@@ -30,15 +31,15 @@ def apply_layer(lowering: Lowering, name: str, layer: Any, x: Value, residual: V
     if type(layer) is tnn.Encoder:
         if x.source is None:
             raise CannotLower(name, "an Encoder after a layer is not supported")
-        mode, shape = layer.program_mode, () if lowering.shapes is None else lowering.shapes[x.source]
+        mode, shape = layer.mode, () if lowering.shapes is None else lowering.shapes[x.source]
         if (lowering.modes[x.source] or mode, lowering.T or layer.T) != (mode, layer.T):
             raise CannotLower(name, "a second Encoder, of another mode or T")
         lowering.modes[x.source], lowering.T = mode, layer.T
-        if layer.mode == "pixels":
-            if layer.is_by_channel and not shape:
-                raise CannotLower(name, "its gains depend on the number of channels: give freeze an example")
+        if mode == "pixels":
+            if layer.needs_shape and not shape:
+                raise CannotLower(name, "mean and std are those of a known number of channels: give freeze an example")
             y = Value(x.number, "step", layer.signal_gain(shape), owner=lowering)
-            y.own_T, y.centred = LEVELS, layer.mean is not None
+            y.own_T, y.offset = LEVELS, layer.offset(shape)
             return lowering.converted(name, y, "window")
         timing, gain = (x.timing or "step", x.gain) if mode == "events" else (x.timing, layer.signal_gain())
         return Value(x.number, timing, gain, x.source, owner=lowering)
@@ -63,8 +64,8 @@ def apply_layer(lowering: Lowering, name: str, layer: Any, x: Value, residual: V
 
 
 def _attention(lowering: Lowering, name: str, layer: tnn.Attention, x: Value) -> Value:
-    if x.timing != "window" or x.is_currents or is_by_channel(x.gain):
-        raise CannotLower(name, 'attention reads a train with timing "window" and one gain')
+    if x.timing != "window" or x.is_currents or is_by_channel(x.gain) or x.offset is not None:
+        raise CannotLower(name, 'attention reads a train with timing "window", one gain and no offset')
     tokens, channels = lowering.features_of(name, x)
     gain = x.gain * x.gain * x.gain * mean_gain(tokens, channels // 3 // layer.heads)
     fields = {
@@ -103,6 +104,7 @@ def _move(lowering: Lowering, name: str, layer: Any, x: Value) -> Value:
         fields |= {"threshold": float(layer.threshold), "timing": layer.timing, "own_T": read.own_T or 0}
     y = lowering.add(name, kind, read, None if means else read.timing, gain, tensors, **fields)
     y.source, y.channels = x.source, None if kind == "flatten" else x.channels
+    y.offset = None if x.offset is None else layer(x.offset)
     return y
 
 
@@ -164,6 +166,12 @@ def _readout(lowering: Lowering, name: str, layer: Any, x: Value) -> Value:
     x = rearranged(lowering, name, "movedim", True, lowering.real(x), -1, 1) if tokens else x
     weight, gain = weighted(layer, x, axes)
     tensors = weights_of(layer, weight) | {"shift": layer.bias}
+    if x.offset is not None:
+        scale, shift = fold(None, layer.bias, None, None, tensors["step"], gain, len(weight), weight)
+        constant = _of_offset(lowering, layer, x, tensors["weight"])
+        tensors["shift"] = started(shift, scale, constant, compute_dtype(layer.weight.dtype)).flatten()
+        if len(tensors["shift"]) > len(weight):
+            raise CannotLower(name, "an answer with another constant at each pixel: put a layer before it")
     fields = {"gain": float(gain), "timing": "window" if x.is_currents else "step", **geometry_of(layer, weight)}
     y = lowering.add(name, "readout", x, None, 1.0, tensors, **fields)
     y.channels = len(weight)
@@ -190,18 +198,23 @@ def _connected(lowering: Lowering, name: str, layer: Any, x: Value, residual: Va
             raise CannotLower(name, "a residual of a layer that reads currents: add it by +")
         bare = lowering.currents(name, "layer", x, len(weight), without | geometry, **tensors)
         return _neurons(lowering, name, layer, bare, tensors["step"])
+    constant = None if x.offset is None else _of_offset(lowering, layer, x, tensors["weight"])
+    if not layer.neurons and constant is not None:
+        u = lowering.currents(name, "layer", x, len(weight), without | geometry, **tensors)
+        return lowering.affine(name, lowering.constant(name, u, constant, False), *fold(None, *folded))
     if not layer.neurons:
         tensors["scale"], tensors["shift"] = fold(None, *folded)
         return lowering.currents(name, "layer", x, len(weight), without | geometry, **tensors)
     made, unit = _threshold(lowering, layer, weight, weight.dim() - 2)
     tensors["scale"], tensors["shift"] = fold(made.theta, *folded, unit)
     tensors["v_init"] = made.v_init
+    if constant is not None:
+        tensors["v_init"] = started(made.v_init, tensors["scale"], constant, compute_dtype(layer.weight.dtype))
     fields = layer.numbers() | geometry
     del fields["gate"]  # there is no backward pass
     fields["own_T"] = _own_T(lowering, layer)
     if residual is not None:
-        if residual.centred:
-            raise CannotLower(name, "a residual of pixels with a mean: put a layer before them")
+        residual = residual if residual.offset is None else lowering.affine(name, residual, None, None)
         worth = residual.gain
         if isinstance(worth, Tensor) and worth.dim():  # a channel may have become several features
             worth = worth.repeat_interleave(len(weight) // len(worth))
@@ -228,6 +241,18 @@ def _neurons(lowering: Lowering, name: str, layer: Any, u: Value, step: Tensor |
     y = lowering.add(name, "neurons", u, layer.timing, layer.spike_value(lowering.T), tensors, **fields)
     y.channels = channels
     return y
+
+
+def _of_offset(lowering: Lowering, layer: Any, x: Value, weight: Tensor) -> Tensor:
+    """Return what the offset of a train adds to its product, [1, N, *space]; sizes of 1 where all are the same."""
+    product = layer.synapses(weight.dim() - 2)
+    product = product._replace(sides=(), spacing=()) if product.spacing else product  # x has them
+    constant = product.of_offset(x.offset, weight)
+    one = constant if constant.dim() == 2 else constant.flatten(2)[..., :1].view(1, -1, *[1] * (constant.dim() - 2))
+    if bool((constant == one).all()):
+        return one
+    lowering.sized = True
+    return constant
 
 
 def _own_T(lowering: Lowering, layer: Any) -> int:

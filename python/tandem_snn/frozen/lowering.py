@@ -13,10 +13,10 @@ from torch.nn.utils import parametrize
 
 from tandem_ext import SpikeTrain
 from tandem_ext._torch import remove_weight_hooks
+from tandem_ext.functional.neuron import over_space
 
 from .. import nn as tnn
 from ..nn.maximum import MaxPool
-from ..nn.passing import PIXELS
 from ..nn.signals import inputs_of
 from .answers import named, numbered
 from .functions import apply_function, before_moves, check_times, each_feature, joined, spread
@@ -133,7 +133,6 @@ class Lowering:
         self.list.append(Stage(name, Instruction(kind, x.number, **fields), **tensors))
         y = Value(len(self.list) - 1, result, worth, owner=self)
         y.own_T = fields["own_T"] or None if "own_T" in fields else x.own_T
-        y.centred = x.centred and kind in ("popcount", "flatten", "max_pool", "average", "gather")
         return y
 
     def currents(self, name: str, kind: str, x: Value, channels: int | None, fields: Any, **tensors: Any) -> Value:
@@ -156,6 +155,7 @@ class Lowering:
         if a.is_numbers and b.is_numbers:
             return self.numbers(name, a, b)
         check_times(name, a, b)
+        a, b = (value if value.offset is None else self.affine(name, value, None, None) for value in (a, b))
         if (moved := before_moves(self, name, a, b)) is not None:
             (a, b), again = moved
             return again(self.sum(name, a, b))
@@ -178,9 +178,10 @@ class Lowering:
             return self.numbers(name, x, scale=scale, shift=shift)
         check_times(name, x)
         channels = self.channels_of(name, x)
-        fields = {"outputs": channels}
+        fields, offset = {"outputs": channels}, x.offset
         if not x.is_currents and (is_by_channel(x.gain) or float(x.gain) != 1.0):
-            x = self.currents(name, "sum", x, channels, fields, scale=_spread(x.gain, channels))
+            gain, x = x.gain, self.currents(name, "sum", x, channels, fields, scale=_spread(x.gain, channels))
+            x = x if offset is None else self.constant(name, x, offset * over_space(gain, offset.shape), False)
         if x.is_currents and scale is None and shift is None:
             return x
         each = [None if t is None else t.expand(channels).contiguous() for t in (scale, shift)]
@@ -210,14 +211,14 @@ class Lowering:
             raise CannotLower(name, "it depends on the size of the input: give freeze an example")
         if x.number < len(self.inputs) - 1:
             k = 0 if x.number == INPUT else x.number + 1
-            return (self.shapes[k][0] * (1 + x.centred), *self.shapes[k][1:])
+            return tuple(self.shapes[k])
         if x.number not in self.values:
             self._set_modes()
             T = self.T or self.default_T or 1
             so_far = Stages(self.list[: x.number + 1], self.modes[0] or "events", T)
             zeros = [torch.zeros((T + 7) // 8, 1, *shape, dtype=torch.uint8) for shape in self.shapes]
             given = [
-                SpikeTrain(x, T) if mode == "events" else x[0] if mode in PIXELS else x[0].to(so_far.dtype)
+                SpikeTrain(x, T) if mode == "events" else x[0] if mode == "pixels" else x[0].to(so_far.dtype)
                 for x, mode in zip(zeros, so_far.modes, strict=True)
             ]
             list(so_far.run(given, self.values))
@@ -237,6 +238,7 @@ class Lowering:
         if x.converted is None:
             kind = next(kind for kind, other in CONVERSIONS.items() if other == timing)
             x.converted = self.add(name, kind, x, timing, x.gain, {})
+            x.converted.offset = x.offset
         return x.converted
 
     def real(self, x: Value) -> Value:

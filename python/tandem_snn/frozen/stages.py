@@ -25,7 +25,7 @@ from tandem_ext.train import add_flags
 from .. import nn as tnn
 from ..nn.attention import no_steps
 from ..nn.currents import Currents, combined, currents_of, fire, product
-from ..nn.passing import PIXELS, SIGNALS
+from ..nn.passing import SIGNALS
 from ..nn.readouts import answer, real_answer
 from ..nn.signals import MeanCounts, describe, effective_counts, means_of
 from .instruction import ABSENT, CONVERSIONS, INPUT, TENSORS, Instruction
@@ -296,7 +296,7 @@ def check_finite(layers: nn.Module) -> None:
 def shown(inputs: Sequence[Any], modes: Sequence[str]) -> list[Any]:
     """Return inputs where pixels are trains of counts."""
     return [
-        SIGNALS[mode](x, 1) if mode in PIXELS and isinstance(x, Tensor) else x
+        SIGNALS[mode](x, 1) if mode == "pixels" and isinstance(x, Tensor) else x
         for x, mode in zip(inputs, modes, strict=True)
     ]
 

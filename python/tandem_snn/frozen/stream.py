@@ -12,7 +12,6 @@ from torch import Tensor
 from tandem_ext import SpikeTrain
 from tandem_ext.train import add_flags, with_flags
 
-from ..nn.passing import PIXELS
 from .instruction import FIRES
 from .program import Program
 from .stages import flags_of, shown
@@ -84,7 +83,7 @@ class Stream:
         trains = [each for each in x if isinstance(each, SpikeTrain)]
         modes = self.program.layers.modes
         sources = [
-            (each.stored if mode in PIXELS else each.planes) if isinstance(each, SpikeTrain) else each
+            (each.stored if mode == "pixels" else each.planes) if isinstance(each, SpikeTrain) else each
             for each, mode in zip(shown(x, modes), modes, strict=True)
         ]
         if trains and (self._bad or any(train.bad is not None for train in trains)):

@@ -310,6 +310,8 @@ def check_input(x: Any) -> None:
     if isinstance(x, SpikeTrain) and x.network_T != x.T:
         own = f"got the spikes of a layer with its own T={x.T} in a network of T={x.network_T}"
         raise ValueError(f"x: expected spikes in the steps of the network, {own}: freeze that layer as a part of it")
+    if isinstance(x, SpikeTrain) and x.offset is not None:
+        raise ValueError("x: expected a train without an offset: freeze the encoder as a part of the network")
 
 
 def _signal(x: Any, mode: str) -> Any:

@@ -38,7 +38,7 @@ class Value(signal.Signal):
         is_currents: whether it is currents.
         channels: their number; None if it is not known.
         own_T: of a train, T if a layer with its own T made it, or a part of it.
-        centred: whether it is pixels from which a mean is subtracted, with twice the channels of the image.
+        offset: as of a train.
         owner: the lowering that made it, which adds and joins values.
         converted: the train of the other timing, once it is needed.
         origin: of moved features, the value from which they come, and for each its number there.
@@ -58,7 +58,7 @@ class Value(signal.Signal):
         self.number, self.timing, self.gain, self.source = number, timing, gain, source
         self.is_currents, self.channels, self.owner = is_currents, channels, owner
         self.own_T: int | None = None
-        self.centred = False
+        self.offset: Tensor | None = None
         self.converted: Value | None = None
         self.origin: tuple[Value, Tensor] | None = None
         self.pending = False

@@ -33,10 +33,10 @@ def weighted(layer: Any, x: Value, axes: int = 0) -> tuple[Tensor, float | Tenso
     if not is_by_channel(gain):
         return weight, gain
     product = layer.synapses(axes)
-    features = weight.shape[1] * product.groups * (1 + x.centred)
+    features = weight.shape[1] * product.groups
     each = features // len(gain)  # type: ignore[arg-type]  # features per channel, if flattened
     gain = gain.detach().repeat_interleave(each)  # type: ignore[union-attr]
-    return product.weighted(weight, gain, x.centred), 1.0
+    return product.weighted(weight, gain), 1.0
 
 
 def weights_of(layer: Any, weight: Tensor) -> dict[str, Any]:

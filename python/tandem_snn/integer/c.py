@@ -145,14 +145,14 @@ class Program:
     def _plan(self) -> tuple[dict[str, str], dict[str, int]]:
         """Give each value a place that others have when it is not needed, the largest first; return their pointers."""
         lives: dict[str, list[int]] = {"input": [-1, -1]}
-        sizes = {"input": math.prod(self.graph.input_shape)}
+        sizes = {"input": math.prod(self.network.shape)}
         for number, stage in enumerate(self.network.stages):
             for name in filter(None, (stage.x, stage.residual)):
                 lives[self.root(name)][1] = number
             if stage.name not in self.aliases:
                 lives[stage.name], sizes[stage.name] = [number, number], math.prod(stage.shape)
         pointers = {self.last.name: "sums"}
-        if in_order(self.graph.input_shape):
+        if in_order(self.network.shape):
             pointers["input"] = "x"
         taken: dict[str, tuple[int, int]] = {}
         for name in sorted(lives.keys() - pointers.keys(), key=lambda name: (-sizes[name], name)):
@@ -168,7 +168,7 @@ class Program:
         return pointers, {ctype: max((end for of, end in ends if of == ctype), default=0) for ctype in _ARENAS}
 
     def _shape(self, name: str | None) -> tuple[int, ...]:
-        return self.graph.input_shape if name in (None, "input") else self.graph.nodes[str(name)].stage.shape
+        return self.network.shape if name in (None, "input") else self.graph.nodes[str(name)].stage.shape
 
     # --- text ---------------------------------------------------------------------------------------------------------
 
@@ -220,10 +220,8 @@ class Program:
 
     def _take_input(self) -> None:
         """Make the input channels-last."""
-        channels, size = self.graph.input_shape[0], math.prod(self.graph.input_shape)
+        channels, size = self.network.shape[0], math.prod(self.network.shape)
         count = f"x[k % {channels} * {size // channels} + k / {channels}]"
-        if self.graph.centred:
-            count = f"k % {channels} < {channels // 2} ? {count} : 255"
         self.parts.append(f"""\
 static void take(const uint8_t *x, uint8_t *y) {{
   for (int32_t k = 0; k < {size}; k++) y[k] = {count};

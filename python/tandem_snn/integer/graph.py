@@ -24,7 +24,7 @@ from ..frozen import FrozenNetwork
 from ..frozen.instruction import CannotLower, Instruction
 from ..listing import Listing, NamedStage, listing_of
 from ..nn.currents import Currents
-from ..nn.passing import PIXELS, SIGNALS
+from ..nn.passing import SIGNALS
 
 LARGEST_SUM = 2**31 - 2  # a threshold may be one more
 LARGEST_TABLE = 2048  # thresholds of a channel with a residual; with more its neurons compute in floats
@@ -107,21 +107,11 @@ class IntegerGraph:
         if len(frozen._modes) > 1:
             raise CannotLower("net", "it has several inputs")
         mode, x = frozen._modes[0], torch.zeros(1, *frozen.shape)
-        given: Any = SpikeTrain.from_counts(x, frozen.T) if mode == "events" else x.byte() if mode in PIXELS else x
+        given: Any = SpikeTrain.from_counts(x, frozen.T) if mode == "events" else x.byte() if mode == "pixels" else x
         graph = cls(listing_of(frozen, given))
         for refusal in graph.refusals:
             raise refusal
         return graph
-
-    @property
-    def centred(self) -> bool:
-        """Whether the input is pixels from which a mean is subtracted: as many counts of 255 follow them."""
-        return self.network.mode == "centred_pixels"
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """The shape of the input's counts."""
-        return (self.network.shape[0] * (1 + self.centred), *self.network.shape[1:])
 
     def most(self, name: str) -> int:
         """Return the largest count of a train, or the largest magnitude of a sum."""
@@ -131,7 +121,7 @@ class IntegerGraph:
         """Return the integer sums, int64, at counts of the input [B, *features]."""
         network = self.network
         x: Any = SpikeTrain.from_counts(counts, network.levels["input"])
-        x = SIGNALS[network.mode](counts.byte(), network.T) if network.mode in PIXELS else x
+        x = SIGNALS[network.mode](counts.byte(), network.T) if network.mode == "pixels" else x
         values: dict[str | None, Any] = {"input": x}
         for name, node in self.nodes.items():
             stage, x = node.stage, values[node.stage.x]
@@ -151,18 +141,18 @@ class IntegerGraph:
     def _node(self, stage: NamedStage) -> Node:
         i = stage.instruction
         if i.kind == "output" or (i.kind == "sum" and stage.signal is Tensor):
-            raise CannotLower(stage.name, "an answer that is not that of one Readout")
+            raise CannotLower(stage.name, "an answer that is not that of one Readout: end the network with one")
         if i.kind == "attention":
-            raise CannotLower(stage.name, "attention has no integer form yet")
+            raise CannotLower(stage.name, "attention has no integer form yet: to_onnx takes it")
         if stage.reads not in (SpikeTrain, Currents) and i.kind not in ("flatten", "readout"):
             if stage.x in self.nodes:
                 raise CannotLower(stage.name, "it reads means: give the pooling before it neurons (timing='window')")
             raise CannotLower(stage.name, "it reads real numbers: put counts into the network")
         unknown = [name for name in (stage.x, stage.residual) if name not in (None, *self.network.levels, *self.nodes)]
         if unknown:
-            raise CannotLower(stage.name, f"it reads real numbers, of layer {unknown[0]!r}")
+            raise CannotLower(stage.name, f"it reads real numbers, of layer {unknown[0]!r}: give the network counts")
         if i.timing != "window" and (stage.fires or stage.signal is Currents):
-            raise CannotLower(stage.name, 'its timing is "step": only neurons with timing "window" have thresholds')
+            raise CannotLower(stage.name, 'its timing is "step": train it with "window", whose neurons have thresholds')
         if i.kind in MOVES:
             return self._moved(stage)
         node = Node(stage, self.network.levels.get(stage.name, 0))
@@ -170,7 +160,7 @@ class IntegerGraph:
             u = self._ends(stage.x)
         else:
             if stage.reads is Currents:
-                raise CannotLower(stage.name, "its sums of currents are rounded in torch's order")
+                raise CannotLower(stage.name, "its sums of currents round in torch's order: put tnn.Neurons before it")
             self._multiply(node)
             u = torch.tensor([[-1.0], [1.0]]) * node.sums
         if stage.signal is Tensor:
@@ -201,16 +191,17 @@ class IntegerGraph:
             pooling = stage.pooling()
             if pooling is None or layer.scale is not None:
                 what = "kernels of different sizes" if pooling is None else "a gain for each channel"
-                raise CannotLower(stage.name, f"its means have {what}")
+                raise CannotLower(stage.name, f"its means have {what}: give the pooling timing='window'")
             kernel = node.geometry.over_axes(node.geometry.kernel)
             node.weight = torch.ones(stage.in_shape[0], 1, *kernel, dtype=torch.int64)
         else:
             if layer.step is None or layer.dtype != torch.float32:
-                raise CannotLower(stage.name, "its weights are not of 2 to 8 bits, in a network of float32")
+                raise CannotLower(stage.name, "its weights are not of 2 to 8 bits, in float32: freeze with weight_bits")
             node.weight = layer.weight.long()
         node.sums = int(node.weight.flatten(1).abs().sum(1).max()) * self.most(stage.x)
         if node.sums > LARGEST_SUM or bool((node.weight < -127).any()):
-            raise CannotLower(stage.name, f"its sums reach {node.sums}, more than 32 bits hold, or a weight is -128")
+            why = f"its sums reach {node.sums}, more than 32 bits hold, or a weight is -128"
+            raise CannotLower(stage.name, f"{why}: take fewer bits or a smaller T")
 
     def _average(self, node: Node) -> None:
         """Set what the sums of a mean, and of what reads it, are divided and multiplied by."""
@@ -234,7 +225,7 @@ class IntegerGraph:
         v = _potential(node, u.view(2, 1, 1, -1), r).flatten(0, -2)
         lost = (~v.isfinite()).any(0).nonzero()
         if len(lost):
-            raise CannotLower(stage.name, f"potentials of its channel {int(lost[0])} may overflow")
+            raise CannotLower(stage.name, f"potentials of its channel {int(lost[0])} may overflow: scale it down")
         if stage.signal is Currents:
             node.ends = torch.stack([v.amin(0), v.amax(0)])
 

@@ -36,8 +36,8 @@ def following(program: Program) -> Steps:
         if node.stage.signal is Currents or (node.stage.fires and node.thresholds is None):
             return Steps(f"/* There is no net_step: {program.title(node.stage.name)} computes in floats. */\n", "")
     firing = [node.stage for node in nodes if node.stage.fires]
-    if program.graph.centred or not firing:
-        return Steps("/* There is no net_step: a mean is subtracted from the pixels, or nothing fires. */\n", "")
+    if not firing:
+        return Steps("/* There is no net_step: nothing fires. */\n", "")
     levels, size = program.network.levels, math.prod(program.network.shape)
     channels, numbers = program.network.shape[0], {"input": 0}
     taken = "k" if in_order(program.network.shape) else f"k % {channels} * {size // channels} + k / {channels}"

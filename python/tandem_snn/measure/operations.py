@@ -17,7 +17,8 @@ from tandem_ext.functional.products import Product, convolution
 from .. import nn as tnn
 from ..frozen import FrozenNetwork
 from ..nn.hooks import SYNAPTIC, call_inputs, check_layers, evaluating, only_layers_fire, watching
-from ..nn.signals import Pixels, called, describe
+from ..nn.passing import Pixels
+from ..nn.signals import called, describe
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from .. import nn as tnn
 from ..errors import UserError, extra
 from ..frozen.instruction import CannotLower
 from ..listing import listing_of
-from ..nn.passing import PIXELS, Mode
+from ..nn.passing import Mode
 from ..nn.signals import batches, check_network
 from .reader import Reader
 from .values import plain
@@ -58,7 +58,7 @@ def to_nir(net: nn.Module, x: Any, *, dt: float = 1.0, window: bool = False) -> 
     batches(x)
     checks.number("dt", dt, "a number", "a positive number", math.ulp(0.0))
     network = folded(listing_of(net, x))
-    if network.mode in PIXELS:
+    if network.mode == "pixels":
         raise CannotLower("net", "NIR has no pixels as counts: use an Encoder of another mode")
     writer = Writer(network.shape, network.T, dt, network.window_timing)
     writer.taken |= {stage.name for stage in network.stages}

@@ -10,7 +10,7 @@ from torch import Tensor
 from tandem_ext import ConstantInput, SpikeTrain
 from tandem_ext._torch import BatchNorm, autocast_active
 from tandem_ext.functional import if_scan
-from tandem_ext.functional.autograd import apply
+from tandem_ext.functional.autograd import StraightThrough, apply
 from tandem_ext.functional.layer import Input, current_if, fitted, window_product
 from tandem_ext.functional.neuron import cast, over, over_space
 from tandem_ext.functional.products import Product
@@ -21,7 +21,6 @@ from tandem_ext.signal import Signal
 from tandem_ext.train import with_flags
 
 from .batch_norm import SyncBatchNorm, applied, fold_norm, normalised, scale_shift, uses_batch
-from .quantise import StraightThrough
 from .signals import effective_counts
 
 AT_ONCE = 8  # number of steps whose currents are in memory at the same time: one plane of spikes
@@ -228,11 +227,15 @@ def currents_of(x: Any) -> Any:
         return x
     if x.as_currents is not None:
         return x.as_currents()
+    if x.offset is not None:
+        value = x.offset * over_space(x.gain, x.shape)
+        return currents_of(x.replace(offset=None)).plus(value.to(compute_dtype(x._dtype)))
     T, shape, detached = x.network_T, x.shape, x.gain.detach() if isinstance(x.gain, Tensor) else x.gain
     gain = over_space(detached, shape)
     if isinstance(x, SpikeTrain):
         dtype = compute_dtype(x._dtype)
-        total = _made(lambda: x.counts.to(dtype) * over_space(x.gain, shape))
+        worth = cast(x.gain, dtype) if isinstance(x.gain, Tensor) else x.gain
+        total = _made(lambda: x.counts.to(dtype) * over_space(worth, shape))
 
         def steps(start: int, stop: int) -> Tensor:
             return _flagged(spikes_of(x.stored_as("step"), start, stop, dtype) * gain, x.bad)
@@ -384,4 +387,4 @@ def part_of(x: Any, start: int, stop: int) -> Any:
         stored = x.planes[start // 8].unsqueeze(0) >> start % 8 & 1
     else:
         stored = pack(spikes_of(x.planes, start, stop))
-    return SpikeTrain.unchecked(stored, stop - start, None, x.gain, x._dtype)
+    return SpikeTrain.unchecked(stored, stop - start, None, x.gain, x._dtype, offset=x.offset)

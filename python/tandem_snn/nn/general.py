@@ -185,9 +185,12 @@ def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
         )
         # the largest, because padding has gain 0
         gains = [g[0].flatten(1).amax(1) if by_channel and g.dim() > 2 else g[0] for g in gains]
+    offsets: list[Any] = [None] * len(stored)
+    if (like := next((x.offset for x in trains if x.offset is not None), None)) is not None:
+        offsets = apply(lambda x: like.new_zeros(1, *x.shape[1:]) if x.offset is None else x.offset)
     results = tuple(
-        SpikeTrain.unchecked(s, T, c, g, first._dtype, timing, bad, network_T)
-        for s, c, g in zip(stored, counts, gains, strict=True)
+        SpikeTrain.unchecked(s, T, c, g, first._dtype, timing, bad, network_T, o)
+        for s, c, g, o in zip(stored, counts, gains, offsets, strict=True)
     )
     return results[0] if len(results) == 1 and f not in SEVERAL else results
 

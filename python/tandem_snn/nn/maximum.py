@@ -45,7 +45,8 @@ class MaxPool(nn.Module):
                 u = largest(self.f, x.replace(gain=1.0), *self.geometry)
                 starts = range(0, x.T, AT_ONCE)
                 stored = torch.cat([pack(u.steps(start, min(start + AT_ONCE, x.T))) for start in starts])
-        return x.replace(stored=stored, counts=counts)
+        offset = None if x.offset is None else largest(self.f, x.offset, *self.geometry)
+        return x.replace(stored=stored, counts=counts, offset=offset)
 
     def extra_repr(self) -> str:
         return ", ".join(map(str, (self.f, *self.geometry)))

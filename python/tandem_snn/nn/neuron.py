@@ -111,8 +111,6 @@ class SpikingLayer(HasNeurons):
         batch = norm is not None and uses_batch(norm)
         if isinstance(residual, Currents):
             residual = residual.residual(self.timing)
-        elif isinstance(residual, SpikeTrain) and residual.centred:
-            raise ValueError("residual: expected spikes or currents, got pixels with a mean: put a layer before them")
         if isinstance(x, Currents) and self.timing == "step" and (batch or torch.is_grad_enabled()):
             train = self._coupled(x, norm, residual)
         elif norm is None or not batch:

@@ -2,45 +2,45 @@
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks
+from tandem_ext import ConstantInput, ImpulseInput, SpikeTrain, checks, signal
+from tandem_ext.functional.neuron import over_space
 
-from .currents import Currents
-from .signals import Pixels, X, check_input, describe, known_as, map_features, means_of
+from .currents import Currents, currents_of
+from .signals import X, check_input, describe, known_as, map_features, means_of
 
 Mode = Literal["direct", "zero_expand", "events", "pixels"]
 LEVELS = 255  # of a pixel above 0
 MOST = sys.float_info.max
 
 
-def pixel_counts(x: Tensor, T: int, centred: bool = False) -> SpikeTrain:
-    """Return pixels as counts of 255 steps, for a network of T steps; if centred, followed by as many of 255.
+class Pixels(SpikeTrain):
+    """Pixels as counts of 255 steps, numbers to multiply where others are spikes to add."""
 
-    A mean is subtracted by the weights of the second half, so that it ends at the border, as in a normalised image.
-    """
+    _tensors = "flip, slice and change the images, uint8 tensors, before the encoder"
+
+
+signal.register_pytree(Pixels, ("T", "_dtype", "timing", "_network_T"))
+
+
+def pixel_counts(x: Tensor, T: int) -> SpikeTrain:
+    """Return pixels as counts of 255 steps, for a network of T steps."""
     if not isinstance(x, Tensor) or x.dtype != torch.uint8 or x.dim() < 2:
         found = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else describe(x)
         raise TypeError(f"x: pixels are uint8 [B, *features], got {found}")
-    stored = torch.cat([x, torch.full_like(x, LEVELS)], 1) if centred else x
-    return SpikeTrain.unchecked(stored.unsqueeze(0), LEVELS, None, 1.0, None, "window", None, T)
+    return SpikeTrain.unchecked(x.unsqueeze(0), LEVELS, None, 1.0, None, "window", None, T)
 
 
-# By what a program names: the modes of an Encoder, and pixels from which a mean is subtracted.
 SIGNALS: dict[str, Any] = {
     "direct": ConstantInput,
     "zero_expand": ImpulseInput,
     "events": SpikeTrain,
     "pixels": pixel_counts,
-    "centred_pixels": partial(pixel_counts, centred=True),
 }
-
-
-PIXELS = ("pixels", "centred_pixels")
 Numbers = float | Sequence[float]
 
 
@@ -69,7 +69,7 @@ class Encoder(nn.Module):
         mean, std: of pixels, numbers or one for each channel: the first layer receives ``gain * (x/255 - mean)/std``.
 
     Shape: [B, *features], floating point -> ConstantInput or ImpulseInput of the same shape. "pixels": uint8
-    [B, *features] -> SpikeTrain; with a mean it has twice the channels (:func:`pixel_counts`).
+    [B, *features] -> SpikeTrain, whose ``offset`` subtracts the mean, up to the border, as in a normalised image.
 
     Raises:
         TypeError, ValueError: an argument is not allowed; or, when called, x does not fit the mode or T.
@@ -92,37 +92,33 @@ class Encoder(nn.Module):
         self.mean, self.std = mean, std
 
     @property
-    def program_mode(self) -> str:
-        """What a program names this kind of input."""
-        return self.mode if self.mean is None else "centred_pixels"
-
-    @property
-    def is_by_channel(self) -> bool:
-        """Whether the gain of pixels is one for each channel."""
+    def needs_shape(self) -> bool:
+        """Whether the gain or the offset of its trains depends on their shape."""
         return self.mean is not None or isinstance(self.std, Sequence)
 
     def signal_gain(self, shape: Sequence[int] = ()) -> float | Tensor:
         """The gain of the signal of an input [*features] that is no train."""
         if self.mode != "pixels":
             return self.gain / self.T if self.mode == "direct" else self.gain
-        if not self.is_by_channel:
-            return self.gain / (LEVELS * self.std)  # type: ignore[operator]
-        for each in (self.mean, self.std):
-            if isinstance(each, Sequence) and len(each) not in (1, shape[0]):
-                raise ValueError(f"x: expected {len(each)} channels, each with a mean or std, got shape {list(shape)}")
-        mean, std = (torch.tensor(each, dtype=torch.float64).expand(shape[0]) for each in (self.mean or 0.0, self.std))
-        gain = self.gain / (LEVELS * std)
-        return gain if self.mean is None else torch.cat([gain, -mean * gain])
+        if not isinstance(self.std, Sequence):
+            return self.gain / (LEVELS * self.std)
+        return self.gain / (LEVELS * _of_channels(self.std, shape))
+
+    def offset(self, shape: Sequence[int]) -> Tensor | None:
+        """What is added to counts [*features] of pixels: -255 times the mean, [1, *features]; None without a mean."""
+        if self.mean is None:
+            return None
+        return over_space(-LEVELS * _of_channels(self.mean, shape), (1, *shape)).expand(1, *shape)
 
     def forward(self, x: Tensor | SpikeTrain) -> ConstantInput | ImpulseInput | SpikeTrain:
         if self.mode != "events":
             if isinstance(x, SpikeTrain):
                 raise TypeError(f'x: a SpikeTrain needs an Encoder with mode "events", this one has {self.mode!r}')
             if self.mode == "pixels":
-                stored, gain = SIGNALS[self.program_mode](x, self.T).stored, self.signal_gain(x.shape[1:])
-                gain = gain.to(x.device) if isinstance(gain, Tensor) else gain
-                train = Pixels.unchecked(stored, LEVELS, None, gain, None, "window", None, self.T)
-                return train.replace(centred=self.mean is not None)
+                stored, features = pixel_counts(x, self.T).stored, x.shape[1:]
+                given = self.signal_gain(features), self.offset(features)
+                gain, offset = (value.to(x.device) if isinstance(value, Tensor) else value for value in given)
+                return Pixels.unchecked(stored, LEVELS, None, gain, None, "window", None, self.T, offset)  # type: ignore
             return SIGNALS[self.mode](x, self.T, self.signal_gain())
         if not isinstance(x, SpikeTrain):
             raise TypeError(
@@ -137,6 +133,12 @@ class Encoder(nn.Module):
         numbers = {"gain": (self.gain, 1.0), "mean": (self.mean, None), "std": (self.std, 1.0)}
         changed = [f", {name}={value}" for name, (value, default) in numbers.items() if value != default]
         return f"T={self.T}, mode={self.mode!r}" + "".join(changed)
+
+
+def _of_channels(values: Numbers, shape: Sequence[int]) -> Tensor:
+    if isinstance(values, Sequence) and len(values) not in (1, shape[0]):
+        raise ValueError(f"x: expected {len(values)} channels, each with a mean or std, got shape {list(shape)}")
+    return torch.tensor(values, dtype=torch.float64).expand(shape[0])
 
 
 class Flatten(nn.Flatten):
@@ -173,8 +175,6 @@ class Flatten(nn.Flatten):
         if isinstance(x, Tensor) and means is None:
             return flat
         gain = x.gain if means is None else means.gain  # type: ignore[union-attr]
-        if isinstance(x, Pixels) and x.centred and x.gain.dim() > 1:  # type: ignore[union-attr]
-            raise ValueError("x: pixels with a mean cannot be flattened behind Permute: flatten or permute the images")
         if isinstance(gain, Tensor) and gain.dim() and start == 1 - dims:  # one channel becomes several features
             gain = gain.flatten() if gain.dim() > 1 else gain.repeat_interleave(flat.shape[1] // len(gain))
         if means is None:
@@ -208,8 +208,8 @@ class Dropout(nn.Dropout):
             return x
         if isinstance(x, Tensor):
             return super().forward(x)  # type: ignore[return-value]
-        if isinstance(x, Currents):
-            return x.masked(super().forward)
+        if isinstance(x, Currents) or x.offset is not None:
+            return currents_of(x).masked(super().forward)
         values = x.stored[0] if isinstance(x, SpikeTrain) else x.x
         keep = torch.empty_like(values, dtype=torch.float32).bernoulli_(1 - self.p).bool()
         kept: Any = map_features(x, lambda t: t * keep)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain, checks
-from tandem_ext.functional.autograd import apply
+from tandem_ext.functional.autograd import StraightThrough, apply
 from tandem_ext.functional.layer import Input
 from tandem_ext.functional.products import laid_out
 from tandem_ext.functional.settings import Settings, default_v_init
@@ -20,7 +20,6 @@ from .currents import Currents, fire, part_of, scan_trace, spikes_of, window_tra
 from .maximum import largest
 from .options import HasNeurons
 from .places import placed
-from .quantise import StraightThrough
 from .signals import check_images, map_features, mean_counts
 
 Size = int | tuple[int, ...]
@@ -119,7 +118,8 @@ class AvgPool2d(HasNeurons):
         if x.edge is not None:
             counts = apply(StraightThrough, self._average(x.edge), train.clean_counts(), None)
             train = train.replace(counts=counts)
-        return train.replace(gain=x.gain, bad=x.bad, _network_T=x._network_T)
+        offset = None if x.offset is None else self._average(x.offset)
+        return train.replace(gain=x.gain, bad=x.bad, _network_T=x._network_T, offset=offset)
 
     def extra_repr(self) -> str:
         shown = f"kernel_size={self.kernel_size}, stride={self.stride}, padding={self.padding}, spiking={self.spiking}"
@@ -218,12 +218,15 @@ class MaxPool2d(nn.Module):
         edge = x.edge
         if edge is None:
             size = self._maximum(x.stored.new_empty(x.shape, dtype=torch.float32, device="meta")).shape[-self.axes :]
-            return x.replace(stored=self._any(x, size), counts=None)
+            return x.replace(stored=self._any(x, size), counts=None, offset=self._pooled(x.offset))
         _, winners = self._maximum(edge.detach(), indices=True)
         stored = self._any(x, winners.shape[-self.axes :])
         spikes = SpikeTrain.unchecked(stored, x.T, None, 1.0, edge.dtype, x.timing).counts
         counts = apply(_ToWinner, edge, spikes, winners, self.axes)
-        return x.replace(stored=stored, counts=counts)
+        return x.replace(stored=stored, counts=counts, offset=self._pooled(x.offset))
+
+    def _pooled(self, offset: Tensor | None) -> Tensor | None:
+        return None if offset is None else self._maximum(offset)
 
     def _maximum(self, x: Tensor, indices: bool = False) -> Any:
         options: Any = (self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode, indices)

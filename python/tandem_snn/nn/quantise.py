@@ -1,14 +1,13 @@
 """Quantise weights to 2 to 8 bits, symmetrically, with one quantisation step per output channel."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from tandem_ext import checks
 from tandem_ext._torch import autocast_active
-from tandem_ext.functional.autograd import apply
+from tandem_ext.functional.autograd import StraightThrough, apply
 from tandem_ext.functional.neuron import over_inputs
 
 # With 2 or 3 bits a few large weights would round most others to 0, so the largest may be clipped: the step is one of
@@ -80,22 +79,3 @@ def rounded(weight: Tensor, bits: int | None) -> Tensor:
         return weight
     q, step = quantise(weight.detach(), bits)
     return apply(StraightThrough, weight, q * over_inputs(step, q), None)
-
-
-class StraightThrough(torch.autograd.Function):
-    """Return ``value``; its gradient goes to ``weight``, divided by the quantisation step, if there is one."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(weight: Tensor, value: Tensor, step: Tensor | None) -> Tensor:
-        return value.view_as(value)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[2])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (step,) = ctx.saved_tensors
-        return grad if step is None else grad / over_inputs(step, grad), None, None

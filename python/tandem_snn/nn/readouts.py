@@ -10,7 +10,7 @@ from tandem_ext import SpikeTrain
 from tandem_ext._load import has_kernels
 from tandem_ext.functional.autograd import RealProduct, apply
 from tandem_ext.functional.layer import Input, by_channel, window_product
-from tandem_ext.functional.neuron import cast, over_space
+from tandem_ext.functional.neuron import cast, fold, over_space, started
 from tandem_ext.functional.products import LINEAR, Product, autocast_dtype, convolution, torch_product
 from tandem_ext.ops import compute_dtype
 from tandem_ext.rule import divided, fixed_point
@@ -174,6 +174,11 @@ def answer(
     dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     """Return (step·gain)·u + bias, where u is the exact sum of weights times counts, rounded once; docs/rule.md."""
+    if isinstance(x, SpikeTrain) and x.offset is not None:
+        of_offset = synapses.of_offset(x.offset, cast(weight, autocast_dtype(weight)))
+        constant = apply(RealProduct, x.offset, weight, None, of_offset, synapses)
+        scale, bias = fold(None, bias, None, None, step, gain, len(weight), weight)
+        x, bias = x.replace(offset=None), started(bias, scale, constant, compute_dtype(weight.dtype))
     u = _sum_counts(x, weight, synapses) if isinstance(x, SpikeTrain) else _sum_means(x, weight, synapses)
     scale = gain if step is None else cast(step, u.dtype) * gain
     if isinstance(scale, Tensor) or scale != 1.0:

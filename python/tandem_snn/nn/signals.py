@@ -1,7 +1,7 @@
 """Functions for all inputs of layers: trains, direct inputs, and tensors of counts."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 from tandem_ext import SpikeTrain, signal
 from tandem_ext._torch import uncompiled
 from tandem_ext.functional.layer import Input
-from tandem_ext.functional.neuron import cast, over_space
+from tandem_ext.functional.neuron import cast, values_of
 from tandem_ext.ops import compute_dtype
 from tandem_ext.train import with_flags
 
@@ -83,39 +83,14 @@ def describe(x: object) -> str:
 
 def effective_counts(x: Input | Tensor) -> Tensor:
     """Return the input of the ANN branch, counts times gain, [B, *features]. A tensor is returned unchanged."""
-    y = x if isinstance(x, Tensor) else _times_gain(x.counts, x)
-    return y.unflatten(1, (2, -1)).sum(1).float() if isinstance(x, Pixels) and x.centred else y
-
-
-def _times_gain(counts: Tensor, x: Input) -> Tensor:
-    return counts if isinstance(x.gain, float) and x.gain == 1.0 else counts * over_space(x.gain, x.shape)
+    return x if isinstance(x, Tensor) else values_of(x)
 
 
 def map_counts(x: Input | Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
     """Apply a reduction ``f`` to the effective counts. NaN flags are added afterwards, to the smaller tensor."""
     if not isinstance(x, SpikeTrain):
         return f(effective_counts(x))
-    return with_flags(f(_times_gain(x.clean_counts(), x)), x.bad)
-
-
-class Pixels(SpikeTrain):
-    """Pixels as counts of 255 steps. If they are centred, as many of 255 follow, whose gain subtracts the mean."""
-
-    _fields = (*SpikeTrain._fields, "centred")
-
-    @classmethod
-    def check_fit(cls, signals: Sequence[Any], dim: int) -> int:
-        dim = super().check_fit(signals, dim)
-        if dim > 0 and any(x.centred for x in signals):
-            raise ValueError(f"signals: pixels with a mean cannot be joined along dimension {dim}: join the images")
-        return dim
-
-    @classmethod
-    def concatenate(cls, signals: Sequence[Any], dim: int) -> "Pixels":
-        return super().concatenate(signals, dim).replace(centred=signals[0].centred)  # type: ignore[return-value]
-
-
-signal.register_pytree(Pixels, ("T", "_dtype", "timing", "_network_T", "centred"))
+    return with_flags(f(values_of(x, x.clean_counts())), x.bad)
 
 
 class MeanCounts(NamedTuple):
@@ -124,14 +99,13 @@ class MeanCounts(NamedTuple):
     Attributes:
         counts: the means without the gain and without a gradient, float32 or float64.
         n: a number that makes integers of them: that of the averaged counts, or a multiple if there are several.
-        gain, bad, centred: those of the train.
+        gain, bad: those of the train.
     """
 
     counts: Tensor
     n: int
     gain: float | Tensor
     bad: Tensor | None
-    centred: bool = False
 
     def replace(self, **parts: Any) -> "MeanCounts":
         return self._replace(**parts)
@@ -139,13 +113,13 @@ class MeanCounts(NamedTuple):
 
 def mean_counts(x: Input | Tensor, average: Callable[[Tensor], Tensor], n: int) -> Tensor:
     """Return averages of the effective counts; those of a train, of whose counts n are averaged, are known as such."""
-    if not isinstance(x, SpikeTrain):
+    if not isinstance(x, SpikeTrain) or x.offset is not None:
         return map_counts(x, average)
     counts = x.clean_counts()
     means = average(cast(counts, compute_dtype(counts.dtype)))
-    y = with_flags(_times_gain(cast(means, counts.dtype), x), x.bad)
+    y = with_flags(values_of(x, cast(means, counts.dtype)), x.bad)
     has_float64 = y.device.type != "mps"
-    return known_as(y, MeanCounts(means.detach(), n, x.gain, x.bad, x.centred) if has_float64 else None)
+    return known_as(y, MeanCounts(means.detach(), n, x.gain, x.bad) if has_float64 else None)
 
 
 def known_as(y: Tensor, means: MeanCounts | None) -> Tensor:

@@ -18,7 +18,6 @@ from ..frozen.instruction import CannotLower
 from ..frozen.stages import MODES
 from ..integer.graph import LARGEST_SUM, IntegerGraph, Node
 from ..listing import Listing, NamedStage, listing_of
-from ..nn.passing import PIXELS
 from ..nn.signals import batches
 from .builder import Builder, along_channels, kernel_of
 
@@ -73,7 +72,7 @@ class OnnxGraph(Builder):
         super().__init__()
         self.network = network
         self.T, self.streams = network.T, not network.window_timing
-        if self.streams and network.mode in PIXELS:
+        if self.streams and network.mode == "pixels":
             raise CannotLower("net", "pixels are exported with a whole window, and its neurons have step timing")
         nodes = IntegerGraph(network).nodes.values()
         self.tables = {node.stage.name: node for node in nodes if self.has_table(node)}
@@ -111,9 +110,6 @@ class OnnxGraph(Builder):
 
     def _given(self, name: str, shape: tuple[int, ...], mode: str) -> str:
         """Add an input of the network."""
-        if mode == "centred_pixels":  # as many counts of 255 follow them
-            x = self.input(name, shape)
-            return self.op("Concat", x, self.op("Add", self.op("Mul", x, self.number(0.0)), self.number(255.0)), axis=1)
         in_time = mode == "events" and not self.streams
         x = self.input(name, shape, steps=self.T if in_time else None)
         if in_time:

@@ -49,9 +49,11 @@ class _QonnxGraph(OnnxGraph):
         self.datatypes: dict[str, str] = {}
         for node in integers.nodes.values():
             if node.stage.signal is Currents or (node.stage.fires and node.thresholds is None):
-                raise CannotLower(node.stage.name, "it adds currents, or has a residual and too many thresholds")
+                why = "it adds currents, or has a residual and too many thresholds"
+                raise CannotLower(node.stage.name, f"{why}: to_c takes it")
             if node.apart * (1 if node.thresholds is None else len(node.thresholds)) >= EXACT:
-                raise CannotLower(node.stage.name, f"its sums reach {node.sums}, more than floats hold exactly")
+                why = f"its sums reach {node.sums}, more than floats hold exactly"
+                raise CannotLower(node.stage.name, f"{why}: take fewer bits or a smaller T, or to_c")
 
     def model(self) -> Any:
         model, proto = super().model(), self.onnx
