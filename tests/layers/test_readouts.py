@@ -163,3 +163,12 @@ def test_gradients_are_the_ann_s(bits, timing):
         expected = torch.autograd.grad((z * weights).sum(), [edge, *ann])
         for gradient, other in zip(found, expected, strict=True):
             torch.testing.assert_close(gradient, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.kernels
+def test_means_of_a_layer_whose_gain_is_one_tensor():
+    layer = tnn.Conv1d(3, 8, 1, timing="window", threshold=0.4, gain=torch.tensor(0.37))
+    pool = tnn.AvgPool1d(4, spiking=False)
+    net = nn.Sequential(tnn.Encoder(8), layer, pool, tnn.Flatten(), tnn.Readout(8, 3)).eval()
+    x = torch.rand(5, 3, 4)
+    assert torch.equal(ts.freeze(net, example=x)(x), net(x))

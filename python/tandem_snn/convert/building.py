@@ -130,6 +130,7 @@ class Builder:
         if op.kind in ("max_pool3d", "amax"):
             return self.function(maximum.largest, (op.kind, self.signal(op.x), *max_pool_geometry(op)))
         affine = self._affine(op)
+        affine = self._with_constants(op) if affine is None else affine
         if affine is not None:
             return affine
         sized = self.source.sized
@@ -197,6 +198,43 @@ class Builder:
             return (x, self.tensor(constant)) if known and op.kind != "sub" else None
         return x, -constant if op.kind == "sub" else constant
 
+    def _with_constants(self, op: Op) -> fx.Node | None:
+        """Add a concatenation with constants, such as a class token, as a sum: each part with zeros around it."""
+        if op.kind not in ("cat", "concat", "concatenate") or (dim := op.args["dim"] % op.dims) == 0:
+            return None
+        parts = op.args["tensors"]
+        values: list[Any] = [self._sample(part) if self.env[part].kind == "constant" else part for part in parts]
+        if values == parts or None in values or any(part.dims != op.dims for part in parts):
+            return None
+        x: Any = None
+        constants = []
+        for i, (part, value) in enumerate(zip(parts, values, strict=True)):
+            before, after = (sum(each.features[dim - 1] for each in some) for some in (parts[:i], parts[i + 1 :]))
+            around = [*[0, 0] * (op.dims - 1 - dim), before, after]
+            if value is not part:
+                constants.append(self.graph.call_function(torch.ops.aten.constant_pad_nd, (value, around)))
+                continue
+            padded = self.function(general.rearranged, ("constant_pad_nd", True, self.signal(part), around))
+            x = padded if x is None else self.function(general.add, (x, padded))
+        for constant in constants:
+            x = self.function(general.shifted, (x, constant))
+        return x
+
+    def _sample(self, op: Op) -> fx.Node | None:
+        """Return the node of a constant of one sample, if it is the same for each; else None."""
+        if op.batch is None:
+            return self.tensor(op)
+        source, sizes = op.x, [1, *op.features]
+        if self.env[source].kind != "constant" or source.batch is not None:
+            return None
+        if op.kind == "repeat":
+            sizes = [1, *op.args["repeats"][1:]]
+        elif op.kind not in ("expand", "expand_as"):
+            return None
+        return self.graph.call_function(
+            getattr(torch.ops.aten, op.kind.removesuffix("_as")), (self.tensor(source), sizes)
+        )
+
     def term(self, op: Op, alone: bool = False) -> Any:
         """Return the synapses and perhaps the batch norm of an Op that one layer computes, or None."""
         raise NotImplementedError
@@ -220,11 +258,14 @@ class Builder:
         node = self.function(general.rearranged, (_reshaping(op), by_channel, *args), kwargs)
         return Counterpart("spikes", node, tuple(labels) if several else labels)
 
-    def fired(self, op: Op, node: fx.Node) -> Counterpart:
-        """Return the Counterpart of the spikes of neurons that have one threshold per channel."""
+    def fired(self, op: Op, node: fx.Node, alike: bool = False) -> Counterpart:
+        """Return the Counterpart of the spikes of neurons that have one threshold per channel, or one for all."""
         shape = (1, *op.features)
         if len(shape) == 1:
             return Counterpart("spikes", node, ONE)
+        if alike:
+            self.labels += 1
+            return Counterpart("spikes", node, torch.full(shape, self.labels, dtype=torch.float64))
         labels = torch.arange(self.labels + 1, self.labels + 1 + shape[1], dtype=torch.float64)
         self.labels += shape[1]
         return Counterpart("spikes", node, over_space(labels, shape).expand(shape))

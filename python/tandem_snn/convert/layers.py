@@ -79,7 +79,7 @@ def flatten_of(op: Op) -> tnn.Flatten | None:
         if op.args["start_dim"] == 0:
             raise refuse(op, "it flattens the batch dimension: start at dimension 1")
         return tnn.Flatten(op.args["start_dim"], op.args["end_dim"])
-    flat = op.kind in VIEWS and op.features == (math.prod(op.x.features),)
+    flat = op.kind in (*VIEWS, "squeeze") and op.features == (math.prod(op.x.features),)
     return tnn.Flatten() if flat else None
 
 
@@ -137,10 +137,27 @@ def means_of(op: Op, sized: bool = True) -> nn.Module | None:
     if op.kind == "mean" and is_over_space(op):
         pool = tnn.AdaptiveAvgPool2d(1)
         return pool if op.args["keepdim"] else nn.Sequential(pool, tnn.Flatten())
+    line = _mean_of_line(op) if sized and op.x.dims == 3 else None
+    if line is not None:
+        return line
     layer = average_of(op, sized) if op.kind in ("avg_pool1d", "avg_pool2d") else None
     if layer is not None:
         layer.spiking = False
     return layer
+
+
+def _mean_of_line(op: Op) -> nn.Module | None:
+    """Return pooling for the mean of tokens [B, N, D], or of a line [B, C, L], if its kernel has one size."""
+    sizes = op.x.features
+    if op.kind == "adaptive_avg_pool1d":
+        (outputs,) = op.args["output_size"]
+        return None if sizes[1] % outputs else tnn.AvgPool1d(sizes[1] // outputs, spiking=False)
+    dims = [d % 3 for d in op.args["dim"] or ()] if op.kind == "mean" else []
+    if dims not in ([1], [2]):
+        return None
+    turn = [tnn.Permute([0, 2, 1])] if dims == [1] else []
+    end = turn if op.args["keepdim"] else [tnn.Flatten()]
+    return nn.Sequential(*turn, tnn.AvgPool1d(sizes[dims[0] - 1], spiking=False), *end)
 
 
 def upsample_of(op: Op) -> tnn.Upsample | None:

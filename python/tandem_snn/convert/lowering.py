@@ -179,7 +179,8 @@ class Conversion(Builder):
             if layer is not None:
                 return self._layer(op, layer, x)
             pool = means_of(op, self.source.sized)
-            if pool is not None:
+            one_gain = x.kind == "counts" or (x.by_channel and x.by_features(-1))
+            if pool is not None and (op.x.dims != 3 or one_gain):
                 return Counterpart("counts", self.call(op, pool, x.node))
         known = self.of_answers(op) if x.kind == "answer" else None
         return Counterpart("answer", self.copy(op) if known is None else known)
@@ -209,7 +210,7 @@ class Conversion(Builder):
         if fused is None and not any(kinds.is_max_pool(member) for member in passed):
             source, passed = op.x, []
         node = self._alone(op, source) if fused is None else self._fuse(op, *fused)
-        value = self.fired(source, node)
+        value = self.fired(source, node, _has_tokens(op))
         for member in reversed(passed):
             if kinds.is_max_pool(member):
                 value = self._max_pool(member, value)
@@ -241,7 +242,8 @@ class Conversion(Builder):
     def _neurons(self, op: Op, source: Op, device: torch.device) -> dict[str, Any]:
         """Return settings of the neurons that stand for the ReLU ``op``, on the currents ``source``."""
         ceiling = kinds.ceiling_of(op) or None
-        threshold = torch.full(source.features[:1], ceiling / self.encoder.T if ceiling else self.threshold)
+        shape = () if _has_tokens(op) else source.features[:1]
+        threshold = torch.full(shape, ceiling / self.encoder.T if ceiling else self.threshold)
         tensors = {"threshold": threshold.to(device), "v_init": (self.v_init * threshold).to(device)}
         return tensors | {"timing": self.timing, "ceiling": ceiling}
 
@@ -294,3 +296,14 @@ class Conversion(Builder):
         node = self.call_as(path, layer, self.signal(synapses.x), **(keywords or {}))
         layer.norm = norm  # after the call, which sets the mode of the layer but not of the norm
         return node
+
+
+def _has_tokens(op: Op) -> bool:
+    """Return whether neurons are those of tokens [B, N, D], of which products of the last dimension take one gain."""
+    near, stack = set[Op](), [op, *op.users]
+    while stack:
+        each = stack.pop()
+        if each not in near:
+            near.add(each)
+            stack += each.inputs if each.kind in ("add", "cat", *kinds.SAME, *kinds.DROPOUT) or each is op else []
+    return any(each.kind == "linear" and each.dims > 2 for each in near)

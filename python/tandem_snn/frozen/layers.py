@@ -96,7 +96,7 @@ def _move(lowering: Lowering, name: str, layer: Any, x: Value) -> Value:
     gain, read = x.gain, x
     tensors, fields = dict[str, Any](), dict[str, Any]()
     kind, geometry = _pooling(name, layer, means)
-    gain = gain.flatten() if isinstance(gain, Tensor) and kind == "flatten" else gain
+    gain = gain.flatten() if isinstance(gain, Tensor) and gain.dim() and kind == "flatten" else gain
     fields = geometry if kind == "flatten" else fields | geometry
     if kind == "average":
         read = lowering.converted(name, x, layer.timing)

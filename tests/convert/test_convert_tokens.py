@@ -1,0 +1,65 @@
+"""convert on networks of tokens, as they are written: class tokens, positions, means over tokens."""
+
+import pytest
+import torch
+from networks import Net
+from torch import nn
+
+import tandem_snn as ts
+
+CLASS_TOKENS = {
+    "expand": lambda m, x: torch.cat([m.cls.expand(x.shape[0], -1, -1), x], 1),
+    "repeat": lambda m, x: torch.cat((m.cls.repeat(x.size(0), 1, 1), x), dim=1),
+    "at the end": lambda m, x: torch.cat([x, m.cls.expand(x.size(0), 1, x.size(2))], dim=-2),
+}
+MEANS = {
+    "mean": lambda m, x: x.mean(1),
+    "kept": lambda m, x: x.mean(dim=1, keepdim=True).flatten(1),
+    "pooled": lambda m, x: nn.functional.adaptive_avg_pool1d(x.transpose(1, 2), 1).squeeze(-1),
+}
+
+
+def vision(tokens, joined, read, fires=False):
+    """Patches as tokens with positions, a residual block and a head; ``fires``: neurons read the answer of ``read``."""
+
+    def forward(m, x):
+        x = m.patches(x).flatten(2).transpose(1, 2)
+        x = joined(m, x) + m.positions
+        x = x + m.b(torch.relu(m.a(torch.relu(x))))
+        x = read(m, torch.relu(x)) if not fires else torch.relu(read(m, x))
+        return m.head(x)
+
+    layers = {"patches": nn.Conv2d(1, 8, 4, 4), "a": nn.Linear(8, 16), "b": nn.Linear(16, 8), "head": nn.Linear(8, 3)}
+    net = Net(forward, **layers)
+    net.cls, net.positions = (nn.Parameter(torch.randn(1, n, 8)) for n in (1, tokens))
+    return net.eval(), torch.rand(6, 1, 8, 8)
+
+
+def first(m, x):
+    return x[:, 0]
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("timing", ["window", "step"])
+@pytest.mark.parametrize(
+    ("tokens", "joined", "read", "fires"),
+    [
+        *((5, joined, first, False) for joined in CLASS_TOKENS.values()),
+        *((4, lambda m, x: x, mean, fires) for mean in MEANS.values() for fires in (False, True)),
+        (5, CLASS_TOKENS["expand"], MEANS["mean"], True),
+    ],
+)
+def test_networks_of_tokens_are_saved_and_followed(tokens, joined, read, fires, timing, tmp_path):
+    net, x = vision(tokens, joined, read, fires)
+    snn = ts.convert(net, T=8, data=[x], timing=timing).eval()
+    logits = snn(x)
+    frozen = ts.freeze(snn)
+    assert torch.equal(frozen(x), logits)
+    frozen.save(tmp_path / "net.tandem")
+    loaded = ts.load(tmp_path / "net.tandem")
+    assert torch.equal(loaded(x[:2]), logits[:2])
+    if timing == "window":
+        assert torch.equal(loaded.settle(x)[0], logits)
+        many, expected = ts.convert(net, T=128, data=[x]), net(x)
+        torch.testing.assert_close(ts.to_ann(many)(x), expected)
+        assert (many(x) - expected).norm() < 0.05 * (expected - net.head.bias).norm()
