@@ -12,7 +12,8 @@ namespace tandem::network {
 
 namespace {
 
-constexpr int64_t kGrain = int64_t{1} << 14;  // numbers that are worth a thread
+constexpr int64_t kGrain = int64_t{1} << 14;   // numbers that are worth a thread
+constexpr int64_t kCached = int64_t{1} << 12;  // that stay in the nearest cache
 
 // A sheet of currents, or of a train's counts or spikes of a step, as numbers.
 struct Term {
@@ -20,6 +21,8 @@ struct Term {
   const uint8_t* bytes;
   int bit;  // of a step; -1: counts
 
+  // Where they are numbers already, or null.
+  const float* values(int64_t first) const { return bytes == nullptr ? numbers + first : nullptr; }
   void read(int64_t first, int64_t n, float* to) const {
     if (bytes == nullptr) {
       std::copy_n(numbers + first, n, to);
@@ -85,17 +88,26 @@ void Run::sum(int64_t i) {
     auto* out = reinterpret_cast<float*>(result(i)) + s * n;
     const Term x = term(in.input, s);
     const std::optional<Term> added = in.residual == kAbsent ? std::nullopt : std::optional(term(in.residual, s));
-    const int64_t grain = std::max<int64_t>(1, kGrain / channels);
+    const int64_t grain = std::max<int64_t>(1, kGrain / channels), at_once = (kCached + channels - 1) / channels;
     cpu::for_workers(call_.parallel, n / channels, grain, [&](int64_t begin, int64_t end, cpu::Workspace& memory) {
-      const int64_t first = begin * channels, size = (end - begin) * channels;
-      float* y = out + first;
-      x.read(first, size, y);
-      affine(channels, floats(in.scale), floats(in.shift), share(i), size, y);
-      if (!added) return;
-      auto* more = memory.take<float>(size);
-      added->read(first, size, more);
-      affine(channels, floats(in.residual_scale), nullptr, 1, size, more);
-      for (int64_t k = 0; k < size; ++k) y[k] = rounded_add(y[k], more[k]);
+      auto* more = added ? memory.take<float>(std::min(at_once, end - begin) * channels) : nullptr;
+      for (int64_t row = begin; row < end; row += at_once) {
+        const int64_t first = row * channels, size = std::min(at_once, end - row) * channels;
+        float* y = out + first;
+        const float* terms[2] = {x.values(first), added ? added->values(first) : nullptr};
+        if (terms[0] == nullptr || !added || in.scale != kAbsent || in.shift != kAbsent) {
+          x.read(first, size, y);
+          affine(channels, floats(in.scale), floats(in.shift), share(i), size, y);
+          terms[0] = y;
+        }
+        if (!added) continue;
+        if (terms[1] == nullptr || in.residual_scale != kAbsent) {
+          added->read(first, size, more);
+          affine(channels, floats(in.residual_scale), nullptr, 1, size, more);
+          terms[1] = more;
+        }
+        for (int64_t k = 0; k < size; ++k) y[k] = rounded_add(terms[0][k], terms[1][k]);
+      }
     });
   }
 }
