@@ -65,8 +65,10 @@ class Stream:
 
     def refusal(self, program: Program, x: Inputs, T: int) -> str:
         """Return why inputs are not for this stream, or ""."""
-        if any(now.shape != before.shape for now, before in zip(x, self.given, strict=True)):
-            return "x: the shape differs from that of the steps before"
+        for now, before in zip(x, self.given, strict=True):
+            if now.shape != before.shape:
+                found = f"{getattr(now, 'dtype', type(now).__name__)} {list(now.shape)}"
+                return f"x: the shape differs from that of the steps before, {list(before.shape)}, got {found}"
         if T != self.T:
             return f"T: {self.T} in the steps before, now {T}"
         if program is not self.program:
