@@ -15,12 +15,10 @@ class Net {
     this.moves = new Int8Array(bytes, this.wasm.net_moves.value, sizes.reduce((a, b) => a + b));
   }
 
-  // One step towards the answer for these counts of the input; returns how many neurons and inputs moved.
+  // One step after a jump to these counts of the input; returns how many neurons and inputs moved.
   step(target) {
-    this.changes.forEach((_, k) => {
-      this.changes[k] = Math.sign(target[k] - this.shown[k]);
-      this.shown[k] += this.changes[k];
-    });
+    this.changes.forEach((_, k) => (this.changes[k] = target[k] - this.shown[k]));
+    this.shown.set(target);
     const moved = this.wasm.net_step(this.changes.byteOffset, this.sums.byteOffset);
     let n = 0;
     for (const layer of this.counts) for (let k = 0; k < layer.length; ++k) layer[k] += this.moves[n++];
