@@ -33,6 +33,7 @@ _LAYER_INSTEAD = {name.lower(): f"use tandem_snn.nn.{name}" for name in _LAYERS}
     "batchnorm": "give the layer before it norm=True",
     "add": "tandem_snn.nn.Residual adds the currents of two paths; spikes are 0 and 1, and cannot be added",
     "interpolate": "use tandem_snn.nn.Upsample",
+    "mul": "the value of a spike is its gain: x.replace(gain=2 * x.gain); currents have *, - and +",
     "linear": "use tandem_snn.nn.Linear, or Readout for the outputs of the network",
     "relu": "remove it, the neurons are in the layer before it",
     **dict.fromkeys(("cat", "concat", "concatenate", "stack"), "tandem_ext.cat joins them"),
@@ -180,7 +181,12 @@ class Signal:
                 return NotImplemented  # currents know what their sum is
             return self.__torch_function__(torch.add, ())
 
-        __radd__ = __add__
+        __radd__ = __sub__ = __rsub__ = __add__
+
+        def __mul__(self, factor: Any = None) -> Any:
+            return self.__torch_function__(torch.mul, ())
+
+        __rmul__ = __neg__ = __mul__
 
     @classmethod
     def __torch_function__(

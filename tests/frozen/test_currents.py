@@ -80,6 +80,20 @@ class Joined(nn.Module):
         return self.conv(te.cat([spikes, x, tnn.currents_of(spikes)], 1)) + 0.25
 
 
+class Differences(nn.Module):
+    """Differences of currents, spikes and constants, in both orders."""
+
+    def __init__(self, channels, timing):
+        super().__init__()
+        self.fire = tnn.Neurons(channels, timing=timing)
+        self.conv = tnn.Conv2d(channels, channels, 1, neurons=False, timing=timing)
+
+    def forward(self, x):
+        spikes = self.fire(x)
+        u = 2 * self.conv(spikes) - spikes
+        return -(-x - (spikes - u)) - 0.5 + (1 - u)
+
+
 class Placed(nn.Module):
     """Constants of each place, of each channel and of each feature, and answers with some."""
 
@@ -95,7 +109,7 @@ class Placed(nn.Module):
         return self.readout(self.fire(second + (first + self.first(self.encoder(x)) + third))) + last
 
 
-BLOCKS = [PreActivation, InvertedBottleneck, Dense, Both, Joined]
+BLOCKS = [PreActivation, InvertedBottleneck, Dense, Both, Joined, Differences]
 
 
 def network(block, timing, channels=16, T=6, inputs=3):
@@ -183,8 +197,16 @@ def test_errors():
     u = tnn.Linear(4, 4, neurons=False)(te.ConstantInput(torch.rand(2, 4), 3))
     with pytest.raises(ValueError, match="T: the trains of a sum have different numbers of steps"):
         u + te.SpikeTrain.from_dense(torch.ones(5, 2, 4))
-    with pytest.raises(TypeError, match="unsupported operand"):
-        u + "1"
+    torch.testing.assert_close((1 - u).steps(0, 3).sum(0), (1 - u).total)
+    for wrong in (lambda: u + "1", lambda: u - "1", lambda: "1" - u):
+        with pytest.raises(TypeError, match="unsupported operand"):
+            wrong()
+    train = te.SpikeTrain.from_dense(torch.ones(5, 2, 4))
+    for wrong in (lambda: -train, lambda: 2 * train):
+        with pytest.raises(TypeError, match="the value of a spike is its gain"):
+            wrong()
+    with pytest.raises(TypeError, match="spikes are 0 and 1, and cannot be added"):
+        train - train
     for constant in (torch.ones(2, 4), torch.ones(1, 1, 4), torch.ones(3)):
         with pytest.raises(ValueError, match=r"\+: expected currents or a constant that broadcasts with a sample"):
             u + constant

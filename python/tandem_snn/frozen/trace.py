@@ -77,7 +77,15 @@ class Value(signal.Signal):
         raise TypeError("spikes are 0 and 1, and cannot be added")
 
     def __sub__(self, other: Any) -> Any:
-        return self + -1.0 * other if self.is_numbers else NotImplemented
+        if isinstance(other, Value) and not other.is_numbers:
+            return self + -other.as_currents()
+        return self + -other
+
+    def __rsub__(self, other: Any) -> Any:
+        return -self + other
+
+    def __neg__(self) -> Any:
+        return self * -1.0
 
     def __mul__(self, factor: Any) -> Any:
         if not (self.is_currents or self.is_numbers) or not isinstance(factor, int | float):

@@ -31,7 +31,7 @@ class Currents(Signal):
     """Input currents of neurons: real numbers, the pre-activations of the ANN, which add up where spikes cannot.
 
     Layers with ``neurons=False`` return them; ``a + b`` is their sum, with each other or with the spikes of a train
-    times its gain, and ``a * 0.5`` scales them. ``a + constant``, a number or a tensor that broadcasts with one sample,
+    times its gain, ``a - b`` their difference, and ``a * 0.5`` scales them. ``a + constant``, a number or a tensor that broadcasts with one sample,
     such as the embedding of positions, counts once per window. :class:`tandem_snn.nn.Neurons` and all layers read them.
 
     Args:
@@ -163,16 +163,31 @@ class Currents(Signal):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Add a tensor as ``+`` does: ``torch.compile`` asks for that function."""
+        """Add and subtract a tensor as ``+`` and ``-`` do: ``torch.compile`` asks for these functions."""
+        if func is Tensor.__rsub__:
+            func, args = torch.sub, args[::-1]
+        first = isinstance(args[0], Currents) if args else True
         if func in (torch.add, Tensor.add):
-            u, other = args if isinstance(args[0], Currents) else reversed(args)
-            return u.__add__(other)
+            return args[0].__add__(args[1]) if first else args[1].__add__(args[0])
+        if func in (torch.sub, Tensor.sub):
+            return args[0].__sub__(args[1]) if first else args[1].__rsub__(args[0])
         return super().__torch_function__(func, types, args, kwargs)
 
     def __mul__(self, factor: float) -> "Currents":
         return self.map(lambda u: u * factor) if isinstance(factor, int | float) else NotImplemented
 
     __rmul__ = __mul__
+
+    def __neg__(self) -> "Currents":
+        return self * -1.0
+
+    def __sub__(self, other: Any) -> "Currents":
+        if isinstance(other, Signal):
+            return self + -currents_of(other)
+        return self + -other if isinstance(other, int | float | Tensor) else NotImplemented
+
+    def __rsub__(self, other: Any) -> "Currents":
+        return -self + other
 
 
 @contextmanager
