@@ -32,7 +32,8 @@ class Currents(Signal):
 
     Layers with ``neurons=False`` return them; ``a + b`` is their sum, with each other or with the spikes of a train
     times its gain, ``a - b`` their difference, and ``a * 0.5`` scales them. ``a + constant``, a number or a tensor that
-    broadcasts with one sample, such as the embedding of positions, counts once per window. :class:`tandem_snn.nn.Neurons` and all layers read them.
+    broadcasts with one sample, such as the embedding of positions, counts once per window.
+    :class:`tandem_snn.nn.Neurons` and all layers read them.
 
     Args:
         total: [B, *features], the sum over the window: the value of the ANN at the real counts, with its gradient; or a
