@@ -98,7 +98,7 @@ def joined(m, x):
 @pytest.mark.parametrize("output_size", [1, 3, (2, None)])
 def test_currents_and_their_averages_compile(output_size, timing):
     net = Net(
-        lambda m, x: m.readout(m.pool(m.fire(m.constants[0] + (joined(m, x) + m.constants[1])))),
+        lambda m, x: m.readout(m.pool(m.fire(m.constants[0] + (1 - m.constants[1] - (joined(m, x) - m.constants[1]))))),
         encoder=tnn.Encoder(8), conv=tnn.Conv2d(3, 8, 3, norm=True, neurons=False, timing=timing),
         constants=nn.ParameterList(torch.randn(shape) for shape in ((16, 1, 1), (5, 7))),
         fire=tnn.Neurons(timing=timing), pool=tnn.AdaptiveAvgPool2d(output_size), readout=tnn.ReadoutConv2d(16, 4, 1),
