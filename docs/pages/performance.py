@@ -39,7 +39,7 @@ OTHERS = {
     "norm-net-train-bf16": "the same under autocast, all in bfloat16",
     "mlp-train-bf16": "training step, that MLP, all in bfloat16",
 }
-ELSEWHERE = {"xeon-amx": "A Xeon with AMX"}
+ELSEWHERE = {"zen-4": "An EPYC, Zen 4", "xeon-amx": "A Xeon with AMX"}
 WAYS = {
     "tandem": "step timing", "windows": "window timing", "frozen": "frozen, step timing",
     "frozen, windows": "frozen, window timing", "naive, loop compiled": "plain PyTorch", "BPTT": "BPTT",
@@ -87,13 +87,13 @@ def headlines(result: dict[str, Any]) -> Iterator[str]:
 
 
 def others(result: dict[str, Any]) -> Iterator[str]:
-    """Other cases, and what most people come for on other machines; all other rows are in the files."""
+    """Other cases, and those of other machines; all other rows are in the files."""
     yield from compared(result, OTHERS)
     for name, title in ELSEWHERE.items():
         result = read(name)
         when = f"{result['date'][:10]}, commit {result['commit'][:10]}"
         yield from (f"### {title}", "", f"{when}; {machine_of(result)}.", "")
-        yield from compared(result, HEADLINES)
+        yield from compared(result, HEADLINES | OTHERS)
 
 
 def timings() -> Iterator[str]:
