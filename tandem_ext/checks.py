@@ -252,7 +252,7 @@ def v_init(value: Any, shape: tuple[int, ...] = (), expected: torch.device = _CP
         return number("v_init", value, what, "a finite number within float32's range", -_MOST, _MOST)
     if not value.is_floating_point():
         _refuse(TypeError, "v_init", what, value)
-    if value.dim() != 0 and value.shape not in (shape, shape[1:], shape[1:2]):
+    if value.dim() != 0 and not any(value.shape == fits for fits in (shape, shape[1:], shape[1:2])):
         allowed = f"a float, a 0-dim tensor, one per channel, or shape {list(shape[1:])} or {list(shape)}"
         raise ValueError(f"v_init: expected {allowed}, got {list(value.shape)}")
     same_device("v_init", value, "the layer", expected)

@@ -220,12 +220,14 @@ def test_what_else_reads_a_mean(layers):
     assert frozen.why_slow is None
 
 
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-def test_networks_of_pixels_compile(backend):
+def test_networks_of_pixels_compile(backend, dynamic):
     net, _, x = pair(conv, NORMALISATIONS[-1])
     for mode in False, True:
+        torch._dynamo.reset()
         copy = deepcopy(net.train(mode))
-        torch.testing.assert_close(torch.compile(net, backend=backend, fullgraph=True)(x), copy(x))
+        torch.testing.assert_close(torch.compile(net, backend=backend, fullgraph=True, dynamic=dynamic)(x), copy(x))
 
 
 def test_trains_of_one_batch_have_one_offset():

@@ -110,6 +110,15 @@ def test_currents_and_their_averages_compile(output_size, timing):
         assert torch.equal(compiled(x), net.pool(x))
 
 
+@pytest.mark.parametrize("shape", [(5, 6, 7), (5, 1, 7), (5, 1, 1)])
+def test_numbers_of_each_place_compile_for_images_of_any_size(shape, timing):
+    layer = tnn.Conv2d(3, 5, 3, padding=1, neurons=False, timing=timing)
+    fire, constant = tnn.Neurons(timing=timing, v_init=torch.rand(5, 6, 7)), nn.Parameter(torch.randn(shape))
+    x = te.ConstantInput(torch.rand(4, 3, 6, 7), 8)
+    compiled = torch.compile(lambda x: fire(layer(x) + constant).counts, fullgraph=True, backend="eager", dynamic=True)
+    assert torch.equal(compiled(x), fire(layer(x) + constant).counts)
+
+
 def convolutions(x, w1, w2):
     y = f.conv2d_if(x, w1, stride=2, padding=1)
     y = f.conv2d_if(y, w2, padding="same", residual=y)

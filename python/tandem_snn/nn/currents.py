@@ -155,7 +155,7 @@ class Currents(Signal):
         if not isinstance(other, int | float | Tensor):
             return NotImplemented
         given, sample = list(getattr(other, "shape", ())), [1, *self.shape[1:]]
-        fits = all(n in (1, size) for n, size in zip(reversed(given), reversed(sample)))  # noqa: B905
+        fits = all(n == 1 or n == size for n, size in zip(reversed(given), reversed(sample)))  # noqa: B905
         if not fits or len(given) > len(sample):
             raise ValueError(f"+: expected currents or a constant that broadcasts with a sample {sample}, got {given}")
         return self.plus(other)

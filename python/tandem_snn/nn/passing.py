@@ -136,7 +136,7 @@ class Encoder(nn.Module):
 
 
 def _of_channels(values: Numbers, shape: Sequence[int]) -> Tensor:
-    if isinstance(values, Sequence) and len(values) not in (1, shape[0]):
+    if isinstance(values, Sequence) and 1 != len(values) != shape[0]:
         raise ValueError(f"x: expected {len(values)} channels, each with a mean or std, got shape {list(shape)}")
     return torch.tensor(values, dtype=torch.float64).expand(shape[0])
 
