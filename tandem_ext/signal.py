@@ -226,6 +226,15 @@ def needs_grad(*tensors: Tensor | None) -> bool:
     return False
 
 
+def offsets_of(offsets: Sequence[Tensor | None], features: Iterable[Sequence[int]]) -> list[Tensor]:
+    """Return the offsets of several signals with these features, zeros for None; an empty list if none has one."""
+    like = next((offset for offset in offsets if offset is not None), None)
+    if like is None:
+        return []
+    pairs = zip(offsets, features, strict=True)
+    return [like.new_zeros(()).expand(1, *sizes) if offset is None else offset for offset, sizes in pairs]
+
+
 def batch_index(index: Any, length: int) -> slice | Tensor:
     """Convert an index over the batch so that it keeps the batch dimension: an int becomes a slice of length one."""
     if isinstance(index, (list, np.ndarray)):

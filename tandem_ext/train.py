@@ -14,7 +14,7 @@ from torch import Tensor
 from . import checks, events
 from .ops import counts_dtype
 from .planes import counts_of, pack, unpack
-from .signal import _INSTEAD, Signal, batch_index, dataclass_of, needs_grad, register_pytree
+from .signal import _INSTEAD, Signal, batch_index, dataclass_of, needs_grad, offsets_of, register_pytree
 
 
 def with_flags(values: Tensor, bad: Tensor | None) -> Tensor:
@@ -392,9 +392,7 @@ class SpikeTrain(Signal):
             clean = stored.new_zeros((), dtype=torch.float32)
             bad = torch.cat([clean.expand(len(s)) if s.bad is None else s.bad for s in signals])
         offset = first.offset
-        if dim > 0 and (offset := next((s.offset for s in signals if s.offset is not None), None)) is not None:
-            none = [offset.new_zeros(()).expand(1, *s.shape[1:]) for s in signals]
-            offsets = [n if s.offset is None else s.offset for s, n in zip(signals, none, strict=True)]
+        if dim > 0 and (offsets := offsets_of([s.offset for s in signals], [s.shape[1:] for s in signals])):
             offset = torch.cat(offsets, dim)
         T, network_T = max(s.T for s in signals), max(s.network_T for s in signals)
         kind = cls if all(type(s) is cls for s in signals) else SpikeTrain

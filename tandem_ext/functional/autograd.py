@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .._torch import eager_apply, forward_mode_active, transforms_active
-from ..ops import compute_dtype, counts_dtype
+from ..ops import compute_dtype
 from ..planes import counts_of
 from .neuron import cast, over, over_inputs, over_space
 from .products import Product
@@ -148,6 +148,14 @@ class Saved(NamedTuple):
     timing: str
     eps: float | None
 
+    @property
+    def factor(self) -> Any:
+        """What the op multiplies the currents by: scale·gain/unit, a tensor, a number, or None for 1."""
+        factor = self.gain / self.unit
+        if factor == 1:
+            return self.scale
+        return factor if self.scale is None else self.scale * factor
+
 
 def run(call: tuple[Any, ...], train: bool) -> Any:
     """Call the op of a layer; return (stored, counts, mask, v, [[product,] mean, var,] bad).
@@ -255,7 +263,7 @@ class Fire(Function):
 
 def _through_product(needs: Call, saved: Saved, grad_z: Tensor) -> Gradients:
     """The gradients of scale·(W c) + shift."""
-    product, stored, timing, scale = saved.source, saved.stored, saved.timing, _factor(saved)
+    product, stored, timing, scale = saved.source, saved.stored, saved.timing, saved.factor
     weight = cast(saved.weight, grad_z.dtype)  # differs for int8, and for half types that cannot hold the counts
     shift = _grad_shift(saved, grad_z) if needs.shift else None
     direct = needs.weight and not needs.scale
@@ -274,21 +282,13 @@ def _through_currents(needs: Call, saved: Saved, grad_z: Tensor) -> Gradients:
     y, times, over_time = saved.u, _times(saved.source, saved.T), saved.source == "train"
     grad_y = grad_scale = None
     if needs.edge:
-        grad_y = scaled(grad_z, _factor(saved), times)
+        grad_y = scaled(grad_z, saved.factor, times)
         grad_y = grad_y.expand(saved.T, *grad_y.shape) if over_time else grad_y
     if needs.scale:
         dtype = saved.scale.dtype
         grad_scale = channel_sum(grad_z * (y.sum(0, dtype=dtype) if over_time else times * cast(y, dtype)))
         grad_scale = grad_scale * (saved.gain / saved.unit)
     return {"scale": grad_scale, "shift": _grad_shift(saved, grad_z) if needs.shift else None, "edge": grad_y}
-
-
-def _factor(saved: Saved) -> Any:
-    """Return what the op multiplies the currents by: scale·gain/unit, a tensor, a number, or None for 1."""
-    factor = saved.gain / saved.unit
-    if factor == 1:
-        return saved.scale
-    return factor if saved.scale is None else saved.scale * factor
 
 
 def _grad_shift(saved: Saved, grad_z: Tensor) -> Tensor:
@@ -337,85 +337,6 @@ def _of_neurons(needs: Call, saved: Saved, grad_z: Tensor) -> Gradients:
         theta = -channel_sum(grad_z * counts_of(saved.spikes, saved.timing, dtype)) / saved.theta
     edge = edge if needs.residual_edge else None
     return {"residual": residual, "residual_edge": edge, "residual_scale": residual_scale, "theta": theta}
-
-
-class WindowProduct(Function):
-    """u = W c by the kernel, with the ANN's gradients. ``edge``, the input's counts, only receives a gradient.
-
-    The product W o of an offset is rounded, then added.
-    """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        edge: Tensor | None,
-        weight: Tensor,
-        stored: Tensor,
-        offset: Tensor | None,
-        T: int,
-        timing: str,
-        product: Product,
-    ) -> Tensor:
-        u: Tensor = _ops.window_product.default(product.padded(stored), T, weight, *product.geometry(), timing)
-        return u if offset is None else u.add_(cast(product.of_offset(offset, weight), u.dtype))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _, weight, stored, offset, ctx.T, ctx.timing, ctx.product = inputs
-        ctx.save_for_backward(weight, stored, offset)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        (weight, stored, offset), needs = ctx.saved_tensors, ctx.needs_input_grad
-        dtype = counts_dtype(weight.dtype, ctx.T)
-        gradients = ctx.product.gradients(
-            cast(grad, dtype), stored, ctx.timing, cast(weight, dtype), needs[0], needs[1], offset
-        )
-        return *gradients, None, None, None, None, None
-
-
-class RealProduct(Function):
-    """Return ``value``, with the gradients of the product of real numbers x [B, *features] plus a bias."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, value: Tensor, product: Product) -> Tensor:
-        return value.view_as(value)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        x, weight, _, _, ctx.product = inputs
-        ctx.save_for_backward(x, weight)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        (x, weight), needs = ctx.saved_tensors, ctx.needs_input_grad
-        stored, weight = x.unsqueeze(0), cast(weight, grad.dtype)  # as the counts of a window are stored
-        gradients = ctx.product.gradients(grad, stored, "window", weight, needs[0], needs[1])
-        return *gradients, channel_sum(grad) if needs[2] else None, None, None
-
-
-class StraightThrough(Function):
-    """Return ``value``; its gradient goes to ``weight``, divided by the quantisation step, if there is one."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(weight: Tensor, value: Tensor, step: Tensor | None) -> Tensor:
-        return value.view_as(value)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[2])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (step,) = ctx.saved_tensors
-        return grad if step is None else grad / over_inputs(step, grad), None, None
 
 
 def channel_sum(grad: Tensor) -> Tensor:

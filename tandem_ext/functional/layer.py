@@ -12,7 +12,8 @@ from ..inputs import ConstantInput, ImpulseInput
 from ..ops import compute_dtype
 from ..signal import needs_grad
 from ..train import SpikeTrain, add_flags, with_flags
-from .autograd import Fire, StraightThrough, WindowProduct, apply, run
+from .autograd import Fire, apply, run
+from .currents import StraightThrough, WindowProduct
 from .neuron import NEUTRAL, cast, channels_of, fold, in_units, over_space, per_channel, started, tensors_of, with_gain
 from .products import Product, autocast_dtype
 from .settings import Settings, default_v_init

@@ -43,7 +43,7 @@ class Product(NamedTuple):
         axes, between = len(self.spacing), [0, 0]
         x = x.movedim(-1 - axes, -1)  # channels are last in memory
         *lead, channels = x.shape
-        apart = [n * s for n, s in zip(lead[-axes:], self.spacing, strict=True)]
+        apart = self._spaced(lead[-axes:])
         for axis in reversed(range(axes)):
             x = x.unsqueeze(2 * axis - 2 * axes)
             between += [0, self.spacing[axis] - 1, 0, 0]
@@ -53,8 +53,11 @@ class Product(NamedTuple):
     def _padded_sizes(self, sizes: Sequence[int]) -> Sequence[int]:
         if not self.sides:
             return sizes
-        axes = zip(sizes, self.spacing or self.stride, self.sides[-2::-2], self.sides[::-2], strict=True)
-        return [(n * space if self.spacing else n) + before + after for n, space, before, after in axes]
+        axes = zip(self._spaced(sizes), self.sides[-2::-2], self.sides[::-2], strict=True)
+        return [n + before + after for n, before, after in axes]
+
+    def _spaced(self, sizes: Sequence[int]) -> Sequence[int]:
+        return [n * s for n, s in zip(sizes, self.spacing, strict=True)] if self.spacing else sizes
 
     def output_shape(self, x_shape: Sequence[int], weight: Tensor) -> tuple[int, ...]:
         """Return [B, N, *space], after checking that x, before it is padded, fits the weight."""

@@ -13,6 +13,7 @@
 #include <optional>
 
 #include "../neuron/scan.h"
+#include "../planes/counts.h"
 #include "../planes/pool.h"
 #include "../product/moving.h"
 #include "follower_state.h"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tandem_ext._torch import pytree
+from tandem_ext.signal import offsets_of
 
 from ..nn import currents, general
 from ..nn.batch_norm import fold_norm
@@ -127,7 +128,8 @@ def joined(lowering: Lowering, name: str, values: list[Value]) -> Value:
                 name, x, gain, None, sum(sizes), residual=other.number, channels=sum(sizes), by_channel=True
             )
             lowering.joins[key].own_T = own_T
-            lowering.joins[key].offset = _joined_offset(lowering, name, x, other)
+            offsets = offsets_of([x.offset, other.offset], (lowering.features_of(name, v) for v in (x, other)))
+            lowering.joins[key].offset = torch.cat(offsets, 1) if offsets else None
         x = lowering.joins[key]
     return x
 
@@ -138,14 +140,6 @@ def _joined_gain(x: Value, other: Value, sizes: tuple[int, int]) -> Any:
         return gains[0]
     each = [spread(gain, size) for gain, size in zip(gains, sizes, strict=True)]
     return torch.cat(each)
-
-
-def _joined_offset(lowering: Lowering, name: str, *values: Value) -> Tensor | None:
-    if all(value.offset is None for value in values):
-        return None
-    none = torch.zeros((), dtype=torch.float64)
-    offsets = (none.expand(1, *lowering.features_of(name, v)) if v.offset is None else v.offset for v in values)
-    return torch.cat([*offsets], 1)
 
 
 def spread(gain: Any, channels: int) -> Tensor:

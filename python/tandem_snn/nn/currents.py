@@ -10,7 +10,8 @@ from torch import Tensor
 from tandem_ext import ConstantInput, SpikeTrain
 from tandem_ext._torch import BatchNorm, autocast_active
 from tandem_ext.functional import if_scan
-from tandem_ext.functional.autograd import StraightThrough, apply
+from tandem_ext.functional.autograd import apply
+from tandem_ext.functional.currents import StraightThrough
 from tandem_ext.functional.layer import Input, current_if, fitted, window_product
 from tandem_ext.functional.neuron import cast, over, over_space
 from tandem_ext.functional.products import Product

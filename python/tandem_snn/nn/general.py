@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tandem_ext import SpikeTrain
 from tandem_ext._torch import pytree
 from tandem_ext.functional.neuron import over_space
-from tandem_ext.signal import Signal
+from tandem_ext.signal import Signal, offsets_of
 from tandem_ext.train import add_flags
 
 from .currents import Currents, currents_of
@@ -166,28 +166,26 @@ def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
         return linear_map(f, *args, **kwargs)
     function: Any = getattr(torch.ops.aten, f)
 
-    def apply(tensor_of: Callable[[SpikeTrain], Tensor]) -> list[Tensor]:
-        result = call(function, [tensor_of(x) for x in trains])
+    def apply(tensors: list[Tensor]) -> list[Tensor]:
+        result = call(function, tensors)
         return [result] if isinstance(result, Tensor) else list(result)
 
     first, T, network_T = trains[0], max(x.T for x in trains), max(x.network_T for x in trains)
     P = 1 if timing == "window" else (first.T + 7) // 8
-    stored = apply(lambda x: x.stored_as(timing).flatten(0, 1))
+    stored = apply([x.stored_as(timing).flatten(0, 1) for x in trains])
     stored = [part.unflatten(0, (P, -1)) for part in stored]
     edges = any(x.edge is not None for x in trains)
-    counts = apply(lambda x: x.counts) if edges else [None] * len(stored)
+    counts = apply([x.counts for x in trains]) if edges else [None] * len(stored)
     bad = reduce(add_flags, [x.bad for x in trains])
     gains: list[Any] = [first.gain] * len(stored)
     if len({x.gain for x in trains}) > 1 or (isinstance(first.gain, Tensor) and first.gain.dim()):
         dtype = next((x.gain.dtype for x in trains if isinstance(x.gain, Tensor)), torch.get_default_dtype())
-        gains = apply(
-            lambda x: over_space(torch.as_tensor(x.gain, dtype=dtype, device=x.device), x.shape).expand(1, *x.shape[1:])
-        )
+        each = [over_space(torch.as_tensor(x.gain, dtype=dtype, device=x.device), x.shape) for x in trains]
+        gains = apply([gain.expand(1, *x.shape[1:]) for gain, x in zip(each, trains, strict=True)])
         # the largest, because padding has gain 0
         gains = [g[0].flatten(1).amax(1) if by_channel and g.dim() > 2 else g[0] for g in gains]
-    offsets: list[Any] = [None] * len(stored)
-    if (like := next((x.offset for x in trains if x.offset is not None), None)) is not None:
-        offsets = apply(lambda x: like.new_zeros(1, *x.shape[1:]) if x.offset is None else x.offset)
+    offsets: list[Any] = offsets_of([x.offset for x in trains], [x.shape[1:] for x in trains])
+    offsets = apply(offsets) if offsets else [None] * len(stored)
     results = tuple(
         SpikeTrain.unchecked(s, T, c, g, first._dtype, timing, bad, network_T, o)
         for s, c, g, o in zip(stored, counts, gains, offsets, strict=True)

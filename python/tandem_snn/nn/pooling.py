@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain, checks
-from tandem_ext.functional.autograd import StraightThrough, apply
+from tandem_ext.functional.autograd import apply
+from tandem_ext.functional.currents import StraightThrough
 from tandem_ext.functional.layer import Input
 from tandem_ext.functional.products import laid_out
 from tandem_ext.functional.settings import Settings, default_v_init

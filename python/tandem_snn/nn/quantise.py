@@ -7,7 +7,8 @@ from torch import Tensor
 
 from tandem_ext import checks
 from tandem_ext._torch import autocast_active
-from tandem_ext.functional.autograd import StraightThrough, apply
+from tandem_ext.functional.autograd import apply
+from tandem_ext.functional.currents import StraightThrough
 from tandem_ext.functional.neuron import over_inputs
 
 # With 2 or 3 bits a few large weights would round most others to 0, so the largest may be clipped: the step is one of

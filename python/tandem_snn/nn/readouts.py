@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from tandem_ext import SpikeTrain
 from tandem_ext._load import has_kernels
-from tandem_ext.functional.autograd import RealProduct, apply
+from tandem_ext.functional.autograd import apply
+from tandem_ext.functional.currents import RealProduct
 from tandem_ext.functional.layer import Input, by_channel, window_product
 from tandem_ext.functional.neuron import cast, fold, over_space, started
 from tandem_ext.functional.products import LINEAR, Product, autocast_dtype, convolution, torch_product
