@@ -3,7 +3,7 @@
 import pytest
 import torch
 from networks import by_onnxruntime, check_frozen, trained
-from tokens import transformer
+from tokens import Block, transformer
 from torch import nn
 
 import tandem_ext as te
@@ -24,6 +24,22 @@ def test_moves_between_layers_are_none():
     kinds = [stage.instruction.kind for stage in frozen._program_for(1.0).layers.stages]
     assert kinds.count("gather") == 2  # of the patches, once for spikes and once for currents
     assert kinds.count("attention") == 2
+
+
+def test_tokens_that_are_given_are_moved_twice(tmp_path):
+    """Once for neurons and once for the sum: all that follows stays where the layers of tokens are."""
+    mean = tnn.Permute([0, 2, 1]), tnn.AvgPool1d(6, spiking=False), tnn.Flatten()
+    options = {"timing": "window", "norm": True, "gate": "clip"}
+    blocks = [Block(tnn, 24, 3, **options) for _ in range(2)]
+    net = nn.Sequential(*blocks, tnn.Neurons(timing="window"), *mean, tnn.Readout(24, 5))
+    x = te.SpikeTrain.from_counts(torch.randint(5, (4, 6, 24)), T=4)
+    frozen = ts.freeze(trained(net, x), T=4, example=x)
+    kinds = [stage.instruction.kind for stage in frozen._program_for(1.0).layers.stages]
+    assert kinds.count("gather") == 2
+    assert torch.equal(frozen(x), net(x))
+    assert torch.equal(frozen.settle(x)[0], net(x))
+    frozen.save(tmp_path / "net.tandem")
+    assert torch.equal(ts.load(tmp_path / "net.tandem")(x), net(x))
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4])

@@ -75,12 +75,19 @@ def rearranged(lowering: Lowering, name: str, f: Any, by_channel: bool, *args: A
 def before_moves(lowering: Lowering, name: str, *values: Value) -> tuple[list[Value], Callable[[Value], Value]] | None:
     """Return values as they were before a permutation that all have in common, and what moves a result likewise.
 
-    What acts on each feature alone may come before it, and then it is often undone. None: they have none in common.
+    What acts on each feature alone may come before it, and then it is often undone. Of tokens one value that was moved
+    is enough: the others are moved to where the layers of tokens are. None: they have none in common.
     """
-    origins = [value.origin for value in values if value.origin is not None]
-    if len(origins) < len(values):
+    origins: list[Any] = [value.origin for value in values]
+    index = next((index for _, index in filter(None, origins)), None)
+    if index is None:
         return None
-    sources, index = [source for source, _ in origins], origins[0][1]
+    if None in origins:
+        tokens = index.dim() == 2 and torch.equal(index, torch.arange(index.numel()).view(index.shape[::-1]).t())
+        if not tokens or any(lowering.features_of(name, value) != tuple(index.shape) for value in values):
+            return None
+        origins = [value.origin or (_channels_first(lowering, name, value), index) for value in values]
+    sources = [source for source, _ in origins]
     shapes = [lowering.features_of(name, source) for source in sources]
     same = all(index.shape == other.shape and torch.equal(index, other) for _, other in origins)
     if not same or index.numel() != torch.Size(shapes[0]).numel() or bool((index < 0).any()):
@@ -89,6 +96,13 @@ def before_moves(lowering: Lowering, name: str, *values: Value) -> tuple[list[Va
     view = torch.arange(index.numel()).view(shape)
     sources = [_gathered(lowering, name, x, size, view, True) for x, size in zip(sources, shapes, strict=True)]
     return sources, lambda y: _gathered(lowering, name, y, shape, index, False)
+
+
+def _channels_first(lowering: Lowering, name: str, x: Value) -> Value:
+    """Append the move of tokens, of which nothing is to undo: the next sum would move them back."""
+    y = rearranged(lowering, name, "movedim", False, x, -1, 1)
+    y.origin = None
+    return y
 
 
 def each_feature(lowering: Lowering, name: str, x: Value, f: Callable[[Value], Value]) -> Value:

@@ -156,11 +156,11 @@ class Lowering:
             return self.numbers(name, a, b)
         check_times(name, a, b)
         a, b = (value if value.offset is None else self.affine(name, value, None, None) for value in (a, b))
+        timing = str((a if a.is_currents else b).timing)
+        a, b = (value if value.is_currents else self.converted(name, value, timing) for value in (a, b))
         if (moved := before_moves(self, name, a, b)) is not None:
             (a, b), again = moved
             return again(self.sum(name, a, b))
-        timing = (a if a.is_currents else b).timing
-        a, b = (value if value.is_currents else self.converted(name, value, str(timing)) for value in (a, b))
         if a.timing != b.timing:
             raise CannotLower(name, "timing: it adds currents of different timings")
         channels = self.channels_of(name, a)
