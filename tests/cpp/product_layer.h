@@ -238,8 +238,7 @@ inline bool run_digits(Layer layer, cpu::ByteProducts by, ParallelFor parallel =
         cpu::multiply_bytes(in.expanded, columns.data(), tiling.registers, windows, by);
         cpu::fire_window_sums(tile, windows, layer.neuron);
       } else {
-        cpu::multiply_bytes(in.expanded, columns.data(), tiling.registers, steps, by);
-        cpu::fire_sums(tile, steps, layer.neuron);
+        cpu::fire_bytes(in.expanded, columns.data(), tile, layer.neuron, steps, by);
       }
     }
   }

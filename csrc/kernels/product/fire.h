@@ -84,6 +84,20 @@ struct LongSums {
   for (int i = 0; layer.after > 0 && i < lanes; ++i) sums[i] = window[i];
 }
 
+// Computes z of sixteen neurons from the sums of their window.
+template <int L, bool whole>
+TANDEM_INLINE void sum_up(const Neuron& layer, NeuronLanes<L, whole>& neurons, int64_t n, const LongSums<L>* u,
+                          const float* unit) {
+  double window[kLanes];
+#pragma GCC unroll 4
+  for (int i = 0; i < kLanes / L; ++i) u[i].write(window + i * L);
+  if (__builtin_expect(layer.before > 0 || layer.after > 0, 0)) add_pieces(layer, n, neurons.lanes(), window);
+#pragma GCC unroll 4
+  for (int i = 0; i < kLanes / L; ++i) {
+    neurons.sum_up(layer, i, rounded_mul(narrow<L>(window + i * L), load<Vec<float, L>>(unit + i * L)));
+  }
+}
+
 // Groups of neurons at once: as many as there are registers for.
 template <int L, int R>
 constexpr int kGroupsAtOnce = L == kLanes ? R : 1;
@@ -118,21 +132,78 @@ TANDEM_INLINE void run_neurons(const Tile& tile, const Neuron& layer, const RowS
     }
     if (!layer.is_gated()) return;
 #pragma GCC unroll 2
-    for (int r = 0; r < R; ++r) {
-      double window[kLanes];
-#pragma GCC unroll 4
-      for (int i = 0; i < kParts; ++i) u[r * kParts + i].write(window + i * L);
-      if (__builtin_expect(layer.before > 0 || layer.after > 0, 0))
-        add_pieces(layer, n + r * kLanes, neurons[r].lanes(), window);
-#pragma GCC unroll 4
-      for (int i = 0; i < kParts; ++i) {
-        const auto unit = load<Vec<float, L>>(tile.unit + (r * kParts + i) * L);
-        neurons[r].sum_up(layer, i, rounded_mul(narrow<L>(window + i * L), unit));
-      }
-    }
+    for (int r = 0; r < R; ++r) sum_up(layer, neurons[r], n + r * kLanes, u + r * kParts, tile.unit + r * kLanes);
   };
   if constexpr (only_whole) return run_rows<L, R, true>(tile, layer, run);
   run_tile<L, R>(tile, layer, run);
 }
+
+// Whether SteppedNeurons can run the tile.
+inline bool can_step(const Tile& tile, const Neuron& layer) {
+  return tile.channels % kLanes == 0 && !layer.has_residual();
+}
+
+// Sixteen rows of sixteen outputs of a tile, from its output `first` on, with step timing and a few steps at a time;
+// between them their state is in memory.
+template <bool gated>
+class SteppedNeurons {
+ public:
+  TANDEM_INLINE SteppedNeurons(const Tile& tile, int first, const Neuron& layer)
+      : layer_(layer), from_(tile.first_row * layer.channels + tile.channel + first), unit_(tile.unit + first) {
+    lanes_.begin(layer, tile.channel + first, kLanes);
+  }
+
+  // Runs row r of the sixteen, row `row` of the tile, in Steps steps from t on, all of one plane. sums(i) are those of
+  // step t + i.
+  template <int Steps, class RowSums>
+  TANDEM_INLINE void run(int64_t row, int64_t r, int t, const RowSums& row_sums) {
+    State& state = states_[r];
+    const int64_t n = from_ + row * layer_.channels;
+    if (t == 0) {
+      lanes_.start(layer_, n);
+      state.count = lanes_.count;
+      state.u = {};
+    } else {
+      lanes_.v[0] = state.v;
+    }
+    Lanes::Plane spikes{t % 8 == 0 ? Int<kLanes>{} : state.spikes};
+#pragma GCC unroll 2
+    for (int i = 0; i < Steps; ++i) {
+      const auto sums = row_sums(i);
+      if (gated) state.u.add(sums);
+      const auto product = rounded_mul(__builtin_convertvector(sums, Vec<float>), load<Vec<float>>(unit_));
+      lanes_.advance(layer_, 0, input_current(product, lanes_.scale[0], lanes_.k[0]), t + i, spikes);
+    }
+    if (t % 8 + Steps < 8 && t + Steps < layer_.T) {
+      state.v = lanes_.v[0];
+      state.spikes = spikes[0];
+      return;
+    }
+    lanes_.count = state.count;
+    lanes_.end_plane(layer_, n, t / 8, spikes);
+    if (t + Steps < layer_.T) {
+      state.v = lanes_.v[0];
+      state.count = lanes_.count;
+      return;
+    }
+    if (gated) sum_up(layer_, lanes_, n, &state.u, unit_);
+    lanes_.end(layer_, n);
+  }
+
+ private:
+  typedef NeuronLanes<kLanes, true> Lanes;
+  struct State {
+    Vec<float> v;
+    Int<kLanes> spikes;
+    LongSums<kLanes> u;
+    CountLanes count;
+  };
+
+  const Neuron& layer_;
+  const int64_t from_;
+  const float* unit_;
+  Lanes lanes_;
+  State states_[16];
+};
 
 }  // namespace tandem::cpu

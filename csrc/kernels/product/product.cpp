@@ -79,9 +79,8 @@ BlockInputs Digits::load(int64_t group, const Block& block, Workspace& workspace
 }
 
 void Digits::fire_steps(const Tile& tile, const BlockInputs& inputs, Workspace& workspace) const {
-  int32_t* sums = step_sums(tile, workspace);
-  multiply_bytes(inputs.expanded, prepared_.columns(tile.number).data(), tile.registers, sums);
-  fire_sums(tile, sums, layer_.neuron);
+  const auto columns = prepared_.columns(tile.number);
+  fire_bytes(inputs.expanded, columns.data(), tile, layer_.neuron, step_sums(tile, workspace));
 }
 
 void Digits::sum_counts(const Tile& tile, const BlockInputs& inputs, Workspace&, double* windows) const {

@@ -1,6 +1,7 @@
 // Products of bytes by the matrix unit, AMX: tiles of 16 rows by 16 outputs, of one or two steps at a time.
 #include <algorithm>
 
+#include "../fire.h"
 #include "loops.h"
 
 #if TANDEM_MULTIVERSION
@@ -21,30 +22,39 @@ struct alignas(64) TileConfig {
   uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
 };
 
-// At most 16 rows of a strip and a plane.
-struct TileRows {
-  const int64_t* offsets;  // of the chunks within the spikes of a row
-  const uint8_t* spikes;
-  int64_t count, step_bytes, row_bytes;
-  int steps;
+// Up to 16 rows of a tile at one or two steps.
+struct Turn {
+  int64_t row = 0, rows = 0;  // the first one, and how many
+  int t = 0, steps = 0;
+};
+
+// Where their spikes are.
+struct Spikes {
+  const uint8_t* bytes;
+  const int64_t* offsets;  // of the chunks
+  int64_t row_bytes, step_bytes;
 };
 
 // Multiplies one or two steps of 16 rows by N digits of 16 outputs. Tile registers: 0 to 5 are sums by step and digit,
 // 6 has spikes, 7 has digits. Spikes are loaded with non-temporal loads, so that they do not evict the digits from L1.
-template <int N, int Steps>
-TANDEM_TARGET_AMX TANDEM_INLINE void multiply_tiles(const Pass& pass, const TileRows& rows, const uint8_t* spikes,
-                                                    int32_t (*sums)[256]) {
+//
+// Meanwhile finish(previous, r, sums) is called for the rows of the previous turn, whose sums are then overwritten:
+// the matrix unit goes on beside the vectors' units, but what it has stored is late to be read.
+template <int N, int Steps, class Finish>
+TANDEM_TARGET_AMX TANDEM_INLINE void multiply_tiles(const Pass& pass, const Spikes& spikes, const Turn& previous,
+                                                    int32_t (*sums)[256], const Finish& finish) {
   _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  _tile_zero(4);
-  _tile_zero(5);
+  if constexpr (N > 1) _tile_zero(1);
+  if constexpr (N > 2) _tile_zero(2);
+  if constexpr (Steps > 1) _tile_zero(3);
+  if constexpr (Steps > 1 && N > 1) _tile_zero(4);
+  if constexpr (Steps > 1 && N > 2) _tile_zero(5);
+  int64_t r = 0, due = 0;
   const int8_t* digits = pass.digits;
   for (int64_t c = 0; c < pass.chunks; ++c, digits += pass.chunk_bytes) {
-    const uint8_t* first = spikes + rows.offsets[c];
+    const uint8_t* first = spikes.bytes + spikes.offsets[c];
     pass.fetch.advance();
-    _tile_stream_loadd(6, first, rows.row_bytes);
+    _tile_stream_loadd(6, first, spikes.row_bytes);
     _tile_loadd(7, digits, 64);
     _tile_dpbusd(0, 6, 7);
     if constexpr (N > 1) {
@@ -55,17 +65,19 @@ TANDEM_TARGET_AMX TANDEM_INLINE void multiply_tiles(const Pass& pass, const Tile
       _tile_loadd(7, digits + 2 * kTileBytes, 64);
       _tile_dpbusd(2, 6, 7);
     }
-    if constexpr (Steps == 1) continue;
-    _tile_stream_loadd(6, first + rows.step_bytes, rows.row_bytes);
-    if constexpr (N > 2) {
-      _tile_dpbusd(5, 6, 7);
-      _tile_loadd(7, digits + kTileBytes, 64);
+    if constexpr (Steps > 1) {
+      _tile_stream_loadd(6, first + spikes.step_bytes, spikes.row_bytes);
+      if constexpr (N > 2) {
+        _tile_dpbusd(5, 6, 7);
+        _tile_loadd(7, digits + kTileBytes, 64);
+      }
+      if constexpr (N > 1) {
+        _tile_dpbusd(4, 6, 7);
+        _tile_loadd(7, digits, 64);
+      }
+      _tile_dpbusd(3, 6, 7);
     }
-    if constexpr (N > 1) {
-      _tile_dpbusd(4, 6, 7);
-      _tile_loadd(7, digits, 64);
-    }
-    _tile_dpbusd(3, 6, 7);
+    for (due += previous.rows; due >= pass.chunks; due -= pass.chunks) finish(previous, r++, sums);
   }
   _tile_stored(0, sums[0], 64);
   if constexpr (N > 1) _tile_stored(1, sums[1], 64);
@@ -76,43 +88,76 @@ TANDEM_TARGET_AMX TANDEM_INLINE void multiply_tiles(const Pass& pass, const Tile
   if constexpr (N > 2) _tile_stored(5, sums[5], 64);
 }
 
-// Multiplies all steps of the rows.
-template <int N, class Sum>
-TANDEM_TARGET_AMX TANDEM_INLINE void run_pass(const Pass& pass, const TileRows& rows, Sum* out, int64_t row_stride) {
-  alignas(64) int32_t digit_sums[6][256];
-  int t = 0;
-  for (; t + 1 < rows.steps; t += 2) {
-    multiply_tiles<N, 2>(pass, rows, rows.spikes + t * rows.step_bytes, digit_sums);
-    combine<N, kDoubles>(digit_sums[0], 16, 256, rows.count, pass, out + t * pass.stride, row_stride);
-    combine<N, kDoubles>(digit_sums[3], 16, 256, rows.count, pass, out + (t + 1) * pass.stride, row_stride);
+// Multiplies all rows and steps by a column and calls finish(turn, r, sums) for every row of every turn.
+template <int N, class Finish>
+TANDEM_TARGET_AMX TANDEM_INLINE void run_column(const ExpandedInputs& inputs, const Pass& pass, const Finish& finish) {
+  alignas(64) int32_t sums[6][256];
+  Turn previous;
+  int64_t row = 0;
+  for (const ExpandedPiece& piece : inputs.pieces) {
+    for (int64_t i = 0; i < piece.rows; i += kTileRows) {
+      const int64_t rows = std::min(kTileRows, piece.rows - i);
+      Spikes spikes{inputs.row(piece, i), piece.offsets + pass.begin, piece.row_bytes, piece.step_bytes};
+      for (int t = 0; t < inputs.T; t += 2, spikes.bytes += 2 * piece.step_bytes) {
+        const Turn turn{row, rows, t, std::min(2, inputs.T - t)};
+        if (turn.steps == 2) multiply_tiles<N, 2>(pass, spikes, previous, sums, finish);
+        if (turn.steps == 1) multiply_tiles<N, 1>(pass, spikes, previous, sums, finish);
+        previous = turn;
+      }
+      row += rows;
+    }
   }
-  if (t < rows.steps) {
-    multiply_tiles<N, 1>(pass, rows, rows.spikes + t * rows.step_bytes, digit_sums);
-    combine<N, kDoubles>(digit_sums[0], 16, 256, rows.count, pass, out + t * pass.stride, row_stride);
-  }
+  for (int64_t r = 0; r < previous.rows; ++r) finish(previous, r, sums);
 }
 
 // Computes the sums of a column: [rows, sheets, steps of a plane].
-template <class Sum>
-TANDEM_TARGET_AMX void run_rows(const ExpandedInputs& inputs, const Pass& pass, Sum* out) {
-  const int sheets = (inputs.T + inputs.steps - 1) / inputs.steps;
-  const int64_t row_stride = sheets * inputs.steps * pass.stride;
-  for (const ExpandedPiece& piece : inputs.pieces) {
-    for (int64_t row = 0; row < piece.rows; row += kTileRows) {
-      const int64_t count = std::min(kTileRows, piece.rows - row);
-      const uint8_t* spikes = inputs.row(piece, row);
-      for (int p = 0; p < sheets; ++p, spikes += inputs.steps * piece.step_bytes) {
-        const TileRows rows{
-            piece.offsets + pass.begin, spikes,          count,
-            piece.step_bytes,           piece.row_bytes, std::min(inputs.steps, inputs.T - inputs.steps * p)};
-        Sum* plane = out + p * inputs.steps * pass.stride;
-        if (pass.count == 1) run_pass<1>(pass, rows, plane, row_stride);
-        if (pass.count == 2) run_pass<2>(pass, rows, plane, row_stride);
-        if (pass.count == 3) run_pass<3>(pass, rows, plane, row_stride);
-      }
-      out += count * row_stride;
+template <int N, class Sum>
+TANDEM_TARGET_AMX void rows_of(const ExpandedInputs& inputs, const Pass& pass, Sum* out) {
+  const int64_t steps = (inputs.T + inputs.steps - 1) / inputs.steps * inputs.steps;
+  run_column<N>(inputs, pass, [&](const Turn& turn, int64_t r, const int32_t (*sums)[256]) TANDEM_INLINE_LAMBDA {
+    Sum* to = out + ((turn.row + r) * steps + turn.t) * pass.stride;
+    for (int i = 0; i < turn.steps; ++i, to += pass.stride) {
+      combine<N, kDoubles>(sums[3 * i] + 16 * r, 16, 256, 1, pass, to, 0);
     }
-  }
+  });
+}
+
+template <class Sum>
+void run_rows(const ExpandedInputs& inputs, const Pass& pass, Sum* out) {
+  if (pass.count == 1) rows_of<1>(inputs, pass, out);
+  if (pass.count == 2) rows_of<2>(inputs, pass, out);
+  if (pass.count == 3) rows_of<3>(inputs, pass, out);
+}
+
+// Fires the neurons of a column.
+template <int N, bool gated>
+TANDEM_TARGET_AMX void fire_column(const ExpandedInputs& inputs, const Pass& pass, const int32_t* earlier,
+                                   const Tile& tile, int first, const Neuron& neuron) {
+  const int64_t steps = tile.sheets * 8;
+  SteppedNeurons<gated> neurons(tile, first, neuron);
+  run_column<N>(inputs, pass, [&](const Turn& turn, int64_t r, const int32_t (*sums)[256]) TANDEM_INLINE_LAMBDA {
+    const int32_t* before = earlier + ((turn.row + r) * steps + turn.t) * pass.stride;
+    const auto row_sums = [&](int i) TANDEM_INLINE_LAMBDA {
+      const auto sum = combined<N, kLanes>(sums[3 * i] + 16 * r, 256, pass);
+      return pass.first ? sum : sum + load<Int<kLanes>>(before + i * pass.stride);
+    };
+    if (turn.steps == 2) return neurons.template run<2>(turn.row + r, r, turn.t, row_sums);
+    neurons.template run<1>(turn.row + r, r, turn.t, row_sums);
+  });
+}
+
+template <bool gated>
+void fire_tile(const ExpandedInputs& inputs, const Pass& pass, const int32_t* sums, const Tile& tile, int first,
+               const Neuron& neuron) {
+  if (pass.count == 1) fire_column<1, gated>(inputs, pass, sums, tile, first, neuron);
+  if (pass.count == 2) fire_column<2, gated>(inputs, pass, sums, tile, first, neuron);
+  if (pass.count == 3) fire_column<3, gated>(inputs, pass, sums, tile, first, neuron);
+}
+
+void fire_rows(const ExpandedInputs& inputs, const Pass& pass, const int32_t* sums, const Tile& tile, int first,
+               const Neuron& neuron) {
+  neuron.is_gated() ? fire_tile<true>(inputs, pass, sums, tile, first, neuron)
+                    : fire_tile<false>(inputs, pass, sums, tile, first, neuron);
 }
 
 TANDEM_TARGET_AMX void begin() {
@@ -124,7 +169,7 @@ TANDEM_TARGET_AMX void end() { _tile_release(); }
 
 }  // namespace
 
-const Loops kAmxLoops{kPassChunks, begin, end, run_rows<int32_t>, run_rows<double>, run_rows<float>};
+const Loops kAmxLoops{kPassChunks, begin, end, run_rows<int32_t>, run_rows<double>, run_rows<float>, fire_rows};
 
 }  // namespace tandem::cpu
 #endif

@@ -71,12 +71,16 @@ struct ExpandedInputs {
 // Expands the inputs of a block in the workspace, from input channel `first` on.
 ExpandedInputs expand(const Layer& layer, int64_t first, const Block& block, Workspace& workspace);
 
-// Writes the sums of a tile of R columns for the rows of the inputs, exact integers: int32 for steps, [rows, sheets, 8,
-// 16 R], none beyond step T; double for counts, [rows, 16 R], or float, rounded, if rounds(). Only AMX multiplies steps
-// by more than one digit.
+// Writes the sums of counts of a tile of R columns for the rows of the inputs, [rows, 16 R]: exact integers as double
+// or, if rounds(), rounded to float.
 template <class Sum>
 void multiply_bytes(const ExpandedInputs& inputs, const DigitColumn* columns, int registers, Sum* sums,
                     ByteProducts kind = byte_products());
+
+// Fires the neurons of a tile with step timing. `sums`: memory for [rows, sheets, 8, 16 R] sums of steps. Only AMX
+// multiplies steps by more than one digit.
+void fire_bytes(const ExpandedInputs& inputs, const DigitColumn* columns, const Tile& tile, const Neuron& neuron,
+                int32_t* sums, ByteProducts kind = byte_products());
 
 // Whether one pass adds all digits of so few inputs that it can round the sums.
 bool rounds(const ExpandedInputs& inputs, const DigitColumn* columns, int registers);

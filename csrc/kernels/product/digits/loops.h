@@ -33,7 +33,9 @@ struct Pass {
   Fetch& fetch;           // of digits of the next column
 };
 
-// steps() writes [rows, sheets, 8] rows of sums, counts() [rows], and rounded_counts() too, from a single pass.
+// steps() writes [rows, sheets, 8] rows of sums, counts() [rows], and rounded_counts() too, from a single pass. fire()
+// is the last pass over steps: it adds to the sums of earlier ones and fires the neurons of sixteen outputs of a tile,
+// from its output `first` on. It may be null.
 struct Loops {
   int64_t pass_chunks;  // whose digits stay in L1 while the inputs of many rows stream by
   void (*begin)();      // before the first pass and after the last one
@@ -41,8 +43,9 @@ struct Loops {
   void (*steps)(const ExpandedInputs& inputs, const Pass& pass, int32_t* sums);
   void (*counts)(const ExpandedInputs& inputs, const Pass& pass, double* sums);
   void (*rounded_counts)(const ExpandedInputs& inputs, const Pass& pass, float* sums);
+  void (*fire)(const ExpandedInputs& inputs, const Pass& pass, const int32_t* sums, const Tile& tile, int first,
+               const Neuron& neuron) = nullptr;
 
-  void run(const ExpandedInputs& inputs, const Pass& pass, int32_t* sums) const { steps(inputs, pass, sums); }
   void run(const ExpandedInputs& inputs, const Pass& pass, double* sums) const { counts(inputs, pass, sums); }
   void run(const ExpandedInputs& inputs, const Pass& pass, float* sums) const { rounded_counts(inputs, pass, sums); }
 };
@@ -79,27 +82,40 @@ TANDEM_INLINE Vec<float, L> rounded_sums(const int32_t* sums, int64_t digit) {
   return __builtin_convertvector(high, Vec<float, L>) * kHigh + __builtin_convertvector(low, Vec<float, L>);
 }
 
-// Combines the sums of N digits, `row` and `digit` apart, to sums of weights. H: doubles in a vector. Sums of steps fit
-// int32, those of counts are up to 255 * 2^30.
+// Combines L sums of N digits that fit int32.
+template <int N, int L>
+TANDEM_INLINE Int<L> combined(const int32_t* sums, int64_t digit, const Pass& pass) {
+  typename Simd<uint32_t, L>::type sum{};  // wraps
+#pragma GCC unroll 4
+  for (int d = N - 1; d >= 0; --d) {
+    sum = (sum << 8) + load<typename Simd<uint32_t, L>::type>(reinterpret_cast<const uint32_t*>(sums) + d * digit);
+  }
+  return reinterpret_cast<Int<L>>(sum << pass.shift);
+}
+
+// Combines the sums of N digits, `row` and `digit` apart, to sums of weights. H: doubles in a vector. Sums of counts
+// are up to 255 * 2^30.
 template <int N, int H, class Sum>
 TANDEM_INLINE void combine(const int32_t* sums, int64_t row, int64_t digit, int64_t rows, const Pass& pass, Sum* out,
                            int64_t stride) {
-  using Total = std::conditional_t<std::is_floating_point_v<Sum>, Sum, uint32_t>;  // integers that wrap
-  constexpr int L = 8 * H / sizeof(Total);
-  const auto unit = static_cast<Total>(int64_t{1} << pass.shift);
+  constexpr int L = 8 * H / sizeof(Sum);
+  const auto unit = static_cast<Sum>(int64_t{1} << pass.shift);
   for (int64_t r = 0; r < rows; ++r, sums += row, out += stride) {
 #pragma GCC unroll 4
     for (int i = 0; i < 16; i += L) {
-      Vec<Total, L> sum{};
+      Vec<Sum, L> sum{};
       if constexpr (std::is_same_v<Sum, float>) {
-        store(out + i, rounded_sums<N, L>(sums + i, digit) * unit);
-        continue;
-      }
+        sum = rounded_sums<N, L>(sums + i, digit) * unit;
+      } else if constexpr (std::is_same_v<Sum, int32_t>) {
+        sum = combined<N, L>(sums + i, digit, pass);
+      } else {
 #pragma GCC unroll 4
-      for (int d = N - 1; d >= 0; --d) {
-        sum = 256 * sum + __builtin_convertvector(load<Int<L>>(sums + d * digit + i), Vec<Total, L>);
+        for (int d = N - 1; d >= 0; --d) {
+          sum = 256 * sum + __builtin_convertvector(load<Int<L>>(sums + d * digit + i), Vec<Sum, L>);
+        }
+        sum *= unit;
       }
-      store(out + i, pass.first ? sum * unit : sum * unit + load<Vec<Total, L>>(out + i));
+      store(out + i, pass.first ? sum : sum + load<Vec<Sum, L>>(out + i));
     }
   }
 }

@@ -2,6 +2,8 @@
 #include <algorithm>
 
 #include "../../weights/unit.h"
+#include "../fire.h"
+#include "../tile.h"
 #include "loops.h"
 
 namespace tandem::cpu {
@@ -18,12 +20,14 @@ const Loops& loops_of(ByteProducts kind) {
 
 }  // namespace
 
-template <class Sum>
-void multiply_bytes(const ExpandedInputs& inputs, const DigitColumn* columns, int registers, Sum* sums,
-                    ByteProducts kind) {
-  const Loops& loops = loops_of(kind);
+namespace {
+
+// Calls run(pass, r, last) for the passes of each column r.
+template <class Run>
+void for_passes(const Loops& loops, const ExpandedInputs& inputs, const DigitColumn* columns, int registers,
+                const Run& run) {
   const int64_t passes = (inputs.chunks + loops.pass_chunks - 1) / loops.pass_chunks;
-  int64_t turns = 0;  // products of 16 rows, of two steps, in a pass
+  int64_t turns = 0;  // of 16 rows at two steps, in a pass
   for (const ExpandedPiece& piece : inputs.pieces) turns += whole_tiles(piece.rows) / kTileRows * ((inputs.T + 1) / 2);
   loops.begin();
   for (int r = 0; r < registers; ++r) {
@@ -43,10 +47,32 @@ void multiply_bytes(const ExpandedInputs& inputs, const DigitColumn* columns, in
                       i == 0,
                       16 * registers,
                       fetch};
-      loops.run(inputs, pass, sums + r * 16);
+      run(pass, r, i + 1 == passes * groups);
     }
   }
   loops.end();
+}
+
+}  // namespace
+
+template <class Sum>
+void multiply_bytes(const ExpandedInputs& inputs, const DigitColumn* columns, int registers, Sum* sums,
+                    ByteProducts kind) {
+  const Loops& loops = loops_of(kind);
+  for_passes(loops, inputs, columns, registers,
+             [&](const Pass& pass, int r, bool) { loops.run(inputs, pass, sums + r * 16); });
+}
+
+void fire_bytes(const ExpandedInputs& inputs, const DigitColumn* columns, const Tile& tile, const Neuron& neuron,
+                int32_t* sums, ByteProducts kind) {
+  const Loops& loops = loops_of(kind);
+  const bool fires = loops.fire != nullptr && can_step(tile, neuron);
+  for_passes(loops, inputs, columns, tile.registers, [&](const Pass& pass, int r, bool last) {
+    int32_t* of_column = sums + r * 16;
+    if (!last || !fires) return loops.steps(inputs, pass, of_column);
+    if (r * 16 < tile.channels) loops.fire(inputs, pass, of_column, tile, r * 16, neuron);
+  });
+  if (!fires) fire_sums(tile, sums, neuron);
 }
 
 bool rounds(const ExpandedInputs& inputs, const DigitColumn* columns, int registers) {
@@ -62,9 +88,10 @@ bool rounds(const ExpandedInputs&, const DigitColumn*, int) { return false; }
 template <class Sum>
 void multiply_bytes(const ExpandedInputs&, const DigitColumn*, int, Sum*, ByteProducts) {}
 
+void fire_bytes(const ExpandedInputs&, const DigitColumn*, const Tile&, const Neuron&, int32_t*, ByteProducts) {}
+
 #endif
 
-template void multiply_bytes(const ExpandedInputs&, const DigitColumn*, int, int32_t*, ByteProducts);
 template void multiply_bytes(const ExpandedInputs&, const DigitColumn*, int, double*, ByteProducts);
 template void multiply_bytes(const ExpandedInputs&, const DigitColumn*, int, float*, ByteProducts);
 
