@@ -27,6 +27,8 @@ TANDEM_INLINE float float_of_bits(uint32_t bits) {
   return value;
 }
 
+TANDEM_INLINE float to_float(float value) { return value; }
+
 TANDEM_INLINE float to_float(BFloat16 half) { return float_of_bits(uint32_t{half.bits} << 16); }
 
 TANDEM_INLINE float to_float(Float16 half) {
@@ -37,8 +39,13 @@ TANDEM_INLINE float to_float(Float16 half) {
 }
 
 // Rounds to nearest even; NaN stays NaN.
-template <class Half>
-Half from_float(float value);
+template <class E>
+E from_float(float value);
+
+template <>
+TANDEM_INLINE float from_float(float value) {
+  return value;
+}
 
 template <>
 TANDEM_INLINE BFloat16 from_float(float value) {

@@ -71,6 +71,23 @@ TANDEM_INLINE typename Simd<To, L>::type convert(typename Simd<From, L>::type x)
   return load<typename Simd<To, L>::type>(out);
 }
 
+// L elements as float32.
+template <int L>
+TANDEM_INLINE Vec<float, L> load_floats(const float* p) {
+  return load<Vec<float, L>>(p);
+}
+template <int L>
+TANDEM_INLINE Vec<float, L> load_floats(const BFloat16* p) {
+  const auto words = convert<int32_t, uint16_t, L>(load<typename Simd<uint16_t, L>::type>(p));
+  return reinterpret_cast<Vec<float, L>>(words << 16);
+}
+template <int L>
+TANDEM_INLINE Vec<float, L> load_floats(const Float16* p) {
+  float out[L];
+  for (int i = 0; i < L; ++i) out[i] = to_float(p[i]);
+  return load<Vec<float, L>>(out);
+}
+
 template <class V, size_t... lanes>
 TANDEM_INLINE auto join_lanes(V low, V high, std::index_sequence<lanes...>) {
   return __builtin_shufflevector(low, high, lanes...);
@@ -187,8 +204,8 @@ TANDEM_INLINE void store_bits(uint8_t* mask, int64_t n, uint16_t bits, int lanes
 
 // The gate of the backward pass: out = open ? change(grad) : 0 for neurons [begin, end), begin a multiple of 8. Sixteen
 // neurons at a time: their bits of the mask become masks of whole elements.
-template <class Change>
-TANDEM_INLINE void gate_elements(const float* grad, const uint8_t* mask, float* out, int64_t begin, int64_t end,
+template <class E, class Change>
+TANDEM_INLINE void gate_elements(const E* grad, const uint8_t* mask, float* out, int64_t begin, int64_t end,
                                  const Change& change) {
   Int<> lane;
   for (int i = 0; i < kLanes; ++i) lane[i] = i;
@@ -197,9 +214,9 @@ TANDEM_INLINE void gate_elements(const float* grad, const uint8_t* mask, float* 
     uint16_t open;
     std::memcpy(&open, mask + n / 8, sizeof(open));
     const Int<> shut = ((Int<>{} + open) >> lane & 1) - 1;
-    store(out + n, reinterpret_cast<Int<>>(change(load<Vec<float>>(grad + n))) & ~shut);
+    store(out + n, reinterpret_cast<Int<>>(change(load_floats<kLanes>(grad + n))) & ~shut);
   }
-  for (; n < end; ++n) out[n] = (mask[n / 8] >> (n % 8)) & 1 ? change(grad[n]) : 0.f;
+  for (; n < end; ++n) out[n] = (mask[n / 8] >> (n % 8)) & 1 ? change(to_float(grad[n])) : 0.f;
 }
 
 }  // namespace tandem::cpu

@@ -17,18 +17,12 @@ TANDEM_INLINE const float* floats(const void* data, DType dtype, int64_t first, 
   return scratch;
 }
 
-// Where elements from `first` on are written before round_to().
-TANDEM_INLINE float* unrounded(void* data, DType dtype, int64_t first, float* scratch) {
-  return dtype == DType::kFloat32 ? static_cast<float*>(data) + first : scratch;
-}
-
-// Rounds what was written to scratch; of float32 there is nothing left to do.
-TANDEM_INLINE void round_to(void* data, DType dtype, int64_t first, int64_t size, const float* scratch) {
-  const auto round_all = [&](auto* to) TANDEM_INLINE_LAMBDA {
-    for (int64_t i = 0; i < size; ++i) to[first + i] = from_float<std::decay_t<decltype(*to)>>(scratch[i]);
-  };
-  if (dtype == DType::kBFloat16) round_all(static_cast<BFloat16*>(data));
-  if (dtype == DType::kFloat16) round_all(static_cast<Float16*>(data));
+// Calls use(zero) with a zero of the type.
+template <class Use>
+TANDEM_INLINE void of_type(DType dtype, const Use& use) {
+  if (dtype == DType::kFloat32) return use(float{});
+  if (dtype == DType::kBFloat16) return use(BFloat16{});
+  use(Float16{});
 }
 
 }  // namespace tandem::cpu

@@ -13,8 +13,12 @@ namespace tandem::cpu {
 // Counts are at most 65535.
 typedef Simd<uint16_t, kLanes>::type CountLanes;
 
-// The counts as floats, in vectors that every processor has: GCC 12 converts wider ones lane by lane.
+// The counts as floats, in vectors of four where sixteen are several: GCC 12 converts those lane by lane.
+template <int L>
 TANDEM_INLINE void widen(const CountLanes& count, float* out) {
+  if constexpr (L == kLanes) {
+    return store(out, __builtin_convertvector(convert<int32_t, uint16_t, kLanes>(count), Vec<float>));
+  }
 #if TANDEM_MULTIVERSION
   __m128i halves[2];
   std::memcpy(halves, &count, sizeof(halves));
@@ -29,10 +33,15 @@ TANDEM_INLINE void widen(const CountLanes& count, float* out) {
 #endif
 }
 
-template <class Half>
+template <int L, class Half>
 TANDEM_INLINE void store_rounded(Half* to, const float* values, int lanes) {
+  constexpr bool brain = std::is_same_v<Half, BFloat16>;
+  if (L == kLanes && brain && lanes == kLanes) {
+    const auto bits = load<Int<>>(values);
+    return store(to, convert<uint16_t, int32_t, kLanes>((bits + 0x7fff + (bits >> 16 & 1)) >> 16));
+  }
 #if TANDEM_MULTIVERSION
-  if (std::is_same_v<Half, BFloat16> && lanes == kLanes) {  // GCC 12 rounds lane by lane, too
+  if (brain && lanes == kLanes) {  // GCC 12 rounds lane by lane, too
     const auto rounded = [&](int i) TANDEM_INLINE_LAMBDA {
       const auto bits = load<Int<4>>(values + i);
       return reinterpret_cast<__m128i>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
@@ -46,13 +55,14 @@ TANDEM_INLINE void store_rounded(Half* to, const float* values, int lanes) {
 }
 
 // Rounds if `dtype` does not represent all counts up to T.
+template <int L>
 TANDEM_INLINE void store_counts(void* counts, DType dtype, int64_t n, const CountLanes& count, int lanes) {
-  if (dtype == DType::kFloat32 && lanes == kLanes) return widen(count, static_cast<float*>(counts) + n);
+  if (dtype == DType::kFloat32 && lanes == kLanes) return widen<L>(count, static_cast<float*>(counts) + n);
   float values[kLanes];
-  widen(count, values);
+  widen<L>(count, values);
   if (dtype == DType::kFloat32) std::memcpy(static_cast<float*>(counts) + n, values, lanes * sizeof(float));
-  if (dtype == DType::kBFloat16) store_rounded(static_cast<BFloat16*>(counts) + n, values, lanes);
-  if (dtype == DType::kFloat16) store_rounded(static_cast<Float16*>(counts) + n, values, lanes);
+  if (dtype == DType::kBFloat16) store_rounded<L>(static_cast<BFloat16*>(counts) + n, values, lanes);
+  if (dtype == DType::kFloat16) store_rounded<L>(static_cast<Float16*>(counts) + n, values, lanes);
 }
 
 // Out of line because it is rare. Several threads may write the NaN of one sample.
@@ -186,7 +196,7 @@ struct NeuronLanes {
         store_bits(a.mask, n, bits_of(open), lanes());
       }
     }
-    if (a.counts != nullptr) store_counts(a.counts, a.counts_dtype, n, count, lanes());
+    if (a.counts != nullptr) store_counts<L>(a.counts, a.counts_dtype, n, count, lanes());
     if (a.v != nullptr) store_first(a.v + n, potentials(), lanes());
     mark_bad(a, n);
   }

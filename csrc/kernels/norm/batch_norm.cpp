@@ -18,7 +18,7 @@ constexpr int64_t kRows = 8;
 template <int H, class X>
 TANDEM_INLINE auto widen(const X& x) {
   if constexpr (std::is_arithmetic_v<X>) return static_cast<double>(x);
-  if constexpr (!std::is_arithmetic_v<X>) return __builtin_convertvector(x, Vec<double, H>);
+  if constexpr (!std::is_arithmetic_v<X>) return convert<double, float, H>(x);
 }
 
 // Sums two terms of every row per channel, for sixteen channels at a time, in registers of H doubles. add(x, y, sum,
@@ -36,6 +36,7 @@ TANDEM_INLINE void add_rows(const float* a, const float* b, int64_t rows, int64_
       others[s] = load<Vec<double, H>>(other + c + s * H);
     }
     for (int64_t r = 0; r < rows; ++r) {
+      __builtin_prefetch(b + (r + kRows) * channels + c);  // the hardware does not follow these strides
 #pragma GCC unroll 8
       for (int s = 0; s < S; ++s) {
         const int64_t n = r * channels + c + s * H;
@@ -70,11 +71,13 @@ TANDEM_INLINE void sum_rows(const float* u, float factor, int64_t rows, int64_t 
 // The gradients of rows [first, first + rows), first a multiple of kRows; zero where the gate is closed.
 TANDEM_INLINE void gate_rows(const BatchNormGrad& a, int64_t first, int64_t rows, float* gated) {
   const int64_t offset = first * a.channels, size = rows * a.channels;
-  gate_elements(floats(a.grad, a.grad_dtype, offset, size, gated), a.mask + offset / 8, gated, 0, size,
-                [](const auto& g) TANDEM_INLINE_LAMBDA { return g; });
+  of_type(a.grad_dtype, [&](auto zero) TANDEM_INLINE_LAMBDA {
+    gate_elements(static_cast<const decltype(zero)*>(a.grad) + offset, a.mask + offset / 8, gated, 0, size,
+                  [](const auto& g) TANDEM_INLINE_LAMBDA { return g; });
+  });
 }
 
-// The sums of g = threshold gz and of g u. `scratch` is for kRows rows, three times.
+// The sums of g = threshold gz and of g u. `scratch` is for kRows rows, twice.
 template <int H>
 TANDEM_INLINE void sum_grads(const BatchNormGrad& a, int64_t begin, int64_t end, double* sum, double* sum_u,
                              float* scratch) {
@@ -105,13 +108,16 @@ TANDEM_INLINE void write_grads(const BatchNormGrad& a, const Channels& n, int64_
     const int64_t rows = std::min(kRows, end - first), offset = first * channels, size = rows * channels;
     gate_rows(a, first, rows, gated);
     const float* product = floats(a.product, a.product_dtype, offset, size, wide);
-    float* grads = unrounded(a.grad_product, a.grad_dtype, offset, wide + kRows * channels);
-    for (int64_t r = 0; r < rows; ++r) {
-      const float *g = gated + r * channels, *u = product + r * channels;
-      float* __restrict__ out = grads + r * channels;
-      for (int64_t c = 0; c < channels; ++c) out[c] = slope[c] * g[c] - shift[c] - (u[c] - mean[c]) * tilt[c];
-    }
-    round_to(a.grad_product, a.grad_dtype, offset, size, grads);
+    of_type(a.grad_dtype, [&](auto zero) TANDEM_INLINE_LAMBDA {
+      using E = decltype(zero);
+      for (int64_t r = 0; r < rows; ++r) {
+        const float *g = gated + r * channels, *u = product + r * channels;
+        E* __restrict__ out = static_cast<E*>(a.grad_product) + offset + r * channels;
+        for (int64_t c = 0; c < channels; ++c) {
+          out[c] = from_float<E>(slope[c] * g[c] - shift[c] - (u[c] - mean[c]) * tilt[c]);
+        }
+      }
+    });
   }
 }
 
@@ -164,7 +170,7 @@ void batch_norm_grad(const BatchNormGrad& a, ParallelFor parallel) {
   std::vector<double> sums(a.channels), sums_u(a.channels);
   two_sums(a.rows, a.channels, sums.data(), sums_u.data(), parallel,
            [&](int64_t begin, int64_t end, double* first, double* second) {
-             std::vector<float> scratch(3 * kRows * a.channels);
+             std::vector<float> scratch(2 * kRows * a.channels);
              at_level([&](auto lanes)
                           TANDEM_INLINE_LAMBDA { sum_grads<lanes / 2>(a, begin, end, first, second, scratch.data()); });
            });
@@ -181,7 +187,7 @@ void batch_norm_grad(const BatchNormGrad& a, ParallelFor parallel) {
     n.tilt[c] = static_cast<float>(scale * gamma / rows * spread);
   }
   parallel_ranges(parallel, (a.rows + kRows - 1) / kRows, 8, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(3 * kRows * a.channels);
+    std::vector<float> scratch(2 * kRows * a.channels);
     at_level([&](auto) TANDEM_INLINE_LAMBDA {
       write_grads(a, n, begin * kRows, std::min(end * kRows, a.rows), scratch.data());
     });

@@ -50,12 +50,13 @@ TANDEM_INLINE void of_size(int32_t size, const F& f) {
 }
 
 // Ranges start at multiples of 64 neurons, so that no two threads share a byte of the mask or a cache line of bytes.
+// f(begin, end, lanes) gets the lanes of at_level(), too.
 template <class F>
 void over_neurons(ParallelFor parallel, int64_t neurons, const F& f) {
   constexpr int64_t block = 64;
   parallel_ranges(parallel, (neurons + block - 1) / block, kGrain / block, [&](int64_t first, int64_t last) {
     const int64_t begin = first * block, end = std::min(last * block, neurons);
-    at_level([=](auto) TANDEM_INLINE_LAMBDA { f(begin, end); });
+    at_level([=](auto level) TANDEM_INLINE_LAMBDA { f(begin, end, level); });
   });
 }
 
@@ -65,7 +66,7 @@ void pack(const void* spikes, int32_t element_size, bool is_float, int32_t T, in
           ParallelFor parallel) {
   const uint64_t all = ~0ull >> (64 - 8 * element_size);
   const uint64_t nonzero = is_float ? all >> 1 : all;
-  over_neurons(parallel, neurons, [=](int64_t begin, int64_t end) TANDEM_INLINE_LAMBDA {
+  over_neurons(parallel, neurons, [=](int64_t begin, int64_t end, auto) TANDEM_INLINE_LAMBDA {
     of_size(element_size, [=](auto zero) TANDEM_INLINE_LAMBDA {
       using E = decltype(zero);
       pack_elements(static_cast<const E*>(spikes), static_cast<E>(nonzero), T, neurons, planes, begin, end);
@@ -75,7 +76,7 @@ void pack(const void* spikes, int32_t element_size, bool is_float, int32_t T, in
 
 void unpack(const uint8_t* planes, int32_t T, int64_t neurons, void* spikes, int32_t element_size, uint64_t one,
             ParallelFor parallel) {
-  over_neurons(parallel, neurons, [=](int64_t begin, int64_t end) TANDEM_INLINE_LAMBDA {
+  over_neurons(parallel, neurons, [=](int64_t begin, int64_t end, auto) TANDEM_INLINE_LAMBDA {
     of_size(element_size, [=](auto zero) TANDEM_INLINE_LAMBDA {
       using E = decltype(zero);
       unpack_elements(planes, T, neurons, static_cast<E*>(spikes), static_cast<E>(one), begin, end);
@@ -84,20 +85,20 @@ void unpack(const uint8_t* planes, int32_t T, int64_t neurons, void* spikes, int
 }
 
 void counts(const uint8_t* planes, int32_t P, int64_t neurons, void* counts, DType dtype, ParallelFor parallel) {
-  over_neurons(parallel, neurons, [=](int64_t begin, int64_t end) TANDEM_INLINE_LAMBDA {
+  over_neurons(parallel, neurons, [=](int64_t begin, int64_t end, auto level) TANDEM_INLINE_LAMBDA {
     for (int64_t n = begin; n < end; n += kLanes) {
       const int lanes = static_cast<int>(std::min<int64_t>(kLanes, end - n));
       CountLanes count{};
       for (int p = 0; p < P; ++p) {
         count += convert<uint16_t, uint8_t, kLanes>(popcount(load_first<ByteLanes>(planes + p * neurons + n, lanes)));
       }
-      store_counts(counts, dtype, n, count, lanes);
+      store_counts<level>(counts, dtype, n, count, lanes);
     }
   });
 }
 
 void count_bytes(const uint8_t* planes, int32_t P, int64_t neurons, uint8_t* counts, ParallelFor parallel) {
-  over_neurons(parallel, neurons, [=](int64_t begin, int64_t end) TANDEM_INLINE_LAMBDA {
+  over_neurons(parallel, neurons, [=](int64_t begin, int64_t end, auto) TANDEM_INLINE_LAMBDA {
     for (int64_t n = begin; n < end; n += kLanes) {
       const int lanes = static_cast<int>(std::min<int64_t>(kLanes, end - n));
       ByteLanes count{};
@@ -122,7 +123,7 @@ uint8_t largest_byte(const uint8_t* bytes, int64_t n) {
 }
 
 void burst_planes(const uint8_t* counts, int32_t T, int64_t neurons, uint8_t* planes, ParallelFor parallel) {
-  over_neurons(parallel, neurons, [=](int64_t begin, int64_t end) TANDEM_INLINE_LAMBDA {
+  over_neurons(parallel, neurons, [=](int64_t begin, int64_t end, auto) TANDEM_INLINE_LAMBDA {
     for (int p = 0; p * 8 < T; ++p) {
       const int most = std::min(T - 8 * p, 8), before = 8 * p;
       uint8_t* plane = planes + p * neurons;
@@ -137,14 +138,17 @@ void gate_grad(const void* grad, DType dtype, const uint8_t* mask, double thresh
                ParallelFor parallel) {
   constexpr int64_t kBlock = 512;
   const float theta = static_cast<float>(threshold);
-  over_neurons(parallel, neurons, [=](int64_t begin, int64_t end) TANDEM_INLINE_LAMBDA {
-    float scratch[kBlock];
-    for (int64_t n = begin; n < end; n += kBlock) {
-      const int64_t size = std::min(kBlock, end - n);
-      gate_elements(floats(grad, dtype, n, size, scratch), mask + n / 8, unrounded(grad_z, dtype, n, scratch), 0, size,
-                    [theta](const auto& g) TANDEM_INLINE_LAMBDA { return g / theta; });
-      round_to(grad_z, dtype, n, size, scratch);
-    }
+  over_neurons(parallel, neurons, [=](int64_t begin, int64_t end, auto) TANDEM_INLINE_LAMBDA {
+    of_type(dtype, [=](auto zero) TANDEM_INLINE_LAMBDA {
+      using E = decltype(zero);
+      float gated[kBlock];
+      for (int64_t n = begin; n < end; n += kBlock) {
+        const int64_t size = std::min(kBlock, end - n);
+        gate_elements(static_cast<const E*>(grad) + n, mask + n / 8, gated, 0, size,
+                      [theta](const auto& g) TANDEM_INLINE_LAMBDA { return g / theta; });
+        for (int64_t i = 0; i < size; ++i) static_cast<E*>(grad_z)[n + i] = from_float<E>(gated[i]);
+      }
+    });
   });
 }
 

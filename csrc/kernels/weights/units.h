@@ -12,18 +12,8 @@
 namespace tandem::cpu {
 
 template <int L>
-TANDEM_INLINE Vec<float, L> load_floats(const float* p) {
-  return load<Vec<float, L>>(p);
-}
-template <int L>
 TANDEM_INLINE Vec<float, L> load_floats(const int8_t* p) {
   return __builtin_convertvector(convert<int32_t, int8_t, L>(load<typename Simd<int8_t, L>::type>(p)), Vec<float, L>);
-}
-template <int L, class Half>
-TANDEM_INLINE Vec<float, L> load_floats(const Half* p) {
-  float out[L];
-  for (int i = 0; i < L; ++i) out[i] = to_float(p[i]);
-  return load<Vec<float, L>>(out);
 }
 
 // Rounds to the nearest integer (unit.h).
