@@ -70,7 +70,10 @@ TANDEM_INLINE void scan_steps(const Currents& currents, const Neuron& a, int64_t
   for (int p = 0; p * 8 < a.T; ++p) {
     float wide[8][kBlock];
     const float* y[8];
-    for (int t = 0; t < 8 && p * 8 + t < a.T; ++t) y[t] = currents.row(p * 8 + t, n, size, wide[t]);
+    for (int t = 0; t < 8 && p * 8 + t < a.T; ++t) {
+      const bool same = t > 0 && currents.source == Source::kConstant;
+      y[t] = same ? y[0] : currents.row(p * 8 + t, n, size, wide[t]);
+    }
     for (int g = 0; g < kGroups; g += kAtOnce<L>) {
       fire_plane<kAtOnce<L>>(a, neurons + g, n + g * kLanes, p, [&](int t, int s) TANDEM_INLINE_LAMBDA {
         const float* product = y[t] + g * kLanes + s * L;
