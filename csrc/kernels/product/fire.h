@@ -162,32 +162,31 @@ class SteppedNeurons {
     if (t == 0) {
       lanes_.start(layer_, n);
       state.count = lanes_.count;
-      state.u = {};
     } else {
       lanes_.v[0] = state.v;
     }
     Lanes::Plane spikes{t % 8 == 0 ? Int<kLanes>{} : state.spikes};
+    LongSums<kLanes> u = gated && t > 0 ? state.u : LongSums<kLanes>{};
 #pragma GCC unroll 2
     for (int i = 0; i < Steps; ++i) {
       const auto sums = row_sums(i);
-      if (gated) state.u.add(sums);
+      if (gated) u.add(sums);
       const auto product = rounded_mul(__builtin_convertvector(sums, Vec<float>), load<Vec<float>>(unit_));
       lanes_.advance(layer_, 0, input_current(product, lanes_.scale[0], lanes_.k[0]), t + i, spikes);
     }
-    if (t % 8 + Steps < 8 && t + Steps < layer_.T) {
-      state.v = lanes_.v[0];
-      state.spikes = spikes[0];
-      return;
-    }
-    lanes_.count = state.count;
-    lanes_.end_plane(layer_, n, t / 8, spikes);
-    if (t + Steps < layer_.T) {
-      state.v = lanes_.v[0];
+    const bool last = t + Steps == layer_.T;
+    if (last || t % 8 + Steps == 8) {
+      lanes_.count = state.count;
+      lanes_.end_plane(layer_, n, t / 8, spikes);
       state.count = lanes_.count;
-      return;
     }
-    if (gated) sum_up(layer_, lanes_, n, &state.u, unit_);
-    lanes_.end(layer_, n);
+    if (last) {
+      if (gated) sum_up(layer_, lanes_, n, &u, unit_);
+      return lanes_.end(layer_, n);
+    }
+    state.v = lanes_.v[0];
+    state.spikes = spikes[0];
+    if (gated) state.u = u;
   }
 
  private:
