@@ -2,16 +2,16 @@
 
 from contextlib import nullcontext
 from functools import reduce
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import checks
-from .._torch import autocast_active, constant_result
+from .._torch import autocast_active
 from ..ops import compute_dtype
 from ..train import SpikeTrain, add_flags, with_flags
 from .neuron import cast
+from .products import multiplies_float32
 
 
 def attention(q: SpikeTrain, k: SpikeTrain, v: SpikeTrain, heads: int) -> Tensor:
@@ -58,7 +58,7 @@ def products_of_counts(q: SpikeTrain, k: SpikeTrain, v: SpikeTrain, heads: int) 
     largest = k.shape[1] * (q.shape[2] // heads) * q.T * k.T * v.T
     if largest > 2**53:
         raise ValueError(f"q, k, v: their sums could reach {largest}, more than 2^53, the most that float64 holds")
-    dtype, fits = compute_dtype(v._dtype), largest <= 2**24 and _multiplies_float32(q.device.type)
+    dtype, fits = compute_dtype(v._dtype), largest <= 2**24 and multiplies_float32(q.device.type)
     cq, ck, cv = (cast(x.clean_counts(), dtype if fits else torch.float64) for x in (q, k, v))
     with torch.autocast(q.device.type, enabled=False) if autocast_active() else nullcontext():
         u = cast(product(cq, ck, cv, heads), dtype)
@@ -76,10 +76,3 @@ def product(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     u = q @ (k.mT @ v) if (M + N) * d * e <= M * N * (d + e) else (q @ k.mT) @ v
     return u.transpose(1, 2).flatten(2)
-
-
-@constant_result  # Dynamo does not read, but guards settings
-def _multiplies_float32(device: str) -> bool:
-    """Return whether torch multiplies float32 matrices as such, not with fewer bits (TF32, bfloat16)."""
-    backend: Any = torch.backends.cuda if device == "cuda" else torch.backends.mkldnn
-    return backend.matmul.fp32_precision in ("ieee", "none")

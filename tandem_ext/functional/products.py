@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import checks
-from .._torch import autocast_active, torch_convolution
+from .._torch import autocast_active, constant_result, torch_convolution
 from ..ops import output_sizes
 from ..planes import counts_of
 from ..rule import fixed_point
@@ -243,7 +243,7 @@ def products_of_steps(spikes: Iterable[Tensor], product: Callable[[Tensor], Tens
 
 
 def torch_product(x: Tensor, weight: Tensor, product: Product) -> Tensor:
-    """Return torch's product of spikes or counts, not rounded to TF32, with no autocast, channels-last in memory."""
+    """Return torch's product of spikes or counts in full precision, with no autocast, channels-last in memory."""
     if not product.stride:
         with full_precision(x.device):
             return F.linear(x, weight)
@@ -258,26 +258,41 @@ def torch_product(x: Tensor, weight: Tensor, product: Product) -> Tensor:
         )  # fmt: skip
 
 
+def _settings(device: str) -> tuple[Any, ...]:
+    """torch's settings of the precision of products of float32; convolutions on a GPU are told at each call."""
+    mkldnn: Any = torch.backends.mkldnn
+    return (torch.backends.cuda.matmul,) if device == "cuda" else (mkldnn.matmul, mkldnn.conv)
+
+
+@constant_result  # Dynamo does not read, but guards settings
+def multiplies_float32(device: str) -> bool:
+    """Return whether torch multiplies float32 as such, not with fewer bits (TF32, bfloat16)."""
+    return all(setting.fp32_precision in ("ieee", "none") for setting in _settings(device))
+
+
 @contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """No autocast, and no TF32 in torch's matrix products, where it is only if the user asked for it."""
-    matmul = torch.backends.cuda.matmul
+    """No autocast, and neither TF32 nor bfloat16 in torch's products of float32, where the user asked for them."""
     with torch.autocast(device.type, enabled=False) if autocast_active() else contextlib.nullcontext():
-        if device.type != "cuda" or matmul.fp32_precision != "tf32":
+        if multiplies_float32(device.type):
             yield
             return
         try:
             known = torch.get_float32_matmul_precision()
-        except RuntimeError:  # it was set by the new name alone
+        except RuntimeError:  # it was set by the new names alone
             known = ""
-        torch.set_float32_matmul_precision("highest")
+        before = [setting.fp32_precision for setting in _settings(device.type)]
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("highest")
         try:
+            for setting in _settings(device.type):
+                setting.fp32_precision = "ieee"
             yield
         finally:
-            if known:
+            for setting, precision in zip(_settings(device.type), before, strict=True):
+                setting.fp32_precision = precision
+            if device.type == "cuda" and known:
                 torch.set_float32_matmul_precision(known)
-            else:
-                matmul.fp32_precision = "tf32"
 
 
 def convolution(kernel: Sequence[int], stride: Any, padding: Any, dilation: Any, groups: Any) -> Product:

@@ -57,3 +57,16 @@ def test_products_are_not_rounded_to_tf32(ask):
         assert matmul.fp32_precision == kept
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("product", ["matmul", "conv"])
+def test_products_are_not_rounded_to_bfloat16(product):
+    """By oneDNN, which does so on processors with AMX."""
+    setting = getattr(torch.backends.mkldnn, product)
+    try:
+        setting.fp32_precision = "bf16"
+        with full_precision(torch.device("cpu")):
+            assert setting.fp32_precision == "ieee"
+        assert setting.fp32_precision == "bf16"
+    finally:
+        setting.fp32_precision = "none"
