@@ -380,11 +380,6 @@ class SpikeTrain(Signal):
         first = signals[0]
         timing = "window" if all(s.timing == "window" for s in signals) else "step"
         stored = torch.cat([s.stored_as(timing) for s in signals], dim + 1)
-        gains = [s.gain for s in signals]
-        gain = first.gain
-        if dim == 1 and any(gain.dim() if isinstance(gain, Tensor) else gain != gains[0] for gain in gains):
-            sizes = [(g, s.shape[1:2]) for g, s in zip(gains, signals, strict=True)]
-            gain = torch.cat([g if isinstance(g, Tensor) else torch.full(n, g, device=first.device) for g, n in sizes])
         bad = None
         if dim > 0:
             bad = reduce(add_flags, [s.bad for s in signals])
@@ -396,6 +391,7 @@ class SpikeTrain(Signal):
             offset = torch.cat(offsets, dim)
         T, network_T = max(s.T for s in signals), max(s.network_T for s in signals)
         kind = cls if all(type(s) is cls for s in signals) else SpikeTrain
+        gain = _joined_gain(signals, dim)
         return kind.unchecked(stored, T, counts, gain, first._dtype, timing, bad, network_T, offset)
 
     def _exact(self, dtype: torch.dtype) -> torch.dtype:
@@ -411,6 +407,23 @@ class SpikeTrain(Signal):
         counts = None if self._counts is None else self._counts[index]
         bad = None if self.bad is None else self.bad[index]
         return self.replace(stored=self.stored[:, index], counts=counts, bad=bad)
+
+
+def _joined_gain(signals: Sequence[SpikeTrain], dim: int) -> float | Tensor:
+    """Return the gain of trains joined along ``dim``: that of the first, or gains of channels or places, joined."""
+    gains = [s.gain for s in signals]
+    axes = max(gain.dim() if isinstance(gain, Tensor) else 0 for gain in gains)
+    one = axes == 0 and (isinstance(gains[0], Tensor) or all(gain == gains[0] for gain in gains))
+    if one or not 0 < dim <= max(axes, 1):
+        return gains[0]
+
+    def spread(gain: float | Tensor, train: SpikeTrain) -> Tensor:
+        sizes = train.shape[1:] if axes > 1 else train.shape[1:2]
+        if not isinstance(gain, Tensor):
+            return torch.full(sizes, gain, device=train.device)
+        return gain.reshape(*gain.shape, *[1] * (len(sizes) - gain.dim())).expand(sizes)
+
+    return torch.cat([spread(gain, s) for gain, s in zip(gains, signals, strict=True)], dim - 1)
 
 
 register_pytree(SpikeTrain, static=("T", "_dtype", "timing", "_network_T"))

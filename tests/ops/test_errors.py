@@ -304,6 +304,7 @@ def layer_of(threshold):
     (lambda: tnn.AvgPool2d(0), ValueError, "kernel_size: expected at least 1, got 0"),
     (lambda: tnn.MaxPool2d(2, 0.5), TypeError, "stride: expected an int or 2 ints, got 0.5"),
     (lambda: tnn.Linear(4, 4, neurons=False)(ONES, residual=ONES), ValueError, "residual"),
+    (lambda: te.cat([ONES, torch.ones(2, 4)]), TypeError, "got ['SpikeTrain', 'Tensor']: ConstantInput(x, T, gain=1"),
     (lambda: tnn.Linear(4, 4, norm=nn.BatchNorm1d(4)), TypeError, "norm: expected True or False"),
     (lambda: tnn.Linear(4, 4, norm=True, gamma="3"), TypeError, "gamma: expected None or a finite number"),
     *((lambda bits=bits: tnn.Readout(3, 2, weight_bits=bits), error, "weight_bits: expected None or an int from 2 to 8")

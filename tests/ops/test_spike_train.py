@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 import tandem_ext as te
+import tandem_snn.nn as tnn
+from tandem_ext.functional.neuron import values_of
 from tandem_ext.rule import pack
 
 pytestmark = pytest.mark.usefixtures("on_device")
@@ -131,6 +133,22 @@ def test_cat(shape):
     both = te.cat([x, y])
     assert both.timing == "step"
     assert torch.equal(both.to_dense(), torch.cat([x.to_dense(), y.to_dense()], 1))
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+@pytest.mark.parametrize("axes", [0, 1, 2])
+def test_gains_of_channels_and_of_places_are_joined_with_the_spikes(axes, dim):
+    """A permuted train has gains of places."""
+    a, gain = bursts(9, 2, 5, 4), dyadic(5, 4)[tuple([slice(None)] * axes + [0] * (2 - axes))]
+    other = a if dim != 1 or not axes else bursts(9, 2, 3, 4)
+    values = [values_of(x := a.replace(gain=gain)), values_of(y := other.replace(gain=0.5 if other is not a else gain))]
+    assert torch.equal(values_of(te.cat([x, y], dim)), torch.cat(values, dim))
+    assert torch.equal(values_of(te.cat([y, x], dim)), torch.cat(values[::-1], dim))
+    u = tnn.Linear(4, 4, neurons=False)(te.ConstantInput(dyadic(*x.shape), 9))
+    joined = te.cat([x, u], dim)
+    assert torch.equal(joined.total, torch.cat([values[0], u.total], dim))
+    of_steps = x.to_dense()[:8] * values_of(x.replace(stored=torch.ones_like(x.stored), counts=None))
+    assert torch.equal(joined.steps(0, 8), torch.cat([of_steps, u.steps(0, 8).expand(8, *u.shape)], dim + 1))
 
 
 @pytest.mark.parametrize("cls", [te.ConstantInput, te.ImpulseInput])
