@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import tandem_snn.nn as tnn
-from blocks import Separable, Softmax, Transformer, bare
+from blocks import Separable, Softmax, Transformer, bare, of_currents
 from tandem_ext import checks
 
 MODELS = {
@@ -108,8 +108,8 @@ def create(
         first = v_init if v_init is None or start is None else v_init * start  # without start it counts in thresholds
         return {"norm": norm, "bias": not norm, "threshold": level, "v_init": first, "timing": timing} | neuron
 
-    def conv(inputs: int, number: int, kernel: int, stride: int = 1, **options: Any) -> nn.Module:
-        given = neurons(number) | options
+    def conv(inputs: int, number: int, kernel: int, stride: int = 1, fires: bool = True) -> nn.Module:
+        given = neurons(number) if fires else of_currents(neurons(number))
         made: nn.Module = layers.Conv2d(inputs, number, kernel, stride, kernel // 2, **given)
         return made
 
@@ -149,8 +149,8 @@ def create(
         elif found["conv"]:
             number, kernel, stride = channels(found["conv"]), int(found["k"]), int(found["s"] or 1)
             space = smaller(part, kernel, stride, kernel // 2)
-            options = {"neurons": False} if "S" in after or "T" in after else {}  # currents begin a stream
-            add("conv", conv(shape[0], number, kernel, stride, **options))
+            begins = "S" in after or "T" in after  # a stream, of currents
+            add("conv", conv(shape[0], number, kernel, stride, not begins))
             shape = (number, *space)
         elif found["block"]:
             number, stride = channels(found["block"]), int(found["stride"])

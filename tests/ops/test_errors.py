@@ -304,6 +304,11 @@ def layer_of(threshold):
     (lambda: tnn.AvgPool2d(0), ValueError, "kernel_size: expected at least 1, got 0"),
     (lambda: tnn.MaxPool2d(2, 0.5), TypeError, "stride: expected an int or 2 ints, got 0.5"),
     (lambda: tnn.Linear(4, 4, neurons=False)(ONES, residual=ONES), ValueError, "residual"),
+    *((lambda name=name, value=value: tnn.Linear(4, 4, neurons=False, timing="window", **{name: value}), ValueError,
+       f"{name}: it is a setting of neurons, which needs neurons=True, got")
+      for name, value in (("threshold", 1.0), ("threshold", torch.ones(4)), ("v_init", 0.5), ("T", 4), ("gate", "relu"),
+                          ("gain", 0.5), ("gain", torch.ones(4)))),
+    (lambda: tnn.Conv1d(4, 4, 3, neurons=False, leak=0.5), ValueError, "leak: it is a setting of neurons"),
     (lambda: te.cat([ONES, torch.ones(2, 4)]), TypeError, "got ['SpikeTrain', 'Tensor']: ConstantInput(x, T, gain=1"),
     (lambda: tnn.Linear(4, 4, norm=nn.BatchNorm1d(4)), TypeError, "norm: expected True or False"),
     (lambda: tnn.Linear(4, 4, norm=True, gamma="3"), TypeError, "gamma: expected None or a finite number"),

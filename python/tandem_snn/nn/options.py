@@ -99,7 +99,7 @@ class NeuronOptions(BatchNormOptions, LayerSettings, total=False):
         gain: the value of a spike for the next layer, a float or a tensor, 0-dim or one per channel. None: ϑ, so that
             gain times count approximates ρ(z), the activation of an ANN with the same weights.
         neurons: False: the layer has no neurons and returns its currents, after batch norm, to which others can be
-            added (:class:`Currents`).
+            added (:class:`Currents`). Its ``timing`` is that of their readers; it takes no other settings of neurons.
         eps, momentum: of the batch norm. momentum None: 0.1, or 0.9 with ``bn_stats="running"``.
         bn_stats: the statistics of the currents in training. "batch": of the batch. "running": the running statistics,
             as in the first release of the rule, while the gradient uses batch statistics; this takes a second product.
@@ -117,6 +117,11 @@ class NeuronOptions(BatchNormOptions, LayerSettings, total=False):
 OPTIONS = declared(NeuronOptions)
 SETTINGS = declared(LayerSettings)  # those that are attributes
 DEFAULTS = {name: setting.default for name, setting in SETTINGS.items()}
+OF_NEURONS = ("threshold", "leak", "v_init", "T", "gate", "gain")  # not timing: programs ask for that of the readers
+_SWITCHED = (
+    ("norm", tuple(declared(BatchNormOptions)), "the batch norm, which needs norm=True"),
+    ("neurons", OF_NEURONS, "neurons, which needs neurons=True"),
+)
 shows_neuron_options = shows(NeuronOptions)
 
 
@@ -128,9 +133,12 @@ def checked_options(layer: type, keywords: Mapping[str, Any], channels: int) -> 
         if name not in SETTINGS:
             OPTIONS[name].check(keywords[name], channels)
     options = {name: keywords.get(name, option.default) for name, option in OPTIONS.items()}
-    for name in () if options["norm"] else declared(BatchNormOptions):
-        if options[name] != OPTIONS[name].default:
-            raise ValueError(f"{name}: it is a setting of the batch norm, which needs norm=True, got {options[name]!r}")
+    for switch, names, what in _SWITCHED:
+        for name in () if options[switch] else names:
+            value, default = options[name], OPTIONS[name].default
+            if isinstance(value, Tensor) or value != default:
+                got = describe(value) if isinstance(value, Tensor) else repr(value)
+                raise ValueError(f"{name}: it is a setting of {what}, got {got}")
     return options
 
 
