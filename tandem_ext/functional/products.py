@@ -281,15 +281,15 @@ def full_precision(device: torch.device) -> Iterator[None]:
             known = torch.get_float32_matmul_precision()
         except RuntimeError:  # it was set by the new names alone
             known = ""
-        before = [setting.fp32_precision for setting in _settings(device.type)]
+        before = [(setting, setting.fp32_precision) for setting in _settings(device.type)]
         if device.type == "cuda":
             torch.set_float32_matmul_precision("highest")
         try:
-            for setting in _settings(device.type):
+            for setting, _ in before:
                 setting.fp32_precision = "ieee"
             yield
         finally:
-            for setting, precision in zip(_settings(device.type), before, strict=True):
+            for setting, precision in before:
                 setting.fp32_precision = precision
             if device.type == "cuda" and known:
                 torch.set_float32_matmul_precision(known)
