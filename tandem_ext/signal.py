@@ -315,7 +315,8 @@ def cat(signals: Sequence[S], dim: int = 0) -> S:
         return torch.cat(signals, dim)  # type: ignore[return-value]
     if not isinstance(signals, (list, tuple)) or not all(isinstance(s, Signal) for s in signals):
         found = [type(s).__name__ for s in signals] if isinstance(signals, (list, tuple)) else type(signals).__name__
-        hint = ": ConstantInput(x, T, gain=1 / T) makes one of a tensor" * ("Tensor" in found)
+        has_tensor = isinstance(signals, (list, tuple)) and any(isinstance(s, Tensor) for s in signals)
+        hint = ": ConstantInput(x, T, gain=1 / T) makes one of a tensor [B, *features]" * has_tensor
         raise TypeError(f"signals: expected a sequence of SpikeTrain, ConstantInput or ImpulseInput, got {found}{hint}")
     if not signals:
         raise ValueError("signals: expected at least one, got an empty sequence")

@@ -193,6 +193,18 @@ def test_fused_layers_read_trains_side_by_side():
         assert torch.equal(to_ann(snn)(x), net(x))
 
 
+def test_parts_of_channels_are_joined():
+    def forward(m, x):
+        a, b = (F.relu(conv(x)).unflatten(1, (2, 4)).flip(2) for conv in (m.a, m.b))
+        return m.head(F.relu(m.c(torch.cat([a, b], 1).flatten(1, 2))).mean([2, 3]))
+
+    net = Net(forward, a=conv(2, 8), b=conv(2, 8), c=conv(16), head=nn.Linear(6, 5))
+    x = torch.rand(3, 2, 8, 7)
+    snn = convert(net, T=8, data=[x]).eval()
+    with pytest.warns(UserWarning, match="has more dimensions than channels, height and width"):
+        assert torch.equal(freeze(snn)(x), snn(x))
+
+
 def test_the_mode_and_the_modules_are_live():
     """What torch.export would bake in: functions and modules that look at the mode."""
 

@@ -230,6 +230,35 @@ def test_errors():
         ts.freeze(mixed).save("none")
 
 
+@pytest.mark.parametrize("dim", [1, -1])
+@pytest.mark.parametrize("example", [False, True])
+def test_vectors_are_joined_by_a_negative_dimension_too(dim, example, timing, tmp_path):
+    def forward(m, x):
+        x = m.encoder(x)
+        return m.readout(m.both(te.cat([m.first(x), m.second(x)], dim)))
+
+    options = {"timing": timing}
+    first, second = tnn.Linear(6, 24, **options), tnn.Linear(6, 17, norm=True, **options)
+    both, readout = tnn.Linear(41, 16, **options), tnn.Readout(16, 3)
+    net = Net(forward, encoder=tnn.Encoder(5), first=first, second=second, both=both, readout=readout).eval()
+    x = torch.rand(3, 6)
+    check_frozen(net, x, tmp_path, timing, x if example else None)
+
+
+def test_images_are_joined_by_a_negative_dimension_too(timing, tmp_path):
+    options = {"padding": 1, "timing": timing}
+    layers = {"first": tnn.Conv2d(3, 16, 3, **options), "second": tnn.Conv2d(3, 24, 3, **options)}
+    last = tnn.Conv2d(40, 8, 3, timing=timing)
+    both = lambda m, x: te.cat([m.first(x), m.second(x)], -3)  # noqa: E731
+    net = nn.Sequential(
+        tnn.Encoder(5), Net(both, **layers), last, tnn.AdaptiveAvgPool2d(1), tnn.Flatten(), tnn.Readout(8, 3)
+    ).eval()
+    check_frozen(net, torch.rand(2, 3, 9, 7), tmp_path, timing)
+    wide = Net(lambda m, x: m.last(te.cat([m.first(x), m.first(x)], -1)), first=layers["first"], last=tnn.Flatten())
+    with pytest.raises(ValueError, match="along dimension -1, not along the channels"):
+        ts.freeze(nn.Sequential(tnn.Encoder(5), wide, tnn.Readout(16 * 9 * 14, 3)).eval()).save(tmp_path / "none")
+
+
 @pytest.mark.parametrize(("forward", "reason"), [
     (lambda m, x: m.readout(m.conv(m.encoder(x))).mean(2), "it uses 'mean' of an answer or means"),
     (lambda m, x: m.readout(m.conv(m.encoder(x.abs()))), "it uses 'abs' of the input"),

@@ -310,6 +310,10 @@ def layer_of(threshold):
                           ("gain", 0.5), ("gain", torch.ones(4)))),
     (lambda: tnn.Conv1d(4, 4, 3, neurons=False, leak=0.5), ValueError, "leak: it is a setting of neurons"),
     (lambda: te.cat([ONES, torch.ones(2, 4)]), TypeError, "got ['SpikeTrain', 'Tensor']: ConstantInput(x, T, gain=1"),
+    (lambda: te.cat([nn.Parameter(torch.ones(2, 4)), tnn.currents_of(ONES)]), TypeError,
+     "or ImpulseInput, got ['Parameter', 'Currents']: ConstantInput(x, T, gain=1 / T) makes one of a tensor [B, *"),
+    *((lambda timing=timing: tnn.Linear(4, 4, neurons=False, timing=timing).potentials(ONES), ValueError,
+       "potentials: with neurons=False there are none") for timing in te.checks.TIMINGS),
     (lambda: tnn.Linear(4, 4, norm=nn.BatchNorm1d(4)), TypeError, "norm: expected True or False"),
     (lambda: tnn.Linear(4, 4, norm=True, gamma="3"), TypeError, "gamma: expected None or a finite number"),
     *((lambda bits=bits: tnn.Readout(3, 2, weight_bits=bits), error, "weight_bits: expected None or an int from 2 to 8")

@@ -15,13 +15,14 @@ from tandem_ext.signal import offsets_of
 from ..nn import currents, general
 from ..nn.batch_norm import fold_norm
 from ..nn.maximum import largest
-from .instruction import CannotLower
+from .instruction import INPUT, CannotLower
 from .trace import Value
 
 if TYPE_CHECKING:
     from .lowering import Lowering
 
 JOINS = ("cat", "concat", "concatenate")
+TOO_MANY = "its input has more dimensions than channels, height and width"
 
 
 def apply_function(lowering: Lowering, name: str, f: Any, *args: Any, **kwargs: Any) -> Any:
@@ -35,7 +36,7 @@ def apply_function(lowering: Lowering, name: str, f: Any, *args: Any, **kwargs: 
     if f is currents.currents_of and args[0].is_currents:
         return args[0]
     if any(value.pending for value in args if isinstance(value, Value)):
-        raise CannotLower(name, "its input has more dimensions than channels, height and width")
+        raise CannotLower(name, TOO_MANY)
     if f is largest:
         raise CannotLower(name, "a maximum that is not tnn.MaxPool2d")
     x = args[0]
@@ -56,7 +57,7 @@ def rearranged(lowering: Lowering, name: str, f: Any, by_channel: bool, *args: A
     """Append what an operator of torch.ops.aten, by its name, or a function does that only moves features."""
     args, kwargs = pytree.tree_map_only(Value, lowering.real, (args, kwargs))
     values = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Value)]
-    if f in JOINS and args[1:2] in ((1,), ()) and kwargs.get("dim", 1) == 1:
+    if f in JOINS and of_channels(lowering, name, values[0], *args[1:], **kwargs):
         return joined(lowering, name, values)
     if len(values) > 1:
         raise CannotLower(name, f"{f} of several values along another dimension than the channels")
@@ -123,8 +124,19 @@ def _listed(moved: Any) -> list[Tensor]:
     return [moved] if isinstance(moved, Tensor) else list(moved)
 
 
+def of_channels(lowering: Lowering, name: str, x: Value, dim: int = 0) -> bool:
+    """Return whether a dimension of x, which may be counted from the last, is that of the channels."""
+    if dim >= 0:
+        return dim == 1
+    i = None if x.number == INPUT else lowering.list[x.number].instruction
+    axes = i.axes if i is not None and i.kind == "layer" else len(lowering.features_of(name, x)) - 1
+    return dim == -1 - axes
+
+
 def joined(lowering: Lowering, name: str, values: list[Value]) -> Value:
     """Join channels, two values after the other; a join that begins as another one shares its beginning."""
+    if any(value.pending for value in values):
+        raise CannotLower(name, TOO_MANY)
     if len({(value.timing, value.is_currents) for value in values}) > 1:
         timing = next((str(value.timing) for value in values if value.is_currents), "window")
         values = [lowering.converted(name, value, timing) for value in values]

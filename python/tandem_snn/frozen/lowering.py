@@ -19,7 +19,7 @@ from .. import nn as tnn
 from ..nn.maximum import MaxPool
 from ..nn.signals import inputs_of
 from .answers import named, numbered
-from .functions import apply_function, before_moves, check_times, each_feature, joined, spread
+from .functions import apply_function, before_moves, check_times, each_feature, joined, of_channels, spread
 from .instruction import ABSENT, CONVERSIONS, INPUT, CannotLower, Instruction
 from .layers import apply_layer
 from .stages import MODES, Stage, Stages
@@ -168,7 +168,7 @@ class Lowering:
         return self.currents(name, "sum", a, channels, {"residual": b.number, "outputs": channels}, **gains)
 
     def join(self, name: str, values: list[Value], dim: int) -> Value:
-        if dim != 1:
+        if not of_channels(self, name, values[0], dim):
             raise CannotLower(name, f"it joins values along dimension {dim}, not along the channels")
         return joined(self, name, values)
 

@@ -202,9 +202,11 @@ class SpikingLayer(HasNeurons):
         from the first step. Without a ``threshold`` the unit is :func:`default_threshold`.
 
         Raises:
-            ValueError: batch norm is in training mode.
+            ValueError: batch norm is in training mode, or the layer has no neurons: it returns its currents.
         """
         check_signal(x, type(self).__name__)
+        if not self.neurons:
+            raise ValueError("potentials: with neurons=False there are none: the layer returns its currents")
         if self.norm is not None and uses_batch(self.norm):
             raise ValueError("potentials: batch norm must be in evaluation mode, call eval() first")
         if isinstance(residual, Currents):
