@@ -17,7 +17,7 @@ from .functional.attention import mean_gain, product
 from .functional.products import LINEAR, convolution, products_of_steps, torch_product
 from .inputs import ConstantInput, ImpulseInput
 from .ops import compute_dtype, counts_dtype
-from .rule import Residual, batch_statistics, fire, lost, spikes_of, wide
+from .rule import Residual, batch_statistics, fire, fixed_point, lost, spikes_of, wide
 from .train import SpikeTrain, with_flags
 
 Input = SpikeTrain | ConstantInput | ImpulseInput
@@ -212,7 +212,7 @@ def _currents(
         """The same of counts or spikes, by which neurons fire; where there are no kernels by torch in its order."""
         assert weight is not None
         if has_kernels(weight.device, weight.dtype):
-            return product(a, in_units(weight))
+            return product(a, fixed_point(weight))
         way = LINEAR if weight.dim() == 2 else convolution(weight.shape[2:], *geometry)
         return torch_product(a, weight.to(dtype), way)
 
@@ -245,38 +245,6 @@ def _per_channel(value: float | Tensor | None, y: Tensor) -> Tensor:
     """Return a number, or a per-channel tensor, None for 1, as a tensor that broadcasts against [..., B, C, *space]."""
     tensor = torch.as_tensor(1.0 if value is None else value, dtype=y.dtype, device=y.device)
     return tensor.view(-1, *[1] * (y.dim() - 3)) if tensor.dim() else tensor
-
-
-# --- the weights ------------------------------------------------------------------------------------------------------
-
-
-def in_units(weight: Tensor) -> Tensor:
-    """Return the numbers that products of spikes use in place of weights [N, ...]: float64, int8 and float64 unchanged.
-
-    They are integers times the unit of their output, a power of two and at least 2^-60, rounded to nearest, halves away
-    from zero. A sum of the integers' magnitudes fits int32. For float32 weights the unit is the smallest with a sum
-    below 2^30, or up to four times that if the integers then are at most 0x7f7f7f, three signed digits to the base 256.
-    For float16 and bfloat16 it is the smallest in which they are also at most 0x7f7f, two digits. Rows with a weight
-    that is not finite are unchanged.
-    """
-    wide = weight.detach().double()
-    if weight.dtype in (torch.int8, torch.float64) or weight.numel() == 0:
-        return wide
-    half = weight.dtype != torch.float32
-    rows = wide.flatten(1)
-    size = rows.where(rows.isfinite().all(1, True), 0).abs()
-    largest = size.amax(1)
-    scale = torch.frexp(largest).exponent.clamp_min(-30)  # the sum is measured in units of 2^(scale - 20), truncated
-    measured = torch.ldexp(size, 20 - scale.unsqueeze(1)).trunc().sum(1) + size.shape[1]
-    bits = torch.frexp(measured).exponent - 20 + scale
-    exponent = bits.clamp_min(-30) - 30
-    fits = torch.stack([torch.ldexp(largest, -exponent - n) <= (0x7F7F if half else 0x7F7F7F) for n in range(17)])
-    spare = fits.int().argmax(0)
-    exponent = exponent + spare.where(fits.any(0) & (spare <= (16 if half else 2)), 0)
-    unit = torch.ldexp(torch.ones_like(largest), exponent).unsqueeze(1)
-    integers = rows / unit
-    integers = integers.sign() * (integers.abs() + 0.5).floor()
-    return (integers * unit).where(rows.isfinite().all(1, True), rows).view_as(wide)
 
 
 # --- trains -----------------------------------------------------------------------------------------------------------

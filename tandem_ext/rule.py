@@ -165,8 +165,11 @@ def square_root(x: Tensor) -> Tensor:
 def fixed_point(weight: Tensor) -> Tensor:
     """Return weights [N, ...] in float64 as the kernels multiply them: integers times a unit of each output.
 
-    Their products with counts are exact in any order below 2^53 units. csrc/kernels/weights/unit.h is the same in C++,
-    and names its constants. float64 weights, which have no unit, and int8 are what they are.
+    They are rounded to nearest, halves away from zero. The unit is a power of two and at least 2^-60: the smallest with
+    a sum of magnitudes below 2^30, or up to four times that if then the integers are at most 0x7f7f7f, three signed
+    digits to the base 256; of half types the smallest with integers of at most 0x7f7f, two digits. Products with counts
+    are exact in any order below 2^53 units. csrc/kernels/weights/unit.h is the same in C++, and names its constants.
+    float64 weights, which have no unit, and int8 are what they are.
     """
     if weight.dtype in (torch.float64, torch.int8) or weight.numel() == 0:
         return weight.double()

@@ -9,7 +9,7 @@ from neuron_layers import Layer
 from products import LINEAR, MOST_DIGITS, WEIGHTS, Conv, check, fire, layer_of, prepare
 from torch import Tensor
 
-from tandem_ext.reference import in_units
+from tandem_ext.rule import fixed_point
 
 
 def count_of(size: int) -> int:
@@ -41,7 +41,7 @@ def test_digits(checked: Emulator, K: int, dtype: torch.dtype) -> None:
         N, row, most = len(weight), -(-K // 16) * 16, MOST_DIGITS[dtype]
         digits = prepared[: N * most * row].view(torch.int8).view(N, most, row)
         units, counts = prepared[N * most * row :].view(torch.float32).split(N)
-        wanted = in_units(weight)
+        wanted = fixed_point(weight)
         for n, count in enumerate(counts.view(torch.int32).tolist()):
             got = sum(256**d * digits[n, d].long() for d in range(count)) * torch.ones(row, dtype=torch.int64)
             assert torch.equal(got[:K] * units[n].double(), wanted[n])

@@ -15,6 +15,7 @@ import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_ext.functional.layer import window_product
 from tandem_ext.functional.products import LINEAR
+from tandem_ext.rule import fixed_point
 
 f, ref = te.functional, te.reference
 BLOCK = (8190, 8191, 8192, 8193)
@@ -150,7 +151,7 @@ def test_autocast_does_not_round_counts(dtype, T):
     with torch.no_grad():
         for parameter in net.parameters():
             half = parameter.to(dtype)
-            parameter.copy_(te.reference.in_units(half) if parameter.dim() > 1 else half)
+            parameter.copy_(fixed_point(half) if parameter.dim() > 1 else half)
     for enabled in (False, True):
         with torch.autocast("cpu", dtype, enabled=enabled):
             hidden = net[0](x)
