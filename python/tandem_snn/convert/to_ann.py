@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from inspect import signature
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +20,10 @@ from ..nn.quantise import rounded
 from ..nn.signals import check_network
 from .layers import layer_of
 
+GEOMETRY = ("stride", "padding", "dilation", "groups")
+PASSING = (
+    tnn.AvgPool2d, tnn.MaxPool2d, tnn.AdaptiveAvgPool2d, tnn.AdaptiveMaxPool2d, tnn.Upsample, tnn.Flatten, tnn.Dropout,
+)  # fmt: skip
 
 class Scale(nn.Module):
     """Multiply by gain/ϑ: an activation ρ(z) as the next layer reads it, or an input as its encoder presents it."""
@@ -120,29 +125,18 @@ def _twin(layer: nn.Module, T: int | None) -> nn.Module | None:
         return ann.Encoder() if layer.mode == "events" or layer.gain == 1 else Scale(layer.gain)
     if isinstance(layer, tnn.SpikingLayer):
         return _activated(layer, T)
-    if isinstance(layer, tnn.AvgPool2d | tnn.MaxPool2d):
-        pooling: Any = {"kernel_size": layer.kernel_size, "stride": layer.stride, "padding": layer.padding}
-        if isinstance(layer, tnn.AvgPool2d):
-            return (nn.AvgPool1d if layer.axes == 1 else nn.AvgPool2d)(**pooling)
-        most = nn.MaxPool1d if layer.axes == 1 else nn.MaxPool2d
-        return most(**pooling, dilation=layer.dilation, ceil_mode=layer.ceil_mode)
-    if isinstance(layer, tnn.AdaptiveMaxPool2d):
-        return (nn.AdaptiveMaxPool1d if layer.axes == 1 else nn.AdaptiveMaxPool2d)(layer.output_size)
-    if isinstance(layer, tnn.AdaptiveAvgPool2d):
-        return nn.AdaptiveAvgPool2d(layer.output_size)
-    if isinstance(layer, tnn.Upsample):
-        return nn.Upsample(layer.size, layer.scale_factor, layer.mode, layer.align_corners)
-    if isinstance(layer, tnn.Flatten):
-        return nn.Flatten(layer.start_dim, layer.end_dim)
-    if isinstance(layer, tnn.Dropout):
-        return nn.Dropout(layer.p)
-    if isinstance(layer, tnn.Readout):
-        return _rounded(layer_of(nn.Linear, layer.weight, layer.bias), layer)
-    if isinstance(layer, tnn.ReadoutConv2d):
-        names = "stride", "padding", "dilation", "groups"
-        sizes = {name: getattr(layer, name) for name in names}
-        return _rounded(layer_of(nn.Conv2d, layer.weight, layer.bias, sizes), layer)
+    if isinstance(layer, PASSING):
+        kind = _namesake(layer, nn)
+        return kind(**{name: getattr(layer, name) for name in signature(kind).parameters if hasattr(layer, name)})
+    if isinstance(layer, READOUTS):
+        sizes = {name: getattr(layer, name) for name in GEOMETRY if hasattr(layer, name)}
+        return _rounded(layer_of(_namesake(layer, nn), layer.weight, layer.bias, sizes), layer)
     return None
+
+
+def _namesake(layer: nn.Module, module: Any) -> Any:
+    """Return the class of a module that has the name of the layer's class, or of the nearest that it is made from."""
+    return next(getattr(module, cls.__name__) for cls in type(layer).__mro__ if hasattr(module, cls.__name__))
 
 
 def _rounded(twin: Any, layer: Any) -> Any:
@@ -156,8 +150,7 @@ def _activated(layer: Any, T: int | None) -> nn.Module:
     if isinstance(layer, tnn.Neurons):
         twin: Any = ann.Neurons()
     else:
-        kind = next(cls.__name__ for cls in type(layer).__mro__ if hasattr(ann, cls.__name__))
-        twin = layer_of(getattr(ann, kind), layer.weight, layer.bias, layer.geometry())
+        twin = layer_of(_namesake(layer, ann), layer.weight, layer.bias, layer.geometry())
     twin.norm, twin.neurons = layer.norm, layer.neurons
     numbers = not isinstance(layer.gain, Tensor) and not isinstance(layer.threshold, Tensor)
     follows = layer.gain is None or (numbers and layer.gain == layer.threshold)
