@@ -83,7 +83,15 @@ class Encoder(nn.Module):
         return self.gain * ((counts - mean) / std)
 
 
-class AvgPool2d(nn.AvgPool2d):
+class _Ignoring(nn.Module):
+    """Base class of torch's layers that ignore arguments of neurons."""
+
+    def __init__(self, *sizes: Any, **options: Any) -> None:
+        torchs = options.keys() & inspect.signature(super().__init__).parameters.keys()
+        super().__init__(*sizes, **{name: options[name] for name in torchs})
+
+
+class AvgPool2d(_Ignoring, nn.AvgPool2d):
     """``nn.AvgPool2d``, with the arguments of :class:`tandem_snn.nn.AvgPool2d`.
 
     >>> from tandem_snn import ann
@@ -91,11 +99,8 @@ class AvgPool2d(nn.AvgPool2d):
     torch.Size([1, 3, 2, 2])
     """
 
-    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, **_: Any) -> None:
-        super().__init__(kernel_size, stride, padding)
 
-
-class AvgPool1d(nn.AvgPool1d):
+class AvgPool1d(_Ignoring, nn.AvgPool1d):
     """``nn.AvgPool1d``, with the arguments of :class:`tandem_snn.nn.AvgPool1d`.
 
     >>> from tandem_snn import ann
@@ -103,32 +108,29 @@ class AvgPool1d(nn.AvgPool1d):
     torch.Size([1, 3, 2])
     """
 
-    def __init__(self, kernel_size: Any, stride: Any = None, padding: Any = 0, **_: Any) -> None:
-        super().__init__(kernel_size, stride, padding)
 
-
-def _normalised(norm: nn.Module, z: Tensor) -> Tensor:
+def _normalised(norm: nn.Module | None, z: Tensor) -> Tensor:
     """Apply batch norm, to tokens as images: of channels that are last, torch's is fast for these alone."""
+    if norm is None:
+        return z
     tokens = z.dim() == 3 and z.stride(1) == 1 and isinstance(norm, AnyBatchNorm)
     y: Tensor = norm(z.unsqueeze(-1)).squeeze(-1) if tokens else norm(z)
     return y
 
 
-class _Activated(nn.Module):
+class _Activated(_Ignoring):
     """Product, optional batch norm, optional residual, ReLU, and optional scaling by ``units``."""
 
     _norm_class: type[nn.Module] = nn.BatchNorm1d
-    weight: Tensor
+    _channels = "out_channels"
     norm: nn.Module | None
     units: nn.Module | None
 
     def __init__(self, *sizes: Any, norm: bool = False, neurons: bool = True, **options: Any) -> None:
-        torchs = options.keys() & inspect.signature(super().__init__).parameters.keys()
-        super().__init__(*sizes, **{name: options[name] for name in torchs})
+        super().__init__(*sizes, **options)
         names = ("eps", "momentum", "device", "dtype")
         known = {name: options[name] for name in names if options.get(name) is not None}
-        channels = getattr(self, "out_channels", len(self.weight))
-        self.norm = self._norm_class(channels, **known) if norm else None
+        self.norm = self._norm_class(getattr(self, self._channels), **known) if norm else None
         self.neurons, self.units = neurons, None
 
     def _product(self, x: Tensor) -> Tensor:
@@ -136,8 +138,7 @@ class _Activated(nn.Module):
         return z
 
     def _preactivation(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        z = self._product(x)
-        z = z if self.norm is None else _normalised(self.norm, z)
+        z = _normalised(self.norm, self._product(x))
         return z if residual is None else z + residual
 
     def preactivation(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -150,7 +151,7 @@ class _Activated(nn.Module):
         return torch.relu(z) if self.units is None else self.units(torch.relu(z))
 
 
-class Neurons(nn.Module):
+class Neurons(_Activated, nn.Identity):
     """Optional batch norm, ReLU, and optional scaling by ``units``.
 
     >>> from tandem_snn import ann
@@ -158,19 +159,14 @@ class Neurons(nn.Module):
     torch.Size([5, 3])
     """
 
-    def __init__(self, channels: Any = None, *, norm: bool = False, **options: Any) -> None:
-        super().__init__()
-        names = ("eps", "momentum", "device", "dtype")
-        known = {name: options[name] for name in names if options.get(name) is not None}
-        self.norm: nn.Module | None = AnyBatchNorm(channels, **known) if norm else None
-        self.units: nn.Module | None = None
+    _norm_class = AnyBatchNorm
 
-    def forward(self, z: Tensor) -> Tensor:
-        z = z if self.norm is None else _normalised(self.norm, z)
-        return torch.relu(z) if self.units is None else self.units(torch.relu(z))
+    def __init__(self, channels: int | None = None, **options: Any) -> None:
+        self.out_channels = channels
+        super().__init__(**options)
 
 
-class Readout(nn.Linear):
+class Readout(_Ignoring, nn.Linear):
     """``nn.Linear``, with the arguments of :class:`tandem_snn.nn.Readout`.
 
     >>> from tandem_snn import ann
@@ -178,20 +174,14 @@ class Readout(nn.Linear):
     torch.Size([5, 2])
     """
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, **options: Any) -> None:
-        super().__init__(in_features, out_features, bias, options.get("device"), options.get("dtype"))
 
-
-class ReadoutConv2d(nn.Conv2d):
+class ReadoutConv2d(_Ignoring, nn.Conv2d):
     """``nn.Conv2d``, with the arguments of :class:`tandem_snn.nn.ReadoutConv2d`.
 
     >>> from tandem_snn import ann
     >>> ann.ReadoutConv2d(3, 2, 1)(torch.ones(5, 3, 4, 4)).shape
     torch.Size([5, 2, 4, 4])
     """
-
-    def __init__(self, *sizes: Any, weight_bits: int | None = None, **options: Any) -> None:
-        super().__init__(*sizes, **options)
 
 
 class Linear(_Activated, nn.Linear):
@@ -203,7 +193,7 @@ class Linear(_Activated, nn.Linear):
     (torch.Size([5, 2]), True)
     """
 
-    _norm_class = AnyBatchNorm
+    _norm_class, _channels = AnyBatchNorm, "out_features"
 
     def _product(self, x: Tensor) -> Tensor:
         return super()._product(x) if x.dim() == 2 else super()._product(x.movedim(1, -1)).movedim(-1, 1)

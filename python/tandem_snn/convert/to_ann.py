@@ -25,6 +25,7 @@ PASSING = (
     tnn.AvgPool2d, tnn.MaxPool2d, tnn.AdaptiveAvgPool2d, tnn.AdaptiveMaxPool2d, tnn.Upsample, tnn.Flatten, tnn.Dropout,
 )  # fmt: skip
 
+
 class Scale(nn.Module):
     """Multiply by gain/ϑ: an activation ρ(z) as the next layer reads it, or an input as its encoder presents it."""
 
