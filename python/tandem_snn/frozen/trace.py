@@ -163,7 +163,8 @@ class _Tracer:
         if isinstance(module, (*LEAVES, tnn.SpikingLayer, MaxPool)) or torchs:
             forward = partial(self._layer, name, module)
         else:
-            run = partial(_run_graph, name, copy, self.function) if isinstance(module, fx.GraphModule) else copy.forward
+            is_graph = isinstance(module, fx.GraphModule)
+            run = _Interpreter(name, self.function, copy).run if is_graph else copy.forward
             forward = partial(self._run, name, module, run)
         copy.__dict__["forward"] = forward
         return copy
@@ -196,24 +197,22 @@ class _Tracer:
             raise CannotLower(name or "net", why) from error
 
 
-def _run_graph(name: str, copy: fx.GraphModule, function: Callable[..., Any], *args: Any) -> Any:
-    """Run the graph of a GraphModule, whose functions are lowered or refused instead of called."""
-    values, inputs = dict[fx.Node, Any](), iter(args)
-    for node in copy.graph.nodes:
-        arguments, named = fx.map_arg((node.args, node.kwargs), values.__getitem__)
-        if node.op == "placeholder":
-            values[node] = next(inputs)
-        elif node.op == "call_module":
-            values[node] = copy.get_submodule(str(node.target))(*arguments, **named)
-        elif node.op == "get_attr":
-            values[node] = _attribute(copy, str(node.target))
-        elif node.op == "output":
-            return arguments[0]
-        elif node.op == "call_function" and (node.target in FUNCTIONS or _are_constant((arguments, named))):
-            values[node] = function(node.name, node.target, *arguments, **named)
-        else:
-            raise CannotLower(name or "net", f"{_operator_of(node)} is not a layer of tandem_snn.nn")
-    return None
+class _Interpreter(fx.Interpreter):
+    """Runs the graph of a GraphModule, whose functions are lowered or refused instead of called."""
+
+    def __init__(self, name: str, function: Callable[..., Any], copy: fx.GraphModule) -> None:
+        super().__init__(copy)
+        self.name, self.function = name, function
+        self.extra_traceback = False  # it would change the messages of errors
+
+    def run_node(self, node: fx.Node) -> Any:
+        if node.op not in ("call_function", "call_method"):
+            return super().run_node(node)
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        constant = not any(isinstance(value, Value) for value in pytree.tree_leaves((args, kwargs)))
+        if node.op == "call_function" and (node.target in FUNCTIONS or constant):
+            return self.function(node.name, node.target, *args, **kwargs)
+        raise CannotLower(self.name or "net", f"{_operator_of(node)} is not a layer of tandem_snn.nn")
 
 
 FUNCTIONS = (
@@ -221,16 +220,6 @@ FUNCTIONS = (
     general.dropped,
     general.rearranged, largest,
 )  # fmt: skip
-
-
-def _are_constant(arguments: Any) -> bool:
-    return not any(isinstance(value, Value) for value in pytree.tree_leaves(arguments))
-
-
-def _attribute(module: Any, path: str) -> Any:
-    for name in path.split("."):
-        module = getattr(module, name)
-    return module
 
 
 def _operator_of(node: fx.Node) -> str:
