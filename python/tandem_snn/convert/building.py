@@ -13,7 +13,7 @@ from tandem_ext._torch import pytree
 from tandem_ext.functional.neuron import over_space
 
 from .. import nn as tnn
-from ..nn import currents, general, maximum
+from ..nn import currents, general, maximum, signals
 from . import kinds
 from .graph import Op, OpGraph, refuse
 from .layers import VIEWS, flatten_of, max_pool_geometry, max_pool_of, means_of, norm_of, upsample_of
@@ -95,7 +95,7 @@ class Builder:
         if value.kind in ("spikes", "currents"):
             signal = self.signal(op)
             if signal not in self.counted:
-                self.counted[signal] = self.function(general.total, (signal,))
+                self.counted[signal] = self.function(signals.effective_counts, (signal,))
             return self.counted[signal]
         if value.node is None:
             value.node = self._constant(op)

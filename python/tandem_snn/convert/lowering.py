@@ -101,7 +101,7 @@ class Conversion(Builder):
         if op.kind in kinds.SAME:
             return x
         if all(self.env[value].kind == "spikes" for value in self.signals(op)):
-            spikes = self._of_spikes(op, x)
+            spikes = self._average(op, x) if op.kind in kinds.AVERAGES else self._moved(op, x)
             if spikes is not None:
                 return spikes
         if op.kind in (*kinds.REARRANGE, *kinds.LINEAR, *kinds.SYNAPSES):
@@ -110,7 +110,8 @@ class Conversion(Builder):
             raise refuse(op, f"it has no spiking counterpart: {kinds.instead_of(op) or kinds.EVERYTHING}")
         return Counterpart("currents")
 
-    def _of_spikes(self, op: Op, x: Counterpart) -> Counterpart | None:
+    def _moved(self, op: Op, x: Counterpart) -> Counterpart | None:
+        """Lower a layer without neurons or a move, of trains or mean counts; return None for other Ops."""
         if op.kind == "getitem":
             index = op.call[0][1]
             labels = x.labels[index] if isinstance(x.labels, tuple) else x.labels
@@ -119,15 +120,12 @@ class Conversion(Builder):
             return self._layer(op, tnn.Dropout(op.args["p"]), x)
         if kinds.is_max_pool(op) and x.by_channel:
             return self._max_pool(op, x)
-        if op.kind in kinds.AVERAGES:
-            return self._average(op, x)
+        flat = flatten_of(op)  # of a part of the features, gains may differ within a channel
+        if flat is not None and (x.kind == "counts" or (flat.start_dim, flat.end_dim) == (1, -1)):
+            return self._layer(op, flat, x)
         only_spikes = all(self.env[value].kind in ("spikes", "size") for value in op.inputs)
-        if op.kind not in kinds.REARRANGE or not only_spikes or op.args.get("value"):  # a pad of other values
-            return None
-        flat = flatten_of(op)
-        if flat is None or (flat.start_dim, flat.end_dim) != (1, -1):  # its gains may differ within a channel
-            return self.rearrange(op)
-        return self._layer(op, flat, x)
+        moves = op.kind in kinds.REARRANGE and not op.args.get("value")  # a pad of other values
+        return self.rearrange(op) if moves and only_spikes else None
 
     def _average(self, op: Op, x: Counterpart) -> Counterpart | None:
         """Lower average pooling to a layer with its own neurons, if there is one."""
@@ -157,27 +155,20 @@ class Conversion(Builder):
         x = self.env[op.x]
         if op.kind.endswith("_with_indices"):
             self._check(op)
-        if op.kind in kinds.REARRANGE and all(self.env[value].kind in ("spikes", "size") for value in op.inputs):
-            moved = self._of_spikes(op, x)
-            if moved is not None:
-                return moved
+        alone, counted = len(self.signals(op)) == 1, x.kind in ("spikes", "counts")
+        if alone and counted and op.kind in kinds.SAME:
+            return x
+        if counted and (moved := self._moved(op, x)) is not None:
+            return moved
         if x.kind == "answer" and (flat := flatten_of(op)) is not None:
             return Counterpart("answer", self.call(op, flat, x.node))
-        alone = len(self.signals(op)) == 1
         product = op.kind == "conv2d" or (op.kind == "linear" and op.dims == 2)
-        if product and alone and x.kind in ("spikes", "counts", "answer") and is_plain(op):
+        if product and alone and (counted or x.kind == "answer") and is_plain(op):
             path, weight, bias = parameters(op, self.attributes)
             cls = tnn.Readout if op.kind == "linear" else tnn.ReadoutConv2d
             readout = layer_of(cls, weight, bias, sizes_of(op))
             return Counterpart("answer", self.call_as(path, readout, x.node))
-        if alone and x.kind in ("spikes", "counts"):
-            if op.kind in kinds.SAME:
-                return x
-            layer: nn.Module | None = tnn.Dropout(op.args["p"]) if op.kind == "dropout" else flatten_of(op)
-            if kinds.is_max_pool(op) and x.by_channel:
-                return self._max_pool(op, x)
-            if layer is not None:
-                return self._layer(op, layer, x)
+        if alone and counted:
             pool = means_of(op, self.source.sized)
             one_gain = x.kind == "counts" or (x.by_channel and x.by_features(-1))
             if pool is not None and (op.x.dims != 3 or one_gain):

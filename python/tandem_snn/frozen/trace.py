@@ -19,6 +19,7 @@ from .. import nn as tnn
 from ..nn import currents, general
 from ..nn.hooks import READOUTS, call_inputs
 from ..nn.maximum import MaxPool, largest
+from ..nn.signals import effective_counts
 from .instruction import CannotLower
 
 POOLS = (tnn.MaxPool2d, tnn.MaxPool1d, tnn.AvgPool2d, tnn.AvgPool1d, tnn.AdaptiveAvgPool2d)
@@ -224,7 +225,7 @@ FUNCTIONS = (
 
 def _operator_of(node: fx.Node) -> str:
     """Name the operator of the user's network, for which :func:`tandem_snn.convert` may have put other functions."""
-    if node.target is general.total and node.users:
+    if node.target is effective_counts and node.users:
         return _operator_of(next(iter(node.users)))
     named = general.linear_map, general.rearranged, largest
     target: Any = node.args[0] if node.target in named and isinstance(node.args[0], str) else node.target

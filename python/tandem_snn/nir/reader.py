@@ -22,6 +22,7 @@ from .. import nn as tnn
 from ..convert.layers import layer_of
 from ..nn import general
 from ..nn.currents import currents_of
+from ..nn.signals import effective_counts
 from .values import by_channel, compact, near_one, numbers, per_channel, plain, tensor, uniform, with_arrays
 
 _SPIKING = (tnn.Linear, tnn.Conv1d, tnn.Conv2d)
@@ -209,7 +210,7 @@ class Reader:
             raise ValueError(f"node {name!r}: nothing in the graph is a neuron or a synapse")
         if x.unscaled and x.kind != "currents":
             return x.node
-        return self._function(general.total, self._currents(x))
+        return self._function(effective_counts, self._currents(x))
 
     def _signal(self, name: str, x: Any) -> _Signal:
         """Return x for a node that is not neurons; pooling or synapses in x then have no neurons."""

@@ -115,19 +115,18 @@ class Currents(Signal):
             return self
         scale, shift = (None if t is None else cast(t, compute_dtype(t.dtype)) for t in (scale, shift))
         share = None if shift is None else over(shift.detach(), self.T)
-        return Currents(
-            _made(lambda: _affine(self.total, self.total.shape, scale, shift)),
-            lambda start, stop: _affine(u := self.steps(start, stop), u.shape[1:], scale, share),
-            self.T,
-            self.constant,
-            self.dtype,
+        return self._each(
+            lambda u: _affine(u, u.shape, scale, shift), lambda u: _affine(u, u.shape[1:], scale, share)
         )
 
     def plus(self, term: Any) -> "Currents":
         """Return the currents plus a constant that broadcasts with one sample; each step receives its T-th part."""
         part = over(term.detach() if isinstance(term, Tensor) else term, self.T)
-        total = _made(lambda: self.total + term)
-        return Currents(total, lambda start, stop: self.steps(start, stop) + part, self.T, self.constant, self.dtype)
+        return self._each(lambda u: u + term, lambda u: u + part)
+
+    def _each(self, of_total: Callable[[Tensor], Tensor], of_steps: Callable[[Tensor], Tensor]) -> "Currents":
+        steps: Steps = lambda start, stop: of_steps(self.steps(start, stop))  # noqa: E731
+        return Currents(_made(lambda: of_total(self.total)), steps, self.T, self.constant, self.dtype)
 
     def residual(self, timing: str) -> Tensor:
         """Return the currents as the residual of a layer: of every step or, with timing "window", their sum."""
@@ -249,18 +248,17 @@ def currents_of(x: Any) -> Any:
         return currents_of(x.replace(offset=None)).plus(value.to(compute_dtype(x._dtype)))
     T, shape, detached = x.network_T, x.shape, x.gain.detach() if isinstance(x.gain, Tensor) else x.gain
     gain = over_space(detached, shape)
-    if isinstance(x, SpikeTrain):
-        dtype = compute_dtype(x._dtype)
-        worth = cast(x.gain, dtype) if isinstance(x.gain, Tensor) else x.gain
-        total = _made(lambda: x.counts.to(dtype) * over_space(worth, shape))
+    if not isinstance(x, SpikeTrain):
+        first = (x.x.detach() * gain).unsqueeze(0)
+        return Currents(_made(lambda: effective_counts(x)), *_direct(first, T, isinstance(x, ConstantInput)))
+    dtype = compute_dtype(x._dtype)
+    worth = cast(x.gain, dtype) if isinstance(x.gain, Tensor) else x.gain
+    total = _made(lambda: x.counts.to(dtype) * over_space(worth, shape))
 
-        def steps(start: int, stop: int) -> Tensor:
-            return _flagged(spikes_of(x.stored_as("step"), start, stop, dtype) * gain, x.bad)
+    def steps(start: int, stop: int) -> Tensor:
+        return _flagged(spikes_of(x.stored_as("step"), start, stop, dtype) * gain, x.bad)
 
-        return Currents(total, steps, T, dtype=x._dtype)
-    total = _made(lambda: effective_counts(x))
-    first = (x.x.detach() * gain).unsqueeze(0)
-    return Currents(total, *_direct(first, T, isinstance(x, ConstantInput)))
+    return Currents(total, steps, T, dtype=x._dtype)
 
 
 def _direct(first: Tensor, T: int, constant: bool) -> tuple[Steps, int, bool]:

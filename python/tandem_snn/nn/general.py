@@ -17,18 +17,8 @@ from tandem_ext.signal import Signal, offsets_of
 from tandem_ext.train import add_flags
 
 from .currents import Currents, currents_of
-from .signals import effective_counts
 
 SEVERAL = ("split", "split_with_sizes", "chunk", "unbind", "tensor_split")  # return a tuple, even of one tensor
-
-
-def total(x: Any) -> Tensor:
-    """Return the value of the ANN for x, [B, *features]; a tensor is returned unchanged.
-
-    >>> total(te.ConstantInput(torch.tensor([[0.25]]), T=8))
-    tensor([[2.]])
-    """
-    return effective_counts(x)
 
 
 def add(a: Any, b: Any, alpha: float = 1) -> Any:
