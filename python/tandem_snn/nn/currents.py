@@ -115,9 +115,7 @@ class Currents(Signal):
             return self
         scale, shift = (None if t is None else cast(t, compute_dtype(t.dtype)) for t in (scale, shift))
         share = None if shift is None else over(shift.detach(), self.T)
-        return self._each(
-            lambda u: _affine(u, u.shape, scale, shift), lambda u: _affine(u, u.shape[1:], scale, share)
-        )
+        return self._each(lambda u: _affine(u, u.shape, scale, shift), lambda u: _affine(u, u.shape[1:], scale, share))
 
     def plus(self, term: Any) -> "Currents":
         """Return the currents plus a constant that broadcasts with one sample; each step receives its T-th part."""
@@ -219,6 +217,11 @@ def _affine(u: Tensor, shape: torch.Size, scale: Tensor | None, shift: Tensor | 
 
 def combined(f: Callable[..., Tensor], inputs: list[Currents]) -> Currents:
     """Return f of several currents with the same T, where f is linear in all of them together."""
+    return Currents(_made(lambda: f(*(x.total for x in inputs))), *in_steps(f, inputs), inputs[0].dtype)
+
+
+def in_steps(f: Callable[..., Tensor], inputs: list[Currents]) -> tuple[Steps, int, bool]:
+    """Return f of the steps of several currents, their T, and whether all steps are the same."""
     windows = {x.T for x in inputs}
     if len(windows) != 1:
         raise ValueError(f"T: the trains of a sum have different numbers of steps, {sorted(windows)}")
@@ -229,8 +232,7 @@ def combined(f: Callable[..., Tensor], inputs: list[Currents]) -> Currents:
         # one by one: torch may round otherwise in a batch of another size
         return torch.stack([f(*(part[t if len(part) > 1 else 0] for part in parts)) for t in range(n)])
 
-    constant = all(x.constant for x in inputs)
-    return Currents(_made(lambda: f(*(x.total for x in inputs))), steps, windows.pop(), constant, inputs[0].dtype)
+    return steps, windows.pop(), all(x.constant for x in inputs)
 
 
 def currents_of(x: Any) -> Any:

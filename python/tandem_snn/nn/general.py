@@ -3,7 +3,7 @@
 The functions of this module take trains, currents and tensors. With tensors only, they compute what the ANN computes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
 
@@ -16,7 +16,7 @@ from tandem_ext.functional.neuron import over_space
 from tandem_ext.signal import Signal, offsets_of
 from tandem_ext.train import add_flags
 
-from .currents import Currents, currents_of
+from .currents import Currents, currents_of, in_steps
 
 SEVERAL = ("split", "split_with_sizes", "chunk", "unbind", "tensor_split")  # return a tuple, even of one tensor
 
@@ -78,10 +78,6 @@ def linear_map(f: str | nn.Module, *args: Any, **kwargs: Any) -> Any:
     if not signals:
         return call(function, [])
     inputs = [currents_of(x) for x in signals]
-    windows = {x.T for x in inputs}
-    if len(windows) != 1:
-        raise ValueError(f"T: the trains of a sum have different numbers of steps, {sorted(windows)}")
-    (T,) = windows
     z = call(function, [x.total for x in inputs])
     unhooked: Any = function.forward if isinstance(function, nn.Module) else function  # hooks see the ANN branch only
     samples = None if any(isinstance(leaf, PerSample) for leaf in pytree.tree_leaves((args, kwargs))) else 1
@@ -91,15 +87,13 @@ def linear_map(f: str | nn.Module, *args: Any, **kwargs: Any) -> Any:
         def pick(value: Any) -> Tensor:
             return value if index is None else value[index]
 
-        def steps(start: int, stop: int) -> Tensor:
-            parts = [x.steps(start, stop) for x in inputs]
-            n = max(len(value) for value in parts)
-            rows = [value.expand(n, *value.shape[1:]).flatten(0, 1) for value in parts]
+        def linear(*parts: Tensor) -> Tensor:
             if not at_zero:
-                at_zero.append(call(unhooked, [torch.zeros_like(x.total[:samples]) for x in inputs]))
-            return pick(call(unhooked, rows, n)).unflatten(0, (n, -1)) - pick(at_zero[0]) * (1 - 1 / T)
+                at_zero.append(call(unhooked, [torch.zeros_like(part[:samples]) for part in parts]))
+            return pick(call(unhooked, parts)) - pick(at_zero[0]) * (1 - 1 / T)
 
-        return Currents(pick(z), steps, T, all(x.constant for x in inputs))
+        steps, T, constant = in_steps(linear, inputs)
+        return Currents(pick(z), steps, T, constant)
 
     return result(None) if isinstance(z, Tensor) else tuple(result(i) for i in range(len(z)))
 
@@ -117,15 +111,12 @@ class PerSample:
 
 
 def _signals_of(args: Any, kwargs: Any) -> tuple[list[Any], Callable[..., Any]]:
-    """Return the signals among these arguments, and a function that calls another one with tensors in their places.
-
-    If these tensors hold several steps, one after the other, the function needs the number of steps.
-    """
+    """Return the signals among these arguments, and a function that calls another one with tensors in their places."""
     leaves, spec = pytree.tree_flatten((args, kwargs), is_leaf=_is_signal)
     places = [i for i, leaf in enumerate(leaves) if _is_signal(leaf)]
 
-    def call(function: Any, values: list[Tensor], steps: int = 1) -> Any:
-        arguments = [torch.cat([x.value] * steps) if isinstance(x, PerSample) else x for x in leaves]
+    def call(function: Any, values: Sequence[Tensor]) -> Any:
+        arguments = [x.value if isinstance(x, PerSample) else x for x in leaves]
         for i, value in zip(places, values, strict=True):
             arguments[i] = value
         a, k = pytree.tree_unflatten(arguments, spec)
