@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tandem_ext.functional.attention import mean_gain
-from tandem_ext.functional.neuron import Tensors, fold, started, tensors_of
+from tandem_ext.functional.neuron import fold, started, tensors_of
 from tandem_ext.ops import compute_dtype
 
 from .. import nn as tnn
@@ -22,6 +22,8 @@ from .weights import geometry_of, is_by_channel, pair, weighted, weights_of
 
 if TYPE_CHECKING:
     from .lowering import Lowering
+
+Terms = tuple[Any, Any, Any, Any, Any, int, Tensor]  # of fold, between threshold and unit
 
 
 def apply_layer(lowering: Lowering, name: str, layer: Any, x: Value, residual: Value | None = None) -> Value:
@@ -205,20 +207,16 @@ def _connected(lowering: Lowering, name: str, layer: Any, x: Value, residual: Va
     if not layer.neurons:
         tensors["scale"], tensors["shift"] = fold(None, *folded)
         return lowering.currents(name, "layer", x, len(weight), without | geometry, **tensors)
-    made, unit = _threshold(lowering, layer, weight, weight.dim() - 2)
-    tensors["scale"], tensors["shift"] = fold(made.theta, *folded, unit)
-    tensors["v_init"] = made.v_init
+    fields, own, theta, unit = _of_neurons(lowering, layer, weight, weight.dim() - 2, folded)
+    fields, tensors = fields | geometry, tensors | own
     if constant is not None:
-        tensors["v_init"] = started(made.v_init, tensors["scale"], constant, compute_dtype(layer.weight.dtype))
-    fields = layer.numbers() | geometry
-    del fields["gate"]  # there is no backward pass
-    fields["own_T"] = _own_T(lowering, layer)
+        tensors["v_init"] = started(own["v_init"], own["scale"], constant, compute_dtype(layer.weight.dtype))
     if residual is not None:
         residual = residual if residual.offset is None else lowering.affine(name, residual, None, None)
         worth = residual.gain
         if isinstance(worth, Tensor) and worth.dim():  # a channel may have become several features
             worth = worth.repeat_interleave(len(weight) // len(worth))
-        scale, _ = fold(made.theta, None, None, None, None, worth, len(weight), weight, unit)
+        scale, _ = fold(theta, None, None, None, None, worth, len(weight), weight, unit)
         residual, tensors["residual_scale"] = lowering.converted(name, residual, layer.timing), scale
         fields["residual"] = residual.number
     y = lowering.add(name, "layer", x, layer.timing, layer.spike_value(lowering.T), tensors, **fields)
@@ -230,14 +228,11 @@ def _neurons(lowering: Lowering, name: str, layer: Any, u: Value, step: Tensor |
     """Append the neurons of a layer, for currents without its bias, batch norm and the step of its weights."""
     channels = lowering.channels_of(name, u)
     like = torch.empty(channels) if layer.weight is None else layer.weight
-    made, unit = _threshold(lowering, layer, like, 2)
-    scale, shift = fold(made.theta, layer.bias, *fold_norm(layer.norm), step, 1.0, channels, like, unit)
-    fields = layer.numbers() | {"own_T": _own_T(lowering, layer), "outputs": channels}
-    del fields["gate"]
-    v_init = made.v_init
-    if isinstance(v_init, Tensor) and v_init.numel() == channels:  # of each channel, of any number of axes
-        v_init = v_init.flatten()
-    tensors = {"scale": scale, "shift": shift, "v_init": v_init}
+    terms = layer.bias, *fold_norm(layer.norm), step, 1.0, channels, like
+    fields, tensors, *_ = _of_neurons(lowering, layer, like, 2, terms)
+    if tensors["v_init"] is not None and tensors["v_init"].numel() == channels:  # of each, with any number of axes
+        tensors["v_init"] = tensors["v_init"].flatten()
+    fields["outputs"] = channels
     y = lowering.add(name, "neurons", u, layer.timing, layer.spike_value(lowering.T), tensors, **fields)
     y.channels = channels
     return y
@@ -255,18 +250,17 @@ def _of_offset(lowering: Lowering, layer: Any, x: Value, weight: Tensor) -> Tens
     return constant
 
 
-def _own_T(lowering: Lowering, layer: Any) -> int:
-    return 0 if layer.T in (None, lowering.T) else layer.T
-
-
-def _threshold(lowering: Lowering, layer: Any, like: Tensor, axes: int) -> tuple[Tensors, Any]:
-    """Return the tensors of the neurons of a layer, and the unit of their potentials."""
+def _of_neurons(lowering: Lowering, layer: Any, like: Tensor, axes: int, terms: Terms) -> tuple[Any, Any, Any, Any]:
+    """Return the fields and the tensors of the neurons of a layer, and its threshold and unit as ``fold`` has them."""
     given = layer.v_init.shape if isinstance(layer.v_init, Tensor) and layer.v_init.dim() > 1 else ()
     shape = (1, *(given or (len(like), *[1] * axes)))
-    start = layer.initial_potential
+    start, threshold, unit = layer.initial_potential, layer.fires_at, layer.unit(lowering.T)
     start = start if isinstance(start, Tensor) or start != 0 else None
-    made = tensors_of(like, 1, shape, None, layer.dynamics()["threshold"], start, layer.timing)
-    return made, layer.unit(lowering.T)
+    made = tensors_of(like, 1, shape, None, threshold, start, layer.timing)
+    scale, shift = fold(made.theta, *terms, unit)
+    fields = {"threshold": 1.0 if isinstance(threshold, Tensor) else float(threshold), "leak": float(layer.leak)}
+    fields |= {"timing": layer.timing, "own_T": 0 if layer.T in (None, lowering.T) else layer.T}
+    return fields, {"scale": scale, "shift": shift, "v_init": made.v_init}, made.theta, unit
 
 
 def _both(value: Any) -> Any:

@@ -126,8 +126,7 @@ class SpikingLayer(HasNeurons):
     ) -> tuple[Any, Tensor, Settings]:
         """Return input, weight and what else the layer is given, for :meth:`_fire`."""
         x, weight, step = self._weights(x)
-        threshold = 1.0 if self.threshold is None else self.threshold
-        neuron = threshold, self.leak, self.v_init, self.gate, self.timing
+        neuron = self.fires_at, self.leak, self.v_init, self.gate, self.timing
         T = x.network_T
         steps = self.own_T(T) if self.timing == "window" else None
         return x, weight, Settings(x.T, self.bias, scale, shift, step, eps, self.unit(T), *neuron, residual, steps)

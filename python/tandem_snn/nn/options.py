@@ -181,8 +181,12 @@ class HasNeurons(nn.Module):
     @property
     def initial_potential(self) -> float | Tensor:
         """The membrane potential before the first step: ``v_init``, or its default."""
-        threshold = 1.0 if self.threshold is None else self.threshold
-        return default_v_init(threshold, self.timing) if self.v_init is None else self.v_init
+        return default_v_init(self.fires_at, self.timing) if self.v_init is None else self.v_init
+
+    @property
+    def fires_at(self) -> float | Tensor:
+        """ϑ in the unit of potentials, which is that of a default threshold."""
+        return 1.0 if self.threshold is None else self.threshold
 
     def own_T(self, T: Any) -> Any:
         """Return the number of steps in which the neurons fire, in a network of T steps: ``T``, or its default."""
@@ -206,15 +210,6 @@ class HasNeurons(nn.Module):
         """Return the value of a spike in a network of T time steps: ``gain``, or its default."""
         return self.threshold_for(T) if self.gain is None else self.gain
 
-    def dynamics(self) -> dict[str, Any]:
-        """Return the settings that determine each time step, as arguments of :func:`tandem_ext.functional.if_scan`."""
-        return {"threshold": 1.0 if self.threshold is None else self.threshold, "leak": self.leak}
-
-    def numbers(self) -> dict[str, Any]:
-        """Return the settings as arguments of an op, which takes a tensor threshold as the unit of potentials."""
-        threshold = float(self.threshold) if isinstance(self.threshold, float | int) else 1.0
-        return {"threshold": threshold, "leak": float(self.leak), "gate": self.gate, "timing": self.timing}
-
     def with_gain(self, train: SpikeTrain, T: int) -> SpikeTrain:
         """Give a train that these neurons have just fired their gain, and the T of the network; return it."""
         train.gain = self.spike_value(T)
@@ -234,4 +229,4 @@ class HasNeurons(nn.Module):
 
 
 NEVER = torch.finfo(torch.float32).max  # a threshold that no potential reaches
-INTEGRATE_ONLY: dict[str, Any] = {"threshold": NEVER, "leak": 1.0}  # settings; see HasNeurons.numbers
+INTEGRATE_ONLY: dict[str, Any] = {"threshold": NEVER, "leak": 1.0}  # settings of neurons
