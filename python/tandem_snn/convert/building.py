@@ -2,7 +2,6 @@
 
 import math
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ from tandem_ext.functional.neuron import over_space
 from .. import nn as tnn
 from ..nn import currents, general, maximum, signals
 from . import kinds
-from .graph import Op, OpGraph, refuse
+from .graph import NewGraph, Op, OpGraph, refuse
 from .layers import VIEWS, flatten_of, max_pool_geometry, max_pool_of, means_of, norm_of, upsample_of
 
 
@@ -53,26 +52,18 @@ class Counterpart:
 ONE = torch.ones(())
 
 
-class Builder:
-    """The new graph, its modules, and the Counterpart of each Op."""
+class Builder(NewGraph):
+    """The graph of the spiking network, and the Counterpart of each Op."""
 
     def __init__(self, graph: OpGraph, encoder: tnn.Encoder) -> None:
+        super().__init__()
         self.source, self.ann, self.attributes = graph, graph.ann, graph.attributes
         self.modules = dict(self.ann.named_modules())
         self.encoder = encoder
-        self.graph = fx.Graph()
-        self.root: dict[str, Any] = {}
         self.env: dict[Op, Counterpart] = {}
         self.encoded: dict[fx.Node, fx.Node] = {}
         self.counted: dict[fx.Node, fx.Node] = {}
         self.labels = 1  # the number of labels so far; ONE is the first
-
-    def network(self, name: str) -> fx.GraphModule:
-        for node in reversed(self.graph.nodes):
-            if not node.users and node.op not in ("output", "placeholder"):
-                self.graph.erase_node(node)
-        self.graph.lint()
-        return fx.GraphModule(self.root, self.graph, name)
 
     # --- an Op's node in the new graph --------------------------------------------------------------------------------
 
@@ -294,25 +285,17 @@ class Builder:
         if op.kind == "dropout" and not op.alone:
             return self.call(op, nn.Dropout(op.args["p"]), self.tensor(op.x))
         if op.alone:
-            return self.graph.call_module(self._name(op.path, op.module), (self.tensor(op.x),))
+            return self.module(op.path, op.module, self.tensor(op.x))
         return self.graph.call_function(op.function, *pytree.tree_map_only(Op, self.tensor, _any_batch(op)))
 
     def call(self, op: Op, module: nn.Module, x: fx.Node) -> fx.Node:
         """Call a module that replaces an Op, in the Op's training or evaluation mode."""
-        return self.graph.call_module(self._name(self.path(op), module.train(self.mode(op))), (x,))
+        return self.module(self.path(op), module.train(self.mode(op)), x)
 
     def call_as(self, name: str, module: nn.Module, x: fx.Node, **keywords: Any) -> fx.Node:
         """Call a module that replaces the ANN's module of that name, in its training or evaluation mode."""
         module.train(self.modules.get(name, self.ann).training)
-        return self.graph.call_module(self._name(name, module), (x,), keywords)
-
-    def function(self, f: Callable[..., Any], args: Any, kwargs: Any = None) -> fx.Node:
-        node = self.graph.call_function(f, args, kwargs)
-        node.meta["is_wrapped"] = True  # so that torch.fx does not trace into it, for example when unpickling
-        return node
-
-    def get(self, path: str, value: Any) -> fx.Node:
-        return self.graph.get_attr(self._name(path, value))
+        return self.module(name, module, x, **keywords)
 
     def path(self, op: Op) -> str:
         """Return the path of an Op: the path of its module, or the Op's name inside its module."""
@@ -323,13 +306,6 @@ class Builder:
     def mode(self, op: Op) -> bool:
         """Return whether the Op's module, or else the ANN, is in training mode."""
         return (self.ann if op.module is None else op.module).training
-
-    def _name(self, name: str, value: Any) -> str:
-        """Store ``value`` under this name, or one like it if that is taken, and return the name."""
-        while name in self.root and self.root[name] is not value:
-            name += "_again"
-        self.root[name] = value
-        return name
 
 
 def _reshaping(op: Op) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from tandem_ext._torch import OpOverload, arguments_of, pytree
 
@@ -97,6 +98,39 @@ class OpGraph:
         for op in self.ops:
             op.call, op.args = pytree.tree_map_only(Op, lambda value: old.get(value, value), (op.call, op.args))
         self.link()
+
+
+class NewGraph:
+    """A graph of torch.fx in the making, and its modules and tensors by name."""
+
+    def __init__(self) -> None:
+        self.graph = fx.Graph()
+        self.root: dict[str, Any] = {}
+
+    def network(self, name: str) -> fx.GraphModule:
+        for node in reversed(self.graph.nodes):
+            if not node.users and node.op not in ("output", "placeholder"):
+                self.graph.erase_node(node)
+        self.graph.lint()
+        return fx.GraphModule(self.root, self.graph, name)
+
+    def module(self, name: str, module: Any, x: fx.Node, **keywords: Any) -> fx.Node:
+        return self.graph.call_module(self.named(name, module), (x,), keywords)
+
+    def function(self, f: Callable[..., Any], args: Any, kwargs: Any = None) -> fx.Node:
+        node = self.graph.call_function(f, args, kwargs)
+        node.meta["is_wrapped"] = True  # so that torch.fx does not trace into it, for example when unpickling
+        return node
+
+    def get(self, name: str, value: Any) -> fx.Node:
+        return self.graph.get_attr(self.named(name, value))
+
+    def named(self, name: str, value: Any) -> str:
+        """Store ``value`` under this name, or one like it if that is taken, and return the name."""
+        while name in self.root and self.root[name] is not value:
+            name += "_again"
+        self.root[name] = value
+        return name
 
 
 def refuse(op: Op, why: str) -> CannotConvert:

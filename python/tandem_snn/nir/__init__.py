@@ -128,7 +128,7 @@ def from_nir(
         encoder.gain = float(T)  # the graph receives the input at each step
     dt = float(metadata.get("dt", 1.0)) if dt is None else dt
     checks.number("dt", dt, "a number", "a positive number", math.ulp(0.0))
-    return Reader(nir, graph, encoder, dt, reset).network()
+    return Reader(nir, graph, encoder, dt, reset).read()
 
 
 def read_nir(path: Path) -> tuple[Any, tuple[int, ...]]:

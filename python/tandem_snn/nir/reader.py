@@ -5,7 +5,6 @@ from __future__ import annotations
 import keyword
 import math
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 from graphlib import CycleError, TopologicalSorter
@@ -19,6 +18,7 @@ from tandem_ext import checks
 from tandem_ext.functional.neuron import over_inputs
 
 from .. import nn as tnn
+from ..convert.graph import NewGraph
 from ..convert.layers import layer_of
 from ..nn import general
 from ..nn.currents import currents_of
@@ -101,18 +101,18 @@ class _Pool:
     times: int
 
 
-class Reader:
+class Reader(NewGraph):
     def __init__(self, nir: Any, graph: Any, encoder: tnn.Encoder, dt: float, reset: str | None) -> None:
+        super().__init__()
+        self.root["encoder"] = encoder
         self.nir, self.dt, self.reset, self.encoder = nir, dt, reset, encoder
         self.nodes = {name: with_arrays(node) for name, node in graph.nodes.items()}
         self.edges = list(dict.fromkeys(graph.edges))
-        self.graph = fx.Graph()
-        self.root: dict[str, Any] = {"encoder": encoder}
         self.values: dict[str, Any] = {}
         self.timings: dict[str, str] = {}  # of currents, by the nodes that make them: that of the neurons they reach
         self.shape: tuple[int, ...] = ()  # [*features] of the input
 
-    def network(self) -> fx.GraphModule:
+    def read(self) -> fx.GraphModule:
         name = ""
         try:
             order = list(TopologicalSorter({name: self._sources(name) for name in self.nodes}).static_order())
@@ -130,7 +130,7 @@ class Reader:
         # a file may have arrays of any shape and type
         except (ArithmeticError, AttributeError, LookupError, TypeError, RuntimeError) as error:
             raise ValueError(f"node {name!r}: {type(error).__name__}: {error}") from error
-        network = fx.GraphModule(self.root, self.graph, "FromNIR")
+        network = self.network("FromNIR")
         network.meta["shapes"] = (self.shape,)
         return network
 
@@ -210,7 +210,7 @@ class Reader:
             raise ValueError(f"node {name!r}: nothing in the graph is a neuron or a synapse")
         if x.unscaled and x.kind != "currents":
             return x.node
-        return self._function(effective_counts, self._currents(x))
+        return self.function(effective_counts, (self._currents(x),))
 
     def _signal(self, name: str, x: Any) -> _Signal:
         """Return x for a node that is not neurons; pooling or synapses in x then have no neurons."""
@@ -220,18 +220,15 @@ class Reader:
         way = name in self.timings or x.x.kind == "currents"
         if isinstance(x, _Pool):
             if not x.x.scale.dim() and (image or not way):
-                node = self._call(x.name, _pool(x.nir, spiking=image), x.x.node)
+                node = self.module(x.name, _pool(x.nir, spiking=image), x.x.node)
                 return _Signal(node, "image" if image else "counts", x.times * x.x.scale)
         elif x.weight.dim() != 3 and not way:
-            return _Signal(self._call(x.name, self._layer(x, tnn.Readout, None, tnn.ReadoutConv2d), x.x.node), "counts")
+            return _Signal(
+                self.module(x.name, self._layer(x, tnn.Readout, None, tnn.ReadoutConv2d), x.x.node), "counts"
+            )
         return _Signal(self._currents(x), "currents")
 
     # --- currents -----------------------------------------------------------------------------------------------------
-
-    def _function(self, f: Callable[..., Any], *args: Any) -> fx.Node:
-        node = self.graph.call_function(f, args)
-        node.meta["is_wrapped"] = True  # so that torch.fx does not trace into it, for example when unpickling
-        return node
 
     def _currents(self, x: Any) -> fx.Node:
         if isinstance(x, _Signal):
@@ -240,17 +237,17 @@ class Reader:
             scale, rows = x.scale, x.scale.flatten(1) if x.scale.dim() > 1 else x.scale.view(-1, 1)
             if bool((rows == rows[:, :1]).all()):  # one for each channel, which can be frozen
                 scale = rows[:, 0].view(-1, *[1] * (scale.dim() - 1))
-            return self._function(general.scaled, x.node, self._get(scale))
+            return self.function(general.scaled, (x.node, self.get("scale", scale)))
         if isinstance(x, _Pool):
-            given = self._function(currents_of, self._currents(x.x))
-            mean = self._call(x.name, _pool(x.nir, spiking=False), given)
-            return mean if x.times == 1 else self._function(general.scaled, mean, float(x.times))
+            given = self.function(currents_of, (self._currents(x.x),))
+            mean = self.module(x.name, _pool(x.nir, spiking=False), given)
+            return mean if x.times == 1 else self.function(general.scaled, (mean, float(x.times)))
         layer = self._layer(x, *_SPIKING, timing=self.timings.get(x.name, "step"), neurons=False)
-        return self._call(x.name, layer, x.x.node)
+        return self.module(x.name, layer, x.x.node)
 
     def _sum(self, values: list[Any]) -> fx.Node:
         currents = [self._currents(value) for value in values]
-        return reduce(lambda a, b: self._function(general.add, a, b), currents)
+        return reduce(lambda a, b: self.function(general.add, (a, b)), currents)
 
     def _layer(self, path: _Synapses, *classes: Any, **options: Any) -> Any:
         """Make a layer with these synapses: the first class if they are dense, else the class for their dimensions."""
@@ -262,16 +259,11 @@ class Reader:
             setattr(layer, name, value)
         return layer
 
-    def _get(self, value: Tensor | nn.Module, name: str = "scale") -> fx.Node:
-        name = _identifier(name, self.root)
-        self.root[name] = value
-        return self.graph.get_attr(name)
-
     def _flatten(self, name: str, node: Any, x: _Signal) -> _Signal:
         start, end = int(node.start_dim), int(node.end_dim)
         scale = x.scale.flatten(start, end) if x.scale.dim() else x.scale
         start, end = (d + 1 if d >= 0 else d for d in (start, end))
-        return _Signal(self._call(name, tnn.Flatten(start, end), x.node), x.kind, scale)
+        return _Signal(self.module(name, tnn.Flatten(start, end), x.node), x.kind, scale)
 
     def _synapses(self, name: str, node: Any, x: _Signal) -> _Synapses:
         weight = tensor(node.weight)
@@ -292,7 +284,7 @@ class Reader:
             return fused
         currents = self._sum(values)
         if neurons.factor != 1:
-            currents = self._function(general.scaled, currents, neurons.factor)
+            currents = self.function(general.scaled, (currents, neurons.factor))
         v_init = per_channel(name, "the initial potential", neurons.v_init)
         threshold = per_channel(name, "v_threshold", neurons.threshold)
         offset = per_channel(name, "the current of the reset", neurons.offset)
@@ -301,7 +293,7 @@ class Reader:
         layer.threshold = threshold
         if bool(torch.as_tensor(offset).any()):
             layer.bias = nn.Parameter(torch.as_tensor(offset) * self.encoder.T)
-        return self._call(name, layer, currents)
+        return self.module(name, layer, currents)
 
     def _fused(self, name: str, neurons: Neuron, values: list[Any]) -> fx.Node | None:
         """Make one layer of neurons, their synapses, and at most one shortcut or projection; None if impossible."""
@@ -321,7 +313,7 @@ class Reader:
         if len(paths) == 2:
             layer = self._layer(paths[1].times(neurons.factor), *_SPIKING, timing=neurons.timing)
             layer.neurons = False
-            keywords["residual"] = self._call(f"{name}_shortcut", layer, paths[1].x.node)
+            keywords["residual"] = self.module(f"{name}_shortcut", layer, paths[1].x.node)
         elif shortcuts:
             keywords["residual"] = shortcuts[0].node
         options: dict[str, Any] = {"threshold": threshold, "leak": neurons.leak, "timing": neurons.timing, "gain": 1.0}
@@ -329,7 +321,7 @@ class Reader:
             options["v_init"] = neurons.v_init / over
         path = paths[0].times(neurons.factor / unit)  # type: ignore[operator]
         path.bias = path.bias + per_channel(name, "the current of the reset", neurons.offset / over)
-        return self._call(name, self._layer(path, *_SPIKING, **options), path.x.node, **keywords)
+        return self.module(name, self._layer(path, *_SPIKING, **options), path.x.node, **keywords)
 
     def _pooled(self, name: str, neurons: Neuron, values: list[Any]) -> fx.Node | None:
         """Make spiking average pooling, if the spikes have the value 1."""
@@ -340,26 +332,20 @@ class Reader:
             return None
         v_init = uniform(name, "the initial potential", neurons.v_init) / pool.times
         pooling = _pool(pool.nir, spiking=True, v_init=v_init, timing=neurons.timing)
-        return self._call(name, pooling, pool.x.node)
+        return self.module(name, pooling, pool.x.node)
 
-    def _call(self, name: str, module: Any, x: fx.Node, **keywords: Any) -> fx.Node:
-        name = _identifier(name, self.root)
-        self.root[name] = module
-        return self.graph.call_module(name, (x,), keywords)
+    def named(self, name: str, value: Any) -> str:
+        """Store ``value`` under a valid name that is new, since torch.fx writes names into source code."""
+        name = re.sub(r"\W", "_", name, flags=re.ASCII)
+        if not name.isidentifier() or keyword.iskeyword(name):
+            name = f"_{name}"
+        while name in self.root or hasattr(fx.GraphModule, name):
+            name += "_"
+        return super().named(name, value)
 
 
 def _timing(neurons: Any) -> Any:
     return plain(neurons.metadata.get("timing", "step"))
-
-
-def _identifier(name: str, taken: Mapping[str, Any]) -> str:
-    """Return a valid module name: torch.fx writes it into source code."""
-    name = re.sub(r"\W", "_", name, flags=re.ASCII)
-    if not name.isidentifier() or keyword.iskeyword(name):
-        name = f"_{name}"
-    while name in taken or hasattr(fx.GraphModule, name):
-        name += "_"
-    return name
 
 
 def _pool(node: Any, **options: Any) -> tnn.AvgPool2d:
