@@ -205,6 +205,18 @@ def test_parts_of_channels_are_joined():
         assert torch.equal(freeze(snn)(x), snn(x))
 
 
+def test_parts_of_vectors_behind_neurons_and_between_them(timing, tmp_path):
+    def forward(m, x):
+        a, b = F.relu(m.stem(x)).flatten(1).chunk(2, 1)
+        return m.first(a) + m.second(F.relu(m.c(b[:, 8:])).flip(1)[:, 1:])
+
+    net = Net(forward, stem=conv(2, 8), first=nn.Linear(120, 5), c=nn.Linear(112, 33), second=nn.Linear(32, 5)).eval()
+    x = torch.rand(3, 2, 8, 7)
+    snn = convert(net, T=8, data=[x], timing=timing).eval()
+    assert torch.equal(to_ann(snn)(x), net(x))
+    check_frozen(snn, x, tmp_path, timing)
+
+
 def test_the_mode_and_the_modules_are_live():
     """What torch.export would bake in: functions and modules that look at the mode."""
 

@@ -198,8 +198,9 @@ def _gathered(
     pixels = torch.Size(features[1:]).numel()
     is_real = x.timing is None and not x.is_currents
     if not is_real and len(features) == index.dim() and tuple(index.shape[1:]) == features[1:]:
-        channel = index.flatten(1)[:, 0] // pixels
-        if torch.equal(index.flatten(1), channel.unsqueeze(1) * pixels + torch.arange(pixels)):
+        rows = index.reshape(len(index), -1)
+        channel = rows[:, 0] // pixels
+        if torch.equal(rows, channel.unsqueeze(1) * pixels + torch.arange(pixels)):
             y = lowering.moved(
                 name, x, gain, channel, len(index), channels=features[0], by_channel=True, axes=len(features) - 1
             )
