@@ -6,6 +6,7 @@ changed: its modules share everything with their originals, but the forward of a
 
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,7 @@ LAYERS = (tnn.Linear, tnn.Conv1d, tnn.Conv2d, tnn.ConvTranspose1d, tnn.ConvTrans
 LEAVES = (*MOVES, *LAYERS, *READOUTS, tnn.Encoder, tnn.Dropout, tnn.Permute, tnn.Attention)
 
 
+@dataclass(eq=False, repr=False)
 class Value(signal.Signal):
     """What flows from layer to layer: a train, currents or numbers. What is no layer can only add them.
 
@@ -46,23 +48,18 @@ class Value(signal.Signal):
         pending: whether it has more dimensions than an instruction, so that only ``origin`` says what it is.
     """
 
-    def __init__(
-        self,
-        number: int,
-        timing: str | None,
-        gain: float | Tensor,
-        source: int | None = None,
-        is_currents: bool = False,
-        channels: int | None = None,
-        owner: Any = None,
-    ) -> None:
-        self.number, self.timing, self.gain, self.source = number, timing, gain, source
-        self.is_currents, self.channels, self.owner = is_currents, channels, owner
-        self.own_T: int | None = None
-        self.offset: Tensor | None = None
-        self.converted: Value | None = None
-        self.origin: tuple[Value, Tensor] | None = None
-        self.pending = False
+    number: int
+    timing: str | None = None
+    gain: float | Tensor = 1.0
+    source: int | None = None
+    is_currents: bool = False
+    channels: int | None = None
+    owner: Any = None
+    own_T: int | None = None
+    offset: Tensor | None = None
+    converted: "Value | None" = None
+    origin: "tuple[Value, Tensor] | None" = None
+    pending: bool = False
 
     @property
     def is_numbers(self) -> bool:

@@ -43,6 +43,7 @@ class SpikingLayer(HasNeurons):
     """
 
     _norm_class: ClassVar[type[BatchNorm]]
+    _geometry: ClassVar[tuple[str, ...]] = ()
     arranges: ClassVar[Any] = False
 
     weight: Tensor
@@ -75,7 +76,7 @@ class SpikingLayer(HasNeurons):
 
     def geometry(self) -> dict[str, Any]:
         """Return the arguments of the product after weight and bias."""
-        return {}
+        return {name: getattr(self, name) for name in self._geometry}
 
     def synapses(self, axes: int = 0) -> Product:
         """Return the product that applies the weights to spikes with this number of axes beside the channels."""

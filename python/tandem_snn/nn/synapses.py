@@ -83,6 +83,7 @@ def by_token(f: Callable[..., Any], x: Any, residual: Any = None) -> Any:
 
 
 class _Conv(SpikingLayer):
+    _geometry = ("stride", "padding", "dilation", "groups", "padding_mode")
     _torch: ClassVar[Any]
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -112,10 +113,6 @@ class _Conv(SpikingLayer):
         geometry = (kernel_size, stride, padding, dilation, groups)
         self._torch.__init__(self, in_channels, out_channels, *geometry, bias, padding_mode, device, dtype)
         self._add_neurons(out_channels, self.weight, **neuron)
-
-    def geometry(self) -> dict[str, Any]:
-        names = "stride", "padding", "dilation", "groups", "padding_mode"
-        return {name: getattr(self, name) for name in names}
 
     def synapses(self, axes: int = 0) -> Product:
         padding = self.padding if self.padding_mode == "zeros" else 0
@@ -176,6 +173,7 @@ class Conv2d(_Conv, nn.Conv2d):  # type: ignore[misc]  # its forward gives a tra
 
 
 class _ConvTranspose(SpikingLayer):
+    _geometry = ("stride", "padding", "output_padding", "dilation", "groups")
     _torch: ClassVar[Any]
     kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
@@ -206,10 +204,6 @@ class _ConvTranspose(SpikingLayer):
         if any(more >= max(s, d) for more, s, d in axes):
             raise ValueError(f"output_padding: expected less than stride or dilation, got {output_padding}")
         self._add_neurons(out_channels, self.weight, **neuron)
-
-    def geometry(self) -> dict[str, Any]:
-        names = "stride", "padding", "output_padding", "dilation", "groups"
-        return {name: getattr(self, name) for name in names}
 
     def synapses(self, axes: int = 0) -> Product:
         sizes = zip(self.kernel_size, self.stride, self.padding, self.output_padding, self.dilation, strict=True)
