@@ -11,6 +11,7 @@ from torch import nn
 import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
+from tandem_ext.functional.settings import Settings
 from tandem_snn.frozen.instruction import INPUT, Instruction
 from tandem_snn.frozen.stages import Stage, Stages
 
@@ -406,6 +407,34 @@ def test_currents_of_steps_are_made_in_pieces_of_eight(block, tmp_path):
         net = network(block, "step", T=T)
         net[0] = tnn.Encoder(T, mode)
         check_frozen(trained(net, x), x, tmp_path, "step")
+
+
+@pytest.mark.parametrize("T", [7, 8, 9, 20])
+def test_residuals_of_layers_that_read_the_currents_of_steps(T):
+    first, body = tnn.Linear(24, 16, neurons=False), tnn.Linear(16, 33, bias=False, threshold=torch.rand(33) + 0.2)
+    x, spikes = (te.SpikeTrain.from_dense((torch.rand(T, 5, n) < 0.4).float(), gain=0.7) for n in (24, 33))
+    u, more = first(x), tnn.Linear(24, 33, neurons=False)(x)
+    y = torch.stack([nn.functional.linear(step, body.weight) for step in u.steps(0, T)]).detach()
+    dense = torch.cat([more.steps(t, min(t + 8, T)) for t in range(0, T, 8)])
+    for residual, given in ((more, dense), (dense, dense), (spikes, spikes)):
+        expected = te.functional.if_scan(y, threshold=body.threshold, residual=given)
+        assert torch.equal(body(u, residual).stored, expected.stored)
+        with torch.no_grad():
+            assert torch.equal(body(u, residual).stored, expected.stored)
+    for wrong in (torch.cat([dense, dense]), dense[:1]):
+        with pytest.raises(ValueError, match="residual: expected currents of shape"):
+            body(u, wrong)
+
+
+def test_potentials_pass_from_part_to_part_as_they_are():
+    currents, T = torch.rand(40, 50, 64), 40
+    u = tnn.Currents(currents.sum(0), lambda start, stop: currents[start:stop], T)
+    for threshold in (0.3, torch.tensor(0.7), torch.rand(64) + 0.3):
+        neuron = {"threshold": threshold, "leak": 0.9, "v_init": torch.rand(64), "return_v": True}
+        expected, v = te.functional.if_scan(currents, **neuron)
+        (train, last), *_ = ts.nn.currents.fire(u, Settings(T, **neuron))
+        assert torch.equal(train.stored, expected.stored)
+        assert torch.equal(last, v)
 
 
 def peak(T):

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tandem_ext import ConstantInput, SpikeTrain
+from tandem_ext import ConstantInput, SpikeTrain, checks
 from tandem_ext._torch import BatchNorm, autocast_active
 from tandem_ext.functional import if_scan
 from tandem_ext.functional.autograd import apply
 from tandem_ext.functional.currents import StraightThrough
 from tandem_ext.functional.layer import Input, current_if, fitted, window_product
-from tandem_ext.functional.neuron import cast, over, over_space
+from tandem_ext.functional.neuron import cast, channels_of, fold, over, over_space, tensors_of
 from tandem_ext.functional.products import Product
 from tandem_ext.functional.settings import Settings
 from tandem_ext.ops import compute_dtype
@@ -349,16 +349,42 @@ def _fire(u: Currents, settings: Settings) -> Any:
         return current_if(u.total, "impulse", 1.0, settings)
     if u.constant:
         return current_if(u.steps(0, 1)[0], "constant", 1.0, settings)
-    v, parts = settings.v_init, []
+    first = u.steps(0, min(AT_ONCE, u.T))
+    if settings.residual is not None:
+        checks.residual(settings.residual, u.T, first.shape[1:], first.device, "step")
+    own, theta = _in_units(settings, first)
+    v: Any = own.v_init
+    parts = []
     for start in range(0, u.T, AT_ONCE):
         stop = min(start + AT_ONCE, u.T)
         if isinstance(v, Tensor):  # NaN is no initial potential; infinity marks the sample as bad, too
             v = v.nan_to_num(torch.inf, torch.inf, -torch.inf)
-        of_part = settings._replace(T=stop - start, v_init=v, steps=u.T, return_v=True)
+        residual = own.residual
+        if residual is not None:
+            residual = residual[start:stop] if isinstance(residual, Tensor) else part_of(residual, start, stop)
+        of_part = own._replace(T=stop - start, v_init=v, residual=residual, steps=u.T, return_v=True)
         (part, v), *_ = current_if(u.steps(start, stop), "train", 1.0, of_part)
         parts.append(part.stored)
     train = SpikeTrain.unchecked(torch.cat(parts), u.T, None, 1.0, part._dtype, bad=part.bad)
-    return (train, v) if settings.return_v else train, None, None
+    if not settings.return_v:
+        return train, None, None
+    return (train, v if theta is None else v * over_space(theta, first.shape[1:])), None, None
+
+
+def _in_units(settings: Settings, steps: Tensor) -> tuple[Settings, Tensor | None]:
+    """Return settings in units of a threshold that is a tensor, and that: times it, potentials would be rounded."""
+    threshold, residual, shape = settings.threshold, settings.residual, tuple(steps.shape[1:])
+    if not isinstance(threshold, Tensor):
+        return settings, None
+    made = tensors_of(steps, settings.T, shape, residual, threshold, settings.v_init, "step")
+    terms = settings.bias, settings.scale, settings.shift, settings.step
+    scale, shift = fold(made.theta, *terms, 1.0, channels_of(shape), steps)
+    if isinstance(residual, Tensor):
+        residual = residual * over_space(made.residual_scale, shape)
+    elif residual is not None:
+        residual = residual.replace(gain=made.residual_scale)
+    units: dict[str, Any] = {"threshold": 1.0, "v_init": made.v_init, "residual": residual, "bias": None, "step": None}
+    return settings._replace(scale=scale, shift=shift, **units), made.theta
 
 
 def residual_total(residual: SpikeTrain | Currents | Tensor, z: Tensor) -> Tensor:
@@ -404,4 +430,4 @@ def part_of(x: Any, start: int, stop: int) -> Any:
         stored = x.planes[start // 8].unsqueeze(0) >> start % 8 & 1
     else:
         stored = pack(spikes_of(x.planes, start, stop))
-    return SpikeTrain.unchecked(stored, stop - start, None, x.gain, x._dtype, offset=x.offset)
+    return SpikeTrain.unchecked(stored, stop - start, None, x.gain, x._dtype, bad=x.bad, offset=x.offset)
