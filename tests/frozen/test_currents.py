@@ -426,6 +426,24 @@ def test_residuals_of_layers_that_read_the_currents_of_steps(T):
             body(u, wrong)
 
 
+@pytest.mark.parametrize("threshold", [None, 0.8, "tensor"])
+def test_currents_of_steps_as_a_residual_are_made_in_pieces_in_evaluation(threshold):
+    for T, bits, leak in ((5, None, 1.0), (20, None, 0.9), (33, 4, 1.0), (64, None, 1.0)):
+        of_channels = torch.rand(24) + 0.3 if threshold == "tensor" else threshold
+        options = {"padding": 1, "threshold": of_channels, "weight_bits": bits, "leak": leak, "norm": True}
+        body, shortcut = tnn.Conv2d(16, 24, 3, **options), tnn.Conv2d(16, 24, 1, neurons=False)
+        x = te.SpikeTrain.from_dense((torch.rand(T, 3, 16, 9, 7) < 0.3).float(), gain=0.6)
+        trained(nn.Sequential(tnn.Residual(body, shortcut)), x)
+        with torch.no_grad():
+            u = shortcut(x)
+            expected = body(x, torch.cat([u.steps(t, min(t + 8, T)) for t in range(0, T, 8)]))
+            if T > 16:
+                u.residual = lambda _: pytest.fail("all steps at once")
+            assert torch.equal(body(x, u).stored, expected.stored)
+            with pytest.raises(ValueError, match="residual: expected currents of"):
+                body(x, tnn.Currents(u.total, u.steps, T + 1))
+
+
 def test_potentials_pass_from_part_to_part_as_they_are():
     currents, T = torch.rand(40, 50, 64), 40
     u = tnn.Currents(currents.sum(0), lambda start, stop: currents[start:stop], T)

@@ -336,23 +336,29 @@ def normalise(x: Any, norm: BatchNorm, batch: bool = True) -> Any:
     return Currents(applied(norm, u.total), steps, u.T, u.constant, u.dtype)
 
 
-def fire(u: Currents, settings: Settings) -> Any:
-    """Run neurons on currents, as ``product_if`` does on a product. With timing "step" without gradients."""
-    outcome, mean, var = _fire(u, settings)
+def fire(u: Currents, settings: Settings, gain: float | Tensor = 1.0) -> Any:
+    """Run neurons on currents times a gain, as ``product_if`` does on a product. With timing "step" without gradients.
+
+    Then the residual may be currents, of which only eight steps are made at a time.
+    """
+    outcome, mean, var = _fire(u, settings, gain)
     train = outcome[0] if settings.return_v else outcome
     train = train if train._dtype == u.dtype else train.to(u.dtype)
     return (train, outcome[1]) if settings.return_v else train, mean, var
 
 
-def _fire(u: Currents, settings: Settings) -> Any:
+def _fire(u: Currents, settings: Settings, gain: float | Tensor) -> Any:
     if settings.timing == "window":
-        return current_if(u.total, "impulse", 1.0, settings)
+        return current_if(u.total, "impulse", gain, settings)
     if u.constant:
-        return current_if(u.steps(0, 1)[0], "constant", 1.0, settings)
+        return current_if(u.steps(0, 1)[0], "constant", gain, settings)
     first = u.steps(0, min(AT_ONCE, u.T))
-    if settings.residual is not None:
+    if isinstance(settings.residual, SpikeTrain | Tensor):
         checks.residual(settings.residual, u.T, first.shape[1:], first.device, "step")
-    own, theta = _in_units(settings, first)
+    elif settings.residual is not None and settings.residual.T != u.T:
+        raise ValueError(f"residual: expected currents of T={u.T} steps as x has, got T={settings.residual.T}")
+    own, theta = _in_units(settings, first, gain)
+    gain = gain if theta is None else 1.0
     v: Any = own.v_init
     parts = []
     for start in range(0, u.T, AT_ONCE):
@@ -360,10 +366,12 @@ def _fire(u: Currents, settings: Settings) -> Any:
         if isinstance(v, Tensor):  # NaN is no initial potential; infinity marks the sample as bad, too
             v = v.nan_to_num(torch.inf, torch.inf, -torch.inf)
         residual = own.residual
-        if residual is not None:
+        if isinstance(residual, Currents):
+            residual = residual.steps(start, stop).expand(stop - start, *first.shape[1:])
+        elif residual is not None:
             residual = residual[start:stop] if isinstance(residual, Tensor) else part_of(residual, start, stop)
         of_part = own._replace(T=stop - start, v_init=v, residual=residual, steps=u.T, return_v=True)
-        (part, v), *_ = current_if(u.steps(start, stop), "train", 1.0, of_part)
+        (part, v), *_ = current_if(u.steps(start, stop), "train", gain, of_part)
         parts.append(part.stored)
     train = SpikeTrain.unchecked(torch.cat(parts), u.T, None, 1.0, part._dtype, bad=part.bad)
     if not settings.return_v:
@@ -371,15 +379,18 @@ def _fire(u: Currents, settings: Settings) -> Any:
     return (train, v if theta is None else v * over_space(theta, first.shape[1:])), None, None
 
 
-def _in_units(settings: Settings, steps: Tensor) -> tuple[Settings, Tensor | None]:
+def _in_units(settings: Settings, steps: Tensor, gain: float | Tensor) -> tuple[Settings, Tensor | None]:
     """Return settings in units of a threshold that is a tensor, and that: times it, potentials would be rounded."""
     threshold, residual, shape = settings.threshold, settings.residual, tuple(steps.shape[1:])
     if not isinstance(threshold, Tensor):
         return settings, None
-    made = tensors_of(steps, settings.T, shape, residual, threshold, settings.v_init, "step")
+    given = None if isinstance(residual, Currents) else residual
+    made = tensors_of(steps, settings.T, shape, given, threshold, settings.v_init, "step")
     terms = settings.bias, settings.scale, settings.shift, settings.step
-    scale, shift = fold(made.theta, *terms, 1.0, channels_of(shape), steps)
-    if isinstance(residual, Tensor):
+    scale, shift = fold(made.theta, *terms, gain, channels_of(shape), steps)
+    if isinstance(residual, Currents):
+        residual = residual.affine(1 / made.theta.detach(), None)
+    elif isinstance(residual, Tensor):
         residual = residual * over_space(made.residual_scale, shape)
     elif residual is not None:
         residual = residual.replace(gain=made.residual_scale)

@@ -110,16 +110,19 @@ class SpikingLayer(HasNeurons):
             return self._currents(x)
         norm = self.norm
         batch = norm is not None and uses_batch(norm)
-        if isinstance(residual, Currents):
-            residual = residual.residual(self.timing)
-        if isinstance(x, Currents) and self.timing == "step" and (batch or torch.is_grad_enabled()):
-            train = self._coupled(x, norm, residual)
+        in_steps, learns = self.timing == "step", batch or torch.is_grad_enabled()
+        more: Any = residual
+        if isinstance(more, Currents):
+            many = isinstance(x, SpikeTrain) and x.T > 2 * AT_ONCE  # fewer steps take less time together
+            more = more if many and in_steps and not learns else more.residual(self.timing)
+        if isinstance(x, Currents) and in_steps and learns:
+            train = self._coupled(x, norm, more)
         elif norm is None or not batch:
-            train = self._fire(*self._arguments(x, *fold_norm(norm), residual))[0]
+            train = self._fire(*self._arguments(x, *fold_norm(norm), more))[0]
         elif self.bn_stats == "running" or isinstance(norm, SyncBatchNorm):
-            train = self._coupled(x, norm, residual)
+            train = self._coupled(x, norm, more)
         else:
-            train = self._normed(x, norm, residual)
+            train = self._normed(x, norm, more)
         return self.with_gain(train, x.network_T)
 
     def _arguments(
@@ -152,8 +155,8 @@ class SpikingLayer(HasNeurons):
 
     def _fire(self, x: Any, weight: Any, settings: Settings) -> tuple[Any, Any, Any]:
         synapses = self.synapses(weight.dim() - 2)
-        if isinstance(x, Currents):
-            return fire(product(x, weight, synapses), settings)
+        if isinstance(x, Currents) or isinstance(settings.residual, Currents):
+            return fire(product(x, weight, synapses), settings, x.gain)
         return product_if(x, weight, synapses, settings)
 
     def _normed(self, x: Input | Currents, norm: BatchNorm, residual: SpikeTrain | Tensor | None) -> SpikeTrain:
