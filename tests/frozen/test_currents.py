@@ -450,7 +450,7 @@ def test_potentials_pass_from_part_to_part_as_they_are():
     for threshold in (0.3, torch.tensor(0.7), torch.rand(64) + 0.3):
         neuron = {"threshold": threshold, "leak": 0.9, "v_init": torch.rand(64), "return_v": True}
         expected, v = te.functional.if_scan(currents, **neuron)
-        (train, last), *_ = ts.nn.currents.fire(u, Settings(T, **neuron))
+        (train, last), *_ = tnn.firing.fire(u, Settings(T, **neuron))
         assert torch.equal(train.stored, expected.stored)
         assert torch.equal(last, v)
 

@@ -24,7 +24,8 @@ from tandem_ext.train import add_flags
 
 from .. import nn as tnn
 from ..nn.attention import no_steps
-from ..nn.currents import Currents, combined, currents_of, fire, product
+from ..nn.currents import Currents, combined, currents_of, product
+from ..nn.firing import fire
 from ..nn.passing import SIGNALS
 from ..nn.readouts import answer, real_answer
 from ..nn.signals import MeanCounts, describe, effective_counts, means_of

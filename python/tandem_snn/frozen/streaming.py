@@ -9,7 +9,7 @@ from torch import Tensor
 from tandem_ext import SpikeTrain, checks
 from tandem_ext.train import with_flags
 
-from ..nn.currents import part_of
+from ..nn.firing import part_of
 from ..nn.signals import check_batch, describe
 from .program import Program, inference
 from .stages import flags_of

@@ -17,18 +17,8 @@ from tandem_ext.functional.settings import Settings
 from tandem_ext.signal import needs_grad
 
 from .batch_norm import AnyBatchNorm, SyncBatchNorm, applied, fold_norm, normalised, own_norm, track, uses_batch
-from .currents import (
-    AT_ONCE,
-    Currents,
-    currents_of,
-    fire,
-    normalise,
-    part_of,
-    product,
-    real_product,
-    residual_total,
-    window_trace,
-)
+from .currents import AT_ONCE, Currents, currents_of, normalise, product, real_product
+from .firing import fire, part_of, residual_total, window_trace
 from .options import DEFAULTS, INTEGRATE_ONLY, BNStats, HasNeurons, NeuronOptions, checked_options
 from .quantise import byte_integers, integers, rounded
 from .signals import check_signal, effective_counts

@@ -17,7 +17,8 @@ from tandem_ext.functional.layer import Input
 from tandem_ext.functional.products import laid_out
 from tandem_ext.functional.settings import Settings, default_v_init
 
-from .currents import Currents, fire, part_of, scan_trace, spikes_of, window_trace
+from .currents import Currents, spikes_of
+from .firing import fire, part_of, scan_trace, window_trace
 from .maximum import largest
 from .options import HasNeurons
 from .places import placed
