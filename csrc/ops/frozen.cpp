@@ -219,7 +219,8 @@ std::vector<Tensor> frozen_run(std::vector<OptionalTensor> given, int64_t T, std
   Answers answers(*plan, every_step ? T : 0, handle);
   TorchNumbers host(inputs.images, type, inputs.addresses);
   const uint8_t* weights = own.prepared();
-  net.run(*plan, {inputs.addresses, input_timing, weights, every_step, answers.places, &host, torch_parallel});
+  const int64_t threads = torch::stable::get_num_threads();
+  net.run(*plan, {inputs.addresses, input_timing, weights, every_step, answers.places, &host, torch_parallel, threads});
   return answers.as(type);
 }
 

@@ -319,3 +319,24 @@ def test_means_are_of_what_spikes_are_worth(pool, end, timing, tmp_path):
     net.extend([tnn.Flatten()] * (end != "means"))
     net.extend([tnn.Readout(net(images).shape[1], 5)] * (end == "readout"))
     assert_frozen_is(net.eval(), images, tmp_path)
+
+
+@pytest.mark.parametrize("every", ["", "odd", "own"])
+@pytest.mark.parametrize("make", [conv, networks.residual, networks.projection, networks.image_paths])
+def test_a_large_batch_in_pieces(make, every):
+    """Values of so many samples exceed the cache."""
+    net, x = of_timing(make, 8, every)
+    x = x.repeat(320, 1, 1, 1)
+    x *= torch.rand_like(x)
+    with torch.no_grad():
+        assert torch.equal(freeze(net)(x), net(x))
+
+
+def test_a_sample_of_a_later_piece_that_is_not_finite():
+    bare = tnn.Linear(9, 256, neurons=False, timing="window"), tnn.Neurons(timing="window")
+    net = nn.Sequential(tnn.Encoder(4), *bare, tnn.Linear(256, 256, timing="window"), tnn.Readout(256, 3)).eval()
+    x = torch.rand(8000, 9)
+    x[7000] = math.inf
+    with torch.no_grad():
+        torch.testing.assert_close(freeze(net)(x), net(x), atol=0, rtol=0, equal_nan=True)
+    assert net(x).isnan().any(1).nonzero().tolist() == [[7000]]

@@ -42,6 +42,12 @@ def test_tokens_that_are_given_are_moved_twice(tmp_path):
     assert torch.equal(ts.load(tmp_path / "net.tandem")(x), net(x))
 
 
+def test_a_large_batch_in_pieces():
+    x = images(128, 32, 32)
+    net = trained(transformer(dim=64, heads=4, tokens=64), x)
+    assert torch.equal(ts.freeze(net, example=x)(x), net(x))
+
+
 @pytest.mark.parametrize("bits", [None, 8, 4])
 def test_few_bits(bits, tmp_path):
     net, x = trained(transformer(weight_bits=bits), images()), images()

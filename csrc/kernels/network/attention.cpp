@@ -81,7 +81,7 @@ void Run::attend(int64_t i) {
   const bool fits = n.tokens * n.keys * own_T(i) * own_T(i) * own_T(i) <= 1 << 24;  // in float32
   const uint8_t* x = train(in.input);
   auto* y = reinterpret_cast<float*>(result(i));
-  cpu::for_workers(call_.parallel, plan_.batch, 1, [&](int64_t begin, int64_t end, cpu::Workspace& memory) {
+  cpu::for_workers(call_.parallel, batch_, 1, [&](int64_t begin, int64_t end, cpu::Workspace& memory) {
     auto* const scratch = memory.take<double>(n.scratch());
     for (int64_t b = begin; b < end; ++b) {
       const uint8_t* sample = x + b * from.features();

@@ -53,9 +53,9 @@ void Run::currents(int64_t i) {
   auto* out = reinterpret_cast<float*>(result(i));
   int64_t computed = steps;  // the others are as the last of them
   if (program_.reads_train(i)) {
-    multiply_steps(layer(i, plan_.batch, a), steps, out);
+    multiply_steps(layer(i, batch_, a), steps, out);
   } else if (program_.reads_currents(i)) {
-    const int64_t inputs = plan_.batch * plan_.steps[i].in.features();
+    const int64_t inputs = batch_ * plan_.steps[i].in.features();
     const float* x = real(instruction(i).input);
     for (int64_t s = 0; s < steps; ++s) {
       std::copy_n(call_.host->product(real_layer(i), weights(i), nullptr, x + s * inputs), n, out + s * n);
@@ -78,7 +78,7 @@ float Run::share(int64_t i) const { return program_.has_window_timing(i) ? 1.f :
 
 void Run::sum(int64_t i) {
   const Instruction& in = instruction(i);
-  const int64_t channels = in.outputs, n = plan_.batch * plan_.steps[i].out.features();
+  const int64_t channels = in.outputs, n = batch_ * plan_.steps[i].out.features();
   const auto term = [&](int64_t v, int64_t s) -> Term {
     if (!program_.is_train(v)) return {real(v) + s * n, nullptr, 0};
     if (program_.value(v) == Value::kWindowTrain) return {nullptr, train(v), -1};
@@ -149,14 +149,14 @@ void Run::gather(int64_t i) {
     using E = std::remove_pointer_t<decltype(out)>;
     gather(i, samples, static_cast<const E*>(x), static_cast<const E*>(other), out, call_.parallel);
   };
-  if (program_.values[i] == Value::kCurrents) return of(reinterpret_cast<float*>(result(i)), plan_.batch * sheets(i));
+  if (program_.values[i] == Value::kCurrents) return of(reinterpret_cast<float*>(result(i)), batch_ * sheets(i));
   of(result(i), images(i));
 }
 
 // A pooling, an upsampling or a Flatten of currents: the host's results have their channels first.
 void Run::move_currents(int64_t i) {
   const Plan::Step& step = plan_.steps[i];
-  const int64_t batch = plan_.batch, inputs = batch * step.in.features(), n = batch * step.out.features();
+  const int64_t batch = batch_, inputs = batch * step.in.features(), n = batch * step.out.features();
   auto* out = reinterpret_cast<float*>(result(i));
   const float* x = real(instruction(i).input);
   for (int64_t s = 0; s < sheets(i); ++s, x += inputs, out += n) {
@@ -176,7 +176,7 @@ void Run::move_currents(int64_t i) {
 // Of each sample [rows, columns].
 void Run::transpose(const float* x, int64_t rows, int64_t columns, float* out) const {
   const int64_t size = rows * columns;
-  parallel_ranges(call_.parallel, plan_.batch, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, size)),
+  parallel_ranges(call_.parallel, batch_, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, size)),
                   [=](int64_t begin, int64_t end) {
                     for (int64_t b = begin; b < end; ++b) {
                       for (int64_t r = 0; r < rows; ++r) {

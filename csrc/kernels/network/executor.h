@@ -3,7 +3,8 @@
 //   read (program.h)  untrusted words and bytes -> a checked list of instructions
 //   prepare           once per network: weights as the kernels multiply them, for images of any size
 //   plan              for a batch of one size: the shape of every value and its place in the shared workspace
-//   run               a whole window: a loop over the instructions; with currents of every step for each eight steps
+//   run               a whole window: a loop over the instructions, the longest part without the host for one piece of
+//                     the batch after the other; with currents of every step for each eight steps
 //   step              a stream: with step timing a time step, the same loop with potentials that are kept; with window
 //                     timing steps towards the answer for the present input (follow.cpp)
 //
@@ -62,8 +63,8 @@ class Host {
   virtual const float* gathered(const RealLayer& layer, const int32_t* index, const float* x) = 0;
   // The last `results` results, or all if there are fewer, are not read any more.
   virtual void forget(int64_t /*results*/) {}
-  // Receives the spike trains of an instruction with neurons: planes or, with kWindow, counts. A window that runs in
-  // pieces has a train for each.
+  // Receives the spike trains of an instruction with neurons: planes or, with kWindow, counts. A window or a batch that
+  // runs in pieces has a train for each.
   virtual void fired(int64_t /*instruction*/, Timing /*of the bytes*/, const uint8_t* /*train*/, int64_t /*bytes*/) {}
 };
 
@@ -98,6 +99,7 @@ struct Plan {
     Shape in, out;
     Geometry geometry;  // of a layer or pooling, without the batch
     int64_t place;      // of the result
+    bool whole;         // of all samples, not of those of a piece
     Kept kept;
   };
   std::vector<Step> steps;
@@ -108,6 +110,8 @@ struct Plan {
   int64_t piece;          // steps of a run: T, or those of a piece
   int64_t planes;         // planes of a spike train of so many steps
   int64_t workspace = 0;  // bytes
+  int64_t of_sample = 0;  // bytes of it
+  int64_t first = 0, end = 0;  // the instructions that run for one piece of the batch after the other
   int64_t state = 0;      // bytes of a stream
   int64_t bad = 0;        // in the state of kSteps: Neuron::bad of the steps so far
   int64_t rests = 0;      // in the state of kFollowing: whether a sample is at rest, which means that no count
@@ -126,6 +130,7 @@ struct Call {
   std::vector<float*> answers;  // each [batch, *plan.answers[k]], with every_step [T, ...]
   Host* host = nullptr;
   ParallelFor parallel = serial_for;
+  int64_t threads = 1;  // that parallel uses
 };
 
 // Frame::steps without a limit: more than any network takes.

@@ -112,6 +112,12 @@ Shape result(const Program& program, int64_t number, const Shape& in, const Shap
   }
 }
 
+// Whether its result may be its input.
+bool is_view(const Program& program, int64_t i) {
+  const Kind kind = program.kind(i);
+  return kind == Kind::flatten || kind == Kind::popcount || kind == Kind::burst;
+}
+
 // The last instruction that reads each value. Counts are read after all other instructions.
 std::vector<int64_t> last_uses(const Program& program) {
   const int64_t n = program.size();
@@ -119,13 +125,52 @@ std::vector<int64_t> last_uses(const Program& program) {
   for (int64_t i = n; i-- > 0;) {
     const Instruction& reader = program.instructions[i];
     last[i] = std::max(last[i], i);
-    const Kind kind = program.kind(i);
-    const bool is_view = kind == Kind::flatten || kind == Kind::popcount || kind == Kind::burst;
-    const bool counts = program.values[i] == Value::kMeans;
-    if (reader.input >= 0) last[reader.input] = std::max(last[reader.input], counts ? n : is_view ? last[i] : i);
+    const int64_t read = program.values[i] == Value::kMeans ? n : is_view(program, i) ? last[i] : i;
+    if (reader.input >= 0) last[reader.input] = std::max(last[reader.input], read);
     if (reader.residual >= 0) last[reader.residual] = std::max(last[reader.residual], i);
   }
   return last;
+}
+
+// Whether an instruction reads and makes one sheet of each value, without the host: so it runs for any samples alone.
+bool is_of_samples(const Program& program, int64_t i, const Plan& plan) {
+  const Instruction& in = program.instructions[i];
+  const Kind kind = program.kind(i);
+  for (const int64_t v : {i, in.input, in.residual}) {
+    if (v == kAbsent) continue;
+    const Value value = program.value(v);
+    const bool steps = value == Value::kStepTrain ? plan.planes > 1 : !(v >= 0 && program.has_window_timing(v));
+    if (value == Value::kReal || (value != Value::kWindowTrain && steps)) return false;
+  }
+  const bool moves = kind == Kind::neurons || kind == Kind::sum || kind == Kind::gather || kind == Kind::flatten;
+  return kind != Kind::input && (moves || !program.reads_currents(i));
+}
+
+// Finds the longest run of such instructions. Answers between them are computed later.
+void cut(const Program& program, Plan& plan) {
+  for (int64_t first = 0, i = 0; i < program.size(); ++i) {
+    if (program.values[i] != Value::kMeans && !is_of_samples(program, i, plan)) first = i + 1;
+    if (i + 1 - first > plan.end - plan.first) plan.first = first, plan.end = i + 1;
+  }
+}
+
+// Which values are stored for the whole batch: those that are made or read outside of the cut. A view is as its input.
+std::vector<bool> whole_values(const Program& program, const Plan& plan) {
+  const int64_t n = program.size();
+  std::vector<bool> whole(n);
+  const auto is_cut = [&](int64_t i) { return i >= plan.first && i < plan.end && program.values[i] != Value::kMeans; };
+  for (const int64_t answer : program.answers) whole[answer] = true;
+  for (int64_t i = n; i-- > 0;) {
+    const Instruction& reader = program.instructions[i];
+    whole[i] = whole[i] || !is_cut(i);
+    if (reader.input >= 0 && (!is_cut(i) || (is_view(program, i) && whole[i]))) whole[reader.input] = true;
+    if (reader.residual >= 0 && !is_cut(i)) whole[reader.residual] = true;
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t input = program.instructions[i].input;
+    if (is_view(program, i) && (input < 0 || whole[input])) whole[i] = true;
+  }
+  return whole;
 }
 
 }  // namespace
@@ -133,12 +178,18 @@ std::vector<int64_t> last_uses(const Program& program) {
 // Plans one instruction after the other.
 class Planner {
  public:
-  Planner(const Program& program, Plan& plan) : program_(program), plan_(plan), last_use_(last_uses(program)) {}
+  Planner(const Program& program, Plan& plan)
+      : program_(program), plan_(plan), last_use_(last_uses(program)), whole_(whole_values(program, plan)) {
+    for (int64_t i = 0; i < program.size(); ++i) {  // the last piece reads it last
+      if (whole_[i] && last_use_[i] >= plan.first) last_use_[i] = std::max(last_use_[i], plan.end - 1);
+    }
+  }
 
   void add(int64_t number) {
     Plan::Step step{};
     step.in = shape_of(program_.instructions[number].input);
     step.geometry = program_.instructions[number].geometry();
+    step.whole = whole_[number];
     const int64_t residual = program_.instructions[number].residual;
     const Shape other = residual == kAbsent ? Shape{} : shape_of(residual);
     const bool is_input = program_.kind(number) == Kind::input;
@@ -192,9 +243,10 @@ class Planner {
     for (auto place = live_.begin(); place != live_.end();) {
       place = place->second.second < number ? live_.erase(place) : std::next(place);
     }
-    int64_t start = 0;
+    const bool remains = whole_[number] && number >= plan_.first && number < plan_.end;  // while a piece follows
+    int64_t start = remains ? plan_.workspace : 0;
     for (const auto& [begin, place] : live_) {
-      if (start + size <= begin) break;
+      if (remains || start + size <= begin) break;
       start = std::max(start, begin + place.first);
     }
     if (size > 0) live_[start] = {size, last_use_[number]};
@@ -257,6 +309,7 @@ class Planner {
   const Program& program_;
   Plan& plan_;
   std::vector<int64_t> last_use_;                        // by value
+  std::vector<bool> whole_;                              // by value
   std::map<int64_t, std::pair<int64_t, int64_t>> live_;  // places in use: start -> size, last use
 };
 
@@ -272,6 +325,7 @@ Plan Network::plan(const std::vector<Shape>& samples, int64_t batch, int64_t T, 
   int64_t piece = mode == Mode::kSteps ? 1 : T;
   if (mode == Mode::kWindow && runs_in_pieces(program_)) piece = std::min<int64_t>(T, kStepsOfPiece);
   Plan plan{{}, {}, samples, batch, T, mode, piece, (piece + 7) / 8};
+  if (mode == Mode::kWindow && !plan.goes_on()) cut(program_, plan);
   Planner planner(program_, plan);
   if (plan.goes_on()) plan.bad = planner.keep_array<float>(1);
   if (mode == Mode::kFollowing) {
@@ -290,6 +344,7 @@ Plan Network::plan(const std::vector<Shape>& samples, int64_t batch, int64_t T, 
     }
   }
   for (const int64_t answer : program_.answers) plan.answers.push_back(plan.steps[answer].out);
+  plan.of_sample = plan.workspace;
   plan.workspace = checked_product({batch, plan.workspace}, kMostWorkspace);
   plan.state = checked_product({batch, plan.state}, kMostWorkspace) + sizeof(Stream);
   return plan;

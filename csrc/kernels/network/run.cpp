@@ -11,6 +11,14 @@
 
 namespace tandem::network {
 
+namespace {
+
+// Bytes of a piece's values for each thread: what the second cache of a core holds. Less, and the weights are read more
+// often than the cache saves.
+constexpr int64_t kCache = int64_t{1} << 21;
+
+}  // namespace
+
 Run::Run(const Network& network, const Plan& plan, const Call& call, int64_t steps, uint8_t* state)
     : network_(network),
       program_(network.program_),
@@ -19,6 +27,7 @@ Run::Run(const Network& network, const Plan& plan, const Call& call, int64_t ste
       state_(state),
       T_(steps),
       planes_(plan.planes),
+      batch_(plan.batch),
       values_(program_.size()),
       so_far_(program_.size()),
       sums_(program_.size()),
@@ -32,9 +41,16 @@ Run::Run(const Network& network, const Plan& plan, const Call& call, int64_t ste
 
 void Run::operator()() {
   if (plan_.batch == 0) return;
-  for (int64_t i = 0; i < program_.size(); ++i) {
-    if (program_.values[i] != Value::kMeans) execute(i);
+  execute(0, plan_.first);
+  // So few samples at once that their values are still in the cache when they are read.
+  const int64_t most = std::max<int64_t>(1, kCache * call_.threads / std::max<int64_t>(1, plan_.of_sample));
+  const int64_t pieces = (plan_.batch + most - 1) / most, size = (plan_.batch + pieces - 1) / pieces;
+  for (; first_ < plan_.batch; first_ += size) {
+    batch_ = std::min(size, plan_.batch - first_);
+    execute(plan_.first, plan_.end);
   }
+  first_ = 0, batch_ = plan_.batch;
+  execute(plan_.end, program_.size());
   std::vector<float*> to = call_.answers;
   for (int64_t t = call_.every_step ? 0 : T_ - 1; t < T_; ++t) {
     answer(t, before() + t + 1, to);
@@ -42,10 +58,16 @@ void Run::operator()() {
   }
 }
 
+void Run::execute(int64_t begin, int64_t end) {
+  for (int64_t i = begin; i < end; ++i) {
+    if (program_.values[i] != Value::kMeans) execute(i);
+  }
+}
+
 void Run::execute(int64_t i) {
   const bool from_train = program_.reads_train(i);
   const Shape& in = plan_.steps[i].in;
-  values_[i] = result(i);
+  values_[i] = place(i);
   switch (program_.kind(i)) {
     case Kind::layer:
       return program_.values[i] == Value::kCurrents ? currents(i) : fire(i);
@@ -71,7 +93,7 @@ void Run::execute(int64_t i) {
       return;
     case Kind::flatten:
       if ((!from_train && !program_.reads_currents(i)) || in.dims == 1) {
-        values_[i] = value(instruction(i).input);
+        values_[i] = stored(instruction(i).input);
         return;
       }
       if (!from_train) return move_currents(i);
@@ -92,10 +114,10 @@ void Run::execute(int64_t i) {
 }
 
 void Run::change_timing(int64_t i) {
-  const int64_t from = instruction(i).input, n = plan_.batch * plan_.steps[i].in.features();
+  const int64_t from = instruction(i).input, n = batch_ * plan_.steps[i].in.features();
   const bool is_input = from == kNetworkInput || program_.kind(from) == Kind::input;
   if (goes_on() || (is_input && call_.timing == Timing::kWindow)) {
-    values_[i] = value(from);
+    values_[i] = stored(from);
   } else if (program_.kind(i) == Kind::popcount) {
     cpu::count_bytes(train(from), static_cast<int32_t>(planes_), n, result(i), call_.parallel);
   } else {
@@ -110,7 +132,7 @@ Neuron Run::neurons(int64_t i) const {
   const Shape& out = plan_.steps[i].out;
   const bool fires = in.fires != 0;  // otherwise the threshold is out of reach, and v is the sum of the currents
   Neuron a{};
-  a.neurons = plan_.batch * out.features();
+  a.neurons = batch_ * out.features();
   a.channels = out.channels;
   a.T = static_cast<int32_t>(program_.has_window_timing(i) ? plan_.T : T_);
   a.steps = static_cast<int32_t>(own_T(i));
@@ -135,13 +157,13 @@ void Run::fire(int64_t i) {
     a.residual_stored = currents ? nullptr : train(in.residual);
   }
   a.stored = result(i);
-  a.bad = bad_;
+  a.bad = bad_ + first_;
   if (goes_on()) {
     a.v = all<float>(kept(i).potentials);
     if (before() > 0) a.v_init = a.v, a.v_init_size = a.neurons;
   }
   if (program_.reads_train(i)) {
-    cpu::run(layer(i, plan_.batch, a), call_.parallel);
+    cpu::run(layer(i, batch_, a), call_.parallel);
   } else if (program_.kind(i) == Kind::neurons) {
     const Source source = program_.has_window_timing(i) ? Source::kImpulse : Source::kTrain;
     cpu::if_scan(real(in.input), DType::kFloat32, source, a, call_.parallel);
@@ -165,7 +187,7 @@ const float* Run::now(int64_t i, int64_t neurons) {
   }
   if (!goes_on() || !program_.keeps_product(i)) return direct_product(i);
   const float* x = real(instruction(i).input);
-  const int64_t inputs = plan_.batch * plan_.steps[i].in.features();
+  const int64_t inputs = batch_ * plan_.steps[i].in.features();
   auto *y = all<float>(kept(i).product), *shown = all<float>(kept(i).x);
   if (before() == 0 || std::memcmp(shown, x, inputs * sizeof(float)) != 0) {
     std::copy_n(direct_product(i), neurons, y);

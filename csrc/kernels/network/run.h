@@ -18,15 +18,15 @@ class Run {
   const Kept& kept(int64_t i) const { return plan_.steps[i].kept; }
   const Instruction& instruction(int64_t i) const { return program_.instructions[i]; }
   const float* floats(int64_t offset) const { return network_.floats(offset); }
-  uint8_t* result(int64_t i) const { return results_ + plan_.steps[i].place * plan_.batch; }
+  uint8_t* result(int64_t i) const { return place(i) + before_piece(i); }
   // The T of the neurons of instruction i, or of what attention reads.
   int64_t own_T(int64_t i) const { return instruction(i).own_T > 0 ? instruction(i).own_T : plan_.T; }
-  const void* value(int64_t v) const { return v >= 0 ? values_[v] : call_.inputs[0]; }
+  const void* value(int64_t v) const { return static_cast<const uint8_t*>(stored(v)) + before_piece(v); }
   const uint8_t* train(int64_t v) const { return static_cast<const uint8_t*>(value(v)); }
   const float* real(int64_t v) const { return static_cast<const float*>(value(v)); }
   RealLayer real_layer(int64_t i) const {
     const bool wide = program_.reads_currents(i) || program_.reads_train(i);
-    return {instruction(i), plan_.batch, plan_.steps[i].in, plan_.steps[i].out, wide, wide};
+    return {instruction(i), batch_, plan_.steps[i].in, plan_.steps[i].out, wide, wide};
   }
 
   void execute(int64_t i);
@@ -68,16 +68,26 @@ class Run {
   uint8_t* const state_;
   cpu::Workspace memory_;
   int64_t T_, planes_;               // steps of this run, planes of a spike train
-  std::vector<const void*> values_;  // by instruction: a train, currents or real numbers
+  int64_t first_ = 0, batch_;        // samples: the first, and how many; all but in a piece
+  std::vector<const void*> values_;  // by instruction: a train, currents or real numbers, of the first sample stored
   float* bad_;                       // [batch]: NaN where a potential was not finite
 
  private:
+  uint8_t* place(int64_t i) const { return results_ + plan_.steps[i].place * plan_.batch; }
+  const void* stored(int64_t v) const { return v >= 0 ? values_[v] : call_.inputs[0]; }
+  // Bytes of a value that belong to samples before the piece.
+  int64_t before_piece(int64_t v) const {
+    if (first_ == 0 || (v >= 0 && !plan_.steps[v].whole)) return 0;
+    const int64_t features = (v >= 0 ? plan_.steps[v].out : plan_.samples[0]).features();
+    return first_ * features * (program_.value(v) == Value::kCurrents ? sizeof(float) : 1);
+  }
+  void execute(int64_t begin, int64_t end);
   bool goes_on() const { return plan_.goes_on(); }
   // Steps of the window, or of the stream, before this run.
   int64_t before() const { return goes_on() ? stream().steps : 0; }
   // The images that instruction i reads: one per sample and plane.
   int64_t images(int64_t i) const {
-    return plan_.batch * (program_.value(instruction(i).input) == Value::kWindowTrain ? 1 : planes_);
+    return batch_ * (program_.value(instruction(i).input) == Value::kWindowTrain ? 1 : planes_);
   }
   // The float32 weights of a layer or a readout that reads real numbers.
   const float* weights(int64_t i) const {
