@@ -53,12 +53,11 @@ struct Weights {
 
 // How the sums are computed. All algorithms give the same bits.
 enum class Algorithm : int32_t {
-  kFastest = 0,     // the one that dispatch/choose.h takes
-  kLists = 1,       // active inputs are listed by their spike pattern (product/lists.h)
-  kTileByTile = 2,  // lists of a few rows; each tile of weights is prepared just before its use
-  kDigits = 3,      // all inputs times all weights, as products of bytes (product/digits/digits.h)
-  kPlain = 4,       // input by input (product/plain.cpp): depthwise layers, and kernels with too many taps for lists
-  kFilter = 5,      // in float32 with a bound of the error, exactly where that leaves a doubt (product/filter.h)
+  kFastest = 0,  // the one that dispatch/choose.h takes
+  kLists = 1,    // active inputs are listed by their spike pattern (product/lists.h)
+  kDigits = 2,   // all inputs times all weights, as products of bytes (product/digits/digits.h)
+  kPlain = 3,    // input by input (product/plain.cpp): depthwise layers, and kernels with too many taps for lists
+  kFilter = 4,   // in float32 with a bound of the error, exactly where that leaves a doubt (product/filter.h)
 };
 
 // How a layer is multiplied.

@@ -229,8 +229,8 @@ inline bool run_digits(Layer layer, cpu::ByteProducts by, ParallelFor parallel =
     for (int64_t i = 0; i < tiling.tiles(); ++i) {
       if (i % tiling.tiles_per_group == 0) in = digits.load(i / tiling.tiles_per_group, block, of_block, parallel);
       in.expanded.most = *std::max_element(layer.stored, layer.stored + layer.geometry.sheet_size());
-      const auto columns = prepared.columns(i);
       const cpu::Tile tile = digits.tile(i, block, of_block);
+      const auto columns = prepared.columns(tile);
       if (layer.timing() == Timing::kWindow && cpu::rounds(in.expanded, columns.data(), tiling.registers)) {
         cpu::multiply_bytes(in.expanded, columns.data(), tiling.registers, rounded, by);
         cpu::fire_window_sums(tile, rounded, layer.neuron);
@@ -253,9 +253,9 @@ inline bool agree(const Neuron& args, const std::vector<PlainNeuron>& want) {
   return mask_ends(args);
 }
 
-constexpr Way kWays[] = {{Algorithm::kFastest, 0},    {Algorithm::kLists, 0}, {Algorithm::kLists, 1},
-                         {Algorithm::kLists, 2},      {Algorithm::kLists, 4}, {Algorithm::kDigits, 0},
-                         {Algorithm::kTileByTile, 0}, {Algorithm::kPlain, 0}, {Algorithm::kFilter, 0}};
+constexpr Way kWays[] = {{Algorithm::kFastest, 0}, {Algorithm::kLists, 0},  {Algorithm::kLists, 1},
+                         {Algorithm::kLists, 2},   {Algorithm::kLists, 4},  {Algorithm::kDigits, 0},
+                         {Algorithm::kPlain, 0},   {Algorithm::kFilter, 0}};
 
 inline std::string text(const Way& way) {
   return "algorithm " + std::to_string(static_cast<int>(way.algorithm)) + "/" + std::to_string(way.steps);

@@ -152,7 +152,7 @@ int64_t differing(ProductLayer& layer) {
     if (!is_finite(want.v)) lost[n / layer.args.sample] = 1;
   }
   for (size_t b = 0; b < flags.size(); ++b) differing += std::isnan(flags[b]) == (lost[b] != 0) ? 0 : 1;
-  for (const Algorithm other : {Algorithm::kLists, Algorithm::kDigits, Algorithm::kTileByTile, Algorithm::kPlain}) {
+  for (const Algorithm other : {Algorithm::kLists, Algorithm::kDigits, Algorithm::kPlain}) {
     if (!(run(other) == got)) return layer.args.neurons;
   }
   return differing;

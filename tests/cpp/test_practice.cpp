@@ -24,8 +24,6 @@ std::string path_of(const Way& way) {
       return kind_name(cpu::byte_products());
     case Algorithm::kPlain:
       return level + "plain";
-    case Algorithm::kTileByTile:
-      return level + "lists, tile by tile";
     default:
       return level + "lists";
   }

@@ -196,7 +196,7 @@ def test_onnx_spoils_the_same_samples(tmp_path):
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
-@pytest.mark.parametrize("shape", [(3, 5, 7), (64, 200, 300)])  # few rows and many, prepared tile by tile and at once
+@pytest.mark.parametrize("shape", [(3, 5, 7), (300, 100, 150)])  # prepared tile by tile, and at once
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_an_output_with_such_a_weight_has_nan_at_every_step(shape, dtype, value):
     """And no variance; nor does a running statistic that takes it up, as torch's does not."""

@@ -52,13 +52,6 @@ Way choose(const Layer& layer, const Density& density) {
   if (can_digits && wish == Algorithm::kDigits) return digits;
 
   const Way lists{Algorithm::kLists, layer.way.steps > 0 ? layer.way.steps : cheapest_steps(in, density)};
-  // A few rows, in one piece of the window, do not pay for packing weights to memory first.
-  constexpr int64_t kFewRows = 8, kFewPlanes = 4;
-  const bool few = in.rows() * layer.sheets() <= kFewRows && layer.sheets() <= kFewPlanes;
-  const bool free = wish == Algorithm::kFastest || layer.way.steps == 0;
-  if (layer.prepared == nullptr && (wish == Algorithm::kTileByTile || (free && few))) {
-    return {Algorithm::kTileByTile, lists.steps};
-  }
   if (!can_digits || wish != Algorithm::kFastest) return lists;
   const bool prepared = layer.prepared != nullptr;
   const double cost = layer.timing() == Timing::kWindow
@@ -137,8 +130,9 @@ int cheapest_steps(const Geometry& geometry, const Density& density, const ListC
 
 namespace {
 
-// Of a weight, shared by all rows: all are read, where lists read those of active inputs; and unprepared ones are made.
-constexpr double kRead = 0.02, kPrepare = 1.1;
+// Of a weight, shared by all rows: all are read, where lists read those of active inputs. What is not prepared is made
+// for lists too; digits cost so much more.
+constexpr double kRead = 0.02, kPrepare = 0.3;
 
 // chunk, fire: of 16 outputs; expand: of an input channel.
 double digits_cost(const Geometry& geometry, bool prepared, double chunk, double fire, double expand) {

@@ -63,18 +63,25 @@ void multiply_layer(const Layer& layer, const Way& way, const Prepared& prepared
   }
 }
 
-// Prepares the weights, unless they are or each tile is just before its use.
-void prepare(Layer& layer, const Way& way, Workspace& workspace, ParallelFor parallel) {
-  if (layer.prepared != nullptr || way.algorithm == Algorithm::kTileByTile) return;
-  layer.prepared = prepare(layer.geometry, layer.weights, way.algorithm, workspace, parallel);
+// Prepares the weights, unless they are. Those that are read `once`, by one block, are packed tile by tile just before
+// they are multiplied, so that they stay in the L2 cache.
+Prepared prepare(Layer& layer, const Way& way, bool once, Workspace& workspace, ParallelFor parallel) {
+  const bool digits = way.algorithm == Algorithm::kDigits;
+  const int64_t most = digits ? Digits::most_rows(layer) : Lists::most_rows(layer);
+  const bool by_tile = once && layer.geometry.rows() <= most && way.algorithm != Algorithm::kPlain;
+  if (layer.prepared == nullptr && !by_tile) {
+    layer.prepared = prepare(layer.geometry, layer.weights, way.algorithm, workspace, parallel);
+  }
+  return Prepared(layer, digits);
 }
 
 // Calls use(layer) for each piece of the layer, or for the whole layer: the sums of a piece stay in the cache.
+constexpr int kSteps = 32;
+bool is_one_piece(const Layer& layer) { return layer.timing() == Timing::kWindow || layer.neuron.T <= kSteps; }
 template <class Use>
 void for_pieces(const Layer& layer, Workspace& workspace, const Use& use) {
-  constexpr int kSteps = 32;
+  if (is_one_piece(layer)) return use(layer);
   const int T = layer.neuron.T;
-  if (layer.timing() == Timing::kWindow || T <= kSteps) return use(layer);
   const int64_t n = layer.neuron.neurons;
   const Carried carried{workspace.take<float>(n), workspace.take<float>(n), workspace.take<double>(n),
                         workspace.take<uint16_t>(n)};
@@ -112,8 +119,7 @@ void multiply_counts(const Layer& layer, ParallelFor parallel, const Use& use) {
     counted.neuron.timing = Timing::kWindow;
   }
   const Way way = choose(counted, Density::measure(counted));
-  prepare(counted, way, workspace, parallel);
-  const Prepared prepared(counted);
+  const Prepared prepared = prepare(counted, way, pieces == 1, workspace, parallel);
   for (int64_t i = 0; i < pieces; ++i, counted.stored += size) {
     multiply_layer(counted, way, prepared, workspace, parallel, use);
   }
@@ -144,8 +150,7 @@ void run(const Layer& whole, ParallelFor parallel) {
   if (way.algorithm == Algorithm::kFilter) {
     run_filter(layer, workspace, parallel);
   } else {
-    prepare(layer, way, workspace, parallel);
-    const Prepared prepared(layer);
+    const Prepared prepared = prepare(layer, way, is_one_piece(layer), workspace, parallel);
     for_pieces(layer, workspace, [&](const Layer& part) {
       multiply_layer(part, way, prepared, workspace, parallel,
                      [](const Product& product, const Tile& tile, const BlockInputs& inputs, Workspace& own) {

@@ -91,12 +91,11 @@ TANDEM_INLINE float exact_product(const Weights& weights, int64_t output, const 
                                   int64_t rows, Workspace& outer) {
   Workspace workspace(outer);
   const float* floats = weights_of(weights, output, size, workspace);
-  int exponent, scale = 0;
-  if (!unit_exponent<L>(floats, size, exponent, scale, are_halves(weights))) {
-    return std::numeric_limits<float>::quiet_NaN();
-  }
+  int scale = 0;
+  const OutputUnit unit = measure_unit<L>(floats, size, scale, are_halves(weights));
+  if (!unit.finite) return std::numeric_limits<float>::quiet_NaN();
   constexpr int H = L / 2;
-  const float factor = power_of_two(-exponent);
+  const float factor = power_of_two(-unit.exponent);
   Vec<double, H> sum{};
   for (int64_t row = 0; row < rows; ++row, counts += size) {
     for (int64_t k = 0; k < size; k += H) {
@@ -106,7 +105,7 @@ TANDEM_INLINE float exact_product(const Weights& weights, int64_t output, const 
              __builtin_convertvector(load_first<Vec<float, H>>(counts + k, lanes), Vec<double, H>);
     }
   }
-  return static_cast<float>(sum_of<double, H>(sum)) * power_of_two(exponent);
+  return static_cast<float>(sum_of<double, H>(sum)) * power_of_two(unit.exponent);
 }
 
 // Fires both ends of the neurons from n on: bursts, or the spikes of a plane. product(end, t, i) is that of part i at a

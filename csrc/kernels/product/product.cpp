@@ -30,7 +30,9 @@ Lists::Lists(const Layer& layer, const Prepared& weights, int steps)
     bits_ = 4;
 }
 
-int64_t Lists::most_rows() const { return listed_rows(layer_.geometry, tiling(), layer_.sheets()); }
+int64_t Lists::most_rows(const Layer& layer) {
+  return listed_rows(layer.geometry, Tiling(layer.geometry), layer.sheets());
+}
 
 BlockInputs Lists::load(int64_t group, const Block& block, Workspace& workspace, ParallelFor parallel) const {
   const int64_t channel = group * tiling().channels;
@@ -70,8 +72,8 @@ void Lists::fetch(int64_t i, int64_t rows) const {
 
 // --- digits ----------------------------------------------------------------------------------------------------------
 
-int64_t Digits::most_rows() const {
-  return expanded_rows(layer_.geometry, layer_.timing() == Timing::kWindow ? 1 : 8 * layer_.sheets());
+int64_t Digits::most_rows(const Layer& layer) {
+  return expanded_rows(layer.geometry, layer.timing() == Timing::kWindow ? 1 : 8 * layer.sheets());
 }
 
 BlockInputs Digits::load(int64_t group, const Block& block, Workspace& workspace, ParallelFor) const {
@@ -79,16 +81,16 @@ BlockInputs Digits::load(int64_t group, const Block& block, Workspace& workspace
 }
 
 void Digits::fire_steps(const Tile& tile, const BlockInputs& inputs, Workspace& workspace) const {
-  const auto columns = prepared_.columns(tile.number);
+  const auto columns = prepared_.columns(tile);
   fire_bytes(inputs.expanded, columns.data(), tile, layer_.neuron, step_sums(tile, workspace));
 }
 
 void Digits::sum_counts(const Tile& tile, const BlockInputs& inputs, Workspace&, double* windows) const {
-  multiply_bytes(inputs.expanded, prepared_.columns(tile.number).data(), tile.registers, windows);
+  multiply_bytes(inputs.expanded, prepared_.columns(tile).data(), tile.registers, windows);
 }
 
 const float* Digits::rounded(const Tile& tile, const BlockInputs& inputs, Workspace& workspace) const {
-  const auto columns = prepared_.columns(tile.number);
+  const auto columns = prepared_.columns(tile);
   if (!rounds(inputs.expanded, columns.data(), tile.registers)) return nullptr;
   auto* sums = workspace.take<float>(tile.rows * tile.width());
   multiply_bytes(inputs.expanded, columns.data(), tile.registers, sums);

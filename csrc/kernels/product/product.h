@@ -63,7 +63,8 @@ class Lists : public Product {
   // steps: of a pattern.
   Lists(const Layer& layer, const Prepared& weights, int steps);
 
-  int64_t most_rows() const override;
+  static int64_t most_rows(const Layer& layer);
+  int64_t most_rows() const override { return most_rows(layer_); }
   BlockInputs load(int64_t group, const Block& block, Workspace& workspace, ParallelFor parallel) const override;
   void fetch(int64_t i, int64_t rows) const override;
 
@@ -81,7 +82,8 @@ class Digits : public Product {
  public:
   using Product::Product;
 
-  int64_t most_rows() const override;
+  static int64_t most_rows(const Layer& layer);
+  int64_t most_rows() const override { return most_rows(layer_); }
   BlockInputs load(int64_t group, const Block& block, Workspace& workspace, ParallelFor parallel) const override;
 
  private:

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <vector>
 
 #include "tiling.h"
 
@@ -37,18 +36,23 @@ struct DigitColumn {
   const int8_t* next;  // digits of the next column, to prefetch
 };
 
-// Where the digits of a layer are in memory: count and shift of each column of all tiles, then their digits.
+// How a column is cut into digits.
+struct Cut {
+  int32_t count, shift;
+};
+
+// Where the digits of a layer or of a tile are in memory: count and shift of each column, then their digits.
 struct DigitLayout {
   int64_t columns, column_bytes, digits_at;
 
-  DigitLayout(const Geometry& geometry, const Tiling& tiling, DType dtype);
+  DigitLayout(const Geometry& geometry, DType dtype, int64_t columns);
   int64_t size() const { return digits_at + columns * column_bytes; }  // in bytes
   DigitColumn column(const char* memory, int64_t i) const;
-  // Splits 16 outputs of a tile, from `weights` on, into the digits of column i.
-  void pack(int64_t i, const int32_t* weights, const std::vector<int64_t>& positions, char* memory) const;
+  // Where column i is written.
+  Cut* cut(char* memory, int64_t i) const { return reinterpret_cast<Cut*>(memory) + i; }
+  int8_t* digits(char* memory, int64_t i) const {
+    return reinterpret_cast<int8_t*>(memory + digits_at) + i * column_bytes;
+  }
 };
-
-// The position of each input of a column in a tile.
-std::vector<int64_t> input_positions(const Geometry& geometry, const Tiling& tiling);
 
 }  // namespace tandem::cpu

@@ -60,22 +60,25 @@ PreparedLayout layout_for(const Geometry& geometry, const Weights& weights, Algo
 void write(const Geometry& geometry, const Weights& weights, const PreparedLayout& layout, char* memory,
            ParallelFor parallel) {
   const PreparedHeader& header = layout.header;
-  const TilePacker pack_one(weights, layout.tiling);
-  const auto positions = header.has_digits ? input_positions(geometry, layout.tiling) : std::vector<int64_t>();
+  const TilePacker pack_tile(weights, layout.tiling);
+  const ColumnPacker pack_column(geometry, weights, layout.tiling);
   *reinterpret_cast<PreparedHeader*>(memory) = header;
   constexpr int64_t kGrain = 1 << 16;  // weights worth a thread
   const int64_t size = layout.tiling.tile_size, registers = layout.tiling.registers;
   for_workers(parallel, layout.tiling.tiles(), 1 + kGrain / (size + 1),
               [&](int64_t begin, int64_t end, Workspace& own) {
-                const bool words = header.has_tiles && !layout.bytes();
-                int32_t* passing = words ? nullptr : own.take<int32_t>(size);
+                int32_t* words = layout.bytes() ? own.take<int32_t>(size) : nullptr;
                 for (int64_t i = begin; i < end; ++i) {
-                  char* prepared = memory + layout.tiles + i * layout.tile_bytes();
-                  int32_t* tile = words ? reinterpret_cast<int32_t*>(prepared) : passing;
-                  pack_one(i, tile, reinterpret_cast<float*>(memory + layout.units) + i * layout.tiling.width());
-                  if (header.has_tiles && layout.bytes()) std::copy_n(tile, size, reinterpret_cast<int8_t*>(prepared));
+                  char* tile = memory + layout.tiles + i * layout.tile_bytes();
+                  float* unit = reinterpret_cast<float*>(memory + layout.units) + i * layout.tiling.width();
+                  if (header.has_tiles) {
+                    pack_tile(i, words != nullptr ? words : reinterpret_cast<int32_t*>(tile), unit);
+                    if (words != nullptr) std::copy_n(words, size, reinterpret_cast<int8_t*>(tile));
+                  }
                   for (int64_t r = 0; header.has_digits && r < registers; ++r) {
-                    layout.columns.pack(i * registers + r, tile + 16 * r, positions, memory + layout.digits);
+                    const int64_t column = i * registers + r;
+                    pack_column(column, layout.columns.cut(memory + layout.digits, column),
+                                layout.columns.digits(memory + layout.digits, column), unit + 16 * r, own);
                   }
                 }
               });
@@ -84,7 +87,9 @@ void write(const Geometry& geometry, const Weights& weights, const PreparedLayou
 }  // namespace
 
 PreparedLayout::PreparedLayout(const Geometry& geometry, DType dtype, const PreparedHeader& contents)
-    : header(contents), tiling(geometry, header.byte_blocks), columns(geometry, tiling, dtype) {
+    : header(contents),
+      tiling(geometry, header.byte_blocks),
+      columns(geometry, dtype, tiling.tiles() * tiling.registers) {
   const auto lines = [](int64_t n) { return (n + kLine - 1) / kLine * kLine; };
   units = kLine;
   tiles = units + lines(tiling.tiles() * tiling.width() * static_cast<int64_t>(sizeof(float)));
@@ -108,11 +113,17 @@ const void* prepare(const Geometry& geometry, const Weights& weights, Algorithm 
   return memory;
 }
 
-Prepared::Prepared(const Layer& layer)
+Prepared::Prepared(const Layer& layer, bool as_digits)
     : layout_(layer.geometry, layer.weights.dtype,
               layer.prepared == nullptr ? PreparedHeader{} : *static_cast<const PreparedHeader*>(layer.prepared)),
+      columns_of_tile_(layer.geometry, layer.weights.dtype, layout_.tiling.registers),
       memory_(static_cast<const char*>(layer.prepared)) {
-  if (memory_ == nullptr) pack_one_.emplace(layer.weights, layout_.tiling);
+  if (memory_ != nullptr) return;
+  if (as_digits) {
+    pack_column_.emplace(layer.geometry, layer.weights, layout_.tiling);
+  } else {
+    pack_words_.emplace(layer.weights, layout_.tiling);
+  }
 }
 
 Tile Prepared::tile(int64_t i) const {
@@ -132,18 +143,26 @@ Tile Prepared::tile(int64_t i) const {
 
 Tile Prepared::tile(int64_t i, Workspace& workspace) const {
   Tile tile = this->tile(i);
-  if (pack_one_) {
-    auto* weights = workspace.take<int32_t>(tiling().tile_size);
-    auto* unit = workspace.take<float>(tile.width());
-    (*pack_one_)(i, weights, unit);
-    tile.weights = reinterpret_cast<const char*>(weights);
-    tile.unit = unit;
+  if (memory_ != nullptr) return tile;
+  auto* unit = workspace.take<float>(tile.width());
+  tile.unit = unit;
+  if (pack_words_) {
+    auto* words = workspace.take<int32_t>(tiling().tile_size);
+    (*pack_words_)(i, words, unit);
+    tile.weights = reinterpret_cast<const char*>(words);
+  } else {
+    auto* memory = workspace.take<char>(columns_of_tile_.size());
+    for (int r = 0; r < tile.registers; ++r) {
+      (*pack_column_)(i * tile.registers + r, columns_of_tile_.cut(memory, r), columns_of_tile_.digits(memory, r),
+                      unit + 16 * r, workspace);
+    }
+    tile.weights = memory;
   }
   return tile;
 }
 
 void Prepared::fetch(int64_t i) const {
-  if (pack_one_ || tiling().blocks > 1) return;
+  if (memory_ == nullptr || tiling().blocks > 1) return;
   for (int64_t line = 0; line < layout_.tile_bytes(); line += kLine) {
     __builtin_prefetch(tile_memory(i) + line, 0, 2);
   }

@@ -32,20 +32,22 @@ struct PreparedLayout {
 // Weights as tiles and, where the processor multiplies bytes, as digits.
 class Prepared {
  public:
-  // Reads layer.prepared; without it, tiles are packed one by one.
-  explicit Prepared(const Layer& layer);
+  // Reads layer.prepared; without it, tiles are packed one by one, as digits or as words.
+  explicit Prepared(const Layer& layer, bool as_digits = false);
 
   const Tiling& tiling() const { return layout_.tiling; }
   bool bytes() const { return layout_.bytes(); }
 
   // The work of packing a tile, in input bytes; 0 if all are prepared.
-  int64_t work() const { return pack_one_ ? 2 * tiling().tile_size : 0; }
+  int64_t work() const { return memory_ == nullptr ? 2 * tiling().tile_size : 0; }
 
-  // The columns of digits of tile i, as many as the tile has registers.
-  std::array<DigitColumn, 2> columns(int64_t i) const {
-    const int64_t first = i * tiling().registers, last = first + tiling().registers - 1;
-    return {layout_.columns.column(memory_ + layout_.digits, first),
-            layout_.columns.column(memory_ + layout_.digits, last)};
+  // The columns of digits of a tile, as many as it has registers.
+  std::array<DigitColumn, 2> columns(const Tile& tile) const {
+    const bool own = memory_ == nullptr;
+    const DigitLayout& layout = own ? columns_of_tile_ : layout_.columns;
+    const char* memory = own ? tile.weights : memory_ + layout_.digits;
+    const int64_t first = own ? 0 : tile.number * tile.registers;
+    return {layout.column(memory, first), layout.column(memory, first + tile.registers - 1)};
   }
 
   // Tile i, without rows: of prepared weights, or packed into the workspace if they are not.
@@ -59,8 +61,10 @@ class Prepared {
   const char* tile_memory(int64_t i) const { return memory_ + layout_.tiles + i * layout_.tile_bytes(); }
 
   PreparedLayout layout_;
+  DigitLayout columns_of_tile_;
   const char* memory_;
-  std::optional<TilePacker> pack_one_;
+  std::optional<TilePacker> pack_words_;
+  std::optional<ColumnPacker> pack_column_;
 };
 
 }  // namespace tandem::cpu

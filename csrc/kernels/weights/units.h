@@ -62,23 +62,26 @@ TANDEM_INLINE Magnitudes measure_magnitudes(const E* weights, int64_t size, floa
   return seen;
 }
 
-// Sets the exponent of the unit of an output's weights (unit.h). Returns false if a weight is not finite. `scale` is a
-// guess on entry: outputs of a layer are similar, so most weights are read only once. `half`: they are weights of 16
-// bits, or the values of such.
+// The unit of an output's weights (unit.h), and the largest magnitude among them.
+struct OutputUnit {
+  bool finite = true;
+  int exponent = 0;
+  float largest = 0;
+};
+
+// `scale` is a guess on entry: outputs of a layer are similar, so most weights are read only once. `half`: they are
+// weights of 16 bits, or the values of such.
 template <int L, class E>
-TANDEM_INLINE bool unit_exponent(const E* weights, int64_t size, int& exponent, int& scale,
-                                 bool half = sizeof(E) == 2) {
-  exponent = 0;
-  if constexpr (sizeof(E) == 1) return true;  // integers
+TANDEM_INLINE OutputUnit measure_unit(const E* weights, int64_t size, int& scale, bool half = sizeof(E) == 2) {
+  if constexpr (sizeof(E) == 1) return {true, 0, INT8_MAX};  // integers
   const auto measure = [&] { return measure_magnitudes<L>(weights, size, measure_of(scale)); };
   Magnitudes seen = measure();
   const auto largest = static_cast<uint32_t>(bits_of_float(seen.largest));
-  if (largest >= kInfinity) return false;
+  if (largest >= kInfinity) return {false};
   const int guess = scale;
   scale = scale_of(largest);
   if (scale != guess) seen = measure();
-  exponent = tandem::unit_exponent(seen.largest, scale, seen.sum, size, half);
-  return true;
+  return {true, unit_exponent(seen.largest, scale, seen.sum, size, half), seen.largest};
 }
 
 }  // namespace tandem::cpu
