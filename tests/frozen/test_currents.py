@@ -455,6 +455,22 @@ def test_potentials_pass_from_part_to_part_as_they_are():
         assert torch.equal(last, v)
 
 
+def test_traces_end_in_the_potentials_of_one_call(timing):
+    """With a tensor as threshold too, of which potentials are a multiple."""
+    T, theta = 12, torch.rand(33) + 0.3
+    neuron = {"threshold": theta, "timing": timing, "leak": 0.9 if timing == "step" else 1.0}
+    layer, fire = tnn.Linear(24, 33, **neuron), tnn.Neurons(33, **neuron)
+    x, residual = (te.SpikeTrain.from_dense((torch.rand(T, 50, n) < 0.4).float(), gain=0.7) for n in (24, 33))
+    with torch.no_grad():
+        for more in (None, residual):
+            _, v = te.functional.linear_if(x, layer.weight, layer.bias, **neuron, residual=more, return_v=True)
+            assert torch.equal(layer.potentials(x, more)[-1], v)
+        if timing == "step":  # of windows the trace adds the currents of the steps
+            u = tnn.Linear(24, 33, neurons=False)(x)
+            _, v = te.functional.if_scan(torch.cat([u.steps(0, 8), u.steps(8, T)]), **neuron, return_v=True)
+            assert torch.equal(fire.potentials(u)[-1], v)
+
+
 def peak(T):
     """How much the memory of the process grows in a call, in bytes."""
     net = network(PreActivation, "step", T=T).eval()

@@ -38,7 +38,7 @@ def _fire(u: Currents, settings: Settings, gain: float | Tensor) -> Any:
         checks.residual(settings.residual, u.T, first.shape[1:], first.device, "step")
     elif settings.residual is not None and settings.residual.T != u.T:
         raise ValueError(f"residual: expected currents of T={u.T} steps as x has, got T={settings.residual.T}")
-    own, theta = _in_units(settings, first, gain)
+    own, theta = in_units(settings, first, tuple(first.shape[1:]), gain)
     gain = gain if theta is None else 1.0
     v: Any = own.v_init
     parts = []
@@ -60,15 +60,20 @@ def _fire(u: Currents, settings: Settings, gain: float | Tensor) -> Any:
     return (train, v if theta is None else v * over_space(theta, first.shape[1:])), None, None
 
 
-def _in_units(settings: Settings, steps: Tensor, gain: float | Tensor) -> tuple[Settings, Tensor | None]:
-    """Return settings in units of a threshold that is a tensor, and that: times it, potentials would be rounded."""
-    threshold, residual, shape = settings.threshold, settings.residual, tuple(steps.shape[1:])
+def in_units(
+    settings: Settings, like: Tensor, shape: tuple[int, ...], gain: float | Tensor
+) -> tuple[Settings, Tensor | None]:
+    """Return settings of neurons [B, C, *space] in units of a threshold that is a tensor, and that, else None.
+
+    The settings then include the gain. So potentials pass from part to part; times the threshold they are rounded.
+    """
+    threshold, residual = settings.threshold, settings.residual
     if not isinstance(threshold, Tensor):
         return settings, None
     given = None if isinstance(residual, Currents) else residual
-    made = tensors_of(steps, settings.T, shape, given, threshold, settings.v_init, "step")
+    made = tensors_of(like, settings.T, shape, given, threshold, settings.v_init, settings.timing)
     terms = settings.bias, settings.scale, settings.shift, settings.step
-    scale, shift = fold(made.theta, *terms, gain, channels_of(shape), steps)
+    scale, shift = fold(made.theta, *terms, gain, channels_of(shape), like)
     if isinstance(residual, Currents):
         residual = residual.affine(1 / made.theta.detach(), None)
     elif isinstance(residual, Tensor):

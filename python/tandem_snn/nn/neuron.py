@@ -18,7 +18,7 @@ from tandem_ext.signal import needs_grad
 
 from .batch_norm import AnyBatchNorm, SyncBatchNorm, applied, fold_norm, normalised, own_norm, track, uses_batch
 from .currents import AT_ONCE, Currents, currents_of, normalise, product, real_product
-from .firing import fire, part_of, residual_total, window_trace
+from .firing import fire, in_units, part_of, residual_total, window_trace
 from .options import DEFAULTS, INTEGRATE_ONLY, BNStats, HasNeurons, NeuronOptions, checked_options
 from .quantise import byte_integers, integers, rounded
 from .signals import check_signal, effective_counts
@@ -207,23 +207,30 @@ class SpikingLayer(HasNeurons):
         T = max(x.T, residual.T if isinstance(residual, SpikeTrain) else 1)
         x, weight, settings = self._arguments(self.arranged(x), *fold_norm(self.norm))
         settings = settings._replace(return_v=True, steps=x.T if self.timing == "step" else settings.steps)
+        like: Any = x.steps(0, 1) if weight is None else weight
+        shape = like.shape[1:] if weight is None else self.synapses(like.dim() - 2).output_shape(x.shape, like)
+        settings = settings._replace(v_init=self.initial_potential, residual=residual)
+        settings, theta = in_units(settings, like, tuple(shape), x.gain)
+        start: Any = settings.v_init
+        x = x if theta is None else x.replace(gain=1.0)
 
         def after(start: int, stop: int, v: float | Tensor, settings: Settings) -> Tensor:
             """Return the potentials after some steps of the input that begin at v."""
-            part: Any = residual
-            if residual is not None:
-                part = residual[start:stop] if isinstance(residual, Tensor) else part_of(residual, start, stop)
+            part: Any = settings.residual
+            if part is not None:
+                part = part[start:stop] if isinstance(part, Tensor) else part_of(part, start, stop)
             read = part_of(x, start, stop)
             return self._fire(read, weight, settings._replace(T=read.T, v_init=v, residual=part))[0][1]
 
-        start = self.initial_potential
         if self.timing == "window":
             quiet = settings._replace(**INTEGRATE_ONLY)
-            return window_trace(T, self.own_T(x.network_T), lambda t: after(0, t, start, quiet), settings.threshold)
-        trace: list[Any] = [start]
-        for t in range(x.T):
-            trace.append(after(t, t + 1, trace[t], settings))
-        return torch.stack(trace[1:])
+            v = window_trace(T, self.own_T(x.network_T), lambda t: after(0, t, start, quiet), settings.threshold)
+        else:
+            trace: list[Any] = [start]
+            for t in range(x.T):
+                trace.append(after(t, t + 1, trace[t], settings))
+            v = torch.stack(trace[1:])
+        return v if theta is None else v * over_space(theta, v.shape[1:])
 
     def real_product(self, counts: Tensor, bias: Tensor | None = None) -> Tensor:
         """Return the product of the weights with real numbers as :meth:`arranged` returns them, [B, *features]."""
