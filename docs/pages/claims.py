@@ -109,7 +109,7 @@ def rows() -> Iterator[tuple[str, str, str, str]]:
     yield (
         "few-bit weights (the sequel's claim)", "",
         f"4 bits {percent('fashion-mnist-4bit')}, float {percent('fashion-mnist')}; window timing: ternary "
-        f"{percent(two)}, float {percent('fashion-mnist-window-from-twin')}",
+        f"{percent(two)}, float {percent('fashion-mnist-window-from-twin-sparse')}",
         f"Fashion-MNIST; `fashion-mnist-4bit`, `{two}`",
     )  # fmt: skip
 

@@ -243,7 +243,8 @@ def test_the_accuracies_and_the_numbers_at_the_top_of_the_readme():
         "Fashion-MNIST, T = 8, from random weights, five seeds": "fashion-mnist-window",
         "Fashion-MNIST, T = 4, from random weights, five seeds": "fashion-mnist-window-t4",
         "Fashion-MNIST†, T = 4, from random weights, five seeds, trained sparse": "fashion-mnist-window-t4-sparse",
-        "Fashion-MNIST†, T = 4, from the twin": "fashion-mnist-window-from-twin-t4",
+        "Fashion-MNIST, T = 8, from the twin": "fashion-mnist-window-from-twin",
+        "Fashion-MNIST, T = 4, from the twin": "fashion-mnist-window-from-twin-t4",
         "MNIST†, T = 8, from the twin": "mnist-window",
         "`make train`: scikit-learn's digits, 8×8 pixels, T = 8, from random weights, ten seeds": "digits",
     }
