@@ -253,8 +253,8 @@ inline bool agree(const Neuron& args, const std::vector<PlainNeuron>& want) {
   return mask_ends(args);
 }
 
-constexpr Way kWays[] = {{Algorithm::kFastest, 0}, {Algorithm::kLists, 0},  {Algorithm::kLists, 1},
-                         {Algorithm::kLists, 2},   {Algorithm::kLists, 4},  {Algorithm::kDigits, 0},
+constexpr Way kWays[] = {{Algorithm::kFastest, 0}, {Algorithm::kLists, 0}, {Algorithm::kLists, 1},
+                         {Algorithm::kLists, 2},   {Algorithm::kLists, 4}, {Algorithm::kDigits, 0},
                          {Algorithm::kPlain, 0},   {Algorithm::kFilter, 0}};
 
 inline std::string text(const Way& way) {

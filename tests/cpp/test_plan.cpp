@@ -174,7 +174,7 @@ TEST(weights_of_a_grid_have_few_digits) {
       Workspace workspace;
       const Tiling tiling(geometry);
       ColumnPacker(geometry, {weights.data(), DType::kFloat32, false}, tiling)(0, &cut, digits.data(), unit.data(),
-                                                                              workspace);
+                                                                               workspace);
       CHECK(cut.count == 1, "%ld inputs, 2^%d: %d digits", long(channels), exponent, cut.count);
     }
   }

@@ -107,15 +107,15 @@ struct Plan {
   std::vector<Shape> samples;  // of each input
   int64_t batch, T;
   Mode mode;
-  int64_t piece;          // steps of a run: T, or those of a piece
-  int64_t planes;         // planes of a spike train of so many steps
-  int64_t workspace = 0;  // bytes
-  int64_t of_sample = 0;  // bytes of it
+  int64_t piece;               // steps of a run: T, or those of a piece
+  int64_t planes;              // planes of a spike train of so many steps
+  int64_t workspace = 0;       // bytes
+  int64_t of_sample = 0;       // bytes of it
   int64_t first = 0, end = 0;  // the instructions that run for one piece of the batch after the other
-  int64_t state = 0;      // bytes of a stream
-  int64_t bad = 0;        // in the state of kSteps: Neuron::bad of the steps so far
-  int64_t rests = 0;      // in the state of kFollowing: whether a sample is at rest, which means that no count
-                          // differs from its target and no target must be computed
+  int64_t state = 0;           // bytes of a stream
+  int64_t bad = 0;             // in the state of kSteps: Neuron::bad of the steps so far
+  int64_t rests = 0;           // in the state of kFollowing: whether a sample is at rest, which means that no count
+                               // differs from its target and no target must be computed
   std::vector<int64_t> images = {}, layouts = {};  // there, by input: the image, and Frame::layouts of it
 
   // Whether neurons with step timing go on from the run before.

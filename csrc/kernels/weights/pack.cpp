@@ -145,8 +145,8 @@ TANDEM_INLINE const E* channels_last(const E* weights, const Tiling& tiling, E* 
   return moved;
 }
 
-// The shift that all integers of a column have in common: none in most layers, which an output is enough to see. Weights
-// times 2^-(exponent + shift) must remain floats.
+// The shift that all integers of a column have in common: none in most layers, which an output is enough to see.
+// Weights times 2^-(exponent + shift) must remain floats.
 template <int L, class E>
 TANDEM_INLINE int common_shift(const Row<E> (&rows)[kOutputs], int64_t size) {
   uint32_t bits = 0;
@@ -251,9 +251,8 @@ TANDEM_CPU_KERNEL(pack_column,
                   (const ColumnPacker& job, int64_t column, Cut* cut, int8_t* digits, float* unit,
                    Workspace& workspace),
                   (job, column, cut, digits, unit, workspace)) {
-  of_type(job.weights.dtype, [&](auto e) TANDEM_INLINE_LAMBDA {
-    pack_typed<L, decltype(e)>(job, column, cut, digits, unit, workspace);
-  });
+  of_type(job.weights.dtype,
+          [&](auto e) TANDEM_INLINE_LAMBDA { pack_typed<L, decltype(e)>(job, column, cut, digits, unit, workspace); });
 }
 
 }  // namespace

@@ -153,7 +153,7 @@ Tile Prepared::tile(int64_t i, Workspace& workspace) const {
   } else {
     auto* memory = workspace.take<char>(columns_of_tile_.size());
     for (int r = 0; r < tile.registers; ++r) {
-      (*pack_column_)(i * tile.registers + r, columns_of_tile_.cut(memory, r), columns_of_tile_.digits(memory, r),
+      (*pack_column_)(i* tile.registers + r, columns_of_tile_.cut(memory, r), columns_of_tile_.digits(memory, r),
                       unit + 16 * r, workspace);
     }
     tile.weights = memory;
