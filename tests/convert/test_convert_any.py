@@ -193,6 +193,7 @@ def test_fused_layers_read_trains_side_by_side():
         assert torch.equal(to_ann(snn)(x), net(x))
 
 
+@pytest.mark.kernels
 def test_parts_of_channels_are_joined():
     def forward(m, x):
         a, b = (F.relu(conv(x)).unflatten(1, (2, 4)).flip(2) for conv in (m.a, m.b))
@@ -205,6 +206,7 @@ def test_parts_of_channels_are_joined():
         assert torch.equal(freeze(snn)(x), snn(x))
 
 
+@pytest.mark.kernels
 def test_parts_of_vectors_behind_neurons_and_between_them(timing, tmp_path):
     def forward(m, x):
         a, b = F.relu(m.stem(x)).flatten(1).chunk(2, 1)
