@@ -50,7 +50,7 @@ def _fire(u: Currents, settings: Settings, gain: float | Tensor) -> Any:
         if isinstance(residual, Currents):
             residual = residual.steps(start, stop).expand(stop - start, *first.shape[1:])
         elif residual is not None:
-            residual = residual[start:stop] if isinstance(residual, Tensor) else part_of(residual, start, stop)
+            residual = part_of(residual, start, stop)
         of_part = own._replace(T=stop - start, v_init=v, residual=residual, steps=u.T, return_v=True)
         (part, v), *_ = current_if(u.steps(start, stop), "train", gain, of_part)
         parts.append(part.stored)
@@ -110,7 +110,12 @@ def window_trace(T: int, own_T: int, integrated: Callable[[int], Tensor], thresh
 
 
 def part_of(x: Any, start: int, stop: int) -> Any:
-    """Return steps start .. stop - 1 of a signal, or those before its end; of several, start is a multiple of 8."""
+    """Return steps start .. stop - 1 of a signal or of a tensor of steps, or those before its end.
+
+    Of several, start is a multiple of 8.
+    """
+    if isinstance(x, Tensor):
+        return x[start:stop]
     stop = min(stop, x.T)
     if isinstance(x, Currents):
         steps = x.residual("step")[start:stop]

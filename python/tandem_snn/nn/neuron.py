@@ -216,9 +216,7 @@ class SpikingLayer(HasNeurons):
 
         def after(start: int, stop: int, v: float | Tensor, settings: Settings) -> Tensor:
             """Return the potentials after some steps of the input that begin at v."""
-            part: Any = settings.residual
-            if part is not None:
-                part = part[start:stop] if isinstance(part, Tensor) else part_of(part, start, stop)
+            part = None if settings.residual is None else part_of(settings.residual, start, stop)
             read = part_of(x, start, stop)
             return self._fire(read, weight, settings._replace(T=read.T, v_init=v, residual=part))[0][1]
 
