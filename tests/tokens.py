@@ -3,12 +3,7 @@
 from torch import nn
 
 import tandem_snn.nn as tnn
-from tandem_snn.nn.options import OF_NEURONS
-
-
-def of_currents(options):
-    """The settings that a layer without neurons has."""
-    return {"neurons": False, **{name: value for name, value in options.items() if name not in OF_NEURONS}}
+from tandem_snn.nn.options import without_neurons
 
 
 class Block(nn.Module):
@@ -21,7 +16,7 @@ class Block(nn.Module):
         self.fire = nn.ModuleList(layers.Neurons(**bare) for _ in range(2))
         self.attention = layers.SelfAttention(dim, heads, **options)
         self.fc1 = layers.Linear(dim, 2 * dim, bias, **options)
-        self.fc2 = layers.Linear(2 * dim, dim, bias, **of_currents(options))
+        self.fc2 = layers.Linear(2 * dim, dim, bias, **without_neurons(options))
 
     def forward(self, x):
         x = x + self.attention(self.fire[0](x))
@@ -32,7 +27,7 @@ def transformer(layers=tnn, dim=24, heads=3, depth=2, T=4, tokens=6, outputs=5, 
     """For images [B, 3, H, W]: patches by convolutions, blocks, the mean over tokens."""
     options = {"timing": "window", "norm": True, "gate": gate, **options}
     patches = [
-        layers.Conv2d(3, dim, 3, 2, 1, **options), layers.Conv2d(dim, dim, 3, 2, 1, **of_currents(options)),
+        layers.Conv2d(3, dim, 3, 2, 1, **options), layers.Conv2d(dim, dim, 3, 2, 1, **without_neurons(options)),
         layers.Flatten(2), layers.Permute([0, 2, 1]),
     ]  # fmt: skip
     blocks = [Block(layers, dim, heads, **options) for _ in range(depth)]

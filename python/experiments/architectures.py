@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 import tandem_snn.nn as tnn
-from blocks import Separable, Softmax, Transformer, bare, of_currents
+from blocks import Separable, Softmax, Transformer, bare
 from tandem_ext import checks
+from tandem_snn.nn.options import without_neurons
 
 MODELS = {
     "alexnet": "96C11s4-256C5s2-384C3s2-384C3-256C3s2-FC4096-D0.5-FC4096-D0.5",
@@ -109,7 +110,7 @@ def create(
         return {"norm": norm, "bias": not norm, "threshold": level, "v_init": first, "timing": timing} | neuron
 
     def conv(inputs: int, number: int, kernel: int, stride: int = 1, fires: bool = True) -> nn.Module:
-        given = neurons(number) if fires else of_currents(neurons(number))
+        given = neurons(number) if fires else without_neurons(neurons(number))
         made: nn.Module = layers.Conv2d(inputs, number, kernel, stride, kernel // 2, **given)
         return made
 

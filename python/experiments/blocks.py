@@ -6,17 +6,12 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tandem_snn.nn.options import OF_NEURONS
+from tandem_snn.nn.options import without_neurons
 
 
 def bare(options: dict[str, Any]) -> dict[str, Any]:
     """The settings of neurons alone, without those of synapses and batch norm."""
     return {name: value for name, value in options.items() if name not in ("norm", "bias", "weight_bits")}
-
-
-def of_currents(options: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a layer without neurons."""
-    return {"neurons": False} | {name: value for name, value in options.items() if name not in OF_NEURONS}
 
 
 class Separable(nn.Module):
@@ -27,7 +22,7 @@ class Separable(nn.Module):
         self.fire = layers.Neurons(**bare(options))
         self.expand = layers.Conv2d(dim, 2 * dim, 1, **options)
         self.depthwise = layers.Conv2d(2 * dim, 2 * dim, kernel, padding=kernel // 2, groups=2 * dim, **options)
-        self.project = layers.Conv2d(2 * dim, dim, 1, **of_currents(options))
+        self.project = layers.Conv2d(2 * dim, dim, 1, **without_neurons(options))
 
     def forward(self, x: Any) -> Any:
         return x + self.project(self.depthwise(self.expand(self.fire(x))))
@@ -43,7 +38,7 @@ class Transformer(nn.Module):
         self.attention = layers.SelfAttention(dim, heads, **without_bias)
         self.again = layers.Neurons(**bare(options))
         self.fc1 = layers.Linear(dim, 4 * dim, **options)
-        self.fc2 = layers.Linear(4 * dim, dim, **of_currents(options))
+        self.fc2 = layers.Linear(4 * dim, dim, **without_neurons(options))
 
     def forward(self, x: Any) -> Any:
         x = x + self.attention(self.fire(x))

@@ -14,7 +14,7 @@ from tandem_ext.functional.neuron import over_space
 
 from .currents import Currents
 from .neuron import Neurons
-from .options import OF_NEURONS, NeuronOptions, shows_neuron_options
+from .options import NeuronOptions, shows_neuron_options, without_neurons
 from .signals import X, check_input, map_features
 from .synapses import Linear
 
@@ -149,8 +149,7 @@ class SelfAttention(nn.Module):
         self.attend = Attention(heads)
         self.swap = Permute([0, 2, 1])  # neurons have their channels first
         self.fire = neurons(dim, **without)
-        of_currents = {name: value for name, value in options.items() if name not in OF_NEURONS}
-        self.out = linear(dim, dim, bias=not options["norm"], neurons=False, **of_currents)
+        self.out = linear(dim, dim, bias=not options["norm"], **without_neurons(options))
 
     def forward(self, x: Any) -> Any:
         fired = self.fire(self.swap(self.attend(self.qkv(x))))

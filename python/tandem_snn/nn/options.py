@@ -125,6 +125,15 @@ _SWITCHED = (
 shows_neuron_options = shows(NeuronOptions)
 
 
+def without_neurons(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a layer without neurons, of those of a layer with them.
+
+    >>> without_neurons({"norm": True, "timing": "window", "gate": "clip"})
+    {'neurons': False, 'norm': True, 'timing': 'window'}
+    """
+    return {"neurons": False} | {name: value for name, value in options.items() if name not in OF_NEURONS}
+
+
 def checked_options(layer: type, keywords: Mapping[str, Any], channels: int) -> dict[str, Any]:
     """Return all options of a layer, after checking those that its construction needs."""
     for name in keywords:
