@@ -314,9 +314,12 @@ def cat(signals: Sequence[S], dim: int = 0) -> S:
     if isinstance(signals, (list, tuple)) and signals and all(isinstance(s, Tensor) for s in signals):
         return torch.cat(signals, dim)  # type: ignore[return-value]
     if not isinstance(signals, (list, tuple)) or not all(isinstance(s, Signal) for s in signals):
-        found = [type(s).__name__ for s in signals] if isinstance(signals, (list, tuple)) else type(signals).__name__
-        has_tensor = isinstance(signals, (list, tuple)) and any(isinstance(s, Tensor) for s in signals)
-        hint = ": ConstantInput(x, T, gain=1 / T) makes one of a tensor [B, *features]" * has_tensor
+        found: Any = type(signals).__name__
+        hint = ""
+        if isinstance(signals, (list, tuple)):
+            found = [type(s).__name__ for s in signals]
+            if any(isinstance(s, Tensor) for s in signals):
+                hint = ": ConstantInput(x, T, gain=1 / T) makes one of a tensor [B, *features]"
         raise TypeError(f"signals: expected a sequence of SpikeTrain, ConstantInput or ImpulseInput, got {found}{hint}")
     if not signals:
         raise ValueError("signals: expected at least one, got an empty sequence")
