@@ -67,10 +67,10 @@ void multiply_layer(const Layer& layer, const Way& way, const Prepared& prepared
 // they are multiplied, so that they stay in the L2 cache.
 Prepared prepare(Layer& layer, const Way& way, bool once, Workspace& workspace, ParallelFor parallel) {
   const bool digits = way.algorithm == Algorithm::kDigits;
-  const int64_t most = digits ? Digits::most_rows(layer) : Lists::most_rows(layer);
-  const bool by_tile = once && layer.geometry.rows() <= most && way.algorithm != Algorithm::kPlain;
-  if (layer.prepared == nullptr && !by_tile) {
-    layer.prepared = prepare(layer.geometry, layer.weights, way.algorithm, workspace, parallel);
+  if (layer.prepared == nullptr) {
+    const int64_t most = digits ? Digits::most_rows(layer) : Lists::most_rows(layer);
+    const bool by_tile = once && layer.geometry.rows() <= most && way.algorithm != Algorithm::kPlain;
+    if (!by_tile) layer.prepared = prepare(layer.geometry, layer.weights, way.algorithm, workspace, parallel);
   }
   return Prepared(layer, digits);
 }

@@ -152,9 +152,10 @@ Tile Prepared::tile(int64_t i, Workspace& workspace) const {
     tile.weights = reinterpret_cast<const char*>(words);
   } else {
     auto* memory = workspace.take<char>(columns_of_tile_.size());
+    const ColumnPacker& pack_column = *pack_column_;
     for (int r = 0; r < tile.registers; ++r) {
-      (*pack_column_)(i* tile.registers + r, columns_of_tile_.cut(memory, r), columns_of_tile_.digits(memory, r),
-                      unit + 16 * r, workspace);
+      pack_column(i * tile.registers + r, columns_of_tile_.cut(memory, r), columns_of_tile_.digits(memory, r),
+                  unit + 16 * r, workspace);
     }
     tile.weights = memory;
   }
