@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ._load import has_kernels
 from .functional.attention import mean_gain, product
+from .functional.autograd import apply
+from .functional.currents import StraightThrough
 from .functional.products import LINEAR, convolution, products_of_steps, torch_product
 from .inputs import ConstantInput, ImpulseInput
 from .ops import compute_dtype, counts_dtype
@@ -79,7 +81,7 @@ def attention(q: SpikeTrain, k: SpikeTrain, v: SpikeTrain, heads: int) -> Tensor
     """Products of counts in each head, in int64; see :func:`tandem_ext.functional.attention`."""
     cq, ck, cv = (x.clean_counts().double() for x in (q, k, v))
     dtype, exact = compute_dtype(v._dtype), product(cq.long(), ck.long(), cv.long(), heads)
-    u: Tensor = _Valued.apply(product(cq, ck, cv, heads).to(dtype), exact.to(dtype))  # type: ignore[no-untyped-call]
+    u: Tensor = apply(StraightThrough, product(cq, ck, cv, heads).to(dtype), exact.to(dtype), None)
     u = reduce(with_flags, (q.bad, k.bad, v.bad), u)
     return (u * (q.gain * k.gain * v.gain * mean_gain(k.shape[1], k.shape[2] // heads))).unsqueeze(0)
 
@@ -87,22 +89,10 @@ def attention(q: SpikeTrain, k: SpikeTrain, v: SpikeTrain, heads: int) -> Tensor
 # --- a layer ----------------------------------------------------------------------------------------------------------
 
 
-class _Valued(torch.autograd.Function):
-    """The value of one tensor with the gradient of another."""
-
-    @staticmethod
-    def forward(ctx: Any, source: Tensor, value: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
-
-
 def tandem_counts(z: Tensor, theta: Tensor, counts: Tensor, is_open: Tensor) -> Tensor:
     """Return the spike counts c, with the gradient of ρ(z)/ϑ: ∂c/∂z = gate/ϑ and ∂c/∂ϑ = -gate·c/ϑ."""
     rate = torch.where(is_open, (z - counts * theta) / theta.detach(), 0)
-    return _Valued.apply(rate, counts)  # type: ignore[no-untyped-call]
+    return apply(StraightThrough, rate, counts, None)
 
 
 def _layer(
@@ -231,7 +221,7 @@ def _currents(
         if timing == "step":
             y = torch.stack(list(products_of_steps(unpack(x, dtype).split(8), spike_product)))
         bad = _per_channel(lost(weight), y)  # type: ignore[arg-type]
-    return y + bad, u + bad, x.T, _Valued.apply(product(counts), u) + bad, gain  # type: ignore[no-untyped-call]
+    return y + bad, u + bad, x.T, apply(StraightThrough, product(counts), u, None) + bad, gain
 
 
 def _residual(residual: SpikeTrain | Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -66,7 +66,8 @@ def _edges(args: tuple[Any, ...]) -> list[Tensor]:
 
 
 def _without_gradient(edge: Tensor, answer: Tensor) -> Tensor:
-    return _Constant.apply(answer, edge) if answer.is_floating_point() else answer  # type: ignore
+    constant: Any = _Constant  # of which only some versions of torch know the types
+    return constant.apply(answer, edge) if answer.is_floating_point() else answer
 
 
 class _Constant(torch.autograd.Function):
