@@ -45,6 +45,11 @@ class NamedStage:
         return self.layer.instruction
 
     @property
+    def seen(self) -> tuple[int, ...]:
+        """The shape [*features] of what its layer returns."""
+        return self.shape if self.layer.seen is None else tuple(self.layer.seen.shape)
+
+    @property
     def fires(self) -> bool:
         """Whether it has neurons. Layers without neurons and averages of real numbers have none."""
         return self.signal is SpikeTrain and self.instruction.kind in FIRES

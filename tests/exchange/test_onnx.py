@@ -8,7 +8,8 @@ import torch
 from any_window import FIRST, counts_of, drawn, of_pixels
 from between import BETWEEN, converted, grown
 from heads import STRUCTURES, Heads
-from networks import NETWORKS, dyadic, images, in_windows, network, of_timing, own_counts, spiking, trained
+from networks import NETWORKS, Net, dyadic, images, in_windows, network, of_timing, own_counts, spiking, trained
+from tokens import transformer
 from torch import nn
 
 import tandem_ext as te
@@ -182,6 +183,49 @@ def test_thresholds_whose_multiples_are_rounded(threshold, tmp_path):
     assert torch.equal(counts, ours)
     divided = (layer.weight.detach().T / threshold).floor().clamp(0, 200)
     assert torch.equal(counts, divided) == (threshold != 0.1)
+
+
+def tokens_in_steps():
+    """Patches as tokens, neurons on them that are moved before the permutation, and linear layers of tokens."""
+    layers = [tnn.Conv2d(3, 8, 4, 4), tnn.Flatten(2), tnn.Permute([0, 2, 1]), tnn.Linear(8, 5), tnn.Linear(5, 7)]
+    layers.insert(1, tnn.Conv2d(8, 8, 1, neurons=False))
+    return nn.Sequential(tnn.Encoder(T), *layers[:4], tnn.Neurons(), *layers[4:], tnn.Flatten(), tnn.Readout(42, 3))
+
+
+def called_twice():
+    def forward(m, x):
+        return m.readout(m.body.mix(m.body.mix(m.encoder(x))))
+
+    body = nn.ModuleDict({"mix": tnn.Linear(6, 6, timing="window")})
+    return Net(forward, encoder=tnn.Encoder(T), body=body, readout=tnn.Readout(6, 3))
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize(("make", "shape"), [
+    (transformer, (3, 12, 8)), (tokens_in_steps, (3, 12, 8)), (called_twice, (5, 6)),
+])  # fmt: skip
+def test_neurons_of_tokens_are_named_and_ordered_as_in_torch(make, shape, tmp_path):
+    net, x, calls = make(), torch.rand(4, *shape), {}
+    net = dyadic(trained(net, x))
+    for name, layer in net.named_modules():
+        hook = lambda _, __, y, name=name: calls.setdefault(name, []).append(y)  # noqa: E731
+        layer.register_forward_hook(hook)
+    net(x)
+    seen = {}
+    for name, trains in calls.items():
+        if isinstance(net.get_submodule(name), tnn.SpikingLayer) and isinstance(trains[0], te.SpikeTrain):
+            name = ("n" + name if name[0].isdigit() else name).replace(".", "_")
+            seen |= {f"{name}{'_again' * k}": train.counts for k, train in enumerate(trains)}
+    for layer in net.modules():
+        layer._forward_hooks.clear()
+    ts.to_onnx(ts.freeze(net, example=x), tmp_path / "net.onnx", x)
+    outputs = [o.name for o in onnx.load(tmp_path / "net.onnx").graph.output]
+    found, _ = networks.by_onnxruntime(tmp_path / "net.onnx", x)
+    names = [name for name in outputs if name.endswith((".spikes", ".counts"))]
+    found = {name.rpartition(".")[0]: counts for name, counts in zip(names, found, strict=True)}
+    assert found.keys() == seen.keys()
+    for name, counts in seen.items():
+        assert torch.equal(found[name], counts), name
 
 
 @pytest.mark.kernels

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from networks import by_onnxruntime, check_frozen, trained
+from networks import by_onnxruntime, check_frozen, seen_by, trained
 from tokens import Block, transformer
 from torch import nn
 
@@ -127,6 +127,15 @@ def test_operations_are_rows_times_spikes():
     assert (found.ann_macs, found.macs) == (2 * 6 * 24 * 8, 0)
     frozen = ts.freeze(net, example=x)
     assert ts.measure.synops(frozen, [x, x])[1].eq(0).all()
+
+
+def test_moves_are_in_the_order_of_the_layers():
+    net, x = trained(transformer(), images()), images()
+    frozen = ts.freeze(net, example=x)
+    rising = [moves for _, moves in frozen.follow(x)]
+    for name, (_, y) in seen_by(net, x).items():
+        if isinstance(net.get_submodule(name), tnn.SpikingLayer) and isinstance(y, te.SpikeTrain):
+            assert torch.equal(sum(moves[name].float() for moves in rising), y.counts), name
 
 
 def test_onnx(tmp_path):

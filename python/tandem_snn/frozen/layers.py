@@ -144,7 +144,8 @@ def _layer(lowering: Lowering, name: str, layer: Any, x: Value, residual: Value 
         alike = all(value is None or isinstance(value, float) for value in settings)
         if alike and (moved := before_moves(lowering, name, x)) is not None:
             (x,), again = moved
-            return again(_layer(lowering, name, layer, x, None))
+            y = _layer(lowering, name, layer, x, None)
+            return _seen(lowering, y, again(y))
         if not x.is_currents:
             x = lowering.affine(name, lowering.converted(name, x, layer.timing), None, None)
         return _neurons(lowering, name, layer, lowering.converted(name, x, layer.timing), None)
@@ -153,11 +154,18 @@ def _layer(lowering: Lowering, name: str, layer: Any, x: Value, residual: Value 
         if residual is not None:
             residual = rearranged(lowering, name, "movedim", True, residual, -1, 1)
         y = _connected(lowering, name, layer, x, residual, len(lowering.features_of(name, x)) - 1)
-        return rearranged(lowering, name, "movedim", False, y, 1, -1)
+        return _seen(lowering, y, rearranged(lowering, name, "movedim", False, y, 1, -1))
     synapses = layer.synapses()
     if layer.arranges or synapses.spacing:
         x = rearranged(lowering, name, layer.arranged if layer.arranges else synapses.padded, True, x)
     return _connected(lowering, name, layer, x, residual)
+
+
+def _seen(lowering: Lowering, y: Value, moved: Value) -> Value:
+    """Note in the stage that made y that its layer returns it moved; return what was moved."""
+    if moved is not y and moved.origin is not None:
+        lowering.list[y.number].seen = moved.origin[1]
+    return moved
 
 
 def _readout(lowering: Lowering, name: str, layer: Any, x: Value) -> Value:

@@ -49,6 +49,8 @@ class Stage(nn.Module):
             comes from; -1 is 0.
         v_init: 0-dim, [N], or [N, *space], where spatial sizes may be 1.
         move: the module or function of a stage without weights.
+        seen: for each feature of what its layer returns its number in the result of the stage; None: the same order.
+            Files do not have it.
     """
 
     weight: Tensor | None
@@ -58,6 +60,7 @@ class Stage(nn.Module):
     residual_scale: Tensor | None
     v_init: Tensor | None
     index: Tensor | None
+    seen: Tensor | None = None
 
     def __init__(self, name: str, instruction: Instruction, **tensors: Tensor | None) -> None:
         super().__init__()

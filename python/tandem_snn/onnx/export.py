@@ -240,19 +240,34 @@ class OnnxGraph(Builder):
         name, i = stage.name, stage.instruction
         v = self.start(stage)
         if self.streams:
-            before = self.input(f"{name}.v", stage.shape)
+            before = self._made(stage, self.input(f"{name}.v", stage.seen))
             v = before if v is None else self.op("Where", self._is_first, v, before)
         v = current if v is None else self.op("Add", v, current)
         if not self.streams:
             self.watch(stage, v)
             counts = self._burst(v, i.threshold, i.own_T or self.T)
-            self.output(f"{name}.counts", counts, stage.shape)
+            self.show(stage, "counts", counts)
             return counts
         spikes, left = self.spikes(v, i.threshold, self.times(v, i.leak))
         self.watch(stage, left)
-        self.output(f"{name}.v.next", left, stage.shape)
-        self.output(f"{name}.spikes", spikes, stage.shape)
+        self.show(stage, "v.next", left)
+        self.show(stage, "spikes", spikes)
         return spikes
+
+    def show(self, stage: NamedStage, what: str, value: str) -> str:
+        """Output a value of neurons in the order in which their layer returns it; return the name of the output."""
+        seen, name = stage.layer.seen, f"{stage.name}.{what}"
+        self.output(name, value if seen is None else self._picked(stage, "seen", value, seen), stage.seen)
+        return name
+
+    def _made(self, stage: NamedStage, value: str) -> str:
+        """Return a value of neurons, in the order in which their layer returns it, in that of the stage."""
+        seen = stage.layer.seen
+        return value if seen is None else self._picked(stage, "made", value, seen.flatten().argsort().view(stage.shape))
+
+    def _picked(self, stage: NamedStage, name: str, x: str, index: Tensor) -> str:
+        places = self.constant(f"{stage.name}.{name}", index.flatten())
+        return self.reshaped(self.op("Gather", self.reshaped(x, (index.numel(),)), places, axis=1), tuple(index.shape))
 
     def has_table(self, node: Node) -> bool:
         """Whether neurons are written as thresholds of integer sums. Averages are exact without."""
@@ -275,7 +290,7 @@ class OnnxGraph(Builder):
         counts = self.op("ReduceSum", self.op("Cast", reached, to=self.onnx.TensorProto.FLOAT), last, keepdims=0)
         if stage.residual is not None:
             counts = self.op("Sub", counts, self.times(self.values[stage.residual], float(T)))
-        self.output(f"{stage.name}.counts", counts, stage.shape)
+        self.show(stage, "counts", counts)
         return counts
 
     def _sums(self, node: Node) -> list[str]:

@@ -95,7 +95,7 @@ class _QonnxGraph(OnnxGraph):
             counts = self.reshaped(counts, stage.shape)
         if r is not None:
             counts = self.op("Sub", counts, self.times(r, float(T)))
-        self.output(self.typed(f"{stage.name}.counts", T), counts, stage.shape)
+        self.typed(self.show(stage, "counts", counts), T)
         return self.typed(counts, T)
 
     def sums(self, node: Node) -> str:
