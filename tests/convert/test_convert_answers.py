@@ -5,7 +5,7 @@ from collections import namedtuple
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Net
+from networks import Net, check_frozen
 from torch import nn
 
 from tandem_ext._torch import pytree
@@ -65,6 +65,34 @@ def test_answers(answer, timing, tmp_path):
         assert equal(each(x), expected)
         last = each.settle(x)[0] if timing == "window" else [each.step(x) for _ in range(6)][-1]
         assert equal(last, expected)
+
+
+POOLED = {
+    "mean": lambda m, y: m.v(y.mean((2, 3))),
+    "average": lambda m, y: m.v(F.avg_pool2d(y, (8, 6)).flatten(1)),
+    "maximum": lambda m, y: m.v(F.max_pool2d(y, (8, 6)).flatten(1)),
+    "pixels": lambda m, y: m.p(y),
+    "pixels, upsampled": lambda m, y: F.interpolate(m.p(y), scale_factor=2, mode="bilinear"),
+}
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("answer", POOLED)
+@pytest.mark.parametrize("projected", [False, True])
+def test_a_last_block_without_a_relu(answer, projected, tmp_path):
+    def forward(m, x):
+        x = torch.relu(m.a(x))
+        return POOLED[answer](m, m.norm(m.c(torch.relu(m.b(x)))) + (m.q(x) if projected else x))
+
+    a, b, c, q = (nn.Conv2d(n, 16, k, padding=k // 2) for n, k in ((3, 3), (16, 3), (16, 3), (16, 1)))
+    net = Net(forward, a=a, b=b, c=c, q=q, norm=nn.BatchNorm2d(16), v=nn.Linear(16, 3), p=nn.Conv2d(16, 4, 1))
+    x = torch.rand(4, 3, 8, 6)
+    net(x)
+    net.eval()
+    with torch.no_grad():
+        snn = convert(net, T=6, data=[x]).eval()
+        check_frozen(snn, x, tmp_path, "window")
+        assert torch.equal(to_ann(snn)(x), net(x))
 
 
 @pytest.mark.kernels

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from networks import Net
+from networks import Net, check_frozen
 from torch import nn
 
 import tandem_snn as ts
@@ -37,6 +37,42 @@ def vision(tokens, joined, read, fires=False):
 
 def first(m, x):
     return x[:, 0]
+
+
+def stream(m, x):
+    """Patches, a block that mixes tokens and one that mixes features, which add to a stream without a last ReLU."""
+    x = m.patches(x).flatten(2).transpose(1, 2) + m.positions
+    x = x + m.mix(torch.relu(x).transpose(1, 2)).transpose(1, 2)
+    return x + m.b(torch.relu(m.a(torch.relu(x))))
+
+
+STREAMS = {
+    "mean": lambda m, x: m.head(stream(m, x).mean(1)),
+    "norm": lambda m, x: m.head(m.norm(stream(m, x).mean(1))),
+    "scaled": lambda m, x: m.head(0.5 * stream(m, x).transpose(1, 2).mean(2) + m.positions[:, 0]),
+    "first": lambda m, x: m.head(stream(m, x)[:, 0]),
+    "flat": lambda m, x: m.all(stream(m, x).flatten(1)),
+    "two layers": lambda m, x: m.head(m.c(stream(m, x).mean(1))),
+    "of each token": lambda m, x: m.head(stream(m, x)),
+    "of spikes": lambda m, x: m.head(torch.relu(stream(m, x))),
+    "of answers": lambda m, x: m.head(m.c(stream(m, x))),
+}
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("answer", STREAMS)
+def test_heads_read_the_stream_without_a_last_relu(answer, tmp_path):
+    layers = {"patches": nn.Conv2d(3, 24, 4, 4), "mix": nn.Linear(6, 6), "a": nn.Linear(24, 48), "b": nn.Linear(48, 24)}
+    layers |= {"norm": nn.BatchNorm1d(24), "c": nn.Linear(24, 24), "head": nn.Linear(24, 5), "all": nn.Linear(144, 5)}
+    net, x = Net(STREAMS[answer], **layers), torch.rand(4, 3, 12, 8)
+    net.positions = nn.Parameter(torch.randn(1, 6, 24))
+    net(x)
+    net.eval()
+    with torch.no_grad():
+        snn = ts.convert(net, T=8, data=[x]).eval()
+        check_frozen(snn, x, tmp_path, "window")
+        torch.testing.assert_close(ts.to_ann(snn)(x), net(x))
+        assert (ts.convert(net, T=128, data=[x])(x) - net(x)).norm() < 0.05 * net(x).norm()
 
 
 @pytest.mark.kernels

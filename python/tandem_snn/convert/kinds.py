@@ -28,6 +28,8 @@ LINEAR = (
     *("upsample_linear1d", "upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d", "addmm", "baddbmm"),
     *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "im2col", "col2im", "unfold", "fold"),
 )
+# Those of currents.
+OF_CURRENTS = (*REARRANGE, *LINEAR, *SYNAPSES, *SAME, *DROPOUT, *MAX_POOLS, "getitem", "batch_norm")
 
 # Operators that use only the shape or type of one argument, by its name.
 SHAPE_OF = {

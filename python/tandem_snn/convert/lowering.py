@@ -39,6 +39,7 @@ class Conversion(Builder):
         self.threshold, self.v_init, self.timing = threshold, v_init, timing
         self.ways: dict[str, str] = {}
         self.before_neurons = self._before_neurons()
+        self.before_heads = self._before_heads() if timing == "window" else set()
 
     def run(self, name: str) -> fx.GraphModule:
         for op in self.source.ops:
@@ -67,6 +68,19 @@ class Conversion(Builder):
         for op in reversed(self.source.ops):
             if any(user in found or kinds.is_relu(user) for user in op.users):
                 found.add(op)
+        return found
+
+    def _before_heads(self) -> set[Op]:
+        """Return the Ops behind the last neurons, of kinds that currents have, whose values only reach heads.
+
+        A product that heads read at once is a readout itself: of integers, which exports have.
+        """
+        found: set[Op] = set()
+        for op in reversed(self.source.ops):
+            users = [user for user in op.users if user.kind != "size"]
+            if op.kind in kinds.OF_CURRENTS and op not in self.before_neurons and users:
+                between = [user in found for user in users if user in found or not _is_head(user)]
+                found |= {op} if all(between) and (between or not _is_head(op)) else set()
         return found
 
     # --- from Ops to Values -------------------------------------------------------------------------------------------
@@ -104,9 +118,8 @@ class Conversion(Builder):
             spikes = self._average(op, x) if op.kind in kinds.AVERAGES else self._moved(op, x)
             if spikes is not None:
                 return spikes
-        if op.kind in (*kinds.REARRANGE, *kinds.LINEAR, *kinds.SYNAPSES):
-            kinds.check_linear(op, self.signals(op))
-        elif op.kind not in ("getitem", "batch_norm", *kinds.DROPOUT, *kinds.MAX_POOLS):
+        kinds.check_linear(op, self.signals(op))
+        if op.kind not in kinds.OF_CURRENTS:
             raise refuse(op, f"it has no spiking counterpart: {kinds.instead_of(op) or kinds.EVERYTHING}")
         return Counterpart("currents")
 
@@ -151,7 +164,7 @@ class Conversion(Builder):
             raise refuse(op, kinds.instead_of(op) or kinds.MIXES)
 
     def _behind(self, op: Op) -> Counterpart:
-        """Lower an Op after the last neurons: its result is a tensor, and spikes are counted."""
+        """Lower an Op after the last neurons: to currents before a head, else to a tensor, where spikes are counted."""
         x = self.env[op.x]
         if op.kind.endswith("_with_indices"):
             self._check(op)
@@ -162,19 +175,34 @@ class Conversion(Builder):
             return moved
         if x.kind == "answer" and (flat := flatten_of(op)) is not None:
             return Counterpart("answer", self.call(op, flat, x.node))
-        product = op.kind == "conv2d" or (op.kind == "linear" and op.dims == 2)
-        if product and alone and (counted or x.kind == "answer") and is_plain(op):
+        stays = self._stays_currents(op)
+        fits = op.kind != "linear" or op.dims == 2 or x.kind in ("currents", "answer") or x.by_features(-1)
+        if _is_head(op) and alone and not stays and fits:
             path, weight, bias = parameters(op, self.attributes)
             cls = tnn.Readout if op.kind == "linear" else tnn.ReadoutConv2d
             readout = layer_of(cls, weight, bias, sizes_of(op))
-            return Counterpart("answer", self.call_as(path, readout, x.node))
+            return Counterpart("answer", self.call_as(path, readout, self.signal(op.x)))
         if alone and counted:
             pool = means_of(op, self.source.sized)
             one_gain = x.kind == "counts" or (x.by_channel and x.by_features(-1))
             if pool is not None and (op.x.dims != 3 or one_gain):
                 return Counterpart("counts", self.call(op, pool, x.node))
+        if stays:
+            return x if op.kind in kinds.SAME else Counterpart("currents")
         known = self.of_answers(op) if x.kind == "answer" else None
         return Counterpart("answer", self.copy(op) if known is None else known)
+
+    def _stays_currents(self, op: Op) -> bool:
+        """Return whether an Op after the last neurons is one of spikes and currents before a head."""
+        signals = self.signals(op)
+        if op not in self.before_heads or any(self.env[value].kind not in ("spikes", "currents") for value in signals):
+            return False
+        try:
+            self._check(op)
+            kinds.check_linear(op, signals)
+        except CannotConvert:
+            return False
+        return True
 
     def _max_pool(self, op: Op, x: Counterpart) -> Counterpart:
         return self._layer(op, max_pool_of(op, self.timing, self.source.sized), x)
@@ -287,6 +315,11 @@ class Conversion(Builder):
         node = self.call_as(path, layer, self.signal(synapses.x), **(keywords or {}))
         layer.norm = norm  # after the call, which sets the mode of the layer but not of the norm
         return node
+
+
+def _is_head(op: Op) -> bool:
+    """Return whether an Op is a product that a readout computes."""
+    return (op.kind == "conv2d" or (op.kind == "linear" and op.dims <= 4)) and is_plain(op)
 
 
 def _has_tokens(op: Op) -> bool:

@@ -40,7 +40,8 @@ def convert(
     Every ReLU (module, function or method) becomes a layer of neurons. Their input can be any sum of linear operators
     on spikes: products of spikes are layers of ``tandem_snn.nn``, and what stands between these and the neurons are
     currents, for :class:`tandem_snn.nn.Neurons`. ReLU6 and hardtanh(0, c) become neurons with the ceiling ϑT = c.
-    Operations before the first synapses and after the last neurons are kept.
+    Operations before the first synapses and after the last neurons are kept; linear layers and convolutions that answer
+    become readouts, and with timing "window" what linear maps make of spikes before them are currents, too.
 
     The graph comes from ``torch.export`` for an input like ``example``, with batches of any size. The network calls the
     live modules of the ANN, so it follows their mode, momentum, hooks and parametrisations. Without an example, convert
