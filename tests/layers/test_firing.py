@@ -1,5 +1,7 @@
 """Neurons on the currents of many steps, which they read eight at a time: spikes and potentials of one call."""
 
+import weakref
+
 import pytest
 import torch
 from networks import trained
@@ -70,3 +72,16 @@ def test_traces_end_in_the_potentials_of_one_call(timing):
             u = tnn.Linear(24, 33, neurons=False)(x)
             _, v = te.functional.if_scan(torch.cat([u.steps(0, 8), u.steps(8, T)]), **neuron, return_v=True)
             assert torch.equal(fire.potentials(u)[-1], v)
+
+
+@pytest.mark.parametrize("timing", ["window", "step"])
+def test_sums_that_nobody_reads_again_are_freed_in_training(timing):
+    stem, branch = (tnn.Conv2d(3, 3, 3, padding=1, neurons=False, timing=timing) for _ in range(2))
+    x = te.SpikeTrain.from_dense((torch.rand(9, 2, 3, 8, 8) < 0.4).float())
+    first = stem(x)
+    total = weakref.ref(first.total)
+    out = first + branch(tnn.Neurons(timing=timing)(first))
+    del first
+    assert total() is None
+    out.total.sum().backward()
+    assert stem.weight.grad.abs().sum() > 0

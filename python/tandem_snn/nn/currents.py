@@ -26,6 +26,23 @@ AT_ONCE = 8  # number of steps whose currents are in memory at the same time: on
 Steps = Callable[[int, int], Tensor]
 
 
+class Remembered:
+    """Steps of currents, computed without a gradient; those computed last are kept.
+
+    What is made of currents step by step holds this alone, not their sum, which lives no longer than backward needs it.
+    """
+
+    def __init__(self, compute: Steps) -> None:
+        self._compute = compute
+        self._last: tuple[tuple[int, int], Tensor] | None = None
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        if self._last is None or self._last[0] != (start, stop):
+            with torch.no_grad():
+                self._last = (start, stop), self._compute(start, stop)
+        return self._last[1]
+
+
 class Currents(Signal):
     """Input currents of neurons: real numbers, the pre-activations of the ANN, which add up where spikes cannot.
 
@@ -61,8 +78,7 @@ class Currents(Signal):
         constant: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self._total, self._steps, self.T, self.constant, self.dtype = total, steps, T, constant, dtype
-        self._last: tuple[tuple[int, int], Tensor] | None = None  # the steps that were computed last
+        self._total, self._steps, self.T, self.constant, self.dtype = total, Remembered(steps), T, constant, dtype
 
     @property
     def total(self) -> Tensor:
@@ -87,12 +103,10 @@ class Currents(Signal):
         """The device of its tensors."""
         return self.total.device
 
-    def steps(self, start: int, stop: int) -> Tensor:
-        """Return the currents of steps start .. stop - 1, [stop - start, B, *features], without a gradient."""
-        if self._last is None or self._last[0] != (start, stop):
-            with torch.no_grad():
-                self._last = (start, stop), self._steps(start, stop)
-        return self._last[1]
+    @property
+    def steps(self) -> Steps:
+        """(start, stop) -> the currents of steps start .. stop - 1, [stop - start, B, *features], without gradients."""
+        return self._steps
 
     def replace(self, gain: float = 1.0) -> "Currents":  # type: ignore[override]
         """Currents have the gain 1."""
@@ -105,7 +119,7 @@ class Currents(Signal):
     def masked(self, dropout: Callable[[Tensor], Tensor]) -> "Currents":
         """Return the currents times a dropout of ones, with one mask for the whole window."""
         mask = dropout(torch.ones_like(self.total))
-        return self.map(lambda u: u * mask)
+        return self._each(lambda u: u * mask, lambda u: u * mask)
 
     def affine(self, scale: Tensor | None, shift: Tensor | None) -> "Currents":
         """Return scale * currents + shift, of each channel; each step receives shift/T. None is neutral."""
@@ -121,7 +135,8 @@ class Currents(Signal):
         return self._each(lambda u: u + term, lambda u: u + part)
 
     def _each(self, of_total: Callable[[Tensor], Tensor], of_steps: Callable[[Tensor], Tensor]) -> "Currents":
-        steps: Steps = lambda start, stop: of_steps(self.steps(start, stop))  # noqa: E731
+        made = self.steps
+        steps: Steps = lambda start, stop: of_steps(made(start, stop))  # noqa: E731
         return Currents(_made(lambda: of_total(self.total)), steps, self.T, self.constant, self.dtype)
 
     def residual(self, timing: str) -> Tensor:
@@ -147,7 +162,7 @@ class Currents(Signal):
 
     def __add__(self, other: Any) -> "Currents":
         if isinstance(other, Signal):
-            return combined(_added, [self, currents_of(other)])
+            return combined(_added, [self, currents_of(other)], at_once=True)
         if not isinstance(other, int | float | Tensor):
             return NotImplemented
         given, sample = list(getattr(other, "shape", ())), [1, *self.shape[1:]]
@@ -171,7 +186,9 @@ class Currents(Signal):
         return super().__torch_function__(func, types, args, kwargs)
 
     def __mul__(self, factor: float) -> "Currents":
-        return self.map(lambda u: u * factor) if isinstance(factor, int | float) else NotImplemented
+        if not isinstance(factor, int | float):
+            return NotImplemented
+        return self._each(lambda u: u * factor, lambda u: u * factor)
 
     __rmul__ = __mul__
 
@@ -213,22 +230,28 @@ def _affine(u: Tensor, shape: torch.Size, scale: Tensor | None, shift: Tensor | 
     return u if shift is None else u + over_space(shift, shape)
 
 
-def combined(f: Callable[..., Tensor], inputs: list[Currents]) -> Currents:
-    """Return f of several currents with the same T, where f is linear in all of them together."""
-    return Currents(_made(lambda: f(*(x.total for x in inputs))), *in_steps(f, inputs), inputs[0].dtype)
+def combined(f: Callable[..., Tensor], inputs: list[Currents], at_once: bool = False) -> Currents:
+    """Return f of several currents with the same T, where f is linear in all of them together.
+
+    ``at_once``: f takes [steps, B, *features] too; else it is asked step by step, since torch may round otherwise in a
+    batch of another size.
+    """
+    return Currents(_made(lambda: f(*(x.total for x in inputs))), *in_steps(f, inputs, at_once), inputs[0].dtype)
 
 
-def in_steps(f: Callable[..., Tensor], inputs: list[Currents]) -> tuple[Steps, int, bool]:
+def in_steps(f: Callable[..., Tensor], inputs: list[Currents], at_once: bool = False) -> tuple[Steps, int, bool]:
     """Return f of the steps of several currents, their T, and whether all steps are the same."""
     windows = {x.T for x in inputs}
     if len(windows) != 1:
         raise ValueError(f"T: the trains of a sum have different numbers of steps, {sorted(windows)}")
 
+    made = [x.steps for x in inputs]
+
     def steps(start: int, stop: int) -> Tensor:
-        parts = [x.steps(start, stop) for x in inputs]
+        parts = [steps_of(start, stop) for steps_of in made]
         n = max(len(part) for part in parts)
-        # one by one: torch may round otherwise in a batch of another size
-        return torch.stack([f(*(part[t if len(part) > 1 else 0] for part in parts)) for t in range(n)])
+        parts = [part.expand(n, *part.shape[1:]) for part in parts]
+        return f(*parts) if at_once else torch.stack([f(*of_step) for of_step in zip(*parts, strict=True)])
 
     return steps, windows.pop(), all(x.constant for x in inputs)
 
@@ -270,8 +293,10 @@ def _direct(first: Tensor, T: int, constant: bool) -> tuple[Steps, int, bool]:
 
 
 def _flagged(steps: Tensor, bad: Tensor | None) -> Tensor:
-    """Add NaN flags to the first of some steps, which is enough, because potentials stay NaN."""
-    return steps if bad is None else torch.cat([with_flags(steps[0], bad).unsqueeze(0), steps[1:]])
+    """Add NaN flags to the first of some new steps, which is enough, because potentials stay NaN."""
+    if bad is not None:
+        steps[0] = with_flags(steps[0], bad)
+    return steps
 
 
 def product(x: Input | Currents, weight: Tensor, synapses: Product) -> Currents:
