@@ -55,6 +55,7 @@ STREAMS = {
     "two layers": lambda m, x: m.head(m.c(stream(m, x).mean(1))),
     "of each token": lambda m, x: m.head(stream(m, x)),
     "of spikes": lambda m, x: m.head(torch.relu(stream(m, x))),
+    "joined": lambda m, x: m.head(m.d(torch.cat([torch.relu(stream(m, x)), m.c(stream(m, x)).relu()], -1)).mean(1)),
     "of answers": lambda m, x: m.head(m.c(stream(m, x))),
 }
 
@@ -63,7 +64,13 @@ STREAMS = {
 @pytest.mark.parametrize("answer", STREAMS)
 def test_heads_read_the_stream_without_a_last_relu(answer, tmp_path):
     layers = {"patches": nn.Conv2d(3, 24, 4, 4), "mix": nn.Linear(6, 6), "a": nn.Linear(24, 48), "b": nn.Linear(48, 24)}
-    layers |= {"norm": nn.BatchNorm1d(24), "c": nn.Linear(24, 24), "head": nn.Linear(24, 5), "all": nn.Linear(144, 5)}
+    layers |= {
+        "norm": nn.BatchNorm1d(24),
+        "c": nn.Linear(24, 24),
+        "d": nn.Linear(48, 24),
+        "head": nn.Linear(24, 5),
+        "all": nn.Linear(144, 5),
+    }
     net, x = Net(STREAMS[answer], **layers), torch.rand(4, 3, 12, 8)
     net.positions = nn.Parameter(torch.randn(1, 6, 24))
     net(x)

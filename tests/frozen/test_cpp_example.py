@@ -15,7 +15,7 @@ from pages import ROOT, blocks
 from test_currents import BLOCKS, Placed, network
 from test_frozen_file import converted, events
 from test_inputs import Two, given
-from tokens import transformer
+from tokens import joins, transformer
 from torch import Tensor
 
 import tandem_ext as te
@@ -161,7 +161,7 @@ def test_pixels(given, classify, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", [None, 4])
 @pytest.mark.parametrize(
-    "make", [lif, converted, events, average, heads, placed, tokens, many_steps, *NETWORKS, *CURRENTS]
+    "make", [lif, converted, events, average, heads, placed, tokens, joins, many_steps, *NETWORKS, *CURRENTS]
 )
 def test_networks(make, bits, timing, classify, tmp_path):
     """The sums of a first layer that reads real numbers, and of currents, are floats there and here: exact ones."""

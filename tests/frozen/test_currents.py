@@ -254,9 +254,26 @@ def test_images_are_joined_by_a_negative_dimension_too(timing, tmp_path):
         tnn.Encoder(5), Net(both, **layers), last, tnn.AdaptiveAvgPool2d(1), tnn.Flatten(), tnn.Readout(8, 3)
     ).eval()
     check_frozen(net, torch.rand(2, 3, 9, 7), tmp_path, timing)
-    wide = Net(lambda m, x: m.last(te.cat([m.first(x), m.first(x)], -1)), first=layers["first"], last=tnn.Flatten())
-    with pytest.raises(ValueError, match="along dimension -1, not along the channels"):
-        ts.freeze(nn.Sequential(tnn.Encoder(5), wide, tnn.Readout(16 * 9 * 14, 3)).eval()).save(tmp_path / "none")
+
+
+@pytest.mark.parametrize("dim", [2, -1])
+def test_images_are_joined_side_by_side(dim, timing, tmp_path):
+    def forward(m, x):
+        x = m.first(x)
+        return m.last(te.cat([x, m.pool(x)], dim))
+
+    def net(**options):
+        layers = {"first": tnn.Conv2d(3, 16, 3, padding=1, timing=timing, **options), "pool": tnn.MaxPool2d(3, 1, 1)}
+        wide = Net(forward, **layers, last=tnn.Conv2d(16, 8, 3, timing=timing))
+        ends = tnn.AdaptiveAvgPool2d(1), tnn.Flatten(), tnn.Readout(8, 3)
+        return nn.Sequential(tnn.Encoder(5), wide, *ends).eval()
+
+    x = torch.rand(2, 3, 9, 7)
+    check_frozen(net(), x, tmp_path, timing, x)
+    with pytest.raises(ValueError, match="'cat' cannot be saved: it depends on the size of the input"):
+        ts.freeze(net()).save(tmp_path / "none")
+    gains = ts.freeze(net(threshold=torch.rand(16) + 0.5), example=x)
+    assert str(gains.why_slow) == f"cat: it joins trains along dimension {dim} whose gains differ along another one"
 
 
 @pytest.mark.parametrize(("forward", "reason"), [

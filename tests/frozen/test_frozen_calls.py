@@ -18,7 +18,7 @@ def test_a_network_without_a_program_runs_layer_by_layer():
     layers = {"layer": tnn.Linear(4, 4, threshold=1.0), "readout": tnn.Readout(4, 2)}
     net = Net(lambda m, x: m.readout(te.cat([m.layer(x), m.layer(x)])), **layers)
     x = te.SpikeTrain.from_dense(torch.ones(3, 2, 4))
-    why = "cat: it joins values along dimension 0, not along the channels"
+    why = "cat: it joins samples, along dimension 0"
     with pytest.warns(UserWarning, match=f"freeze: the network runs layer by layer, which takes longer: {why}"):
         frozen = freeze(net)
     assert f"T=None, timing=step, weight_bits=None, 24 weights, layer by layer: {why}" in repr(frozen)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from networks import by_onnxruntime, check_frozen, seen_by, trained
-from tokens import Block, transformer
+from tokens import Block, joins, transformer
 from torch import nn
 
 import tandem_ext as te
@@ -181,6 +181,14 @@ def test_an_answer_for_each_token(end, bits, tmp_path):
     assert net(images()).shape == (4, 6, 5)
     assert ts.to_ann(net)(images()).shape == (4, 6, 5)
     assert ts.measure.synops(net, images()).layers.keys() >= {str(len(net) - 1)}
+
+
+@pytest.mark.parametrize(("tokens", "dim"), [((6,), -1), ((6,), 2), ((3, 4), 3)])
+def test_features_of_tokens_are_joined(tokens, dim, timing, tmp_path):
+    net, x = joins(timing, dim, tokens)
+    frozen = check_frozen(trained(net, x), x, tmp_path, timing, x)
+    kinds = [stage.instruction.kind for stage in frozen._program_for(1.0).layers.stages]
+    assert kinds.count("gather") == 3 + 3  # the joins, the image twice, and before the flatten
 
 
 def test_a_readout_of_tokens_with_a_gain_for_each_feature(timing, tmp_path):

@@ -57,10 +57,10 @@ def rearranged(lowering: Lowering, name: str, f: Any, by_channel: bool, *args: A
     """Append what an operator of torch.ops.aten, by its name, or a function does that only moves features."""
     args, kwargs = pytree.tree_map_only(Value, lowering.real, (args, kwargs))
     values = [value for value in pytree.tree_leaves((args, kwargs)) if isinstance(value, Value)]
-    if f in JOINS and of_channels(lowering, name, values[0], *args[1:], **kwargs):
-        return joined(lowering, name, values)
+    if f in JOINS:
+        return joined(lowering, name, values, *args[1:], **kwargs)
     if len(values) > 1:
-        raise CannotLower(name, f"{f} of several values along another dimension than the channels")
+        raise CannotLower(name, f"{f} of several values")
     (x,) = values
     source, index = x.origin or (x, None)
     features = lowering.features_of(name, source)
@@ -133,10 +133,26 @@ def of_channels(lowering: Lowering, name: str, x: Value, dim: int = 0) -> bool:
     return dim == -1 - axes
 
 
-def joined(lowering: Lowering, name: str, values: list[Value]) -> Value:
-    """Join channels, two values after the other; a join that begins as another one shares its beginning."""
+def joined(lowering: Lowering, name: str, values: list[Value], dim: int = 0) -> Value:
+    """Join values along a dimension: channels, or another one that is moved to their place and back."""
     if any(value.pending for value in values):
         raise CannotLower(name, TOO_MANY)
+    if of_channels(lowering, name, values[0], dim):
+        return _joined_channels(lowering, name, values)
+    if dim == 0 or dim == -1 - len(lowering.features_of(name, values[0])):
+        raise CannotLower(name, f"it joins samples, along dimension {dim}")
+    values = [rearranged(lowering, name, "movedim", False, value, dim, 1) for value in values]
+    for value in values:
+        if isinstance(value.gain, Tensor) and value.gain.dim() > 1:
+            each = value.gain.flatten(1)
+            if not torch.equal(each, each[:, :1].expand_as(each)):
+                raise CannotLower(name, f"it joins trains along dimension {dim} whose gains differ along another one")
+            value.gain = each[:, 0]
+    return rearranged(lowering, name, "movedim", False, _joined_channels(lowering, name, values), 1, dim)
+
+
+def _joined_channels(lowering: Lowering, name: str, values: list[Value]) -> Value:
+    """Join channels, two values after the other; a join that begins as another one shares its beginning."""
     if len({(value.timing, value.is_currents) for value in values}) > 1:
         timing = next((str(value.timing) for value in values if value.is_currents), "window")
         values = [lowering.converted(name, value, timing) for value in values]

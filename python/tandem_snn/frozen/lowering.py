@@ -19,7 +19,7 @@ from .. import nn as tnn
 from ..nn.maximum import MaxPool
 from ..nn.signals import inputs_of
 from .answers import named, numbered
-from .functions import apply_function, before_moves, check_times, each_feature, joined, of_channels, spread
+from .functions import apply_function, before_moves, check_times, each_feature, joined, spread
 from .instruction import ABSENT, CONVERSIONS, INPUT, CannotLower, Instruction
 from .layers import apply_layer
 from .stages import MODES, Stage, Stages
@@ -168,9 +168,7 @@ class Lowering:
         return self.currents(name, "sum", a, channels, {"residual": b.number, "outputs": channels}, **gains)
 
     def join(self, name: str, values: list[Value], dim: int) -> Value:
-        if not of_channels(self, name, values[0], dim):
-            raise CannotLower(name, f"it joins values along dimension {dim}, not along the channels")
-        return joined(self, name, values)
+        return joined(self, name, values, dim)
 
     def affine(self, name: str, x: Value, scale: Tensor | None, shift: Tensor | None) -> Value:
         """Append scale * x + shift, where the gain of a train is multiplied first."""
