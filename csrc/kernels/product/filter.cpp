@@ -16,6 +16,7 @@ namespace {
 // Wide vectors multiply eight rows at once, those of four floats take 1.07 of the time of lists for sixteen; with more
 // steps than that, lists read fewer weights.
 constexpr int64_t kMostRows = 16, kMostSteps = 8, kMostInputs = 1 << 20;
+constexpr int kAtOnce = 4;        // outputs, whose weights are read side by side
 constexpr int kWholeWindow = -1;  // in place of a step
 
 // What all outputs read: rows of counts or, with step timing, of the spikes of each step of each sample.
@@ -56,6 +57,7 @@ TANDEM_INLINE void multiply_floats(const float* const* weights, const float* cou
   const auto add = [&](int64_t k, int lanes) TANDEM_INLINE_LAMBDA {
 #pragma GCC unroll 4
     for (int r = 0; r < R; ++r) {
+      __builtin_prefetch(weights[r] + kAtOnce * size + k);  // for the next outputs
       const auto w = load_first<Vec<float, L>>(weights[r] + k, lanes);
       const auto magnitudes = reinterpret_cast<Int<L>>(w) & 0x7fffffff;
       most = magnitudes > most ? magnitudes : most;
@@ -145,7 +147,7 @@ TANDEM_INLINE void find_doubts(const Neuron& a, const NeuronLanes<L> (&ends)[2],
 template <int L>
 TANDEM_INLINE float multiply_outputs(const Layer& layer, const Inputs& in, int64_t first, int count, Workspace& outer,
                                      float* products) {
-  constexpr int R = 4;
+  constexpr int R = kAtOnce;
   Int<L> most{};
   for (int i = 0; i < kLanes; i += R) {
     Workspace workspace(outer);
