@@ -1,7 +1,7 @@
 """Argument checks. Errors name the argument, its value and what is allowed. A check takes well under a microsecond.
 
 Checks that read the values of tensors say so in their docstrings. :func:`threshold` and :func:`v_init` read values in
-CPU memory only. No check reads values while torch compiles, exports, captures a CUDA graph or maps (:func:`_readable`).
+CPU memory only. No check reads values while torch compiles, exports, captures a CUDA graph or maps (:func:`readable`).
 """
 
 import math
@@ -38,7 +38,7 @@ def _refuse(error: type[Exception], name: str, allowed: str, value: object, hint
     raise error(f"{name}: expected {allowed}, got {found}{hint}")
 
 
-def _readable(*tensors: Tensor) -> bool:
+def readable(*tensors: Tensor) -> bool:
     """Return whether Python may read these values: while torch traces or transforms, tensors have no values."""
     if torch.compiler.is_compiling():
         return False
@@ -53,12 +53,12 @@ def _readable(*tensors: Tensor) -> bool:
 
 def any_wrong(tensor: Tensor, wrong: Callable[[Tensor], Tensor]) -> bool:
     """Return whether any value is wrong. Reads values."""
-    return _readable(tensor) and bool(wrong(tensor).any())
+    return readable(tensor) and bool(wrong(tensor).any())
 
 
 def _least_of(tensor: Tensor) -> float:
     """Return the least value, NaN if one is NaN. Reads values; infinity if there are none that Python may read."""
-    return float(tensor.detach().min()) if _readable(tensor) and tensor.numel() else math.inf
+    return float(tensor.detach().min()) if readable(tensor) and tensor.numel() else math.inf
 
 
 def _values(name: str, tensor: Tensor, wrong: Callable[[Tensor], Tensor], allowed: str, hint: str = "") -> None:

@@ -31,6 +31,11 @@ def add_flags(bad: Tensor | None, other: Tensor | None) -> Tensor | None:
     return other if bad is None else bad if other is None else bad + other
 
 
+def _is_clean(bad: Tensor) -> bool:
+    """Return whether no flag is set, as far as Python sees values without waiting."""
+    return bad.is_cpu and checks.readable(bad) and not any(bad.tolist())
+
+
 @dataclass_of("counts", "planes", "T", "gain", "timing", "bad", "network_T", "offset")
 class SpikeTrain(Signal):
     """The spikes s[t] ∈ {0, 1} of a batch of neurons at steps t = 0 .. T-1.
@@ -307,10 +312,12 @@ class SpikeTrain(Signal):
     def counts(self) -> Tensor:
         """The spike count of each neuron, floating point [B, *features]; counted on first access if not given."""
         if self._flagged_counts is None:
-            counts = self.clean_counts()
-            if self._counts is not None and self.bad is None:
+            counts, bad = self.clean_counts(), self.bad
+            if counts.requires_grad and torch.is_grad_enabled() and bad is not None and _is_clean(bad):
+                bad = None  # a sum with zeros takes longer, and its gradient again
+            if self._counts is not None and bad is None:
                 return counts
-            flagged = with_flags(counts, self.bad)
+            flagged = with_flags(counts, bad)
             if counts.requires_grad and not torch.is_grad_enabled():
                 return flagged  # not cached, because later uses may need a gradient
             self._flagged_counts = flagged

@@ -58,6 +58,8 @@ def product_if(x: Input, weight: Tensor, product: Product, settings: Settings) -
 
 def current_if(current: Tensor, source: str, gain: float | Tensor, settings: Settings) -> Outcome:
     """Run neurons with given currents: "train", [T, B, *features], or "constant" or "impulse", [B, *features]."""
+    if settings.timing == "window":
+        checks.T("T", settings.T, "window")
     shape = current.shape[1:] if source == "train" else current.shape
     return _fire(source, current, None, None, shape, gain, None, settings)
 
@@ -86,8 +88,6 @@ def _fire(
             raise checks.TooFewSamples(f"x: batch norm in training needs {least}, got outputs {list(shape)}")
         bad = None if bad is None else bad.sum(0, True)  # through the batch statistics, one NaN affects all samples
     neurons, theta = NEUTRAL, None
-    if timing == "window":
-        checks.T("T", T, timing)
     of_threshold = isinstance(threshold, Tensor)
     if constant is not None:
         v_init = default_v_init(threshold, timing) if v_init is None else v_init

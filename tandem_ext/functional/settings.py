@@ -41,7 +41,7 @@ class NeuronSettings(TypedDict, total=False):
     4
     """
 
-    threshold: Annotated[float | Tensor, Setting(1.0, lambda value, n: checks.threshold(value, n), each_call=True)]
+    threshold: Annotated[float | Tensor, Setting(1.0, checks.threshold, each_call=True)]
     leak: Annotated[float, Setting(1.0, lambda value, _: checks.share("leak", value, ", where 1 means no leak"))]
     v_init: Annotated[float | Tensor | None, Setting(None, lambda value, _: checks.v_init(value), each_call=True)]
     gate: Annotated[checks.Gate, Setting("relu", lambda value, _: checks.one_of("gate", value, checks.GATES))]
@@ -121,15 +121,13 @@ class Settings(NamedTuple):
 def check_neuron(neuron: Mapping[str, Any], T: int, channels: int) -> None:
     """Check the keyword arguments :class:`Neuron` of a call, except for tensors."""
     for name, value in neuron.items():
-        if name not in SETTINGS:
+        if (setting := SETTINGS.get(name)) is None:
             raise TypeError(f"{name}: no such argument; neurons have {', '.join(SETTINGS)}")
-        setting = SETTINGS[name]
         if not (setting.each_call and isinstance(value, Tensor)):
             setting.check(value, channels)
-    timing = neuron.get("timing", "step")
-    if timing == "window":
-        check_together(timing, neuron.get("leak", 1.0))
-        checks.T("steps", neuron.get("steps") or T, timing)
+    if neuron.get("timing") == "window":
+        check_together("window", neuron.get("leak", 1.0))
+        checks.T("steps", neuron.get("steps") or T, "window")
 
 
 def shows(keywords: Any) -> Callable[[F], F]:

@@ -268,6 +268,16 @@ def test_it_goes_where_a_train_goes(way, rows):
     assert spoiled_rows(way(bad_train(4, 3)).counts) == rows
 
 
+def test_flags_are_added_where_one_is_set():
+    """Without, the counts are those of the layer, which has no sum in its graph."""
+    x = dyadic(4, 6).requires_grad_()
+    assert f.if_scan(te.ConstantInput(x, T)).counts.grad_fn.name() == "FireBackward"
+    x = torch.where(torch.arange(4).unsqueeze(1) == 1, torch.nan, x.detach()).requires_grad_()
+    counts = f.if_scan(te.ConstantInput(x, T)).counts
+    assert spoiled_rows(counts) == [1]
+    assert counts.grad_fn.name() == "AddBackward0"
+
+
 def test_counts_that_were_looked_at_have_the_gradient():
     x = dyadic(4, 6).requires_grad_()
     hidden = f.if_scan(te.ConstantInput(x, T))

@@ -73,7 +73,7 @@ def in_this_thread(graph, capture_error_mode="global", **_):
 @pytest.fixture(autouse=True)
 def _no_gpu(monkeypatch):
     """torch.cuda captures what runs on the CPU."""
-    monkeypatch.setattr(checks, "_readable", lambda _: False)  # values are checked on the CPU only
+    monkeypatch.setattr(checks, "readable", lambda _: False)  # values are checked on the CPU only
     monkeypatch.setattr(quantise, "_has_kernel", lambda _: False)  # weights on a GPU are quantised by torch
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph", in_this_thread)
