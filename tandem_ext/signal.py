@@ -94,7 +94,7 @@ class Signal:
             tensors = [isinstance(gain, Tensor) for gain in gains]
             # Comparing the values of tensors would synchronise, and one of two gradients would be lost.
             same = gains[0] is gains[1] if any(tensors) else gains[0] == gains[1]
-            of_channels = [gain.dim() > 0 if isinstance(gain, Tensor) else cls.joins_gains for gain in gains]
+            of_channels = [cls.joins_gains or (isinstance(gain, Tensor) and gain.dim() > 0) for gain in gains]
             if not same and not (dim == 1 and all(of_channels)):
                 raise ValueError(
                     f"signals: expected the same gain in all signals, got gain {first.gain} and {other.gain}"
@@ -296,8 +296,8 @@ def cat(signals: Sequence[S], dim: int = 0) -> S:
     Args:
         signals: at least one :class:`SpikeTrain`, :class:`ConstantInput` or :class:`ImpulseInput`. All have the same
             class, T and gain. Trains with timing "window" may have different T, of which the result has the largest.
-            Trains joined along the channels may each have their own gain, numbers or [C]. With currents among them
-            (``tandem_snn.nn.Currents``) all become currents. Or tensors, which an ANN twin has in their place.
+            Trains joined along the channels may each have their own gain: numbers, 0-dim or [C]. With currents among
+            them (``tandem_snn.nn.Currents``) all become currents. Or tensors, which an ANN twin has in their place.
         dim: the dimension of [B, *features], by default the batch.
 
     Returns:

@@ -420,7 +420,8 @@ def _joined_gain(signals: Sequence[SpikeTrain], dim: int) -> float | Tensor:
     """Return the gain of trains joined along ``dim``: that of the first, or gains of channels or places, joined."""
     gains = [s.gain for s in signals]
     axes = max(gain.dim() if isinstance(gain, Tensor) else 0 for gain in gains)
-    one = axes == 0 and (isinstance(gains[0], Tensor) or all(gain == gains[0] for gain in gains))
+    tensors = any(isinstance(gain, Tensor) for gain in gains)
+    one = axes == 0 and all(gain is gains[0] if tensors else gain == gains[0] for gain in gains)
     if one or not 0 < dim <= max(axes, 1):
         return gains[0]
 

@@ -245,6 +245,20 @@ def test_vectors_are_joined_by_a_negative_dimension_too(dim, example, timing, tm
     check_frozen(net, x, tmp_path, timing, x if example else None)
 
 
+def test_images_with_one_learned_threshold_a_layer_are_joined(timing, tmp_path):
+    thresholds = [nn.Parameter(torch.tensor(t)) for t in (0.4, 0.7, 0.4)]
+    first, second, last = (
+        tnn.Conv2d(channels, outputs, 3, padding=1, threshold=threshold, norm=True, timing=timing)
+        for (channels, outputs), threshold in zip([(3, 16), (3, 24), (40, 8)], thresholds, strict=True)
+    )
+    both = lambda m, x: te.cat([m.first(x), m.second(x)], 1)  # noqa: E731
+    net = nn.Sequential(tnn.Encoder(5), Net(both, first=first, second=second), last, tnn.Flatten(), tnn.Readout(504, 3))
+    x = torch.rand(4, 3, 9, 7)
+    net(x).square().sum().backward()
+    assert all(threshold.grad.abs() > 0 for threshold in thresholds)
+    check_frozen(net.eval(), x, tmp_path, timing)
+
+
 def test_images_are_joined_by_a_negative_dimension_too(timing, tmp_path):
     options = {"padding": 1, "timing": timing}
     layers = {"first": tnn.Conv2d(3, 16, 3, **options), "second": tnn.Conv2d(3, 24, 3, **options)}

@@ -11,6 +11,7 @@ import torch
 from cases import WINDOWS, assert_same, bursts, dyadic, is_channels_last, spikes, train, train_with_edge, views
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 from torch.utils import _pytree as pytree
 
 import tandem_ext as te
@@ -149,6 +150,28 @@ def test_gains_of_channels_and_of_places_are_joined_with_the_spikes(axes, dim):
     assert torch.equal(joined.total, torch.cat([values[0], u.total], dim))
     of_steps = x.to_dense()[:8] * values_of(x.replace(stored=torch.ones_like(x.stored), counts=None))
     assert torch.equal(joined.steps(0, 8), torch.cat([of_steps, u.steps(0, 8).expand(8, *u.shape)], dim + 1))
+
+
+GAINS = {"number": lambda: 0.25, "0-dim": lambda: torch.tensor(0.5),
+         "learned": lambda: nn.Parameter(torch.tensor(0.75)), "channels": lambda: nn.Parameter(dyadic(5)),
+         "places": lambda: dyadic(5, 4)}  # fmt: skip
+
+
+@pytest.mark.parametrize("second", GAINS)
+@pytest.mark.parametrize("first", GAINS)
+def test_any_two_gains_are_joined_by_channel(first, second):
+    """Each keeps its gradient, also where both have one value."""
+    trains = [bursts(9, 2, 5, 4).replace(gain=GAINS[kind]()) for kind in (first, second)]
+    joined = values_of(te.cat(trains, 1))
+    assert torch.equal(joined, torch.cat([values_of(x) for x in trains], 1))
+    learned = [(x, x.gain) for x in trains if isinstance(x.gain, nn.Parameter)]
+    if learned:
+        parts = torch.autograd.grad(joined.sum(), [gain for _, gain in learned])
+        for (x, gain), grad in zip(learned, parts, strict=True):
+            assert torch.equal(grad, x.counts.sum() if gain.dim() == 0 else x.counts.sum([0, 2]))
+    if first == second != "number":
+        with pytest.raises(ValueError, match="expected the same gain"):
+            te.cat(trains, 0)
 
 
 @pytest.mark.parametrize("cls", [te.ConstantInput, te.ImpulseInput])
