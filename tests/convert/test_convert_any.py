@@ -254,6 +254,36 @@ def test_the_mode_and_the_modules_are_live():
     assert torch.equal(to_ann(snn)(x), net.eval()(x))
 
 
+@pytest.mark.parametrize("drop", [
+    F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout,
+])  # fmt: skip
+@pytest.mark.parametrize("where", ["hidden", "behind", "answer"])
+def test_dropout_by_functions(drop, where, timing):
+    """In training equal samples differ, and places within a feature do where the ANN's do."""
+    dims = {F.dropout1d: 1, F.dropout3d: 3}.get(drop, 2)
+    conv = getattr(nn, f"Conv{dims}d")
+
+    def forward(m, x):
+        a = torch.relu(m.a(x))
+        a = drop(a, 0.5, m.training) if where == "hidden" else a
+        a = torch.relu(m.b(a))
+        a = a if where == "behind" else m.c(a)
+        return a if where == "hidden" else drop(a, 0.5, m.training)
+
+    layers = {"a": conv(2, 8, 1), "b": conv(8, 8, 1, groups=8), "c": conv(8, 8, 1, groups=8)}
+    net = Net(forward, **{name: layer for name, layer in layers.items() if name != "c" or where != "behind"}).eval()
+    with torch.no_grad():
+        for layer in net.children():
+            layer.weight.abs_(), layer.bias.fill_(0.1)
+    x = torch.ones(64, 2, *[3] * dims)
+    snn = convert(net, T=64, data=[x], timing=timing)
+    assert torch.equal(to_ann(snn)(x), net(x))
+    answers = [each.train()(x).detach().flatten(2) for each in (snn, net)]
+    ours, theirs = ((a.var(0).sum() > 1e-3, (a - a[..., :1]).abs().amax() < 1e-3) for a in answers)
+    assert ours == theirs, "whether samples differ, and whether places do not"
+    assert ours[0]
+
+
 def test_a_part_that_spikes():
     layers = {
         "stem": nn.Sequential(conv(2, 8, padding=1), nn.GELU()),

@@ -116,8 +116,7 @@ class Builder(NewGraph):
         if op.kind == "batch_norm":
             return self.function(currents.normalise, (self.signal(op.x), self.get(self.path(op), self.norm(op))))
         if op.kind in kinds.DROPOUT:
-            module = op.module if op.alone else nn.Dropout(op.args["p"]).train(self.mode(op))
-            return self.function(general.dropped, (self.signal(op.x), self.get(self.path(op), module)))
+            return self.function(general.dropped, (self.signal(op.x), self.get(self.path(op), self.dropout(op))))
         if op.kind in ("max_pool3d", "amax"):
             return self.function(maximum.largest, (op.kind, self.signal(op.x), *max_pool_geometry(op)))
         affine = self._affine(op)
@@ -276,14 +275,23 @@ class Builder(NewGraph):
     def norm(self, op: Op) -> Any:
         return norm_of(op, self.attributes, self.mode(op))
 
+    def dropout(self, op: Op) -> Any:
+        """Return the live module of a dropout, or a new one that drops the same features if there is none."""
+        if op.alone:
+            return op.module
+        kind = kinds.DROPOUT[op.kind]
+        if kind is nn.Dropout2d:  # each takes samples of its own dimensions only
+            kind = {2: nn.Dropout, 3: nn.Dropout1d, 5: nn.Dropout3d}.get(op.dims, kind)
+        return kind(op.args["p"]).train(self.mode(op))
+
     # --- calls --------------------------------------------------------------------------------------------------------
 
     def copy(self, op: Op) -> fx.Node:
         """Copy an operation of the ANN, on tensors; if a module performs it, call the live module."""
         if op.kind == "batch_norm" and not op.alone:
             return self.call(op, self.norm(op), self.tensor(op.x))
-        if op.kind == "dropout" and not op.alone:
-            return self.call(op, nn.Dropout(op.args["p"]), self.tensor(op.x))
+        if op.kind in kinds.DROPOUT and not op.alone:
+            return self.call(op, self.dropout(op), self.tensor(op.x))
         if op.alone:
             return self.module(op.path, op.module, self.tensor(op.x))
         return self.graph.call_function(op.function, *pytree.tree_map_only(Op, self.tensor, _any_batch(op)))

@@ -2,11 +2,16 @@
 
 from typing import Any
 
+from torch import nn
+
 from .graph import Op, refuse
 
 SYNAPSES = ("linear", "convolution", *(f"conv{kind}{d}d" for kind in ("", "_transpose") for d in (1, 2, 3)))
 SAME = ("alias", "contiguous", "clone", "detach", "lift_fresh_copy", "_to_copy", "to", "type_as")
-DROPOUT = ("dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout")
+DROPOUT = {
+    "dropout": nn.Dropout, "feature_dropout": nn.Dropout2d,
+    "alpha_dropout": nn.AlphaDropout, "feature_alpha_dropout": nn.FeatureAlphaDropout,
+}  # fmt: skip
 MAX_POOLS = ("max_pool1d", "max_pool2d", "max_pool3d", "amax", "adaptive_max_pool1d", "adaptive_max_pool2d")
 AVERAGES = (*(f"{adaptive}avg_pool{d}d" for adaptive in ("", "adaptive_") for d in (1, 2, 3)), "mean")
 # These move, repeat or drop single features, so their results on spikes are spikes.
