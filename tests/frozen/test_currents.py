@@ -175,6 +175,20 @@ def test_half_types(block, dtype, timing, tmp_path):
     assert all(p.grad.isfinite().all() for p in net.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("move", ["upsample", "largest", "join"])
+def test_a_residual_has_the_gains_of_what_moved(move, dtype, timing, tmp_path):
+    """In the type of the network: their quotients by a default threshold round in it."""
+    one, two = (tnn.Conv2d(3, 8, 3, padding=1, timing=timing, threshold=torch.rand(8) + 0.1) for _ in range(2))
+    moves = {"upsample": tnn.Upsample(scale_factor=2), "largest": tnn.AdaptiveMaxPool2d(5), "join": nn.Identity()}
+    joined = Net(lambda net, x: te.cat([net.one(x), net.two(x)], 1), one=one, two=two)
+    channels, moved = (16, joined) if move == "join" else (8, one)
+    body = tnn.Conv2d(channels, channels, 3, padding=1, timing=timing)
+    layers = moved, moves[move], tnn.Residual(body), tnn.AdaptiveAvgPool2d(1), tnn.Flatten(), tnn.Readout(channels, 4)
+    x = torch.randn(64, 3, 8, 7).to(dtype)
+    check_frozen(nn.Sequential(tnn.Encoder(9), *layers).eval().to(dtype), x, tmp_path, timing, example=x)
+
+
 def test_events(timing, tmp_path):
     net = network(PreActivation, timing, inputs=2)
     net[0] = tnn.Encoder(6, mode="events")

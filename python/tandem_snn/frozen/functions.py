@@ -185,8 +185,8 @@ def _joined_gain(x: Value, other: Value, sizes: tuple[int, int]) -> Any:
 
 
 def spread(gain: Any, channels: int) -> Tensor:
-    """Return a gain for each channel."""
-    gain = torch.as_tensor(gain, dtype=torch.float32).detach().flatten()
+    """Return a gain for each channel; a tensor keeps its type, in which evaluation rounds."""
+    gain = gain.detach().flatten() if isinstance(gain, Tensor) else torch.tensor([gain], dtype=torch.float32)
     return gain.repeat_interleave(channels // len(gain))
 
 
