@@ -118,6 +118,23 @@ def test_what_mixes_the_samples_is_refused_with_its_line(body, node, timing):
         convert(between(body), T=8, example=torch.rand(1, 2, 8, 8), timing=timing)
 
 
+@pytest.mark.parametrize("body", [
+    lambda a: torch.stack([a, a.flip(-1)]).mean(0).mean((2, 3)),
+    lambda a: torch.cat([a, a.flip(-1)]).mean((2, 3)),
+    lambda a: a.flip(0).mean((2, 3)),
+    lambda a: (a + a.roll(1, 0)).mean((2, 3)),
+])  # fmt: skip
+@pytest.mark.parametrize("batch", [2, 4])
+def test_behind_the_neurons_samples_are_mixed_as_the_ann_does(body, batch, timing):
+    """Also NaN stays where it is in the ANN."""
+    net = networks.Net(lambda m, x: m.h(body(torch.relu(m.a(x)))), a=nn.Conv2d(3, 16, 3), h=nn.Linear(16, 3)).eval()
+    x = torch.rand(batch, 3, 9, 8)
+    snn = convert(net, T=128, data=[x], timing=timing).eval()
+    assert_approaches(snn, net, x)
+    x[0, 0, 4, 4] = torch.nan
+    assert torch.equal(snn(x).isnan(), net(x).isnan())
+
+
 def test_a_fixed_batch_is_refused_with_its_line():
     """``len`` makes a number of the size of the batch."""
     net = between(lambda m, a, x: a + m.pos.repeat(len(a), 1, 1, 1))

@@ -138,7 +138,8 @@ class Conversion(Builder):
             return self._layer(op, flat, x)
         only_spikes = all(self.env[value].kind in ("spikes", "size") for value in op.inputs)
         moves = op.kind in kinds.REARRANGE and not op.args.get("value")  # a pad of other values
-        return self.rearrange(op) if moves and only_spikes else None
+        moves &= only_spikes and not kinds.mixes_samples(op, self.signals(op))
+        return self.rearrange(op) if moves else None
 
     def _average(self, op: Op, x: Counterpart) -> Counterpart | None:
         """Lower average pooling to a layer with its own neurons, if there is one."""
