@@ -1,6 +1,7 @@
 """Frozen networks as files: what comes back is the same bit for bit, and no file does harm."""
 
 import json
+import math
 import os
 import pickle
 import random
@@ -92,6 +93,19 @@ def test_other_networks(make, tmp_path):
     frozen = ts.freeze(net, T=x.T if isinstance(x, te.SpikeTrain) else None)
     expected = frozen(x)
     assert torch.equal(through_a_file(frozen, tmp_path)(x), expected)
+
+
+@pytest.mark.parametrize("size", [(), (9,), (7, 6)], ids=len)
+@pytest.mark.parametrize("of", ["threshold", "v_init"])
+def test_neurons_of_tensors_have_the_axes_of_their_input(of, size, timing, tmp_path):
+    product = [tnn.Linear, tnn.Conv1d, tnn.Conv2d][len(size)]
+    first = product(5, 16, *[1] * bool(size), neurons=False, timing=timing)
+    fire = tnn.Neurons(16, timing=timing, **{of: torch.rand(16, *(size if of == "v_init" else ())) + 0.2})
+    ends = [tnn.Flatten(), tnn.Readout(16 * math.prod(size), 3)]
+    net, x = nn.Sequential(tnn.Encoder(4), first, fire, *ends).eval(), torch.rand(8, 5, *size)
+    loaded = through_a_file(ts.freeze(net, example=x), tmp_path)
+    assert torch.equal(loaded(x), net(x))
+    assert torch.equal(loaded.net(x), net(x))
 
 
 def test_a_stream_can_begin_with_the_loaded_network(tmp_path):

@@ -238,8 +238,9 @@ def _neurons(lowering: Lowering, name: str, layer: Any, u: Value, step: Tensor |
     like = torch.empty(channels) if layer.weight is None else layer.weight
     terms = layer.bias, *fold_norm(layer.norm), step, 1.0, channels, like
     fields, tensors, *_ = _of_neurons(lowering, layer, like, 2, terms)
-    if tensors["v_init"] is not None and tensors["v_init"].numel() == channels:  # of each, with any number of axes
-        tensors["v_init"] = tensors["v_init"].flatten()
+    if (start := tensors["v_init"]) is not None and start.dim():
+        tensors["v_init"] = start.flatten() if start.numel() == channels else start  # of each, with any number of axes
+        fields["axes"] = tensors["v_init"].dim() - 1
     fields["outputs"] = channels
     y = lowering.add(name, "neurons", u, layer.timing, layer.spike_value(lowering.T), tensors, **fields)
     y.channels = channels
