@@ -103,6 +103,24 @@ def test_the_release_fires_by_the_running_statistics_with_each_gate_and_a_learne
     torch.testing.assert_close(got[1], 0.5 * w * opened / 0.5)
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_layer_may_read_currents_in_one_place_and_spikes_in_another(order, timing):
+    """It has the gradients of two layers, of which the second begins with the statistics of the first."""
+    x = te.SpikeTrain.from_counts(torch.randint(6, (4, 3, 7, 9)), 5)
+    with torch.no_grad():
+        inputs = [tnn.Conv2d(3, 16, 1, neurons=neurons, timing=timing)(x) for neurons in (False, True)][::order]
+    tied = tnn.Conv2d(16, 16, 3, padding=1, norm=True, timing=timing)
+    first, second = copy.deepcopy(tied), copy.deepcopy(tied)
+    expected = first(inputs[0]).counts.square().sum()
+    second.norm.load_state_dict(first.norm.state_dict())
+    (expected + second(inputs[1]).counts.square().sum()).backward()
+    sum(tied(x).counts.square().sum() for x in inputs).backward()
+    for both, a, b in zip(*(layer.parameters() for layer in (tied, first, second)), strict=True):
+        assert torch.equal(both.grad, a.grad + b.grad)
+    for a, b in zip(tied.norm.buffers(), second.norm.buffers(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_momentum_none_averages_and_norm_eval_freezes():
     layer, twin, features = pair("conv2d")
     layer.norm.momentum = twin.norm.momentum = None

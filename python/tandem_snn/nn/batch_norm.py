@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from tandem_ext._torch import BatchNorm
 from tandem_ext.functional.autograd import apply, once_differentiable
@@ -116,7 +117,16 @@ def scale_shift(norm: BatchNorm, u: Tensor) -> tuple[Tensor, Tensor]:
 def applied(norm: BatchNorm, u: Tensor) -> Tensor:
     """Apply batch norm in the type of its tensors, which torch asks for where that of u is wider; return that of u."""
     own = norm.running_mean if norm.weight is None else norm.weight
-    return norm(u) if own is None or own.dtype.itemsize >= u.dtype.itemsize else norm(u.to(own.dtype)).to(u.dtype)
+    x = u if own is None or own.dtype.itemsize >= u.dtype.itemsize else u.to(own.dtype)
+    if not norm.training:
+        return norm(x).to(u.dtype)
+    # Torch saves the running statistics for the backward pass, before which another place may change them by track.
+    copies = {name: t.clone() for name, t in norm.named_buffers() if name.startswith("running_")}
+    z = functional_call(norm, copies, x)
+    with torch.no_grad():
+        for name, t in copies.items():
+            norm.get_buffer(name).copy_(t)
+    return z.to(u.dtype)
 
 
 def own_norm(norm: object) -> BatchNorm | None:
