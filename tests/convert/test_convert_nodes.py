@@ -84,6 +84,30 @@ def tokens():
     return net, torch.rand(7, 4, 6)
 
 
+@pytest.mark.parametrize(("index", "dim"), [
+    (lambda m, a: a[:, m.order], 1), (lambda m, a: a[:, [3, 1, 7, 0, 2, 5, 4, 6]], 1),
+    (lambda m, a: a[..., m.order], 3), (lambda m, a: a[:, :, m.order], 2),
+])  # fmt: skip
+def test_constant_indices_select(index, dim, timing):
+    answers, x = [], torch.rand(6, 2, 8, 8)
+    for body in (lambda m, a, x: index(m, a), lambda m, a, x: a.index_select(dim, m.order)):
+        torch.manual_seed(0)
+        net = between(body)
+        net.register_buffer("order", torch.tensor([3, 1, 7, 0, 2, 5, 4, 6]))
+        snn = convert(net, T=64, timing=timing, data=[x])
+        assert_approaches(snn, net, x)
+        answers.append(snn(x))
+    assert torch.equal(*answers)
+
+
+@pytest.mark.parametrize("index", [
+    lambda m, a, x: a[[1, 0]], lambda m, a, x: a[:, [-1, *range(7)]], lambda m, a, x: a + a[:, [0], [1]].unsqueeze(2),
+])  # fmt: skip
+def test_other_indices_are_refused(index):
+    with pytest.raises(CannotConvert, match="index"):
+        convert(between(index), T=8, example=torch.rand(1, 2, 8, 8))
+
+
 @pytest.mark.parametrize("make", [
     tokens,
     # Over channels it is of currents: their thresholds differ, so a spike of one is not worth one of another.

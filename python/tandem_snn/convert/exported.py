@@ -178,8 +178,25 @@ class _Reader:
             name = target.overloadpacket.__name__
             op.kind = name if name.startswith("_") else name.removesuffix("_")
             op.args = bind(target, args, kwargs)
+            self._select(op)
             op.alone = _is_module_call(op)
         return op
+
+    def _select(self, op: Op) -> None:
+        """Write x[:, index] with one constant vector, of no sample, as index_select."""
+        indices = op.args["indices"] if op.kind == "index" else []
+        given = [(dim, index) for dim, index in enumerate(indices) if index is not None]
+        if len(given) != 1 or given[0][0] == 0:
+            return
+        dim, index = given[0]
+        constant = index
+        while constant.kind in kinds.SAME:
+            constant = constant.x
+        values = self.graph.attributes.get(constant.target)
+        if values is None or values.dtype not in (torch.int32, torch.int64) or values.dim() != 1 or (values < 0).any():
+            return
+        op.kind, op.function, op.call = "index_select", torch.ops.aten.index_select.default, ((op.x, dim, index), {})
+        op.args = bind(op.function, *op.call)
 
     def _check_writes(self) -> None:
         """Refuse a write through a view if the memory is read later: in the graph that read has the old values."""
