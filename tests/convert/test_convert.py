@@ -245,6 +245,18 @@ def test_every_encoding_approaches_the_ann(mode, v_init, rtol):
     torch.testing.assert_close(snn(given), net(x), atol=rtol / 2, rtol=rtol)
 
 
+@pytest.mark.parametrize("given", ["data", "example"])
+def test_pixels_are_examples(given):
+    """uint8 images, which the spiking network takes, stand for the real numbers that the ANN takes."""
+    net, x = NETWORKS["line"]()
+    pixels = torch.randint(0, 256, x.shape, dtype=torch.uint8)
+    settled(net, pixels / 255)
+    snn = convert(net, T=200, mode="pixels", **{given: [pixels] if given == "data" else pixels[:1]}, threshold=0.02)
+    assert torch.equal(to_ann(snn)(pixels), net(pixels / 255))
+    calibrate(snn, [pixels], percentile=100)
+    torch.testing.assert_close(snn(pixels), net(pixels / 255), atol=0.02, rtol=0.02)
+
+
 @pytest.mark.parametrize("options", [
     {}, {"threshold": 0.5}, {"threshold": torch.rand(16) + 0.5}, {"gain": 0.7}, {"gain": torch.rand(16) + 0.5},
     {"weight_bits": 3},

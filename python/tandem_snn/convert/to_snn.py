@@ -56,7 +56,7 @@ def convert(
         ann: a network for images or vectors, in any mode; it is not changed. Its layers' modes carry over.
         T: the number of time steps, 1..255; with timing "step" 1..65535. For another T, convert the ANN again.
         example: a batch of inputs of the ANN, or a tuple of one for each of its arguments, which several need; only the
-            size matters, and one sample is enough. Where the ANN's
+            size matters, and one sample is enough. With mode "pixels" it may be of pixels, uint8. Where the ANN's
             forward depends on the size, the spiking network is for inputs of this size. None: the first batch of
             ``data``, if given.
         data: batches of inputs of the spiking network, or tuples that begin with one, such as a DataLoader gives:
@@ -108,6 +108,8 @@ def convert(
     begin = [*islice(batches, 1)]
     given = example if isinstance(example, tuple) or example is None else (example,)
     given = begin[0] if given is None and begin else given
+    if given is not None and mode == "pixels":  # for which the ANN takes real numbers
+        given = tuple(x / 255 if isinstance(x, torch.Tensor) and x.dtype == torch.uint8 else x for x in given)
     snn = Conversion(exported(ann, given), encoder, first, v_init, timing).run(type(ann).__name__)
     if given is not None:
         snn.meta["shapes"] = tuple(tuple(x.shape[1:]) for x in given)  # for FrozenNetwork
