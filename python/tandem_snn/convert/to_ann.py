@@ -75,7 +75,8 @@ def to_ann(net: nn.Module) -> nn.Module:
     The twin has the structure of ``net`` and shares its Parameters, buffers and batch norms. Layers of
     ``tandem_snn.nn`` are replaced by layers of ``tandem_snn.ann``. Its input is gain·x, or the effective counts of a
     train, and each layer returns gain·ρ(z)/ϑ. The twin of a network made by :func:`convert` returns the same as the
-    original ANN, bit for bit.
+    original ANN, bit for bit; up to rounding where a mean over the image or ``adaptive_avg_pool2d`` is read by hidden
+    layers, since the twin's ``nn.AvgPool2d`` adds in another order.
 
     Args:
         net: a network of layers of ``tandem_snn.nn``. Other modules in it must accept tensors, of which ``x.map(f)`` is
