@@ -386,6 +386,47 @@ def test_memory_is_bounded_and_rates_are_of_all():
     torch.testing.assert_close(recording.rates, whole.to_dense(torch.float64).mean((0, 1)))
 
 
+def test_with_window_timing_currents_arrive_at_once_and_may_have_no_steps():
+    """Those of pixels, of a layer with its own T, and of attention have none; each potential ends as the counts say."""
+    w = {"timing": "window"}
+    currents = tnn.Linear(24, 16, neurons=False, **w)
+    body = nn.Sequential(tnn.Linear(16, 24, T=33, **w), tnn.Linear(24, 16, **w))
+    pixels = torch.randint(256, (5, 24), dtype=torch.uint8)
+    for x, layers, expected in (
+        (pixels, [tnn.Encoder(4, "pixels"), currents, tnn.Neurons(**w)], {"2": 8}),
+        (torch.rand(5, 12), [tnn.Encoder(4), tnn.Linear(12, 24, T=9, **w), currents, tnn.Neurons(**w)],
+         {"1": 13, "3": 8}),
+        (torch.rand(5, 12), [tnn.Encoder(6), tnn.Linear(12, 16, **w), tnn.Residual(body, tnn.Linear(16, 16, **w))],
+         {"1": 12, "2.body.0": 39, "2.body.1": 39}),
+        (torch.rand(5, 3, 16), [tnn.Encoder(4), tnn.SelfAttention(16, 2), tnn.Neurons(**w)],
+         {"1.qkv": 8, "1.fire": 8, "2": 8}),
+    ):  # fmt: skip
+        net = nn.Sequential(*layers).eval()
+        with torch.no_grad(), Monitor(net, potentials=True) as monitor:
+            net(x)
+        assert {name: len(record.potentials) for name, record in monitor.items()} == expected
+        for name, record in monitor.items():
+            layer, v = net.get_submodule(name), record.potentials
+            before = len(v) - record.train.T
+            torch.testing.assert_close(v[before - 1] - v[-1], record.counts)  # in thresholds
+            if isinstance(layer, tnn.Neurons):
+                assert torch.equal(v[:before], v[:1].expand(before, *v.shape[1:]))
+
+
+def test_potentials_take_time_that_grows_with_T(timing):
+    """Each step of currents is made once, and those of the layers before it, too."""
+    made, T = [], 40
+    currents = torch.rand(T, 5, 16)
+
+    def steps(start, stop):
+        made.extend(range(start, stop))
+        return currents[start:stop]
+
+    neurons = tnn.Neurons(timing=timing)
+    neurons.potentials(tnn.Currents(currents.sum(0), steps, T) * 0.5)
+    assert made == (list(range(T)) if timing == "step" else [])
+
+
 def test_calls_of_one_pass_are_recorded_apart():
     layers = {"encoder": tnn.Encoder(8), "layer": tnn.Linear(4, 4), "readout": tnn.Readout(4, 2)}
     net, x = Net(lambda m, x: m.readout(m.layer(m.layer(m.encoder(x)))), **layers).eval(), torch.rand(5, 4)

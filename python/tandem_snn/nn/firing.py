@@ -112,14 +112,16 @@ def window_trace(T: int, own_T: int, integrated: Callable[[int], Tensor], thresh
 def part_of(x: Any, start: int, stop: int) -> Any:
     """Return steps start .. stop - 1 of a signal or of a tensor of steps, or those before its end.
 
-    Of several, start is a multiple of 8.
+    Of several, start is a multiple of 8. Of currents it is one.
     """
     if isinstance(x, Tensor):
         return x[start:stop]
     stop = min(stop, x.T)
     if isinstance(x, Currents):
-        steps = x.residual("step")[start:stop]
-        return Currents(steps.sum(0), lambda first, end: steps[first:end], stop - start)
+        first = start - start % AT_ONCE
+        steps = x.steps(first, min(first + AT_ONCE, x.T))
+        step = steps[:1] if x.constant else steps[start - first : stop - first]
+        return Currents(step[0], lambda *_: step, 1)
     if not isinstance(x, SpikeTrain):
         later = start > 0 and not isinstance(x, ConstantInput)
         return x.replace(T=stop - start, x=torch.zeros_like(x.x) if later else x.x)

@@ -192,7 +192,8 @@ class SpikingLayer(HasNeurons):
 
         With timing "window" the result is [2T, B, *features]: T steps of integration, then T steps of firing. If the
         layer, or that before it, has its own T, these are as many as their spikes take. Bias and shift are included
-        from the first step. Without a ``threshold`` the unit is :func:`default_threshold`.
+        from the first step, with timing "window" also the sum of the currents that the layer reads. Without a
+        ``threshold`` the unit is :func:`default_threshold`.
 
         Raises:
             ValueError: batch norm is in training mode, or the layer has no neurons: it returns its currents.
@@ -203,12 +204,12 @@ class SpikingLayer(HasNeurons):
         if self.norm is not None and uses_batch(self.norm):
             raise ValueError("potentials: batch norm must be in evaluation mode, call eval() first")
         if isinstance(residual, Currents):
-            residual = residual.residual("step")
+            residual = residual.residual(self.timing)
         T = max(x.T, residual.T if isinstance(residual, SpikeTrain) else 1)
         x, weight, settings = self._arguments(self.arranged(x), *fold_norm(self.norm))
         settings = settings._replace(return_v=True, steps=x.T if self.timing == "step" else settings.steps)
-        like: Any = x.steps(0, 1) if weight is None else weight
-        shape = like.shape[1:] if weight is None else self.synapses(like.dim() - 2).output_shape(x.shape, like)
+        like: Any = x.total if weight is None else weight
+        shape = like.shape if weight is None else self.synapses(like.dim() - 2).output_shape(x.shape, like)
         settings = settings._replace(v_init=self.initial_potential, residual=residual)
         settings, theta = in_units(settings, like, tuple(shape), x.gain)
         start: Any = settings.v_init
@@ -217,7 +218,8 @@ class SpikingLayer(HasNeurons):
         def after(start: int, stop: int, v: float | Tensor, settings: Settings) -> Tensor:
             """Return the potentials after some steps of the input that begin at v."""
             part = None if settings.residual is None else part_of(settings.residual, start, stop)
-            read = part_of(x, start, stop)
+            whole = isinstance(x, Currents) and self.timing == "window"
+            read = x if whole else part_of(x, start, stop)
             return self._fire(read, weight, settings._replace(T=read.T, v_init=v, residual=part))[0][1]
 
         if self.timing == "window":
