@@ -77,15 +77,18 @@ def test_one_call_is_the_evaluation_of_windows(make, T, every):
     assert next(iter(frozen._programs.values())).refusal is None
 
 
-@pytest.mark.parametrize("waits", [[0], [1], [0, 1]])
-def test_trains_of_both_forms_in(waits):
+@pytest.mark.parametrize("waits", [[], [0], [1], [0, 1]])
+def test_trains_of_both_forms_in(waits, tmp_path):
     net = nn.Sequential(tnn.Residual(tnn.Linear(30, 30)), tnn.Linear(30, 20), tnn.Readout(20, 4)).eval()
     for number in waits:
         next(m for m in net[number].modules() if isinstance(m, tnn.Linear)).timing = "window"
     burst = te.SpikeTrain.from_counts(torch.randint(0, 12, (5, 30)), 11)
     frozen = freeze(net, T=11)
+    frozen.save(tmp_path / "net.tandem")
+    loaded = load(tmp_path / "net.tandem")
     for x in burst, te.SpikeTrain(burst.planes, 11), te.SpikeTrain.from_dense(burst.to_dense().flip(0)):
         assert torch.equal(frozen(x), net(x))
+        assert torch.equal(loaded.net(x), net(x))  # stage by stage
         if len(waits) == 2:
             assert torch.equal(frozen.readouts(x)[-1], net(x))
 

@@ -172,6 +172,7 @@ def test_what_has_no_integer_form_is_refused_by_name(tmp_path):
     for frozen, why in [
         (ts.freeze(pools.eval(), weight_bits=8, T=8, example=x), "n1: it reads means: give the pooling before it neur"),
         (of_layers(tnn.Linear(4, 3), readout), 'n0: its timing is "step": train it with "window"'),
+        (of_layers(tnn.Linear(4, 3), readout, T=9), 'n0: its timing is "step": train it with "window"'),
         (of_layers(window, readout, bits=None), "n0: its weights are not of 2 to 8 bits, .*: freeze with weight_bits"),
         (of_layers(large, readout), "n0: potentials of its channel 0 may overflow: scale it down"),
         (image, "n1: it reads real numbers"),

@@ -142,10 +142,12 @@ class Stage(nn.Module):
             return x.replace(x=self._gather(x.x, in_order=True))
         if isinstance(x, Currents):
             return combined(self._gather, [x] if joined is None else [x, joined])
-        parts = [value.stored.flatten(0, 1) for value in (x, joined) if value is not None]
-        stored = self._gather(*parts).unflatten(0, x.stored.shape[:2])
+        timing = "step" if joined is not None and joined.timing == "step" else x.timing
+        parts = [value.stored_as(timing) for value in (x, joined) if value is not None]
+        stored = self._gather(*(part.flatten(0, 1) for part in parts)).unflatten(0, parts[0].shape[:2])
         others = {} if joined is None else {"T": max(x.T, joined.T), "_network_T": x.network_T}
-        return x.replace(stored=stored, counts=None, bad=add_flags(x.bad, getattr(joined, "bad", None)), **others)
+        bad = add_flags(x.bad, getattr(joined, "bad", None))
+        return x.replace(stored=stored, counts=None, bad=bad, timing=timing, **others)
 
     def _gather(self, *parts: Tensor, in_order: bool = False) -> Tensor:
         i, index = self.instruction, self.index
@@ -212,7 +214,7 @@ class Stage(nn.Module):
             v_init = v_init.expand(shape[1:])
         if residual is not None and not isinstance(residual, Currents):
             checks.train("residual", residual)
-        more = residual.stored if isinstance(residual, SpikeTrain) else residual
+        more = residual.stored_as(self.instruction.timing) if isinstance(residual, SpikeTrain) else residual
         more = residual.residual(self.instruction.timing) if isinstance(residual, Currents) else more
         before = flags_of((x, residual))
         i, network_T = self.instruction, x.network_T
@@ -237,7 +239,7 @@ class Stage(nn.Module):
         if not isinstance(x, SpikeTrain):
             op = _ops.constant_if if isinstance(x, ConstantInput) else _ops.impulse_if
             return op.default(self._product(x.x), x.T, **settings)
-        synapses = (self._synapses().padded(x.stored), x.T, self.weight)
+        synapses = (self._synapses().padded(x.stored_as(self.instruction.timing)), x.T, self.weight)
         if self.instruction.axes == 0:
             return _ops.linear_if.default(*synapses, **settings, digits=self.digits)
         return _ops.conv_if.default(*synapses, *self._synapses().geometry(), **settings, digits=self.digits)
