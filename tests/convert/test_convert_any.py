@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import tandem_ext as te
 import tandem_snn.nn as tnn
 from tandem_snn import calibrate, convert, freeze, to_ann, to_nir, to_onnx
 from tandem_snn.convert import CannotConvert
 from tandem_snn.measure import Monitor, firing_rates, synops
+from tandem_snn.nn import general
+from tandem_snn.nn.signals import effective_counts
 
 QUICK = ("line", "strided", "trains side by side", "maximum of currents")
 
@@ -282,6 +285,19 @@ def test_dropout_by_functions(drop, where, timing):
     ours, theirs = ((a.var(0).sum() > 1e-3, (a - a[..., :1]).abs().amax() < 1e-3) for a in answers)
     assert ours == theirs, "whether samples differ, and whether places do not"
     assert ours[0]
+
+
+@pytest.mark.parametrize("drop", [nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout])
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+def test_dropout_of_currents_is_that_of_tensors(drop, p):
+    """From the same random numbers: alpha dropout adds, too, to each step its part."""
+    train = te.SpikeTrain.from_dense(torch.randint(0, 2, (8, 4, 32, 7, 9)).float(), gain=0.5)
+    torch.manual_seed(0)
+    u = general.dropped(train, drop(p))
+    torch.manual_seed(0)
+    expected = drop(p)(effective_counts(train))
+    torch.testing.assert_close(u.total, expected)
+    torch.testing.assert_close(u.steps(0, 8).sum(0), expected)
 
 
 def test_a_part_that_spikes():

@@ -19,6 +19,7 @@ from tandem_ext.train import add_flags
 from .currents import Currents, currents_of, in_steps
 
 SEVERAL = ("split", "split_with_sizes", "chunk", "unbind", "tensor_split")  # return a tuple, even of one tensor
+_ALPHA = 1.7580993408473766  # of SELU: that times its scale, as in nn.AlphaDropout
 
 
 def add(a: Any, b: Any, alpha: float = 1) -> Any:
@@ -183,7 +184,12 @@ def dropped(x: Any, dropout: nn.Module) -> Any:
     if isinstance(x, Tensor):
         return dropout(x)
     u = currents_of(x)
-    return u.masked(dropout) if dropout.training else u
+    if not dropout.training:
+        return u
+    if isinstance(dropout, nn.AlphaDropout | nn.FeatureAlphaDropout) and dropout.p > 0:
+        shift = dropout(torch.zeros_like(u.total))  # a·α·p where it keeps a·x + a·α·p, else negative
+        return u.masked(lambda _: shift.clamp_min(0) / (_ALPHA * dropout.p)).plus(shift)
+    return u.masked(dropout)
 
 
 def _is_signal(x: Any) -> bool:
