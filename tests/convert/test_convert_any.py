@@ -300,6 +300,28 @@ def test_dropout_of_currents_is_that_of_tensors(drop, p):
     torch.testing.assert_close(u.steps(0, 8).sum(0), expected)
 
 
+@pytest.mark.kernels
+@pytest.mark.parametrize("read", [
+    lambda m, a: m.c(a), lambda m, a: m.c(torch.relu(m.b(a))), lambda m, a: m.c(torch.relu(m.b(m.n(a)))),
+    lambda m, a: m.c(torch.relu(a)), lambda m, a: m.c(torch.relu(m.b(a) + a)),
+    lambda m, a: m.c(a[:, :, 1:] + a[:, :, :-1]),
+    lambda m, a: m.c(torch.relu(m.b(F.avg_pool2d(a, 2)))), lambda m, a: m.c(torch.relu(m.n(a))),
+])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:convert. .*takes no part in evaluation")
+def test_a_dropout_of_features_freezes_with_the_same_bits(read, tmp_path):
+    layers = {"a": nn.Conv2d(3, 16, 3), "b": nn.Conv2d(16, 16, 1, groups=4), "c": nn.Conv2d(16, 8, 1)}
+    net = Net(
+        lambda m, x: read(m, m.d(torch.relu(m.a(x)))), **layers, n=nn.BatchNorm2d(16, momentum=1.0), d=nn.Dropout2d(0.2)
+    )
+    x = torch.rand(4, 3, 16, 9)
+    net(x)
+    net.eval()
+    snn = convert(net, T=12, data=[x]).eval()
+    with torch.no_grad():
+        assert torch.equal(to_ann(snn)(x), net(x))
+    check_frozen(snn, x, tmp_path, "window")
+
+
 def test_a_part_that_spikes():
     layers = {
         "stem": nn.Sequential(conv(2, 8, padding=1), nn.GELU()),

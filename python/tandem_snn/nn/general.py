@@ -176,16 +176,16 @@ def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
 
 
 def dropped(x: Any, dropout: nn.Module) -> Any:
-    """Apply dropout to currents, with one mask for the whole window.
+    """Apply dropout to currents, with one mask for the whole window; in evaluation a train stays a train.
 
     >>> dropped(te.SpikeTrain.from_dense(torch.ones(8, 2, 3)), torch.nn.Dropout(0.5)).total.shape
     torch.Size([2, 3])
     """
     if isinstance(x, Tensor):
         return dropout(x)
-    u = currents_of(x)
     if not dropout.training:
-        return u
+        return x
+    u = currents_of(x)
     if isinstance(dropout, nn.AlphaDropout | nn.FeatureAlphaDropout) and dropout.p > 0:
         shift = dropout(torch.zeros_like(u.total))  # a·α·p where it keeps a·x + a·α·p, else negative
         return u.masked(lambda _: shift.clamp_min(0) / (_ALPHA * dropout.p)).plus(shift)
