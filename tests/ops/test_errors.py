@@ -319,6 +319,11 @@ def layer_of(threshold):
     *((lambda bits=bits: tnn.Readout(3, 2, weight_bits=bits), error, "weight_bits: expected None or an int from 2 to 8")
       for bits, error in ((1, ValueError), (9, ValueError), (4.0, TypeError), (True, TypeError))),
     (lambda: tnn.Residual(nn.Sequential(tnn.Linear(4, 4), tnn.Flatten())), TypeError, "got Flatten"),
+    *((lambda paths=paths: tnn.Residual(*paths), TypeError, message) for paths, message in (
+        ([nn.Sequential(tnn.Linear(4, 4, neurons=False), tnn.Neurons())], "that ends in one, got Neurons"),
+        ([tnn.Linear(4, 4), tnn.Neurons()], "shortcut: expected Linear, Conv1d, Conv2d or"),
+        ([tnn.Linear(4, 4, neurons=False)], "that ends in one, got Linear with neurons=False"),
+    )),
     *((lambda shortcut=shortcut: tnn.Residual(tnn.Linear(4, 4), shortcut), TypeError,
        f"got {type(shortcut).__name__}: leave it out") for shortcut in (nn.Identity(), nn.Sequential())),
     *((lambda bn=bn: tnn.Linear(4, 4, **bn), ValueError, "a setting of the batch norm, which needs norm=True, got")

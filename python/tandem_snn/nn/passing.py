@@ -243,11 +243,14 @@ class Residual(nn.Module):
     def __init__(self, body: nn.Module, shortcut: nn.Module | None = None) -> None:
         super().__init__()
         for name, path in ("body", body), ("shortcut", shortcut):
-            last = _layers(path)[-1]
-            if not hasattr(last, "preactivation") and not (path is None and name == "shortcut"):
+            last: Any = _layers(path)[-1]
+            silent = name == "body" and not getattr(last, "neurons", True)
+            synapses = hasattr(last, "preactivation") and last.weight is not None  # Neurons has none
+            if silent or not (synapses or (path is None and name == "shortcut")):
                 expected = "Linear, Conv1d, Conv2d or a Sequential that ends in one"
                 nothing = isinstance(last, (nn.Identity, nn.Sequential)) and name == "shortcut"
-                hint = ": leave it out, without a shortcut the input itself is added" * nothing
+                hint = " with neurons=False" * silent
+                hint += ": leave it out, without a shortcut the input itself is added" * nothing
                 raise TypeError(f"{name}: expected {expected}, got {describe(last)}{hint}")
         self.body = body
         self.shortcut = shortcut
