@@ -197,8 +197,8 @@ struct Answers {
 };
 
 // Each input: planes uint8 [P, B, *features], counts uint8 [1, B, *features], or numbers [B, *features] of the
-// program's type; `timing` is that of all that spike. Returns the answers [B, *features], or [T, B, *features] with
-// every_step.
+// program's type; `timing` is that of all that spike, pixels are counts. Returns the answers [B, *features], or
+// [T, B, *features] with every_step.
 std::vector<Tensor> frozen_run(std::vector<OptionalTensor> given, int64_t T, std::string timing, Tensor handle,
                                bool every_step) {
   Held& own = held(handle);
@@ -209,7 +209,7 @@ std::vector<Tensor> frozen_run(std::vector<OptionalTensor> given, int64_t T, std
   Inputs inputs(net, given, sheets(T, input_timing), T, false);
   if (input_timing == Timing::kWindow && !net.reads_counts()) {
     for (size_t k = 0; k < given.size(); ++k) {
-      if (!net.program().is_spiking(k)) continue;
+      if (!net.program().is_spiking(k) || net.program().is_pixels(k)) continue;
       inputs.dense[k] = to_channels_last(burst_planes(inputs.dense[k], T), 2);
       inputs.addresses[k] = inputs.dense[k].data_ptr();
     }

@@ -203,6 +203,27 @@ def test_errors(timing):
         frozen.step((x[1], x[1]))
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("events", ["planes", "counts"])
+@pytest.mark.parametrize("first", ["pixels", "events"])
+def test_pixels_and_events(first, events, timing, tmp_path):
+    """Pixels are counts, whatever the form of the events, and what reads events reads them in its own timing."""
+    modes = (first, "events" if first == "pixels" else "pixels")
+    net = Two(modes, timing, T=9)
+    net.branches[modes.index("pixels")].timing = net.body.timing = "window"
+    x = list(given(("events", "events"), T=9, batch=8))
+    at = modes.index("events")
+    x[1 - at] = torch.randint(0, 256, x[1 - at].shape, dtype=torch.uint8)
+    if events == "counts":
+        x[at] = te.SpikeTrain.from_counts(x[at].counts.clone(), 9)
+    frozen, expected = ts.freeze(trained(net, *x), example=tuple(x)), net(*x)
+    assert frozen.why_slow is None
+    frozen.save(tmp_path / "net.tandem")
+    for each in (frozen, ts.load(tmp_path / "net.tandem")):
+        assert same(each(*x), expected)
+        assert same(each.net(*x), expected)
+
+
 def test_spikes_of_two_inputs_that_are_joined_do_not_follow():
     class Early(nn.Module):
         def __init__(self):

@@ -116,7 +116,8 @@ void Run::execute(int64_t i) {
 void Run::change_timing(int64_t i) {
   const int64_t from = instruction(i).input, n = batch_ * plan_.steps[i].in.features();
   const bool is_input = from == kNetworkInput || program_.kind(from) == Kind::input;
-  if (goes_on() || (is_input && call_.timing == Timing::kWindow)) {
+  const bool counts = is_input && (call_.timing == Timing::kWindow || program_.is_pixels(program_.root(from)));
+  if (goes_on() || counts) {
     values_[i] = stored(from);
   } else if (program_.kind(i) == Kind::popcount) {
     cpu::count_bytes(train(from), static_cast<int32_t>(planes_), n, result(i), call_.parallel);

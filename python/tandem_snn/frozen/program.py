@@ -242,10 +242,15 @@ class Program:
 
     def run(self, inputs: Sequence[Tensor | SpikeTrain], T: int | None, every_step: bool = False) -> list[Tensor]:
         """Return the answers of the whole window, or after each of its steps."""
-        inputs = shown(inputs, self.layers.modes)
-        timings = {x.timing for x in inputs if isinstance(x, SpikeTrain)}
+        modes = self.layers.modes
+        inputs = shown(inputs, modes)
+        trains = [(x, mode) for x, mode in zip(inputs, modes, strict=True) if isinstance(x, SpikeTrain)]
+        timings = {x.timing for x, mode in trains if mode != "pixels"}
         timing = timings.pop() if len(timings) == 1 else "step"
-        given = [x.stored_as(timing) if isinstance(x, SpikeTrain) else x for x in inputs]
+        given = [
+            x.stored_as("window" if mode == "pixels" else timing) if isinstance(x, SpikeTrain) else x
+            for x, mode in zip(inputs, modes, strict=True)
+        ]
         return _ops.frozen_run.default(given, T, timing, self.network, every_step)
 
     def state(self, shape: Sequence[int], T: int) -> tuple[Tensor, bool]:
