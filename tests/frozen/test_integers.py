@@ -184,6 +184,15 @@ def test_what_has_no_integer_form_is_refused_by_name(tmp_path):
     ]:
         with pytest.raises(ValueError, match=why):
             ts.to_c(frozen, tmp_path / "net")
+    images = te.SpikeTrain.from_counts(torch.ones(1, 4, 5, 5), T=8)
+    conv = tnn.Conv2d(4, 3, 1, timing="window", threshold=torch.rand(3) + 0.5)
+    for size, ends, why in [
+        (2, [tnn.Flatten(), tnn.Readout(12, 2)], "kernels of different sizes: take an output size that divides"),
+        (1, [], "a gain for each channel: put a Readout after them"),
+    ]:
+        layers = conv, tnn.AdaptiveAvgPool2d(size), *ends
+        with pytest.raises(CannotLower, match=f"its means have {why}"):
+            ts.to_c(ts.freeze(nn.Sequential(*layers).eval(), 8, T=8, example=images), tmp_path / "net")
     layers = tnn.SelfAttention(4, 2), tnn.Neurons(timing="window"), tnn.Flatten(), tnn.Readout(20, 2)
     tokens = te.SpikeTrain.from_counts(torch.ones(1, 5, 4), T=8)
     with pytest.raises(CannotLower, match="attention has no integer form yet: to_onnx takes it"):

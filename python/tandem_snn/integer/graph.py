@@ -190,8 +190,9 @@ class IntegerGraph:
         if layer.weight is None:
             pooling = stage.pooling()
             if pooling is None or layer.scale is not None:
-                what = "kernels of different sizes" if pooling is None else "a gain for each channel"
-                raise CannotLower(stage.name, f"its means have {what}: give the pooling timing='window'")
+                uneven = "kernels of different sizes: take an output size that divides that of its input"
+                gains = "a gain for each channel: put a Readout after them"
+                raise CannotLower(stage.name, f"its means have {uneven if pooling is None else gains}")
             kernel = node.geometry.over_axes(node.geometry.kernel)
             node.weight = torch.ones(stage.in_shape[0], 1, *kernel, dtype=torch.int64)
         else:
