@@ -224,6 +224,20 @@ def test_pixels_and_events(first, events, timing, tmp_path):
         assert same(each.net(*x), expected)
 
 
+@pytest.mark.parametrize("move", [tnn.MaxPool2d(2), tnn.Upsample(scale_factor=2), tnn.Flatten()], ids=str)
+def test_pixels_that_were_moved_run_layer_by_layer(move):
+    product = (
+        tnn.Linear(192, 8, timing="window") if isinstance(move, tnn.Flatten) else tnn.Conv2d(3, 8, 3, timing="window")
+    )
+    net = nn.Sequential(move, tnn.Encoder(4, "pixels"), product).eval()
+    x = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8)
+    means = nn.Identity() if isinstance(move, tnn.Flatten) else tnn.AdaptiveAvgPool2d(1)
+    net.extend([means, tnn.Flatten(), tnn.Readout(8, 3)])
+    frozen = ts.freeze(net, example=x)
+    assert "1: it reads pixels that were moved or pooled: put it before that" in str(frozen.why_slow)
+    assert torch.equal(frozen(x), net(x))
+
+
 def test_spikes_of_two_inputs_that_are_joined_do_not_follow():
     class Early(nn.Module):
         def __init__(self):

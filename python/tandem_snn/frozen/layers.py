@@ -38,6 +38,8 @@ def apply_layer(lowering: Lowering, name: str, layer: Any, x: Value, residual: V
             raise CannotLower(name, "a second Encoder, of another mode or T")
         lowering.modes[x.source], lowering.T = mode, layer.T
         if mode == "pixels":
+            if x.number >= len(lowering.inputs) - 1:
+                raise CannotLower(name, "it reads pixels that were moved or pooled: put it before that")
             if layer.needs_shape and not shape:
                 raise CannotLower(name, "mean and std are those of a known number of channels: give freeze an example")
             y = Value(x.number, "step", layer.signal_gain(shape), owner=lowering)
