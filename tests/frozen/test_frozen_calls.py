@@ -200,3 +200,26 @@ def test_spikes_of_a_layer_with_its_own_T_are_no_input():
     for call in (frozen, frozen.step, frozen.settle, frozen.readouts, frozen.anytime):
         with pytest.raises(ValueError, match=r"x: expected spikes in the steps of the network, got .* T=16 .* T=8"):
             call(train)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("reader", ["step", "window"])
+@pytest.mark.parametrize("T", [5, 9])
+def test_joins_of_both_timings_keep_the_steps_that_a_reader_needs(reader, T, tmp_path):
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.flat = tnn.Encoder(T), tnn.Flatten()
+            self.a, self.b = (tnn.Conv1d(2, 8, 3, padding=1, timing=timing) for timing in ("step", "window"))
+            self.c, self.readout = tnn.Linear(16 * 6, 16, timing=reader), tnn.Readout(16, 3)
+
+        def forward(self, x):
+            x = self.encoder(x)
+            return self.readout(self.c(self.flat(te.cat([self.a(x), self.b(x)], 1))))
+
+    net, x = Joined().eval(), torch.randn(50, 2, 6)
+    frozen = freeze(net, example=x)
+    frozen.save(tmp_path / "net.tandem")
+    assert frozen.why_slow is None
+    assert torch.equal(frozen(x), net(x))
+    assert torch.equal(load(tmp_path / "net.tandem")(x), net(x))

@@ -154,7 +154,10 @@ def joined(lowering: Lowering, name: str, values: list[Value], dim: int = 0) -> 
 def _joined_channels(lowering: Lowering, name: str, values: list[Value]) -> Value:
     """Join channels, two values after the other; a join that begins as another one shares its beginning."""
     if len({(value.timing, value.is_currents) for value in values}) > 1:
-        timing = next((str(value.timing) for value in values if value.is_currents), "window")
+        # counts have no steps, which one reader may need, but networks of window timing follow counts alone
+        steps = any(getattr(layer, "timing", "window") == "step" for layer in lowering.net.modules())
+        others = "step" if steps else "window"
+        timing = next((str(value.timing) for value in values if value.is_currents), others)
         values = [lowering.converted(name, value, timing) for value in values]
         if any(value.is_currents for value in values):
             values = [lowering.affine(name, value, None, None) for value in values]
