@@ -391,7 +391,7 @@ def test_cases_that_all_end_their_processes(seconds, tmp_path, monkeypatch):
         }
 
 
-CHILD = "import subprocess, sys, time; subprocess.Popen(['sleep', '60']); print('begun', flush=True); time.sleep(60)"
+CHILD = "import subprocess, sys, time; subprocess.Popen(['sleep', '60.5']); print('begun', flush=True); time.sleep(60)"
 
 
 @pytest.mark.parametrize(
@@ -404,7 +404,7 @@ def test_a_process_ends_however_it_ends(script, wrong, tmp_path):
     assert processes.supervise([sys.executable, "-c", script], log, 1 if script == CHILD else 30) == wrong
     if script == CHILD:
         assert log.read_text() == "begun\n"  # all of it
-        assert not subprocess.run(["pgrep", "-s", "0", "sleep"], capture_output=True).stdout
+        assert not subprocess.run(["pgrep", "-f", "^sleep 60.5"], capture_output=True).stdout
 
 
 @pytest.mark.parametrize(
