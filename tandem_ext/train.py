@@ -31,7 +31,7 @@ def add_flags(bad: Tensor | None, other: Tensor | None) -> Tensor | None:
     return other if bad is None else bad if other is None else bad + other
 
 
-def _is_clean(bad: Tensor) -> bool:
+def is_clean(bad: Tensor) -> bool:
     """Return whether no flag is set, as far as Python sees values without waiting."""
     return bad.is_cpu and checks.readable(bad) and not any(bad.tolist())
 
@@ -313,7 +313,7 @@ class SpikeTrain(Signal):
         """The spike count of each neuron, floating point [B, *features]; counted on first access if not given."""
         if self._flagged_counts is None:
             counts, bad = self.clean_counts(), self.bad
-            if counts.requires_grad and torch.is_grad_enabled() and bad is not None and _is_clean(bad):
+            if counts.requires_grad and torch.is_grad_enabled() and bad is not None and is_clean(bad):
                 bad = None  # a sum with zeros takes longer, and its gradient again
             if self._counts is not None and bad is None:
                 return counts

@@ -17,7 +17,7 @@ from tandem_ext.functional.products import Product
 from tandem_ext.ops import compute_dtype
 from tandem_ext.planes import unpack
 from tandem_ext.signal import Signal
-from tandem_ext.train import with_flags
+from tandem_ext.train import is_clean, with_flags
 
 from .batch_norm import SyncBatchNorm, applied, fold_norm, normalised, scale_shift, uses_batch
 from .signals import effective_counts
@@ -293,10 +293,10 @@ def _direct(first: Tensor, T: int, constant: bool) -> tuple[Steps, int, bool]:
 
 
 def _flagged(steps: Tensor, bad: Tensor | None) -> Tensor:
-    """Add NaN flags to the first of some new steps, which is enough, because potentials stay NaN."""
-    if bad is not None:
-        steps[0] = with_flags(steps[0], bad)
-    return steps
+    """Add NaN flags to the first of some steps, which is enough, because potentials stay NaN."""
+    if bad is None or is_clean(bad):  # joining takes as long as adding two currents
+        return steps
+    return torch.cat([with_flags(steps[0], bad).unsqueeze(0), steps[1:]])
 
 
 def product(x: Input | Currents, weight: Tensor, synapses: Product) -> Currents:
