@@ -150,7 +150,8 @@ TEST(digits_are_the_integers_of_words) {
           int64_t sum = 0;
           for (int d = cut.count - 1; d >= 0; --d) sum = sum * 256 + digit[d * kTileBytes + k % 4];
           const int64_t row = k % run < shape.length ? tiling.row(in / tiling.channels, in % tiling.channels) : -1;
-          different += sum << cut.shift != (row < 0 ? 0 : tile[row * tiling.width() + first + output]) ? 1 : 0;
+          const int32_t integer = row < 0 ? 0 : tile[row * tiling.width() + first + output];
+          different += sum * (int64_t{1} << cut.shift) != integer ? 1 : 0;
         }
       }
       CHECK(cut.count >= 1 && cut.count <= most_digits(dtype), "turn %d: %d digits", turn, cut.count);
