@@ -243,13 +243,12 @@ class Program:
     def run(self, inputs: Sequence[Tensor | SpikeTrain], T: int | None, every_step: bool = False) -> list[Tensor]:
         """Return the answers of the whole window, or after each of its steps."""
         modes = self.layers.modes
-        inputs = shown(inputs, modes)
-        trains = [(x, mode) for x, mode in zip(inputs, modes, strict=True) if isinstance(x, SpikeTrain)]
-        timings = {x.timing for x, mode in trains if mode != "pixels"}
+        pairs = list(zip(shown(inputs, modes), modes, strict=True))
+        timings = {x.timing for x, mode in pairs if isinstance(x, SpikeTrain) and mode != "pixels"}
         timing = timings.pop() if len(timings) == 1 else "step"
         given = [
             x.stored_as("window" if mode == "pixels" else timing) if isinstance(x, SpikeTrain) else x
-            for x, mode in zip(inputs, modes, strict=True)
+            for x, mode in pairs
         ]
         return _ops.frozen_run.default(given, T, timing, self.network, every_step)
 
