@@ -25,7 +25,7 @@ from tandem_ext.functional.neuron import over_space
 
 from .nn import attention
 from .nn.attention import Attention, Permute
-from .nn.batch_norm import AnyBatchNorm
+from .nn.batch_norm import AnyBatchNorm, as_rows
 from .nn.passing import LEVELS, Mode, Numbers, Residual, check_normalisation, pixel_counts
 from .nn.signals import effective_counts
 from .nn.synapses import by_token
@@ -109,15 +109,6 @@ class AvgPool1d(_Ignoring, nn.AvgPool1d):
     """
 
 
-def _normalised(norm: nn.Module | None, z: Tensor) -> Tensor:
-    """Apply batch norm, to tokens as images: of channels that are last, torch's is fast for these alone."""
-    if norm is None:
-        return z
-    tokens = z.dim() == 3 and z.stride(1) == 1 and isinstance(norm, AnyBatchNorm)
-    y: Tensor = norm(z.unsqueeze(-1)).squeeze(-1) if tokens else norm(z)
-    return y
-
-
 class _Activated(_Ignoring):
     """Product, optional batch norm, optional residual, ReLU, and optional scaling by ``units``."""
 
@@ -138,7 +129,8 @@ class _Activated(_Ignoring):
         return z
 
     def _preactivation(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        z = _normalised(self.norm, self._product(x))
+        z = self._product(x)
+        z = z if self.norm is None else as_rows(self.norm, z)
         return z if residual is None else z + residual
 
     def preactivation(self, x: Tensor, residual: Tensor | None = None) -> Tensor:

@@ -61,7 +61,19 @@ def current_if(current: Tensor, source: str, gain: float | Tensor, settings: Set
     if settings.timing == "window":
         checks.T("T", settings.T, "window")
     shape = current.shape[1:] if source == "train" else current.shape
-    return _fire(source, current, None, None, shape, gain, None, settings)
+    tokens = len(shape) == 3 and current.stride(-1) == 1 != current.stride(-2) and _all_alike(gain, settings)
+    if not tokens:
+        return _fire(source, current, None, None, shape, gain, None, settings)
+    # Ops take the channels, dimension 1, as the last in memory; where they do not matter, that saves copies.
+    train, *norm = _fire(source, current.mT, None, None, (shape[0], shape[2], shape[1]), gain, None, settings)
+    return train.map(lambda t: t.mT), *norm
+
+
+def _all_alike(gain: float | Tensor, settings: Settings) -> bool:
+    """Return whether all neurons have the same settings, and give a train alone."""
+    given = gain, settings.bias, settings.scale, settings.shift, settings.step, settings.threshold, settings.v_init
+    alike = all(not isinstance(value, Tensor) or value.dim() == 0 for value in given)
+    return alike and settings.eps is None and settings.residual is None and not settings.return_v
 
 
 def _fire(

@@ -1,5 +1,7 @@
 """Attention of tokens: a transformer of currents trains as its ReLU twin, at the counts."""
 
+from functools import partial
+
 import pytest
 import torch
 from networks import at_the_counts
@@ -32,6 +34,36 @@ def test_the_twin_is_what_many_steps_come_to():
     assert torch.equal(ts.to_ann(net.eval())(x), twin.eval()(x))
     errors = [(tnn.set_T(net, T)(x) - twin(x)).abs().max() for T in (4, 255)]
     assert errors[1] < errors[0] / 10
+
+
+@pytest.mark.parametrize("timing", ["step", "window"])
+@pytest.mark.parametrize("source", [lambda u: u.expand(6, 4, 5, 16), partial(te.ConstantInput, T=6)])
+def test_neurons_of_tokens_need_no_other_order(source, timing):
+    """Tokens whose features are last in memory stay so: the layout of a stream, and of its gradient, hangs on it."""
+    tokens, grad = torch.randn(4, 5, 16), torch.randn(4, 5, 16)
+    ways = []
+    for threshold in (0.5, torch.full((5,), 0.5)):  # thresholds of each channel need the channels last
+        u = tokens.clone().requires_grad_()
+        train = te.functional.if_scan(source(u), threshold=threshold, timing=timing)
+        (train.counts * grad).sum().backward()
+        ways.append((train.counts, train.stored, u.grad))
+    for one, other in zip(*ways, strict=True):
+        assert torch.equal(one, other)
+    (counts, stored, _), (_, other, _) = ways
+    assert counts.stride() == tokens.stride()
+    assert stored.stride(-1) == other.stride(-2) == 1
+
+
+@pytest.mark.parametrize("layers", [tnn, ann])
+def test_batch_norm_of_tokens_is_that_of_rows(layers):
+    """Torch's takes ten times as long for their transpose."""
+    counts, seen = torch.randint(5, (4, 6, 16)).float(), []
+    layer = layers.Linear(16, 12, norm=True, neurons=False, timing="window")
+    layer.norm.register_forward_hook(lambda norm, given, z: seen.append((given[0].stride(), z)))
+    y = layer(te.SpikeTrain.from_counts(counts, T=4) if layers is tnn else counts)
+    ((stride, z),) = seen
+    assert stride == (12, 1)
+    assert torch.equal(z.view(4, 6, 12), y.total if layers is tnn else y)
 
 
 def test_permute():

@@ -1,5 +1,6 @@
 """Batch norm of spiking layers: folding into scale and shift, and statistics over processes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -55,6 +56,15 @@ class AnyBatchNorm(BatchNorm):
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
+
+
+def as_rows(norm: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
+    """Apply batch norm to [B, C, *space]; tokens [B, C, N] whose channels are last in memory become rows [B·N, C],
+    for which torch's is ten times as fast as for their transpose.
+    """
+    if u.dim() != 3 or u.stride(1) != 1:
+        return norm(u)
+    return norm(u.transpose(1, 2).flatten(0, 1)).unflatten(0, (u.shape[0], u.shape[2])).transpose(1, 2)
 
 
 class SyncBatchNorm(BatchNorm):
@@ -119,10 +129,10 @@ def applied(norm: BatchNorm, u: Tensor) -> Tensor:
     own = norm.running_mean if norm.weight is None else norm.weight
     x = u if own is None or own.dtype.itemsize >= u.dtype.itemsize else u.to(own.dtype)
     if not norm.training:
-        return norm(x).to(u.dtype)
+        return as_rows(norm, x).to(u.dtype)
     # Torch saves the running statistics for the backward pass, before which another place may change them by track.
     copies = {name: t.clone() for name, t in norm.named_buffers() if name.startswith("running_")}
-    z = functional_call(norm, copies, x)
+    z = as_rows(lambda x: functional_call(norm, copies, x), x)
     with torch.no_grad():
         for name, t in copies.items():
             norm.get_buffer(name).copy_(t)
