@@ -64,7 +64,7 @@ def as_rows(norm: Callable[[Tensor], Tensor], u: Tensor) -> Tensor:
     """
     if u.dim() != 3 or u.stride(1) != 1:
         return norm(u)
-    return norm(u.transpose(1, 2).flatten(0, 1)).unflatten(0, (u.shape[0], u.shape[2])).transpose(1, 2)
+    return norm(u.mT.flatten(0, 1)).unflatten(0, u.mT.shape[:2]).mT
 
 
 class SyncBatchNorm(BatchNorm):
