@@ -52,12 +52,13 @@ def growth(quantity: str) -> str:
 
 
 def rows() -> Iterator[tuple[str, str, str, str]]:
-    jpeg, twin = "cifar10-jpeg-window", "cifar10-jpeg-window-from-twin"
+    jpeg, twin = "cifar10-jpeg-window-long", "cifar10-jpeg-window-from-twin"
     yield (
         "CIFAR-10, T = 8", "90.98 (h); its ANN 91.77 (m), with rounded activations 89.99 (l)",
         f"{percent(jpeg)}, its ANN {percent(jpeg, 'ann_')}; from the ANN {percent(twin)}, the ANN trained on "
         f"{percent(twin, 'ann_continued_')}",
-        f"lossy images, {run(jpeg)['parameters'] / 1e6:.1f} of 44.5 million parameters, 10 epochs, window timing; "
+        f"lossy images, {run(jpeg)['parameters'] / 1e6:.1f} of 44.5 million parameters, "
+        f"{run(jpeg)['recipe']['epochs']} and twice {run(twin)['recipe']['epochs']} epochs, window timing; "
         f"`{jpeg}`, `{twin}`. Not run: `cifar10-full`",
     )  # fmt: skip
     yield (
