@@ -39,7 +39,8 @@ def correlations(timing: str) -> str:
     """Of counts and activations, over the layers of all runs with eight steps."""
     runs = [run(path.stem) for path in sorted((DOCS / "results" / "training").glob("*.json"))]
     chosen = [one for one in runs if one["T"] == 8 and results.timing(one) == timing]
-    found = [layer["correlation"] for one in chosen for layer in one["mismatch"].values()]
+    layers = (layer for one in chosen for layer in one["mismatch"].values())
+    found = [value for layer in layers if (value := layer["correlation"]) is not None]  # None where it is undefined
     return f"{min(found):.2f} to {max(found):.2f}"
 
 

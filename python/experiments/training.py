@@ -127,9 +127,10 @@ def train(
             if drawn:
                 encoder.T = draw.choice(drawn)
             optimizer.zero_grad()
-            output = answer(model, inputs, recipe)
-            with torch.no_grad():
-                theirs = None if teacher is None else answer(teacher, inputs, recipe)
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                output = model(inputs).float()
+                with torch.no_grad():
+                    theirs = None if teacher is None else teacher(inputs).float()
             loss = task.loss(output, targets, theirs)
             if penalty is not None:
                 loss = loss + recipe.synops_penalty * penalty()
@@ -175,12 +176,6 @@ def derived(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def answer(net: nn.Module, inputs: Any, recipe: Recipe) -> Tensor:
-    with torch.autocast(inputs.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-        output: Tensor = net(inputs)
-    return output.float()
-
-
 def at_T(net: Any, T: int, data: Data) -> Any:
     """A copy of a network at T; batch norm's statistics, which depend on T, are measured on some training samples."""
     net = copy.deepcopy(net)
@@ -191,11 +186,11 @@ def at_T(net: Any, T: int, data: Data) -> Any:
 
 @torch.no_grad()
 def evaluate(net: nn.Module, split: Split, recipe: Recipe, world: World | None = None) -> Tensor:
-    """The metric of each sample of a split, [N], in evaluation mode."""
+    """The metric of each sample of a split, [N], in evaluation mode and in float32, as files compute."""
     world = World() if world is None else world
     task, found = Task(recipe), torch.zeros(len(split), dtype=torch.float64, device=split.inputs.device)
     net.eval()
-    parts = [task.values(answer(net, x, recipe), y) for x, y in split.batches(512, world.rank, world.size)]
+    parts = [task.values(net(x), y) for x, y in split.batches(512, world.rank, world.size)]
     found[world.rank :: world.size] = torch.cat(parts)
     return world.sum(found)
 
