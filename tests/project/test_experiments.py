@@ -243,7 +243,7 @@ def test_twins_of_a_run_are_converted(tmp_path):
 
 def test_one_network_for_all_T(tmp_path):
     arguments = ["--model", "FC32", "--epochs", 2, "--no-twin", "--T", 4, "--draw-T", 2, 4, "--timing", "window"]
-    assert main(*arguments, "--out", tmp_path) == 0
+    assert main(*arguments, "--seeds", 1, "--out", tmp_path) == 0
     found = json.loads((tmp_path / "summary.json").read_text())
     (one,) = found["per_seed"]
     assert one["test_accuracy_at_T"].keys() == {"2", "4"}
