@@ -322,6 +322,62 @@ def test_a_dropout_of_features_freezes_with_the_same_bits(read, tmp_path):
     check_frozen(snn, x, tmp_path, "window")
 
 
+@pytest.mark.kernels
+@pytest.mark.parametrize("drop", [nn.Dropout, nn.Dropout2d, nn.AlphaDropout])
+@pytest.mark.parametrize("read", [
+    lambda m, a, b: m.d(b).mean((2, 3)), lambda m, a, b: [m.d(b).mean((2, 3)), m.c(b)],
+    lambda m, a, b: m.c(torch.cat([b, m.d(a)], 1)[:, 16:]), lambda m, a, b: m.c(m.d(b.flip(3)).flip(3)),
+    lambda m, a, b: m.d(m.c(b)), lambda m, a, b: F.avg_pool2d(m.d(b), 2), lambda m, a, b: m.d(b.mean((2, 3))),
+])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:convert. .*takes no part in evaluation", "ignore:dropout2d")
+def test_networks_with_dropout_behind_the_neurons_freeze(drop, read, timing):
+    def forward(m, x):
+        a = torch.relu(m.a(x))
+        return read(m, a, torch.relu(m.b(a)))
+
+    layers = {"a": nn.Conv2d(3, 16, 3), "b": nn.Conv2d(16, 16, 1, groups=4), "c": nn.Conv2d(16, 8, 1)}
+    net, x = Net(forward, **layers, d=drop(0.5)).eval(), torch.rand(4, 3, 16, 9)
+    snn = convert(net, T=12, data=[x], timing=timing)
+    assert all(map(torch.equal, tree_leaves(to_ann(snn)(x)), tree_leaves(net(x))))
+    frozen = freeze(snn)
+    assert frozen.why_slow is None
+    assert all(map(torch.equal, tree_leaves(frozen(x)), tree_leaves(snn(x))))
+    answer = tree_leaves(snn.train()(x))[0]
+    assert not torch.equal(answer, tree_leaves(snn(x))[0])
+    answer.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:freeze. the network runs layer by layer")
+@pytest.mark.parametrize("drop", [nn.Identity, nn.Dropout, nn.Dropout2d, nn.AlphaDropout])
+@pytest.mark.parametrize("answer", [torch.relu, lambda z: z], ids=["neurons", "head"])
+@pytest.mark.parametrize("move", [
+    lambda a: a.permute(0, 3, 2, 1), lambda a: a.transpose(1, 2), lambda a: a.reshape(a.shape[0], 8, 16, 8),
+    lambda a: a.view(-1, 2, 8, 8, 8).transpose(1, 2).reshape(-1, 16, 8, 8)[:, :8],
+    lambda a: a.permute(0, 2, 3, 1).chunk(2, 1)[1].repeat(1, 2, 1, 1)[:, :, :1],
+])  # fmt: skip
+def test_spikes_of_several_values_that_move_between_channels_keep_them(drop, answer, move):
+    """Their channels differ by 10⁴, so that a gain at the wrong place is seen."""
+    net = Net(
+        lambda m, x: answer(m.c(move(m.d(torch.relu(m.a(x)))))), a=nn.Conv2d(3, 16, 3), c=nn.Conv2d(8, 8, 1), d=drop()
+    ).eval()
+    with torch.no_grad():
+        net.a.weight.mul_(torch.logspace(-2, 2, 16).view(-1, 1, 1, 1))
+    x = torch.rand(4, 3, 10, 10)
+    snn = convert(net, T=64, data=[x])
+    assert ((snn(x) - net(x)).norm() / net(x).norm()).item() < 0.2
+    assert torch.equal(freeze(snn)(x), snn(x))
+
+
+@pytest.mark.filterwarnings("ignore:freeze. the network runs layer by layer")
+@pytest.mark.parametrize("base", [nn.Dropout, tnn.Dropout])
+def test_a_dropout_of_the_users_is_not_passed_over(base):
+    always = type(
+        "Always", (base,), {"forward": lambda m, x: x * 0.5 if isinstance(x, Tensor) else tnn.Dropout(1.0)(x)}
+    )
+    net = nn.Sequential(tnn.Encoder(4), tnn.Linear(4, 8), always(), tnn.Readout(8, 3)).eval()
+    assert freeze(net).why_slow is not None
+
+
 def test_a_part_that_spikes():
     layers = {
         "stem": nn.Sequential(conv(2, 8, padding=1), nn.GELU()),

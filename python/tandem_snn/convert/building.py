@@ -27,8 +27,8 @@ class Counterpart:
             graph on first use), "counts" (a tensor pooled from spikes), "answer" (a tensor after the spiking part),
             "constant" (depends on Parameters only), or "size".
         node: the node in the new graph, once it exists.
-        labels: for spikes, [1, *features], equal where the values of a spike are; 0 where there are no spikes. A tuple
-            for several trains; ONE if all spikes have the same value.
+        labels: for spikes, also those that dropout passes on as currents, [1, *features], equal where the values of a
+            spike are; 0 where there are no spikes. A tuple for several trains; ONE if all have the same value.
     """
 
     kind: str
@@ -50,6 +50,12 @@ class Counterpart:
 
 
 ONE = torch.ones(())
+
+
+def is_by_channel(labels: Any) -> bool:
+    """Return whether spikes with these labels, or each of several trains, have one value per channel."""
+    each = labels if isinstance(labels, tuple) else (labels,)
+    return all(Counterpart("spikes", labels=part).by_channel for part in each)
 
 
 class Builder(NewGraph):
@@ -116,7 +122,7 @@ class Builder(NewGraph):
         if op.kind == "batch_norm":
             return self.function(currents.normalise, (self.signal(op.x), self.get(self.path(op), self.norm(op))))
         if op.kind in kinds.DROPOUT:
-            return self.function(general.dropped, (self.signal(op.x), self.get(self.path(op), self.dropout(op))))
+            return self.dropped(op, general.dropped)
         if op.kind in ("max_pool3d", "amax"):
             return self.function(maximum.largest, (op.kind, self.signal(op.x), *max_pool_geometry(op)))
         affine = self._affine(op)
@@ -130,12 +136,32 @@ class Builder(NewGraph):
             return self.call(op, moved, self.function(currents.currents_of, (self.signal(op.x),)))
         if op.alone and op.kind in kinds.SYNAPSES:
             return self.function(general.linear_map, (self.get(op.path, op.module), self.signal(op.x)))
-        args, kwargs = pytree.tree_map_only(Op, self.signal, _any_batch(op))
-        moves = op.kind in kinds.REARRANGE and not op.args.get("value")
-        moves &= all(self.env[value].kind != "constant" for value in op.inputs)
-        f = general.rearranged if moves else general.linear_map
-        by_channel = (True,) if f is general.rearranged else ()
-        return self.function(f, (_reshaping(op), *by_channel, *args), kwargs)
+        if not self._moves(op):
+            args, kwargs = pytree.tree_map_only(Op, self.signal, _any_batch(op))
+            return self.function(general.linear_map, (_reshaping(op), *args), kwargs)
+        labels = self.env[op].labels  # of trains that dropout passes on, which a move may leave without one gain
+        source = self.signal if labels is None or is_by_channel(labels) else self._of_currents
+        args, kwargs = pytree.tree_map_only(Op, source, _any_batch(op))
+        return self.function(general.rearranged, (_reshaping(op), True, *args), kwargs)
+
+    def _of_currents(self, op: Op) -> fx.Node:
+        x = self.signal(op)
+        return x if self.env[op].kind == "size" else self.function(currents.currents_of, (x,))
+
+    def _moves(self, op: Op) -> bool:
+        """Return whether an Op only moves features, without constants among them."""
+        moves = op.kind in kinds.REARRANGE and not op.args.get("value")  # a pad of other values
+        return moves and all(self.env[value].kind != "constant" for value in op.inputs)
+
+    def passed(self, op: Op) -> Counterpart:
+        """Return the Counterpart of an Op of currents; in evaluation dropout passes trains on, whose labels it has."""
+        x = self.env[op.x]
+        if op.kind in kinds.DROPOUT:
+            return Counterpart("currents", labels=x.labels)
+        if op.kind == "getitem" and isinstance(x.labels, tuple):
+            return Counterpart("currents", labels=x.labels[op.call[0][1]])
+        known = all(self.env[value].labels is not None for value in self.signals(op))
+        return Counterpart("currents", labels=self._moved_labels(op) if known and self._moves(op) else None)
 
     def of_answers(self, op: Op) -> fx.Node | None:
         """Add a sum, a move or an upsampling of answers; return None for other Ops, which no program has."""
@@ -235,18 +261,20 @@ class Builder(NewGraph):
 
     def rearrange(self, op: Op) -> Counterpart:
         """Add an Op that rearranges spikes, and return its spikes."""
-        labelled = {value: self.env[value].labels for value in op.inputs if self.env[value].kind == "spikes"}
-        labels: Any = ONE
-        if any(part is not ONE for part in labelled.values()):
-            before = {value: part.expand(1, *value.features) for value, part in labelled.items()}
-            # sizes are those of a batch of one
-            args, kwargs = pytree.tree_map_only(Op, lambda value: before.get(value, 1), _any_batch(op))
-            labels = getattr(torch.ops.aten, _reshaping(op))(*args, **kwargs)
-        several = not isinstance(labels, Tensor)
-        by_channel = all(Counterpart("spikes", labels=part).by_channel for part in (labels if several else [labels]))
+        labels = self._moved_labels(op)
         args, kwargs = pytree.tree_map_only(Op, self.signal, _any_batch(op))
-        node = self.function(general.rearranged, (_reshaping(op), by_channel, *args), kwargs)
-        return Counterpart("spikes", node, tuple(labels) if several else labels)
+        node = self.function(general.rearranged, (_reshaping(op), is_by_channel(labels), *args), kwargs)
+        return Counterpart("spikes", node, labels)
+
+    def _moved_labels(self, op: Op) -> Any:
+        labelled = {value: self.env[value].labels for value in op.inputs if self.env[value].labels is not None}
+        if all(part is ONE for part in labelled.values()):
+            return ONE
+        before = {value: part.expand(1, *value.features) for value, part in labelled.items()}
+        # sizes are those of a batch of one
+        args, kwargs = pytree.tree_map_only(Op, lambda value: before.get(value, 1), _any_batch(op))
+        labels = getattr(torch.ops.aten, _reshaping(op))(*args, **kwargs)
+        return labels if isinstance(labels, Tensor) else tuple(labels)
 
     def fired(self, op: Op, node: fx.Node, alike: bool = False) -> Counterpart:
         """Return the Counterpart of the spikes of neurons that have one threshold per channel, or one for all."""
@@ -274,6 +302,9 @@ class Builder(NewGraph):
 
     def norm(self, op: Op) -> Any:
         return norm_of(op, self.attributes, self.mode(op))
+
+    def dropped(self, op: Op, function: Any) -> fx.Node:
+        return self.function(function, (self.signal(op.x), self.get(self.path(op), self.dropout(op))))
 
     def dropout(self, op: Op) -> Any:
         """Return the live module of a dropout, or a new one that drops the same features if there is none."""

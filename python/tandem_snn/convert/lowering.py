@@ -12,6 +12,7 @@ from tandem_ext.checks import Timing
 from tandem_ext.functional.neuron import over_space
 
 from .. import nn as tnn
+from ..nn import general
 from . import kinds
 from .building import ONE, Builder, Counterpart
 from .graph import CannotConvert, Op, OpGraph, refuse
@@ -121,7 +122,7 @@ class Conversion(Builder):
         kinds.check_linear(op, self.signals(op))
         if op.kind not in kinds.OF_CURRENTS:
             raise refuse(op, f"it has no spiking counterpart: {kinds.instead_of(op) or kinds.EVERYTHING}")
-        return Counterpart("currents")
+        return self.passed(op)
 
     def _moved(self, op: Op, x: Counterpart) -> Counterpart | None:
         """Lower a layer without neurons or a move, of trains or mean counts; return None for other Ops."""
@@ -137,8 +138,7 @@ class Conversion(Builder):
         if flat is not None and (x.kind == "counts" or (flat.start_dim, flat.end_dim) == (1, -1)):
             return self._layer(op, flat, x)
         only_spikes = all(self.env[value].kind in ("spikes", "size") for value in op.inputs)
-        moves = op.kind in kinds.REARRANGE and not op.args.get("value")  # a pad of other values
-        moves &= only_spikes and not kinds.mixes_samples(op, self.signals(op))
+        moves = self._moves(op) and only_spikes and not kinds.mixes_samples(op, self.signals(op))
         return self.rearrange(op) if moves else None
 
     def _average(self, op: Op, x: Counterpart) -> Counterpart | None:
@@ -177,7 +177,8 @@ class Conversion(Builder):
         if x.kind == "answer" and (flat := flatten_of(op)) is not None:
             return Counterpart("answer", self.call(op, flat, x.node))
         stays = self._stays_currents(op)
-        fits = op.kind != "linear" or op.dims == 2 or x.kind in ("currents", "answer") or x.by_features(-1)
+        last = -1 if op.kind == "linear" else 1
+        fits = (op.kind == "linear" and op.dims == 2) or x.kind != "spikes" or x.by_features(last)
         if _is_head(op) and alone and not stays and fits:
             path, weight, bias = parameters(op, self.attributes)
             cls = tnn.Readout if op.kind == "linear" else tnn.ReadoutConv2d
@@ -189,7 +190,10 @@ class Conversion(Builder):
             if pool is not None and (op.x.dims != 3 or one_gain):
                 return Counterpart("counts", self.call(op, pool, x.node))
         if stays:
-            return x if op.kind in kinds.SAME else Counterpart("currents")
+            return x if op.kind in kinds.SAME else self.passed(op)
+        if counted and op.kind in kinds.DROPOUT:
+            node = self.copy(op) if x.kind == "counts" else self.dropped(op, general.silenced)
+            return Counterpart(x.kind, node, x.labels)
         known = self.of_answers(op) if x.kind == "answer" else None
         return Counterpart("answer", self.copy(op) if known is None else known)
 

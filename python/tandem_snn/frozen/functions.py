@@ -40,7 +40,7 @@ def apply_function(lowering: Lowering, name: str, f: Any, *args: Any, **kwargs: 
     if f is largest:
         raise CannotLower(name, "a maximum that is not tnn.MaxPool2d")
     x = args[0]
-    if f is general.dropped:
+    if f in (general.dropped, general.silenced):
         return x
     if f is currents.currents_of:
         return lowering.affine(name, x, None, None)

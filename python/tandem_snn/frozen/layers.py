@@ -23,12 +23,16 @@ from .weights import geometry_of, is_by_channel, pair, weighted, weights_of
 if TYPE_CHECKING:
     from .lowering import Lowering
 
+PASSING = (  # in evaluation; a class of the user's may do more
+    *(nn.Identity, tnn.Dropout, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
 Terms = tuple[Any, Any, Any, Any, Any, int, Tensor]  # of fold, between threshold and unit
 
 
 def apply_layer(lowering: Lowering, name: str, layer: Any, x: Value, residual: Value | None = None) -> Value:
     """Append what a layer does; return the value of its result."""
-    if type(layer) in (tnn.Dropout, nn.Identity):
+    if type(layer) in PASSING:
         return x
     if type(layer) is tnn.Encoder:
         if x.source is None:

@@ -17,6 +17,7 @@ from tandem_ext.signal import Signal, offsets_of
 from tandem_ext.train import add_flags
 
 from .currents import Currents, currents_of, in_steps
+from .signals import effective_counts
 
 SEVERAL = ("split", "split_with_sizes", "chunk", "unbind", "tensor_split")  # return a tuple, even of one tensor
 _ALPHA = 1.7580993408473766  # of SELU: that times its scale, as in nn.AlphaDropout
@@ -141,6 +142,8 @@ def rearranged(f: str, by_channel: bool, *args: Any, **kwargs: Any) -> Any:
     >>> rearranged("cat", True, [a, b], 1).gain
     tensor([0.5000, 0.5000, 2.0000, 2.0000])
     """
+    if any(isinstance(value, Tensor) for value in pytree.tree_leaves(args, _is_signal)):  # of silenced
+        args = pytree.tree_map(lambda x: effective_counts(x) if _is_signal(x) else x, args, is_leaf=_is_signal)
     trains, call = _signals_of(args, kwargs)
     timing = "window" if all(x.timing == "window" for x in trains) else "step"
     fit = timing == "window" or len({x.T for x in trains}) == 1
@@ -190,6 +193,15 @@ def dropped(x: Any, dropout: nn.Module) -> Any:
         shift = dropout(torch.zeros_like(u.total))  # a·α·p where it keeps a·x + a·α·p, else negative
         return u.masked(lambda _: shift.clamp_min(0) / (_ALPHA * dropout.p)).plus(shift)
     return u.masked(dropout)
+
+
+def silenced(x: Any, dropout: nn.Module) -> Any:
+    """Apply dropout to what the spikes behind the last neurons are worth; in evaluation they stay a train.
+
+    >>> silenced(te.SpikeTrain.from_dense(torch.ones(8, 2, 3)), torch.nn.AlphaDropout(0.5)).shape
+    torch.Size([2, 3])
+    """
+    return dropout(effective_counts(x)) if dropout.training else x
 
 
 def _is_signal(x: Any) -> bool:
