@@ -1,7 +1,6 @@
 """Attention of spikes, without a softmax: its product, a block of it, and the order of dimensions that it needs."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +12,7 @@ from tandem_ext.functional.attention import attention, mean_gain, product
 from tandem_ext.functional.neuron import over_space
 
 from .currents import Currents
+from .general import rearranged
 from .neuron import Neurons
 from .options import NeuronOptions, shows_neuron_options, without_neurons
 from .signals import X, check_input, map_features
@@ -85,10 +85,9 @@ class Attention(nn.Module):
         check_input(x, "Attention")
         if len(x.shape) != 3 or x.shape[2] % 3:
             raise ValueError(f"x: Attention takes q, k and v of tokens, [B, N, 3·D], got shape {list(x.shape)}")
-        D = x.shape[2] // 3
-        q, k, v = (map_features(x, partial(torch.narrow, dim=-1, start=i * D, length=D)) for i in range(3))
+        q, k, v = rearranged("chunk", False, x, 3, 2)
         if isinstance(x, Tensor):
-            return product(q, k, v, self.heads) * mean_gain(x.shape[1], D // self.heads)
+            return product(q, k, v, self.heads) * mean_gain(x.shape[1], q.shape[2] // self.heads)
         return Currents(attention(q, k, v, self.heads)[0], no_steps, x.network_T, dtype=x._dtype)
 
     def extra_repr(self) -> str:
