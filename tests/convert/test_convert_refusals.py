@@ -108,6 +108,75 @@ def test_what_cannot_be_converted_is_named(net, message):
     assert all(module.training for module in net.modules())
 
 
+@pytest.mark.parametrize("f", [F.dropout, F.dropout2d, F.alpha_dropout, F.feature_alpha_dropout])
+def test_dropout_in_evaluation_is_refused(f):
+    name = {F.dropout: "Dropout", F.dropout2d: "Dropout2d", F.alpha_dropout: "AlphaDropout"}
+    forwards = [lambda m, x: m.b(relu(f(m.a(x), 0.5, True))), lambda m, x: f(m.b(relu(m.a(x))), 0.5, training=True)]
+    for forward in forwards:
+        with pytest.raises(
+            CannotConvert, match=rf"drops features in evaluation.*nn.{name.get(f, 'FeatureAlphaDropout')}$"
+        ):
+            convert(images(forward), T=8, example=torch.rand(1, 1, 16, 16))
+    net = images(lambda m, x: m.b(relu(f(m.a(x), 0.5 if m.training else 0.0, True)))).eval()
+    x = torch.rand(3, 1, 16, 16)
+    assert torch.equal(to_ann(convert(net, T=8, data=[x]))(x), net(x))
+
+
+@pytest.mark.kernels
+@pytest.mark.filterwarnings("ignore:freeze. the network runs layer by layer")
+def test_what_draws_random_numbers_is_not_frozen_in():
+    net = vectors(lambda m, x: m.b(relu(m.a(x)) * torch.bernoulli(torch.full((4,), 0.5)))).eval()
+    x = torch.rand(5, 4)
+    frozen = freeze(convert(net, T=8, data=[x]))
+    assert "random numbers" in str(frozen.why_slow)
+    assert any(not torch.equal(frozen(x), frozen(x)) for _ in range(30))
+
+
+FIXED = {
+    "size": lambda m, x: (lambda a: m.c(a + F.interpolate(relu(m.b(a)), size=a.shape[-2:])))(relu(m.a(x))),
+    "size of the answer": lambda m, x: F.interpolate(m.c(relu(m.a(x))), size=x.shape[-2:], mode="bilinear"),
+    "view": lambda m, x: m.c((a := relu(m.a(x))).view(a.shape[0], 2, 8, *a.shape[2:]).transpose(1, 2).reshape(a.shape)),
+    "constant": lambda m, x: m.c(relu(m.a(x)) + torch.linspace(0, 1, x.shape[3])),
+    "kernel": lambda m, x: m.c((a := relu(m.a(x))) - F.avg_pool2d(a, a.shape[2:])),
+    "hidden pool": lambda m, x: m.c(relu(m.b(F.adaptive_avg_pool2d(relu(m.a(x)), 1)))),
+    "hidden maximum": lambda m, x: m.c(relu(m.b(relu(m.a(x)).amax((2, 3), keepdim=True)))),
+    "pool to its own size": lambda m, x: m.c(relu(m.b(F.adaptive_avg_pool2d(relu(m.a(x)), (24, 16))))),
+    "ceil": lambda m, x: m.c(relu(m.b(F.avg_pool2d(relu(m.a(x)), 2, ceil_mode=True)))),
+}  # fmt: skip
+FREE = {
+    "scale": lambda m, x: m.c((a := relu(m.a(x))) + F.interpolate(relu(m.b(a)), scale_factor=2)),
+    "pool": lambda m, x: F.adaptive_avg_pool2d(m.c(F.max_pool2d(relu(m.a(x)), 2)), 1).flatten(1),
+    "crop": lambda m, x: m.c(relu(m.a(x))[:, :, :4, 1:-1]),
+    "like": lambda m, x: m.c((a := relu(m.a(x))).flatten(2).view_as(a) + torch.ones_like(a)),
+}
+
+
+@pytest.mark.kernels
+@pytest.mark.filterwarnings("ignore:freeze. the network runs layer by layer", "ignore:convert.*takes no part")
+@pytest.mark.parametrize("name", [*FIXED, *FREE])
+def test_a_network_follows_the_size_of_its_input_or_refuses_it(name, timing):
+    a, b, c = nn.Conv2d(3, 16, 3, 1, 1), nn.Conv2d(16, 16, 3, 2, 1), nn.Conv2d(16, 8, 3, 1, 1)
+    net, x, other = (
+        Net({**FIXED, **FREE}[name], a=a, b=b, c=c).eval(),
+        torch.rand(2, 3, 24, 16),
+        torch.rand(3, 3, 28, 20),
+    )
+    snn = convert(net, T=16, data=[x], timing=timing)
+    frozen = freeze(snn)
+    fast = frozen.why_slow is None
+    if name in FREE or (timing == "step" and name == "hidden maximum"):  # which then is exact for any size
+        torch.testing.assert_close(to_ann(snn)(other), net(other))
+        assert torch.equal(frozen(other), snn(other))
+    else:
+        for each in snn, frozen, to_ann(snn), frozen:
+            with pytest.raises(
+                ValueError, match=r"x: expected samples of shape \[3, 24, 16\].*, got \[3, 28, 20\]: convert"
+            ):
+                each(other)
+    assert torch.equal(frozen(x), snn(x))
+    assert (frozen.why_slow is None) == fast
+
+
 def written(kind):
     """Part of a tensor is written in place, and the whole is read."""
 

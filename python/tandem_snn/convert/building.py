@@ -15,7 +15,7 @@ from .. import nn as tnn
 from ..nn import currents, general, maximum, signals
 from . import kinds
 from .graph import NewGraph, Op, OpGraph, refuse
-from .layers import VIEWS, flatten_of, max_pool_geometry, max_pool_of, means_of, norm_of, upsample_of
+from .layers import VIEWS, flatten_of, is_of_one_size, max_pool_geometry, max_pool_of, means_of, norm_of, upsample_of
 
 
 @dataclass
@@ -222,6 +222,7 @@ class Builder(NewGraph):
         values: list[Any] = [self._sample(part) if self.env[part].kind == "constant" else part for part in parts]
         if values == parts or None in values or any(part.dims != op.dims for part in parts):
             return None
+        self.source.of_one_size = True
         x: Any = None
         constants = []
         for i, (part, value) in enumerate(zip(parts, values, strict=True)):
@@ -329,6 +330,7 @@ class Builder(NewGraph):
 
     def call(self, op: Op, module: nn.Module, x: fx.Node) -> fx.Node:
         """Call a module that replaces an Op, in the Op's training or evaluation mode."""
+        self.source.of_one_size |= is_of_one_size(op, module)
         return self.module(self.path(op), module.train(self.mode(op)), x)
 
     def call_as(self, name: str, module: nn.Module, x: fx.Node, **keywords: Any) -> fx.Node:

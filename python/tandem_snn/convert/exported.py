@@ -22,7 +22,7 @@ from ..nn.hooks import evaluating
 from ..nn.signals import describe, effective_counts, inputs_of
 from . import kinds
 from .graph import CannotConvert, Op, OpGraph, batch_of, bind, refuse, shape_of
-from .inputs import GIVE, examples_for
+from .inputs import GIVE, examples_for, follows_size
 
 Example = Tensor | SpikeTrain
 
@@ -46,6 +46,7 @@ def exported(ann: nn.Module, example: tuple[Example, ...] | None = None) -> OpGr
         examples = [(x,) for x in examples_for(ann)] if example is None else [tuple(map(_doubled, example))]
         _check_answer(ann, _answer(ann, examples[0]))
         graph, *others = (_graph(ann, inputs) for inputs in examples)
+        graph.of_one_size = example is not None and follows_size(ann, examples[0])
     if any(_numbers(graph) != _numbers(other) for other in others):
         raise CannotConvert(f"the operations of the ANN depend on the size of its input: {GIVE}")
     graph.sized = not others
@@ -179,6 +180,9 @@ class _Reader:
             op.kind = name if name.startswith("_") else name.removesuffix("_")
             op.args = bind(target, args, kwargs)
             self._select(op)
+            if op.kind in kinds.DROPOUT and op.args["train"] and op.args["p"]:
+                why = "it drops features in evaluation, too, and neurons do so in training alone"
+                raise refuse(op, f"{why}: write training=self.training, or use nn.{kinds.DROPOUT[op.kind].__name__}")
             op.alone = _is_module_call(op)
         return op
 

@@ -78,12 +78,14 @@ class OpGraph:
     Attributes:
         attributes: Parameters, buffers and constants by path.
         sized: whether inputs have the size of the example. If not, shapes in the graph must not be relied on.
+        of_one_size: whether numbers in the graph, or layers made of it, do not suit images of another size.
     """
 
     ops: list[Op]
     ann: nn.Module
     attributes: dict[str, Any]
     sized: bool = True
+    of_one_size: bool = False
 
     def link(self) -> None:
         for op in self.ops:

@@ -1,12 +1,13 @@
-"""Without an example: find a batch that an ANN accepts, from its layers."""
+"""Inputs of an ANN: one that it accepts, from its layers; and whether its forward depends on their size."""
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from tandem_ext._torch import Convolution
+from tandem_ext._torch import Convolution, pytree
 
 from .graph import CannotConvert
 
@@ -60,3 +61,45 @@ def _error(ann: nn.Module, x: Tensor) -> Exception | None:
     except Exception as error:  # a user's forward may raise anything
         return error
     return None
+
+
+class _Recorder(TorchFunctionMode):
+    """Lists the functions of torch that are called, with the numbers among their arguments."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Any] = []
+
+    def __torch_function__(self, f: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        leaves = pytree.tree_leaves((args, kwargs))
+        self.calls.append((f, [repr(leaf) for leaf in leaves if isinstance(leaf, (int, float, slice, tuple))]))
+        return f(*args, **(kwargs or {}))
+
+
+def follows_size(ann: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
+    """Return whether numbers in the forward depend on the size of images, which a graph has from its example.
+
+    They are compared with those of another size, if the ANN accepts one.
+    """
+
+    @torch.no_grad()
+    def calls(given: tuple[Tensor, ...]) -> list[Any]:
+        with _Recorder() as recorder:
+            ann(*given)
+        return recorder.calls
+
+    for first, grow in ((2, lambda n: n + 32), (2, lambda n: 2 * n), (2, lambda n: n + 1), (1, lambda n: n + 1)):
+        others = tuple(_resized(x, first, grow) for x in inputs)
+        try:
+            found = calls(others)
+        except Exception:  # a user's forward may raise anything
+            continue
+        return found != calls(inputs)
+    return False
+
+
+def _resized(x: Tensor, first: int, grow: Callable[[int], int]) -> Tensor:
+    """Return a batch of another size, with the values of x, in the dimensions from ``first``; vectors keep theirs."""
+    for dim in range(first, x.dim() if x.dim() > 2 else 0):
+        x = x.index_select(dim, torch.arange(grow(x.shape[dim]), device=x.device) % x.shape[dim])
+    return x

@@ -160,6 +160,13 @@ def _mean_of_line(op: Op) -> nn.Module | None:
     return nn.Sequential(*turn, tnn.AvgPool1d(sizes[dims[0] - 1], spiking=False), *end)
 
 
+def is_of_one_size(op: Op, module: nn.Module) -> bool:
+    """Return whether a layer does what an Op does only on images of the size in the graph."""
+    if op.kind.startswith("max_pool") or (op.kind in ("avg_pool1d", "avg_pool2d") and not op.args["ceil_mode"]):
+        return False
+    return any(isinstance(layer, (tnn.AvgPool2d, tnn.MaxPool2d)) for layer in module.modules())
+
+
 def upsample_of(op: Op) -> tnn.Upsample | None:
     """Return bilinear upsampling."""
     if op.kind != "upsample_bilinear2d":

@@ -47,10 +47,21 @@ class Conversion(Builder):
             self.env[op] = self._lower(op)
         if not self.ways:
             raise self._silent()
+        if self.source.of_one_size:
+            self._check_sizes()
         snn = self.network(f"Spiking{name}")
         snn.training = self.ann.training
         snn.meta["ways"] = self.ways
         return snn
+
+    def _check_sizes(self) -> None:
+        """Let the network refuse inputs of another size than the example's."""
+        for op in self.source.ops:
+            if op.kind == "input":
+                node = next(node for node in self.graph.nodes if node.op == "placeholder" and node.target == op.name)
+                with self.graph.inserting_after(node):
+                    checked = self.function(general.of_size, (node, op.name, op.features))
+                node.replace_all_uses_with(checked, delete_user_cb=lambda user, checked=checked: user is not checked)
 
     def _silent(self) -> CannotConvert:
         """Return the error for a network in which nothing would spike; it says where a ReLU is missing."""
@@ -148,6 +159,7 @@ class Conversion(Builder):
         if layer is None:
             return None
         if op.kind not in ("avg_pool1d", "avg_pool2d") and layer.kernel_size == (1, 1):
+            self.source.of_one_size = True
             return x
         layer.v_init, layer.timing = self.v_init, self.timing  # in units of the threshold
         pooled = self._layer(op, layer, x)

@@ -46,7 +46,9 @@ def convert(
     The graph comes from ``torch.export`` for an input like ``example``, with batches of any size. The network calls the
     live modules of the ANN, so it follows their mode, momentum, hooks and parametrisations. Without an example, convert
     tries inputs with the channels of the first layer, square images of usual sizes. If several sizes are accepted, the
-    network is for all of them; if none is, or the forward depends on the size, convert asks for an example.
+    network is for all of them; if none is, or the forward depends on the size, convert asks for an example. The graph
+    is of evaluation: what the ANN's own code does only ``if self.training``, such as stochastic depth by hand, is not
+    in it, and the spiking network trains without it. Dropout modules and functions are kept.
 
     The value of a spike is the threshold of its layer. So z is the ANN's pre-activation in the ANN's units, and biases
     and batch-norm statistics remain valid. A count represents activations up to ϑT; give ``data`` from which
@@ -56,9 +58,10 @@ def convert(
         ann: a network for images or vectors, in any mode; it is not changed. Its layers' modes carry over.
         T: the number of time steps, 1..255; with timing "step" 1..65535. For another T, convert the ANN again.
         example: a batch of inputs of the ANN, or a tuple of one for each of its arguments, which several need; only the
-            size matters, and one sample is enough. With mode "pixels" it may be of pixels, uint8. Where the ANN's
-            forward depends on the size, the spiking network is for inputs of this size. None: the first batch of
-            ``data``, if given.
+            size matters, and one sample is enough. With mode "pixels" it may be of pixels, uint8. Where numbers in the
+            ANN's forward depend on the size, such as ``F.interpolate(x, size=y.shape[-2:])``, or hidden layers read
+            means or maxima of whole images, the spiking network refuses inputs of another size with a ValueError. None:
+            the first batch of ``data``, if given.
         data: batches of inputs of the spiking network, or tuples that begin with one, such as a DataLoader gives:
             thresholds are calibrated on all of them. None: thresholds are not calibrated, with a warning if they are
             not given either.

@@ -30,7 +30,14 @@ def apply_function(lowering: Lowering, name: str, f: Any, *args: Any, **kwargs: 
     if f is operator.getitem:
         return args[0][args[1]]
     if not any(isinstance(value, Value) for value in pytree.tree_leaves((args, kwargs))):
+        if torch.Tag.nondeterministic_seeded in getattr(f, "tags", ()):
+            raise CannotLower(name, "it draws random numbers, which a program has not")
         return f(*args, **kwargs)
+    if f is general.of_size:
+        lowering.sized = True
+        if lowering.features_of(name, args[0]) != tuple(args[2]):
+            raise CannotLower(name, f"it was converted for samples of shape {list(args[2])}")
+        return args[0]
     if f is general.rearranged:
         return rearranged(lowering, name, *args, **kwargs)
     if f is currents.currents_of and args[0].is_currents:

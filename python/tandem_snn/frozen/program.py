@@ -200,8 +200,8 @@ class Program:
 
     @property
     def sized(self) -> bool:
-        """Whether the stages are for samples of one shape, and could be for another."""
-        return isinstance(self.layers, Stages) and self.layers.sized
+        """Whether the stages are for samples of one shape, and could be for another; also if there are none."""
+        return self.unlowered is not None or (isinstance(self.layers, Stages) and self.layers.sized)
 
     def needs(self, shapes: Sequence[tuple[int, ...]]) -> bool:
         """Return whether the shapes of samples, which lowering did not know, may change the stages."""

@@ -215,7 +215,7 @@ class _Interpreter(fx.Interpreter):
 
 FUNCTIONS = (
     operator.getitem, currents.currents_of, currents.normalise, general.add, general.scaled, general.shifted,
-    general.dropped, general.silenced, general.rearranged, largest,
+    general.dropped, general.silenced, general.of_size, general.rearranged, largest,
 )  # fmt: skip
 
 
