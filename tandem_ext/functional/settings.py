@@ -130,8 +130,11 @@ def check_neuron(neuron: Mapping[str, Any], T: int, channels: int) -> None:
         checks.T("steps", neuron.get("steps") or T, "window")
 
 
-def shows(keywords: Any) -> Callable[[F], F]:
-    """A decorator that shows the settings of a TypedDict in the place of ``**neuron`` in help() and completion."""
+def shows(keywords: Any, **defaults: Any) -> Callable[[F], F]:
+    """A decorator that shows the settings of a TypedDict in the place of ``**neuron`` in help() and completion.
+
+    ``defaults``: those that the target has instead of the declared ones.
+    """
     settings = declared(keywords)
     types = {name: get_args(declaration)[0] for name, declaration in keywords.__annotations__.items()}
 
@@ -139,9 +142,10 @@ def shows(keywords: Any) -> Callable[[F], F]:
         call: Any = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]  # classes may share it
         shown = inspect.signature(call)
         kept = [p for p in shown.parameters.values() if p.kind is not p.VAR_KEYWORD and p.name not in types]
+        own = {name: setting.default for name, setting in settings.items()} | defaults
         options = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=setting.default, annotation=types[name])
-            for name, setting in settings.items()
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=types[name])
+            for name, default in own.items()
         ]
         call.__signature__ = shown.replace(parameters=[*kept, *options])
         return target

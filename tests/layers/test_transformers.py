@@ -1,5 +1,6 @@
 """Attention of tokens: a transformer of currents trains as its ReLU twin, at the counts."""
 
+import inspect
 from functools import partial
 
 import pytest
@@ -76,6 +77,12 @@ def test_permute():
         tnn.Permute([1, 0])
     with pytest.raises(ValueError, match=r"x: Permute\(\[0, 2, 1\]\) takes 3 dimensions, got shape \[2, 3, 4, 6\]"):
         tnn.Permute([0, 2, 1])(x)
+
+
+def test_help_shows_the_defaults_of_attention():
+    shown = inspect.signature(tnn.SelfAttention).parameters
+    assert (shown["norm"].default, shown["timing"].default) == (True, "window")
+    assert shown["gate"] == inspect.signature(tnn.Linear).parameters["gate"]
 
 
 def test_errors():

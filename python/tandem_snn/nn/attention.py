@@ -10,11 +10,12 @@ from typing_extensions import Unpack
 from tandem_ext import checks
 from tandem_ext.functional.attention import attention, mean_gain, product
 from tandem_ext.functional.neuron import over_space
+from tandem_ext.functional.settings import shows
 
 from .currents import Currents
 from .general import rearranged
 from .neuron import Neurons
-from .options import NeuronOptions, shows_neuron_options, without_neurons
+from .options import NeuronOptions, without_neurons
 from .signals import X, check_input, map_features
 from .synapses import Linear
 
@@ -98,7 +99,7 @@ def no_steps(start: int, stop: int) -> Tensor:
     raise ValueError('timing: attention gives the currents of a whole window, so their readers need timing "window"')
 
 
-@shows_neuron_options
+@shows(NeuronOptions, norm=True, timing="window")
 class SelfAttention(nn.Module):
     """Self-attention of tokens: projections to q, k and v that fire, their product, neurons, a projection to currents.
 
