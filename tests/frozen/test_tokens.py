@@ -212,3 +212,37 @@ def test_a_file_without_shapes_is_for_vectors(tmp_path):
     assert torch.equal(frozen(tokens), net(tokens))
     frozen.save(tmp_path / "net.tandem")
     assert torch.equal(ts.load(tmp_path / "net.tandem").settle(tokens)[0], net(tokens))
+
+
+@pytest.mark.parametrize("shape", [(4, 9, 8), (4, 7, 8), (4, 7, 5), (4, 5)])
+def test_a_refused_input_changes_nothing(shape, tmp_path):
+    """Of another number of features, of both, of tokens, and of dimensions; a position knows the number of tokens."""
+
+    class Placed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.position, self.fire = nn.Parameter(torch.rand(9, 16)), tnn.Neurons(timing="window")
+
+        def forward(self, x):
+            return self.fire(x + self.position)
+
+    tokens = tnn.Linear(5, 16, norm=True, neurons=False, timing="window")
+    net = nn.Sequential(tnn.Encoder(4), tokens, Placed(), tnn.SelfAttention(16, 2), tnn.Neurons(timing="window"))
+    net = nn.Sequential(*net, tnn.Readout(16, 3)).eval()
+    x, refused = torch.rand(2, 9, 5), torch.rand(shape)
+    for call in "__call__", "settle", "step", "readouts":
+        frozen = ts.freeze(net, example=x)
+        with pytest.raises(ValueError, match="expected|takes|must match"):
+            getattr(frozen, call)(refused)
+        assert (frozen.shape, frozen.why_slow) == ((9, 5), None)
+        assert torch.equal(frozen(x), net(x))
+        assert torch.equal(frozen.settle(x)[0], net(x))
+        frozen.save(tmp_path / "net.tandem")
+        assert torch.equal(ts.load(tmp_path / "net.tandem")(x), net(x))
+
+
+def test_vectors_are_no_tokens():
+    net = nn.Sequential(tnn.Encoder(4), tnn.SelfAttention(16, 2), tnn.Neurons(timing="window"), tnn.Readout(16, 3))
+    frozen = ts.freeze(net.eval(), example=torch.rand(2, 9, 16))
+    with pytest.raises(ValueError, match=r"x: Attention takes q, k and v of tokens, \[B, N, 3·D\], got shape \[2, 48\]"):
+        frozen(torch.rand(2, 16))

@@ -74,15 +74,12 @@ def apply_layer(lowering: Lowering, name: str, layer: Any, x: Value, residual: V
 def _attention(lowering: Lowering, name: str, layer: tnn.Attention, x: Value) -> Value:
     if x.timing != "window" or x.is_currents or is_by_channel(x.gain) or x.offset is not None:
         raise CannotLower(name, 'attention reads a train with timing "window", one gain and no offset')
-    tokens, channels = lowering.features_of(name, x)
+    features = lowering.features_of(name, x)
+    if len(features) != 2 or features[1] % 3:
+        raise CannotLower(name, f"attention reads q, k and v of tokens, [B, N, 3·D], got [B, *{list(features)}]")
+    tokens, channels = features
     gain = x.gain * x.gain * x.gain * mean_gain(tokens, channels // 3 // layer.heads)
-    fields = {
-        "axes": 1,
-        "outputs": channels // 3,
-        "groups": layer.heads,
-        "gain": float(gain),
-        "own_T": x.own_T or 0,
-    }
+    fields = {"axes": 1, "outputs": channels // 3, "groups": layer.heads, "gain": float(gain), "own_T": x.own_T or 0}
     lowering.sized = True
     x = rearranged(lowering, name, "movedim", False, x, -1, 1)
     u = lowering.currents(name, "attention", x, channels // 3, fields)

@@ -25,7 +25,7 @@ from .lowering import lower, snapshot
 from .program import Metadata, Program, inference, write
 from .stages import Stage, Stages, check_finite, flags_of
 from .stream import Inputs, Stream
-from .streaming import Streaming, check_input
+from .streaming import Streaming, changes_nothing_if_refused, check_input
 from .weights import Grid, grids_of
 
 _KEEPING = threading.Lock()
@@ -146,7 +146,7 @@ class FrozenNetwork(Streaming, WeightKeeper):
         """
         if len(inputs) != self._given:
             raise TypeError(f"x: the network takes {self._given} inputs, got {len(inputs)}")
-        answer, bad = self._answer(inputs, self._window_of(inputs)), flags_of(inputs)
+        answer, bad = self._answer(inputs), flags_of(inputs)
         return answer if bad is None else pytree.tree_map(lambda y: with_flags(y, bad), answer)
 
     def _window_of(self, inputs: Inputs) -> int | None:
@@ -161,8 +161,9 @@ class FrozenNetwork(Streaming, WeightKeeper):
             self._T = T
         return T
 
-    def _answer(self, inputs: Inputs, T: int | None) -> Any:
-        x = inputs[0]
+    @changes_nothing_if_refused
+    def _answer(self, inputs: Inputs) -> Any:
+        T, x = self._window_of(inputs), inputs[0]
         if x.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
             return self._replay(inputs)
         program = self._program(inputs)
@@ -178,7 +179,7 @@ class FrozenNetwork(Streaming, WeightKeeper):
         answer = program.layers(*inputs)
         if why is None or program.layers.T is None:  # else freeze() said it
             said = f"one call does not take {describe(x)}" if why is None else why
-            warnings.warn(f"x: the network runs layer by layer on it, which takes longer: {said}", stacklevel=6)
+            warnings.warn(f"x: the network runs layer by layer on it, which takes longer: {said}", stacklevel=7)
         return answer
 
     def _replay(self, inputs: Inputs) -> Any:
@@ -204,8 +205,9 @@ class FrozenNetwork(Streaming, WeightKeeper):
         """Save the network to the file ``path``, for :func:`load` and for programs without Python.
 
         The file is safetensors with a format version and a checksum, and is written atomically. It contains the program
-        and its data; weights of 2 to 8 bits take a byte each. The state of a stream is not saved. Programs without
-        Python may need ``shape`` and ``T``: a warning says if the file cannot tell them.
+        and its data; weights of 2 to 8 bits take a byte each. A network of tokens, or one whose layers depend on the
+        size of its input, is saved for inputs of the present ``shape``. The state of a stream is not saved. Programs
+        without Python may need ``shape`` and ``T``: a warning says if the file cannot tell them.
 
         Raises:
             ValueError: the network contains something other than layers of ``tandem_snn.nn``, which the message names;
@@ -236,9 +238,7 @@ class FrozenNetwork(Streaming, WeightKeeper):
             if shapes != self._example and any(
                 program.needs(shapes) if unknown else program.sized for program in [*self._programs.values()]
             ):
-                self._example = shapes
-                self._programs.clear()
-                self._graphs.clear()
+                self._example, self._programs, self._graphs = shapes, {}, {}
             self._fits = shapes
         return self._program_for(*(x.gain if isinstance(x, SpikeTrain) else 1.0 for x in inputs))
 

@@ -1,7 +1,8 @@
 """What a frozen network offers step by step."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,23 @@ from .stages import flags_of
 from .stream import Inputs, Stream, explained
 
 UNTIL_REST = 2**40  # more steps than any network takes
+
+Call = TypeVar("Call", bound=Callable[..., Any])
+
+
+def changes_nothing_if_refused(call: Call) -> Call:
+    """A method of a frozen network that may trace it for new shapes or another T: kept only if it raises no error."""
+
+    @functools.wraps(call)
+    def run(net: Any, *args: Any) -> Any:
+        before = net._T, net._shapes, net._example, net._fits, net._programs, net._graphs
+        try:
+            return call(net, *args)
+        except Exception:
+            net._T, net._shapes, net._example, net._fits, net._programs, net._graphs = before
+            raise
+
+    return run  # type: ignore[return-value]
 
 
 class Streaming:
@@ -137,6 +155,7 @@ class Streaming:
             raise TypeError(f"x: the network has {n} inputs: expected a tuple of as many, got {describe(x)}")
         return x
 
+    @changes_nothing_if_refused
     def _shown(self, x: Any) -> tuple[Stream, Inputs]:
         """Return the stream, which x may begin, and x as its signals."""
         stream, given = self._stream, self.inputs(x)
@@ -167,6 +186,7 @@ class Streaming:
             raise ValueError(f"{why}; reset() begins a new stream")
         return stream, signals
 
+    @changes_nothing_if_refused
     def _stream_of(self, x: Any, steps: int | None) -> Stream:
         """Return a new stream, which begins with a batch of inputs as for a call, for at most so many steps."""
         if steps is not None:
