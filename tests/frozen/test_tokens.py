@@ -232,7 +232,7 @@ def test_a_refused_input_changes_nothing(shape, tmp_path):
     x, refused = torch.rand(2, 9, 5), torch.rand(shape)
     for call in "__call__", "settle", "step", "readouts":
         frozen = ts.freeze(net, example=x)
-        with pytest.raises(ValueError, match="expected|takes|must match"):
+        with pytest.raises(ValueError, match=r"expected|takes|must match"):
             getattr(frozen, call)(refused)
         assert (frozen.shape, frozen.why_slow) == ((9, 5), None)
         assert torch.equal(frozen(x), net(x))
@@ -244,5 +244,5 @@ def test_a_refused_input_changes_nothing(shape, tmp_path):
 def test_vectors_are_no_tokens():
     net = nn.Sequential(tnn.Encoder(4), tnn.SelfAttention(16, 2), tnn.Neurons(timing="window"), tnn.Readout(16, 3))
     frozen = ts.freeze(net.eval(), example=torch.rand(2, 9, 16))
-    with pytest.raises(ValueError, match=r"x: Attention takes q, k and v of tokens, \[B, N, 3·D\], got shape \[2, 48\]"):
+    with pytest.raises(ValueError, match=r"x: Attention takes q, k and v of tokens, .*got shape \[2, 48\]"):
         frozen(torch.rand(2, 16))

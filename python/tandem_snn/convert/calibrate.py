@@ -39,6 +39,10 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
     overflow; a warning names the batch norm. ``torch.optim.swa_utils.update_bn(batches, ann)`` gives an ANN running
     statistics of its data.
 
+    It is for weights that come from an ANN. The twin of a network that was trained with spikes is another network:
+    above all behind attention, whose product is cubic, activations without a ceiling grow in each block, and thresholds
+    that cover them ruin the network, which needs none.
+
     Args:
         net: a network whose layers have no gain of their own, such as :func:`convert` returns. Their thresholds are
             changed in place; layers with a gain are not changed.
@@ -79,7 +83,7 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
                 activation = activation.reshape(-1)
             values = sample_by_channel(activation)
             if not bool(values.isfinite().all()):
-                raise ValueError(f"data: in a batch the activations of {name!r} are infinite or NaN")
+                raise ValueError(f"data: in a batch the activations of {name!r} are infinite or NaN in the ANN twin")
             seen[name].append(one_of(values, every[name]))
             if sum(kept.numel() for kept in seen[name]) > _KEPT:
                 seen[name] = [one_of(torch.cat(seen[name], 1), 2)]
@@ -120,7 +124,8 @@ def _warn_of_training(spreads: dict[str, float]) -> None:
             f"calibrate: thresholds fit evaluation, but not training: {len(apart)} of {len(spreads)} batch norms, most "
             f"of all {name!r}, normalise to a standard deviation of {apart[name]:.2g} by their running statistics, but "
             "to 1 by those of a batch. In training neurons will saturate or be silent, and gradients may overflow. If "
-            "the ANN was never trained, call torch.optim.swa_utils.update_bn(batches, ann) before convert",
+            "the ANN was never trained, call torch.optim.swa_utils.update_bn(batches, ann) before convert; a network "
+            "that was trained with spikes is not what its ANN twin computes, and needs no calibrate",
             stacklevel=4,
         )
 
