@@ -297,6 +297,8 @@ def features(x_shape: Sequence[int], w_shape: Sequence[int], groups: int = 1) ->
 def kernel(sizes: Sequence[int], kernel_sizes: Sequence[int], padding: Sequence[int], dilation: Sequence[int]) -> None:
     for n, k, p, d in zip(sizes, kernel_sizes, padding, dilation, strict=True):
         if n + 2 * p < d * (k - 1) + 1:
+            if n == 0:
+                raise ValueError(f"x: expected at least one pixel or token, got a space of {list(sizes)}")
             spans = f"a kernel of {k} with dilation {d} spans {d * (k - 1) + 1}"
             raise ValueError(f"weight: {spans}, more than the padded input's {n + 2 * p}")
 

@@ -33,7 +33,9 @@ _LAYER_INSTEAD = {name.lower(): f"use tandem_snn.nn.{name}" for name in _LAYERS}
     "batchnorm": "give the layer before it norm=True",
     "add": "tandem_snn.nn.Residual adds the currents of two paths; spikes are 0 and 1, and cannot be added",
     "interpolate": "use tandem_snn.nn.Upsample",
-    "mul": "the value of a spike is its gain: x.replace(gain=2 * x.gain); currents have *, - and +",
+    "getitem": "slice features before the encoder; of N tokens tandem_snn.nn.AvgPool1d(1, N) reads the first",
+    "matmul": "use tandem_snn.nn.Linear; tandem_snn.nn.Attention multiplies trains",
+    "mul": "the value of a spike is its gain: x.replace(gain=2 * x.gain); currents are multiplied by numbers",
     "linear": "use tandem_snn.nn.Linear, or Readout for the outputs of the network",
     "relu": "remove it, the neurons are in the layer before it",
     **dict.fromkeys(("cat", "concat", "concatenate", "stack"), "tandem_ext.cat joins them"),
@@ -187,6 +189,14 @@ class Signal:
             return self.__torch_function__(torch.mul, ())
 
         __rmul__ = __neg__ = __mul__
+
+        def __matmul__(self, other: Any) -> Any:
+            return self.__torch_function__(torch.matmul, ())
+
+        __rmatmul__ = __matmul__
+
+        def __getitem__(self, index: Any) -> Any:
+            return self.__torch_function__(Tensor.__getitem__, ())
 
     @classmethod
     def __torch_function__(

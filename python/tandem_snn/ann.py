@@ -191,11 +191,11 @@ class Linear(_Activated, nn.Linear):
         return super()._product(x) if x.dim() == 2 else super()._product(x.movedim(1, -1)).movedim(-1, 1)
 
     def preactivation(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        z: Tensor = by_token(self._preactivation, x, residual)
+        z: Tensor = by_token(self._preactivation, self.in_features, x, residual)
         return z
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        a: Tensor = by_token(super().forward, x, residual)
+        a: Tensor = by_token(super().forward, self.in_features, x, residual)
         return a
 
 

@@ -90,8 +90,70 @@ def test_errors():
     with pytest.raises(ValueError, match="heads: expected a divisor of dim=12, got 5"):
         tnn.SelfAttention(12, 5)
     with pytest.raises(ValueError, match="q: attention reads whole windows"):
-        tnn.SelfAttention(12, 4, timing="step")(tokens.replace(timing="step", stored=tokens.planes))
+        tnn.Attention(4)(tokens.replace(timing="step", stored=tokens.planes))
     with pytest.raises(ValueError, match=r"x: Attention takes q, k and v of tokens, \[B, N, 3·D\], got"):
         tnn.Attention(1)(te.SpikeTrain.from_counts(torch.ones(2, 5, 13), T=3))
     with pytest.raises(ValueError, match="timing: attention gives the currents of a whole window"):
         nn.Sequential(tnn.Attention(2), tnn.Neurons())(tokens)
+
+
+@pytest.mark.parametrize("layers", [tnn, ann])
+@pytest.mark.parametrize(("setting", "said"), [
+    ({"bias": False}, "bias: SelfAttention has no such argument; its neurons have norm, "),
+    ({"timing": "step"}, "timing: expected 'window', because attention is of whole windows, got 'step'"),
+    ({"neurons": False}, "neurons: expected True, because attention is of spikes, got False"),
+    *(({name: torch.ones(n)}, rf"{name}: expected one value for all neurons, got a tensor of shape \[{n}\]: those of")
+      for name, n in (("threshold", 12), ("threshold", 36), ("gain", 12), ("v_init", 36))),
+])  # fmt: skip
+def test_settings_that_attention_cannot_have(layers, setting, said):
+    with pytest.raises((TypeError, ValueError), match=said):
+        layers.SelfAttention(12, 4, **setting)
+    layers.SelfAttention(12, 4, threshold=nn.Parameter(torch.tensor(0.5)), norm=False)
+
+
+@pytest.mark.parametrize(("shape", "layer", "said"), [
+    ((2, 64, 49), tnn.Linear(64, 8), r"x has 49 features \(shape \[2, 64, 49\]\), but Linear takes 64"),
+    ((2, 64, 49), tnn.SelfAttention(64, 4), r"x has 49 features \(shape \[2, 64, 49\]\), but Linear takes 64"),
+    ((2, 64, 7, 7), tnn.Linear(64, 8), r"7 features \(shape \[2, 64, 7, 7\]\), but Linear takes 64: .*Flatten"),
+    ((2, 0, 64), tnn.SelfAttention(64, 4), r"x: expected at least one pixel or token, got a space of \[0\]"),
+    ((2, 0, 64), tnn.Linear(64, 8, timing="window"), r"x: expected at least one pixel or token"),
+])  # fmt: skip
+def test_tokens_that_do_not_fit(shape, layer, said):
+    x = te.SpikeTrain.from_counts(torch.randint(5, shape), T=4)
+    with pytest.raises(ValueError, match=said):
+        layer(x)
+    if isinstance(layer, tnn.Linear) and shape[1]:
+        twin = ann.Linear(64, 8)
+        for call in (twin, twin.preactivation):
+            with pytest.raises(ValueError, match=said):
+                call(x.counts)
+        for call in (layer.preactivation, layer.potentials):
+            with pytest.raises(ValueError, match=said):
+                call(x)
+
+
+@pytest.mark.parametrize(("use", "said"), [
+    (lambda u: u.mean(1), "no attribute 'mean': tandem_snn.nn.AvgPool1d, .*, averages tokens"),
+    (lambda u: u.max(1), r"no attribute 'max': total is their sum over the window"),
+    (lambda u: u[:, 0], r"takes no Currents: slice features before the encoder; .*AvgPool1d\(1, N\)"),
+    (lambda u: u * u, "mul takes no Currents: .*; currents are multiplied by numbers"),
+    (lambda u: u * torch.ones(12), "mul takes no Currents: "),
+    (lambda u: torch.ones(12) * u, "mul takes no Currents: "),
+    *((use, "matmul takes no Currents: use tandem_snn.nn.Linear; tandem_snn.nn.Attention multiplies trains")
+      for use in (lambda u: u @ u, lambda u: u @ torch.ones(12, 3), lambda u: torch.ones(5, 5) @ u)),
+    (lambda u: torch.softmax(u, -1), "softmax takes no Currents: layers that do are in tandem_snn.nn; total is"),
+])  # fmt: skip
+def test_what_currents_do_not_have_names_what_to_use(use, said):
+    tokens = te.SpikeTrain.from_counts(torch.ones(2, 5, 12), T=3)
+    with pytest.raises((TypeError, AttributeError), match=said):
+        use(tnn.SelfAttention(12, 4)(tokens))
+    with pytest.raises(TypeError, match=r"matmul takes no SpikeTrain: use tandem_snn.nn.Linear"):
+        tokens @ torch.ones(12, 3)
+
+
+def test_neurons_name_currents_for_the_product_of_attention():
+    q = te.SpikeTrain.from_counts(torch.ones(2, 5, 12), T=3)
+    fire, z = tnn.Neurons(timing="window"), te.functional.attention(q, q, q, heads=2)
+    for call in (fire, fire.potentials):
+        with pytest.raises(TypeError, match=r"got a tensor of shape \[1, 2, 5, 12\]: .*tnn.Currents\(z\[0\], "):
+            call(z)

@@ -15,8 +15,8 @@ from tandem_ext.functional.settings import shows
 from .currents import Currents
 from .general import rearranged
 from .neuron import Neurons
-from .options import NeuronOptions, without_neurons
-from .signals import X, check_input, map_features
+from .options import OF_NEURONS, NeuronOptions, checked_options, without_neurons
+from .signals import X, check_input, describe, map_features
 from .synapses import Linear
 
 
@@ -99,6 +99,19 @@ def no_steps(start: int, stop: int) -> Tensor:
     raise ValueError('timing: attention gives the currents of a whole window, so their readers need timing "window"')
 
 
+def _check_settings(settings: dict[str, Any]) -> None:
+    """Check what attention asks of its neurons: those of q, k and v are three times as many as those of the product."""
+    for name, needed, why in (("timing", "window", "whole windows"), ("neurons", True, "spikes")):
+        value = settings.get(name, needed)
+        if value != needed:
+            raise ValueError(f"{name}: expected {needed!r}, because attention is of {why}, got {value!r}")
+    for name in OF_NEURONS:
+        value = settings.get(name)
+        if isinstance(value, Tensor) and value.dim():
+            got = f"got {describe(value)}: those of channels are attributes of qkv and fire"
+            raise ValueError(f"{name}: expected one value for all neurons, {got}")
+
+
 @shows(NeuronOptions, norm=True, timing="window")
 class SelfAttention(nn.Module):
     """Self-attention of tokens: projections to q, k and v that fire, their product, neurons, a projection to currents.
@@ -112,7 +125,8 @@ class SelfAttention(nn.Module):
         dim: the number of channels of a token.
         heads: the number of heads, a divisor of dim.
         device, dtype: of the parameters.
-        neuron: settings of all neurons, see :class:`NeuronOptions`; here norm is True and timing "window" by default.
+        neuron: settings of all neurons, see :class:`NeuronOptions`; here norm is True by default, and timing "window".
+            A tensor has one value: that of each channel is an attribute of ``qkv`` or ``fire``.
 
     Shape: signal [B, N, dim] -> currents [B, N, dim].
 
@@ -142,7 +156,10 @@ class SelfAttention(nn.Module):
         checks.positive("heads", heads)
         if dim % heads:
             raise ValueError(f"heads: expected a divisor of dim={dim}, got {heads}")
-        options: Any = {"norm": True, "timing": "window", "device": device, "dtype": dtype, **neuron}
+        settings: Any = {"norm": True, "timing": "window", **neuron}
+        checked_options(type(self), settings, dim)
+        _check_settings(settings)
+        options: Any = {**settings, "device": device, "dtype": dtype}
         linear, neurons = self._layers
         without = {name: value for name, value in options.items() if name != "weight_bits"}
         self.qkv = linear(dim, 3 * dim, bias=not options["norm"], **options)

@@ -16,7 +16,7 @@ from tandem_ext.functional.neuron import cast, over, over_space
 from tandem_ext.functional.products import Product
 from tandem_ext.ops import compute_dtype
 from tandem_ext.planes import unpack
-from tandem_ext.signal import Signal
+from tandem_ext.signal import _INSTEAD, Signal
 from tandem_ext.train import is_clean, with_flags
 
 from .batch_norm import SyncBatchNorm, applied, fold_norm, normalised, scale_shift, uses_batch
@@ -67,6 +67,8 @@ class Currents(Signal):
     """
 
     _fields = ("total", "T")
+    _instead = _INSTEAD | {"mean": "tandem_snn.nn.AvgPool1d, behind Permute([0, 2, 1]), averages tokens"}
+    _tensors = "total is their sum over the window, [B, *features]"
     gain = 1.0
     joins_kinds = True
 
@@ -187,7 +189,7 @@ class Currents(Signal):
 
     def __mul__(self, factor: float) -> "Currents":
         if not isinstance(factor, int | float):
-            return NotImplemented
+            return self.__torch_function__(torch.mul, ())
         return self._each(lambda u: u * factor, lambda u: u * factor)
 
     __rmul__ = __mul__

@@ -23,6 +23,7 @@ from .options import DEFAULTS, INTEGRATE_ONLY, BNStats, HasNeurons, NeuronOption
 from .quantise import byte_integers, integers, rounded
 from .signals import check_signal, effective_counts
 
+_FROM_SUMS = "tnn.Currents(z[0], lambda *_: z / T, T, True) makes currents of attention's z"
 MOMENTUM = {"batch": 0.1, "running": 0.9}
 
 
@@ -310,11 +311,11 @@ class Neurons(SpikingLayer):
         self._add_neurons(channels, torch.empty(0, device=device, dtype=dtype), **neuron)
 
     def forward(self, x: Any) -> Any:  # type: ignore[override]
-        check_signal(x, "Neurons")
+        check_signal(x, "Neurons", _FROM_SUMS)
         return super().forward(currents_of(x))
 
     def potentials(self, x: Any) -> Tensor:  # type: ignore[override]
-        check_signal(x, "Neurons")
+        check_signal(x, "Neurons", _FROM_SUMS)
         return super().potentials(currents_of(x))
 
     def _weights(self, x: Any) -> tuple[Any, Any, None]:

@@ -17,12 +17,12 @@ from tandem_ext.train import with_flags
 X = TypeVar("X", bound=Input | Tensor)
 
 
-def check_signal(x: object, layer: str) -> None:
+def check_signal(x: object, layer: str, more: str = "only a Readout takes mean counts") -> None:
     """Check the input of a layer with neurons. A plain tensor is not allowed, because it has no time steps."""
     if not isinstance(x, signal.Signal):
         raise TypeError(
             f"x: {layer} takes a SpikeTrain, ConstantInput or ImpulseInput, got {describe(x)}: put tnn.Encoder(T) "
-            "before the first layer; only a Readout takes mean counts"
+            f"before the first layer; {more}"
         )
 
 

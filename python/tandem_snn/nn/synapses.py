@@ -61,24 +61,27 @@ class Linear(SpikingLayer, nn.Linear):  # type: ignore[misc]  # its forward give
         return LINEAR if axes == 0 else convolution((1,) * axes, 1, 0, 1, 1)
 
     def forward(self, x: Any, residual: Any = None) -> Any:
-        return by_token(super().forward, x, residual)
+        return by_token(super().forward, self.in_features, x, residual)
 
     def preactivation(self, x: Any, residual: Any = None) -> Tensor:
-        z: Tensor = by_token(super().preactivation, x, residual)
+        z: Tensor = by_token(super().preactivation, self.in_features, x, residual)
         return z
 
     def potentials(self, x: Any, residual: Any = None) -> Tensor:
-        v: Tensor = by_token(super().potentials, x, residual)
+        v: Tensor = by_token(super().potentials, self.in_features, x, residual)
         return v
 
 
-def by_token(f: Callable[..., Any], x: Any, residual: Any = None) -> Any:
+def by_token(f: Callable[..., Any], features: int, x: Any, residual: Any = None) -> Any:
     """Call f with the features of tokens as channels, of which f(x) is a convolution with a kernel of one pixel."""
     axes = len(getattr(x, "shape", ())) - 2
     if axes < 1:
         return f(x, residual)
     if axes > 2:
         raise ValueError(f"x: Linear takes [B, features], [B, N, features] or [B, H, W, features], got {list(x.shape)}")
+    if x.shape[-1] != features:
+        last = "those of tokens are the last dimension, those of an image follow tandem_snn.nn.Flatten"
+        raise ValueError(f"x has {x.shape[-1]} features (shape {list(x.shape)}), but Linear takes {features}: {last}")
     return features_last(f(features_first(x, axes), features_first(residual, axes)), axes)
 
 
