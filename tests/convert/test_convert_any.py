@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import random
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
-from tandem_snn import calibrate, convert, freeze, to_ann, to_nir, to_onnx
+from tandem_snn import calibrate, convert, freeze, load, to_ann, to_nir, to_onnx
 from tandem_snn.convert import CannotConvert
 from tandem_snn.measure import Monitor, firing_rates, synops
 from tandem_snn.nn import general
@@ -366,6 +367,37 @@ def test_spikes_of_several_values_that_move_between_channels_keep_them(drop, ans
     snn = convert(net, T=64, data=[x])
     assert ((snn(x) - net(x)).norm() / net(x).norm()).item() < 0.2
     assert torch.equal(freeze(snn)(x), snn(x))
+
+
+@pytest.mark.kernels
+@pytest.mark.filterwarnings("ignore:freeze. the network runs layer by layer", "ignore:convert.*takes no part")
+@pytest.mark.parametrize("seed", range(20))
+def test_average_pooling_of_any_arguments(seed, timing, tmp_path):
+    """What tnn.AvgPool2d lacks runs layer by layer, and cannot be saved."""
+    pick = random.Random(seed).choice
+    pool = nn.AvgPool2d(
+        pick([2, 3, 4, (4, 3)]), pick([None, 1, 2, (2, 1)]), pick([0, 1]), pick([True, False]), pick([True, False]),
+        pick([None, None, 3, 7]),
+    )  # fmt: skip
+    read = pick([
+        lambda m, a: m.h(torch.relu(m.c(m.p(a))).mean((2, 3))), lambda m, a: m.p(a), lambda m, a: m.c(m.p(a)),
+        lambda m, a: m.h(torch.relu(m.p(m.c(a))).mean((2, 3))),
+    ])  # fmt: skip
+    layers = {"a": conv(3, 16, padding=1), "c": conv(16, 8, 1), "h": nn.Linear(8, 5), "p": pool}
+    net, x = Net(lambda m, x: read(m, torch.relu(m.a(x))), **layers).eval(), torch.rand(4, 3, pick([7, 9, 14]), 12)
+    snn = convert(net, T=64, data=[x], timing=timing)
+    assert ((snn(x) - net(x)).norm() / net(x).norm()).item() < 0.1
+    torch.testing.assert_close(to_ann(snn)(x), net(x))
+    frozen = freeze(snn)
+    assert torch.equal(frozen(x), snn(x))
+    if frozen.why_slow is None:
+        frozen.save(tmp_path / "net.tandem")
+        assert torch.equal(load(tmp_path / "net.tandem")(x), snn(x))
+    else:
+        with pytest.raises(ValueError, match="averages have no ceil_mode"):
+            frozen.save(tmp_path / "net.tandem")
+        with pytest.raises(ValueError, match="averages have no ceil_mode"):
+            to_onnx(frozen, tmp_path / "net.onnx", x)
 
 
 @pytest.mark.filterwarnings("ignore:freeze. the network runs layer by layer")

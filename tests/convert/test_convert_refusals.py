@@ -91,7 +91,8 @@ def images(forward):
     (images(lambda m, x: relu(m.b((a := relu(m.a(x))).view(a.shape[0], 4, -1).view(a.shape)))),
      "depend on the size of its input: give `example`"),
     (image(nn.Flatten(), nn.Linear(12, 2)), "found no input.*mat1 and mat2.*give `example`"),
-    (vectors(lambda m, x: x if x.sum() > 0 else -x), "depends on values of the data"),
+    (vectors(lambda m, x: x if x.sum() > 0 else -x), r"depends on values of the data .*; test_conv.*py:\d+: .*sum"),
+    (vectors(lambda m, x: m.b(relu(m.a(torch.from_numpy(x.numpy()))))), r"cannot trace .*numpy.*; test_conv.*py:\d+: "),
     (vectors(lambda m, x: m.b(relu(m.a(x)) + None)), "found no input that the ANN accepts .*None.*give `example`"),
     (vectors(lambda m, x: (relu(m.a(x)), 3)), "returns int: expected tensors, alone or in dicts, lists"),
     (nn.GRU(4, 4), "GRU returns a tensor of shape .*: a recurrent layer; use convolutions over time"),
@@ -212,7 +213,14 @@ def test_the_reason_is_the_modules_own():
     ({"example": [1]}, TypeError, "example: expected a batch"),
     ({"example": torch.rand(4)}, ValueError, r"example: expected at least one sample, .*\[4\]"),
     ({"example": torch.rand(0, 4)}, ValueError, "at least one sample"),
-    ({"example": torch.rand(2, 3)}, ValueError, r"accept samples of shape \[3\] .*batch\): .*mat1 and"),
+    ({"example": torch.rand(2, 3)}, ValueError,
+     r"example: the ANN does not accept two samples of shape \[3\] .*size\): .*mat1"),
+    ({"example": (1, 4)}, TypeError, r"example: expected a batch, such as torch.rand\(1, 3, 32, 32\), got int"),
+    ({"data": [(torch.zeros(4), torch.rand(4, 4))]}, ValueError, r"data: expected at least one sample, .*\[4\]"),
+    ({"data": [torch.rand(2, 3)]}, ValueError, r"data: the ANN does not accept two samples of shape \[3\] .*mat1 and"),
+    ({"data": [torch.rand(2, 4).byte()]}, ValueError, r"data: the ANN does not accept two samples of shape \[4\]"),
+    ({"example": torch.rand(2, 4), "data": [torch.rand(2, 3)]}, ValueError,
+     r"data: the network does not accept torch.float32 \[2, 3\]: mat1 and"),
     ({"T": 0}, ValueError, "T"), ({"mode": "rate"}, ValueError, "mode"),
     ({"T": 256}, ValueError, r"T: expected .* timing='window' \(up to 65535 with timing='step'\), got 256"),
     ({"threshold": -1.0}, ValueError, "threshold: expected a positive number, got -1.0"),
@@ -225,6 +233,13 @@ def test_the_reason_is_the_modules_own():
 def test_bad_arguments_are_named(keywords, error, message):
     with pytest.raises(error, match=message):
         convert(**{"ann": nn.Sequential(nn.Linear(4, 4), nn.ReLU()), "T": 8, **keywords})
+
+
+@pytest.mark.filterwarnings("ignore")  # torch moves it to another package
+def test_quantized_modules_are_named():
+    net = nn.Sequential(torch.ao.nn.quantized.dynamic.Linear(4, 4), nn.ReLU())
+    with pytest.raises(CannotConvert, match=r"module '0', Linear, is quantized: convert the ANN of floating point"):
+        convert(net, T=8, example=torch.rand(2, 4))
 
 
 def test_long_windows_need_step_timing():

@@ -70,7 +70,7 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
         checks.number("percentile", percentile, "a number", "a number in (0, 100]", math.ulp(0.0), 100)
     layers = {n: m for n, m in net.named_modules() if isinstance(m, tnn.SpikingLayer) and m.neurons and m.gain is None}
     if not layers:
-        raise ValueError("net: expected layers with neurons and gain=None, found none")
+        raise ValueError("net: expected layers with neurons and gain=None, such as convert gives, found none")
     windows = {m.T for m in net.modules() if isinstance(m, tnn.Encoder)}
     seen: dict[str, list[Tensor]] = {name: [] for name in layers}
     every = dict.fromkeys(layers, 1)  # one of so many activations is kept
@@ -102,7 +102,11 @@ def calibrate(net: nn.Module, data: Iterable[Any], percentile: float | None = No
     with evaluating(net), evaluating(twin), watching(twin, kinds, keep), watching(twin, norms, compare):
         for batch in batches_of(data, len(inputs_of(net))):
             windows |= {x.T for x in batch if isinstance(x, SpikeTrain)}
-            twin(*map(effective_counts, batch))
+            try:
+                twin(*map(effective_counts, batch))
+            except RuntimeError as error:  # of torch, about shapes and types
+                given = " and ".join(f"{x.dtype} {list(x.shape)}" for x in map(effective_counts, batch))
+                raise ValueError(f"data: the network does not accept {given}: {str(error).splitlines()[0]}") from error
     if not any(values.numel() for kept in seen.values() for values in kept):
         raise ValueError("data: expected at least one sample, got none")
     if len(windows) != 1:

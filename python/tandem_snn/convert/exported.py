@@ -6,6 +6,7 @@ the live modules, so that the spiking network follows their mode, Parameters, mo
 
 import itertools
 import operator
+import traceback
 import warnings
 from collections import Counter
 from typing import Any
@@ -27,12 +28,13 @@ from .inputs import GIVE, examples_for, follows_size
 Example = Tensor | SpikeTrain
 
 
-def exported(ann: nn.Module, example: tuple[Example, ...] | None = None) -> OpGraph:
+def exported(ann: nn.Module, example: tuple[Example, ...] | None = None, argument: str = "example") -> OpGraph:
     """Return the graph of an ANN in evaluation mode, for batches of any size.
 
     Args:
         example: a batch of each input, which fixes the size of inputs. None: find an input that the ANN accepts; if it
             accepts several sizes, the graph is for inputs of any size.
+        argument: the name of the argument that gave the example, for errors.
     """
     for name, parameter in ann.named_parameters():
         if is_lazy(parameter):
@@ -43,8 +45,10 @@ def exported(ann: nn.Module, example: tuple[Example, ...] | None = None) -> OpGr
     if len(needed) > 1 and (example is None or len(example) != len(needed)):
         raise CannotConvert(f"its forward takes {', '.join(needed)}: give `example`, a tuple of a batch of each")
     with evaluating(ann):
-        examples = [(x,) for x in examples_for(ann)] if example is None else [tuple(map(_doubled, example))]
-        _check_answer(ann, _answer(ann, examples[0]))
+        examples = (
+            [(x,) for x in examples_for(ann)] if example is None else [tuple(_doubled(x, argument) for x in example)]
+        )
+        _check_answer(ann, _answer(ann, examples[0], argument))
         graph, *others = (_graph(ann, inputs) for inputs in examples)
         graph.of_one_size = example is not None and follows_size(ann, examples[0])
     if any(_numbers(graph) != _numbers(other) for other in others):
@@ -54,23 +58,24 @@ def exported(ann: nn.Module, example: tuple[Example, ...] | None = None) -> OpGr
     return graph
 
 
-def _doubled(example: Example) -> Tensor:
+def _doubled(example: Example, argument: str) -> Tensor:
     """Return the first sample twice, because torch.export treats a batch of one as a fixed size."""
     if not isinstance(example, Example):
-        raise TypeError(f"example: expected a batch of what the network takes, got {describe(example)}")
+        raise TypeError(f"{argument}: expected a batch, such as torch.rand(1, 3, 32, 32), got {describe(example)}")
     x = effective_counts(example)
     if x.dim() < 2 or not len(x):
-        raise ValueError(f"example: expected at least one sample, [B, *features], got {describe(x)}")
+        raise ValueError(f"{argument}: expected at least one sample, [B, *features], got {describe(x)}")
     return torch.cat([x[:1], x[:1]]).detach()
 
 
-def _answer(ann: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+def _answer(ann: nn.Module, inputs: tuple[Tensor, ...], argument: str) -> Any:
     try:
         return ann(*inputs)
     except Exception as error:  # a user's forward may raise anything
         shapes = " and ".join(str(list(x.shape[1:])) for x in inputs)
-        of = f"samples of shape {shapes} (dimension 0 is the batch)"
-        raise ValueError(f"example: the ANN does not accept {of}: {str(error).splitlines()[0]}") from error
+        of = f"two samples of shape {shapes} (dimension 0 is the batch, of any size)"
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"{argument}: the ANN does not accept {of}: {why}{_line_in(error)}") from error
 
 
 def _check_answer(ann: nn.Module, answer: Any) -> None:
@@ -91,10 +96,19 @@ def _graph(ann: nn.Module, inputs: tuple[Tensor, ...]) -> OpGraph:
     except Exception as error:  # torch.export raises many classes of errors
         why = next((part for part in str(error).splitlines() if part.strip()), type(error).__name__)
         if type(error).__name__ == "GuardOnDataDependentSymNode":  # whose module takes long to import
-            why = f"its forward depends on values of the data (a branch or a loop), which a graph cannot: {why}"
+            why = (
+                f"its forward depends on values of the data (a branch or a loop), which a graph cannot{_line_in(error)}"
+            )
         else:
-            why = f"torch.export cannot trace the ANN ({type(error).__name__}: {why})"
+            why = f"torch.export cannot trace the ANN ({type(error).__name__}: {why}){_line_in(error)}"
         raise CannotConvert(why) from error
+
+
+def _line_in(error: Exception) -> str:
+    """Return the line of the user's code that raised an error, if it is in none of torch's modules."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "/torch/" not in f.filename and f.filename != __file__]
+    return f"; {own[-1].filename.rpartition('/')[2]}:{own[-1].lineno}: {own[-1].line}" if own else ""
 
 
 def _numbers(graph: OpGraph) -> list[Any]:

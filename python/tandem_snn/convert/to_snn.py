@@ -107,13 +107,18 @@ def convert(
     for name, module in ann.named_modules():
         if isinstance(module, SPIKING):
             raise CannotConvert(f"module {name!r}: it is spiking already; to_ann gives the ANN of a spiking network")
+        if ".quantized" in type(module).__module__:
+            kind = f"module {name!r}, {type(module).__name__}, is quantized"
+            raise CannotConvert(f"{kind}: convert the ANN of floating point, and freeze(snn, weight_bits=8)")
     batches = iter(()) if data is None else batches_of(data, len(inputs_of(ann)))
     begin = [*islice(batches, 1)]
     given = example if isinstance(example, tuple) or example is None else (example,)
     given = begin[0] if given is None and begin else given
     if given is not None and mode == "pixels":  # for which the ANN takes real numbers
         given = tuple(x / 255 if isinstance(x, torch.Tensor) and x.dtype == torch.uint8 else x for x in given)
-    snn = Conversion(exported(ann, given), encoder, first, v_init, timing).run(type(ann).__name__)
+    snn = Conversion(
+        exported(ann, given, "data" if example is None else "example"), encoder, first, v_init, timing
+    ).run(type(ann).__name__)
     if given is not None:
         snn.meta["shapes"] = tuple(tuple(x.shape[1:]) for x in given)  # for FrozenNetwork
     if data is not None:

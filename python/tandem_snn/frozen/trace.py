@@ -210,7 +210,11 @@ class _Interpreter(fx.Interpreter):
         constant = not any(isinstance(value, Value) for value in pytree.tree_leaves((args, kwargs)))
         if node.op == "call_function" and (node.target in FUNCTIONS or constant):
             return self.function(node.name, node.target, *args, **kwargs)
-        raise CannotLower(self.name or "net", f"{_operator_of(node)} is not a layer of tandem_snn.nn")
+        what = _operator_of(node)
+        why = f"{what} is not a layer of tandem_snn.nn"
+        if "avg_pool" in what or "AvgPool" in what:
+            why += ", whose averages have no ceil_mode, divisor_override or count_include_pad=False at the border"
+        raise CannotLower(self.name or "net", why)
 
 
 FUNCTIONS = (
@@ -226,4 +230,6 @@ def _operator_of(node: fx.Node) -> str:
     named = general.linear_map, general.rearranged, largest
     target: Any = node.args[0] if node.target in named and isinstance(node.args[0], str) else node.target
     target = getattr(target, "overloadpacket", target)
+    if node.op == "call_module":
+        target = type(node.graph.owning_module.get_submodule(target))  # type: ignore[union-attr]
     return f"{node.name!r} ({node.op} {target if isinstance(target, str) else getattr(target, '__name__', target)})"
