@@ -106,3 +106,22 @@ def test_networks_of_tokens_are_saved_and_followed(tokens, joined, read, fires, 
         many, expected = ts.convert(net, T=128, data=[x]), net(x)
         torch.testing.assert_close(ts.to_ann(many)(x), expected)
         assert (many(x) - expected).norm() < 0.05 * (expected - net.head.bias).norm()
+
+
+@pytest.mark.parametrize("answer", [torch.relu, lambda y: y], ids=["neurons", "head"])
+def test_a_class_token_beside_spikes_of_several_values(answer, timing):
+    """The features of a token differ by 10², so that a gain at the wrong place is seen."""
+
+    def forward(m, x):
+        x = torch.relu(m.patches(x)).flatten(2).transpose(1, 2)
+        return answer(m.a(torch.cat([m.cls.expand(x.shape[0], -1, -1), x], 1)))
+
+    net = Net(forward, patches=nn.Conv2d(3, 16, 3), a=nn.Linear(16, 8)).eval()
+    net.cls, scale = nn.Parameter(torch.rand(1, 1, 16)), torch.logspace(-1, 1, 16)
+    with torch.no_grad():
+        net.patches.weight.abs_().mul_(scale.view(-1, 1, 1, 1))
+        net.a.weight.abs_().div_(scale)
+    x = torch.rand(8, 3, 9, 9)
+    snn = ts.convert(net, T=128, data=[x], timing=timing)
+    assert ((snn(x) - net(x)).norm() / net(x).norm()).item() < 0.05
+    assert torch.equal(ts.to_ann(snn)(x), net(x))

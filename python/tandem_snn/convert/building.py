@@ -231,7 +231,9 @@ class Builder(NewGraph):
             if value is not part:
                 constants.append(self.graph.call_function(torch.ops.aten.constant_pad_nd, (value, around)))
                 continue
-            padded = self.function(general.rearranged, ("constant_pad_nd", True, self.signal(part), around))
+            labels = self.env[part].labels  # of tokens the values of spikes may differ along the last dimension
+            by_channel = labels is None or is_by_channel(labels)
+            padded = self.function(general.rearranged, ("constant_pad_nd", by_channel, self.signal(part), around))
             x = padded if x is None else self.function(general.add, (x, padded))
         for constant in constants:
             x = self.function(general.shifted, (x, constant))
