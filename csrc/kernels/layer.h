@@ -98,6 +98,8 @@ void prepare(const Geometry& geometry, const Weights& weights, void* memory, Par
 // The same in the workspace, as much of it as the algorithm reads.
 const void* prepare(const Geometry& geometry, const Weights& weights, Algorithm algorithm, Workspace& workspace,
                     ParallelFor parallel);
+// The same for a layer with step timing that is both multiplied as counts and run. Sets layer.prepared and layer.way.
+void prepare_twice(Layer& layer, Workspace& workspace, ParallelFor parallel);
 
 // Runs a layer: from spike trains to spike trains.
 void run(const Layer& layer, ParallelFor parallel);

@@ -127,14 +127,21 @@ void Synapses::prepare() {
     if (!in_.digits.has_value()) in_.digits = prepare_digits(in_.weight, in_.groups);
     layer_.prepared = in_.digits->data_ptr();
   } else {
-    read_weight();
-    layer_.prepared = cpu::prepare(layer_.geometry, layer_.weights, Algorithm::kFastest, workspace_, torch_parallel);
+    layer(window());
+    cpu::prepare_twice(layer_, workspace_, torch_parallel);
   }
 }
 
 void Synapses::read_weight() {
   if (!layer_.weights.channels_last) in_.weight = to_contiguous(in_.weight);
   layer_.weights.data = in_.weight.data_ptr();
+}
+
+Neuron Synapses::window() const {
+  Neuron neuron{};
+  neuron.T = static_cast<int32_t>(in_.T);
+  neuron.timing = in_.timing;
+  return neuron;
 }
 
 Layer Synapses::layer(const Neuron& neuron) {
@@ -177,10 +184,7 @@ Tensor Synapses::window_product() {
     counts.timing = Timing::kWindow;
     return Synapses(std::move(counts)).window_product();
   }
-  Neuron neuron{};
-  neuron.T = static_cast<int32_t>(in_.T);
-  neuron.timing = in_.timing;
-  const Layer whole = layer(neuron);
+  const Layer whole = layer(window());
   TANDEM_RUN(in_.stored, window_product, whole, pointer<float>(u));
   return u;
 }

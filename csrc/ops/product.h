@@ -38,8 +38,9 @@ class Synapses {
   Tensor window_product();
 
  private:
-  // The layer with these neurons, or with none for window_product().
+  // The layer with these neurons, or with none but their window for window_product().
   Layer layer(const Neuron& neuron);
+  Neuron window() const;
   void read_weight();  // on the CPU
 
   SynapseInputs in_;

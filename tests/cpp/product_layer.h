@@ -198,6 +198,8 @@ struct LayerNorm {
 inline void run_normalised(Layer layer, const LayerNorm& norm, ParallelFor parallel) {
   if (layer.neuron.neurons == 0) return;
   std::vector<float> scale(layer.geometry.outputs), shift(layer.geometry.outputs);
+  cpu::Workspace workspace;
+  if (layer.timing() == Timing::kStep && layer.prepared == nullptr) cpu::prepare_twice(layer, workspace, parallel);
   cpu::window_product(layer, norm.product, parallel);
   cpu::batch_norm_statistics({layer.geometry.rows(), layer.geometry.outputs, norm.product, 1.f, norm.norm, norm.mean,
                               norm.var, scale.data(), shift.data()},

@@ -139,6 +139,14 @@ void write_mask(const Neuron& neuron, ParallelFor parallel) {
 
 }  // namespace
 
+void prepare_twice(Layer& layer, Workspace& workspace, ParallelFor parallel) {
+  // Where digits are faster for steps, they are for counts too, and tiles of words are not read.
+  const bool digits = choose(layer, Density::measure(layer)).algorithm == Algorithm::kDigits;
+  if (digits) layer.way.algorithm = Algorithm::kDigits;
+  const Algorithm read = digits ? Algorithm::kDigits : Algorithm::kFastest;
+  layer.prepared = prepare(layer.geometry, layer.weights, read, workspace, parallel);
+}
+
 void run(const Layer& whole, ParallelFor parallel) {
   if (whole.neuron.neurons == 0) return;
   Workspace workspace;
