@@ -26,8 +26,8 @@
   X("int", int64_t, steps)      \
   X("float", double, threshold) \
   X("float", double, leak)      \
-  X("str", std::string, gate)   \
-  X("str", std::string, timing)
+  X("str", Text, gate)          \
+  X("str", Text, timing)
 
 // v_init: the potential before the first step; if absent, 0 or, with timing "window", half of the threshold.
 #define TANDEM_TENSOR_FIELDS(X)                         \

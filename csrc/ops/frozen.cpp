@@ -199,7 +199,7 @@ struct Answers {
 // Each input: planes uint8 [P, B, *features], counts uint8 [1, B, *features], or numbers [B, *features] of the
 // program's type; `timing` is that of all that spike, pixels are counts. Returns the answers [B, *features], or
 // [T, B, *features] with every_step.
-std::vector<Tensor> frozen_run(std::vector<OptionalTensor> given, int64_t T, std::string timing, Tensor handle,
+std::vector<Tensor> frozen_run(std::vector<OptionalTensor> given, int64_t T, Text timing, Tensor handle,
                                bool every_step) {
   Held& own = held(handle);
   const Network& net = own.network;

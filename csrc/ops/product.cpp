@@ -217,7 +217,7 @@ NeuronOutputs conv_if(Tensor stored TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TAND
 }
 
 Tensor window_product(Tensor stored TANDEM_PRODUCT_FIELDS(TANDEM_PARAMETER) TANDEM_CONV_FIELDS(TANDEM_PARAMETER),
-                      std::string timing) {
+                      Text timing) {
   Synapses synapses(
       {.stored = stored,
        TANDEM_PRODUCT_FIELDS(TANDEM_ARGUMENT) TANDEM_CONV_FIELDS(TANDEM_ARGUMENT).timing = timing_of(timing)});

@@ -22,6 +22,11 @@ using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using Shape = std::vector<int64_t>;
 
+// A string as an argument of an op: torch's conversion to std::string (2.10 to 2.13) leaks one in each call.
+struct Text : std::string {
+  using std::string::string;
+};
+
 #define TANDEM_CHECK(condition, ...) STD_TORCH_CHECK(condition, "tandem: ", __VA_ARGS__)
 
 std::string shape_text(const Shape& shape);
@@ -123,3 +128,17 @@ void launch(const Tensor& tensor, const char* kernel, const std::function<int(vo
 #endif
 
 }  // namespace tandem::ops
+
+template <>
+struct torch::stable::detail::ToImpl<tandem::ops::Text> {
+  static tandem::ops::Text call(StableIValue value, uint64_t, bool) {
+    const auto handle = to<StringHandle>(value);
+    size_t length = 0;
+    const char* text = nullptr;
+    TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+    TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &text));
+    tandem::ops::Text copy(text, length);
+    TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+    return copy;
+  }
+};
