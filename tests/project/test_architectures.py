@@ -125,7 +125,7 @@ def test_many_steps_answer_as_the_trained_network():
 def test_a_vit_is_as_large_as_a_transformer_of_spikes():
     sizes = []
     for softmax in (False, True):
-        net = create(ann, "spikformer-small", (1, 28, 28), 10, softmax=softmax)
+        net = create(ann, "spikformer-small", (1, 28, 28), 10, timing="window", softmax=softmax)
         assert net(torch.rand(2, 1, 28, 28)).shape == (2, 10)
         sizes.append(sum(p.numel() for p in net.parameters()))
     assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
