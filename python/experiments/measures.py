@@ -87,7 +87,7 @@ def over_time(recipe: Recipe, data: Data, nets: Sequence[nn.Module]) -> dict[str
         if net is nets[0] and window:
             steps = torch.cat([last for *_, last in batches])
             spent = sum(ts.measure.synops(frozen, shown(x)).sum().item() for x, *_ in batches)
-            whole = sum(ts.measure.synops(net, x).snn * len(x) for x, *_ in batches)
+            whole = sum(ts.measure.synops(net, x.to(example.device)).snn * len(x) for x, *_ in batches)
             found["following"] = {"steps": steps.mean().item(), "most_steps": int(steps.max())}
             found["following"]["synops_ratio"] = spent / whole
     longest = max(map(len, curves))
