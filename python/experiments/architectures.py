@@ -132,7 +132,9 @@ def create(
                 f"is none of {', '.join(MODELS)}"
             )
         if streams and not (found["apart"] or found["tokens"]):
-            add("fire", nn.LayerNorm(shape[0]) if softmax and tokens else layers.Neurons(**bare(neurons(1))))
+            swap = [layers.Permute([0, 2, 1])] if tokens else []  # neurons have their channels first
+            fire = layers.Neurons(shape[0], **bare(neurons(shape[0])))
+            add("fire", nn.Sequential(*([nn.LayerNorm(shape[0]), *swap] if softmax and tokens else [*swap, fire])))
             streams = False
         if tokens and not (found["tokens"] or found["gap"]):
             raise ValueError(f"model {model}: between transformers and the readout is GAP alone, got {part}")
@@ -171,7 +173,6 @@ def create(
             add("dropout", layers.Dropout(float(found["drop"])))
         elif found["gap"]:
             if tokens:
-                modules["channels"] = layers.Permute([0, 2, 1])
                 modules["average"] = layers.AvgPool1d(math.prod(shape[1:]), spiking=False)
             else:
                 modules["average"] = layers.AdaptiveAvgPool2d(1)
