@@ -1,7 +1,8 @@
 """The ANN twins of the layers in tandem_snn.nn: same names, same arguments, same state_dict keys, no spikes.
 
 A network built from one module becomes its twin by importing the other. Arguments of neurons (threshold, v_init, ...)
-and the encoder's T are accepted and ignored.
+and the encoder's T are accepted and ignored; of those that are tensors, such as learned thresholds, a twin has no keys,
+so that state_dicts load with ``strict=False``.
 """
 
 import inspect
@@ -58,9 +59,9 @@ __all__ = [
 
 
 class Encoder(nn.Module):
-    """The identity, since an ANN has no time steps; a SpikeTrain is replaced by its effective counts.
+    """``gain * x``, since an ANN has no time steps; a SpikeTrain is replaced by its effective counts.
 
-    Of "pixels", uint8, it is ``gain * (x/255 - mean)/std``.
+    Of "pixels", uint8, it is ``gain * (x/255 - mean)/std``; of "events" gain is ignored.
 
     >>> from tandem_snn import ann
     >>> ann.Encoder(T=8)(torch.tensor([[0.5]]))
@@ -76,7 +77,8 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor | SpikeTrain) -> Tensor:
         if self.mode != "pixels":
-            return effective_counts(x)
+            values = effective_counts(x)
+            return values if self.gain == 1 or self.mode == "events" else self.gain * values
         counts = pixel_counts(x, 1).stored[0].float() / LEVELS  # type: ignore[arg-type]
         of_channels = (torch.tensor(each, device=counts.device) for each in (self.mean or 0.0, self.std))
         mean, std = (over_space(each, counts.shape) for each in of_channels)

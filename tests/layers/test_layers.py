@@ -12,7 +12,7 @@ from torch import nn
 
 import tandem_ext as te
 import tandem_snn.nn as tnn
-from tandem_snn import ann
+from tandem_snn import ann, to_ann
 from tandem_snn.nn.signals import effective_counts
 
 pytestmark = pytest.mark.usefixtures("on_device")
@@ -187,6 +187,19 @@ def test_encoder_modes():
     assert torch.equal(tnn.Encoder(8, mode="zero_expand", gain=0.5)(x).counts, x)
     assert tnn.Encoder(8, gain=0.5)(x).gain == 0.5 / 8
     assert tnn.Encoder(8, "events")(train) is train
+    for options in ({}, {"mode": "zero_expand", "gain": 0.5}, {"gain": 8.0}):
+        encoder = tnn.Encoder(8, **options)
+        assert torch.equal(ann.Encoder(8, **options)(x), effective_counts(encoder(x)))
+        assert torch.equal(to_ann(encoder)(x), effective_counts(encoder(x)))
+
+
+@pytest.mark.parametrize(("T", "error"), [(0, ValueError), ("8", TypeError), (None, TypeError)])
+def test_the_T_of_an_encoder_is_checked_when_it_is_set(T, error):
+    encoder = tnn.Encoder(8)
+    with pytest.raises(error, match="T: expected"):
+        encoder.T = T
+    encoder.T = 4
+    assert encoder(torch.ones(1, 2)).T == 4
 
 
 @pytest.mark.parametrize(("layer", "text"), [

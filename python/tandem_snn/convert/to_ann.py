@@ -122,9 +122,7 @@ def to_ann(net: nn.Module) -> nn.Module:
 def _twin(layer: nn.Module, T: int | None) -> nn.Module | None:
     """Return the ANN layer that replaces a spiking layer; None if the layer can stay."""
     if isinstance(layer, tnn.Encoder):
-        if layer.mode == "pixels":
-            return ann.Encoder(layer.T, "pixels", gain=layer.gain, mean=layer.mean, std=layer.std)
-        return ann.Encoder() if layer.mode == "events" or layer.gain == 1 else Scale(layer.gain)
+        return ann.Encoder(layer.T, layer.mode, gain=layer.gain, mean=layer.mean, std=layer.std)
     if isinstance(layer, tnn.SpikingLayer):
         return _activated(layer, T)
     if isinstance(layer, PASSING):

@@ -82,7 +82,6 @@ class Encoder(nn.Module):
         self, T: int, mode: Mode = "direct", *, gain: float = 1.0, mean: Numbers | None = None, std: Numbers = 1.0
     ) -> None:
         super().__init__()
-        checks.T("T", T)
         checks.gain("gain", gain)
         checks.one_of("mode", mode, get_args(Mode))
         check_normalisation(mode, mean, std)
@@ -90,6 +89,16 @@ class Encoder(nn.Module):
         self.mode = mode
         self.gain = gain
         self.mean, self.std = mean, std
+
+    @property
+    def T(self) -> int:
+        """The number of time steps; may be set."""
+        return self._T
+
+    @T.setter
+    def T(self, T: int) -> None:
+        checks.T("T", T)
+        self._T = T
 
     @property
     def needs_shape(self) -> bool:
