@@ -167,7 +167,10 @@ class Signal:
 
     def __repr__(self) -> str:
         timing = ", timing=window" * (self.timing == "window")
-        shown = f"T={self.T}, shape={list(self.shape)}, gain={self.gain}, device={self.device}{timing}"
+        gain: object = self.gain
+        if isinstance(gain, Tensor) and gain.dim():
+            gain = f"tensor of shape {list(gain.shape)}"
+        shown = f"T={self.T}, shape={list(self.shape)}, gain={gain}, device={self.device}{timing}"
         return f"{type(self).__name__}({shown})"
 
     if not TYPE_CHECKING:  # type checkers would then accept every attribute

@@ -93,6 +93,8 @@ def test_errors():
         tnn.Attention(4)(tokens.replace(timing="step", stored=tokens.planes))
     with pytest.raises(ValueError, match=r"x: Attention takes q, k and v of tokens, \[B, N, 3·D\], got"):
         tnn.Attention(1)(te.SpikeTrain.from_counts(torch.ones(2, 5, 13), T=3))
+    with pytest.raises(TypeError, match=r"x: Linear takes a SpikeTrain.*, got a tensor of shape \[2, 5, 12\]"):
+        tnn.SelfAttention(12, 4)(torch.ones(2, 5, 12))
     with pytest.raises(ValueError, match="timing: attention gives the currents of a whole window"):
         nn.Sequential(tnn.Attention(2), tnn.Neurons())(tokens)
 

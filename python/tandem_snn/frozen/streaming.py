@@ -262,8 +262,8 @@ class Streaming:
 
         Args:
             x: a batch of inputs, as for a call.
-            confidence: in (0, 1]: a sample stops when the softmax of its readout so far reaches this value, or at T,
-                or at rest.
+            confidence: in (0, 1]: a sample stops when the softmax of its readout so far reaches this value, or, with
+                timing "step", at T, or, with timing "window", at rest.
 
         Returns:
             (readouts, steps): the readouts [B, outputs] at these steps, and the number of steps of each sample, int64

@@ -108,7 +108,7 @@ def _check_settings(settings: dict[str, Any]) -> None:
     for name in OF_NEURONS:
         value = settings.get(name)
         if isinstance(value, Tensor) and value.dim():
-            got = f"got {describe(value)}: those of channels are attributes of qkv and fire"
+            got = f"got {describe(value)}: those of channels are attributes of fire"
             raise ValueError(f"{name}: expected one value for all neurons, {got}")
 
 
@@ -126,7 +126,7 @@ class SelfAttention(nn.Module):
         heads: the number of heads, a divisor of dim.
         device, dtype: of the parameters.
         neuron: settings of all neurons, see :class:`NeuronOptions`; here norm is True by default, and timing "window".
-            A tensor has one value: that of each channel is an attribute of ``qkv`` or ``fire``.
+            A tensor has one value: that of each channel is an attribute of ``fire``; q, k and v have one gain.
 
     Shape: signal [B, N, dim] -> currents [B, N, dim].
 

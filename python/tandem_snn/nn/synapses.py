@@ -14,7 +14,7 @@ from .batch_norm import AnyBatchNorm
 from .neuron import SpikingLayer
 from .options import NeuronOptions, shows_neuron_options
 from .places import padding_of, placed
-from .signals import features_first, features_last
+from .signals import check_signal, features_first, features_last
 
 Size = int | tuple[int, ...]
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
@@ -61,6 +61,7 @@ class Linear(SpikingLayer, nn.Linear):  # type: ignore[misc]  # its forward give
         return LINEAR if axes == 0 else convolution((1,) * axes, 1, 0, 1, 1)
 
     def forward(self, x: Any, residual: Any = None) -> Any:
+        check_signal(x, type(self).__name__)  # while it has its own shape
         return by_token(super().forward, self.in_features, x, residual)
 
     def preactivation(self, x: Any, residual: Any = None) -> Tensor:
