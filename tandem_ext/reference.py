@@ -16,14 +16,12 @@ from ._load import has_kernels
 from .functional.attention import mean_gain, product
 from .functional.autograd import apply
 from .functional.currents import StraightThrough
+from .functional.layer import Input, Result
 from .functional.products import LINEAR, convolution, products_of_steps, torch_product
 from .inputs import ConstantInput, ImpulseInput
 from .ops import compute_dtype, counts_dtype
 from .rule import Residual, batch_statistics, fire, fixed_point, lost, spikes_of, wide
 from .train import SpikeTrain, with_flags
-
-Input = SpikeTrain | ConstantInput | ImpulseInput
-Result = SpikeTrain | tuple[SpikeTrain, Tensor]
 
 
 def linear_if(x: Input, weight: Tensor, *arguments: Any, **options: Any) -> Result:

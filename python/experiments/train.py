@@ -147,13 +147,8 @@ def run(
 
 def kinds(recipe: Recipe) -> tuple[str, ...]:
     """In the order of training: a network that needs its trained twin comes after it, and after it the control."""
-    return (*_pair(recipe), *(["ViT"] if recipe.softmax else []))
-
-
-def _pair(recipe: Recipe) -> tuple[str, ...]:
-    if recipe.init_from == "twin" or recipe.distill:
-        return ("ANN", "SNN", CONTINUED) if recipe.twin else ("ANN", "SNN")
-    return ("SNN", "ANN") if recipe.twin else ("SNN",)
+    order = ("ANN", "SNN", CONTINUED) if recipe.init_from == "twin" or recipe.distill else ("SNN", "ANN")
+    return (*(order if recipe.twin else order[:-1]), *(["ViT"] if recipe.softmax else []))
 
 
 def build(recipe: Recipe, data: Data, kind: str) -> nn.Module:

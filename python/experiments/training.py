@@ -237,13 +237,12 @@ def read(path: Path, recipe: Recipe) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch's errors for a damaged file are of many classes
         raise ValueError(f"{path} is damaged: delete it to train this network again ({error!r:.100})") from error
-    ours, theirs = asdict(recipe), state["recipe"]
-    if different := [name for name in ours if ours[name] != theirs.get(name)]:
-        name = different[0]
-        raise ValueError(
-            f"{path} belongs to another recipe: {name} is {theirs.get(name)} there and {ours[name]} here; choose "
-            "another folder with --out"
-        )
+    for name, ours in asdict(recipe).items():
+        if ours != (theirs := state["recipe"].get(name)):
+            raise ValueError(
+                f"{path} belongs to another recipe: {name} is {theirs} there and {ours} here; choose another folder "
+                "with --out"
+            )
     return state
 
 

@@ -304,7 +304,7 @@ def _through_norm(needs: Call, saved: Saved, grad: Tensor) -> Gradients:
         gain, number = times * (mean.new_full((), number) if gain is None else gain), 1.0
         mean, var = mean / times, var / times**2
     u = saved.u
-    dtype = grad.dtype if isinstance(source, Product) else saved.u.dtype  # of the gradient of the input
+    dtype = grad.dtype if isinstance(source, Product) else u.dtype  # of the gradient of the input
     exact = needs.scale or dtype != grad.dtype
     grad_counts = cast(grad, mean.dtype) if exact else grad
     grad_u, gamma, beta = _ops.bn_grad.default(
@@ -318,7 +318,7 @@ def _through_norm(needs: Call, saved: Saved, grad: Tensor) -> Gradients:
         weight, grad_u = cast(saved.weight, grad.dtype), cast(grad_u, grad.dtype)
         edge, grad_weight = source.gradients(grad_u, saved.stored, saved.timing, weight, needs.edge, needs.weight)
     else:
-        edge, grad_weight = cast(grad_u, saved.u.dtype), None
+        edge, grad_weight = cast(grad_u, u.dtype), None
     gamma, beta = gamma if needs.gamma else None, beta if needs.beta else None
     return {"weight": grad_weight, "scale": grad_gain, "edge": edge, "gamma": gamma, "beta": beta}
 

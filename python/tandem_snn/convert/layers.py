@@ -105,7 +105,7 @@ def max_pool_of(op: Op, timing: str, sized: bool) -> nn.Module:
     return maximum.MaxPool(op.kind, *geometry)
 
 
-def average_of(op: Op, sized: bool = True) -> tnn.AvgPool2d | None:
+def average_of(op: Op, sized: bool) -> tnn.AvgPool2d | None:
     """Return spiking average pooling if its kernel has one size everywhere (adaptive pooling needs known shapes)."""
     if op.kind in ("avg_pool1d", "avg_pool2d"):
         args = op.args
@@ -130,7 +130,7 @@ def _fits(op: Op, pool: tnn.AvgPool2d) -> bool:
     return all((size + 2 * padding - kernel) % stride == 0 for size, padding, kernel, stride in axes)
 
 
-def means_of(op: Op, sized: bool = True) -> nn.Module | None:
+def means_of(op: Op, sized: bool) -> nn.Module | None:
     """Return average pooling whose result is a tensor of mean counts."""
     if op.kind == "adaptive_avg_pool2d":
         return tnn.AdaptiveAvgPool2d(tuple(op.args["output_size"]))

@@ -206,7 +206,8 @@ class Stage(nn.Module):
         return average(*map(i.over_axes, (i.kernel, i.stride, i.padding)), **neuron)
 
     def _spikes(self, x: Any, residual: Any) -> SpikeTrain:
-        shape = self._output_shape(tuple(x.shape))
+        assert self.weight is not None
+        shape = self._synapses().output_shape(tuple(x.shape), self.weight)  # raises if the input does not fit
         v_init = self.v_init
         if v_init is None:
             v_init = torch.zeros((), device=x.device)
@@ -234,11 +235,12 @@ class Stage(nn.Module):
 
     def _run(self, x: Any, **neuron: Any) -> tuple[Tensor, ...]:
         """Run the neurons by their op; return (stored, counts, mask, v, bad)."""
-        settings: dict[str, Any] = {"leak": 1.0, "gate": "relu", "timing": self.instruction.timing}
+        settings: dict[str, Any] = {"gate": "relu", "timing": self.instruction.timing}
         settings |= {"train": False, "return_v": False, "scale": self.scale, "shift": self.shift, **neuron}
         if not isinstance(x, SpikeTrain):
-            op = _ops.constant_if if isinstance(x, ConstantInput) else _ops.impulse_if
-            return op.default(self._product(x.x), x.T, **settings)
+            op, weight = _ops.constant_if if isinstance(x, ConstantInput) else _ops.impulse_if, self.real_weight()
+            checks.direct_dtype(x.x, weight)
+            return op.default(self._synapses().direct(x.x, weight, None), x.T, **settings)
         synapses = (self._synapses().padded(x.stored_as(self.instruction.timing)), x.T, self.weight)
         if self.instruction.axes == 0:
             return _ops.linear_if.default(*synapses, **settings, digits=self.digits)
@@ -250,11 +252,6 @@ class Stage(nn.Module):
         sides = (0, right, 0, below)[: 2 * i.axes] if below or right else ()
         return Product(i.over_axes(i.stride), i.over_axes(i.padding), i.over_axes(i.dilation), i.groups, sides)
 
-    def _product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        weight = self.real_weight()
-        checks.direct_dtype(x, weight)
-        return self._synapses().direct(x, weight, bias)
-
     def _answer(self, x: Any) -> Tensor:
         gain, synapses, means = self.instruction.gain, self._synapses(), means_of(x)
         counted = x if means is None or isinstance(means.gain, Tensor) or means.gain != 1.0 else means
@@ -263,11 +260,6 @@ class Stage(nn.Module):
             return answer(counted, self.weight, self.step, gain, self.shift, synapses, self.dtype)
         x = effective_counts(x)
         return real_answer(x if gain == 1.0 else x * gain, self.real_weight(), self.shift, synapses)
-
-    def _output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of the neurons, [B, N, *space]; raise ValueError if the input does not fit."""
-        assert self.weight is not None
-        return self._synapses().output_shape(shape, self.weight)
 
 
 def _each(f: Callable[[Tensor, Tensor], Tensor], x: Tensor, values: Tensor | None) -> Tensor:

@@ -86,13 +86,6 @@ def effective_counts(x: Input | Tensor) -> Tensor:
     return x if isinstance(x, Tensor) else values_of(x)
 
 
-def map_counts(x: Input | Tensor, f: Callable[[Tensor], Tensor]) -> Tensor:
-    """Apply a reduction ``f`` to the effective counts. NaN flags are added afterwards, to the smaller tensor."""
-    if not isinstance(x, SpikeTrain):
-        return f(effective_counts(x))
-    return with_flags(f(values_of(x, x.clean_counts())), x.bad)
-
-
 class MeanCounts(NamedTuple):
     """What a tensor of mean counts is the mean of, so that a readout can add the integers.
 
@@ -113,18 +106,19 @@ class MeanCounts(NamedTuple):
 
 def mean_counts(x: Input | Tensor, average: Callable[[Tensor], Tensor], n: int) -> Tensor:
     """Return averages of the effective counts; those of a train, of whose counts n are averaged, are known as such."""
-    if not isinstance(x, SpikeTrain) or x.offset is not None:
-        return map_counts(x, average)
+    if not isinstance(x, SpikeTrain):
+        return average(effective_counts(x))
     counts = x.clean_counts()
+    if x.offset is not None:
+        return with_flags(average(values_of(x, counts)), x.bad)  # flags are added to the smaller tensor
     means = average(cast(counts, compute_dtype(counts.dtype)))
     y = with_flags(values_of(x, cast(means, counts.dtype)), x.bad)
     has_float64 = y.device.type != "mps"
-    return known_as(y, MeanCounts(means.detach(), n, x.gain, x.bad) if has_float64 else None)
+    return known_as(y, MeanCounts(means.detach(), n, x.gain, x.bad)) if has_float64 else y
 
 
-def known_as(y: Tensor, means: MeanCounts | None) -> Tensor:
-    if means is not None:
-        y.mean_counts = means  # type: ignore[attr-defined]
+def known_as(y: Tensor, means: MeanCounts) -> Tensor:
+    y.mean_counts = means  # type: ignore[attr-defined]
     return y
 
 
