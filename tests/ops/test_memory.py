@@ -62,6 +62,7 @@ def test_calls_keep_no_memory(made, timing):
     assert allocated() - before < LEAST * calls
 
 
+@pytest.mark.kernels
 def test_strings_are_read():
     with pytest.raises(RuntimeError, match=r'timing must be "step" or "window", got "a long name, .*x"'):
         torch.ops.tandem.window_product(
