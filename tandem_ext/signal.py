@@ -35,7 +35,7 @@ _LAYER_INSTEAD = {name.lower(): f"use tandem_snn.nn.{name}" for name in _LAYERS}
     "interpolate": "use tandem_snn.nn.Upsample",
     "getitem": "slice features before the encoder; of N tokens tandem_snn.nn.AvgPool1d(1, N) reads the first",
     "matmul": "use tandem_snn.nn.Linear; tandem_snn.nn.Attention multiplies trains",
-    "mul": "the value of a spike is its gain: x.replace(gain=2 * x.gain); currents are multiplied by numbers",
+    "mul": "the value of a spike is its gain: x.replace(gain=2 * x.gain); currents are multiplied by constants",
     "linear": "use tandem_snn.nn.Linear, or Readout for the outputs of the network",
     "relu": "remove it, the neurons are in the layer before it",
     **dict.fromkeys(("cat", "concat", "concatenate", "stack"), "tandem_ext.cat joins them"),

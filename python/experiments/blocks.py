@@ -1,7 +1,7 @@
 """Blocks that add to a stream of currents: convolutions apart and attention; and that of a ViT, to compare with.
 
-Each normalises what it reads of the stream, which grows with every block: without that, a third of the last neurons of a
-trained network stood at T.
+Each normalises what it reads of the stream, which grows with every block: without that, a third of the last neurons of
+a trained network stood at T.
 """
 
 from types import ModuleType

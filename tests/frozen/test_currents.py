@@ -94,22 +94,37 @@ class Differences(nn.Module):
         return -(-x - (spikes - u)) - 0.5 + (1 - u)
 
 
+class Scaled(nn.Module):
+    """Currents times numbers and a learned factor."""
+
+    def __init__(self, channels, timing):
+        super().__init__()
+        self.fire = tnn.Neurons(channels, timing=timing)
+        self.conv = tnn.Conv2d(channels, channels, 1, neurons=False, timing=timing)
+        self.factor = nn.Parameter(torch.rand(()))
+
+    def forward(self, x):
+        u = self.conv(self.fire(x))
+        return x + self.factor * u / 2 + u * torch.tensor(0.25) + x / self.factor.exp()
+
+
 class Placed(nn.Module):
     """Constants of each place, of each channel and of each feature, and answers with some."""
 
     def __init__(self, timing):
         super().__init__()
         self.first, self.fire = tnn.Conv2d(3, 8, 3, padding=1, neurons=False, timing=timing), tnn.Neurons(timing=timing)
-        shapes = (9, 7), (1, 8, 1, 1), (8, 9, 7), (5, 9, 7)
+        shapes = (9, 7), (1, 8, 1, 1), (8, 9, 7), (5, 9, 7), (8, 1, 1)
         self.constant = nn.ParameterList(nn.Parameter(torch.randn(shape)) for shape in shapes)
         self.encoder, self.readout = tnn.Encoder(6), tnn.ReadoutConv2d(8, 5, 1)
 
     def forward(self, x):
-        first, second, third, last = self.constant
-        return self.readout(self.fire(second + (first + self.first(self.encoder(x)) + third))) + last
+        first, second, third, last, factor = self.constant
+        u = second + (first + self.first(self.encoder(x)) + third)
+        return self.readout(self.fire(factor * u)) + last
 
 
-BLOCKS = [PreActivation, InvertedBottleneck, Dense, Both, Joined, Differences]
+BLOCKS = [PreActivation, InvertedBottleneck, Dense, Both, Joined, Differences, Scaled]
 
 
 def network(block, timing, channels=16, T=6, inputs=3):

@@ -138,16 +138,17 @@ def test_tokens_that_do_not_fit(shape, layer, said):
     (lambda u: u.mean(1), "no attribute 'mean': tandem_snn.nn.AvgPool1d, .*, averages tokens"),
     (lambda u: u.max(1), r"no attribute 'max': total is their sum over the window"),
     (lambda u: u[:, 0], r"takes no Currents: slice features before the encoder; .*AvgPool1d\(1, N\)"),
-    (lambda u: u * u, "mul takes no Currents: .*; currents are multiplied by numbers"),
-    (lambda u: u * torch.ones(12), "mul takes no Currents: "),
-    (lambda u: torch.ones(12) * u, "mul takes no Currents: "),
+    (lambda u: u * u, "mul takes no Currents: .*; currents are multiplied by constants"),
+    (lambda u: u * torch.ones(2, 5, 12), r"\*: expected a constant that broadcasts with a sample \[1, 5, 12\], got"),
+    (lambda u: u / u, "unsupported operand"),
+    (lambda u: u.replace(gain=2.0), r"gain: currents have the gain 1, got 2.0: factor \* currents scales them"),
     *((use, "matmul takes no Currents: use tandem_snn.nn.Linear; tandem_snn.nn.Attention multiplies trains")
       for use in (lambda u: u @ u, lambda u: u @ torch.ones(12, 3), lambda u: torch.ones(5, 5) @ u)),
     (lambda u: torch.softmax(u, -1), "softmax takes no Currents: layers that do are in tandem_snn.nn; total is"),
 ])  # fmt: skip
 def test_what_currents_do_not_have_names_what_to_use(use, said):
     tokens = te.SpikeTrain.from_counts(torch.ones(2, 5, 12), T=3)
-    with pytest.raises((TypeError, AttributeError), match=said):
+    with pytest.raises((TypeError, ValueError, AttributeError), match=said):
         use(tnn.SelfAttention(12, 4)(tokens))
     with pytest.raises(TypeError, match=r"matmul takes no SpikeTrain: use tandem_snn.nn.Linear"):
         tokens @ torch.ones(12, 3)

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from tandem_ext import signal
@@ -86,9 +85,12 @@ class Value(signal.Signal):
         return self * -1.0
 
     def __mul__(self, factor: Any) -> Any:
-        if not (self.is_currents or self.is_numbers) or not isinstance(factor, int | float):
+        if not (self.is_currents or self.is_numbers) or not isinstance(factor, int | float | Tensor):
             return NotImplemented
-        return self.owner.affine("scaled", self, torch.tensor([float(factor)]), None)
+        return self.owner.constant("scaled", self, factor, scales=True)
+
+    def __truediv__(self, factor: Any) -> Any:
+        return self * (1 / factor) if isinstance(factor, int | float | Tensor) else NotImplemented
 
     __radd__, __rmul__ = __add__, __mul__
 

@@ -47,8 +47,8 @@ class Currents(Signal):
     """Input currents of neurons: real numbers, the pre-activations of the ANN, which add up where spikes cannot.
 
     Layers with ``neurons=False`` return them; ``a + b`` is their sum, with each other or with the spikes of a train
-    times its gain, ``a - b`` their difference, and ``a * 0.5`` scales them. ``a + constant``, a number or a tensor that
-    broadcasts with one sample, such as the embedding of positions, counts once per window.
+    times its gain, ``a - b`` their difference. ``a * factor`` and ``a / factor`` scale them; ``a + constant``, such as
+    the embedding of positions, counts once per window. Both are a number or a tensor that broadcasts with a sample.
     :class:`tandem_snn.nn.Neurons` and all layers read them.
 
     Args:
@@ -111,7 +111,9 @@ class Currents(Signal):
         return self._steps
 
     def replace(self, gain: float = 1.0) -> "Currents":  # type: ignore[override]
-        """Currents have the gain 1."""
+        """Return the currents: their gain is 1."""
+        if isinstance(gain, Tensor) or gain != 1:
+            raise ValueError(f"gain: currents have the gain 1, got {gain}: factor * currents scales them")
         return self
 
     def map(self, f: Callable[[Tensor], Tensor]) -> "Currents":
@@ -167,17 +169,20 @@ class Currents(Signal):
             return combined(_added, [self, currents_of(other)], at_once=True)
         if not isinstance(other, int | float | Tensor):
             return NotImplemented
-        given, sample = list(getattr(other, "shape", ())), [1, *self.shape[1:]]
-        fits = all(n == 1 or n == size for n, size in zip(reversed(given), reversed(sample)))  # noqa: B905
-        if not fits or len(given) > len(sample):
-            raise ValueError(f"+: expected currents or a constant that broadcasts with a sample {sample}, got {given}")
+        self._check_constant("+: expected currents or", other)
         return self.plus(other)
 
     __radd__ = __add__
 
+    def _check_constant(self, expected: str, value: Any) -> None:
+        given, sample = list(getattr(value, "shape", ())), [1, *self.shape[1:]]
+        fits = all(n == 1 or n == size for n, size in zip(reversed(given), reversed(sample)))  # noqa: B905
+        if not fits or len(given) > len(sample):
+            raise ValueError(f"{expected} a constant that broadcasts with a sample {sample}, got {given}")
+
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Add and subtract a tensor as ``+`` and ``-`` do: ``torch.compile`` asks for these functions."""
+        """Add, subtract and multiply a tensor as operators do: ``torch.compile`` asks for these functions."""
         if func is Tensor.__rsub__:
             func, args = torch.sub, args[::-1]
         first = isinstance(args[0], Currents) if args else True
@@ -185,14 +190,20 @@ class Currents(Signal):
             return args[0].__add__(args[1]) if first else args[1].__add__(args[0])
         if func in (torch.sub, Tensor.sub):
             return args[0].__sub__(args[1]) if first else args[1].__rsub__(args[0])
+        if func in (torch.mul, Tensor.mul):
+            return args[0].__mul__(args[1]) if first else args[1].__mul__(args[0])
         return super().__torch_function__(func, types, args, kwargs)
 
-    def __mul__(self, factor: float) -> "Currents":
-        if not isinstance(factor, int | float):
-            return self.__torch_function__(torch.mul, ())
+    def __mul__(self, factor: Any) -> "Currents":
+        if not isinstance(factor, int | float | Tensor):
+            return super().__torch_function__(torch.mul, ())
+        self._check_constant("*: expected", factor)
         return self._each(lambda u: u * factor, lambda u: u * factor)
 
     __rmul__ = __mul__
+
+    def __truediv__(self, factor: Any) -> "Currents":
+        return self * (1 / factor) if isinstance(factor, int | float | Tensor) else NotImplemented
 
     def __neg__(self) -> "Currents":
         return self * -1.0

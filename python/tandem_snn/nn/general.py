@@ -41,7 +41,7 @@ def scaled(x: Any, factor: Any) -> Any:
     >>> scaled(te.SpikeTrain.from_dense(torch.ones(4, 1, 2)), 0.5).total
     tensor([[2., 2.]])
     """
-    return x * factor if isinstance(x, Tensor) else currents_of(x).map(lambda u: u * factor)
+    return currents_of(x) * factor
 
 
 def shifted(x: Any, term: Any) -> Any:
