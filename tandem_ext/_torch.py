@@ -49,6 +49,9 @@ is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
 # Whether torch.autocast is on for any device. The public question is for one device, and takes longer.
 autocast_active = torch._C._is_any_autocast_enabled
 
+# The backward pass that runs, or -1. Saved tensors may be computed again in it; no public question tells.
+backward_pass = torch._C._current_graph_task_id
+
 # torch.convolution with more arguments, the last of which allows TF32: else that is a setting of the whole process.
 torch_convolution = torch.ops.aten._convolution.default
 
@@ -79,9 +82,9 @@ def schema_of(overload: OpOverload) -> str:
     return str(overload._schema).partition("::")[2]
 
 
-def has_forward_hooks(module: nn.Module) -> bool:
-    """Return whether calling the module does more than its ``forward``."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def forward_hooks(module: nn.Module) -> list[Callable[..., Any]]:
+    """Return what calling the module does besides its ``forward``."""
+    return [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
 
 
 def remove_weight_hooks(module: nn.Module) -> None:

@@ -310,7 +310,11 @@ class SpikeTrain(Signal):
 
     @property
     def counts(self) -> Tensor:
-        """The spike count of each neuron, floating point [B, *features]; counted on first access if not given."""
+        """The spike count of each neuron, floating point [B, *features]; counted on first access if not given.
+
+        To be read: the spikes stay as they are when counts change in place. ``from_counts(train.counts * mask, T)``
+        makes spikes of changed counts.
+        """
         if self._flagged_counts is None:
             counts, bad = self.clean_counts(), self.bad
             if counts.requires_grad and torch.is_grad_enabled() and bad is not None and is_clean(bad):

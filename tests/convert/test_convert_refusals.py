@@ -216,6 +216,7 @@ def test_the_reason_is_the_modules_own():
     ({"example": torch.rand(2, 3)}, ValueError,
      r"example: the ANN does not accept two samples of shape \[3\] .*size\): .*mat1"),
     ({"example": (1, 4)}, TypeError, r"example: expected a batch, such as torch.rand\(1, 3, 32, 32\), got int"),
+    ({"data": []}, ValueError, "data: expected at least one sample, got none"),
     ({"data": [(torch.zeros(4), torch.rand(4, 4))]}, ValueError, r"data: expected at least one sample, .*\[4\]"),
     ({"data": [torch.rand(2, 3)]}, ValueError, r"data: the ANN does not accept two samples of shape \[3\] .*mat1 and"),
     ({"data": [torch.rand(2, 4).byte()]}, ValueError, r"data: the ANN does not accept two samples of shape \[4\]"),

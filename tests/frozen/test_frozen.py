@@ -202,6 +202,11 @@ def test_hooks_run_and_have_no_program(tmp_path):
         ):
             with pytest.raises(ValueError, match=rf"{name}'?:? .*forward hook"):
                 use(*arguments)
+    net = nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 5), tnn.Readout(5, 2))
+    penalty = ts.measure.synops_penalty(net)
+    assert "synops_penalty" in str(freeze(net).why_slow)
+    penalty.remove()
+    assert freeze(net).why_slow is None
     net = nn.Sequential(tnn.Linear(4, 5), tnn.Readout(5, 2))
     net[0].register_full_backward_hook(lambda *_: None)
     assert freeze(net, T=8)._program_for(1.0).refusal is None

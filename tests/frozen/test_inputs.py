@@ -191,6 +191,8 @@ def test_errors(timing):
     frozen = ts.freeze(net, example=x)
     with pytest.raises(TypeError, match="example: the network takes 2 inputs, got 1"):
         ts.freeze(net, example=x[0])
+    with pytest.raises((TypeError, ValueError), match="example: the network does not accept it: "):
+        ts.freeze(net, example=x[::-1])
     with pytest.raises(TypeError, match="x: the network takes 2 inputs, got 1"):
         frozen(x[0])
     with pytest.raises(TypeError, match="x: the network has 2 inputs: expected a tuple of as many"):

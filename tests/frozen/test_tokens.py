@@ -151,6 +151,14 @@ def test_nir_has_no_attention():
         ts.to_nir(trained(transformer(), images()), images())
 
 
+def test_an_example_that_does_not_fit_is_named():
+    net = nn.Sequential(tnn.Encoder(4), tnn.ConvTranspose2d(3, 8, 2), tnn.Flatten(), tnn.Readout(800, 2))
+    for shape, why in ([9, 9], "expected shape"), ([3, 8, 8], "Readout takes 800"), ([2, 9, 9], "has 2 features"):
+        with pytest.raises(ValueError, match=f"example: the network does not accept it: .*{why}"):
+            ts.freeze(net, example=torch.rand(2, *shape))
+    assert ts.freeze(net, example=torch.rand(2, 3, 9, 9)).shape == (3, 9, 9)
+
+
 def test_programs_that_are_refused():
     def stages(groups=2, channels=12, timing="window"):
         made = [Stage("count", Instruction("popcount", INPUT))]

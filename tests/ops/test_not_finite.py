@@ -288,3 +288,9 @@ def test_counts_that_were_looked_at_have_the_gradient():
     loss = f.linear_if(hidden, dyadic(2, 6)).counts.sum()
     assert all(g is not None for g in torch.autograd.grad(loss, [seen, x]))
     assert [len(pytree.tree_leaves(x)) for x in (bad_train(4, 3), train(8, 2, 3))] == [2, 1]
+
+
+def test_a_network_without_values_is_not_frozen():
+    net = nn.Sequential(tnn.Encoder(4), tnn.Linear(3, 8), tnn.Readout(8, 2)).to("meta")
+    with pytest.raises(ValueError, match="net: layer '1' has a weight without values, on the meta device"):
+        ts.freeze(net)

@@ -114,7 +114,7 @@ def hooks_are_seen():
     modules = [nn.ReLU() for _ in range(3)]
     modules[1].register_forward_hook(lambda *_: None)
     modules[2].register_forward_pre_hook(lambda *_: None)
-    return [_torch.has_forward_hooks(module) for module in modules] == [False, True, True]
+    return [len(_torch.forward_hooks(module)) for module in modules] == [0, 1, 1]
 
 
 def weights_become_plain():
@@ -143,6 +143,13 @@ def samples_are_joined():
     return default_collate([Pair(1), Pair(2)]) == [1, 2]
 
 
+def backward_passes_are_known():
+    x, seen = ONE.clone().requires_grad_(), [_torch.backward_pass()]
+    x.register_hook(lambda _: seen.append(_torch.backward_pass()))
+    x.sum().backward()
+    return seen[0] == -1 < seen[1]
+
+
 CHECKS = {
     "unseen": nothing_is_seen,
     "BatchNorm": lambda: all(isinstance(kind(3), _torch.BatchNorm) for kind in (nn.BatchNorm1d, nn.SyncBatchNorm)),
@@ -153,12 +160,13 @@ CHECKS = {
     "WeightKeeper": weights_are_forgotten,
     "arguments_of": schemas_name_arguments,
     "autocast_active": lambda: in_context(torch.autocast("cpu", torch.bfloat16), _torch.autocast_active),
+    "backward_pass": backward_passes_are_known,
     "children_of": children_are_listed,
     "constant_result": a_result_is_constant,
     "torch_convolution": lambda: in_full(ONE.view(1, 1, 1)).tolist() == [[[1.0]]],
     "eager_apply": a_function_is_applied,
     "forward_mode_active": lambda: in_context(forward_ad.dual_level(), _torch.forward_mode_active),
-    "has_forward_hooks": hooks_are_seen,
+    "forward_hooks": hooks_are_seen,
     "is_transformed": lambda: torch.func.vmap(lambda x: x * _torch.is_transformed(x))(ONE) == 1,
     "pytree": trees_know_classes,
     "register_collate": samples_are_joined,

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import warnings
 
 import pytest
 import torch
@@ -381,6 +382,22 @@ def test_activation_checkpointing():
         results.append([y.planes, *torch.autograd.grad((y.counts * weights).sum(), [*segment.parameters()])])
     assert len(runs) == 3
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("layer", [
+    lambda: tnn.Linear(4, 4, norm=True, bn_stats="running"),
+    lambda: nn.Sequential(tnn.Linear(4, 4, neurons=False), tnn.Neurons(4, norm=True, bn_stats="running")),
+])  # fmt: skip
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_running_statistics_are_not_recomputed(layer, reentrant):
+    """They have changed since the forward pass: its spikes would be others, and gradients wrong without a word."""
+    segment, readout = layer(), tnn.Readout(4, 2)
+    x = te.SpikeTrain.from_counts(torch.randint(0, 4, (8, 4)).float().requires_grad_(), 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # reentrant: torch's, that gradients are lost
+        y = checkpoint(lambda c: readout(segment(x.replace(counts=c))), x.counts, use_reentrant=reentrant)
+    with pytest.raises(ValueError, match=r'bn_stats: "running" does not go with activation checkpointing.*"batch"'):
+        y.sum().backward()
 
 
 def test_files_hold_plain_tensors_and_trains_are_walked_like_them(tmp_path):

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tandem_ext._torch import BatchNorm, has_forward_hooks
+from tandem_ext._torch import BatchNorm, forward_hooks
 
 from .. import nn as tnn
 from ..nn import maximum
@@ -18,7 +18,7 @@ VIEWS = ("view", "reshape", "_unsafe_view")
 
 def is_plain(op: Op) -> bool:
     """Return whether the weight and bias of a product are Parameters or buffers, not computed, and without hooks."""
-    if op.alone and op.module is not None and has_forward_hooks(op.module):
+    if op.alone and op.module is not None and forward_hooks(op.module):
         return False
     tensors = [op.args["weight"], op.args["bias"]]
     return all(value is None or (isinstance(value, Op) and value.kind == "attribute") for value in tensors)

@@ -112,6 +112,8 @@ def convert(
             raise CannotConvert(f"{kind}: convert the ANN of floating point, and freeze(snn, weight_bits=8)")
     batches = iter(()) if data is None else batches_of(data, len(inputs_of(ann)))
     begin = [*islice(batches, 1)]
+    if data is not None and not begin:
+        raise ValueError("data: expected at least one sample, got none")
     given = example if isinstance(example, tuple) or example is None else (example,)
     given = begin[0] if given is None and begin else given
     if given is not None and mode == "pixels":  # for which the ANN takes real numbers

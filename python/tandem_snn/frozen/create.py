@@ -51,9 +51,9 @@ def freeze(
 
     Raises:
         TypeError: net is not a module, weight_bits or T is not an int, or example has not as many inputs as net.
-        ValueError: net has no layers of this package or ends in spikes; weight_bits or T is out of range; weight_bits
-            is given, but no layer can be rounded; or a weight, scale, threshold or statistic is not finite (the message
-            names the layer).
+        ValueError: net has no layers of this package or ends in spikes; weight_bits or T is out of range; net does not
+            accept the example; weight_bits is given, but no layer can be rounded; or a weight, scale, threshold or
+            statistic is not finite or has no values (the message names the layer).
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5, norm=True), tnn.Linear(5, 5), tnn.Readout(5, 3)).eval()
     >>> x = torch.rand(4, 6)
@@ -73,8 +73,7 @@ def freeze(
     if own and weight_bits is not None:
         what = f"weight_bits={weight_bits} replaces {min(own)} bits, with which a layer was trained"
         warnings.warn(f"freeze: {what}", stacklevel=2)
-    shapes: Any = None if example is None else tuple(tuple(x.shape[1:]) for x in batches(example))
-    frozen = FrozenNetwork(net, weight_bits, T, shapes)
+    frozen = FrozenNetwork(net, weight_bits, T, None if example is None else batches(example))
     layers = frozen._program_for(1.0).layers
     if isinstance(layers, Stages) and layers.fired is not None:
         last = f"its last layer, {layers.fired!r}, gives spikes"

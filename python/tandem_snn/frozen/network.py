@@ -54,7 +54,7 @@ class FrozenNetwork(Streaming, WeightKeeper):
         net: nn.Module,
         weight_bits: int | None = None,
         T: int | None = None,
-        shapes: tuple[tuple[int, ...], ...] | None = None,
+        example: Inputs | None = None,
     ) -> None:
         super().__init__()
         self.net = snapshot(net)
@@ -70,10 +70,13 @@ class FrozenNetwork(Streaming, WeightKeeper):
             checks.T("T", self._T, "window" if in_windows else "step")
         if T is not None and windows - {T}:
             raise ValueError(f"T: the network's Encoder has T={windows.pop()}, got {T}")
-        shapes = net.meta.get("shapes") if shapes is None and isinstance(net, fx.GraphModule) else shapes
         self._given = len(self.net.modes if isinstance(self.net, Stages) else inputs_of(self.net)) or 1
-        if shapes is not None and len(shapes) != self._given:
-            raise TypeError(f"example: the network takes {self._given} inputs, got {len(shapes)}")
+        shapes: Any = net.meta.get("shapes") if isinstance(net, fx.GraphModule) else None
+        if example is not None:
+            if len(example) != self._given:
+                raise TypeError(f"example: the network takes {self._given} inputs, got {len(example)}")
+            _check_example(self.net, example)
+            shapes = tuple(tuple(x.shape[1:]) for x in example)
         self._shapes = self._example = shapes  # of the last inputs, and for layers that move features
         self._fits: tuple[tuple[int, ...], ...] | None = None  # shapes of inputs that all programs are known to suit
         self._programs: dict[Any, Program] = {}  # by the gains of the inputs
@@ -256,6 +259,17 @@ class FrozenNetwork(Streaming, WeightKeeper):
 
         with _KEEPING:
             return _kept(self._programs, key, make)
+
+
+@torch.no_grad()
+def _check_example(net: nn.Module, example: Inputs) -> None:
+    """Raise an error unless the network accepts a sample of the example: files keep its shape."""
+    device = next((parameter.device for parameter in net.parameters()), torch.device("cpu"))
+    try:
+        net(*(x[:1].to(device) for x in example))
+    except (RuntimeError, TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"example: the network does not accept it: {str(error).splitlines()[0]}") from error
 
 
 def _kept(values: dict[Any, Any], key: Any, make: Callable[[], Any]) -> Any:

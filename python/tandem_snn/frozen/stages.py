@@ -282,13 +282,14 @@ def _converted(timing: str, x: SpikeTrain) -> SpikeTrain:
 
 
 def check_finite(layers: nn.Module) -> None:
-    """Raise ValueError, with the name of the layer, if a constant is infinite or NaN."""
+    """Raise ValueError, with the name of the layer, if a constant is infinite or NaN, or on the meta device."""
     for name, value in (*layers.named_parameters(), *layers.named_buffers()):
-        if value.is_floating_point() and not bool(value.isfinite().all()):
+        if value.is_meta or (value.is_floating_point() and not bool(value.isfinite().all())):
             layer, _, what = name.rpartition(".")
             if isinstance(layers, Stages):
                 layer = layers.get_submodule(layer).name  # type: ignore[assignment]
-            raise ValueError(f"net: layer {layer!r} has a {what} that is not finite")
+            fault = "without values, on the meta device" if value.is_meta else "that is not finite"
+            raise ValueError(f"net: layer {layer!r} has a {what} {fault}")
 
 
 def shown(inputs: Sequence[Any], modes: Sequence[str]) -> list[Any]:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from tandem_ext import signal
-from tandem_ext._torch import children_of, has_forward_hooks, pytree, set_children, uncompiled
+from tandem_ext._torch import children_of, forward_hooks, pytree, set_children, uncompiled
 
 from .. import nn as tnn
 from ..nn import currents, general
@@ -128,8 +128,10 @@ for _name in ("map", "replace", "to", "detach", "shape", "device"):  # what it i
 
 def refuse_hooks(net: nn.Module) -> None:
     for name, module in net.named_modules():
-        if has_forward_hooks(module):
-            raise CannotLower(name or "net", "it has a forward hook, which only its own forward calls: remove the hook")
+        for hook in forward_hooks(module):
+            kind = getattr(hook, "__qualname__", type(hook).__name__)
+            why = f"it has a forward hook, {kind}, which only its own forward calls: remove the hook"
+            raise CannotLower(name or "net", why)
 
 
 def trace(net: nn.Module, inputs: list[Value], call: Callable[..., Value], function: Callable[..., Any]) -> Any:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tandem_ext._torch import BatchNorm
+from tandem_ext._torch import BatchNorm, backward_pass
 from tandem_ext.functional.autograd import apply, once_differentiable
 from tandem_ext.functional.neuron import cast, over_space
 from tandem_ext.ops import compute_dtype
@@ -107,8 +107,14 @@ class SyncBatchNorm(BatchNorm):
 def normalised(norm: BatchNorm, u: Tensor, batch: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """Apply batch norm to [B, C, *space]; also return scale and shift [C] of the currents, without a gradient.
 
-    ``batch=False`` takes scale and shift from the running statistics, even if z uses the statistics of the batch.
+    ``batch=False`` takes scale and shift from the running statistics, even if z uses the statistics of the batch. The
+    forward pass changes them, so that within the backward pass it cannot be repeated.
     """
+    if not batch and norm.training and not torch.compiler.is_compiling() and backward_pass() >= 0:
+        raise ValueError(
+            'bn_stats: "running" does not go with activation checkpointing, which repeats the forward pass after it '
+            'changed the running statistics: give "batch"'
+        )
     batch = batch and uses_batch(norm)
     if batch and isinstance(norm, SyncBatchNorm):
         return norm.normalise(u)
