@@ -127,21 +127,9 @@ void Synapses::prepare() {
     if (!in_.digits.has_value()) in_.digits = prepare_digits(in_.weight, in_.groups);
     layer_.prepared = in_.digits->data_ptr();
   } else {
-    layer(window());
+    window_layer();
     cpu::prepare_twice(layer_, workspace_, torch_parallel);
   }
-}
-
-void Synapses::read_weight() {
-  if (!layer_.weights.channels_last) in_.weight = to_contiguous(in_.weight);
-  layer_.weights.data = in_.weight.data_ptr();
-}
-
-Neuron Synapses::window() const {
-  Neuron neuron{};
-  neuron.T = static_cast<int32_t>(in_.T);
-  neuron.timing = in_.timing;
-  return neuron;
 }
 
 Layer Synapses::layer(const Neuron& neuron) {
@@ -156,7 +144,8 @@ Layer Synapses::layer(const Neuron& neuron) {
 #endif
     prepare();
   } else {
-    read_weight();
+    if (!layer_.weights.channels_last) in_.weight = to_contiguous(in_.weight);
+    layer_.weights.data = in_.weight.data_ptr();
   }
   return layer_;
 }
@@ -184,7 +173,7 @@ Tensor Synapses::window_product() {
     counts.timing = Timing::kWindow;
     return Synapses(std::move(counts)).window_product();
   }
-  const Layer whole = layer(window());
+  const Layer whole = window_layer();
   TANDEM_RUN(in_.stored, window_product, whole, pointer<float>(u));
   return u;
 }

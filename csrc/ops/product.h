@@ -38,10 +38,9 @@ class Synapses {
   Tensor window_product();
 
  private:
-  // The layer with these neurons, or with none but their window for window_product().
+  // The layer with these neurons, or with none but their window.
   Layer layer(const Neuron& neuron);
-  Neuron window() const;
-  void read_weight();  // on the CPU
+  Layer window_layer() { return layer({.T = static_cast<int32_t>(in_.T), .timing = in_.timing}); }
 
   SynapseInputs in_;
   Layer layer_{};

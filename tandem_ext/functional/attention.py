@@ -2,14 +2,17 @@
 
 from contextlib import nullcontext
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from .. import checks
 from .._torch import autocast_active
 from ..ops import compute_dtype
 from ..train import SpikeTrain, add_flags, with_flags
+from .autograd import once_differentiable
 from .neuron import cast
 from .products import multiplies_float32
 
@@ -59,10 +62,10 @@ def products_of_counts(q: SpikeTrain, k: SpikeTrain, v: SpikeTrain, heads: int) 
     if largest > 2**53:
         raise ValueError(f"q, k, v: their sums could reach {largest}, more than 2^53, the most that float64 holds")
     dtype, fits = compute_dtype(v._dtype), largest <= 2**24 and multiplies_float32(q.device.type)
-    cq, ck, cv = (cast(x.clean_counts(), dtype if fits else torch.float64) for x in (q, k, v))
+    counts = (_in_heads(x.clean_counts(), heads).contiguous() for x in (q, k, v))  # a copy that both passes read
     with torch.autocast(q.device.type, enabled=False) if autocast_active() else nullcontext():
-        u = cast(product(cq, ck, cv, heads), dtype)
-    return with_flags(u, reduce(add_flags, (q.bad, k.bad, v.bad)))
+        u, _ = _Attention.apply(*counts, dtype if fits else torch.float64)  # type: ignore[no-untyped-call]
+    return with_flags(cast(_of_heads(u), dtype), reduce(add_flags, (q.bad, k.bad, v.bad)))
 
 
 def mean_gain(tokens: int, channels: int) -> float:
@@ -72,7 +75,59 @@ def mean_gain(tokens: int, channels: int) -> float:
 
 def product(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Return q kᵀ v in each head, [B, M, E], in the cheaper order."""
-    M, N, d, e = q.shape[1], k.shape[1], q.shape[2] // heads, v.shape[2] // heads
-    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    u = q @ (k.mT @ v) if (M + N) * d * e <= M * N * (d + e) else (q @ k.mT) @ v
-    return u.transpose(1, 2).flatten(2)
+    return _of_heads(_multiply(*(_in_heads(x, heads) for x in (q, k, v)))[0])
+
+
+def _in_heads(x: Tensor, heads: int) -> Tensor:
+    return x.unflatten(2, (heads, -1)).transpose(1, 2)
+
+
+def _of_heads(x: Tensor) -> Tensor:
+    return x.transpose(1, 2).flatten(2)
+
+
+def _multiply(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return q kᵀ v, and the product of two of them that comes first: kᵀ v [d, e] or q kᵀ [M, N]."""
+    if _keys_first(q, k, v):
+        first = k.mT @ v
+        return q @ first, first
+    first = q @ k.mT
+    return first @ v, first
+
+
+def _keys_first(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    (M, d), (N, e) = q.shape[-2:], v.shape[-2:]
+    return (M + N) * d * e <= M * N * (d + e)
+
+
+class _Attention(Function):
+    """u [B, heads, M, e] of counts [B, heads, N, features], multiplied in ``dtype``.
+
+    The gradients of counts in bfloat16, which has the range of float32, are multiplied in it, as the ANN's are.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(q: Tensor, k: Tensor, v: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        u, first = _multiply(*(cast(x, dtype) for x in (q, k, v)))
+        narrow = all(x.dtype == torch.bfloat16 for x in (q, k, v))
+        return u, cast(first, torch.bfloat16) if narrow else first
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(*inputs[:3], output[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+        *counts, first = ctx.saved_tensors
+        q, k, v, u = (cast(x, first.dtype) for x in (*counts, grad.contiguous()))
+        if _keys_first(q, k, v):
+            of_first = q.mT @ u
+            gradients = u @ first.mT, v @ of_first.mT, k @ of_first
+        else:
+            of_first = u @ v.mT
+            gradients = of_first @ k, of_first.mT @ q, first.mT @ u
+        return *gradients, None

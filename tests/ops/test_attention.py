@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tandem_ext as te
 from tandem_ext.functional.attention import mean_gain
@@ -54,8 +55,8 @@ def test_equals_integers(sizes, steps, most):
 
 def test_modes_of_less_precision_change_nothing(monkeypatch):
     module, used = sys.modules[attention.__module__], []
-    product = module.product
-    monkeypatch.setattr(module, "product", lambda q, *more: (used.append(q.dtype), product(q, *more))[1])
+    multiply = module._multiply
+    monkeypatch.setattr(module, "_multiply", lambda q, *more: (used.append(q.dtype), multiply(q, *more))[1])
     sizes, steps = (64, 64, 128, 128, 4), (7, 7, 7)
     given = trains(sizes, steps)
     wanted = expected(*given, 4)
@@ -103,6 +104,44 @@ def test_gradients_are_those_of_the_product_at_the_counts(sizes):
         torch.testing.assert_close(found[:3], wanted)
         for x, gain, grad in zip(given, gains, found[3:], strict=True):  # bilinear: Σ c·∂c = g·∂g
             torch.testing.assert_close((x.counts * grad).sum(), gain * wanted[given.index(x)])
+
+
+@pytest.mark.parametrize("sizes", [(40, 40, 8, 8, 2), (3, 4, 64, 64, 2)], ids=["linear", "quadratic"])
+def test_gradients_of_bfloat16_counts_are_multiplied_in_it(sizes):
+    used = []
+
+    class Recorder(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            if op is torch.ops.aten.bmm.default:
+                used.append(args[0].dtype)
+            return op(*args, **(kwargs or {}))
+
+    exact = trains(sizes, (4, 5, 6), grad=True)
+    counts = [x.counts.detach().bfloat16().requires_grad_() for x in exact]
+    half = [te.SpikeTrain.from_counts(c, x.T, x.gain) for c, x in zip(counts, exact, strict=True)]
+    z = attention(*half, 2)
+    assert torch.equal(z, attention(*exact, 2))
+    grad = torch.randn_like(z)
+    wanted = torch.autograd.grad(attention(*exact, 2), [x.counts for x in exact], grad)
+    with Recorder():
+        found = torch.autograd.grad(z, counts, grad)
+    assert used == [torch.bfloat16] * 4
+    for each, other in zip(found, wanted, strict=True):
+        assert each.dtype == torch.bfloat16
+        # three roundings to 8 bits; the sums of the second product are of the first one's rounded terms
+        assert (each.float() - other).norm() < 2**-6 * other.norm()
+
+
+def test_counts_of_several_types():
+    sizes, grads = (9, 9, 8, 8, 2), []
+    for dtypes in ([torch.float32] * 3, (torch.bfloat16, torch.float32, torch.float16)):
+        torch.manual_seed(0)
+        given = [trains(sizes, (4, 4, 4), grad=True, dtype=dtype)[0] for dtype in dtypes]
+        z = attention(*given, 2)
+        grads.append(torch.autograd.grad(z.square().sum(), [x.counts for x in given]))
+    for x, y, dtype in zip(*grads, dtypes, strict=True):
+        assert y.dtype == dtype
+        torch.testing.assert_close(y, x.to(dtype))
 
 
 def test_a_sample_that_is_not_a_number_spoils_itself():

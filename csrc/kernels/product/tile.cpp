@@ -127,39 +127,26 @@ TANDEM_INLINE void fire_rows(const Tile& tile, const Sum* windows, const Neuron&
   });
 }
 
-TANDEM_CPU_KERNEL(write_exact, (const Tile& tile, const double* windows, float* u, int64_t outputs),
-                  (tile, windows, u, outputs)) {
-  write_rows<L>(tile, windows, u, outputs);
-}
-
-TANDEM_CPU_KERNEL(write_rounded, (const Tile& tile, const float* windows, float* u, int64_t outputs),
-                  (tile, windows, u, outputs)) {
-  write_rows<L>(tile, windows, u, outputs);
-}
-
-TANDEM_CPU_KERNEL(fire_exact, (const Tile& tile, const double* windows, const Neuron& neuron),
-                  (tile, windows, neuron)) {
-  fire_rows<L>(tile, windows, neuron);
-}
-
-TANDEM_CPU_KERNEL(fire_rounded, (const Tile& tile, const float* windows, const Neuron& neuron),
-                  (tile, windows, neuron)) {
-  fire_rows<L>(tile, windows, neuron);
-}
-
 }  // namespace
 
-void write_products(const Tile& tile, const double* windows, float* u, int64_t outputs) {
-  write_exact(tile, windows, u, outputs);
+TANDEM_CPU_KERNEL(write_products, (const Tile& tile, const double* windows, float* u, int64_t outputs),
+                  (tile, windows, u, outputs)) {
+  write_rows<L>(tile, windows, u, outputs);
 }
-void write_products(const Tile& tile, const float* windows, float* u, int64_t outputs) {
-  write_rounded(tile, windows, u, outputs);
+
+TANDEM_CPU_KERNEL(write_products, (const Tile& tile, const float* windows, float* u, int64_t outputs),
+                  (tile, windows, u, outputs)) {
+  write_rows<L>(tile, windows, u, outputs);
 }
-void fire_window_sums(const Tile& tile, const double* windows, const Neuron& neuron) {
-  fire_exact(tile, windows, neuron);
+
+TANDEM_CPU_KERNEL(fire_window_sums, (const Tile& tile, const double* windows, const Neuron& neuron),
+                  (tile, windows, neuron)) {
+  fire_rows<L>(tile, windows, neuron);
 }
-void fire_window_sums(const Tile& tile, const float* windows, const Neuron& neuron) {
-  fire_rounded(tile, windows, neuron);
+
+TANDEM_CPU_KERNEL(fire_window_sums, (const Tile& tile, const float* windows, const Neuron& neuron),
+                  (tile, windows, neuron)) {
+  fire_rows<L>(tile, windows, neuron);
 }
 
 TANDEM_CPU_KERNEL(add_products, (const Tile& tile, const double* windows, double* u, int64_t outputs),

@@ -18,10 +18,6 @@ const Loops& loops_of(ByteProducts kind) {
   return kind == ByteProducts::kAvxVnni ? kAvxVnniLoops : kAvx2Loops;
 }
 
-}  // namespace
-
-namespace {
-
 // Calls run(pass, r, last) for the passes of each column r.
 template <class Run>
 void for_passes(const Loops& loops, const ExpandedInputs& inputs, const DigitColumn* columns, int registers,
