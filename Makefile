@@ -60,7 +60,7 @@ ext:
 
 bench: $(READY) ext
 	$(quiet) python -m pytest -o addopts= --benchmark-only --benchmark-timer=time.process_time \
-	    --benchmark-group-by=func --benchmark-columns=min,median,iqr,rounds --benchmark-disable-gc tests/benchmarks/bench_ops.py
+	    --benchmark-group-by=func --benchmark-columns=min,median,iqr,rounds --benchmark-disable-gc tests/benchmarks/bench_*.py
 	$(BENCH) --quick
 
 BENCH = python tests/benchmarks/bench.py
