@@ -18,9 +18,9 @@ Shape of_axes(int64_t axes, int64_t vertical, int64_t horizontal) {
   return axes == 1 ? Shape{horizontal} : Shape{vertical, horizontal};
 }
 
-// Whether torch gets the tensors of a convolution channels-last, and the layout: as in Product.direct of
-// tandem_ext/functional/products.py, with the same bits. A file is not trusted to say it, since torch would write to
-// foreign memory.
+// Whether torch gets the tensors of a convolution channels-last: where Product.direct of
+// tandem_ext/functional/products.py gives them so, for the same bits, and never where torch would read or write foreign
+// memory, whatever a file says.
 bool runs_channels_last(const Instruction& i) {
   if (i.axes != 2) return false;
   const bool reads_wrong = i.channels == 1 && i.stride_h == 1 && i.stride_w > 1;

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import Transformer
 from torch import nn
 
 import tandem_ext as te
 import tandem_snn as ts
 import tandem_snn.nn as tnn
+from blocks import Transformer
 from training import keep_freed_memory
 
 DIM, HEADS, T, GAIN = 128, 4, 4, 0.5

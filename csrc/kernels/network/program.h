@@ -154,7 +154,7 @@ struct Program {
   }
   // Whether it has neurons, or is a layer of spikes or numbers whose result is its currents.
   bool has_neurons(int64_t i) const { return fires(i) || (values[i] == Value::kCurrents && !derives(i)); }
-  // Whether a layer or an average integrates a window and fires in the next.
+  // Whether its neurons fire when the window has ended, by the sum of their currents.
   bool has_window_timing(int64_t i) const { return static_cast<Timing>(instructions[i].timing) == Timing::kWindow; }
   // Which input a value is or comes from, and the source of that.
   int64_t root(int64_t v) const { return v >= 0 ? roots[v] : 0; }

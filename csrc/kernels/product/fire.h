@@ -102,8 +102,8 @@ TANDEM_INLINE void sum_up(const Neuron& layer, NeuronLanes<L, whole>& neurons, i
 template <int L, int R>
 constexpr int kGroupsAtOnce = L == kLanes ? R : 1;
 
-// The same for step timing: row_sums(row, plane, sums) computes the sums of a row and plane. `only_whole`: all outputs
-// of the tile exist; long loops are compiled for this case alone.
+// Runs the neurons of a tile by its steps: row_sums(row, plane, sums) computes the sums of a row and plane.
+// `only_whole`: all outputs of the tile exist; long loops are compiled for this case alone.
 template <int L, class Sum, bool only_whole, class RowSums>
 TANDEM_INLINE void run_neurons(const Tile& tile, const Neuron& layer, const RowSums& row_sums) {
   constexpr int R = Sum::kOutputs / kLanes, G = kGroupsAtOnce<L, R>, kParts = kLanes / L;

@@ -28,7 +28,7 @@ MOMENTUM = {"batch": 0.1, "running": 0.9}
 
 
 class SpikingLayer(HasNeurons):
-    """Base class of :class:`Linear`, :class:`Conv1d` and :class:`Conv2d`, which are also subclasses of torch's layers.
+    """Base class of :class:`Neurons` and of layers with weights and neurons, which are subclasses of torch's layers too.
 
     The keyword arguments :class:`NeuronOptions` become attributes, which may be changed.
     """
