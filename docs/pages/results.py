@@ -89,7 +89,7 @@ def row(run: dict[str, Any]) -> list[str]:
     apart = start or run["recipe"].get("distill")  # the control is another network than the twin
     control = "ann_continued_" if apart else "ann_"
     return [
-        name(run), str(run["T"]), timing(run), start or "random", str(len(run["per_seed"])),
+        name(run), ", ".join([str(run["T"]), *run["recipe"].get("layer_T", ())]), timing(run), start or "random", str(len(run["per_seed"])),
         mean(run), mean(run, "ann_"), mean(run, control) if apart else "", beside(run, control),
         f"{run['synops_ratio']:.2f}",
     ]  # fmt: skip

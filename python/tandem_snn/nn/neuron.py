@@ -28,7 +28,7 @@ MOMENTUM = {"batch": 0.1, "running": 0.9}
 
 
 class SpikingLayer(HasNeurons):
-    """Base class of :class:`Neurons` and of layers with weights and neurons, which are subclasses of torch's layers too.
+    """Base class of :class:`Neurons` and of layers with weights and neurons, the latter subclasses of torch's layers.
 
     The keyword arguments :class:`NeuronOptions` become attributes, which may be changed.
     """
