@@ -88,8 +88,9 @@ def row(run: dict[str, Any]) -> list[str]:
     start = run["recipe"].get("init_from")
     apart = start or run["recipe"].get("distill")  # the control is another network than the twin
     control = "ann_continued_" if apart else "ann_"
+    T = ", ".join([str(run["T"]), *run["recipe"].get("layer_T", ())])  # and that of layers with their own
     return [
-        name(run), ", ".join([str(run["T"]), *run["recipe"].get("layer_T", ())]), timing(run), start or "random", str(len(run["per_seed"])),
+        name(run), T, timing(run), start or "random", str(len(run["per_seed"])),
         mean(run), mean(run, "ann_"), mean(run, control) if apart else "", beside(run, control),
         f"{run['synops_ratio']:.2f}",
     ]  # fmt: skip
