@@ -12,7 +12,7 @@ from .. import checks
 from .._torch import autocast_active
 from ..ops import compute_dtype
 from ..train import SpikeTrain, add_flags, with_flags
-from .autograd import once_differentiable
+from .autograd import apply, once_differentiable
 from .neuron import cast
 from .products import multiplies_float32
 
@@ -64,7 +64,7 @@ def products_of_counts(q: SpikeTrain, k: SpikeTrain, v: SpikeTrain, heads: int) 
     dtype, fits = compute_dtype(v._dtype), largest <= 2**24 and multiplies_float32(q.device.type)
     counts = (_in_heads(x.clean_counts(), heads).contiguous() for x in (q, k, v))  # a copy that both passes read
     with torch.autocast(q.device.type, enabled=False) if autocast_active() else nullcontext():
-        u, _ = _Attention.apply(*counts, dtype if fits else torch.float64)  # type: ignore[no-untyped-call]
+        u, _ = apply(_Attention, *counts, dtype if fits else torch.float64)
     return with_flags(cast(_of_heads(u), dtype), reduce(add_flags, (q.bad, k.bad, v.bad)))
 
 

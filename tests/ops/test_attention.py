@@ -132,6 +132,16 @@ def test_gradients_of_bfloat16_counts_are_multiplied_in_it(sizes):
         assert (each.float() - other).norm() < 2**-6 * other.norm()
 
 
+def test_forward_mode_is_refused_by_name():
+    q, k, v = trains((4, 5, 6, 6, 2), (3, 3, 3))
+
+    def f(counts):
+        return attention(te.SpikeTrain.from_counts(counts, 3), k, v, 2)
+
+    with pytest.raises(NotImplementedError, match="forward-mode derivatives"):
+        torch.func.jvp(f, (q.counts,), (torch.ones_like(q.counts),))
+
+
 def test_counts_of_several_types():
     sizes, grads = (9, 9, 8, 8, 2), []
     for dtypes in ([torch.float32] * 3, (torch.bfloat16, torch.float32, torch.float16)):
