@@ -1,5 +1,6 @@
 """Frozen networks as files: what comes back is the same bit for bit, and no file does harm."""
 
+import copy
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import pytest
 import torch
 from networks import NETWORKS, Net, lif, of_timing, trained
 from torch import nn
+from torch.nn import functional as F
 
 import tandem_ext as te
 import tandem_snn as ts
@@ -45,7 +47,7 @@ def through_a_file(frozen, folder):
     loaded = ts.load(folder / "net.tandem")
     loaded.save(folder / "again.tandem")
     assert (folder / "net.tandem").read_bytes() == (folder / "again.tandem").read_bytes()
-    ours, theirs = lower(frozen.net, T=frozen.T), loaded.net
+    ours, theirs = lower(frozen.net, T=frozen.T, shapes=frozen._example), loaded.net
     assert (ours.mode, ours.T) == (theirs.mode, theirs.T)
     assert set(ours.state_dict()) == set(theirs.state_dict()) != set()
     assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in ours.state_dict().items())
@@ -125,6 +127,52 @@ def test_a_converted_network_has_the_shape_of_its_data(tmp_path):
         assert ts.load(tmp_path / "net").shape == (2, 7, 6)
     with pytest.warns(UserWarning, match="cannot run a file without shape: call the frozen network on an input"):
         ts.freeze(ts.convert(ann, 4, threshold=1.0)).save(tmp_path / "net")
+
+
+def resized():
+    """An ANN that uses the size of its input, converted for it; the graph refuses another size."""
+    ann = Net(lambda m, x: F.interpolate(m.b(m.a(x).relu()), size=x.shape[2:], mode="bilinear"),
+              a=nn.Conv2d(3, 8, 3, 2, 1), b=nn.Conv2d(8, 5, 1))  # fmt: skip
+    x = torch.rand(2, 3, 16, 16)
+    return ts.calibrate(ts.convert(ann.eval(), 8, x), [x])
+
+
+def pooled(*moves):
+    ends = tnn.AdaptiveAvgPool2d(1), tnn.Flatten(), tnn.Readout(8, 5)
+    return nn.Sequential(tnn.Encoder(4), tnn.Conv2d(3, 8, 3, timing="window"), *moves, *ends)
+
+
+OF_ONE_SIZE = {
+    "scale factor": lambda: pooled(tnn.Upsample(scale_factor=2, mode="bilinear"), tnn.Neurons(8, timing="window")),
+    "largest": lambda: pooled(tnn.AdaptiveMaxPool2d(2), tnn.Conv2d(8, 8, 2, timing="window")),
+    "tokens": lambda: nn.Sequential(
+        tnn.Encoder(4), tnn.Conv2d(3, 24, 1, timing="window"), tnn.Flatten(2), tnn.Permute([0, 2, 1]), tnn.Attention(2),
+        tnn.Permute([0, 2, 1]), tnn.Neurons(8, timing="window"), tnn.AvgPool1d(256, spiking=False), tnn.Flatten(),
+        tnn.Readout(8, 5),
+    ),
+    "converted": resized,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_ONE_SIZE)
+def test_a_network_whose_stages_suit_one_size_answers_or_refuses_another(name, tmp_path):
+    """In memory its stages are made again, for a copy and after other weights too; a file has none for another size."""
+    net, x, other = OF_ONE_SIZE[name]().eval(), torch.rand(2, 3, 16, 16), torch.rand(2, 3, 24, 24)
+    frozen = ts.freeze(net, example=x)
+    loaded = through_a_file(frozen, tmp_path)
+    assert torch.equal(loaded(x), net(x))
+    assert torch.equal(loaded.settle(x)[0], net(x))
+    for answers in loaded, loaded.net, loaded.step, loaded.settle, loaded.readouts:
+        loaded.reset()
+        with pytest.raises(ValueError, match=r"samples of (shape )?\[3, 16, 16\]"):
+            answers(other)
+    for make in copy.deepcopy, lambda frozen: frozen.float(), lambda frozen: frozen:
+        if name in ("tokens", "converted"):
+            with pytest.raises((ValueError, RuntimeError)):
+                make(frozen)(other)
+        else:
+            assert torch.equal(make(frozen)(other), net(other))
+        assert torch.equal(frozen(x), net(x))
 
 
 def test_weights_of_few_bits_take_a_byte(tmp_path):
@@ -255,6 +303,7 @@ HOSTILE = [
     (None, "format", 3, "another version"), (None, "T", 10**9, "T: expected"), (None, "T", 0, "T: expected"),
     (None, "any_T", 1, "any_T: expected"), (None, "weight_bits", 64, "weight_bits"), (None, "dtype", 4, "dtype"),
     (None, "source", -1, "source"), (None, "dims", 4, "dims"), (None, "channels", 2**62, "shape"),
+    (None, "fixed", 1, "fixed"), (None, "fixed", 2, "fixed"),
     (None, "instructions", 0, "instructions"), (None, "instructions", 2**62, "instructions"),
     (None, "instructions", 2, "length"), (0, "kind", len(KINDS), "layer '1': kind"), (0, "kind", -1, "kind"),
     (0, "axes", 3, "axes"), (0, "axes", -1, "axes"),

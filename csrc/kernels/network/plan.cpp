@@ -26,6 +26,15 @@ std::string text(const Shape& s) {
   return "[" + sizes + "]";
 }
 
+// The shape of the only samples that a network answers, of one of its inputs.
+std::optional<Shape> fixed_shape(const Program& program, size_t input) {
+  const Header& header = program.header;
+  if (header.fixed == 0) return std::nullopt;
+  if (input == 0) return Shape{header.dims, header.channels, header.height, header.width};
+  const Instruction& i = program.instructions[program.inputs[input]];
+  return Shape{i.axes + 1, i.outputs, i.kernel_h, i.kernel_w};
+}
+
 // Places the kernel on its images; returns the shape of the results. With `ceil` the last place may reach beyond the
 // end, but begins before it.
 Shape place_kernel(Geometry& g, const Shape& in, bool ceil = false) {
@@ -321,7 +330,12 @@ Plan Network::plan(const std::vector<Shape>& samples, int64_t batch, int64_t T, 
   if (samples.size() != program_.inputs.size()) {
     refuse("it takes " + std::to_string(program_.inputs.size()) + " inputs, got " + std::to_string(samples.size()));
   }
-  for (const Shape& sample : samples) sample.check();
+  for (size_t k = 0; k < samples.size(); ++k) {
+    samples[k].check();
+    if (const std::optional<Shape> only = fixed_shape(program_, k); only && !(samples[k] == *only)) {
+      refuse("it answers samples of " + text(*only) + " alone, got " + text(samples[k]));
+    }
+  }
   int64_t piece = mode == Mode::kSteps ? 1 : T;
   if (mode == Mode::kWindow && runs_in_pieces(program_)) piece = std::min<int64_t>(T, kStepsOfPiece);
   Plan plan{{}, {}, samples, batch, T, mode, piece, (piece + 7) / 8};

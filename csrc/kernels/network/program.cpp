@@ -293,6 +293,7 @@ void check_header(const Header& header) {
   for (const int64_t size : {header.channels, header.height, header.width}) {
     check_range("shape", size, header.dims == 0 ? 0 : 1, header.dims == 0 ? 0 : kLargestSize);
   }
+  check_range("fixed", header.fixed, 0, header.dims == 0 ? 0 : 1);
   if ((header.dims < 3 && header.height > 1) || (header.dims < 2 && header.width > 1))
     refuse("shape: it has more sizes than dims");
   checked_product({header.channels, header.height, header.width}, kMostFeatures);

@@ -33,6 +33,7 @@ constexpr int64_t kMostWorkspace = int64_t{1} << 46;  // bytes of one run
   X(T)               /* steps, or 0: unknown */                                                     \
   X(any_T)           /* 1: the input determines the number of steps */                              \
   X(dims) X(channels) X(height) X(width)  /* of a sample of it; dims 0: unknown */                  \
+  X(fixed)           /* 1: it answers samples of these shapes alone */                              \
   X(instructions)
 
 // Fields that an instruction does not use have neutral values. Offsets are in bytes; _h is vertical, _w horizontal.

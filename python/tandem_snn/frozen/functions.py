@@ -34,8 +34,7 @@ def apply_function(lowering: Lowering, name: str, f: Any, *args: Any, **kwargs: 
             raise CannotLower(name, "it draws random numbers, which a program has not")
         return f(*args, **kwargs)
     if f is general.of_size:
-        lowering.sized = True
-        if lowering.features_of(name, args[0]) != tuple(args[2]):
+        if lowering.only_features_of(name, args[0]) != tuple(args[2]):
             raise CannotLower(name, f"it was converted for samples of shape {list(args[2])}")
         return args[0]
     if f is general.rearranged:

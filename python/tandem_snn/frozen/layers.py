@@ -74,13 +74,12 @@ def apply_layer(lowering: Lowering, name: str, layer: Any, x: Value, residual: V
 def _attention(lowering: Lowering, name: str, layer: tnn.Attention, x: Value) -> Value:
     if x.timing != "window" or x.is_currents or is_by_channel(x.gain) or x.offset is not None:
         raise CannotLower(name, 'attention reads a train with timing "window", one gain and no offset')
-    features = lowering.features_of(name, x)
+    features = lowering.only_features_of(name, x)
     if len(features) != 2 or features[1] % 3:
         raise CannotLower(name, f"attention reads q, k and v of tokens, [B, N, 3·D], got [B, *{list(features)}]")
     tokens, channels = features
     gain = x.gain * x.gain * x.gain * mean_gain(tokens, channels // 3 // layer.heads)
     fields = {"axes": 1, "outputs": channels // 3, "groups": layer.heads, "gain": float(gain), "own_T": x.own_T or 0}
-    lowering.sized = True
     x = rearranged(lowering, name, "movedim", False, x, -1, 1)
     u = lowering.currents(name, "attention", x, channels // 3, fields)
     return rearranged(lowering, name, "movedim", False, u, 1, -1)
@@ -91,7 +90,7 @@ def _move(lowering: Lowering, name: str, layer: Any, x: Value) -> Value:
     if isinstance(layer, tnn.Upsample):
         return _upsample(lowering, name, layer, x)
     if isinstance(layer, tnn.AdaptiveMaxPool2d):
-        pool = layer.pool(lowering.features_of(name, x)[1:])
+        pool = layer.pool(lowering.only_features_of(name, x)[1:])
         return _move(lowering, name, pool, rearranged(lowering, name, layer.arranged, True, x))
     if x.is_currents:
         return _move_currents(lowering, name, layer, x)
@@ -124,7 +123,7 @@ def _move_currents(lowering: Lowering, name: str, layer: Any, x: Value) -> Value
 def _upsample(lowering: Lowering, name: str, layer: tnn.Upsample, x: Value) -> Value:
     if layer.mode != "bilinear":
         return rearranged(lowering, name, layer, True, x)
-    features = lowering.features_of(name, x)
+    features = (lowering.features_of if layer.size else lowering.only_features_of)(name, x)
     size = tuple(layer(torch.empty(1, *features)).shape[2:])
     factors = _both(layer.scale_factor or 1)
     if layer.size is None and size != tuple(f * n for f, n in zip(factors, features[1:], strict=True)):

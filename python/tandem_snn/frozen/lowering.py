@@ -80,7 +80,7 @@ class Lowering:
         self.default_T = T
         self.shapes = shapes
         self.values: dict[int, Any] = {}  # of a sample of zeros, by number
-        self.sized = self.unsized = False  # see Stages
+        self.sized = self.unsized = self.fixed = False  # see Stages; fixed: other shapes have another answer
         self.joins: dict[tuple[int, int], Value] = {}  # by the numbers of two values that were joined
 
     def stages(self) -> Stages:
@@ -105,7 +105,8 @@ class Lowering:
         fired = (self.list[value.number].name for _, value in named(answer) if value.timing is not None)
         stages.fired = next(fired, None)
         moves = (stage.instruction for stage in self.list if stage.instruction.kind == "gather")
-        stages.sized, stages.unsized = self.sized or any(not i.by_channel for i in moves), self.unsized
+        stages.sized = self.sized or self.fixed or any(not i.by_channel for i in moves)
+        stages.unsized, stages.shapes = self.unsized, self.shapes if self.fixed else None
         return stages
 
     def _read(self, answers: dict[str, Value]) -> list[Stage]:
@@ -221,6 +222,11 @@ class Lowering:
             ]
             list(so_far.run(given, self.values))
         return tuple(self.values[x.number].shape[1:])
+
+    def only_features_of(self, name: str, x: Value) -> tuple[int, ...]:
+        """Return the shape of a value of one sample, for stages that would answer other shapes wrongly."""
+        self.fixed = True
+        return self.features_of(name, x)
 
     def channels_of(self, name: str, x: Value) -> int:
         return self.features_of(name, x)[0] if x.channels is None else x.channels

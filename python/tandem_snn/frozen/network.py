@@ -237,10 +237,9 @@ class FrozenNetwork(Streaming, WeightKeeper):
     def _program(self, inputs: Inputs) -> Program:
         shapes = tuple([tuple(x.shape[1:]) for x in inputs])
         if shapes != self._fits:  # in a small network the question takes as long as a layer
-            self._shapes, unknown = shapes, self._example is None
-            if shapes != self._example and any(
-                program.needs(shapes) if unknown else program.sized for program in [*self._programs.values()]
-            ):
+            self._shapes, known, programs = shapes, self._example is not None, [*self._programs.values()]
+            again = any(program.sized if known else program.needs(shapes) for program in programs)
+            if shapes != self._example and (again or (known and not programs)):
                 self._example, self._programs, self._graphs = shapes, {}, {}
             self._fits = shapes
         return self._program_for(*(x.gain if isinstance(x, SpikeTrain) else 1.0 for x in inputs))

@@ -99,7 +99,8 @@ def encode(stages: Stages, metadata: Metadata | None = None) -> tuple[Tensor, Te
     known = metadata or Metadata()
     block = _Block()
     dtype = stages.dtype
-    sizes = [(len(shape), *_sizes(shape)) for shape in known.shapes or [()] * len(stages.modes)]
+    shapes = stages.shapes or known.shapes or [()] * len(stages.modes)
+    sizes = [(len(shape), *_sizes(shape)) for shape in shapes]
     given = iter(sizes[1:])
     rows = [_words(stage, block, dtype, given) for stage in stages.stages]
     dims, channels, height, width = sizes[0]
@@ -114,6 +115,7 @@ def encode(stages: Stages, metadata: Metadata | None = None) -> tuple[Tensor, Te
         "channels": channels,
         "height": height,
         "width": width,
+        "fixed": int(stages.shapes is not None),
         "instructions": len(rows),
     }
     program = torch.tensor([header[name] for name in HEADER] + [word for row in rows for word in row])
@@ -140,6 +142,7 @@ def decode(program: Tensor, numbers: Tensor, names: Sequence[str]) -> tuple[Stag
     answers = [stage.name for stage in stages if stage.instruction.kind == "output"]
     T = None if header["any_T"] else header["T"]
     network = Stages(stages, MODES[header["source"]], T, structured(answers) if answers else 0)
+    network.shapes = shapes if header["fixed"] else None
     check_finite(network)
     return network, Metadata(header["T"] or None, header["weight_bits"] or None, shapes if known else None)
 

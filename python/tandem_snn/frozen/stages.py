@@ -26,6 +26,7 @@ from .. import nn as tnn
 from ..nn.attention import no_steps
 from ..nn.currents import Currents, combined, currents_of, product
 from ..nn.firing import fire
+from ..nn.general import of_size
 from ..nn.passing import SIGNALS
 from ..nn.readouts import answer, real_answer
 from ..nn.signals import MeanCounts, describe, effective_counts, means_of
@@ -309,11 +310,13 @@ class Stages(nn.Module):
         structure: of the answers, with their numbers among the stages of kind "output"; 0: the last result alone.
         fired: the name of a layer whose spikes or currents are an answer, or None.
         sized: whether they were lowered for samples of one shape.
+        shapes: the only shapes of a sample of each input that they answer; None: any that fit.
         unsized: whether a linear layer may read tokens, which only the shape of a sample says.
     """
 
     fired: str | None = None
     sized = unsized = False
+    shapes: Sequence[tuple[int, ...]] | None = None
 
     def __init__(self, stages: Iterable[Stage], mode: str, T: int | None, structure: Any = 0) -> None:
         super().__init__()
@@ -360,6 +363,9 @@ class Stages(nn.Module):
         if len(inputs) != len(self.modes):
             raise TypeError(f"x: the network takes {len(self.modes)} inputs, got {len(inputs)}")
         signals = [self.signal(x, mode) for x, mode in zip(inputs, self.modes, strict=True)]
+        if self.shapes is not None:
+            for x, shape in zip(signals, self.shapes, strict=True):
+                of_size(x, "x", shape)
         values |= {ABSENT: None, INPUT: signals[0]}
         numbers = iter(signals[1:])
         for number, stage in enumerate(self.stages):

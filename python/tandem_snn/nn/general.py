@@ -205,14 +205,14 @@ def silenced(x: Any, dropout: nn.Module) -> Any:
 
 
 def of_size(x: Any, name: str, shape: Sequence[int]) -> Any:
-    """Return the input x of a network that was converted for samples of one shape; raise ValueError for another.
+    """Return the input x of a network that answers samples of one shape; raise ValueError for another.
 
     >>> of_size(torch.rand(2, 3, 16, 16), "x", (3, 16, 16)).shape
     torch.Size([2, 3, 16, 16])
     """
     if tuple(x.shape[1:]) != tuple(shape):
-        why = f"expected samples of shape {list(shape)}, for which the network was converted and on which it depends"
-        raise ValueError(f"{name}: {why}, got {list(x.shape[1:])}: convert the ANN again with an example of that shape")
+        why = f"expected samples of shape {list(shape)}, for which the network was made and on which it depends"
+        raise ValueError(f"{name}: {why}, got {list(x.shape[1:])}: convert or freeze it again with an example of those")
     return x
 
 
