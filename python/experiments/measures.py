@@ -207,7 +207,7 @@ def tables(summary: dict[str, Any]) -> Iterator[Table]:
         match = summary["mismatch"].get(name)  # average pooling has none
         cells = (f"{match['cosine']:.3f}", f"{100 * match['exact']:.1f} %") if match else ("", "")
         rows.append((name, f"{100 * rate:.1f} %", *cells))
-    caption = "c: spike counts; a: the activations of the ANN branch; expected: ⌊a⌋ within 0 to T."
+    caption = "c: spike counts; a: the activations of the ANN branch; expected: ⌊a + v_init⌋ within 0 to T."
     yield _table("layers", ("layer", "firing rate", "cosine of c and a", "c as expected"), rows, caption)
     if exits := summary.get("early_exit"):
         rows = [(f"{one['confidence']}", f"{100 * one['accuracy']:.2f} %", f"{one['steps']:.2f}") for one in exits]

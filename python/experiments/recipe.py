@@ -39,7 +39,7 @@ class Recipe:
         True, "hold a fixed twelfth of the training samples out, and keep the weights of the epoch that does best on it"
     )
     model: str = key("cnn", "the network's name, or its layers, such as 32C3-FC256, see architectures.py")
-    width: float = key(1.0, "multiplier of the channels")
+    width: float = key(1.0, "multiplier of the channels", least=1e-3)
     T: int = key(8, "time steps", least=1)
     draw_T: tuple[int, ...] = key((), "time steps of which each training step draws its own: one network for all")
     encoding: str = key("direct", "of images: as real numbers, or exactly as pixels", choices=("direct", "pixels"))
@@ -81,6 +81,8 @@ class Recipe:
             object.__setattr__(self, one.name, value)
         if self.distill > (1.0 if self.task == "classification" else 0.0):
             raise ValueError(f"distill: expected 0 to 1, and 0 with task regression, got {self.distill}")
+        if self.draw_T and self.threshold is not None:
+            raise ValueError(f"threshold: with draw_T it is that of each T, expected none, got {self.threshold}")
 
 
 _HINTS = get_type_hints(Recipe)
@@ -106,7 +108,8 @@ def _typed(name: str, value: Any) -> Any:
         pass
     if kind in (bool, str) and isinstance(value, kind):
         return value
-    raise ValueError(f"{name}: expected {getattr(kind, '__name__', kind)}, got {value!r}")
+    each = f"each {get_args(kind)[0].__name__}" if get_origin(kind) is tuple else kind.__name__
+    raise ValueError(f"{name}: expected {each}, got {value!r}")
 
 
 def load(name: str) -> dict[str, Any]:

@@ -40,6 +40,7 @@ import recipe as recipes
 import tandem_snn as ts
 import tandem_snn.nn as tnn
 from architectures import create
+from blocks import Softmax, Transformer
 from data import Data, load
 from measures import measure, packed, rounded, tables
 from pictures import draw
@@ -159,6 +160,8 @@ def build(recipe: Recipe, data: Data, kind: str) -> nn.Module:
     layers = tnn if kind == "SNN" else ann
     options["softmax"] = kind == "ViT"
     net = create(layers, recipe.model, data.shape, data.outputs, recipe.T, events=events, **options)
+    if recipe.softmax and not any(isinstance(module, Transformer | Softmax) for module in net.modules()):
+        raise ValueError(f"softmax: model {recipe.model} has no transformers")
     if data.pixels is not None:
         net.encoder = layers.Encoder(recipe.T, "pixels", mean=data.pixels[0], std=data.pixels[1])
     return with_own_T(net, recipe) if kind == "SNN" else net
@@ -167,12 +170,16 @@ def build(recipe: Recipe, data: Data, kind: str) -> nn.Module:
 def with_own_T(net: nn.Module, recipe: Recipe) -> nn.Module:
     """The same network, whose layers have the T that ``layer_T`` gives them."""
     layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, tnn.SpikingLayer)}
+    given: set[str] = set()
     for name, _, T in (each.rpartition(":") for each in recipe.layer_T):
         if name not in layers or not T.isdecimal():
             raise ValueError(f"layer_T: expected a layer of {', '.join(layers)} and its T, got {name + ':' + T!r}")
+        if name in given:
+            raise ValueError(f"layer_T: expected one T for each layer, got {', '.join(recipe.layer_T)}")
         if recipe.learn_threshold is not None:
             raise ValueError("layer_T: the thresholds that learn_threshold learns start as T of the network needs it")
         layers[name].T = int(T)
+        given.add(name)
     return net
 
 

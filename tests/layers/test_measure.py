@@ -234,6 +234,17 @@ def test_mismatch_is_none_in_one_step_and_spurious_spikes_later():
     assert (result.exact, result.over, result.under, result.spurious) == (0.5, 0.5, 0.0, 0.5)
 
 
+@pytest.mark.parametrize("v_init", [None, 0.0, torch.tensor([0.0, 0.125, 0.25, 0.5])])
+def test_with_window_timing_every_count_is_that_of_an_ideal_neuron(v_init):
+    """It rounds at v_init; the numbers are of few bits, so that all sums are exact."""
+    layer = tnn.Conv2d(2, 4, 3, threshold=0.25, v_init=v_init, timing="window")
+    with torch.no_grad():
+        layer.weight.copy_(torch.randint(-8, 9, layer.weight.shape) / 16)
+        layer.bias.copy_(torch.randint(-8, 9, (4,)) / 16)
+    result = measure.mismatch(nn.Sequential(tnn.Encoder(8), layer), torch.randint(0, 4, (5, 2, 9, 9)) / 4)["1"]
+    assert (result.exact, result.over, result.under) == (1.0, 0.0, 0.0)
+
+
 def test_correlation_is_that_of_the_products_of_the_next_layer():
     net = nn.Sequential(
         tnn.Encoder(8), tnn.Conv2d(1, 4, 3, norm=True), tnn.MaxPool2d(2), tnn.Dropout(0.5), tnn.Flatten(),

@@ -183,6 +183,11 @@ def test_T_is_a_precision(kind):
     assert (net(x) - fine).abs().max() < (trained - fine).abs().max() / 4
     assert torch.equal(ts.freeze(net)(x), net(x))
     assert net.state_dict().keys() == state
+    other = tnn.set_T(precise(kind, 8)[0], 64)
+    other.load_state_dict({name: t + 0.125 if t.is_floating_point() else t for name, t in net.state_dict().items()})
+    assert not torch.equal(other(x), net(x))
+    other.load_state_dict(net.state_dict())
+    assert torch.equal(other(x), net(x))
     assert {m.T for m in net.modules() if isinstance(m, tnn.Encoder)} == {64}
     net = tnn.set_T(tnn.set_T(precise(kind, 8)[0], 2), 16)
     for layer, before in zip(net.modules(), precise(kind, 8)[0].modules(), strict=True):
@@ -191,6 +196,22 @@ def test_T_is_a_precision(kind):
                 new, old = (torch.as_tensor(getattr(m, value)(T)) for m, T in ((layer, 16), (before, 8)))
                 assert torch.equal(2 * new, old)
     assert torch.equal(tnn.set_T(net, 8)(x), trained)
+
+
+def test_a_gradient_from_before_set_T_is_refused():
+    """Learned thresholds change in place: what was computed with the old ones has no gradient any more."""
+    net, x = precise("learned", 8)
+    before = net(x).sum()
+    tnn.set_T(net, 16)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        before.backward()
+    net(x).sum().backward()
+
+
+@pytest.mark.parametrize("change", [lambda: tnn.default_threshold(256, "window"), lambda: tnn.Encoder(256, "pixels")])
+def test_default_thresholds_and_pixels_need_a_T_of_window_timing(change):
+    with pytest.raises(ValueError, match=r"T: expected an int from 1 to 255.*, got 256"):
+        change()
 
 
 @pytest.mark.parametrize(("net", "T", "words"), [

@@ -109,9 +109,12 @@ def test_keys_are_options(monkeypatch, tmp_path):
     (["nowhere.yaml"], "recipe nowhere.yaml cannot be read"), (["--T", "0"], "T: expected 1 or more, got 0"),
     (["--T", "4.5"], "T: expected int, got '4.5'"), (["--gate", "none"], "gate: expected one of relu, clip"),
     (["--lr", "fast"], "lr: expected float, got 'fast'"), (["--init-from", "nn"], "init_from: expected one of twin"),
-    (["--draw-T", "few"], "draw_T: expected tuple, got"),
+    (["--draw-T", "few"], "draw_T: expected each int, got"),
     (["--layer-T", "conv9:4"], "layer_T: expected a layer of conv1, conv2, conv3, fc1 and its T, got 'conv9:4'"),
     (["--layer-T", "conv1:16", "--timing", "step", "--encoding", "direct"], "T: with timing='step'"),
+    (["--layer-T", "fc1:4", "fc1:8"], "layer_T: expected one T for each layer, got fc1:4, fc1:8"),
+    (["--width", "0"], "width: expected 0.001 or more"), (["--softmax"], "softmax: model cnn has no transformers"),
+    (["--draw-T", "4", "8", "--threshold", "0.5"], "threshold: with draw_T it is that of each T"),
     (["--timing", "step"], "with timing window: expected encoding direct"),
     (["--distill", "2"], "distill: expected 0 to 1"), (["--weight-decay", "-1"], "weight_decay: expected 0 or more"),
     (["--model", "FC"], "unknown model 'FC'"), (["--weight-bits", "9"], "weight_bits"), (["--leak", "2"], "leak"),
@@ -119,7 +122,7 @@ def test_keys_are_options(monkeypatch, tmp_path):
     (["--augment", "turn"], "augment: expected flip, shift or shift:PIXELS, got 'turn'"),
     # content of a file
     ("- 1", "expected lines `key: value`"), ("T: [", "cannot be read"), ("t: 4", "unknown key 't'"),
-    ("validation: 1", "validation: expected bool, got 1"), ("augment: flip", "augment: expected tuple"),
+    ("validation: 1", "validation: expected bool, got 1"), ("augment: flip", "augment: expected each str"),
     ("base: digit", "unknown recipe 'digit'"), ("T: null", "T: expected int, got None"),
 ])  # fmt: skip
 def test_what_is_wrong_is_one_line(arguments, words, refused, tmp_path):

@@ -20,8 +20,8 @@ _READING = (tnn.SpikingLayer, tnn.Readout)
 
 @dataclass(frozen=True)
 class Mismatch:
-    """One layer's counts c compared with its activation a, and with q = clip(⌊z/ϑ⌋, 0, T), the count of an ideal
-    neuron.
+    """One layer's counts c compared with its activation a, and with q = clip(⌊(z + v_init)/ϑ⌋, 0, T), the count of an
+    ideal neuron, which with timing "window" is c.
 
     Attributes:
         cosine: of the angle between c and a, as vectors over the layer's neurons; mean over samples.
@@ -43,12 +43,15 @@ class Mismatch:
 
 @dataclass
 class Activation:
-    """A layer's counts c, a = z/ϑ (not rectified) and T, and the products W c and W ρ(a) of the next layer."""
+    """A layer's counts c, a = z/ϑ (not rectified), T, v_init in thresholds, and the products W c and W ρ(a) of the next
+    layer.
+    """
 
     name: str
     counts: Tensor
     a: Tensor
     T: int
+    v_init: Tensor
     products: tuple[Tensor, Tensor] | None = None
 
 
@@ -96,7 +99,8 @@ def activations(net: nn.Module, x: Any) -> list[Activation]:
                 name += "_again"  # as exports name it
             z = layer.preactivation(x, kwargs.get("residual"))
             threshold = over_space(torch.as_tensor(layer.threshold_for(y.T), device=z.device), z.shape)
-            found.append(Activation(name, y.counts, z / threshold, y.T))
+            v_init = over_space(torch.as_tensor(layer.initial_potential / layer.fires_at, device=z.device), z.shape)
+            found.append(Activation(name, y.counts, z / threshold, y.T, v_init))
             ideal[id(y)] = (y, found[-1].a.relu() * over_space(y.gain, y.shape), found[-1])
 
     with evaluating(net), watching(net, (*_PASSING, *_READING), record):
@@ -114,7 +118,7 @@ def _product(layer: Any, counts: Tensor) -> Tensor:
 def _compare(layer: Activation) -> Mismatch:
     counts, a = layer.counts, layer.a
     cosine = nn.functional.cosine_similarity(counts.flatten(1), a.relu().flatten(1), dim=1)
-    ideal = a.floor().clamp(0, layer.T)
+    ideal = (a + layer.v_init).floor().clamp(0, layer.T)
 
     def share(mask: Tensor) -> float:
         return mask.double().mean().item()

@@ -37,7 +37,7 @@ def default_threshold(T: int, timing: checks.Timing = "step") -> float:
     for rounding and saturation together; with "step" ϑ is 1/3, or 1.2/T if that is more (docs/rule.md).
 
     Args:
-        T: the number of time steps.
+        T: the number of time steps, 1..65535, with timing "window" 1..255.
         timing: the timing of the layer's neurons, "step" or "window".
 
     Raises:
@@ -47,7 +47,7 @@ def default_threshold(T: int, timing: checks.Timing = "step") -> float:
     (0.325, 0.1906)
     """
     checks.one_of("timing", timing, checks.TIMINGS)
-    checks.T("T", T)
+    checks.T("T", T, timing)
     if timing == "step":
         return max(1 / 3, 1.2 / T)
     octave = T.bit_length() - 1  # log2 T, linear between powers of two, has the same bits anywhere
@@ -87,7 +87,8 @@ class NeuronOptions(BatchNormOptions, LayerSettings, total=False):
 
     Args:
         threshold: ϑ, as in ``tandem_ext.functional.NeuronSettings``; a tensor becomes a buffer, a Parameter is learned.
-            None: :func:`default_threshold` for T and the timing. The layer then folds ϑ into scale and shift: its
+            None: :func:`default_threshold` for T and the timing, where T is the layer's own or that of the input (after
+            :func:`set_T` times T_old/T, for T_old). The layer then folds ϑ into scale and shift: its
             neurons fire at 1, and potentials, ``v_init`` among them, count in thresholds.
         leak, v_init, timing: as in ``tandem_ext.functional.NeuronSettings``. Tensors become buffers.
         T: the number of steps in which the neurons fire, with timing "window": their counts are 0 to T. None: that of

@@ -59,7 +59,7 @@ class Encoder(nn.Module):
     """Present a real-valued input to a spiking network for T time steps.
 
     Args:
-        T: the number of time steps of the whole network, 1..65535.
+        T: the number of time steps of the whole network, 1..65535, of pixels 1..255.
         mode: "direct": 1/T of x is the input current of the first layer at every step; the product W x is computed
             once. "zero_expand": x is the current of step 0 only. "events": x is a SpikeTrain with T steps and is
             returned unchanged; the spiking network works without this encoder, but its ANN twin needs it. "pixels": x
@@ -85,8 +85,8 @@ class Encoder(nn.Module):
         checks.gain("gain", gain)
         checks.one_of("mode", mode, get_args(Mode))
         check_normalisation(mode, mean, std)
-        self.T = T
         self.mode = mode
+        self.T = T
         self.gain = gain
         self.mean, self.std = mean, std
 
@@ -97,7 +97,7 @@ class Encoder(nn.Module):
 
     @T.setter
     def T(self, T: int) -> None:
-        checks.T("T", T)
+        checks.T("T", T, "window" if self.mode == "pixels" else "step")
         self._T = T
 
     @property

@@ -1,5 +1,6 @@
 """set_T: the number of time steps of a network with window timing is its precision."""
 
+import torch
 from torch import Tensor, nn
 
 from tandem_ext import checks
@@ -13,11 +14,15 @@ from .signals import check_network
 def set_T(net: nn.Module, T: int) -> nn.Module:
     """Change the number of time steps of a network with window timing: its activations are rounded to T levels.
 
-    A layer's own T changes in proportion, rounded to the nearest, halves up, and to at least 1. Each layer keeps its
-    range ϑT, beyond which activations saturate: given thresholds, gains and initial potentials are multiplied by
-    T_old/T, tensors in place; a default threshold is that of T_old, the layer's ``range_T``, times T_old/T. Without
-    set_T, a new ``Encoder.T`` gives default thresholds the range of that T. docs/howto/windows.md says
-    what to use when, and when to measure batch norm's statistics again.
+    A layer's own T changes in proportion, rounded to the nearest, halves up, and to at least 1, so that it may not come
+    back with the T of the network. Each layer keeps its range ϑT, beyond which activations saturate: given thresholds,
+    gains and initial potentials are multiplied by T_old/T, tensors in place; a default threshold is that of T_old, the
+    layer's ``range_T``, times T_old/T. Without set_T, a new ``Encoder.T`` gives default thresholds the range of that T.
+    Thresholds that your own modules pass to functions stay. docs/howto/windows.md says what to use when, and when to
+    measure batch norm's statistics again.
+
+    A state_dict has the tensors of its T, but not T: load it into a network after the same set_T. A backward pass
+    through what was computed before fails where it needs a tensor that has changed.
 
     Args:
         net: a network with an Encoder of real-valued inputs; it is changed in place.
@@ -29,7 +34,8 @@ def set_T(net: nn.Module, T: int) -> nn.Module:
     Raises:
         TypeError: net is not a module, or T is not an int.
         ValueError: T is out of range, for the network or for a layer with its own, or that of recordings (there is no
-            Encoder, or one of events); a layer has step timing; or net is frozen or has no layer with neurons.
+            Encoder, or one of events); a layer has step timing; or net has no layer with neurons, or is frozen: change
+            the network that was frozen, and freeze it again.
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5, norm=True, timing="window"), tnn.Readout(5, 3))
     >>> fine = tnn.set_T(net, 16)[:2](torch.rand(2, 6))
@@ -67,8 +73,9 @@ def set_T(net: nn.Module, T: int) -> nn.Module:
                 setattr(layer, key, value * (old / new[name]))
         if layer.T is not None:
             layer.T = new[name]
-    for tensor, factor in tensors.values():
-        tensor.data.mul_(factor)
+    with torch.no_grad():
+        for tensor, factor in tensors.values():
+            tensor.mul_(factor)
     for encoder in encoders:
         encoder.T = T
     return net
