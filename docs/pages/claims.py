@@ -62,10 +62,12 @@ def rows() -> Iterator[tuple[str, str, str, str]]:
         f"{run(jpeg)['recipe']['epochs']} and twice {run(twin)['recipe']['epochs']} epochs, window timing; "
         f"`{jpeg}`, `{twin}`. Not run: `cifar10-full`",
     )  # fmt: skip
+    seeds = ", ".join(str(len(run(f"fashion-mnist{one}")["per_seed"])) for one in SWEEP.values())
     yield (
         "accuracy saturates at few steps", "(m)",
         f"T = {', '.join(map(str, SWEEP))}: {', '.join(percent(f'fashion-mnist{one}') for one in SWEEP.values())}",
-        f"Fashion-MNIST, from its ANN of {percent('fashion-mnist', 'ann_')}; `fashion-mnist-t1` to `-t16`",
+        f"Fashion-MNIST, from its ANN of {percent('fashion-mnist', 'ann_')}; seeds: {seeds}; "
+        "`fashion-mnist-t1` to `-t16`",
     )  # fmt: skip
     yield (
         "ImageNet, AlexNet",

@@ -56,7 +56,8 @@ def convert(
 
     Args:
         ann: a network for images or vectors, in any mode; it is not changed. Its layers' modes carry over.
-        T: the number of time steps, 1..255; with timing "step" 1..65535. For another T, convert the ANN again.
+        T: the number of time steps, 1..255; with timing "step" 1..65535. For another T, convert the ANN again, which
+            chooses thresholds for it; :func:`tandem_snn.nn.set_T` keeps their ranges ϑT.
         example: a batch of inputs of the ANN, or a tuple of one for each of its arguments, which several need; only the
             size matters, and one sample is enough. With mode "pixels" it may be of pixels, uint8. Where numbers in the
             ANN's forward depend on the size, such as ``F.interpolate(x, size=y.shape[-2:])``, or hidden layers read

@@ -41,7 +41,8 @@ def freeze(
         weight_bits: round the weights symmetrically to 2 to 8 bits: integers times one quantisation step per output
             channel, see ``grids``. None: round only layers that have ``weight_bits`` themselves. Those that have others
             are rounded again, with a warning.
-        T: the number of time steps; needed for a network without Encoder that streams before it has seen a train.
+        T: the number of time steps; needed for a network without Encoder that has default thresholds, or streams
+            before it has seen a train.
         example: an input, of any batch size, or a tuple of several. Layers that move features need its shape to become
             part of the one call: transposed convolutions, upsampling, other padding than zeros, and Linear on tokens.
             Networks of :func:`convert` with an example have one.
