@@ -361,6 +361,9 @@ def test_hostile_tensors(small):
     for changes, message in (
         ({"program": program, "names": tensors["names"]}, "expected the tensors names, numbers and program, got"),
         ({**tensors, "more": torch.ones(2)}, "more"),
+        ({**tensors, "seen.0": torch.tensor([0, 0])}, "seen.0 is no order"),
+        ({**tensors, "seen.0": torch.tensor([1, 0]).float()}, "seen.0 is no order"),
+        ({**tensors, "seen.9": torch.tensor([1, 0]).int()}, "seen.9 is no order"),
         ({**tensors, "program": program.int()}, "a program is int64"),
         ({**tensors, "program": program.view(1, -1)}, "a program is int64"),
         ({**tensors, "program": program[:3].clone()}, "too short"),

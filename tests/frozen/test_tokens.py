@@ -129,13 +129,31 @@ def test_operations_are_rows_times_spikes():
     assert ts.measure.synops(frozen, [x, x])[1].eq(0).all()
 
 
-def test_moves_are_in_the_order_of_the_layers():
+def test_moves_are_in_the_order_of_the_layers(tmp_path):
     net, x = trained(transformer(), images()), images()
     frozen = ts.freeze(net, example=x)
-    rising = [moves for _, moves in frozen.follow(x)]
-    for name, (_, y) in seen_by(net, x).items():
-        if isinstance(net.get_submodule(name), tnn.SpikingLayer) and isinstance(y, te.SpikeTrain):
-            assert torch.equal(sum(moves[name].float() for moves in rising), y.counts), name
+    frozen.save(tmp_path / "net.tandem")
+    for each in (frozen, ts.load(tmp_path / "net.tandem")):
+        rising = [moves for _, moves in each.follow(x)]
+        for name, (_, y) in seen_by(net, x).items():
+            if isinstance(net.get_submodule(name), tnn.SpikingLayer) and isinstance(y, te.SpikeTrain):
+                assert torch.equal(sum(moves[name].float() for moves in rising), y.counts), name
+
+
+def test_a_file_has_the_order_of_neurons_for_one_size(tmp_path):
+    fire = tnn.Permute([0, 2, 3, 1]), tnn.Neurons(timing="window"), tnn.Permute([0, 3, 1, 2])
+    ends = tnn.AdaptiveAvgPool2d(1), tnn.Flatten(), tnn.Readout(4, 2)
+    conv = tnn.Conv2d(2, 4, 1, neurons=False, timing="window")
+    net, x = nn.Sequential(tnn.Encoder(3), conv, *fire, *ends), torch.rand(3, 2, 6, 5)
+    frozen, path = ts.freeze(net, example=x), tmp_path / "net.tandem"
+    frozen.save(path)
+    loaded, larger = ts.load(path), torch.rand(3, 2, 7, 5)
+    assert next(loaded.follow(x))[1]["3"].shape == next(frozen.follow(x))[1]["3"].shape == (3, 6, 5, 4)
+    assert torch.equal(loaded(larger), frozen(larger))
+    with pytest.raises(ValueError, match="order of the neurons of layer '3' is that of 120, got 140"):
+        next(loaded.follow(larger))
+    with pytest.raises(ValueError, match="order of the neurons of layer '3'"):
+        ts.to_onnx(loaded, path, larger)
 
 
 def test_onnx(tmp_path):

@@ -78,7 +78,6 @@ FrozenFile FrozenFile::read(const std::string& content) {
   const std::string numbers = header.tensor("numbers", "U8", 1, body);
   header.expect(",");
   const std::string program = header.tensor("program", "I64", sizeof(int64_t), body);
-  header.expect("}");
   for (size_t begin = 0, end = 0; end != std::string::npos; begin = end + 1) {
     end = names.find('\n', begin);
     file.names.push_back(names.substr(begin, end - begin));

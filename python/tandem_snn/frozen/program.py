@@ -165,6 +165,8 @@ def write(path: str | PathLike[str], stages: Stages, metadata: Metadata) -> None
     program, numbers, _ = encode(stages, metadata)
     names = "\n".join(stage.name for stage in stages.stages).encode()
     tensors = {"program": program, "numbers": numbers, "names": torch.frombuffer(bytearray(names), dtype=torch.uint8)}
+    orders = {f"seen.{n}": stage.seen for n, stage in enumerate(stages.stages)}  # behind what C++ reads, by its name
+    tensors |= {name: order.int() for name, order in orders.items() if order is not None}
     write_atomically(Path(path), pack(tensors, FORMAT))
 
 
@@ -173,15 +175,29 @@ def read(path: str | PathLike[str]) -> tuple[Stages, Metadata]:
     path = Path(path)
     tensors = unpack(path, FORMAT, "frozen network", "FrozenNetwork.save()")
     try:
+        orders = {name: tensors.pop(name) for name in [*tensors] if name.startswith("seen.")}
         if set(tensors) != {"program", "numbers", "names"}:
             raise ValueError(f"expected the tensors names, numbers and program, got {sorted(tensors)}")
         names = bytes(tensors["names"].tolist()).decode().split("\n")
         if not all(name.isprintable() for name in names):
             raise ValueError("a layer's name is no text")
-        return decode(tensors["program"], tensors["numbers"], names)
+        stages, metadata = decode(tensors["program"], tensors["numbers"], names)
+        _set_orders(stages, orders)
+        return stages, metadata
     except Exception as error:  # an untrusted file may make torch raise anything
         why = f"layer {error.layer!r:.80}: {error.why}" if isinstance(error, CannotLower) else str(error)
         raise UserError(f"{path} is not a valid frozen network: {why[:300]}") from error
+
+
+def _set_orders(stages: Stages, orders: dict[str, Tensor]) -> None:
+    """Set ``seen`` of stages from a file, whose tensors may be untrusted."""
+    known = {f"seen.{n}": stage for n, stage in enumerate(stages.stages)}
+    for name, order in orders.items():
+        flat = order.flatten()
+        valid = order.dtype == torch.int32 and 0 < order.dim() < 4
+        if name not in known or not valid or not torch.equal(flat.long().sort().values, torch.arange(len(flat))):
+            raise ValueError(f"{name} is no order of the features of a stage")
+        known[name].seen = order.long()
 
 
 class Program:

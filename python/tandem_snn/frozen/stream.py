@@ -121,9 +121,7 @@ class Stream:
         layers: Any = self.program.layers
         kinds = (*FIRES, "popcount")
         return {
-            "input" if stage.instruction.kind == "popcount" else stage.name: (
-                of if stage.seen is None else of.flatten(1)[:, stage.seen]
-            )
+            "input" if stage.instruction.kind == "popcount" else stage.name: stage.as_returned(of)
             for stage, of in zip(layers.stages, moves, strict=True)
             if stage.instruction.kind in kinds and of.dim() > 1
         }
