@@ -31,7 +31,8 @@ _LAYERS = (
 )
 _LAYER_INSTEAD = {name.lower(): f"use tandem_snn.nn.{name}" for name in _LAYERS} | {
     "batchnorm": "give the layer before it norm=True",
-    "add": "tandem_snn.nn.Residual adds the currents of two paths; spikes are 0 and 1, and cannot be added",
+    "add": "spikes are 0 and 1, and cannot be added; currents can, which layers return with neurons=False; "
+    "tandem_snn.nn.Residual adds the currents of two paths",
     "interpolate": "use tandem_snn.nn.Upsample",
     "getitem": "slice features before the encoder; of N tokens tandem_snn.nn.AvgPool1d(1, N) reads the first",
     "matmul": "use tandem_snn.nn.Linear; tandem_snn.nn.Attention multiplies trains",

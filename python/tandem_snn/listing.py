@@ -44,6 +44,10 @@ class NamedStage:
     def instruction(self) -> Instruction:
         return self.layer.instruction
 
+    def refusal(self, why: str) -> CannotLower:
+        """Return the error that an export cannot have the stage, with the name of its layer in the network."""
+        return CannotLower(self.layer.name or self.name, why)
+
     @property
     def seen(self) -> tuple[int, ...]:
         """The shape [*features] of what its layer returns."""

@@ -29,7 +29,7 @@ def attention(q: SpikeTrain, k: SpikeTrain, v: SpikeTrain, heads: int) -> Tensor
         heads: the number of heads, which divides D and E; each has d = D / heads channels of q and k.
 
     Returns:
-        z, the currents of the window, [1, B, M, E], in float32 (float64 for trains with counts of that type).
+        z, the currents of the window, [1, B, M, E], in float32 (float64 if the counts of v have that type).
 
     Raises:
         TypeError: q, k or v is not a SpikeTrain, or heads is not an int.
@@ -54,10 +54,12 @@ def products_of_counts(q: SpikeTrain, k: SpikeTrain, v: SpikeTrain, heads: int) 
             expected = 'whole windows (timing "window") of tokens [B, N, features] with one gain and no offset'
             raise ValueError(f"{name}: attention reads {expected}, got {x}")
     checks.positive("heads", heads)
-    fit = k.shape[:2] == v.shape[:2] and (q.shape[0], q.shape[2]) == (k.shape[0], k.shape[2])
-    if not fit or q.shape[2] % heads or v.shape[2] % heads:
+    if k.shape[:2] != v.shape[:2] or (q.shape[0], q.shape[2]) != (k.shape[0], k.shape[2]):
         shapes = ", ".join(str(list(x.shape)) for x in (q, k, v))
-        raise ValueError(f"q, k, v: expected [B, M, D], [B, N, D], [B, N, E] of {heads} heads, got {shapes}")
+        raise ValueError(f"q, k, v: expected [B, M, D], [B, N, D] and [B, N, E] of one B, N and D, got {shapes}")
+    if q.shape[2] % heads or v.shape[2] % heads:
+        sizes = f"D={q.shape[2]} and E={v.shape[2]}"
+        raise ValueError(f"heads: expected a divisor of the features of q and v, {sizes}, got {heads}")
     largest = k.shape[1] * (q.shape[2] // heads) * q.T * k.T * v.T
     if largest > 2**53:
         raise ValueError(f"q, k, v: their sums could reach {largest}, more than 2^53, the most that float64 holds")

@@ -95,9 +95,9 @@ def _fire(
     T, bias, scale, shift, step, eps, unit, threshold, leak, v_init, gate, timing, residual, steps, return_v = settings
     channels = channels_of(shape)
     if eps is not None:
-        if shape[0] * math.prod(shape[2:]) < 2:
+        if (values := shape[0] * math.prod(shape[2:])) < 2:
             least = "more than one value per channel"
-            raise checks.TooFewSamples(f"x: batch norm in training needs {least}, got outputs {list(shape)}")
+            raise checks.TooFewSamples(f"x: batch norm in training needs {least}, got {values}")
         bad = None if bad is None else bad.sum(0, True)  # through the batch statistics, one NaN affects all samples
     neurons, theta = NEUTRAL, None
     of_threshold = isinstance(threshold, Tensor)

@@ -14,7 +14,7 @@ from torch.nn.utils import prune
 from torch.optim.swa_utils import update_bn
 
 import tandem_snn.nn as tnn
-from tandem_snn import calibrate, convert, freeze, to_ann
+from tandem_snn import ann, calibrate, convert, freeze, to_ann
 from tandem_snn.convert import CannotConvert
 from tandem_snn.frozen.lowering import lower
 
@@ -80,6 +80,7 @@ def images(forward):
     (linear(nn.Hardtanh()), r"module '1', Hardtanh\): it has no spiking counterpart"),
     (nn.Sequential(nn.LazyLinear(4), nn.ReLU()), "module '0', LazyLinear: give it a batch first"),
     (nn.Sequential(tnn.Encoder(4), tnn.Linear(4, 2)), "module '0': it is spiking already"),
+    (nn.Sequential(ann.SelfAttention(4, 2), nn.ReLU()), "attention is not converted: .* loads the state"),
     (Net(lambda m, x: relu(m.a(x[None])[0][0]), a=nn.LSTM(4, 4)), "'a', LSTM.*a recurrent layer"),
     (images(lambda m, x: relu(m.b(F.adaptive_max_pool2d(relu(m.a(x)), 5, return_indices=True)[1].float()))), "indices"),
     (image(nn.ConvTranspose2d(4, 4, 3), nn.SiLU(), nn.Conv2d(4, 4, 1), nn.ReLU()),

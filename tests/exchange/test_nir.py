@@ -207,11 +207,11 @@ def two(body, after=lambda y: y):
 
 
 @pytest.mark.parametrize(("make", "message"), [
-    (lambda: encoded(CONV, tnn.MaxPool2d(2), FLAT, tnn.Readout(32, 2)), "n2: NIR has no MaxP"),
+    (lambda: encoded(CONV, tnn.MaxPool2d(2), FLAT, tnn.Readout(32, 2)), "2: NIR has no MaxP"),
     (lambda: encoded(tnn.Conv2d(1, 2, 2, padding="same"), FLAT, tnn.Readout(128, 2)), "both"),
     (lambda: encoded(CONV), "Readout"),
-    (lambda: encoded(tnn.Conv2d(1, 2, 3), tnn.AdaptiveAvgPool2d(4), FLAT, tnn.Readout(32, 2)), "n2: adaptive pooling"),
-    (lambda: encoded(tnn.Conv2d(1, 2, (1, 2)), FLAT, tnn.Readout(112, 2)), "n1: nir 1.0.8 infers a wrong .* 1x2"),
+    (lambda: encoded(tnn.Conv2d(1, 2, 3), tnn.AdaptiveAvgPool2d(4), FLAT, tnn.Readout(32, 2)), "2: adaptive pooling"),
+    (lambda: encoded(tnn.Conv2d(1, 2, (1, 2)), FLAT, tnn.Readout(112, 2)), "1: nir 1.0.8 infers a wrong .* 1x2"),
     (lambda: encoded(tnn.AvgPool2d(2, spiking=False), FLAT, tnn.Readout(16, 2)), "nothing in the network spikes"),
     (lambda: two(lambda m, x: m.c(F.interpolate(m.c(x), scale_factor=2))), "no node that moves the neurons of an im"),
     (lambda: two(lambda m, x: m.c(m.c(F.max_pool2d(x, 2)))), "max_pool2d: NIR has no MaxPool2d: use AvgPool2d or stri"),
@@ -221,7 +221,7 @@ def two(body, after=lambda y: y):
     (lambda: two(lambda m, x: m.c(m.c(x)), lambda y: y * y), "function mul. is not a layer"),
     (lambda: two(lambda m, x: m.c(m.c(x)), lambda y: F.linear(y, y)), "function linear. is not a layer"),
     (lambda: encoded(FLAT, tnn.Linear(64, 2100), tnn.Neurons(2100, norm=True, v_init=0.0), tnn.Readout(2100, 2)),
-     "n3: NIR has no node for it but one of 4,410,000 weights"),
+     "3: NIR has no node for it but one of 4,410,000 weights"),
 ])  # fmt: skip
 def test_what_has_no_counterpart_is_named(make, message):
     with pytest.raises(CannotLower, match=message):

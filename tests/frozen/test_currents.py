@@ -222,6 +222,22 @@ def test_answers_for_each_pixel(timing, tmp_path):
     assert frozen(x).shape == (4, 5, 9, 7)
 
 
+def halved(u, constant):
+    v = torch.sub(torch.add(u, constant), torch.mul(0.25, torch.add(constant, u)))
+    return torch.div(torch.sub(constant, v), 0.5)
+
+
+@pytest.mark.kernels
+def test_torchs_functions_are_operators(tmp_path):
+    layer, fire = tnn.Linear(6, 5, neurons=False, timing="window"), tnn.Neurons(timing="window")
+    net = Net(lambda m, x: m.readout(m.fire(halved(m.layer(m.encoder(x)), m.constant))), encoder=tnn.Encoder(4))
+    net.layer, net.fire, net.readout, net.constant = layer, fire, tnn.Readout(5, 2), nn.Parameter(torch.rand(5))
+    x = torch.rand(3, 6)
+    u = net.layer(net.encoder(x))
+    assert torch.equal(halved(u, net.constant).total, halved(u.total, net.constant))
+    check_frozen(net.eval(), x, tmp_path, "window", x)
+
+
 def test_errors():
     u = tnn.Linear(4, 4, neurons=False)(te.ConstantInput(torch.rand(2, 4), 3))
     with pytest.raises(ValueError, match="T: the trains of a sum have different numbers of steps"):
@@ -231,6 +247,11 @@ def test_errors():
     for wrong in (lambda: u + "1", lambda: u - "1", lambda: "1" - u):
         with pytest.raises(TypeError, match="unsupported operand"):
             wrong()
+    for wrong in (lambda: torch.add(u, u, alpha=2), lambda: torch.div(u, 2, rounding_mode="floor")):
+        with pytest.raises(TypeError, match=r"expected two operands, got also .*: write it as"):
+            wrong()
+    with pytest.raises(TypeError, match="torch's div takes no Currents"):
+        torch.div(u, u)
     train = te.SpikeTrain.from_dense(torch.ones(5, 2, 4))
     for wrong in (lambda: -train, lambda: 2 * train):
         with pytest.raises(TypeError, match="the value of a spike is its gain"):

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import threading
 from functools import partial
 
 import networks
@@ -134,6 +135,17 @@ def test_what_has_no_frozen_form_is_refused_by_name():
     for run in net, freeze(net):
         with pytest.raises(TypeError, match="residual: expected a SpikeTrain, got ConstantInput"):
             run(torch.rand(2, 4))
+
+
+@pytest.mark.filterwarnings("ignore:freeze. the network runs layer by layer")
+def test_networks_that_keep_what_they_computed():
+    net, x = nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 5), tnn.Readout(5, 1)), torch.rand(2, 4)
+    scaled = net[1].weight * 2
+    net[1].kept = [scaled, {"of the output": (scaled.sum(),)}]
+    assert torch.equal(freeze(net)(x), net(x))
+    net[1].lock = threading.Lock()
+    with pytest.raises(ValueError, match="net: 'lock' of layer '1' cannot be copied: cannot pickle"):
+        freeze(net)
 
 
 def test_weights_change_by_load_state_dict_alone():

@@ -193,8 +193,8 @@ def test_errors(timing):
         ts.freeze(net, example=x[0])
     with pytest.raises((TypeError, ValueError), match="example: the network does not accept it: "):
         ts.freeze(net, example=x[::-1])
-    with pytest.raises(TypeError, match="x: the network takes 2 inputs, got 1"):
-        frozen(x[0])
+    with pytest.raises(TypeError, match=r"x: the network takes 2 inputs, got 1: call frozen\(x1, x2\)"):
+        frozen(x)
     with pytest.raises(TypeError, match="x: the network has 2 inputs: expected a tuple of as many"):
         frozen.step(x[0])
     with pytest.raises(ValueError, match="a new stream has none yet that could stay"):

@@ -150,7 +150,7 @@ def test_thresholds_at_the_ends_of_32_bits(bias, tmp_path):
     frozen, x = wide(66311, bias)
     check(frozen, x, tmp_path)
     assert IntegerGraph.of(frozen).nodes["n0"].sums == 127 * 255 * 66311 > 2**31 - 2**16
-    with pytest.raises(CannotLower, match="n0: its sums reach 2147514120, more than 32 bits hold"):
+    with pytest.raises(CannotLower, match="0: its sums reach 2147514120, more than 32 bits hold"):
         IntegerGraph.of(wide(66312)[0])
 
 
@@ -170,15 +170,15 @@ def test_what_has_no_integer_form_is_refused_by_name(tmp_path):
     x = te.SpikeTrain.from_counts(torch.ones(1, 3, 4), 8)
     pools = nn.Sequential(tnn.AvgPool1d(2, spiking=False), tnn.AvgPool1d(2, spiking=False), tnn.Flatten(), readout)
     for frozen, why in [
-        (ts.freeze(pools.eval(), weight_bits=8, T=8, example=x), "n1: it reads means: give the pooling before it neur"),
-        (of_layers(tnn.Linear(4, 3), readout), 'n0: its timing is "step": train it with "window"'),
-        (of_layers(tnn.Linear(4, 3), readout, T=9), 'n0: its timing is "step": train it with "window"'),
-        (of_layers(window, readout, bits=None), "n0: its weights are not of 2 to 8 bits, .*: freeze with weight_bits"),
-        (of_layers(large, readout), "n0: potentials of its channel 0 may overflow: scale it down"),
-        (image, "n1: it reads real numbers"),
+        (ts.freeze(pools.eval(), weight_bits=8, T=8, example=x), "1: it reads means: give the pooling before it neur"),
+        (of_layers(tnn.Linear(4, 3), readout), '0: its timing is "step": train it with "window"'),
+        (of_layers(tnn.Linear(4, 3), readout, T=9), '0: its timing is "step": train it with "window"'),
+        (of_layers(window, readout, bits=None), "0: its weights are not of 2 to 8 bits, .*: freeze with weight_bits"),
+        (of_layers(large, readout), "0: potentials of its channel 0 may overflow: scale it down"),
+        (image, "1: it reads real numbers"),
         (
             of_layers(tnn.Linear(4, 4, neurons=False, timing="window"), window, readout),
-            "n1_currents: its sums of currents .*: put tnn.Neurons before it",
+            "1: its sums of currents .*: put tnn.Neurons before it",
         ),
         (ts.freeze(nn.Sequential(window, readout).eval(), weight_bits=8, T=8), "frozen: its T and shape are not known"),
     ]:

@@ -212,5 +212,5 @@ def test_graphs(how):
 
 def test_nir_names_the_layer(tmp_path):
     pytest.importorskip("nir")
-    with pytest.raises(ValueError, match="n1: it has its own T=16, but a NIR graph has one, here 8"):
+    with pytest.raises(ValueError, match="1: it has its own T=16, but a NIR graph has one, here 8"):
         ts.to_nir(sequence(16, None).eval(), torch.rand(1, 20), window=True)

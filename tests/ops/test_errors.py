@@ -200,7 +200,7 @@ def layer_of(threshold):
     (lambda: f.if_scan(torch.zeros(65536, 1, 1)), ValueError, "currents: expected T from 1 to 65535"),
     (lambda: f.if_scan(torch.zeros(8, 3, 5), shift=torch.ones(3)), ValueError, "shift: expected shape [5]"),
     # batch norm
-    *((lambda B=B: f.bn_if(train(8, B, 7), W), ValueError, "more than one value") for B in (0, 1)),
+    *((lambda B=B: f.bn_if(train(8, B, 7), W), ValueError, f"than one value per channel, got {B}") for B in (0, 1)),
     (lambda: f.bn_if(X, BYTES), TypeError, "weight: expected a float32, bfloat16, float16 or float64 tensor"),
     *((bn(**{name: torch.ones(4)}), ValueError, f"{name}: expected shape [5]") for name in ("gamma", "beta", "bias")),
     *((bn(eps=value), ValueError, "eps: expected") for value in (-1.0, nan)),
@@ -224,7 +224,7 @@ def layer_of(threshold):
     *((call, (TypeError, AttributeError), message) for call, message in (
         (lambda: torch.stack([X, X]), "torch's stack takes no SpikeTrain: tandem_ext.cat"),
         (lambda: nn.Linear(7, 3)(X), "use tandem_snn.nn.Linear, or Readout for the outputs of the network"),
-        *((add, "nn.Residual adds the currents") for add in (lambda: X + X, lambda: 1 + X, lambda: ONES + X)),
+        *((add, "neurons=False; tandem_snn.nn.Residual") for add in (lambda: X + X, lambda: 1 + X, lambda: ONES + X)),
         (lambda: nn.GELU()(X), "gelu takes no SpikeTrain: layers that do are in tandem_snn.nn; to_dense()"),
         (lambda: nn.ReLU()(X), "relu takes no SpikeTrain: remove it, the neurons are in the layer before it"),
         (lambda: nn.BatchNorm1d(7)(X), "for batch norm give the layer before it norm=True"),

@@ -108,6 +108,9 @@ def convert(
     for name, module in ann.named_modules():
         if isinstance(module, SPIKING):
             raise CannotConvert(f"module {name!r}: it is spiking already; to_ann gives the ANN of a spiking network")
+        if isinstance(module, tnn.Attention):
+            instead = "build the network of tandem_snn.nn, which loads the state dict of the ANN"
+            raise CannotConvert(f"module {name!r}: attention is not converted: {instead}")
         if ".quantized" in type(module).__module__:
             kind = f"module {name!r}, {type(module).__name__}, is quantized"
             raise CannotConvert(f"{kind}: convert the ANN of floating point, and freeze(snn, weight_bits=8)")

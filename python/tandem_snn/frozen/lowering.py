@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from tandem_ext import SpikeTrain
-from tandem_ext._torch import remove_weight_hooks
+from tandem_ext._torch import pytree, remove_weight_hooks
 from tandem_ext.functional.neuron import over_space
 
 from .. import nn as tnn
@@ -49,10 +49,13 @@ def lower(
 
 def snapshot(net: nn.Module) -> nn.Module:
     """Copy a network in evaluation mode; pruning, weight norm and other parametrisations become plain weights."""
-    values = [value for module in net.modules() for value in vars(module).values()]
+    values = pytree.tree_leaves([[*vars(module).values()] for module in net.modules()])
     # deepcopy does not support tensors that are not leaves
     memo = {id(v): v.detach().clone() for v in values if isinstance(v, Tensor) and not v.is_leaf}
-    net = copy.deepcopy(net, memo).eval().requires_grad_(False)
+    try:
+        net = copy.deepcopy(net, memo).eval().requires_grad_(False)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"net: {_uncopied(net, memo)} cannot be copied: {str(error).splitlines()[0]}") from error
     for module in net.modules():
         remove_weight_hooks(module)
         if parametrize.is_parametrized(module):  # remove_parametrizations would change the class shared with net
@@ -63,6 +66,23 @@ def snapshot(net: nn.Module) -> nn.Module:
             for name, value in made.items():
                 module.register_parameter(name, value)
     return net.requires_grad_(False)
+
+
+def _uncopied(net: nn.Module, memo: dict[int, Tensor]) -> str:
+    """Name the first attribute that deepcopy refuses."""
+    for name, module in net.named_modules():
+        for attribute, value in vars(module).items():
+            if attribute != "_modules" and not _copies(value, memo):
+                return f"{attribute!r} of layer {name!r}" if name else f"its {attribute!r}"
+    return "it"
+
+
+def _copies(value: Any, memo: dict[int, Tensor]) -> bool:
+    try:
+        copy.deepcopy(value, {**memo})
+    except (RuntimeError, TypeError):
+        return False
+    return True
 
 
 class Lowering:

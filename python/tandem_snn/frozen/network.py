@@ -148,7 +148,8 @@ class FrozenNetwork(Streaming, WeightKeeper):
         It is a readout [B, outputs], or what the network returns of such: a dict, list or tuple.
         """
         if len(inputs) != self._given:
-            raise TypeError(f"x: the network takes {self._given} inputs, got {len(inputs)}")
+            names = ", ".join(f"x{n + 1}" for n in range(self._given))
+            raise TypeError(f"x: the network takes {self._given} inputs, got {len(inputs)}: call frozen({names})")
         answer, bad = self._answer(inputs), flags_of(inputs)
         return answer if bad is None else pytree.tree_map(lambda y: with_flags(y, bad), answer)
 

@@ -94,6 +94,11 @@ class Value(signal.Signal):
 
     __radd__, __rmul__ = __add__, __mul__
 
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = currents.by_operator(cls, func, args, kwargs)
+        return super().__torch_function__(func, types, args, kwargs) if result is NotImplemented else result
+
     def as_currents(self) -> Any:
         """Return what ``currents_of`` makes of it."""
         return self if self.is_currents else self.owner.affine("currents", self, None, None)
@@ -172,6 +177,9 @@ class _Tracer:
         return copy
 
     def _layer(self, name: str, layer: nn.Module, *args: Any, **kwargs: Any) -> Value:
+        of_torch = type(layer).__module__.startswith("torch.nn")
+        if of_torch and not any(isinstance(value, Value) for value in pytree.tree_leaves((args, kwargs))):
+            return layer(*args, **kwargs)  # a constant, such as an embedding of positions
         x, further = call_inputs(args, kwargs)
         known = isinstance(x, Value) and isinstance(further.get("residual"), Value | None)
         if not known or further.keys() - {"residual"}:

@@ -141,18 +141,18 @@ class IntegerGraph:
     def _node(self, stage: NamedStage) -> Node:
         i = stage.instruction
         if i.kind == "output" or (i.kind == "sum" and stage.signal is Tensor):
-            raise CannotLower(stage.name, "an answer that is not that of one Readout: end the network with one")
+            raise stage.refusal("an answer that is not that of one Readout: end the network with one")
         if i.kind == "attention":
-            raise CannotLower(stage.name, "attention has no integer form yet: to_onnx takes it")
+            raise stage.refusal("attention has no integer form yet: to_onnx takes it")
         if stage.reads not in (SpikeTrain, Currents) and i.kind not in ("flatten", "readout"):
             if stage.x in self.nodes:
-                raise CannotLower(stage.name, "it reads means: give the pooling before it neurons (timing='window')")
-            raise CannotLower(stage.name, "it reads real numbers: put counts into the network")
+                raise stage.refusal("it reads means: give the pooling before it neurons (timing='window')")
+            raise stage.refusal("it reads real numbers: put counts into the network")
         unknown = [name for name in (stage.x, stage.residual) if name not in (None, *self.network.levels, *self.nodes)]
         if unknown:
-            raise CannotLower(stage.name, f"it reads real numbers, of layer {unknown[0]!r}: give the network counts")
+            raise stage.refusal(f"it reads real numbers, of layer {unknown[0]!r}: give the network counts")
         if i.timing != "window" and (stage.fires or stage.signal is Currents):
-            raise CannotLower(stage.name, 'its timing is "step": train it with "window", whose neurons have thresholds')
+            raise stage.refusal('its timing is "step": train it with "window", whose neurons have thresholds')
         if i.kind in MOVES:
             return self._moved(stage)
         node = Node(stage, self.network.levels.get(stage.name, 0))
@@ -160,7 +160,7 @@ class IntegerGraph:
             u = self._ends(stage.x)
         else:
             if stage.reads is Currents:
-                raise CannotLower(stage.name, "its sums of currents round in torch's order: put tnn.Neurons before it")
+                raise stage.refusal("its sums of currents round in torch's order: put tnn.Neurons before it")
             self._multiply(node)
             u = torch.tensor([[-1.0], [1.0]]) * node.sums
         if stage.signal is Tensor:
@@ -192,17 +192,17 @@ class IntegerGraph:
             if pooling is None or layer.scale is not None:
                 uneven = "kernels of different sizes: take an output size that divides that of its input"
                 gains = "a gain for each channel: put a Readout after them"
-                raise CannotLower(stage.name, f"its means have {uneven if pooling is None else gains}")
+                raise stage.refusal(f"its means have {uneven if pooling is None else gains}")
             kernel = node.geometry.over_axes(node.geometry.kernel)
             node.weight = torch.ones(stage.in_shape[0], 1, *kernel, dtype=torch.int64)
         else:
             if layer.step is None or layer.dtype != torch.float32:
-                raise CannotLower(stage.name, "its weights are not of 2 to 8 bits, in float32: freeze with weight_bits")
+                raise stage.refusal("its weights are not of 2 to 8 bits, in float32: freeze with weight_bits")
             node.weight = layer.weight.long()
         node.sums = int(node.weight.flatten(1).abs().sum(1).max()) * self.most(stage.x)
         if node.sums > LARGEST_SUM or bool((node.weight < -127).any()):
             why = f"its sums reach {node.sums}, more than 32 bits hold, or a weight is -128"
-            raise CannotLower(stage.name, f"{why}: take fewer bits or a smaller T")
+            raise stage.refusal(f"{why}: take fewer bits or a smaller T")
 
     def _average(self, node: Node) -> None:
         """Set what the sums of a mean, and of what reads it, are divided and multiplied by."""
@@ -226,7 +226,7 @@ class IntegerGraph:
         v = _potential(node, u.view(2, 1, 1, -1), r).flatten(0, -2)
         lost = (~v.isfinite()).any(0).nonzero()
         if len(lost):
-            raise CannotLower(stage.name, f"potentials of its channel {int(lost[0])} may overflow: scale it down")
+            raise stage.refusal(f"potentials of its channel {int(lost[0])} may overflow: scale it down")
         if stage.signal is Currents:
             node.ends = torch.stack([v.amin(0), v.amax(0)])
 

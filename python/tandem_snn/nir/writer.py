@@ -62,9 +62,9 @@ class Writer:
         elif kind in ("average", "mean", "adaptive_mean"):
             node = self._average(stage)
         elif kind == "attention":
-            raise CannotLower(stage.name, "NIR has no attention")
+            raise stage.refusal("NIR has no attention")
         else:
-            raise CannotLower(stage.name, "NIR has no MaxPool2d: use AvgPool2d or strides")
+            raise stage.refusal("NIR has no MaxPool2d: use AvgPool2d or strides")
         name = self.add(stage.name, node, *x)
         if stage.fires:
             name = self.neurons(stage, [name])
@@ -98,7 +98,7 @@ class Writer:
     def _matrix(self, stage: NamedStage, name: str, matrix: Tensor, x: list[str], shift: Tensor | None = None) -> str:
         """Add a product with a matrix [N, C] at each pixel."""
         if matrix.numel() > _MOST:
-            raise CannotLower(stage.name, f"NIR has no node for it but one of {matrix.numel():,} weights")
+            raise stage.refusal(f"NIR has no node for it but one of {matrix.numel():,} weights")
         weight = matrix.view(*matrix.shape, *[1] * (len(stage.in_shape) - 1))
         layer = Stage(name, Instruction("layer", INPUT), weight=weight, shift=shift)
         return self.add(name, self._synapses(replace(stage, layer=layer)), *x)
@@ -121,7 +121,7 @@ class Writer:
                     if (*shape[:first], math.prod(shape[first : last + 1]), *shape[last + 1 :]) == stage.shape:
                         return [self.add(stage.name, self._flatten(shape, first + 1, last + 1), *x)]
         if len(parts) > 1 or len(stage.shape) > 1:
-            raise CannotLower(stage.name, "NIR has no node that moves the neurons of an image")
+            raise stage.refusal("NIR has no node that moves the neurons of an image")
         if len(shape) > 1:
             flat = self._flatten(shape, 1, len(shape))
             x = [self.add(self.free(f"{stage.name}_flat"), flat, *x)]
@@ -151,12 +151,12 @@ class Writer:
             return self.nir.Affine(weight, bias)
         weight = without_groups(weight, i.groups)
         if any(i.after):
-            raise CannotLower(stage.name, "padding that is not the same on both sides: use an odd kernel")
+            raise stage.refusal("padding that is not the same on both sides: use an odd kernel")
         padding: tuple[int, ...] = i.padding
         if i.axes == 1:
             (size,), stride, dilation = stage.in_shape[1:], i.stride[1], i.dilation[1]
             return self.nir.Conv1d(size, weight, stride, padding[1], dilation, 1, bias)
-        weight, padding = _square(stage.name, weight, padding, i.dilation)
+        weight, padding = _square(stage.layer.name, weight, padding, i.dilation)
         return self.nir.Conv2d(stage.in_shape[1:], weight, i.stride, padding, i.dilation, 1, bias)
 
     def _average(self, stage: NamedStage) -> Any:
@@ -170,7 +170,7 @@ class Writer:
             layer.instruction = replace(stage.instruction, threshold=1.0)
         pooling = stage.pooling()
         if pooling is None:
-            raise CannotLower(stage.name, "adaptive pooling with kernels of different sizes: use AvgPool2d")
+            raise stage.refusal("adaptive pooling with kernels of different sizes: use AvgPool2d")
         node = cls(*map(np.array, pooling))
         node.input_type, node.output_type = {"input": np.array(stage.in_shape)}, {"output": np.array(stage.shape)}
         return node
@@ -178,7 +178,7 @@ class Writer:
     def neurons(self, stage: NamedStage, sources: list[str]) -> str:
         """Add the neurons of a stage, which receive the currents of ``sources``; return the node of their spikes."""
         if (T := stage.instruction.own_T) not in (0, self.T):
-            raise CannotLower(stage.name, f"it has its own T={T}, but a NIR graph has one, here {self.T}")
+            raise stage.refusal(f"it has its own T={T}, but a NIR graph has one, here {self.T}")
         if stage.residual is not None:
             sources = sources + self._residual(stage, sources)
         return self.add(self.free(f"{stage.name}_neurons"), self._if(stage), *sources)
@@ -189,7 +189,7 @@ class Writer:
             metadata["timing"] = stage.instruction.timing
         if stage.layer.v_init is not None and bool(stage.layer.v_init.any()):
             if not stage.window_timing:
-                raise CannotLower(stage.name, "NIR's neurons start at potential 0: set v_init=0")
+                raise stage.refusal("NIR's neurons start at potential 0: set v_init=0")
             metadata["v_init"] = full(stage.shape, stage.layer.v_init)
         zeros = np.zeros(stage.shape, np.float32)
         threshold = full(stage.shape, torch.as_tensor(stage.instruction.threshold))

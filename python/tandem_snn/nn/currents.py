@@ -23,6 +23,12 @@ from .batch_norm import SyncBatchNorm, applied, fold_norm, normalised, scale_shi
 from .signals import effective_counts
 
 AT_ONCE = 8  # number of steps whose currents are in memory at the same time: one plane of spikes
+_OPERATORS = {
+    "add": (torch.add, Tensor.add),
+    "sub": (torch.sub, Tensor.sub, Tensor.__rsub__),
+    "mul": (torch.mul, Tensor.mul),
+    "truediv": (torch.div, torch.true_divide, Tensor.div),
+}
 Steps = Callable[[int, int], Tensor]
 
 
@@ -182,17 +188,9 @@ class Currents(Signal):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Add, subtract and multiply a tensor as operators do: ``torch.compile`` asks for these functions."""
-        if func is Tensor.__rsub__:
-            func, args = torch.sub, args[::-1]
-        first = isinstance(args[0], Currents) if args else True
-        if func in (torch.add, Tensor.add):
-            return args[0].__add__(args[1]) if first else args[1].__add__(args[0])
-        if func in (torch.sub, Tensor.sub):
-            return args[0].__sub__(args[1]) if first else args[1].__rsub__(args[0])
-        if func in (torch.mul, Tensor.mul):
-            return args[0].__mul__(args[1]) if first else args[1].__mul__(args[0])
-        return super().__torch_function__(func, types, args, kwargs)
+        """Do as operators do: ``torch.compile`` asks for torch's functions instead."""
+        result = by_operator(cls, func, args, kwargs)
+        return super().__torch_function__(func, types, args, kwargs) if result is NotImplemented else result
 
     def __mul__(self, factor: Any) -> "Currents":
         if not isinstance(factor, int | float | Tensor):
@@ -215,6 +213,24 @@ class Currents(Signal):
 
     def __rsub__(self, other: Any) -> "Currents":
         return -self + other
+
+
+def by_operator(kind: type, func: Any, args: Any, kwargs: Any) -> Any:
+    """Return what the operator of torch's add, sub, mul or div makes of two operands, of which one is of this kind.
+
+    NotImplemented: it is another function. Settings such as ``alpha`` have no operator: TypeError.
+    """
+    name = next((name for name, functions in _OPERATORS.items() if func in functions), None)
+    if name is None:
+        return NotImplemented
+    if len(args) != 2 or kwargs:
+        taken = ", ".join(kwargs or ()) or f"{len(args)} arguments"
+        raise TypeError(f"torch's {name}: expected two operands, got also {taken}: write it as u + 2 * v")
+    a, b = args[::-1] if func is Tensor.__rsub__ else args
+    if isinstance(a, kind):
+        return getattr(a, f"__{name}__")(b)
+    reflected = getattr(b, f"__r{name}__", None)
+    return NotImplemented if reflected is None else reflected(a)
 
 
 @contextmanager

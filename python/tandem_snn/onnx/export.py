@@ -52,7 +52,7 @@ def to_onnx(net: nn.Module, path: str | PathLike[str], x: Any) -> None:
     """
     extra("onnx", "the export to ONNX")
     T = next((each.T for each in batches(x) if isinstance(each, SpikeTrain)), None)
-    frozen = net if isinstance(net, FrozenNetwork) else freeze(net, T=T)
+    frozen = net if isinstance(net, FrozenNetwork) else freeze(net, T=T, example=x)
     write_atomically(Path(path), OnnxGraph(listing_of(frozen, x)).model().SerializeToString())
 
 
@@ -126,7 +126,7 @@ class OnnxGraph(Builder):
         kind, x = stage.instruction.kind, self.values[stage.x]
         if stage.fires and stage.window_timing == self.streams:
             why = 'it has timing "step" and others "window", but the graph is one step or one window: use one timing'
-            raise CannotLower(stage.name, why)
+            raise stage.refusal(why)
         if stage.name in self.tables:
             self.values[stage.name] = self.fire_by_table(self.tables[stage.name])
             return
