@@ -52,6 +52,7 @@ class Signal:
     joins_gains: ClassVar[bool] = False  # whether signals with different numbers as gains can be joined by channel
     offset: Tensor | None = None  # [1, *features], what is added to the counts of a train before the gain
     joins_kinds: ClassVar[bool] = False  # whether other kinds can be joined with it
+    __array_ufunc__ = None  # numpy's numbers and arrays leave their operators to the signal
     as_currents: ClassVar[Any] = None  # a method of values that are only traced, which have no tensors
     _fields: ClassVar[tuple[str, ...]]  # the attributes that define it
     _instead: ClassVar[Mapping[str, str]] = _INSTEAD

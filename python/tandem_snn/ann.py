@@ -27,7 +27,7 @@ from tandem_ext.functional.neuron import over_space
 from .nn import attention
 from .nn.attention import Attention, Permute
 from .nn.batch_norm import AnyBatchNorm, as_rows
-from .nn.passing import LEVELS, Mode, Numbers, Residual, check_normalisation, pixel_counts
+from .nn.passing import LEVELS, Mode, Numbers, Residual, check_units, pixel_counts
 from .nn.signals import effective_counts
 from .nn.synapses import by_token
 
@@ -61,7 +61,7 @@ __all__ = [
 class Encoder(nn.Module):
     """``gain * x``, since an ANN has no time steps; a SpikeTrain is replaced by its effective counts.
 
-    Of "pixels", uint8, it is ``gain * (x/255 - mean)/std``; of "events" gain is ignored.
+    Of "pixels", uint8, it is ``gain * (x/255 - mean)/std``.
 
     >>> from tandem_snn import ann
     >>> ann.Encoder(T=8)(torch.tensor([[0.5]]))
@@ -72,13 +72,13 @@ class Encoder(nn.Module):
         self, T: int = 1, mode: Mode = "direct", *, gain: float = 1.0, mean: Numbers | None = None, std: Numbers = 1.0
     ) -> None:
         super().__init__()
-        check_normalisation(mode, mean, std)
+        check_units(mode, gain, mean, std)
         self.mode, self.gain, self.mean, self.std = mode, gain, mean, std
 
     def forward(self, x: Tensor | SpikeTrain) -> Tensor:
         if self.mode != "pixels":
             values = effective_counts(x)
-            return values if self.gain == 1 or self.mode == "events" else self.gain * values
+            return values if self.gain == 1 else self.gain * values
         counts = pixel_counts(x, 1).stored[0].float() / LEVELS  # type: ignore[arg-type]
         of_channels = (torch.tensor(each, device=counts.device) for each in (self.mean or 0.0, self.std))
         mean, std = (over_space(each, counts.shape) for each in of_channels)

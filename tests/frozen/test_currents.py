@@ -3,6 +3,7 @@
 import resource
 
 import child
+import numpy as np
 import pytest
 import torch
 from networks import Net, at_the_counts, check_frozen, trained, with_own_T
@@ -191,6 +192,17 @@ def test_half_types(block, dtype, timing, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_means_do_not_depend_on_gradients(dtype, timing):
+    layers = tnn.Conv2d(3, 16, 3, neurons=False, timing=timing), tnn.Neurons(timing=timing)
+    net = nn.Sequential(tnn.Encoder(3), *layers, tnn.AdaptiveAvgPool2d(1), tnn.Flatten()).to(dtype).eval()
+    x = torch.rand(2, 3, 8, 8).to(dtype)
+    with torch.no_grad():
+        expected = net(x)
+    assert net(x).dtype == expected.dtype == dtype
+    assert torch.equal(net(x), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("move", ["upsample", "largest", "join"])
 def test_a_residual_has_the_gains_of_what_moved(move, dtype, timing, tmp_path):
     """In the type of the network: their quotients by a default threshold round in it."""
@@ -248,7 +260,7 @@ def test_errors():
         with pytest.raises(TypeError, match="unsupported operand"):
             wrong()
     for wrong in (lambda: torch.add(u, u, alpha=2), lambda: torch.div(u, 2, rounding_mode="floor")):
-        with pytest.raises(TypeError, match=r"expected two operands, got also .*: write it as"):
+        with pytest.raises(TypeError, match=r"expected two operands, got also .*: write u"):
             wrong()
     with pytest.raises(TypeError, match="torch's div takes no Currents"):
         torch.div(u, u)
@@ -258,6 +270,12 @@ def test_errors():
             wrong()
     with pytest.raises(TypeError, match="spikes are 0 and 1, and cannot be added"):
         train - train
+    for wrong in (lambda: u * torch.tensor(1j), lambda: u + torch.ones(4, dtype=torch.complex64)):
+        with pytest.raises(TypeError, match="a real constant, got torch"):
+            wrong()
+    for wrong in (lambda: u * u, lambda: np.ones(4) * u, lambda: u * 1j):
+        with pytest.raises(TypeError, match=r"\*: currents are multiplied by a number or a tensor, got"):
+            wrong()
     for constant in (torch.ones(2, 4), torch.ones(1, 1, 4), torch.ones(3)):
         with pytest.raises(ValueError, match=r"\+: expected currents or a constant that broadcasts with a sample"):
             u + constant
@@ -420,8 +438,56 @@ def test_another_size_is_lowered_anew_or_refused(tmp_path):
     frozen.save(tmp_path / "net.tandem")
     loaded = ts.load(tmp_path / "net.tandem")
     assert torch.equal(loaded(x), net(x))
-    with pytest.raises(ValueError, match="x: layer '3' was frozen for 48 features, got 147"):
-        loaded(torch.rand(2, 1, 9, 9))
+    for call in (loaded, loaded.step, loaded.settle):
+        with pytest.raises(
+            ValueError, match=r"x: expected samples of shape \[1, 6, 6\], for which the network was made"
+        ):
+            call(torch.rand(2, 1, 9, 9))
+
+
+MEANS = tnn.AdaptiveAvgPool2d(1), tnn.Flatten(), tnn.Readout(8, 5)
+SIZED = {
+    "reflected": ((3, 6, 8), lambda: (tnn.Encoder(4), conv(3, padding=1, padding_mode="reflect"), *MEANS)),
+    "enlarged": ((8, 6, 8), lambda: (tnn.Encoder(4), conv(8), tnn.Upsample(scale_factor=2), conv(8), *MEANS)),
+    "normalised pixels": ((3, 6, 8), lambda: (tnn.Encoder(4, "pixels", mean=0.4), conv(3, padding=1), *MEANS)),
+    "constants of rows": ((3, 6, 8), lambda: (tnn.Encoder(4), conv(3, neurons=False), Shifted(4, 1), FIRE, *MEANS)),
+    "tokens": ((6, 8), lambda: (tnn.Encoder(4), tnn.Linear(8, 4, timing="window"), tnn.Readout(4, 5))),
+}
+FIRE = tnn.Neurons(timing="window")
+
+
+def conv(channels, size=3, **options):
+    return tnn.Conv2d(channels, 8, size, timing="window", **options)
+
+
+class Shifted(nn.Module):
+    def __init__(self, *shape):
+        super().__init__()
+        self.constant = nn.Parameter(torch.rand(shape))
+
+    def forward(self, u):
+        return u + self.constant
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("name", SIZED)
+def test_as_many_features_of_another_shape(name, tmp_path):
+    (*channels, height, width), make = SIZED[name]
+    net, path = nn.Sequential(*make()).eval(), tmp_path / "net.tandem"
+    shapes = [(*channels, width, height), (*channels, height * 2, width // 2), (2, *channels, height // 2, width)]
+    kind = torch.uint8 if net[0].mode == "pixels" else torch.float32
+    inputs = [(torch.rand(2, *shape) * 255).to(kind) for shape in ((*channels, height, width), *shapes)]
+    frozen = ts.freeze(net, example=inputs[0])
+    frozen.save(path)
+    loaded = ts.load(path)
+    assert torch.equal(loaded(inputs[0]), net(inputs[0]))
+    for x in inputs[1:]:
+        with pytest.raises((ValueError, RuntimeError)):
+            loaded(x)
+        with pytest.raises((ValueError, RuntimeError)):
+            loaded.settle(x)
+        with pytest.raises((ValueError, RuntimeError)):
+            ts.to_onnx(loaded, path, x)
 
 
 def test_a_sample_that_is_not_a_number_spoils_itself(timing):

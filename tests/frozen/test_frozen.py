@@ -137,6 +137,60 @@ def test_what_has_no_frozen_form_is_refused_by_name():
             run(torch.rand(2, 4))
 
 
+class Odd(nn.Module):
+    """Networks whose forward does something that a program cannot."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.encoder, self.calls = kind, tnn.Encoder(4), 0
+        self.layer = tnn.Linear(24, 32, neurons=False, timing="window")
+        self.fire, self.readout = tnn.Neurons(timing="window"), tnn.Readout(32, 3)
+
+    def forward(self, x):
+        u, self.calls = self.layer(self.encoder(x)), self.calls + (self.kind == "calls")
+        u = u + torch.rand(32) if self.kind == "random" else u * (1 + self.calls)
+        self.fire.threshold = 0.2 if self.kind == "settings" else None
+        y = self.readout(self.fire(u))
+        self.fire.threshold = None
+        if self.kind == "quotients":
+            return y / 1.7 / torch.tensor([2.0, 3.0, 4.0])
+        return y * torch.ones(3, dtype=torch.float64) * 1.7 if self.kind == "types" else y / 4
+
+
+@pytest.mark.kernels
+@pytest.mark.filterwarnings("ignore:freeze. the network runs layer by layer")
+@pytest.mark.parametrize(("kind", "why"), [
+    ("plain", None), ("calls", "it changes 'calls'"), ("settings", "a forward sets its 'threshold'"),
+    ("random", "it draws random numbers"), ("quotients", "a quotient rounds"), ("types", "a constant of torch.float64"),
+])  # fmt: skip
+def test_what_a_forward_does_beside_its_layers(kind, why):
+    net, x = Odd(kind).eval(), torch.rand(4, 24)
+    frozen = freeze(net)
+    assert frozen.why_slow is None if why is None else why in str(frozen.why_slow)
+    if kind == "random":
+        assert not torch.equal(frozen(x), frozen(x))
+    else:
+        assert torch.equal(frozen(x), net(x))
+        assert frozen(x).dtype == net(x).dtype or kind == "calls"
+
+
+@pytest.mark.filterwarnings("ignore:freeze. the network runs layer by layer")
+@pytest.mark.parametrize("number", range(3))
+def test_a_forward_of_one_layer_s_own(number):
+    net, x = (
+        nn.Sequential(tnn.Encoder(4), tnn.Linear(6, 5, timing="window"), tnn.Readout(5, 3)).eval(),
+        torch.rand(2, 6),
+    )
+    before, layer = net(x), net[number]
+    forward = layer.forward
+    layer.forward = lambda x: (lambda y: y.replace(gain=2 * y.gain) if hasattr(y, "gain") else 2 * y)(forward(x))
+    assert not torch.equal(net(x), before)
+    frozen = freeze(net)
+    assert torch.equal(frozen(x), net(x))
+    with pytest.raises(ValueError, match=f"layer '{number}' cannot be saved: its forward is another one"):
+        frozen.save("none")
+
+
 @pytest.mark.filterwarnings("ignore:freeze. the network runs layer by layer")
 def test_networks_that_keep_what_they_computed():
     net, x = nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 5), tnn.Readout(5, 1)), torch.rand(2, 4)

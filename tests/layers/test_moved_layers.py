@@ -257,6 +257,7 @@ def test_operations_are_those_of_the_spikes():
     (lambda: tnn.Conv2d(1, 2, 3, padding_mode="mirror"), "padding_mode: expected"),
     (lambda: tnn.ConvTranspose2d(1, 2, 3, output_padding=1), "output_padding: expected less than stride or dilation"),
     (lambda: tnn.Upsample(2, mode="bicubic"), "mode: expected"),
+    (lambda: tnn.Upsample(2, align_corners=True), "align_corners: only mode .bilinear. has corners, got True"),
     (lambda: tnn.AdaptiveMaxPool2d(0), "output_size: expected"),
     (lambda: tnn.MaxPool1d(2)(train(1, 2, 3, 4)), r"x: MaxPool1d takes \[B, C, L\]"),
     (lambda: tnn.Linear(2, 2)(train(1, 2, 2, 2, 2)), "x: Linear takes"),

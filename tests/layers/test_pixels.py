@@ -112,6 +112,8 @@ def test_gradients_are_the_ann_s_at_the_pixels():
 
 @pytest.mark.parametrize(("make", "error", "words"), [
     (lambda: tnn.Encoder(8, mean=0.5), ValueError, "mean: only mode"),
+    (lambda: tnn.Encoder(4, "events", gain=3.0), ValueError, "gain: trains have their own, expected 1 with mode"),
+    (lambda: ts.ann.Encoder(4, "events", gain=3.0), ValueError, "gain: trains have their own, expected 1 with mode"),
     (lambda: tnn.Encoder(8, "pixels", std=0.0), ValueError, "std: .*positive"),
     (lambda: tnn.Encoder(8, "pixels")(torch.rand(2, 3)), TypeError, "pixels are uint8"),
     (lambda: tnn.Encoder(8, "pixels", mean=[0.1, 0.2])(torch.zeros(2, 3, dtype=torch.uint8)), ValueError,

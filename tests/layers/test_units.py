@@ -214,7 +214,12 @@ def test_default_thresholds_and_pixels_need_a_T_of_window_timing(change):
         change()
 
 
+SHARED = nn.Parameter(torch.tensor(0.3))
+
+
 @pytest.mark.parametrize(("net", "T", "words"), [
+    (nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 3, threshold=SHARED, T=3, timing="window"),
+                   tnn.Linear(3, 3, threshold=SHARED, timing="window")), 4, "T: layer '2' shares its threshold with"),
     (nn.Sequential(tnn.Linear(4, 3, timing="window")), 4, "T: it is that of the recordings.*: give it 4 steps"),
     (nn.Sequential(tnn.Encoder(8, "events"), tnn.Linear(4, 3, timing="window")), 4, "T: it is that of the recordings"),
     (nn.Sequential(tnn.Encoder(8), tnn.Linear(4, 3)), 4, "T: layer '1' has step timing"),
@@ -224,5 +229,7 @@ def test_default_thresholds_and_pixels_need_a_T_of_window_timing(change):
     (nn.Sequential(nn.Linear(4, 3)), 4, "net: expected a network of layers of tandem_snn.nn"),
 ])  # fmt: skip
 def test_T_that_is_no_precision(net, T, words):
+    before = [(getattr(m, "T", None), getattr(m, "gain", None)) for m in net.modules()]
     with pytest.raises(ValueError, match=words):
         tnn.set_T(net, T)
+    assert before == [(getattr(m, "T", None), getattr(m, "gain", None)) for m in net.modules()]

@@ -257,7 +257,7 @@ def _of_offset(lowering: Lowering, layer: Any, x: Value, weight: Tensor) -> Tens
     one = constant if constant.dim() == 2 else constant.flatten(2)[..., :1].view(1, -1, *[1] * (constant.dim() - 2))
     if bool((constant == one).all()):
         return one
-    lowering.sized = True
+    lowering.fixed = True
     return constant
 
 

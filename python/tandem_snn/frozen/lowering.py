@@ -124,9 +124,9 @@ class Lowering:
         stages = Stages(self._read(answers), self.modes[0] or "events", self.T, numbered(answer, count()))
         fired = (self.list[value.number].name for _, value in named(answer) if value.timing is not None)
         stages.fired = next(fired, None)
-        moves = (stage.instruction for stage in self.list if stage.instruction.kind == "gather")
-        stages.sized = self.sized or self.fixed or any(not i.by_channel for i in moves)
-        stages.unsized, stages.shapes = self.unsized, self.shapes if self.fixed else None
+        moves = (stage.instruction for stage in stages.stages if stage.instruction.kind == "gather")
+        fixed = self.fixed or any(not i.by_channel for i in moves)  # as many features may have another shape
+        stages.sized, stages.unsized, stages.shapes = self.sized or fixed, self.unsized, self.shapes if fixed else None
         return stages
 
     def _read(self, answers: dict[str, Value]) -> list[Stage]:
@@ -208,6 +208,10 @@ class Lowering:
 
     def constant(self, name: str, x: Value, value: Any, scales: bool) -> Value:
         """Append x times or plus a constant that broadcasts with one sample."""
+        if x.is_numbers and isinstance(value, Tensor):
+            dtype = next((stage.dtype for stage in self.list if stage.weight is not None), torch.float32)
+            if torch.result_type(torch.empty(1, dtype=dtype), value) != dtype:
+                raise CannotLower(name, f"a constant of {value.dtype} gives an answer of {dtype} another type")
         value = torch.as_tensor(value, dtype=torch.float32).detach()
         features = self.features_of(name, x) if value.numel() > 1 else ()
         at = value.dim() - len(features)

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from tandem_ext import signal
-from tandem_ext._torch import children_of, forward_hooks, pytree, set_children, uncompiled
+from tandem_ext._torch import DispatchMode, children_of, forward_hooks, pytree, set_children, uncompiled
 
 from .. import nn as tnn
 from ..nn import currents, general
@@ -90,7 +91,11 @@ class Value(signal.Signal):
         return self.owner.constant("scaled", self, factor, scales=True)
 
     def __truediv__(self, factor: Any) -> Any:
-        return self * (1 / factor) if isinstance(factor, int | float | Tensor) else NotImplemented
+        if not isinstance(factor, int | float | Tensor):
+            return NotImplemented
+        if self.is_numbers and not bool(torch.frexp(torch.as_tensor(factor).double()).mantissa.abs().eq(0.5).all()):
+            raise TypeError("a quotient rounds otherwise than a product: multiply the answer by 1 / the factor")
+        return self * (1 / factor)
 
     __radd__, __rmul__ = __add__, __mul__
 
@@ -145,7 +150,17 @@ def trace(net: nn.Module, inputs: list[Value], call: Callable[..., Value], funct
     ``function(name, f, *args)`` stands for the functions of a converted network.
     """
     refuse_hooks(net)
-    return _Tracer(call, function).copy(net)(*inputs)
+    with _NothingRandom():  # type: ignore[no-untyped-call]
+        return _Tracer(call, function).copy(net)(*inputs)
+
+
+class _NothingRandom(DispatchMode):
+    """Within it, drawing random numbers is an error: a program would draw them once."""
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in op.tags:
+            raise TypeError("it draws random numbers, which a program has not")
+        return op(*args, **(kwargs or {}))
 
 
 class _Tracer:
@@ -168,15 +183,22 @@ class _Tracer:
         )
         torchs = type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
         if isinstance(module, (*LEAVES, tnn.SpikingLayer, MaxPool)) or torchs:
-            forward = partial(self._layer, name, module)
+            if "forward" in vars(module):
+                raise CannotLower(name, "its forward is another one than that of its class")
+            forward = partial(self._layer, name, module, copy)
         else:
             is_graph = isinstance(module, fx.GraphModule)
             run = _Interpreter(name, self.function, copy).run if is_graph else copy.forward
-            forward = partial(self._run, name, module, run)
+            forward = partial(self._run, name, module, copy, run)
         copy.__dict__["forward"] = forward
         return copy
 
-    def _layer(self, name: str, layer: nn.Module, *args: Any, **kwargs: Any) -> Value:
+    def _layer(self, name: str, layer: nn.Module, copy: nn.Module, *args: Any, **kwargs: Any) -> Value:
+        changed = [
+            key for key in vars(layer) if vars(copy).get(key, self) is not vars(layer)[key] and key != "_modules"
+        ]
+        if changed:
+            raise CannotLower(name, f"a forward sets its {changed[0]!r}, of which a program has one value")
         of_torch = type(layer).__module__.startswith("torch.nn")
         if of_torch and not any(isinstance(value, Value) for value in pytree.tree_leaves((args, kwargs))):
             return layer(*args, **kwargs)  # a constant, such as an embedding of positions
@@ -194,10 +216,17 @@ class _Tracer:
             self.failed = error
             raise
 
-    def _run(self, name: str, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _run(
+        self, name: str, module: nn.Module, copy: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
         """Call the forward of a module that is no layer; raise CannotLower, with its name, for what it does itself."""
+        before = {key: value for key, value in vars(copy).items() if isinstance(value, int | float | str)}
         try:
-            return forward(*args, **kwargs)
+            result = forward(*args, **kwargs)
+            changed = [key for key, value in before.items() if vars(copy).get(key) != value]
+            if changed:
+                raise TypeError(f"it changes {changed[0]!r}, which the next call may read")
+            return result
         except Exception as error:  # a user's forward may raise anything when it is traced
             if error is self.failed or isinstance(error, CannotLower):
                 raise

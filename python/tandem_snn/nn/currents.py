@@ -61,7 +61,8 @@ class Currents(Signal):
         total: [B, *features], the sum over the window: the value of the ANN at the real counts, with its gradient; or a
             function that computes it.
         steps: (start, stop) -> the currents of these steps, [stop - start, B, *features], without a gradient; start is
-            a multiple of 8. They are computed on demand, so that memory does not grow with T.
+            a multiple of 8. They are computed on demand, so that memory does not grow with T, and without gradients
+            the sum is, too: change weights and constants in place only after the neurons have read the currents.
         T: the number of time steps.
         constant: whether every step has the same currents; ``steps`` then returns one step for any range.
         dtype: that of the network's weights, and of the counts of neurons on these currents.
@@ -182,6 +183,8 @@ class Currents(Signal):
 
     def _check_constant(self, expected: str, value: Any) -> None:
         given, sample = list(getattr(value, "shape", ())), [1, *self.shape[1:]]
+        if isinstance(value, Tensor) and value.is_complex():
+            raise TypeError(f"{expected} a real constant, got {value.dtype}")
         fits = all(n == 1 or n == size for n, size in zip(reversed(given), reversed(sample)))  # noqa: B905
         if not fits or len(given) > len(sample):
             raise ValueError(f"{expected} a constant that broadcasts with a sample {sample}, got {given}")
@@ -194,7 +197,7 @@ class Currents(Signal):
 
     def __mul__(self, factor: Any) -> "Currents":
         if not isinstance(factor, int | float | Tensor):
-            return super().__torch_function__(torch.mul, ())
+            raise TypeError(f"*: currents are multiplied by a number or a tensor, got {type(factor).__name__}")
         self._check_constant("*: expected", factor)
         return self._each(lambda u: u * factor, lambda u: u * factor)
 
@@ -225,7 +228,7 @@ def by_operator(kind: type, func: Any, args: Any, kwargs: Any) -> Any:
         return NotImplemented
     if len(args) != 2 or kwargs:
         taken = ", ".join(kwargs or ()) or f"{len(args)} arguments"
-        raise TypeError(f"torch's {name}: expected two operands, got also {taken}: write it as u + 2 * v")
+        raise TypeError(f"torch's {name}: expected two operands, got also {taken}: write u + 2 * v")
     a, b = args[::-1] if func is Tensor.__rsub__ else args
     if isinstance(a, kind):
         return getattr(a, f"__{name}__")(b)

@@ -14,6 +14,7 @@ from tandem_ext.functional.layer import Input, by_channel, product_if, window_pr
 from tandem_ext.functional.neuron import fold, over_space
 from tandem_ext.functional.products import LINEAR, Product
 from tandem_ext.functional.settings import Settings
+from tandem_ext.ops import compute_dtype
 from tandem_ext.signal import needs_grad
 
 from .batch_norm import AnyBatchNorm, SyncBatchNorm, applied, fold_norm, normalised, own_norm, track, uses_batch
@@ -172,7 +173,8 @@ class SpikingLayer(HasNeurons):
         z = z if residual is None else z + residual_total(residual, z)
         with torch.no_grad():
             train = self._fire(*self._arguments(x, scale, shift, residual))[0]
-        return couple(train, z, threshold=self.threshold_for(x.network_T), gate=self.gate)
+        train = couple(train, z, threshold=self.threshold_for(x.network_T), gate=self.gate)
+        return train.to(x.dtype) if isinstance(x, Currents) and x.dtype != compute_dtype(x.dtype) else train
 
     def used_weight(self) -> Tensor:
         """Return the weights that the layer computes with: rounded if it has ``weight_bits``."""

@@ -44,7 +44,11 @@ SIGNALS: dict[str, Any] = {
 Numbers = float | Sequence[float]
 
 
-def check_normalisation(mode: str, mean: Numbers | None, std: Numbers) -> None:
+def check_units(mode: str, gain: float, mean: Numbers | None, std: Numbers) -> None:
+    """Check what the input of an encoder is multiplied by, and what is subtracted."""
+    checks.gain("gain", gain)
+    if mode == "events" and gain != 1:
+        raise ValueError(f'gain: trains have their own, expected 1 with mode "events", got {gain}')
     for name, value, neutral in (("mean", mean, None), ("std", std, 1.0)):
         if value == neutral:
             continue
@@ -82,9 +86,8 @@ class Encoder(nn.Module):
         self, T: int, mode: Mode = "direct", *, gain: float = 1.0, mean: Numbers | None = None, std: Numbers = 1.0
     ) -> None:
         super().__init__()
-        checks.gain("gain", gain)
         checks.one_of("mode", mode, get_args(Mode))
-        check_normalisation(mode, mean, std)
+        check_units(mode, gain, mean, std)
         self.mode = mode
         self.T = T
         self.gain = gain

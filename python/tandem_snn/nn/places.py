@@ -72,6 +72,8 @@ class Upsample(nn.Upsample):
         checks.one_of("mode", mode, ("nearest", "nearest-exact", "bilinear"))
         if (size is None) == (scale_factor is None):
             raise ValueError(f"size: expected either a size or a scale_factor, got {size} and {scale_factor}")
+        if mode != "bilinear" and align_corners is not None:
+            raise ValueError(f'align_corners: only mode "bilinear" has corners, got {align_corners} with mode={mode!r}')
         super().__init__(size, scale_factor, mode, align_corners)
 
     def forward(self, x: Any) -> Any:

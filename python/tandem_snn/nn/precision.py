@@ -34,7 +34,8 @@ def set_T(net: nn.Module, T: int) -> nn.Module:
     Raises:
         TypeError: net is not a module, or T is not an int.
         ValueError: T is out of range, for the network or for a layer with its own, or that of recordings (there is no
-            Encoder, or one of events); a layer has step timing; or net has no layer with neurons, or is frozen: change
+            Encoder, or one of events); a layer has step timing; layers whose T changes by different factors share a
+            tensor; or net has no layer with neurons, or is frozen: change
             the network that was frozen, and freeze it again.
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5, norm=True, timing="window"), tnn.Readout(5, 3))
@@ -59,20 +60,24 @@ def set_T(net: nn.Module, T: int) -> nn.Module:
     for name, own in new.items():
         checks.T(f"T of layer {name!r}", own, "window")
     tensors: dict[int, tuple[Tensor, float]] = {}  # layers may share one
+    numbers: list[tuple[nn.Module, str, float]] = []
     for name, layer in layers.items():
-        names, old = ["gain"], layer.own_T(before)
-        if layer.threshold is None:
-            layer.range_T = layer.range_T or old
-        elif not isinstance(layer, AvgPool2d):  # which averages counts, whatever they stand for
+        names, factor = ["gain"], layer.own_T(before) / new[name]
+        if layer.threshold is not None and not isinstance(layer, AvgPool2d):  # which averages whatever counts stand for
             names += ["threshold", "v_init"]
         for key in names:
             value = getattr(layer, key, None)
-            if isinstance(value, Tensor):
-                tensors[id(value)] = value, old / new[name]
-            elif value is not None:
-                setattr(layer, key, value * (old / new[name]))
+            if isinstance(value, Tensor) and tensors.setdefault(id(value), (value, factor))[1] != factor:
+                raise ValueError(f"T: layer {name!r} shares its {key} with a layer whose T changes by another factor")
+            if isinstance(value, float | int):
+                numbers.append((layer, key, value * factor))
+    for name, layer in layers.items():
+        if layer.threshold is None:
+            layer.range_T = layer.range_T or layer.own_T(before)
         if layer.T is not None:
             layer.T = new[name]
+    for owner, key, number in numbers:
+        setattr(owner, key, number)
     with torch.no_grad():
         for tensor, factor in tensors.values():
             tensor.mul_(factor)
