@@ -108,9 +108,17 @@ def children_of(module: nn.Module) -> dict[str, nn.Module | None]:
     return module._modules
 
 
+def versions_of(module: nn.Module) -> dict[str, tuple[torch.Tensor | None, int]]:
+    """Return a module's own parameters and buffers, and how often each was changed in place."""
+    tensors = {**module._parameters, **module._buffers}
+    return {name: (t, 0 if t is None or t.is_inference() else t._version) for name, t in tensors.items()}
+
+
 def set_children(module: nn.Module, children: dict[str, nn.Module | None]) -> None:
-    """Replace all children, also of a copy that shares the dict of its children with the original."""
+    """Replace all children of a copy, and give it dicts of its own for these, its parameters and its buffers."""
     module.__dict__["_modules"] = children
+    for kind in ("_parameters", "_buffers"):
+        module.__dict__[kind] = dict(module.__dict__[kind])
 
 
 class WeightKeeper(nn.Module):

@@ -52,7 +52,6 @@ class Signal:
     joins_gains: ClassVar[bool] = False  # whether signals with different numbers as gains can be joined by channel
     offset: Tensor | None = None  # [1, *features], what is added to the counts of a train before the gain
     joins_kinds: ClassVar[bool] = False  # whether other kinds can be joined with it
-    __array_ufunc__ = None  # numpy's numbers and arrays leave their operators to the signal
     as_currents: ClassVar[Any] = None  # a method of values that are only traced, which have no tensors
     _fields: ClassVar[tuple[str, ...]]  # the attributes that define it
     _instead: ClassVar[Mapping[str, str]] = _INSTEAD
@@ -208,6 +207,8 @@ class Signal:
         cls, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Raise an error that names a replacement for the torch function. torch's layers get here too."""
+        if not cls.joins_kinds and any(getattr(other, "joins_kinds", False) for other in types):
+            return NotImplemented  # as of operators: currents know what their sum is
         name = getattr(func, "__name__", str(func))
         others = f"layers that do are in tandem_snn.nn; {cls._tensors}"
         hint = _LAYER_INSTEAD.get(name.replace("_", ""), others)

@@ -144,8 +144,6 @@ def listing_of(net: nn.Module, x: Any) -> Listing:
         if i.kind in CONVERSIONS or (i.kind == "flatten" and len(x.shape) <= 2):
             names[number] = names[i.input]
             return
-        if isinstance(y, SpikeTrain):
-            layer.as_returned(y.counts)  # raises if x has another size than the network was saved for
         name, fires = layer.name or "layer", i.fires and i.kind in FIRES
         name = name if fires or layer.name not in firing else f"{name}_currents"
         names[number] = identifier(name, {*names.values(), "output"})

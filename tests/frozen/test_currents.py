@@ -1,6 +1,7 @@
 """Currents between layers: what is written with them trains as the ANN, and freezes with the same bits."""
 
 import resource
+from functools import partial
 
 import child
 import numpy as np
@@ -260,7 +261,7 @@ def test_errors():
         with pytest.raises(TypeError, match="unsupported operand"):
             wrong()
     for wrong in (lambda: torch.add(u, u, alpha=2), lambda: torch.div(u, 2, rounding_mode="floor")):
-        with pytest.raises(TypeError, match=r"expected two operands, got also .*: write u"):
+        with pytest.raises(TypeError, match=r"expected two operands alone: write it with"):
             wrong()
     with pytest.raises(TypeError, match="torch's div takes no Currents"):
         torch.div(u, u)
@@ -482,12 +483,9 @@ def test_as_many_features_of_another_shape(name, tmp_path):
     loaded = ts.load(path)
     assert torch.equal(loaded(inputs[0]), net(inputs[0]))
     for x in inputs[1:]:
-        with pytest.raises((ValueError, RuntimeError)):
-            loaded(x)
-        with pytest.raises((ValueError, RuntimeError)):
-            loaded.settle(x)
-        with pytest.raises((ValueError, RuntimeError)):
-            ts.to_onnx(loaded, path, x)
+        for call in (loaded, loaded.settle, partial(ts.to_onnx, loaded, path)):
+            with pytest.raises(ValueError, match="x: expected samples of shape"):
+                call(x)
 
 
 def test_a_sample_that_is_not_a_number_spoils_itself(timing):

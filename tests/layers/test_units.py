@@ -214,6 +214,10 @@ def test_default_thresholds_and_pixels_need_a_T_of_window_timing(change):
         change()
 
 
+def settings(net):
+    return [str(getattr(m, name, None)) for m in net.modules() for name in ("T", "gain", "threshold", "v_init")]
+
+
 SHARED = nn.Parameter(torch.tensor(0.3))
 
 
@@ -229,7 +233,7 @@ SHARED = nn.Parameter(torch.tensor(0.3))
     (nn.Sequential(nn.Linear(4, 3)), 4, "net: expected a network of layers of tandem_snn.nn"),
 ])  # fmt: skip
 def test_T_that_is_no_precision(net, T, words):
-    before = [(getattr(m, "T", None), getattr(m, "gain", None)) for m in net.modules()]
+    before = settings(net)
     with pytest.raises(ValueError, match=words):
         tnn.set_T(net, T)
-    assert before == [(getattr(m, "T", None), getattr(m, "gain", None)) for m in net.modules()]
+    assert settings(net) == before

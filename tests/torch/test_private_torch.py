@@ -110,6 +110,16 @@ def children_of_a_copy_are_replaced():
     return [name for name, _ in (*module.named_children(), *other.named_children())] == ["0", "only"]
 
 
+def changes_of_tensors_are_counted():
+    module = nn.BatchNorm1d(1, affine=False)
+    with torch.inference_mode():
+        module.register_buffer("of inference", torch.zeros(1))
+    before = _torch.versions_of(module)
+    module.running_mean += 1
+    after = _torch.versions_of(module)
+    return [name for name, (_, version) in after.items() if version != before[name][1]] == ["running_mean"]
+
+
 def hooks_are_seen():
     modules = [nn.ReLU() for _ in range(3)]
     modules[1].register_forward_hook(lambda *_: None)
@@ -174,6 +184,7 @@ CHECKS = {
     "schema_of": lambda: _torch.schema_of(torch.ops.aten.neg.default) == "neg(Tensor self) -> Tensor",
     "set_children": children_of_a_copy_are_replaced,
     "transforms_active": lambda: torch.func.vmap(lambda x: x * _torch.transforms_active())(ONE) == 1,
+    "versions_of": changes_of_tensors_are_counted,
     "uncompiled": lambda: isinstance(_torch.uncompiled(torch.compile(nn.ReLU())), nn.ReLU),
 }
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -49,7 +50,9 @@ def lower(
 
 def snapshot(net: nn.Module) -> nn.Module:
     """Copy a network in evaluation mode; pruning, weight norm and other parametrisations become plain weights."""
-    values = pytree.tree_leaves([[*vars(module).values()] for module in net.modules()])
+    values = [value for module in net.modules() for value in vars(module).values()]
+    with suppress(RecursionError):  # of containers that contain themselves
+        values = pytree.tree_leaves(values)
     # deepcopy does not support tensors that are not leaves
     memo = {id(v): v.detach().clone() for v in values if isinstance(v, Tensor) and not v.is_leaf}
     try:
@@ -126,6 +129,7 @@ class Lowering:
         stages.fired = next(fired, None)
         moves = (stage.instruction for stage in stages.stages if stage.instruction.kind == "gather")
         fixed = self.fixed or any(not i.by_channel for i in moves)  # as many features may have another shape
+        fixed = fixed or any(stage.seen is not None for stage in stages.stages)
         stages.sized, stages.unsized, stages.shapes = self.sized or fixed, self.unsized, self.shapes if fixed else None
         return stages
 
@@ -208,17 +212,25 @@ class Lowering:
 
     def constant(self, name: str, x: Value, value: Any, scales: bool) -> Value:
         """Append x times or plus a constant that broadcasts with one sample."""
-        if x.is_numbers and isinstance(value, Tensor):
-            dtype = next((stage.dtype for stage in self.list if stage.weight is not None), torch.float32)
-            if torch.result_type(torch.empty(1, dtype=dtype), value) != dtype:
-                raise CannotLower(name, f"a constant of {value.dtype} gives an answer of {dtype} another type")
-        value = torch.as_tensor(value, dtype=torch.float32).detach()
+        dtype = self.dtype
+        if (
+            x.is_numbers
+            and isinstance(value, Tensor)
+            and torch.result_type(torch.empty(1, dtype=dtype), value) != dtype
+        ):
+            raise CannotLower(name, f"a constant of {value.dtype} gives an answer of {dtype} another type")
+        value = torch.as_tensor(value, dtype=torch.promote_types(dtype, torch.float32)).detach()
         features = self.features_of(name, x) if value.numel() > 1 else ()
         at = value.dim() - len(features)
         if value.numel() > 1 and (at < 0 or value.numel() != value.shape[at]):  # not one for each channel
             each = value.expand(1, *features).flatten()
             return each_feature(self, name, x, lambda u: self.constant(name, u, each, scales))
         return self.affine(name, x, *((value.flatten(), None) if scales else (None, value.flatten())))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights so far."""
+        return next((stage.dtype for stage in self.list if stage.weight is not None), torch.float32)
 
     def moved(self, name: str, x: Value, gain: _Gain, index: Tensor | None, outputs: int, **fields: Any) -> Value:
         """Append a gather."""

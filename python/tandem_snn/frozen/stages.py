@@ -90,16 +90,6 @@ class Stage(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"digits": None}
 
-    def as_returned(self, y: Tensor) -> Tensor:
-        """Return a value [B, *features] of each feature of the result in the order in which its layer returns them."""
-        if self.seen is None:
-            return y
-        features, known = y.flatten(1), self.seen.numel()
-        if features.shape[1] != known:
-            what = f"the order of the neurons of layer {self.name!r} is that of {known}"
-            raise ValueError(f"x: {what}, got {features.shape[1]}")
-        return features[:, self.seen]
-
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights."""

@@ -121,7 +121,9 @@ class Stream:
         layers: Any = self.program.layers
         kinds = (*FIRES, "popcount")
         return {
-            "input" if stage.instruction.kind == "popcount" else stage.name: stage.as_returned(of)
+            "input" if stage.instruction.kind == "popcount" else stage.name: (
+                of if stage.seen is None else of.flatten(1)[:, stage.seen]
+            )
             for stage, of in zip(layers.stages, moves, strict=True)
             if stage.instruction.kind in kinds and of.dim() > 1
         }

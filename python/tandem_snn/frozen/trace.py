@@ -8,13 +8,14 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from tandem_ext import signal
-from tandem_ext._torch import DispatchMode, children_of, forward_hooks, pytree, set_children, uncompiled
+from tandem_ext._torch import DispatchMode, children_of, forward_hooks, pytree, set_children, uncompiled, versions_of
 
 from .. import nn as tnn
 from ..nn import currents, general
@@ -70,7 +71,7 @@ class Value(signal.Signal):
         adds = self.is_numbers or self.is_currents or (isinstance(other, Value) and other.is_currents)
         if adds and isinstance(other, Value) and other.is_numbers == self.is_numbers:
             return self.owner.sum("sum", self, other)
-        if (self.is_numbers or self.is_currents) and isinstance(other, int | float | Tensor):
+        if (self.is_numbers or self.is_currents) and isinstance(other, Real | Tensor):
             return self.owner.constant("shifted", self, other, scales=False)
         raise TypeError("spikes are 0 and 1, and cannot be added")
 
@@ -86,15 +87,17 @@ class Value(signal.Signal):
         return self * -1.0
 
     def __mul__(self, factor: Any) -> Any:
-        if not (self.is_currents or self.is_numbers) or not isinstance(factor, int | float | Tensor):
+        if not (self.is_currents or self.is_numbers) or not isinstance(factor, Real | Tensor):
             return NotImplemented
         return self.owner.constant("scaled", self, factor, scales=True)
 
     def __truediv__(self, factor: Any) -> Any:
-        if not isinstance(factor, int | float | Tensor):
+        if not isinstance(factor, Real | Tensor):
             return NotImplemented
         if self.is_numbers and not bool(torch.frexp(torch.as_tensor(factor).double()).mantissa.abs().eq(0.5).all()):
             raise TypeError("a quotient rounds otherwise than a product: multiply the answer by 1 / the factor")
+        if isinstance(factor, Tensor) and not factor.is_floating_point():
+            factor = factor.to(self.owner.dtype)  # as torch does
         return self * (1 / factor)
 
     __radd__, __rmul__ = __add__, __mul__
@@ -115,6 +118,8 @@ class Value(signal.Signal):
     @classmethod
     def concatenate(cls, signals: Any, dim: int) -> Any:
         return signals[0].owner.join("cat", list(signals), dim)
+
+    __array_ufunc__ = None  # as of currents
 
     def __bool__(self) -> bool:
         raise TypeError("a branch that depends on the input")
@@ -150,17 +155,24 @@ def trace(net: nn.Module, inputs: list[Value], call: Callable[..., Value], funct
     ``function(name, f, *args)`` stands for the functions of a converted network.
     """
     refuse_hooks(net)
+    tracer = _Tracer(call, function)
     with _NothingRandom():  # type: ignore[no-untyped-call]
-        return _Tracer(call, function).copy(net)(*inputs)
+        answer = tracer.copy(net)(*inputs)
+    tracer.refuse_changes()
+    return answer
 
 
 class _NothingRandom(DispatchMode):
-    """Within it, drawing random numbers is an error: a program would draw them once."""
+    """Within it, drawing random numbers is an error: a program would have drawn them once for all calls."""
 
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if torch.Tag.nondeterministic_seeded in op.tags:
-            raise TypeError("it draws random numbers, which a program has not")
-        return op(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded not in op.tags:
+            return op(*args, **(kwargs or {}))
+        before = torch.get_rng_state()
+        y = op(*args, **(kwargs or {}))
+        if not torch.equal(before, torch.get_rng_state()):  # some draw only if they drop out
+            raise TypeError("it draws random numbers, which each call draws anew")
+        return y
 
 
 class _Tracer:
@@ -168,6 +180,8 @@ class _Tracer:
         self.call, self.function = call, function
         self.failed: Exception | None = None  # the error of a call
         self.copies: dict[nn.Module, nn.Module] = {}
+        self.names: dict[nn.Module, str] = {}
+        self.tensors: dict[nn.Module, Any] = {}  # of each module before the trace
 
     def copy(self, module: nn.Module, name: str = "") -> nn.Module:
         if module in self.copies:
@@ -175,30 +189,45 @@ class _Tracer:
         if uncompiled(module) is not module:
             raise CannotLower(name, "it is compiled: freeze the module that was given to torch.compile")
         copy: Any = object.__new__(type(module))
-        self.copies[module] = copy
+        self.copies[module], self.names[module], self.tensors[module] = copy, name, versions_of(module)
         copy.__dict__.update(module.__dict__)
         prefix = f"{name}." if name else ""
         set_children(
             copy, {key: child and self.copy(child, prefix + key) for key, child in children_of(module).items()}
         )
-        torchs = type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
-        if isinstance(module, (*LEAVES, tnn.SpikingLayer, MaxPool)) or torchs:
-            if "forward" in vars(module):
-                raise CannotLower(name, "its forward is another one than that of its class")
-            forward = partial(self._layer, name, module, copy)
+        if _is_leaf(module):
+            forward = partial(self._layer, name, module)
         else:
-            is_graph = isinstance(module, fx.GraphModule)
-            run = _Interpreter(name, self.function, copy).run if is_graph else copy.forward
-            forward = partial(self._run, name, module, copy, run)
+            own = isinstance(module, fx.GraphModule) and not _has_own_forward(module)
+            run = _Interpreter(name, self.function, copy).run if own else copy.forward
+            forward = partial(self._run, name, module, run)
         copy.__dict__["forward"] = forward
         return copy
 
-    def _layer(self, name: str, layer: nn.Module, copy: nn.Module, *args: Any, **kwargs: Any) -> Value:
+    def refuse_changes(self) -> None:
+        """Raise CannotLower if a forward changed what another call may read: a program has one value of it."""
+        for module in self.copies:
+            self._refuse_changes(module, settings=_is_leaf(module))
+
+    def _refuse_changes(self, module: nn.Module, settings: bool) -> None:
+        now = vars(self.copies[module])
         changed = [
-            key for key in vars(layer) if vars(copy).get(key, self) is not vars(layer)[key] and key != "_modules"
-        ]
+            key for key, value in vars(module).items()
+            if key not in ("_modules", "_parameters", "_buffers", "forward") and now.get(key, self) is not value
+            and (settings or (isinstance(value, int | float | str) and now.get(key) != value))
+        ]  # fmt: skip
+        tensors = versions_of(self.copies[module])
+        changed += [
+            key for key, (tensor, version) in self.tensors[module].items()
+            if key not in tensors or tensors[key][0] is not tensor or tensors[key][1] != version
+        ]  # fmt: skip
         if changed:
-            raise CannotLower(name, f"a forward sets its {changed[0]!r}, of which a program has one value")
+            raise CannotLower(self.names[module] or "net", f"a forward changes its {changed[0]!r}, which calls read")
+
+    def _layer(self, name: str, layer: nn.Module, *args: Any, **kwargs: Any) -> Value:
+        self._refuse_changes(layer, settings=True)
+        if _has_own_forward(layer):
+            raise CannotLower(name, "its forward is another one than that of its class")
         of_torch = type(layer).__module__.startswith("torch.nn")
         if of_torch and not any(isinstance(value, Value) for value in pytree.tree_leaves((args, kwargs))):
             return layer(*args, **kwargs)  # a constant, such as an embedding of positions
@@ -216,17 +245,10 @@ class _Tracer:
             self.failed = error
             raise
 
-    def _run(
-        self, name: str, module: nn.Module, copy: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Any:
+    def _run(self, name: str, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call the forward of a module that is no layer; raise CannotLower, with its name, for what it does itself."""
-        before = {key: value for key, value in vars(copy).items() if isinstance(value, int | float | str)}
         try:
-            result = forward(*args, **kwargs)
-            changed = [key for key, value in before.items() if vars(copy).get(key) != value]
-            if changed:
-                raise TypeError(f"it changes {changed[0]!r}, which the next call may read")
-            return result
+            return forward(*args, **kwargs)
         except Exception as error:  # a user's forward may raise anything when it is traced
             if error is self.failed or isinstance(error, CannotLower):
                 raise
@@ -234,6 +256,16 @@ class _Tracer:
             only = "or a combination of such, which alone run step by step and can be saved and exported"
             why = f"{what} of tandem_snn.nn {only} ({str(error).replace('Value', 'SpikeTrain')})"
             raise CannotLower(name or "net", why) from error
+
+
+def _is_leaf(module: nn.Module) -> bool:
+    """Whether a module is lowered as a whole, without a call of its forward."""
+    of_torch = type(module).__module__.startswith("torch.nn") and not isinstance(module, nn.Sequential)
+    return of_torch or isinstance(module, (*LEAVES, tnn.SpikingLayer, MaxPool))
+
+
+def _has_own_forward(module: nn.Module) -> bool:
+    return "forward" in vars(module) and getattr(module.forward, "__func__", None) is not type(module).forward
 
 
 class _Interpreter(fx.Interpreter):

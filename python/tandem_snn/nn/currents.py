@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from numbers import Real
 from typing import Any
 
 import torch
@@ -25,9 +26,9 @@ from .signals import effective_counts
 AT_ONCE = 8  # number of steps whose currents are in memory at the same time: one plane of spikes
 _OPERATORS = {
     "add": (torch.add, Tensor.add),
-    "sub": (torch.sub, Tensor.sub, Tensor.__rsub__),
-    "mul": (torch.mul, Tensor.mul),
-    "truediv": (torch.div, torch.true_divide, Tensor.div),
+    "sub": (torch.sub, torch.subtract, Tensor.sub, Tensor.__rsub__),
+    "mul": (torch.mul, torch.multiply, Tensor.mul),
+    "truediv": (torch.div, torch.divide, torch.true_divide, Tensor.div),
 }
 Steps = Callable[[int, int], Tensor]
 
@@ -78,6 +79,7 @@ class Currents(Signal):
     _tensors = "total is their sum over the window, [B, *features]"
     gain = 1.0
     joins_kinds = True
+    __array_ufunc__ = None  # numbers of numpy leave their operators to the currents
 
     def __init__(
         self,
@@ -174,7 +176,7 @@ class Currents(Signal):
     def __add__(self, other: Any) -> "Currents":
         if isinstance(other, Signal):
             return combined(_added, [self, currents_of(other)], at_once=True)
-        if not isinstance(other, int | float | Tensor):
+        if not _is_constant(other):
             return NotImplemented
         self._check_constant("+: expected currents or", other)
         return self.plus(other)
@@ -196,7 +198,7 @@ class Currents(Signal):
         return super().__torch_function__(func, types, args, kwargs) if result is NotImplemented else result
 
     def __mul__(self, factor: Any) -> "Currents":
-        if not isinstance(factor, int | float | Tensor):
+        if not _is_constant(factor):
             raise TypeError(f"*: currents are multiplied by a number or a tensor, got {type(factor).__name__}")
         self._check_constant("*: expected", factor)
         return self._each(lambda u: u * factor, lambda u: u * factor)
@@ -204,7 +206,7 @@ class Currents(Signal):
     __rmul__ = __mul__
 
     def __truediv__(self, factor: Any) -> "Currents":
-        return self * (1 / factor) if isinstance(factor, int | float | Tensor) else NotImplemented
+        return self * (1 / factor) if _is_constant(factor) else NotImplemented
 
     def __neg__(self) -> "Currents":
         return self * -1.0
@@ -212,10 +214,14 @@ class Currents(Signal):
     def __sub__(self, other: Any) -> "Currents":
         if isinstance(other, Signal):
             return self + -currents_of(other)
-        return self + -other if isinstance(other, int | float | Tensor) else NotImplemented
+        return self + -other if _is_constant(other) else NotImplemented
 
     def __rsub__(self, other: Any) -> "Currents":
         return -self + other
+
+
+def _is_constant(value: Any) -> bool:
+    return isinstance(value, Real | Tensor)
 
 
 def by_operator(kind: type, func: Any, args: Any, kwargs: Any) -> Any:
@@ -226,9 +232,10 @@ def by_operator(kind: type, func: Any, args: Any, kwargs: Any) -> Any:
     name = next((name for name, functions in _OPERATORS.items() if func in functions), None)
     if name is None:
         return NotImplemented
-    if len(args) != 2 or kwargs:
-        taken = ", ".join(kwargs or ()) or f"{len(args)} arguments"
-        raise TypeError(f"torch's {name}: expected two operands, got also {taken}: write u + 2 * v")
+    given = dict(kwargs or {})
+    args = [*args, *(given.pop(key) for key in ("input", "other") if key in given)]
+    if len(args) != 2 or given.pop("alpha", 1) != 1 or given:
+        raise TypeError(f"torch's {func.__name__}: expected two operands alone: write it with + - * or /, as u + 2 * v")
     a, b = args[::-1] if func is Tensor.__rsub__ else args
     if isinstance(a, kind):
         return getattr(a, f"__{name}__")(b)
