@@ -255,8 +255,9 @@ class SpikeTrain(Signal):
         checks.tensor("frames", frames, "a real tensor or array", checks.is_real, "[F, B, *features]", 2)
         checks.whole("frames", frames, "counts of events, whole numbers from 0")
         frames = frames.transpose(0, 1) if batch_first else frames
-        n = frames.clamp(max=substeps).int().unsqueeze(1)  # the products below cannot overflow
-        step = torch.arange(substeps, dtype=torch.int, device=n.device).view(-1, *[1] * (n.dim() - 2))
+        wide = torch.int32 if substeps**2 < 2**31 else torch.int64  # the products below cannot overflow
+        n = frames.clamp(max=substeps).to(wide).unsqueeze(1)
+        step = torch.arange(substeps, dtype=wide, device=n.device).view(-1, *[1] * (n.dim() - 2))
         return cls.from_dense(((step + 1) * n // substeps - step * n // substeps).flatten(0, 1), gain)
 
     @classmethod

@@ -134,6 +134,32 @@ def test_a_layer_s_own_T_is_calibrated():
     assert torch.equal(freeze(snn)(x), snn.eval()(x))
 
 
+def test_activations_are_sampled_from_all_places(monkeypatch):
+    """Every seventh would be the first column of each image."""
+    monkeypatch.setattr(calibration, "_SAMPLE", 600)
+    images = torch.arange(7.0).expand(20, 4, 7, 7)
+    values = calibration.sample_by_channel(images)
+    assert values.shape == (4, 140)
+    assert set(values[0].tolist()) == set(range(7))
+    assert calibration.sample_by_channel(torch.rand(1, 2000)).shape == (2000, 1)
+
+
+@pytest.mark.kernels
+def test_initial_potentials_follow_the_threshold_of_each_channel():
+    layers = [tnn.Conv2d(3, 16, 3, timing="window", v_init=v_init) for v_init in (None, 0.5)]
+    layers[0].weight.data *= torch.logspace(-1, 1, 16).view(-1, 1, 1, 1)
+    layers[1].load_state_dict(layers[0].state_dict())
+    x, answers = torch.rand(8, 3, 8, 8), []
+    for layer in layers:
+        net = nn.Sequential(tnn.Encoder(8), layer, tnn.AdaptiveAvgPool2d(1)).eval()
+        for _ in range(2):
+            calibrate(net, [x])
+        answers.append(net(x))
+        assert torch.equal(layer.initial_potential, layer.threshold / 2)
+        assert torch.equal(freeze(net, example=x)(x), net(x))
+    assert torch.equal(*answers)
+
+
 def test_what_cannot_be_calibrated():
     snn = convert(small(), T=8)
     for net, percentile, message in (

@@ -210,6 +210,8 @@ def two(body, after=lambda y: y):
     (lambda: encoded(CONV, tnn.MaxPool2d(2), FLAT, tnn.Readout(32, 2)), "2: NIR has no MaxP"),
     (lambda: encoded(tnn.Conv2d(1, 2, 2, padding="same"), FLAT, tnn.Readout(128, 2)), "both"),
     (lambda: encoded(CONV), "Readout"),
+    (lambda: encoded(tnn.Flatten(2), tnn.Conv1d(1, 2, 3), tnn.AvgPool1d(2), FLAT, tnn.Readout(62, 2)),
+     "3: NIR pools images alone, no lines"),
     (lambda: encoded(tnn.Conv2d(1, 2, 3), tnn.AdaptiveAvgPool2d(4), FLAT, tnn.Readout(32, 2)), "2: adaptive pooling"),
     (lambda: encoded(tnn.Conv2d(1, 2, (1, 2)), FLAT, tnn.Readout(112, 2)), "1: nir 1.0.8 infers a wrong .* 1x2"),
     (lambda: encoded(tnn.AvgPool2d(2, spiking=False), FLAT, tnn.Readout(16, 2)), "nothing in the network spikes"),

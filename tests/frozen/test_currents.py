@@ -240,6 +240,17 @@ def halved(u, constant):
     return torch.div(torch.sub(constant, v), 0.5)
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+def test_transposed_convolutions_of_currents_have_thresholds_of_channels(groups, timing, tmp_path):
+    options = {"timing": timing, "threshold": torch.rand(24) + 0.5, "groups": groups}
+    up = tnn.Upsample(scale_factor=2, mode="bilinear"), tnn.ConvTranspose2d(16, 24, 3, stride=2, padding=1, **options)
+    net = nn.Sequential(
+        tnn.Encoder(6), tnn.Conv2d(3, 16, 3, padding=1, timing=timing), *up, tnn.ReadoutConv2d(24, 4, 1)
+    )
+    x = torch.randn(3, 3, 8, 8)
+    check_frozen(net.eval(), x, tmp_path, timing, x)
+
+
 @pytest.mark.kernels
 def test_torchs_functions_are_operators(tmp_path):
     layer, fire = tnn.Linear(6, 5, neurons=False, timing="window"), tnn.Neurons(timing="window")

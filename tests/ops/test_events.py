@@ -82,6 +82,8 @@ def test_counts_in_frames_are_clipped_or_spread():
         assert len(counts) * substeps == spread.T
         spikes = spread.to_dense().unflatten(0, (3, substeps))
         assert torch.equal(spikes.sum(1), counts.clamp(max=substeps).float())
+    many = torch.tensor([[[30000, 50000]]])
+    assert te.SpikeTrain.from_frames(many, substeps=65535).counts.tolist() == [[30000, 50000]]
     three = te.SpikeTrain.from_frames(torch.tensor([[[3]]]), substeps=6)
     assert three.to_dense().flatten().tolist() == [0, 1, 0, 1, 0, 1]  # spaced evenly
     batch = te.SpikeTrain.from_frames(counts.transpose(0, 1).double(), batch_first=True, gain=0.5)

@@ -171,15 +171,17 @@ def has_one_gain(layer: tnn.SpikingLayer) -> bool:
 
 
 def sample_by_channel(activations: Tensor) -> Tensor:
-    """Return at most a million evenly spaced activations of [B, C, *space] by channel: float32 [C, N] on the CPU."""
+    """Return at most a million activations of [B, C, *space] by channel: float32 [C, N] on the CPU."""
     values = activations.transpose(0, 1).flatten(1) if activations.dim() > 1 else activations.unsqueeze(0)
-    return values[:, :: 1 + values.numel() // _SAMPLE].float().cpu()
+    return one_of(values, 1 + values.numel() // _SAMPLE).float().cpu()
 
 
 def one_of(values: Tensor, n: int) -> Tensor:
     """Return one in n columns of [C, N]: any, since evenly spaced ones could all be from the border of images."""
-    chosen = torch.randperm(values.shape[1], generator=torch.Generator().manual_seed(0))[: values.shape[1] // n]
-    return values if n == 1 else values[:, chosen]
+    if n == 1:
+        return values
+    chosen = torch.randperm(values.shape[1], generator=torch.Generator().manual_seed(0))
+    return values[:, chosen[: max(1, len(chosen) // n)].to(values.device)]
 
 
 def least_error(values: Tensor, T: int, start: float) -> Tensor:
@@ -224,8 +226,9 @@ def set_threshold(layer: tnn.SpikingLayer, value: float | Tensor) -> None:
 
     if isinstance(v_init, Tensor):
         v_init.data.div_(fitting(before, v_init)).mul_(fitting(value, v_init))
-    elif v_init is not None:
-        layer.v_init = v_init / float(torch.as_tensor(before).mean()) * float(torch.as_tensor(value).mean())
+    elif v_init:
+        ratio = torch.as_tensor(value) / torch.as_tensor(before).detach()
+        layer.v_init = v_init * ratio if ratio.dim() else v_init * float(ratio)
     if isinstance(threshold, Tensor):
         threshold.data.copy_(torch.as_tensor(value))
     else:

@@ -237,7 +237,7 @@ def _connected(lowering: Lowering, name: str, layer: Any, x: Value, residual: Va
 def _neurons(lowering: Lowering, name: str, layer: Any, u: Value, step: Tensor | None) -> Value:
     """Append the neurons of a layer, for currents without its bias, batch norm and the step of its weights."""
     channels = lowering.channels_of(name, u)
-    like = torch.empty(channels) if layer.weight is None else layer.weight
+    like = torch.empty(channels) if layer.weight is None else layer.kernel_of(layer.weight)
     terms = layer.bias, *fold_norm(layer.norm), step, 1.0, channels, like
     fields, tensors, *_ = _of_neurons(lowering, layer, like, 2, terms)
     if (start := tensors["v_init"]) is not None and start.dim():

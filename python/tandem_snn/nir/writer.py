@@ -162,6 +162,8 @@ class Writer:
     def _average(self, stage: NamedStage) -> Any:
         """Return a mean, or a sum for neurons if 1/k² is no power of two: then readers would round each current."""
         layer, cls = stage.layer, self.nir.AvgPool2d
+        if len(stage.in_shape) != 3:
+            raise stage.refusal("NIR pools images alone, no lines: use strides")
         if stage.fires and math.frexp(stage.instruction.threshold)[0] != 0.5:
             cls = self.nir.SumPool2d
         elif stage.fires:

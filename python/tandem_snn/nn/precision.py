@@ -35,8 +35,8 @@ def set_T(net: nn.Module, T: int) -> nn.Module:
         TypeError: net is not a module, or T is not an int.
         ValueError: T is out of range, for the network or for a layer with its own, or that of recordings (there is no
             Encoder, or one of events); a layer has step timing; layers whose T changes by different factors share a
-            tensor; or net has no layer with neurons, or is frozen: change
-            the network that was frozen, and freeze it again.
+            tensor; or net has no layer with neurons, or is frozen: change the network that was frozen, and freeze it
+            again.
 
     >>> net = nn.Sequential(tnn.Encoder(T=8), tnn.Linear(6, 5, norm=True, timing="window"), tnn.Readout(5, 3))
     >>> fine = tnn.set_T(net, 16)[:2](torch.rand(2, 6))

@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 from ..container import write_atomically
 from ..frozen import FrozenNetwork
-from ..frozen.instruction import CannotLower
 from ..integer.graph import IntegerGraph, Node
 from ..listing import NamedStage
 from ..nn.currents import Currents
@@ -50,10 +49,14 @@ class _QonnxGraph(OnnxGraph):
         for node in integers.nodes.values():
             if node.stage.signal is Currents or (node.stage.fires and node.thresholds is None):
                 why = "it adds currents, or has a residual and too many thresholds"
-                raise CannotLower(node.stage.name, f"{why}: to_c takes it")
-            if node.apart * (1 if node.thresholds is None else len(node.thresholds)) >= EXACT:
-                why = f"its sums reach {node.sums}, more than floats hold exactly"
-                raise CannotLower(node.stage.name, f"{why}: take fewer bits or a smaller T, or to_c")
+                raise node.stage.refusal(f"{why}: to_c takes it")
+            counts = 0 if node.stage.residual is None or node.thresholds is None else len(node.thresholds)
+            if max(node.apart * counts, node.sums + 1) >= EXACT:
+                why = f"its sums reach {node.sums}" + f", apart for each count to {counts} of its residual" * (
+                    counts > 0
+                )
+                why += ", more than floats hold exactly"
+                raise node.stage.refusal(f"{why}: take fewer bits or a smaller T, or to_c")
 
     def model(self) -> Any:
         model, proto = super().model(), self.onnx
