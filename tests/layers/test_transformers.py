@@ -138,7 +138,8 @@ def test_tokens_that_do_not_fit(shape, layer, said):
     (lambda u: u.mean(1), "no attribute 'mean': tandem_snn.nn.AvgPool1d, .*, averages tokens"),
     (lambda u: u.max(1), r"no attribute 'max': total is their sum over the window"),
     (lambda u: u[:, 0], r"takes no Currents: slice features before the encoder; .*AvgPool1d\(1, N\)"),
-    (lambda u: u * u, "mul takes no Currents: .*; currents are multiplied by constants"),
+    *((use, r"\*: currents are multiplied by a number or a tensor, got Currents")
+      for use in (lambda u: u * u, lambda u: torch.mul(u, u))),
     (lambda u: u * torch.ones(2, 5, 12), r"\*: expected a constant that broadcasts with a sample \[1, 5, 12\], got"),
     (lambda u: u / u, "unsupported operand"),
     (lambda u: u.replace(gain=2.0), r"gain: currents have the gain 1, got 2.0: factor \* currents scales them"),
